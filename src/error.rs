@@ -1,0 +1,147 @@
+//! What every failure tells an operator, and what the service does about it.
+//!
+//! Layers have their own error types, with context and source kept. They meet here: each can say
+//! its [`Diagnosis`] (primary, detail, hint) and its [`Disposition`] (retry, pause or exit).
+//! Nothing here logs; an error is logged where it is consumed.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// An operator's text, in PostgreSQL's three parts. `primary` is one sentence without a full stop;
+/// `detail` holds facts; `hint` says what to do next: a command, a configuration line or DDL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Diagnosis {
+    pub primary: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+}
+
+impl Diagnosis {
+    pub fn new(primary: impl Into<String>) -> Self {
+        Self { primary: primary.into(), detail: None, hint: None }
+    }
+
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Diagnosis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.primary)?;
+        if let Some(detail) = &self.detail {
+            write!(f, "\n  detail: {detail}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\n  hint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a subscription waits for a person. Names are part of the contract (`status --json`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PauseReason {
+    /// A change met data or a constraint that it does not fit.
+    Conflict,
+    /// The target's tables are not a column superset of the published ones.
+    Schema,
+    /// Somebody asked for it (`pgsluice pause`).
+    Operator,
+    /// The slot is missing, or the publisher has removed WAL that it needs.
+    SlotLost,
+    /// The target refuses for a reason that waiting does not cure.
+    TargetError,
+    /// The publisher refuses for a reason that waiting does not cure.
+    PublisherError,
+    /// The stream holds something that this version cannot apply faithfully.
+    Protocol,
+}
+
+impl PauseReason {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Conflict => "conflict",
+            Self::Schema => "schema",
+            Self::Operator => "operator",
+            Self::SlotLost => "slot_lost",
+            Self::TargetError => "target_error",
+            Self::PublisherError => "publisher_error",
+            Self::Protocol => "protocol",
+        }
+    }
+}
+
+/// What the service does about a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// Transient: back off, reconnect, try again.
+    Retry,
+    /// Waiting does not help: keep the evidence and wait for a person.
+    Pause(PauseReason),
+}
+
+/// An error response of a PostgreSQL server, with every field that an operator can use
+/// (PostgreSQL's `protocol.sgml`, "Error and Notice Message Fields").
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct ServerError {
+    /// `ERROR`, `FATAL` or `PANIC`.
+    pub severity: String,
+    /// The five-character SQLSTATE.
+    pub code: String,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+    pub context: Option<String>,
+    pub schema: Option<String>,
+    pub table: Option<String>,
+    pub column: Option<String>,
+    pub data_type: Option<String>,
+    pub constraint: Option<String>,
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} (SQLSTATE {})", self.severity, self.message, self.code)
+    }
+}
+
+impl std::error::Error for ServerError {}
+
+impl ServerError {
+    /// Primary, detail and hint as the server gave them.
+    #[must_use]
+    pub fn diagnosis(&self) -> Diagnosis {
+        Diagnosis {
+            primary: format!("{} (SQLSTATE {})", self.message, self.code),
+            detail: self.detail.clone(),
+            hint: self.hint.clone(),
+        }
+    }
+
+    /// The class of the SQLSTATE: its first two characters.
+    #[must_use]
+    pub fn class(&self) -> &str {
+        self.code.get(..2).unwrap_or("")
+    }
+
+    /// Whether the same request may well succeed a moment later: connection exceptions (08),
+    /// serialization failures and deadlocks (40), insufficient resources (53), operator
+    /// intervention (57), system errors (58), and objects or locks in use (55006, 55P03).
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self.class(), "08" | "40" | "53" | "57" | "58")
+            || matches!(self.code.as_str(), "55006" | "55P03")
+    }
+}

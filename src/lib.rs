@@ -1,0 +1,24 @@
+//! pgsluice: a standalone logical replication subscriber for PostgreSQL.
+//!
+//! ```text
+//! publisher ──pgoutput──▶ replication ──bytes──▶ pgoutput ──changes──▶ apply ──▶ target
+//! ```
+//!
+//! ARCHITECTURE.md is the map; each module's own page says what it does and what it does not.
+
+pub mod apply;
+pub mod cli;
+pub mod config;
+pub mod conflict;
+pub mod copy;
+pub mod demo;
+pub mod error;
+pub mod net;
+pub mod pg;
+pub mod pgoutput;
+pub mod replication;
+pub mod runtime;
+pub mod schema;
+pub mod store;
+pub mod subscription;
+pub mod telemetry;

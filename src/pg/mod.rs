@@ -1,0 +1,15 @@
+//! PostgreSQL's small vocabulary as types: positions, names, secrets, connection strings.
+//!
+//! Pure: no socket, clock, environment or driver. Everything is built once, at the boundary, and
+//! is correct from then on. This is the only module that quotes an identifier.
+
+pub mod conninfo;
+mod ident;
+mod lsn;
+mod name;
+mod secret;
+
+pub use ident::{quote_ident, quote_literal};
+pub use lsn::{Lsn, ParseLsnError};
+pub use name::{ParseNameError, QualifiedName, SlotName, SubscriptionName};
+pub use secret::Secret;

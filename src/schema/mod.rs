@@ -1,0 +1,5 @@
+//! Tables of both sides: described, compared, mapped.
+
+mod desc;
+
+pub use desc::*;
