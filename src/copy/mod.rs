@@ -1,1 +1,23 @@
-//! (being built)
+//! The initial copy: the rows that are already there, under one snapshot of the publisher.
+//!
+//! ```text
+//! slot + exported snapshot ──▶ COPY … TO STDOUT ──bytes──▶ COPY … FROM STDIN + table_sync: one target transaction
+//! ```
+//!
+//! # Why bytes pass through
+//! Both sessions speak COPY's text format in the same encoding, so values are never parsed here:
+//! what one server's output function wrote, the other's input function reads.
+//!
+//! # Invariants
+//! - A table's rows and its `ready` mark, with the position of the snapshot, commit together. A
+//!   crash before that leaves nothing behind; after it, nothing to do.
+//! - The mark is fenced by the attempt's number: of two copies of one table, one commits.
+//! - Not here: deciding when to copy again, and streaming.
+
+mod error;
+mod initial;
+mod transfer;
+
+pub use error::{CopyError, Side};
+pub use initial::{CopyJob, CopyPlan, CopyResult, run};
+pub use transfer::{finish_table, transfer};

@@ -1,0 +1,37 @@
+//! Values bound as the publisher sent them: the target's own input (text) or receive (binary)
+//! function reads them, so that any type works whatever its OID here (EDGE_CASES 10), and bytes
+//! stay bytes (EDGE_CASES 11).
+
+use std::error::Error;
+
+use bytes::{BufMut as _, BytesMut};
+use tokio_postgres::types::{Format, IsNull, ToSql, Type};
+
+use super::plan::Param;
+
+impl ToSql for Param {
+    fn to_sql(&self, _ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        match self {
+            Self::Null => Ok(IsNull::Yes),
+            Self::Text(bytes) | Self::Binary(bytes) => {
+                out.put_slice(bytes);
+                Ok(IsNull::No)
+            }
+        }
+    }
+
+    fn accepts(_ty: &Type) -> bool {
+        true
+    }
+
+    fn to_sql_checked(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        self.to_sql(ty, out)
+    }
+
+    fn encode_format(&self, _ty: &Type) -> Format {
+        match self {
+            Self::Binary(_) => Format::Binary,
+            Self::Null | Self::Text(_) => Format::Text,
+        }
+    }
+}

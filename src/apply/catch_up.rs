@@ -1,0 +1,103 @@
+//! Applies one table's changes into a transaction that stays open: the second half of a table's
+//! copy, from the snapshot's position to where the main stream is.
+//!
+//! Copy and catch-up are one target transaction, so a crash leaves nothing behind and the table
+//! is never seen half synchronised. There is no progress row to move: the table's `ready` mark
+//! carries the position instead, and commits with the rows.
+
+use std::sync::Arc;
+
+use super::executor::Executor;
+use super::plan::RowChange;
+use super::statement::{Sequences, truncate_sql};
+use super::tables::{Lookup, Tables};
+use super::{ApplyError, Member, Membership, TargetSession};
+use crate::pg::{Lsn, QualifiedName};
+use crate::pgoutput::Message;
+
+/// Applies the changes of one table within the session's open transaction.
+#[derive(Debug)]
+pub struct CatchUp<'a> {
+    session: &'a TargetSession,
+    executor: Executor,
+    tables: Tables,
+    /// Finish LSN of the publisher's transaction that is being received.
+    open: Option<Lsn>,
+    changes: u64,
+}
+
+impl<'a> CatchUp<'a> {
+    /// `member.position` is the position of the snapshot that the table was copied under.
+    pub fn new(session: &'a TargetSession, table: QualifiedName, member: Member) -> Self {
+        let members = Membership::from([(table, member)]);
+        Self {
+            session,
+            executor: Executor::new(Arc::clone(session.client())),
+            tables: Tables::new(members),
+            open: None,
+            changes: 0,
+        }
+    }
+
+    /// Takes the stream's next message. Returns the position reached when a transaction has ended
+    /// and all its rows were taken.
+    pub async fn handle(&mut self, message: Message) -> Result<Option<Lsn>, ApplyError> {
+        match message {
+            Message::Begin(begin) => self.open = Some(begin.final_lsn),
+            Message::Commit(commit) => {
+                self.executor.drain().await?;
+                self.open = None;
+                return Ok(Some(commit.end_lsn));
+            }
+            Message::Relation(relation) => {
+                if let Some(replaced) = self.tables.announce(relation, self.session).await? {
+                    self.executor.forget(replaced);
+                }
+            }
+            Message::Type(message) => self.tables.announce_type(message),
+            Message::Insert(m) => self.change(m.relation, RowChange::Insert { new: m.new }).await?,
+            Message::Update(m) => {
+                self.change(m.relation, RowChange::Update { old: m.old, new: m.new }).await?;
+            }
+            Message::Delete(m) => self.change(m.relation, RowChange::Delete { old: m.old }).await?,
+            Message::Truncate(m) => {
+                let identity = if m.restart_identity { Sequences::Restart } else { Sequences::Continue };
+                for relation in m.relations {
+                    if let Some(table) = self.find(relation)? {
+                        self.executor.drain().await?;
+                        let sql = truncate_sql([&table.plan], identity);
+                        self.session.client().batch_execute(&sql).await?;
+                    }
+                }
+            }
+            Message::Origin(_) | Message::Logical(_) => {}
+        }
+        Ok(None)
+    }
+
+    /// Whether the stream is between two transactions.
+    pub fn is_between_transactions(&self) -> bool {
+        self.open.is_none()
+    }
+
+    async fn change(&mut self, relation: u32, change: RowChange) -> Result<(), ApplyError> {
+        self.changes += 1;
+        match self.find(relation)? {
+            Some(table) => self.executor.submit(&table, change, self.changes).await,
+            None => Ok(()),
+        }
+    }
+
+    fn find(&self, relation: u32) -> Result<Option<Arc<super::TableContext>>, ApplyError> {
+        let commit_lsn = self
+            .open
+            .ok_or_else(|| ApplyError::OutOfOrder("a change outside a transaction".to_owned()))?;
+        match self.tables.lookup(relation, commit_lsn) {
+            Lookup::Apply(table) => Ok(Some(Arc::clone(table))),
+            Lookup::PassOver => Ok(None),
+            Lookup::Unannounced => Err(ApplyError::OutOfOrder(format!(
+                "a change of relation {relation}, which no Relation message announced"
+            ))),
+        }
+    }
+}

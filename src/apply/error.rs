@@ -1,0 +1,85 @@
+//! What can go wrong while applying, with the change that it happened to.
+
+use std::sync::Arc;
+
+use super::TableContext;
+use super::plan::{PlanError, RowChange};
+use crate::error::ServerError;
+use crate::net::server_error;
+use crate::pg::Lsn;
+use crate::pgoutput::RelationError;
+use crate::schema::Misfit;
+use crate::schema::catalog::CatalogError;
+
+/// The change that could not be applied, kept whole as evidence.
+#[derive(Debug, Clone)]
+pub struct FailedChange {
+    pub table: Arc<TableContext>,
+    pub change: RowChange,
+    /// Its place among the transaction's row changes, from 1.
+    pub index: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The target's connection broke or could not be used.
+    #[error("the connection to the target was lost")]
+    Connection(#[source] tokio_postgres::Error),
+    /// The target refused something that is not one row's statement.
+    #[error("the target reported an error")]
+    Server(#[source] Box<ServerError>),
+    /// The target refused a row.
+    #[error("the target refused a change")]
+    Refused {
+        #[source]
+        error: Box<ServerError>,
+        change: Box<FailedChange>,
+    },
+    /// A statement for exactly one row changed none, or several.
+    #[error("a change of one row met {found} rows")]
+    RowCount { found: u64, change: Box<FailedChange> },
+    /// Another writer has moved the progress row.
+    #[error("another writer has moved the progress row on from {expected}")]
+    ProgressMoved { expected: Lsn },
+    /// Tables that the published rows do not fit into.
+    #[error("{} problem(s) keep published tables from fitting into the target", .0.len())]
+    Unfit(Vec<Misfit>),
+    #[error("could not read the target's catalog")]
+    Catalog(#[from] CatalogError),
+    /// The stream contradicts itself.
+    #[error("a change contradicts its table's description")]
+    Plan(#[from] PlanError),
+    #[error("a relation could not be understood")]
+    Relation(#[from] RelationError),
+    #[error("the stream is out of order: {0}")]
+    OutOfOrder(String),
+}
+
+impl ApplyError {
+    /// The same failure, as that of one change.
+    #[must_use]
+    pub(super) fn of_change(self, change: FailedChange) -> Self {
+        match self {
+            Self::Server(error) => Self::Refused { error, change: Box::new(change) },
+            other => other,
+        }
+    }
+
+    /// The server's error response, if there is one.
+    #[must_use]
+    pub fn server_error(&self) -> Option<&ServerError> {
+        match self {
+            Self::Server(error) | Self::Refused { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for ApplyError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        match server_error(&error) {
+            Some(server) => Self::Server(Box::new(server)),
+            None => Self::Connection(error),
+        }
+    }
+}

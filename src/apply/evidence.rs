@@ -1,0 +1,296 @@
+//! After a rollback: what stood in the way, read from the target while it is still there.
+//!
+//! Values are rendered by the target's own output functions, as text, so that evidence of both
+//! sides compares. Nothing here decides: what is no conflict is handed back as the error it was.
+
+use jiff::Timestamp;
+
+use super::error::{ApplyError, FailedChange};
+use super::plan::{Param, RowChange, plan_exists};
+use super::statement::{local_rows_by_key_sql, local_rows_by_identity_sql};
+use super::{TableContext, TargetSession};
+use crate::conflict::{
+    ConflictKind, ConflictReport, FieldValue, LocalRow, Operation, RowImage, classify_error, classify_row,
+};
+use crate::error::ServerError;
+use crate::pg::{QualifiedName, SubscriptionName};
+use crate::pgoutput::{Begin, OldRow, Tuple, Value};
+use crate::schema::TablePlan;
+
+/// Local rows shown per unique key, at most: one can stand in the way, more mean a broken index.
+const LOCAL_ROWS_MAX: usize = 8;
+
+/// A conflict, all but what is only known at the transaction's end.
+#[derive(Debug)]
+pub(super) struct Finding {
+    kind: ConflictKind,
+    operation: Operation,
+    source: QualifiedName,
+    target: QualifiedName,
+    key: Option<RowImage>,
+    incoming: Option<RowImage>,
+    old: Option<RowImage>,
+    local_rows: Vec<RowImage>,
+    error: Option<ServerError>,
+    message: String,
+    change_index: u64,
+}
+
+impl Finding {
+    pub(super) fn into_report(
+        self,
+        subscription: &SubscriptionName,
+        begin: &Begin,
+        change_count: u64,
+    ) -> ConflictReport {
+        let error = self.error.unwrap_or_default();
+        ConflictReport {
+            subscription: subscription.to_string(),
+            kind: self.kind,
+            operation: self.operation,
+            source: self.source,
+            target: self.target,
+            key: self.key,
+            incoming: self.incoming,
+            old: self.old,
+            local_rows: self.local_rows,
+            constraint: error.constraint,
+            sqlstate: Some(error.code).filter(|code| !code.is_empty()),
+            message: self.message,
+            server_detail: error.detail,
+            xid: begin.xid,
+            commit_lsn: begin.final_lsn,
+            commit_time: Timestamp::from_microsecond(super::unix_time_us(begin.commit_time_us)).ok(),
+            change_count: Some(change_count),
+            change_index: self.change_index,
+        }
+    }
+}
+
+/// Gathers the evidence for a failed change. The session's transaction has been rolled back.
+///
+/// # Errors
+/// The failure itself, if it is not a conflict; or that of looking.
+pub(super) async fn collect(error: ApplyError, session: &TargetSession) -> Result<Finding, ApplyError> {
+    match error {
+        ApplyError::RowCount { found, change } => missing_row(found, *change),
+        ApplyError::Refused { error, change } => refused(*error, *change, session).await,
+        ApplyError::Server(error) => of_no_row(*error),
+        other => Err(other),
+    }
+}
+
+fn missing_row(found: u64, change: FailedChange) -> Result<Finding, ApplyError> {
+    let operation = operation(&change.change);
+    let row = if found == 0 { LocalRow::Missing } else { LocalRow::SameOrigin };
+    let Some(kind) = classify_row(operation, row, 0) else {
+        return Err(ApplyError::RowCount { found, change: Box::new(change) });
+    };
+    let message = format!("the row to {operation} is not in {}", change.table.plan.target);
+    Ok(finding(kind, &change, Vec::new(), None, message))
+}
+
+async fn refused(
+    error: ServerError,
+    change: FailedChange,
+    session: &TargetSession,
+) -> Result<Finding, ApplyError> {
+    let operation = operation(&change.change);
+    if classify_error(operation, &error, 0).is_none() {
+        return Err(ApplyError::Refused { error: Box::new(error), change: Box::new(change) });
+    }
+    let (local_rows, unique_hits) = if error.code == "23505" {
+        rows_in_the_way(&change, session).await?
+    } else {
+        (row_itself(&change, session).await?, 0)
+    };
+    let kind = classify_error(operation, &error, unique_hits).unwrap_or(ConflictKind::ConstraintViolation);
+    let message = error.message.clone();
+    Ok(finding(kind, &change, local_rows, Some(error), message))
+}
+
+/// A TRUNCATE or a COMMIT (deferred constraints) was refused: no row to show but the server's words.
+fn of_no_row(error: ServerError) -> Result<Finding, ApplyError> {
+    let Some(kind) = classify_error(Operation::Truncate, &error, 0) else {
+        return Err(ApplyError::Server(Box::new(error)));
+    };
+    let table = QualifiedName::new(
+        error.schema.clone().unwrap_or_default(),
+        error.table.clone().unwrap_or_default(),
+    );
+    Ok(Finding {
+        kind,
+        operation: Operation::Truncate,
+        source: table.clone(),
+        target: table,
+        key: None,
+        incoming: None,
+        old: None,
+        local_rows: Vec::new(),
+        message: error.message.clone(),
+        error: Some(error),
+        change_index: 0,
+    })
+}
+
+fn finding(
+    kind: ConflictKind,
+    failed: &FailedChange,
+    local_rows: Vec<RowImage>,
+    error: Option<ServerError>,
+    message: String,
+) -> Finding {
+    let plan = &failed.table.plan;
+    let (incoming, old) = match &failed.change {
+        RowChange::Insert { new } => (Some(image(plan, new)), None),
+        RowChange::Update { old, new } => (Some(image(plan, new)), old_image(plan, old)),
+        RowChange::Delete { old } => (None, old_image(plan, old)),
+    };
+    Finding {
+        kind,
+        operation: operation(&failed.change),
+        source: plan.source.clone(),
+        target: plan.target.clone(),
+        key: key_image(&failed.table, &failed.change),
+        incoming,
+        old,
+        local_rows,
+        error,
+        message,
+        change_index: failed.index,
+    }
+}
+
+fn operation(change: &RowChange) -> Operation {
+    match change {
+        RowChange::Insert { .. } => Operation::Insert,
+        RowChange::Update { .. } => Operation::Update,
+        RowChange::Delete { .. } => Operation::Delete,
+    }
+}
+
+/// The rows that hold a key which the new row wants, and how many unique keys they hold. The row
+/// that an update changes is not in its own way.
+async fn rows_in_the_way(
+    failed: &FailedChange,
+    session: &TargetSession,
+) -> Result<(Vec<RowImage>, usize), ApplyError> {
+    let plan = &failed.table.plan;
+    let Some(new) = failed.change.new_row() else { return Ok((Vec::new(), 0)) };
+    let (mut rows, mut hits) = (Vec::new(), 0);
+    for unique in &plan.unique_keys {
+        let Some(columns) = positions(plan, &unique.columns) else { continue };
+        let Some(params) = columns.iter().map(|&i| text(new, i)).collect::<Option<Vec<_>>>() else {
+            continue;
+        };
+        // An update that keeps its key finds its own row here, which is not in the way.
+        let before = failed.change.identity_row();
+        if before.is_some_and(|old| columns.iter().all(|&i| old.get(i) == new.get(i))) {
+            continue;
+        }
+        let found = read_rows(session, &local_rows_by_key_sql(plan, &columns), params).await?;
+        hits += usize::from(!found.is_empty());
+        for row in found {
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+    }
+    Ok((rows, hits))
+}
+
+/// The target's row that an update or delete means.
+async fn row_itself(failed: &FailedChange, session: &TargetSession) -> Result<Vec<RowImage>, ApplyError> {
+    if matches!(failed.change, RowChange::Insert { .. }) {
+        return Ok(Vec::new());
+    }
+    let plan = &failed.table.plan;
+    let Ok(exists) = plan_exists(plan, &failed.change) else { return Ok(Vec::new()) };
+    read_rows(session, &local_rows_by_identity_sql(plan, &exists.shape), exists.params).await
+}
+
+/// Reads rows as (column names, values as text). A query that fails because of what the change
+/// failed of, too (a column that has gone, a privilege), shows no rows rather than hide the cause.
+async fn read_rows(
+    session: &TargetSession,
+    sql: &str,
+    params: Vec<Param>,
+) -> Result<Vec<RowImage>, ApplyError> {
+    let client = session.client();
+    let read = async {
+        let statement = client.prepare(sql).await?;
+        let rows: Vec<_> = futures_util::TryStreamExt::try_collect(client.query_raw(&statement, params).await?).await?;
+        Ok::<Vec<tokio_postgres::Row>, tokio_postgres::Error>(rows)
+    };
+    let rows = match read.await.map_err(ApplyError::from) {
+        Ok(rows) => rows,
+        Err(ApplyError::Server(_)) => return Ok(Vec::new()),
+        Err(other) => return Err(other),
+    };
+    rows.iter().take(LOCAL_ROWS_MAX).map(row_image).collect()
+}
+
+fn row_image(row: &tokio_postgres::Row) -> Result<RowImage, ApplyError> {
+    let names: Vec<String> = row.try_get(0)?;
+    let values: Vec<Option<String>> = row.try_get(1)?;
+    Ok(names
+        .into_iter()
+        .zip(values)
+        .map(|(name, value)| (name, value.map_or(FieldValue::Null, FieldValue::Text)))
+        .collect())
+}
+
+/// The publisher's positions of these target columns; none if one is not published.
+fn positions(plan: &TablePlan, columns: &[String]) -> Option<Vec<usize>> {
+    columns.iter().map(|name| plan.columns.iter().position(|column| column.target == *name)).collect()
+}
+
+/// The value as a parameter; none if it is NULL (equal to nothing) or was not sent.
+fn text(row: &Tuple, column: usize) -> Option<Param> {
+    match row.get(column)? {
+        Value::Null | Value::Unchanged => None,
+        Value::Text(_) => row.bytes(column).map(Param::Text),
+        Value::Binary(_) => row.bytes(column).map(Param::Binary),
+    }
+}
+
+fn image(plan: &TablePlan, row: &Tuple) -> RowImage {
+    plan.columns
+        .iter()
+        .enumerate()
+        .filter_map(|(i, column)| Some((column.source.clone(), field(row.get(i)?))))
+        .collect()
+}
+
+fn old_image(plan: &TablePlan, old: &OldRow) -> Option<RowImage> {
+    match old {
+        OldRow::NotSent => None,
+        OldRow::Full(row) => Some(image(plan, row)),
+        // The other fields of a key come as NULL and mean nothing (EDGE_CASES 5).
+        OldRow::Key(row) => Some(key_columns(plan, row)),
+    }
+}
+
+fn key_image(table: &TableContext, change: &RowChange) -> Option<RowImage> {
+    let row = change.identity_row().or_else(|| change.new_row())?;
+    let key = key_columns(&table.plan, row);
+    (!key.is_empty()).then_some(key)
+}
+
+fn key_columns(plan: &TablePlan, row: &Tuple) -> RowImage {
+    plan.columns
+        .iter()
+        .enumerate()
+        .filter(|(_, column)| column.key)
+        .filter_map(|(i, column)| Some((column.source.clone(), field(row.get(i)?))))
+        .collect()
+}
+
+fn field(value: Value<'_>) -> FieldValue {
+    match value {
+        Value::Null => FieldValue::Null,
+        Value::Unchanged => FieldValue::Unchanged,
+        Value::Text(bytes) => FieldValue::from_bytes(bytes),
+        Value::Binary(bytes) => FieldValue::Bytes(bytes.to_vec()),
+    }
+}

@@ -1,0 +1,66 @@
+//! The progress row: how far a subscription has been applied.
+//!
+//! # Why it rides along
+//! Committed separately from the rows, a crash between the two commits would either replay changes
+//! that already landed or skip changes that never did. Together, a restart needs no guessing.
+//!
+//! # Invariants
+//! - It is written here only, inside the transaction of the rows that it vouches for.
+//! - It moves by compare-and-set on the previous position: of two writers, one fails.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
+
+use super::ApplyError;
+use crate::pg::{Lsn, SubscriptionName};
+
+/// Moves the position from `$2` to `$3`; no row means that another writer has moved it.
+/// Parameters: name, previous, next, commit time (µs since the Unix epoch), transactions.
+const ADVANCE: &str = "UPDATE pgsluice.progress \
+    SET applied_lsn = $3, commit_time = pg_catalog.to_timestamp($4::pg_catalog.int8 / 1000000.0), \
+        transactions = transactions + $5, updated_at = pg_catalog.clock_timestamp() \
+    WHERE subscription = $1 AND applied_lsn = $2";
+
+const CREATE: &str = "INSERT INTO pgsluice.progress (subscription, applied_lsn, transactions, updated_at) \
+    VALUES ($1, $2, 0, pg_catalog.clock_timestamp()) ON CONFLICT (subscription) DO NOTHING";
+
+const LOAD: &str = "SELECT applied_lsn FROM pgsluice.progress WHERE subscription = $1";
+
+/// A step of the progress row, taken within the open transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Step {
+    pub from: Lsn,
+    pub to: Lsn,
+    /// Commit time of the last transaction, µs since the Unix epoch.
+    pub commit_time_us: i64,
+    pub transactions: u64,
+}
+
+/// The position up to which everything has been applied; none before the first start.
+pub async fn load(client: &Client, subscription: &SubscriptionName) -> Result<Option<Lsn>, ApplyError> {
+    let row = client.query_opt(LOAD, &[&subscription.as_str()]).await.map_err(ApplyError::from)?;
+    row.map(|row| row.try_get::<_, PgLsn>(0).map(|lsn| Lsn::new(lsn.into())))
+        .transpose()
+        .map_err(ApplyError::from)
+}
+
+/// Records where a new subscription begins: its slot's consistent point. Leaves an existing
+/// position alone.
+pub async fn create(client: &Client, subscription: &SubscriptionName, at: Lsn) -> Result<(), ApplyError> {
+    client.execute(CREATE, &[&subscription.as_str(), &PgLsn::from(at.as_u64())]).await?;
+    Ok(())
+}
+
+/// Takes the step; fails if another writer got there first.
+pub(super) async fn advance(
+    client: &Client,
+    subscription: &SubscriptionName,
+    step: Step,
+) -> Result<(), ApplyError> {
+    let (from, to) = (PgLsn::from(step.from.as_u64()), PgLsn::from(step.to.as_u64()));
+    let transactions = i64::try_from(step.transactions).unwrap_or(i64::MAX);
+    let moved = client
+        .execute(ADVANCE, &[&subscription.as_str(), &from, &to, &step.commit_time_us, &transactions])
+        .await?;
+    if moved == 1 { Ok(()) } else { Err(ApplyError::ProgressMoved { expected: step.from }) }
+}

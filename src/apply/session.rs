@@ -1,0 +1,205 @@
+//! The target session that replicated writes run in.
+//!
+//! One connection holds the subscription's advisory lock *and* writes, so a lost lock is a lost
+//! writer. Its settings make a replicated write mean what it means to PostgreSQL's own apply
+//! worker: a replica role where that is allowed, an empty `search_path`, an origin on every
+//! transaction, no time-outs of the database's own. What the role may not have is said, not hidden.
+
+use std::sync::Arc;
+
+use tokio_postgres::Client;
+
+use super::ApplyError;
+use crate::error::Diagnosis;
+use crate::net::{self, ClientOptions, ConnectError, PgClient};
+use crate::pg::conninfo::ConnInfo;
+use crate::pg::{SubscriptionName, quote_ident};
+
+/// Settings that every replicated write runs under. Keepalives make the target notice within half
+/// a minute that a writer's host has died, so that its lock does not outlive it.
+const SETTINGS: &[(&str, &str)] = &[
+    ("datestyle", "ISO"),
+    ("intervalstyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("synchronous_commit", "on"),
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_deferrable", "off"),
+    ("row_security", "off"),
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("standard_conforming_strings", "on"),
+    ("tcp_keepalives_idle", "10"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
+];
+
+/// PostgreSQL's error for a missing privilege.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
+/// A connection that applies, with what its role was allowed to have.
+#[derive(Debug)]
+pub struct TargetSession {
+    client: Arc<PgClient>,
+    /// `session_replication_role` is `replica`: ordinary triggers and foreign keys do not act.
+    replica: Replica,
+    /// What the role lacks and what that costs.
+    warnings: Vec<Diagnosis>,
+}
+
+/// Whether the session writes as a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replica {
+    /// Only triggers marked REPLICA or ALWAYS fire; foreign keys are not checked.
+    Yes,
+    /// The role may not set `session_replication_role`: everything acts as for any client.
+    No,
+}
+
+impl TargetSession {
+    /// Connects and prepares the session, all but its origin: that can be active once only, so
+    /// whoever shares it by turns takes its lock first.
+    pub async fn open(conninfo: &ConnInfo, application_name: &str) -> Result<Self, OpenError> {
+        let options = ClientOptions {
+            application_name: Some(application_name.to_owned()),
+            settings: SETTINGS.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        };
+        let client = net::client(conninfo, &options).await?;
+        // Values are bytes: a target without an encoding takes them as they are.
+        if client.parameter("server_encoding").as_deref() == Some("SQL_ASCII") {
+            client.batch_execute("SET client_encoding = 'SQL_ASCII'").await.map_err(ApplyError::from)?;
+        }
+        let mut session = Self { client: Arc::new(client), replica: Replica::No, warnings: Vec::new() };
+        session.become_replica().await?;
+        Ok(session)
+    }
+
+    pub fn client(&self) -> &Arc<PgClient> {
+        &self.client
+    }
+
+    pub fn replica(&self) -> Replica {
+        self.replica
+    }
+
+    /// What the applying role lacks, and what that means.
+    pub fn warnings(&self) -> &[Diagnosis] {
+        &self.warnings
+    }
+
+    /// Takes the subscription's advisory lock for as long as this connection lives.
+    pub async fn try_lock(&self, key: i64) -> Result<Lock, ApplyError> {
+        let row = self.client.query_one("SELECT pg_catalog.pg_try_advisory_lock($1)", &[&key]).await?;
+        Ok(if row.try_get(0)? { Lock::Held } else { Lock::HeldElsewhere })
+    }
+
+    async fn become_replica(&mut self) -> Result<(), ApplyError> {
+        match allowed(&self.client, "SET session_replication_role = replica").await? {
+            Allowed::Yes => self.replica = Replica::Yes,
+            Allowed::No => {
+                let role = self.role().await?;
+                self.warnings.push(
+                    Diagnosis::new("the target role may not set session_replication_role")
+                        .detail("ordinary triggers fire and foreign keys are checked for replicated rows, too")
+                        .hint(format!(
+                            "on the target, as a superuser (PostgreSQL 15 or later): \
+                             GRANT SET ON PARAMETER session_replication_role TO {};",
+                            quote_ident(&role)
+                        )),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every transaction of the session a replication origin, so that a publication of the
+    /// target with `origin = none` leaves them out (EDGE_CASES 31). A role that may not have one
+    /// goes on without, with a warning.
+    ///
+    /// # Errors
+    /// Also while a session of a writer that has just died still holds the origin (55006).
+    pub async fn set_origin(&mut self, origin: &str) -> Result<(), ApplyError> {
+        let create = "DO $do$ BEGIN \
+            IF pg_catalog.pg_replication_origin_oid(NAME) IS NULL THEN \
+                PERFORM pg_catalog.pg_replication_origin_create(NAME); END IF; \
+            PERFORM pg_catalog.pg_replication_origin_session_setup(NAME); END $do$"
+            .replace("NAME", &crate::pg::quote_literal(origin));
+        let Some(problem) = refused(&self.client, &create).await? else {
+            return Ok(());
+        };
+        // In use: a writer that has just been lost still ends; the caller tries again.
+        if problem.code == "55006" {
+            return Err(ApplyError::Server(Box::new(problem)));
+        }
+        let role = quote_ident(&self.role().await?);
+        let hint = if problem.code == INSUFFICIENT_PRIVILEGE {
+            format!(
+                "on the target, as a superuser: GRANT EXECUTE ON FUNCTION \
+                 pg_catalog.pg_replication_origin_oid(text), pg_catalog.pg_replication_origin_create(text), \
+                 pg_catalog.pg_replication_origin_session_setup(text) TO {role};"
+            )
+        } else {
+            "set max_replication_slots (PostgreSQL 18: max_active_replication_origins) above 0 on the target"
+                .to_owned()
+        };
+        self.warnings.push(
+            Diagnosis::new("replicated transactions carry no replication origin")
+                .detail(format!(
+                    "{}; a subscriber of this target with origin = none would receive them, and a \
+                     bidirectional set-up would loop",
+                    problem.message
+                ))
+                .hint(hint),
+        );
+        Ok(())
+    }
+
+    async fn role(&self) -> Result<String, ApplyError> {
+        Ok(self.client.query_one("SELECT current_user::pg_catalog.text", &[]).await?.try_get(0)?)
+    }
+}
+
+/// Whether the advisory lock is ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lock {
+    Held,
+    HeldElsewhere,
+}
+
+enum Allowed {
+    Yes,
+    No,
+}
+
+async fn allowed(client: &Client, sql: &str) -> Result<Allowed, ApplyError> {
+    match refused(client, sql).await? {
+        None => Ok(Allowed::Yes),
+        Some(error) if error.code == INSUFFICIENT_PRIVILEGE => Ok(Allowed::No),
+        Some(error) => Err(ApplyError::Server(Box::new(error))),
+    }
+}
+
+/// Runs `sql`; the server's error, if it has one, is an answer here.
+async fn refused(client: &Client, sql: &str) -> Result<Option<crate::error::ServerError>, ApplyError> {
+    match client.batch_execute(sql).await.map_err(ApplyError::from) {
+        Ok(()) => Ok(None),
+        Err(ApplyError::Server(error)) => Ok(Some(*error)),
+        Err(other) => Err(other),
+    }
+}
+
+/// The session could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("could not connect to the target")]
+    Connect(#[from] ConnectError),
+    #[error("could not prepare the target session")]
+    Prepare(#[from] ApplyError),
+}
+
+/// The name of the replication origin of a subscription's transactions.
+#[must_use]
+pub fn origin_name(subscription: &SubscriptionName) -> String {
+    format!("pgsluice_{subscription}")
+}

@@ -1,0 +1,224 @@
+//! SQL text for one replicated row, from a table's plan and the shape of a change.
+//!
+//! Pure. Names are always quoted and schema-qualified, values are always parameters, operators are
+//! always named with their schema: the session's `search_path` is empty, and nothing planted in
+//! `public` can run (EDGE_CASES 12).
+//!
+//! A shape is which columns carry values and which identity columns are NULL. NULLs are compared
+//! with `IS NULL` in the text rather than with `IS NOT DISTINCT FROM` on a parameter, because only
+//! the former can use an index, and because the comparison must be the type's own equality
+//! operator (EDGE_CASES 3 and 4).
+
+use std::fmt::Write as _;
+
+use crate::pg::{quote_ident, quote_literal};
+use crate::schema::{ColumnPlan, RowIdentity, TableKind, TablePlan};
+
+/// A set of columns, by position in the publisher's tuple.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct ColumnSet(Vec<u64>);
+
+impl ColumnSet {
+    pub fn insert(&mut self, column: usize) {
+        let word = column / 64;
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        if let Some(bits) = self.0.get_mut(word) {
+            *bits |= 1 << (column % 64);
+        }
+    }
+
+    #[must_use]
+    pub fn contains(&self, column: usize) -> bool {
+        self.0.get(column / 64).is_some_and(|bits| bits & (1 << (column % 64)) != 0)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        self.0.iter().enumerate().flat_map(|(word, &bits)| {
+            (0..64).filter(move |bit| bits & (1 << bit) != 0).map(move |bit| word * 64 + bit)
+        })
+    }
+}
+
+impl FromIterator<usize> for ColumnSet {
+    fn from_iter<I: IntoIterator<Item = usize>>(columns: I) -> Self {
+        let mut set = Self::default();
+        columns.into_iter().for_each(|column| set.insert(column));
+        set
+    }
+}
+
+/// Everything that the text of a row's statement depends on, but for the table.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Shape {
+    /// The columns that get values.
+    Insert(ColumnSet),
+    /// The columns that are set, and those identity columns that are NULL.
+    Update { set: ColumnSet, null: ColumnSet },
+    /// The identity columns that are NULL.
+    Delete { null: ColumnSet },
+    /// Whether the row is there (the identity columns that are NULL).
+    Exists { null: ColumnSet },
+}
+
+/// The statement for one row of this shape. Parameters are numbered in the order in which the
+/// text needs them: the columns that get values in tuple order, then the identity's non-NULL ones.
+#[must_use]
+pub fn row_sql(table: &TablePlan, shape: &Shape) -> String {
+    match shape {
+        Shape::Insert(columns) => insert_sql(table, columns),
+        Shape::Update { set, null } => update_sql(table, set, null),
+        Shape::Delete { null } => {
+            format!("DELETE FROM {} WHERE {}", scan_target(table), row_condition(table, null, 1))
+        }
+        Shape::Exists { null } => {
+            format!("SELECT 1 FROM {} WHERE {} LIMIT 1", scan_target(table), row_condition(table, null, 1))
+        }
+    }
+}
+
+/// The identity's columns, in parameter order.
+#[must_use]
+pub fn identity_columns(table: &TablePlan) -> Vec<usize> {
+    match &table.row_identity {
+        RowIdentity::Key(columns) => columns.clone(),
+        RowIdentity::FullRow => (0..table.columns.len()).collect(),
+        RowIdentity::None => Vec::new(),
+    }
+}
+
+fn insert_sql(table: &TablePlan, columns: &ColumnSet) -> String {
+    let names: Vec<String> =
+        columns.iter().filter_map(|i| table.columns.get(i)).map(|c| quote_ident(&c.target)).collect();
+    if names.is_empty() {
+        return format!("INSERT INTO {} DEFAULT VALUES", table.target.quoted());
+    }
+    let values: Vec<String> = (1..=names.len()).map(|n| format!("${n}")).collect();
+    let overriding = if table.identity_always { " OVERRIDING SYSTEM VALUE" } else { "" };
+    format!(
+        "INSERT INTO {} ({}){overriding} VALUES ({})",
+        table.target.quoted(),
+        names.join(", "),
+        values.join(", ")
+    )
+}
+
+fn update_sql(table: &TablePlan, set: &ColumnSet, null: &ColumnSet) -> String {
+    let mut assignments = String::new();
+    let mut parameter = 1;
+    for column in set.iter().filter_map(|i| table.columns.get(i)) {
+        if parameter > 1 {
+            assignments.push_str(", ");
+        }
+        let _ = write!(assignments, "{} = ${parameter}", quote_ident(&column.target));
+        parameter += 1;
+    }
+    format!(
+        "UPDATE {} SET {assignments} WHERE {}",
+        scan_target(table),
+        row_condition(table, null, parameter)
+    )
+}
+
+/// Ordinary tables by themselves (inheritance children are tables of their own to the publisher),
+/// partitioned ones with their partitions.
+fn scan_target(table: &TablePlan) -> String {
+    match table.kind {
+        TableKind::Partitioned => table.target.quoted(),
+        TableKind::Table | TableKind::Other(_) => format!("ONLY {}", table.target.quoted()),
+    }
+}
+
+/// The condition that names exactly one row: its key, or (without a key) the address of one of
+/// the rows that equal the whole old row, so that of duplicates only one changes (EDGE_CASES 2).
+fn row_condition(table: &TablePlan, null: &ColumnSet, first_parameter: usize) -> String {
+    let mut parameter = first_parameter;
+    let mut conditions = Vec::new();
+    for (i, column) in identity_columns(table).into_iter().filter_map(|i| Some((i, table.columns.get(i)?))) {
+        if null.contains(i) {
+            conditions.push(format!("{} IS NULL", quote_ident(&column.target)));
+        } else {
+            conditions.push(equals_parameter(column, parameter));
+            parameter += 1;
+        }
+    }
+    let condition = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" AND ") };
+    match (&table.row_identity, table.kind) {
+        (RowIdentity::FullRow, TableKind::Partitioned) => format!(
+            "(tableoid, ctid) = (SELECT tableoid, ctid FROM {} WHERE {condition} LIMIT 1)",
+            table.target.quoted()
+        ),
+        (RowIdentity::FullRow, _) => {
+            format!("ctid = (SELECT ctid FROM ONLY {} WHERE {condition} LIMIT 1)", table.target.quoted())
+        }
+        (RowIdentity::Key(_) | RowIdentity::None, _) => condition,
+    }
+}
+
+/// `"column" OPERATOR("pg_catalog".=) $n::"schema"."type"`. The operator is the one that the
+/// column's type compares with; a type without one never becomes an identity (`schema::diff`).
+fn equals_parameter(column: &ColumnPlan, parameter: usize) -> String {
+    let (schema, operator) =
+        column.equality.as_ref().map_or(("pg_catalog", "="), |op| (op.schema.as_str(), op.name.as_str()));
+    format!(
+        "{} OPERATOR({}.{operator}) ${parameter}::{}.{}",
+        quote_ident(&column.target),
+        quote_ident(schema),
+        quote_ident(&column.ty.schema),
+        quote_ident(&column.ty.name)
+    )
+}
+
+/// One TRUNCATE for all tables of a message, so that foreign keys among them hold. CASCADE is not
+/// replayed: the publisher has already listed every table (EDGE_CASES 22).
+#[must_use]
+pub fn truncate_sql<'a>(tables: impl IntoIterator<Item = &'a TablePlan>, identity: Sequences) -> String {
+    let names: Vec<String> = tables.into_iter().map(scan_target).collect();
+    let restart = match identity {
+        Sequences::Restart => " RESTART IDENTITY",
+        Sequences::Continue => "",
+    };
+    format!("TRUNCATE {}{restart}", names.join(", "))
+}
+
+/// What a TRUNCATE does to the sequences that the tables own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sequences {
+    Restart,
+    Continue,
+}
+
+/// Reads the rows that hold a unique key's values: names and values (as text) of all columns.
+#[must_use]
+pub fn local_rows_by_key_sql(table: &TablePlan, key: &[usize]) -> String {
+    let conditions: Vec<String> = key
+        .iter()
+        .filter_map(|&i| table.columns.get(i))
+        .enumerate()
+        .map(|(n, column)| equals_parameter(column, n + 1))
+        .collect();
+    format!("{} WHERE {}", local_rows_sql(table), conditions.join(" AND "))
+}
+
+/// Reads the row that an update or delete means, by the shape of its [`Shape::Exists`].
+#[must_use]
+pub fn local_rows_by_identity_sql(table: &TablePlan, exists: &Shape) -> String {
+    let null = match exists {
+        Shape::Exists { null } | Shape::Delete { null } | Shape::Update { null, .. } => null,
+        Shape::Insert(columns) => columns,
+    };
+    format!("{} WHERE {}", local_rows_sql(table), row_condition(table, null, 1))
+}
+
+fn local_rows_sql(table: &TablePlan) -> String {
+    let names: Vec<String> = table.target_columns.iter().map(|name| quote_literal(name)).collect();
+    let values: Vec<String> =
+        table.target_columns.iter().map(|name| format!("{}::pg_catalog.text", quote_ident(name))).collect();
+    format!(
+        "SELECT ARRAY[{}]::pg_catalog.text[], ARRAY[{}]::pg_catalog.text[] FROM {}",
+        names.join(", "),
+        values.join(", "),
+        scan_target(table)
+    )
+}

@@ -1,0 +1,129 @@
+//! Which tables belong to the subscription, and what a Relation message means for the target.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{ApplyError, Replica, TargetSession};
+use crate::pg::{Lsn, QualifiedName};
+use crate::pgoutput::{Relation, RelationCache, TypeMessage};
+use crate::schema::{self, PublishedActions, PublishedRelation, SessionRole, TablePlan, catalog};
+
+/// A table of the subscription.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    pub target: QualifiedName,
+    pub actions: PublishedActions,
+    /// Where its copy stands: a change applies if its commit lies at or beyond. None while the
+    /// table is not synchronised; its changes are then somebody else's business.
+    pub position: Option<Lsn>,
+}
+
+/// The subscription's tables by their names on the publisher. A table that exists on both sides
+/// but is not listed here is never written (EDGE_CASES 19).
+pub type Membership = HashMap<QualifiedName, Member>;
+
+/// One published relation, compared with its target and planned.
+#[derive(Debug)]
+pub struct TableContext {
+    /// Distinguishes this plan from earlier plans of the same table.
+    pub id: u64,
+    pub published: PublishedRelation,
+    pub plan: TablePlan,
+}
+
+/// What the stream's relation ids stand for, in this session.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    members: Membership,
+    cache: RelationCache,
+    relations: HashMap<u32, Known>,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+enum Known {
+    /// Not part of the subscription.
+    Foreign,
+    Member { name: QualifiedName, context: Arc<TableContext> },
+}
+
+/// What to do with a change of a relation.
+#[derive(Debug)]
+pub(super) enum Lookup<'a> {
+    Apply(&'a Arc<TableContext>),
+    /// Not in the subscription, or already part of the table's copy.
+    PassOver,
+    /// The publisher never announced this relation.
+    Unannounced,
+}
+
+impl Tables {
+    pub(super) fn new(members: Membership) -> Self {
+        Self { members, ..Self::default() }
+    }
+
+    pub(super) fn members_mut(&mut self) -> &mut Membership {
+        &mut self.members
+    }
+
+    pub(super) fn announce_type(&mut self, message: TypeMessage) {
+        self.cache.insert_type(message);
+    }
+
+    /// Takes a Relation message: compares it with the target as it is now. Returns the id of the
+    /// plan that it replaces. Tables outside the subscription are noted and left alone.
+    pub(super) async fn announce(
+        &mut self,
+        message: Relation,
+        session: &TargetSession,
+    ) -> Result<Option<u64>, ApplyError> {
+        let oid = message.oid;
+        let name = QualifiedName::new(&message.schema, &message.name);
+        let Some(member) = self.members.get(&name) else {
+            self.relations.insert(oid, Known::Foreign);
+            return Ok(None);
+        };
+        let published = self.cache.published(&message)?;
+        let replaced = match self.relations.get(&oid) {
+            Some(Known::Member { context, .. }) if context.published == published => return Ok(None),
+            Some(Known::Member { context, .. }) => Some(context.id),
+            Some(Known::Foreign) | None => None,
+        };
+        let target = catalog::target_tables(session.client(), std::slice::from_ref(&member.target)).await?;
+        let comparison = schema::compare(
+            &published,
+            member.actions,
+            &member.target,
+            target.first().and_then(Option::as_ref),
+            session_role(session),
+        );
+        let Some(plan) = comparison.plan else { return Err(ApplyError::Unfit(comparison.misfits)) };
+        self.next_id += 1;
+        let context = Arc::new(TableContext { id: self.next_id, published, plan });
+        self.relations.insert(oid, Known::Member { name, context });
+        Ok(replaced)
+    }
+
+    /// Finds what a change of relation `oid`, committed at `commit_lsn`, is to be applied to.
+    pub(super) fn lookup(&self, oid: u32, commit_lsn: Lsn) -> Lookup<'_> {
+        match self.relations.get(&oid) {
+            None => Lookup::Unannounced,
+            Some(Known::Foreign) => Lookup::PassOver,
+            Some(Known::Member { name, context }) => {
+                let position = self.members.get(name).and_then(|member| member.position);
+                match position {
+                    Some(position) if position <= commit_lsn => Lookup::Apply(context),
+                    _ => Lookup::PassOver,
+                }
+            }
+        }
+    }
+}
+
+/// What the comparison needs to know about the session.
+pub(super) fn session_role(session: &TargetSession) -> SessionRole {
+    match session.replica() {
+        Replica::Yes => SessionRole::Replica,
+        Replica::No => SessionRole::Origin,
+    }
+}

@@ -1,0 +1,89 @@
+//! What keeps a table from being copied, and on which side.
+
+use std::fmt;
+
+use crate::apply::OpenError;
+use crate::error::{Diagnosis, ServerError};
+use crate::net::{ConnectError, server_error};
+use crate::pg::QualifiedName;
+
+/// The server that an error came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Publisher,
+    Target,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Publisher => "publisher",
+            Self::Target => "target",
+        })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    #[error("could not connect to the publisher for the copy")]
+    ConnectPublisher(#[source] ConnectError),
+    #[error("could not open a target session for the copy")]
+    OpenTarget(#[source] OpenError),
+    #[error("the connection to the {0} was lost during the copy")]
+    Connection(Side, #[source] tokio_postgres::Error),
+    #[error("the {0} reported an error during the copy")]
+    Server(Side, #[source] Box<ServerError>),
+    /// A later attempt, or another instance, has taken the table over.
+    #[error("another attempt has taken over the copy of {0}")]
+    Superseded(QualifiedName),
+}
+
+impl CopyError {
+    pub(super) fn on(side: Side) -> impl Fn(tokio_postgres::Error) -> Self {
+        move |error| match server_error(&error) {
+            Some(server) => Self::Server(side, Box::new(server)),
+            None => Self::Connection(side, error),
+        }
+    }
+
+    /// What an operator is told, for `table`.
+    #[must_use]
+    pub fn diagnosis(&self, table: &QualifiedName) -> Diagnosis {
+        let copying = format!("the initial copy of {table} failed");
+        match self {
+            Self::ConnectPublisher(error) => error.diagnosis(),
+            Self::OpenTarget(OpenError::Connect(error)) => error.diagnosis(),
+            Self::OpenTarget(OpenError::Prepare(error)) => Diagnosis::new(copying).detail(error.to_string()),
+            Self::Connection(side, error) => {
+                Diagnosis::new(copying).detail(format!("the connection to the {side} was lost: {error}"))
+            }
+            Self::Superseded(_) => Diagnosis::new(copying).detail(self.to_string()),
+            Self::Server(side, error) => {
+                let mut detail = format!("{side}: {error}");
+                if let Some(more) = &error.detail {
+                    detail = format!("{detail}; {more}");
+                }
+                let hint = error.hint.clone().unwrap_or_else(|| remedy(*side, error, table));
+                Diagnosis::new(copying).detail(detail).hint(hint)
+            }
+        }
+    }
+}
+
+fn remedy(side: Side, error: &ServerError, table: &QualifiedName) -> String {
+    match (side, error.code.as_str()) {
+        (Side::Publisher, "42501") => format!(
+            "on the publisher: GRANT SELECT ON {} TO the subscription's role (and USAGE on its schema); the \
+             copy is tried again by itself",
+            table.quoted()
+        ),
+        (Side::Target, "42501") => {
+            format!("on the target: GRANT INSERT ON {} TO the target role", table.quoted())
+        }
+        (Side::Target, "23505") => format!(
+            "the target already has rows with these keys: empty it (TRUNCATE {};) or set copy_data = false",
+            table.quoted()
+        ),
+        _ => "the copy is tried again by itself; what it met must be fixed first".to_owned(),
+    }
+}

@@ -1,0 +1,140 @@
+//! Many tables under one snapshot, a few at a time.
+//!
+//! A table that fails does not keep the others from being copied: its failure is reported, and the
+//! caller takes the table up again on its own.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use tokio::sync::Mutex;
+use tokio::sync::mpsc;
+use tracing::info;
+
+use super::transfer::{finish_table, transfer};
+use super::{CopyError, Side};
+use crate::apply::{ApplyError, OpenError, TargetSession};
+use crate::net::{self, ClientOptions, PgClient};
+use crate::pg::conninfo::ConnInfo;
+use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_literal};
+
+/// Tables copied at a time: one keeps a core of each server busy.
+pub const COPY_WORKERS: usize = 2;
+
+/// Results waiting to be taken, at most.
+const RESULTS_MAX: usize = 16;
+
+/// One table to copy.
+#[derive(Debug, Clone)]
+pub struct CopyJob {
+    pub source: QualifiedName,
+    /// `COPY … TO STDOUT` on the publisher.
+    pub copy_out: String,
+    /// `COPY … FROM STDIN` on the target.
+    pub copy_in: String,
+    /// The number of this attempt; a later one supersedes it.
+    pub attempt: i32,
+    /// Rows copied so far, for whoever watches.
+    pub copied: Arc<AtomicU64>,
+}
+
+/// What all copies of one snapshot share.
+#[derive(Debug, Clone)]
+pub struct CopyPlan {
+    pub subscription: SubscriptionName,
+    pub publisher: ConnInfo,
+    /// Settings for sessions on the publisher: values must look as the stream's do.
+    pub publisher_options: ClientOptions,
+    pub target: ConnInfo,
+    /// The exported snapshot, and the position that it stands for.
+    pub snapshot: String,
+    pub position: Lsn,
+}
+
+/// How one table's copy ended.
+#[derive(Debug)]
+pub struct CopyResult {
+    pub source: QualifiedName,
+    /// Rows copied.
+    pub outcome: Result<u64, CopyError>,
+}
+
+/// Copies all jobs under the plan's snapshot and reports each as it ends. The snapshot must stay
+/// exported (its replication connection idle) until this returns.
+pub fn run(plan: CopyPlan, jobs: Vec<CopyJob>) -> (mpsc::Receiver<CopyResult>, tokio::task::JoinSet<()>) {
+    let (results, receiver) = mpsc::channel(RESULTS_MAX);
+    let workers = COPY_WORKERS.min(jobs.len());
+    let queue = Arc::new(Mutex::new(VecDeque::from(jobs)));
+    let plan = Arc::new(plan);
+    let mut tasks = tokio::task::JoinSet::new();
+    for worker in 0..workers {
+        let (queue, plan, results) = (Arc::clone(&queue), Arc::clone(&plan), results.clone());
+        tasks.spawn(async move {
+            let mut sessions = None;
+            loop {
+                let Some(job) = queue.lock().await.pop_front() else { return };
+                let outcome = copy_one(&plan, &job, worker, &mut sessions).await;
+                let failed = outcome.is_err();
+                let result = CopyResult { source: job.source, outcome };
+                if results.send(result).await.is_err() {
+                    return;
+                }
+                if failed {
+                    // What state they are in is unclear; the next table gets new ones.
+                    sessions = None;
+                }
+            }
+        });
+    }
+    (receiver, tasks)
+}
+
+/// A worker's two connections, kept from table to table.
+struct Sessions {
+    source: PgClient,
+    target: TargetSession,
+}
+
+async fn copy_one(
+    plan: &CopyPlan,
+    job: &CopyJob,
+    worker: usize,
+    sessions: &mut Option<Sessions>,
+) -> Result<u64, CopyError> {
+    if sessions.is_none() {
+        *sessions = Some(open(plan, worker).await?);
+    }
+    let Some(Sessions { source, target }) = sessions else {
+        return Err(CopyError::Superseded(job.source.clone()));
+    };
+    info!(subscription = %plan.subscription, relation = %job.source, "copying table");
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+        quote_literal(&plan.snapshot)
+    );
+    source.batch_execute(&begin).await.map_err(CopyError::on(Side::Publisher))?;
+    let on_target = CopyError::on(Side::Target);
+    target.client().batch_execute("BEGIN").await.map_err(&on_target)?;
+    let rows = transfer(source, target.client(), job, &job.copied).await?;
+    finish_table(target.client(), &plan.subscription, job, plan.position, rows).await?;
+    fail::fail_point!("copy::before_commit");
+    target.client().batch_execute("COMMIT").await.map_err(&on_target)?;
+    source.batch_execute("COMMIT").await.map_err(CopyError::on(Side::Publisher))?;
+    info!(subscription = %plan.subscription, relation = %job.source, rows, "table copied");
+    Ok(rows)
+}
+
+async fn open(plan: &CopyPlan, worker: usize) -> Result<Sessions, CopyError> {
+    let source = net::client(&plan.publisher, &plan.publisher_options)
+        .await
+        .map_err(CopyError::ConnectPublisher)?;
+    let application_name = format!("{} copy", plan.subscription);
+    let mut target =
+        TargetSession::open(&plan.target, &application_name).await.map_err(CopyError::OpenTarget)?;
+    let origin = format!("{}_copy{worker}", crate::apply::origin_name(&plan.subscription));
+    target
+        .set_origin(&origin)
+        .await
+        .map_err(|error: ApplyError| CopyError::OpenTarget(OpenError::Prepare(error)))?;
+    Ok(Sessions { source, target })
+}

@@ -1,0 +1,85 @@
+//! One table: COPY to COPY, and its mark, in one target transaction.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, CopyInSink};
+
+use super::initial::CopyJob;
+use super::{CopyError, Side};
+use crate::pg::{Lsn, SubscriptionName};
+
+/// Rows are gathered into pieces of this size, bytes, before they are sent on: the publisher sends
+/// one message a row.
+const PIECE_BYTES: usize = 128 << 10;
+
+/// Marks a table as synchronised, if the attempt is still the table's own.
+const MARK_READY: &str = "UPDATE pgsluice.table_sync \
+    SET state = 'ready', synced_lsn = $4, rows_copied = $5, error = NULL, \
+        updated_at = pg_catalog.clock_timestamp() \
+    WHERE subscription = $1 AND source_schema = $2 AND source_table = $3 AND attempt = $6";
+
+/// Copies the table's rows from `source` (whose transaction has the snapshot) to `target` (whose
+/// transaction is open). Counts rows into `copied` as they go. Returns their number.
+pub async fn transfer(
+    source: &Client,
+    target: &Client,
+    job: &CopyJob,
+    copied: &AtomicU64,
+) -> Result<u64, CopyError> {
+    let from_publisher = CopyError::on(Side::Publisher);
+    let rows = source.copy_out(job.copy_out.as_str()).await.map_err(&from_publisher)?;
+    let sink = target.copy_in(job.copy_in.as_str()).await.map_err(CopyError::on(Side::Target))?;
+    tokio::pin!(rows, sink);
+    let mut piece = BytesMut::with_capacity(PIECE_BYTES);
+    let mut count: u64 = 0;
+    while let Some(row) = rows.next().await {
+        // Dropping the sink on an error here makes the target's COPY fail: nothing is committed.
+        let row = row.map_err(&from_publisher)?;
+        count += 1;
+        piece.extend_from_slice(&row);
+        if piece.len() >= PIECE_BYTES {
+            copied.store(count, Ordering::Relaxed);
+            send(sink.as_mut(), piece.split().freeze()).await?;
+            piece.reserve(PIECE_BYTES);
+        }
+    }
+    if !piece.is_empty() {
+        send(sink.as_mut(), piece.freeze()).await?;
+    }
+    sink.finish().await.map_err(CopyError::on(Side::Target))?;
+    copied.store(count, Ordering::Relaxed);
+    Ok(count)
+}
+
+async fn send(mut sink: std::pin::Pin<&mut CopyInSink<Bytes>>, piece: Bytes) -> Result<(), CopyError> {
+    sink.send(piece).await.map_err(CopyError::on(Side::Target))
+}
+
+/// Marks the table `ready` from `position` on, within the open target transaction.
+pub async fn finish_table(
+    target: &Client,
+    subscription: &SubscriptionName,
+    job: &CopyJob,
+    position: Lsn,
+    rows: u64,
+) -> Result<(), CopyError> {
+    let (source, rows) = (&job.source, i64::try_from(rows).unwrap_or(i64::MAX));
+    let marked = target
+        .execute(
+            MARK_READY,
+            &[
+                &subscription.as_str(),
+                &source.schema,
+                &source.name,
+                &PgLsn::from(position.as_u64()),
+                &rows,
+                &job.attempt,
+            ],
+        )
+        .await
+        .map_err(CopyError::on(Side::Target))?;
+    if marked == 1 { Ok(()) } else { Err(CopyError::Superseded(source.clone())) }
+}

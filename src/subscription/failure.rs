@@ -1,0 +1,214 @@
+//! One exhaustive table from what went wrong to what is done about it and what is said.
+
+use crate::apply::{ApplyError, OpenError};
+use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
+use crate::net::ConnectError;
+use crate::pgoutput::DecodeError;
+use crate::replication::CommandError;
+use crate::schema::catalog::CatalogError;
+use crate::store::StoreError;
+
+use super::reader::ReadError;
+
+/// An attempt's failure, judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub disposition: Disposition,
+    pub diagnosis: Diagnosis,
+    pub target: TargetLink,
+}
+
+/// Whether the applying connection (and with it the lock) is still ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetLink {
+    Kept,
+    Lost,
+}
+
+impl Failure {
+    pub fn retry(diagnosis: Diagnosis) -> Self {
+        Self { disposition: Disposition::Retry, diagnosis, target: TargetLink::Kept }
+    }
+
+    pub fn pause(reason: PauseReason, diagnosis: Diagnosis) -> Self {
+        Self { disposition: Disposition::Pause(reason), diagnosis, target: TargetLink::Kept }
+    }
+
+    fn target_lost(diagnosis: Diagnosis) -> Self {
+        Self { disposition: Disposition::Retry, diagnosis, target: TargetLink::Lost }
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        Self { disposition: error.disposition(), diagnosis: error.diagnosis(), target: TargetLink::Kept }
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Connect(error) => {
+                Self { disposition: error.disposition(), diagnosis: error.diagnosis(), target: TargetLink::Lost }
+            }
+            OpenError::Prepare(error) => error.into(),
+        }
+    }
+}
+
+impl From<CommandError> for Failure {
+    fn from(error: CommandError) -> Self {
+        Self { disposition: error.disposition(), diagnosis: error.diagnosis(), target: TargetLink::Kept }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self { disposition: error.disposition(), diagnosis: error.diagnosis(), target: TargetLink::Kept }
+    }
+}
+
+impl From<DecodeError> for Failure {
+    fn from(error: DecodeError) -> Self {
+        Self::pause(
+            PauseReason::Protocol,
+            Diagnosis::new("the publisher sent a message that cannot be understood")
+                .detail(error.to_string())
+                .hint("nothing of this transaction was applied; please report this with the publisher's version"),
+        )
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Stream(error) => {
+                Self { disposition: error.disposition(), diagnosis: error.diagnosis(), target: TargetLink::Kept }
+            }
+            ReadError::Decode(error) => error.into(),
+            ReadError::Ended => Self::retry(
+                Diagnosis::new("the publisher ended the replication stream")
+                    .detail("it may be shutting down or restarting")
+                    .hint("streaming goes on by itself once the publisher is back"),
+            ),
+        }
+    }
+}
+
+impl From<ApplyError> for Failure {
+    fn from(error: ApplyError) -> Self {
+        match error {
+            ApplyError::Connection(source) => Self::target_lost(
+                Diagnosis::new("the connection to the target was lost")
+                    .detail(chain(&source))
+                    .hint("apply goes on by itself, from the last committed transaction, once the target is back"),
+            ),
+            ApplyError::Server(error) => of_target(&error, None),
+            ApplyError::Refused { error, change } => of_target(
+                &error,
+                Some(format!("{} on {}", change.operation(), change.table.plan.target)),
+            ),
+            ApplyError::RowCount { found, change } => Self::pause(
+                PauseReason::TargetError,
+                Diagnosis::new(format!(
+                    "{} of one row in {} met {found} rows",
+                    change.operation(),
+                    change.table.plan.target
+                ))
+                .hint("check the unique indexes of the table (amcheck), then \"pgsluice resume\""),
+            ),
+            ApplyError::ProgressMoved { expected } => Self::target_lost(
+                Diagnosis::new(format!("another writer has moved the subscription on from {expected}"))
+                    .detail("nothing of this transaction was applied here")
+                    .hint("this instance lets go and takes its place in the queue again"),
+            ),
+            ApplyError::Unfit(misfits) => schema_failure(&misfits),
+            ApplyError::Catalog(error) => error.into(),
+            ApplyError::Plan(error) => protocol(&error),
+            ApplyError::Relation(error) => protocol(&error),
+            error @ ApplyError::OutOfOrder(_) => protocol(&error),
+        }
+    }
+}
+
+impl From<CatalogError> for Failure {
+    fn from(error: CatalogError) -> Self {
+        Self { disposition: error.disposition(), diagnosis: error.diagnosis(), target: TargetLink::Kept }
+    }
+}
+
+/// A pause that lists every misfit, with the DDL that cures them all.
+pub(super) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
+    let diagnoses: Vec<Diagnosis> = misfits.iter().map(crate::schema::Misfit::diagnosis).collect();
+    let primary = match diagnoses.as_slice() {
+        [one] => one.primary.clone(),
+        many => format!("{} problems keep published tables from fitting into the target", many.len()),
+    };
+    let mut details: Vec<String> = Vec::new();
+    for diagnosis in &diagnoses {
+        let mut line = String::new();
+        if diagnoses.len() > 1 {
+            line.clone_from(&diagnosis.primary);
+        }
+        if let Some(detail) = &diagnosis.detail {
+            if !line.is_empty() {
+                line.push_str(": ");
+            }
+            line.push_str(detail);
+        }
+        if !line.is_empty() {
+            details.push(line);
+        }
+    }
+    let mut hints: Vec<String> = Vec::new();
+    for (misfit, diagnosis) in misfits.iter().zip(&diagnoses) {
+        if let Some(hint) = misfit.ddl().or_else(|| diagnosis.hint.clone())
+            && !hints.contains(&hint)
+        {
+            hints.push(hint);
+        }
+    }
+    let mut diagnosis = Diagnosis::new(primary);
+    if !details.is_empty() {
+        diagnosis = diagnosis.detail(details.join("\n"));
+    }
+    let hint = format!("on the target, then it goes on by itself:\n{}", hints.join("\n"));
+    Failure::pause(PauseReason::Schema, diagnosis.hint(hint))
+}
+
+fn of_target(error: &ServerError, doing: Option<String>) -> Failure {
+    let mut diagnosis = error.diagnosis();
+    if let Some(doing) = doing {
+        diagnosis.primary = format!("{doing} failed: {}", diagnosis.primary);
+    }
+    if error.is_transient() {
+        // After a deadlock or a cancelled statement the session is good; after a shutdown it is gone.
+        let target = if matches!(error.class(), "40" | "55") { TargetLink::Kept } else { TargetLink::Lost };
+        return Failure { disposition: Disposition::Retry, diagnosis, target };
+    }
+    if diagnosis.hint.is_none() {
+        diagnosis.hint = Some("fix the cause on the target, then \"pgsluice resume\"".to_owned());
+    }
+    Failure::pause(PauseReason::TargetError, diagnosis)
+}
+
+fn protocol(error: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::pause(
+        PauseReason::Protocol,
+        Diagnosis::new("the stream holds something that cannot be applied faithfully")
+            .detail(chain(error))
+            .hint("nothing of this transaction was applied; please report this with the publisher's version"),
+    )
+}
+
+/// An error and its sources, in one line.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

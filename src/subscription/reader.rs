@@ -1,0 +1,207 @@
+//! The stream's owner: reads, decodes, answers keepalives, reports what is durable.
+//!
+//! ```text
+//! socket ──frames──▶ reader ──chunks (bounded)──▶ apply
+//!    ▲                 ▲
+//!    └── status ◀──────┴── durable position (watch)
+//! ```
+//!
+//! It is a task of its own so that the publisher hears from us while the target is busy, blocked or
+//! paused: when the queue is full it stops reading, but never stops reporting. Feedback only ever
+//! carries a position whose commit in the target is durable.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+use crate::pg::Lsn;
+use crate::pgoutput::{self, DecodeError, Message};
+use crate::replication::{Feedback, Frame, ReplicationStream, StreamError};
+
+/// Chunks between reader and apply, at most.
+const CHUNKS_MAX: usize = 16;
+/// A chunk is handed over at this many messages or bytes at the latest; one message may exceed it.
+const CHUNK_MESSAGES_MAX: usize = 1024;
+const CHUNK_BYTES_MAX: usize = 128 << 10;
+/// Status is sent at least this often (PostgreSQL's `wal_receiver_status_interval`).
+const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
+/// And at least this many times within the publisher's `wal_sender_timeout`.
+const STATUS_PER_TIMEOUT: u32 = 4;
+
+/// What the stream brings, in order.
+#[derive(Debug)]
+pub(super) enum StreamEvent {
+    Message(Message),
+    /// Everything up to here has been sent.
+    Keepalive(Lsn),
+}
+
+/// Some of the stream.
+#[derive(Debug, Default)]
+pub(super) struct Chunk {
+    pub(super) events: Vec<StreamEvent>,
+    bytes: usize,
+}
+
+/// Why the stream ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error("the replication stream broke")]
+    Stream(#[from] StreamError),
+    #[error("the replication stream holds something that cannot be understood")]
+    Decode(#[from] DecodeError),
+    #[error("the publisher ended the stream")]
+    Ended,
+}
+
+/// The reading task and the ends of its channels. Dropping it ends the task and the connection.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) chunks: mpsc::Receiver<Chunk>,
+    durable: watch::Sender<Lsn>,
+    received: watch::Receiver<Lsn>,
+    task: Option<JoinHandle<ReadError>>,
+}
+
+impl Reader {
+    /// Starts reading. `from` counts as durable; `wal_sender_timeout` is the publisher's (none if
+    /// it has switched it off).
+    pub(super) fn start(stream: ReplicationStream, from: Lsn, wal_sender_timeout: Option<Duration>) -> Self {
+        let (sender, chunks) = mpsc::channel(CHUNKS_MAX);
+        let (durable, durable_seen) = watch::channel(from);
+        let (received_here, received) = watch::channel(from);
+        let status_interval =
+            wal_sender_timeout.map_or(STATUS_INTERVAL_MAX, |t| STATUS_INTERVAL_MAX.min(t / STATUS_PER_TIMEOUT));
+        let task = Task { stream, sender, durable: durable_seen, received: received_here, status_interval };
+        Self { chunks, durable, received, task: Some(tokio::spawn(task.run())) }
+    }
+
+    /// Everything up to `lsn` is durable in the target; the publisher may let go of it.
+    pub(super) fn report_durable(&self, lsn: Lsn) {
+        self.durable.send_if_modified(|durable| {
+            let moves = lsn > *durable;
+            *durable = lsn.max(*durable);
+            moves
+        });
+    }
+
+    /// The last position received.
+    pub(super) fn received(&self) -> Lsn {
+        *self.received.borrow()
+    }
+
+    /// Why the chunks ended.
+    pub(super) async fn end(&mut self) -> ReadError {
+        match self.task.take() {
+            Some(task) => task.await.unwrap_or(ReadError::Ended),
+            None => ReadError::Ended,
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+struct Task {
+    stream: ReplicationStream,
+    sender: mpsc::Sender<Chunk>,
+    durable: watch::Receiver<Lsn>,
+    received: watch::Sender<Lsn>,
+    status_interval: Duration,
+}
+
+/// What woke the task.
+enum Wake {
+    Durable,
+    StatusDue,
+    Frame(Result<Frame, StreamError>),
+    Handed,
+    /// Nobody listens any more.
+    Abandoned,
+}
+
+impl Task {
+    async fn run(mut self) -> ReadError {
+        match self.read().await {
+            Ok(()) => ReadError::Ended,
+            Err(error) => error,
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), ReadError> {
+        let mut status = interval_at(Instant::now() + self.status_interval, self.status_interval);
+        status.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.send_status().await?;
+        let mut chunk = Chunk::default();
+        loop {
+            let wake = tokio::select! {
+                // Reports first: they are short, and the publisher waits for them.
+                biased;
+                changed = self.durable.changed() => if changed.is_ok() { Wake::Durable } else { Wake::Abandoned },
+                _ = status.tick() => Wake::StatusDue,
+                permit = self.sender.reserve(), if !chunk.events.is_empty() => match permit {
+                    Ok(permit) => {
+                        permit.send(std::mem::take(&mut chunk));
+                        Wake::Handed
+                    }
+                    Err(_) => Wake::Abandoned,
+                },
+                frame = self.stream.next(), if chunk.events.is_empty() => Wake::Frame(frame),
+            };
+            match wake {
+                Wake::Handed => {}
+                Wake::Abandoned => return Ok(()),
+                Wake::Durable => {
+                    self.send_status().await?;
+                    status.reset();
+                }
+                Wake::StatusDue => self.send_status().await?,
+                Wake::Frame(frame) => self.gather(frame?, &mut chunk).await?,
+            }
+        }
+    }
+
+    /// Takes a frame, and those that have already arrived behind it.
+    async fn gather(&mut self, first: Frame, chunk: &mut Chunk) -> Result<(), ReadError> {
+        let mut next = Some(first);
+        let mut received = None;
+        while let Some(frame) = next {
+            match frame {
+                Frame::XLogData { wal_start, wal_end, payload, .. } => {
+                    received = Some(wal_end.max(wal_start));
+                    chunk.bytes += payload.len();
+                    chunk.events.push(StreamEvent::Message(pgoutput::decode(payload)?));
+                }
+                Frame::Keepalive { wal_end, reply_requested, .. } => {
+                    received = Some(wal_end);
+                    chunk.events.push(StreamEvent::Keepalive(wal_end));
+                    if reply_requested {
+                        self.send_status().await?;
+                    }
+                }
+                Frame::End => return Err(ReadError::Ended),
+            }
+            let full = chunk.events.len() >= CHUNK_MESSAGES_MAX || chunk.bytes >= CHUNK_BYTES_MAX;
+            next = if full { None } else { self.stream.try_next()? };
+        }
+        if let Some(received) = received {
+            self.received.send_if_modified(|seen| {
+                *seen = received.max(*seen);
+                false
+            });
+        }
+        Ok(())
+    }
+
+    async fn send_status(&mut self) -> Result<(), ReadError> {
+        let durable = *self.durable.borrow_and_update();
+        Ok(self.stream.send_status(&Feedback::durable(durable)).await?)
+    }
+}
