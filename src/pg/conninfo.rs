@@ -1,13 +1,48 @@
 //! Where and how to reach a server: libpq's connection parameters, parsed and checked.
 //!
-//! Pure: environment variables and the password file are read by `config`, which passes what it
-//! found. Follows libpq (PostgreSQL's `libpq.sgml`, "Database Connection Control Functions").
+//! Pure: environment variables, the password file and libpq's files in the home directory are
+//! found by `config`, which passes them in. Follows libpq (PostgreSQL's `libpq.sgml`, "Database
+//! Connection Control Functions" and "The Password File"; `fe-connect.c`).
+//!
+//! ```text
+//! text ─syntax─▶ settings ─keywords─▶ known, supported ─build─▶ ConnInfo ◀─passfile─ file's text
+//! ```
+//! # Invariants
+//! - Every problem of a string is reported at once.
+//! - No error text echoes the string or a part of it that could belong to a password: values are
+//!   never repeated, and an unknown keyword only if it is a near miss of a known one.
+//!
+//! # Where this differs from libpq, on purpose
+//! - Without a host, `localhost` over TCP: a static binary knows no distribution's socket directory.
+//! - `connect_timeout` is never unlimited: absent, 0 and negative mean [`CONNECT_TIMEOUT_DEFAULT`].
+//! - `sslcert` and `sslkey` are given together or not at all.
+//! - Known parameters that pgsluice cannot honour are refused, not ignored.
 
+mod build;
+mod keywords;
+mod passfile;
+mod syntax;
+
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use build::{ConnInfoErrors, DefaultFiles, Defaults, Parsed, Passfile, parse};
+pub use passfile::password_for;
+pub use syntax::quote_value;
+
 use super::Secret;
+
+/// `connect_timeout` where none is given: long enough for a distant TLS handshake, short enough
+/// that a firewall that drops packets is noticed while somebody still looks.
+pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// libpq's shortest `connect_timeout`.
+pub const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(2);
+
+/// PostgreSQL's port, where none is given.
+pub const PORT_DEFAULT: u16 = 5432;
 
 /// One server (or several alternatives, tried in order) and how to authenticate there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,9 +55,11 @@ pub struct ConnInfo {
     pub tls: TlsSettings,
     /// Bounds each host's name resolution, TCP, TLS and authentication together.
     pub connect_timeout: Duration,
+    /// `application_name`, else `fallback_application_name`.
     pub application_name: Option<String>,
     /// `options`: command-line options for the server, such as `-c geqo=off`.
     pub options: Option<String>,
+    /// `None` is `keepalives=0`: off.
     pub keepalives: Option<Keepalives>,
     /// `tcp_user_timeout`: how long sent data may stay unacknowledged.
     pub tcp_user_timeout: Option<Duration>,
@@ -33,6 +70,9 @@ pub struct ConnInfo {
 pub struct Host {
     pub address: HostAddress,
     pub port: u16,
+    /// The password file's entry for this host, where one password does not fit all hosts; it
+    /// overrides [`ConnInfo::password`]. Use [`ConnInfo::password_for`].
+    pub password: Option<Secret>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +85,7 @@ pub enum HostAddress {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsSettings {
+    /// `require` with a root certificate file is `verify-ca` here, as libpq documents it.
     pub mode: SslMode,
     pub negotiation: SslNegotiation,
     pub root_cert: RootCert,
@@ -100,3 +141,73 @@ pub enum TargetSessionAttrs {
     ReadWrite,
     Primary,
 }
+
+impl ConnInfo {
+    /// The password to offer to `host`.
+    #[must_use]
+    pub fn password_for<'a>(&'a self, host: &'a Host) -> Option<&'a Secret> {
+        host.password.as_ref().or(self.password.as_ref())
+    }
+
+    /// What may be logged and shown: who, where and how safely; never a password, never `options`.
+    /// `host=db-master port=5432 user=sammy dbname=example sslmode=prefer`
+    pub fn redacted(&self) -> impl fmt::Display + '_ {
+        Redacted(self)
+    }
+}
+
+struct Redacted<'a>(&'a ConnInfo);
+
+impl fmt::Display for Redacted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let conninfo = self.0;
+        let list = |part: fn(&Host) -> String| {
+            quote_value(&conninfo.hosts.iter().map(part).collect::<Vec<_>>().join(","))
+        };
+        write!(f, "host={}", list(|host| host.address.to_string()))?;
+        let pinned = |host: &Host| match &host.address {
+            HostAddress::Tcp { hostaddr: Some(ip), .. } => ip.to_string(),
+            HostAddress::Tcp { hostaddr: None, .. } | HostAddress::Unix(_) => String::new(),
+        };
+        let adds = |pinned: &str, host: &Host| !pinned.is_empty() && pinned != host.address.to_string();
+        if conninfo.hosts.iter().any(|host| adds(&pinned(host), host)) {
+            write!(f, " hostaddr={}", list(pinned))?;
+        }
+        write!(
+            f,
+            " port={} user={} dbname={} sslmode={}",
+            list(|host| host.port.to_string()),
+            quote_value(&conninfo.user),
+            quote_value(&conninfo.dbname),
+            conninfo.tls.mode.as_str()
+        )
+    }
+}
+
+/// The host as a connection string gives it.
+impl fmt::Display for HostAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { name, .. } => f.write_str(name),
+            Self::Unix(directory) => write!(f, "{}", directory.display()),
+        }
+    }
+}
+
+impl SslMode {
+    /// libpq's word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Disable => "disable",
+            Self::Allow => "allow",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+            Self::VerifyCa => "verify-ca",
+            Self::VerifyFull => "verify-full",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

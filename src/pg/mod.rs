@@ -7,9 +7,12 @@ pub mod conninfo;
 mod ident;
 mod lsn;
 mod name;
+mod nearest;
 mod secret;
 
 pub use ident::{quote_ident, quote_literal};
 pub use lsn::{Lsn, ParseLsnError};
 pub use name::{ParseNameError, QualifiedName, SlotName, SubscriptionName};
 pub use secret::Secret;
+
+pub(crate) use nearest::nearest;
