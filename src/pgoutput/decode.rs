@@ -1,0 +1,247 @@
+//! Reads each message's body, field by field, as PostgreSQL's `logicalrep_read_*` do.
+//!
+//! Every function reads one kind of message to its end. Fields carry the names that
+//! `protocol.sgml` gives them, so that an error can be held against that page.
+
+use bytes::Bytes;
+
+use super::envelope::{self, MessageKind};
+use super::error::{DecodeError, Field, Problem};
+use super::message::{
+    Begin, Commit, Delete, DeletedRow, Insert, LogicalMessage, Message, OldRow, Origin, Relation,
+    RelationColumn, Truncate, Type, Update,
+};
+use super::reader::Reader;
+use super::tuple::{Cells, Row};
+use crate::schema::ReplicaIdentity;
+
+/// `LOGICALREP_IS_REPLICA_IDENTITY` in `proto.c`.
+const COLUMN_IS_KEY: u8 = 1;
+/// `TRUNCATE_CASCADE` and `TRUNCATE_RESTART_SEQS` in `proto.c`.
+const TRUNCATE_CASCADE: u8 = 1;
+const TRUNCATE_RESTART_SEQS: u8 = 2;
+/// `MESSAGE_TRANSACTIONAL` in `proto.c`.
+const MESSAGE_TRANSACTIONAL: u8 = 1;
+/// Flags, an empty name, type OID, type modifier.
+const RELATION_COLUMN_BYTES_MIN: usize = 1 + 1 + 4 + 4;
+const OID_BYTES: usize = 4;
+
+const RELATION_OID: Field = Field::Of("relation OID");
+
+/// Decodes one message of pgoutput protocol version 1: the payload of an `XLogData` message, without
+/// its header.
+///
+/// Rows and contents share `payload`; nothing of them is copied.
+///
+/// # Errors
+/// Whatever is not exactly one whole message; see [`DecodeError`].
+pub fn decode(payload: Bytes) -> Result<Message, DecodeError> {
+    let (kind, reader) = envelope::open(&payload)?;
+    match kind {
+        MessageKind::Begin => begin(reader).map(Message::Begin),
+        MessageKind::Commit => commit(reader).map(Message::Commit),
+        MessageKind::Origin => origin(reader).map(Message::Origin),
+        MessageKind::Relation => relation(reader).map(Message::Relation),
+        MessageKind::Type => type_name(reader).map(Message::Type),
+        MessageKind::Truncate => truncate(reader).map(Message::Truncate),
+        MessageKind::Logical => logical(reader, &payload).map(Message::Logical),
+        // Rows outlive the reader's borrow of the payload and then take it over.
+        MessageKind::Insert => {
+            let (relation_oid, new) = insert(reader)?;
+            Ok(Message::Insert(Insert { relation_oid, new: new.of(payload) }))
+        }
+        MessageKind::Update => {
+            let (relation_oid, old, new) = update(reader)?;
+            let old = match old {
+                None => OldRow::NotSent,
+                Some(Identity::Key(cells)) => OldRow::Key(cells.of(payload.clone())),
+                Some(Identity::Full(cells)) => OldRow::Full(cells.of(payload.clone())),
+            };
+            Ok(Message::Update(Update { relation_oid, old, new: new.of(payload) }))
+        }
+        MessageKind::Delete => {
+            let (relation_oid, old) = delete(reader)?;
+            let old = match old {
+                Identity::Key(cells) => DeletedRow::Key(cells.of(payload)),
+                Identity::Full(cells) => DeletedRow::Full(cells.of(payload)),
+            };
+            Ok(Message::Delete(Delete { relation_oid, old }))
+        }
+    }
+}
+
+fn begin(mut reader: Reader<'_>) -> Result<Begin, DecodeError> {
+    let final_lsn = reader.position(Field::Of("final LSN"))?;
+    let commit_time = reader.i64(Field::Of("commit timestamp"))?;
+    let xid = reader.u32(Field::Of("xid"))?;
+    reader.finish()?;
+    Ok(Begin { final_lsn, commit_time, xid })
+}
+
+fn commit(mut reader: Reader<'_>) -> Result<Commit, DecodeError> {
+    reader.flags(Field::Of("flags"), 0)?;
+    let commit_lsn = reader.position(Field::Of("commit LSN"))?;
+    let end_lsn = reader.position(Field::Of("end LSN"))?;
+    let commit_time = reader.i64(Field::Of("commit timestamp"))?;
+    reader.finish()?;
+    Ok(Commit { commit_lsn, end_lsn, commit_time })
+}
+
+fn origin(mut reader: Reader<'_>) -> Result<Origin, DecodeError> {
+    let commit_lsn = reader.lsn(Field::Of("commit LSN"))?;
+    let name = reader.name(Field::Of("origin name"))?;
+    reader.finish()?;
+    Ok(Origin { commit_lsn, name })
+}
+
+fn relation(mut reader: Reader<'_>) -> Result<Relation, DecodeError> {
+    let oid = reader.u32(RELATION_OID)?;
+    let schema = namespace(&mut reader)?;
+    let name = reader.name(Field::Of("relation name"))?;
+    let replica_identity = replica_identity(&mut reader)?;
+    let columns = relation_columns(&mut reader)?;
+    reader.finish()?;
+    Ok(Relation { oid, schema, name, replica_identity, columns })
+}
+
+/// An empty name saves the publisher the bytes of `pg_catalog` (`logicalrep_write_namespace`).
+fn namespace(reader: &mut Reader<'_>) -> Result<String, DecodeError> {
+    let name = reader.name(Field::Of("namespace"))?;
+    Ok(if name.is_empty() { "pg_catalog".to_owned() } else { name })
+}
+
+/// `pg_class.relreplident`.
+fn replica_identity(reader: &mut Reader<'_>) -> Result<ReplicaIdentity, DecodeError> {
+    const FIELD: Field = Field::Of("replica identity");
+    let offset = reader.offset();
+    Ok(match reader.u8(FIELD)? {
+        b'd' => ReplicaIdentity::Default,
+        b'n' => ReplicaIdentity::Nothing,
+        b'f' => ReplicaIdentity::Full,
+        b'i' => ReplicaIdentity::Index,
+        found => {
+            let problem = Problem::Unexpected { found, expected: "'d', 'n', 'f' or 'i'" };
+            return Err(reader.malformed(FIELD, offset, problem));
+        }
+    })
+}
+
+fn relation_columns(reader: &mut Reader<'_>) -> Result<Vec<RelationColumn>, DecodeError> {
+    const COUNT: Field = Field::Of("number of columns");
+    let offset = reader.offset();
+    let announced = u32::from(reader.u16(COUNT)?);
+    let count = reader.believable(COUNT, offset, announced, RELATION_COLUMN_BYTES_MIN)?;
+    let mut columns = Vec::with_capacity(count);
+    for number in 1..=announced {
+        let field = |name| Field::OfItem { item: "column", number, name };
+        let flags = reader.flags(field("flags"), COLUMN_IS_KEY)?;
+        columns.push(RelationColumn {
+            key: flags & COLUMN_IS_KEY != 0,
+            name: reader.name(field("name"))?,
+            type_oid: reader.u32(field("type OID"))?,
+            typmod: reader.i32(field("type modifier"))?,
+        });
+    }
+    Ok(columns)
+}
+
+fn type_name(mut reader: Reader<'_>) -> Result<Type, DecodeError> {
+    let oid = reader.u32(Field::Of("type OID"))?;
+    let schema = namespace(&mut reader)?;
+    let name = reader.name(Field::Of("type name"))?;
+    reader.finish()?;
+    Ok(Type { oid, schema, name })
+}
+
+fn insert(mut reader: Reader<'_>) -> Result<(u32, Cells), DecodeError> {
+    let relation_oid = reader.u32(RELATION_OID)?;
+    let new = new_row(&mut reader)?;
+    reader.finish()?;
+    Ok((relation_oid, new))
+}
+
+/// The old row as the wire marks it: `K` or `O`.
+enum Identity {
+    Key(Cells),
+    Full(Cells),
+}
+
+fn update(mut reader: Reader<'_>) -> Result<(u32, Option<Identity>, Cells), DecodeError> {
+    const MARK: Field = Field::Of("row mark");
+    let relation_oid = reader.u32(RELATION_OID)?;
+    let offset = reader.offset();
+    let (old, new) = match reader.u8(MARK)? {
+        b'N' => (None, Cells::read(&mut reader, Row::New)?),
+        b'K' => {
+            let old = Identity::Key(Cells::read(&mut reader, Row::OldKey)?);
+            (Some(old), new_row(&mut reader)?)
+        }
+        b'O' => {
+            let old = Identity::Full(Cells::read(&mut reader, Row::Old)?);
+            (Some(old), new_row(&mut reader)?)
+        }
+        found => {
+            let problem = Problem::Unexpected { found, expected: "'K', 'O' or 'N'" };
+            return Err(reader.malformed(MARK, offset, problem));
+        }
+    };
+    reader.finish()?;
+    Ok((relation_oid, old, new))
+}
+
+fn delete(mut reader: Reader<'_>) -> Result<(u32, Identity), DecodeError> {
+    const MARK: Field = Field::Of("old row mark");
+    let relation_oid = reader.u32(RELATION_OID)?;
+    let offset = reader.offset();
+    let old = match reader.u8(MARK)? {
+        b'K' => Identity::Key(Cells::read(&mut reader, Row::OldKey)?),
+        b'O' => Identity::Full(Cells::read(&mut reader, Row::Old)?),
+        found => {
+            let problem = Problem::Unexpected { found, expected: "'K' or 'O'" };
+            return Err(reader.malformed(MARK, offset, problem));
+        }
+    };
+    reader.finish()?;
+    Ok((relation_oid, old))
+}
+
+/// A row with its mark `N` before it.
+fn new_row(reader: &mut Reader<'_>) -> Result<Cells, DecodeError> {
+    const MARK: Field = Field::Of("new row mark");
+    let offset = reader.offset();
+    match reader.u8(MARK)? {
+        b'N' => Cells::read(reader, Row::New),
+        found => {
+            let problem = Problem::Unexpected { found, expected: "'N'" };
+            Err(reader.malformed(MARK, offset, problem))
+        }
+    }
+}
+
+fn truncate(mut reader: Reader<'_>) -> Result<Truncate, DecodeError> {
+    const COUNT: Field = Field::Of("number of relations");
+    let offset = reader.offset();
+    let announced = reader.u32(COUNT)?;
+    let flags = reader.flags(Field::Of("flags"), TRUNCATE_CASCADE | TRUNCATE_RESTART_SEQS)?;
+    let count = reader.believable(COUNT, offset, announced, OID_BYTES)?;
+    let mut relation_oids = Vec::with_capacity(count);
+    for number in 1..=announced {
+        relation_oids.push(reader.u32(Field::OfItem { item: "relation", number, name: "OID" })?);
+    }
+    reader.finish()?;
+    Ok(Truncate {
+        relation_oids,
+        cascade: flags & TRUNCATE_CASCADE != 0,
+        restart_seqs: flags & TRUNCATE_RESTART_SEQS != 0,
+    })
+}
+
+fn logical(mut reader: Reader<'_>, payload: &Bytes) -> Result<LogicalMessage, DecodeError> {
+    let flags = reader.flags(Field::Of("flags"), MESSAGE_TRANSACTIONAL)?;
+    let lsn = reader.lsn(Field::Of("LSN"))?;
+    let prefix = payload.slice_ref(reader.raw_string(Field::Of("prefix"))?);
+    let len = reader.u32(Field::Of("content length"))?;
+    let content = payload.slice_ref(reader.bytes(Field::Of("content"), len)?);
+    reader.finish()?;
+    Ok(LogicalMessage { transactional: flags & MESSAGE_TRANSACTIONAL != 0, lsn, prefix, content })
+}
