@@ -12,13 +12,10 @@ use super::plan::RowChange;
 use super::progress::{self, Step};
 use super::statement::{Sequences, truncate_sql};
 use super::tables::{Lookup, Tables};
-use super::{ApplyError, FailedChange, Membership, TargetSession};
+use super::{ApplyError, FailedChange, Membership, TargetSession, unix_time_us};
 use crate::conflict::ConflictReport;
 use crate::pg::{Lsn, SubscriptionName};
 use crate::pgoutput::{Begin, Commit, Message, Truncate};
-
-/// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01).
-const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
 /// Applies one subscription's stream through one session.
 pub struct Applier {
@@ -126,12 +123,12 @@ impl Applier {
                 Ok(Outcome::Pending)
             }
             Message::Type(message) => {
-                self.tables.announce_type(message);
+                self.tables.announce_type(message)?;
                 Ok(Outcome::Pending)
             }
-            Message::Insert(m) => self.change(m.relation, RowChange::Insert { new: m.new }).await,
-            Message::Update(m) => self.change(m.relation, RowChange::Update { old: m.old, new: m.new }).await,
-            Message::Delete(m) => self.change(m.relation, RowChange::Delete { old: m.old }).await,
+            Message::Insert(m) => self.change(m.relation_oid, RowChange::Insert { new: m.new }).await,
+            Message::Update(m) => self.change(m.relation_oid, RowChange::Update { old: m.old, new: m.new }).await,
+            Message::Delete(m) => self.change(m.relation_oid, RowChange::Delete { old: m.old.into() }).await,
             Message::Truncate(truncate) => self.truncate(&truncate).await,
             // Neither carries anything for a table: where a transaction first came from, and what
             // an application said beside its rows.
@@ -181,7 +178,7 @@ impl Applier {
             return Ok(Outcome::Pending);
         }
         let mut tables = Vec::new();
-        for &relation in &truncate.relations {
+        for &relation in &truncate.relation_oids {
             match self.tables.lookup(relation, transaction.begin.final_lsn) {
                 Lookup::Apply(table) => tables.push(std::sync::Arc::clone(table)),
                 Lookup::PassOver => {}
@@ -192,7 +189,7 @@ impl Applier {
             return Ok(Outcome::Pending);
         }
         self.open().await?;
-        let identity = if truncate.restart_identity { Sequences::Restart } else { Sequences::Continue };
+        let identity = if truncate.restart_seqs { Sequences::Restart } else { Sequences::Continue };
         let sql = truncate_sql(tables.iter().map(|table| &table.plan), identity);
         let result = match self.executor.drain().await {
             Ok(()) => self.session.client().batch_execute(&sql).await.map_err(ApplyError::from),
@@ -204,7 +201,7 @@ impl Applier {
     async fn commit(&mut self, commit: &Commit) -> Result<Outcome, ApplyError> {
         let transaction = self.transaction.take().ok_or_else(|| outside("COMMIT"))?;
         let applied = |how| Applied {
-            commit_time_us: commit.commit_time_us + POSTGRES_EPOCH_US,
+            commit_time_us: unix_time_us(commit.commit_time),
             changes: transaction.changes,
             how,
         };

@@ -54,15 +54,15 @@ impl<'a> CatchUp<'a> {
                     self.executor.forget(replaced);
                 }
             }
-            Message::Type(message) => self.tables.announce_type(message),
-            Message::Insert(m) => self.change(m.relation, RowChange::Insert { new: m.new }).await?,
+            Message::Type(message) => self.tables.announce_type(message)?,
+            Message::Insert(m) => self.change(m.relation_oid, RowChange::Insert { new: m.new }).await?,
             Message::Update(m) => {
-                self.change(m.relation, RowChange::Update { old: m.old, new: m.new }).await?;
+                self.change(m.relation_oid, RowChange::Update { old: m.old, new: m.new }).await?;
             }
-            Message::Delete(m) => self.change(m.relation, RowChange::Delete { old: m.old }).await?,
+            Message::Delete(m) => self.change(m.relation_oid, RowChange::Delete { old: m.old.into() }).await?,
             Message::Truncate(m) => {
-                let identity = if m.restart_identity { Sequences::Restart } else { Sequences::Continue };
-                for relation in m.relations {
+                let identity = if m.restart_seqs { Sequences::Restart } else { Sequences::Continue };
+                for relation in m.relation_oids {
                     if let Some(table) = self.find(relation)? {
                         self.executor.drain().await?;
                         let sql = truncate_sql([&table.plan], identity);

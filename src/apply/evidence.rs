@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::error::{ApplyError, FailedChange};
 use super::plan::{Param, RowChange, plan_exists};
 use super::statement::{local_rows_by_key_sql, local_rows_by_identity_sql};
-use super::{TableContext, TargetSession};
+use super::{TableContext, TargetSession, unix_time_us};
 use crate::conflict::{
     ConflictKind, ConflictReport, FieldValue, LocalRow, Operation, RowImage, classify_error, classify_row,
 };
@@ -60,7 +60,7 @@ impl Finding {
             server_detail: error.detail,
             xid: begin.xid,
             commit_lsn: begin.final_lsn,
-            commit_time: Timestamp::from_microsecond(super::unix_time_us(begin.commit_time_us)).ok(),
+            commit_time: Timestamp::from_microsecond(unix_time_us(begin.commit_time)).ok(),
             change_count: Some(change_count),
             change_index: self.change_index,
         }

@@ -25,5 +25,13 @@ mod tables;
 pub use applier::{Applied, Applier, How, Outcome};
 pub use catch_up::CatchUp;
 pub use error::{ApplyError, FailedChange};
+/// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01).
+const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// A publisher's time stamp (µs since 2000-01-01) as µs since the Unix epoch.
+fn unix_time_us(postgres_time_us: i64) -> i64 {
+    postgres_time_us.saturating_add(POSTGRES_EPOCH_US)
+}
+
 pub use session::{Lock, OpenError, Replica, TargetSession, origin_name};
 pub use tables::{Member, Membership, TableContext};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{ApplyError, Replica, TargetSession};
 use crate::pg::{Lsn, QualifiedName};
-use crate::pgoutput::{Relation, RelationCache, TypeMessage};
+use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
 use crate::schema::{self, PublishedActions, PublishedRelation, SessionRole, TablePlan, catalog};
 
 /// A table of the subscription.
@@ -27,7 +27,7 @@ pub type Membership = HashMap<QualifiedName, Member>;
 pub struct TableContext {
     /// Distinguishes this plan from earlier plans of the same table.
     pub id: u64,
-    pub published: PublishedRelation,
+    pub published: Arc<PublishedRelation>,
     pub plan: TablePlan,
 }
 
@@ -66,8 +66,8 @@ impl Tables {
         &mut self.members
     }
 
-    pub(super) fn announce_type(&mut self, message: TypeMessage) {
-        self.cache.insert_type(message);
+    pub(super) fn announce_type(&mut self, message: Type) -> Result<(), RelationError> {
+        self.cache.note_type(message)
     }
 
     /// Takes a Relation message: compares it with the target as it is now. Returns the id of the
@@ -83,9 +83,11 @@ impl Tables {
             self.relations.insert(oid, Known::Foreign);
             return Ok(None);
         };
-        let published = self.cache.published(&message)?;
+        let published = self.cache.note_relation(message)?;
         let replaced = match self.relations.get(&oid) {
-            Some(Known::Member { context, .. }) if context.published == published => return Ok(None),
+            Some(Known::Member { context, .. }) if Arc::ptr_eq(&context.published, &published) => {
+                return Ok(None);
+            }
             Some(Known::Member { context, .. }) => Some(context.id),
             Some(Known::Foreign) | None => None,
         };

@@ -163,6 +163,17 @@ impl fmt::Debug for LogicalMessage {
     }
 }
 
+impl OldRow {
+    /// The key or row, if one was sent.
+    #[must_use]
+    pub fn tuple(&self) -> Option<&Tuple> {
+        match self {
+            Self::NotSent => None,
+            Self::Key(tuple) | Self::Full(tuple) => Some(tuple),
+        }
+    }
+}
+
 impl From<DeletedRow> for OldRow {
     fn from(row: DeletedRow) -> Self {
         match row {

@@ -1,0 +1,82 @@
+//! How far the stream has come, for whoever reports it, and the lag that follows from it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::pg::Lsn;
+
+/// Samples of the publisher's position that are kept: an hour at one a second.
+const SAMPLES_MAX: usize = 3600;
+
+/// Positions of a running stream; none where nothing is known yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StreamPositions {
+    pub received: Option<Lsn>,
+    pub applied: Option<Lsn>,
+    pub flushed: Option<Lsn>,
+}
+
+/// Turns positions into seconds: remembers where the publisher was when.
+#[derive(Debug, Default)]
+pub struct LagClock {
+    /// Publisher's positions, oldest first, with the time of each since some fixed start.
+    samples: VecDeque<(Duration, Lsn)>,
+}
+
+impl LagClock {
+    /// Takes a sample and returns the lag of `flushed`, in seconds: the age of the oldest
+    /// publisher position that has not been reached. `now` is a monotonic time.
+    pub fn lag_seconds(&mut self, now: Duration, publisher: Lsn, flushed: Lsn) -> f64 {
+        while self.samples.front().is_some_and(|&(_, lsn)| lsn <= flushed) {
+            self.samples.pop_front();
+        }
+        if publisher > flushed && self.samples.back().is_none_or(|&(_, lsn)| lsn < publisher) {
+            if self.samples.len() == SAMPLES_MAX {
+                // Every other one goes, the oldest stays: coarser, but the lag's start is kept.
+                let mut keep = false;
+                self.samples.retain(|_| {
+                    keep = !keep;
+                    keep
+                });
+            }
+            self.samples.push_back((now, publisher));
+        }
+        self.samples.front().map_or(0.0, |&(since, _)| now.saturating_sub(since).as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn lag_is_the_age_of_the_oldest_position_not_reached() {
+        let mut clock = LagClock::default();
+        let mut check = |now, publisher, flushed, expected: f64| {
+            let lag = clock.lag_seconds(at(now), Lsn::new(publisher), Lsn::new(flushed));
+            assert!((lag - expected).abs() < f64::EPSILON, "at {now}: {lag}");
+        };
+        check(0, 100, 100, 0.0);
+        check(1, 200, 100, 0.0);
+        check(2, 300, 100, 1.0);
+        check(5, 300, 100, 4.0);
+        // 200 is reached, 300 (seen at 2) is not.
+        check(6, 400, 250, 4.0);
+        check(7, 400, 400, 0.0);
+    }
+
+    #[test]
+    fn a_long_outage_stays_bounded_and_keeps_its_start() {
+        let mut clock = LagClock::default();
+        for second in 0..20_000 {
+            clock.lag_seconds(at(second), Lsn::new(1000 + second), Lsn::new(1));
+        }
+        assert!(clock.samples.len() <= SAMPLES_MAX);
+        let lag = clock.lag_seconds(at(20_000), Lsn::new(30_000), Lsn::new(1));
+        assert!((lag - 20_000.0).abs() < f64::EPSILON, "{lag}");
+    }
+}

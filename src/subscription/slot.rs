@@ -1,0 +1,239 @@
+//! What to make of the replication slot: create it, use it, or stop because it cannot be trusted.
+//!
+//! The decision is pure. A slot that has gone is never made anew by itself: what was committed in
+//! between would be missing from the target without a word (a failover's silent gap).
+
+use serde::Deserialize;
+
+use crate::error::{Diagnosis, PauseReason};
+use crate::net::PgClient;
+use crate::pg::{Lsn, SlotName, SubscriptionName};
+
+use super::failure::Failure;
+
+/// `pg_replication_slots`, as far as the publisher's version has the columns.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct SlotInfo {
+    pub slot_type: String,
+    pub plugin: Option<String>,
+    pub database: Option<String>,
+    #[serde(default)]
+    pub temporary: bool,
+    pub active_pid: Option<i32>,
+    pub restart_lsn: Option<String>,
+    pub confirmed_flush_lsn: Option<String>,
+    /// 13+: `reserved`, `extended`, `unreserved`, `lost`.
+    pub wal_status: Option<String>,
+    /// 17+.
+    pub invalidation_reason: Option<String>,
+    /// 16+.
+    #[serde(default)]
+    pub conflicting: Option<bool>,
+}
+
+/// The publisher's position and the slot's state, read together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SlotView {
+    pub publisher_lsn: Lsn,
+    pub slot: Option<SlotInfo>,
+}
+
+/// What to do about the slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SlotPlan {
+    Create,
+    /// It is there and nothing was recorded yet: ours from an interrupted start, or made ready by
+    /// hand. Changes from this position on will come.
+    Adopt { from: Lsn },
+    /// Go on from the recorded position.
+    Continue { from: Lsn },
+}
+
+const VIEW: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+        ELSE pg_catalog.pg_current_wal_flush_lsn() END)::pg_catalog.text, \
+    (SELECT pg_catalog.row_to_json(s)::pg_catalog.text FROM pg_catalog.pg_replication_slots s \
+        WHERE s.slot_name = $1::pg_catalog.text)";
+
+impl SlotInfo {
+    /// Bytes of WAL that the slot keeps the publisher from removing.
+    pub(super) fn retained_bytes(&self, publisher: Lsn) -> Option<u64> {
+        let restart: Lsn = self.restart_lsn.as_ref()?.parse().ok()?;
+        Some(publisher.bytes_since(restart))
+    }
+
+    fn is_lost(&self) -> bool {
+        self.wal_status.as_deref() == Some("lost")
+            || self.invalidation_reason.is_some()
+            || self.conflicting == Some(true)
+    }
+}
+
+/// Reads the publisher's position and the slot.
+pub(super) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView, tokio_postgres::Error> {
+    let row = client.query_one(VIEW, &[&slot.as_str()]).await?;
+    let position: String = row.try_get(0)?;
+    let slot: Option<String> = row.try_get(1)?;
+    Ok(SlotView {
+        publisher_lsn: position.parse().unwrap_or_default(),
+        slot: slot.and_then(|json| serde_json::from_str(&json).ok()),
+    })
+}
+
+/// Whether a missing slot is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnMissing {
+    Create,
+    Refuse,
+}
+
+/// Decides. `recorded` is the progress row's position.
+pub(super) fn plan(
+    name: &SlotName,
+    subscription: &SubscriptionName,
+    recorded: Option<Lsn>,
+    slot: Option<&SlotInfo>,
+    on_missing: OnMissing,
+    dbname: &str,
+) -> Result<SlotPlan, Failure> {
+    let Some(slot) = slot else {
+        return match (recorded, on_missing) {
+            (None, OnMissing::Create) => Ok(SlotPlan::Create),
+            (None, OnMissing::Refuse) => Err(missing_and_not_to_be_made(name)),
+            (Some(position), _) => Err(gone(name, subscription, position)),
+        };
+    };
+    if slot.slot_type != "logical" || slot.plugin.as_deref() != Some("pgoutput") {
+        return Err(foreign(
+            name,
+            format!("it is a {} slot with plugin {}", slot.slot_type, slot.plugin.as_deref().unwrap_or("none")),
+        ));
+    }
+    if let Some(database) = slot.database.as_deref().filter(|database| *database != dbname) {
+        return Err(foreign(name, format!("it belongs to database \"{database}\"")));
+    }
+    if slot.is_lost() {
+        return Err(lost(name, subscription, slot));
+    }
+    match recorded {
+        Some(from) => Ok(SlotPlan::Continue { from }),
+        None => {
+            let from = slot.confirmed_flush_lsn.as_deref().and_then(|lsn| lsn.parse().ok());
+            from.map(|from| SlotPlan::Adopt { from })
+                .ok_or_else(|| foreign(name, "it has no confirmed position yet".to_owned()))
+        }
+    }
+}
+
+fn missing_and_not_to_be_made(name: &SlotName) -> Failure {
+    Failure::pause(
+        PauseReason::SlotLost,
+        Diagnosis::new(format!("replication slot \"{name}\" does not exist on the publisher"))
+            .detail("create_slot is false, so it is not created here")
+            .hint(format!(
+                "on the publisher: SELECT pg_create_logical_replication_slot('{name}', 'pgoutput'); or set \
+                 create_slot = true; then \"pgsluice resume\""
+            )),
+    )
+}
+
+fn gone(name: &SlotName, subscription: &SubscriptionName, position: Lsn) -> Failure {
+    Failure::pause(
+        PauseReason::SlotLost,
+        Diagnosis::new(format!("replication slot \"{name}\" no longer exists on the publisher"))
+            .detail(format!(
+                "the target has everything up to {position}; whatever was committed after that can no longer \
+                 be streamed, and a new slot would leave it out silently"
+            ))
+            .hint(start_over(subscription)),
+    )
+}
+
+fn lost(name: &SlotName, subscription: &SubscriptionName, slot: &SlotInfo) -> Failure {
+    let why = slot.invalidation_reason.as_deref().unwrap_or("the WAL that it needs has been removed");
+    Failure::pause(
+        PauseReason::SlotLost,
+        Diagnosis::new(format!("replication slot \"{name}\" has been invalidated by the publisher"))
+            .detail(why.to_owned())
+            .hint(format!(
+                "{}; raise max_slot_wal_keep_size on the publisher so that it does not happen again",
+                start_over(subscription)
+            )),
+    )
+}
+
+fn start_over(subscription: &SubscriptionName) -> String {
+    format!(
+        "start over: \"pgsluice drop {subscription}\", empty the target's tables, and let pgsluice create \
+         the subscription again"
+    )
+}
+
+fn foreign(name: &SlotName, detail: String) -> Failure {
+    Failure::pause(
+        PauseReason::PublisherError,
+        Diagnosis::new(format!("replication slot \"{name}\" on the publisher is not this subscription's"))
+            .detail(detail)
+            .hint("choose another name with the key \"slot\", or drop that slot if nobody uses it"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Disposition;
+
+    fn logical() -> SlotInfo {
+        SlotInfo {
+            slot_type: "logical".into(),
+            plugin: Some("pgoutput".into()),
+            database: Some("example".into()),
+            temporary: false,
+            active_pid: None,
+            restart_lsn: Some("0/100".into()),
+            confirmed_flush_lsn: Some("0/200".into()),
+            wal_status: Some("reserved".into()),
+            invalidation_reason: None,
+            conflicting: None,
+        }
+    }
+
+    fn check(
+        recorded: Option<u64>,
+        slot: Option<SlotInfo>,
+        on_missing: OnMissing,
+        expected: Result<SlotPlan, PauseReason>,
+    ) {
+        let (name, subscription) = ("sub".parse().unwrap(), "sub".parse().unwrap());
+        let planned = plan(&name, &subscription, recorded.map(Lsn::new), slot.as_ref(), on_missing, "example");
+        match (planned, expected) {
+            (Ok(plan), Ok(expected)) => assert_eq!(plan, expected),
+            (Err(failure), Err(reason)) => assert_eq!(failure.disposition, Disposition::Pause(reason)),
+            (planned, expected) => panic!("{planned:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn a_first_start_creates_or_adopts() {
+        check(None, None, OnMissing::Create, Ok(SlotPlan::Create));
+        check(None, None, OnMissing::Refuse, Err(PauseReason::SlotLost));
+        check(None, Some(logical()), OnMissing::Create, Ok(SlotPlan::Adopt { from: Lsn::new(0x200) }));
+    }
+
+    #[test]
+    fn a_slot_that_has_gone_is_never_made_anew() {
+        check(Some(7), None, OnMissing::Create, Err(PauseReason::SlotLost));
+        check(Some(7), Some(logical()), OnMissing::Create, Ok(SlotPlan::Continue { from: Lsn::new(7) }));
+    }
+
+    #[test]
+    fn a_slot_that_lost_wal_or_belongs_to_others_stops_it() {
+        let lost = SlotInfo { wal_status: Some("lost".into()), ..logical() };
+        check(Some(7), Some(lost), OnMissing::Create, Err(PauseReason::SlotLost));
+        let idle = SlotInfo { invalidation_reason: Some("idle_timeout".into()), ..logical() };
+        check(Some(7), Some(idle), OnMissing::Create, Err(PauseReason::SlotLost));
+        let physical = SlotInfo { slot_type: "physical".into(), plugin: None, ..logical() };
+        check(None, Some(physical), OnMissing::Create, Err(PauseReason::PublisherError));
+        let elsewhere = SlotInfo { database: Some("other".into()), ..logical() };
+        check(None, Some(elsewhere), OnMissing::Create, Err(PauseReason::PublisherError));
+    }
+}
