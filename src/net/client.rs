@@ -1,0 +1,383 @@
+//! The tokio-postgres client over our own stream.
+//!
+//! ```text
+//! establish ─▶ NetStream (TLS already agreed) ─▶ tokio_postgres start-up ─▶ session set-up
+//!                                                        │
+//!                              driver task ◀── connection ┘   owned by PgClient, ends with it
+//! ```
+//! tokio-postgres would negotiate TLS itself; we have done so. To it, an encrypted stream looks
+//! like direct TLS whose handshake is the identity and which offers our channel binding.
+//!
+//! # Invariants
+//! - `search_path` is empty before a caller can run anything: a function planted in `public` is
+//!   never found (EDGE_CASES 12).
+//! - The driver task never outlives its `PgClient`, and why it ended can be asked afterwards.
+
+use std::convert::Infallible;
+use std::error::Error as _;
+use std::future::{self, Ready};
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
+use tokio_postgres::error::DbError;
+use tokio_postgres::tls::{self, TlsConnect, TlsStream};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, SimpleQueryMessage};
+
+use super::error::{ConnectError, ConnectErrorKind, Purpose, Step};
+use super::establish::{Login, LoginError, establish};
+use super::stream::{Encryption, NetStream};
+use super::{Dialed, server_version_num};
+use crate::error::ServerError;
+use crate::pg::conninfo::{self, ConnInfo, Host, TargetSessionAttrs};
+use crate::pg::{Secret, quote_literal};
+
+/// How long a graceful [`PgClient::close`] may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The parameters that servers report at start-up (`GUC_REPORT`; protocol.sgml, "Asynchronous
+/// Operations"). The driver can be asked by name only.
+const REPORTED: [&str; 15] = [
+    "server_version",
+    "server_encoding",
+    "client_encoding",
+    "application_name",
+    "default_transaction_read_only",
+    "in_hot_standby",
+    "is_superuser",
+    "session_authorization",
+    "DateStyle",
+    "IntervalStyle",
+    "TimeZone",
+    "integer_datetimes",
+    "standard_conforming_strings",
+    "scram_iterations",
+    "search_path",
+];
+
+/// What a session is to be, beyond what the connection string says.
+#[derive(Debug, Clone, Default)]
+pub struct ClientOptions {
+    /// Replaces the connection string's `application_name`.
+    pub application_name: Option<String>,
+    /// Run-time parameters to set once connected, name and value, as `SET name = value` would.
+    pub settings: Vec<(String, String)>,
+}
+
+/// A tokio-postgres client that owns its connection. Dropping it closes the socket at once;
+/// [`close`](Self::close) says goodbye first.
+#[derive(Debug)]
+pub struct PgClient {
+    client: Client,
+    driver: Driver,
+    ended: watch::Receiver<Option<Ended>>,
+    parameters: Vec<(&'static str, String)>,
+    server_version_num: u32,
+    host: Host,
+}
+
+/// Why a connection is no longer there.
+#[derive(Debug, Clone, Default)]
+pub struct Ended {
+    /// `None` when this side ended it.
+    pub error: Option<Arc<tokio_postgres::Error>>,
+    /// The last notice before the end. A server that crashes or shuts down may announce it so.
+    pub notice: Option<ServerError>,
+}
+
+impl Ended {
+    /// What the server said about it: a `FATAL`, or a notice of class 57 (operator intervention).
+    #[must_use]
+    pub fn server_error(&self) -> Option<ServerError> {
+        let fatal = self.error.as_deref().and_then(server_error);
+        fatal.or_else(|| self.notice.clone().filter(|notice| notice.class() == "57"))
+    }
+}
+
+/// Connects, authenticates and sets the session up, on the first host that fits
+/// `target_session_attrs`. Bounded by `connect_timeout` for each host.
+pub async fn client(info: &ConnInfo, options: &ClientOptions) -> Result<PgClient, ConnectError> {
+    establish(info, &SqlLogin { info, options }).await
+}
+
+/// The server's error in full, if this is one; `None` for everything else (I/O, conversions).
+#[must_use]
+pub fn server_error(error: &tokio_postgres::Error) -> Option<ServerError> {
+    error.as_db_error().map(from_db_error)
+}
+
+fn from_db_error(db: &DbError) -> ServerError {
+    let owned = |text: Option<&str>| text.map(str::to_owned);
+    ServerError {
+        severity: db.severity().to_owned(),
+        code: db.code().code().to_owned(),
+        message: db.message().to_owned(),
+        detail: owned(db.detail()),
+        hint: owned(db.hint()),
+        context: owned(db.where_()),
+        schema: owned(db.schema()),
+        table: owned(db.table()),
+        column: owned(db.column()),
+        data_type: owned(db.datatype()),
+        constraint: owned(db.constraint()),
+    }
+}
+
+impl PgClient {
+    /// The server's version: 150018 for 15.18.
+    #[must_use]
+    pub fn server_version_num(&self) -> u32 {
+        self.server_version_num
+    }
+
+    /// A run-time parameter as the server reported it at start-up, by its exact name
+    /// (`server_encoding`, `TimeZone`, …); later changes do not show.
+    #[must_use]
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Which of the configured hosts this is.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Why the connection ended; `None` while it lasts.
+    #[must_use]
+    pub fn closed_error(&self) -> Option<Ended> {
+        self.ended.borrow().clone()
+    }
+
+    /// Waits until the connection ends, and tells why. Cancel-safe.
+    pub async fn closed(&self) -> Ended {
+        let mut ended = self.ended.clone();
+        let outcome = ended.wait_for(Option::is_some).await;
+        outcome.ok().and_then(|ended| ended.clone()).unwrap_or_default()
+    }
+
+    /// Ends the session with a Terminate message, for a few seconds at most.
+    pub async fn close(self) {
+        let Self { client, mut driver, .. } = self;
+        drop(client);
+        // Past the limit, dropping the driver closes the socket the hard way.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut driver.task).await;
+    }
+}
+
+impl Deref for PgClient {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for PgClient {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+}
+
+/// The task that moves the connection's bytes; it ends with its owner.
+#[derive(Debug)]
+struct Driver {
+    task: JoinHandle<()>,
+    abort: AbortHandle,
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.abort.abort();
+    }
+}
+
+fn drive(mut connection: Connection<NetStream, NetStream>) -> (Driver, watch::Receiver<Option<Ended>>) {
+    let (sender, receiver) = watch::channel(None);
+    let task = tokio::spawn(async move {
+        let mut notice = None;
+        let error = loop {
+            match future::poll_fn(|cx| connection.poll_message(cx)).await {
+                Some(Ok(AsyncMessage::Notice(said))) => notice = Some(from_db_error(&said)),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => break Some(Arc::new(error)),
+                None => break None,
+            }
+        };
+        // Before the connection goes: whoever sees a request fail can already ask why.
+        sender.send_replace(Some(Ended { error, notice }));
+        drop(connection);
+    });
+    let abort = task.abort_handle();
+    (Driver { task, abort }, receiver)
+}
+
+struct SqlLogin<'a> {
+    info: &'a ConnInfo,
+    options: &'a ClientOptions,
+}
+
+impl Login for SqlLogin<'_> {
+    type Session = PgClient;
+
+    fn purpose(&self) -> Purpose {
+        Purpose::Sql
+    }
+
+    async fn log_in(&self, dialed: Dialed) -> Result<PgClient, LoginError> {
+        let Dialed { stream, host } = dialed;
+        let config = driver_config(self.info, self.options, stream.encryption());
+        let (client, connection) =
+            config.connect_raw(stream, Negotiated).await.map_err(|error| login_error(error, self.info))?;
+        let parameters: Vec<(&'static str, String)> = REPORTED
+            .iter()
+            .filter_map(|&name| Some((name, connection.parameter(name)?.to_owned())))
+            .collect();
+        let version = connection.parameter("server_version").unwrap_or("");
+        let server_version_num = server_version_num(version).ok_or_else(|| {
+            let what = format!("server_version is \"{}\"", version.escape_debug());
+            LoginError::new(Step::Database, ConnectErrorKind::Protocol(what))
+        })?;
+        let (driver, ended) = drive(connection);
+        let client = PgClient { client, driver, ended, parameters, server_version_num, host };
+        set_up(&client, &self.options.settings).await?;
+        check_session(&client, self.info.target_session_attrs).await?;
+        Ok(client)
+    }
+}
+
+fn driver_config(info: &ConnInfo, options: &ClientOptions, encryption: Encryption) -> Config {
+    let mut config = Config::new();
+    config.user(&info.user).dbname(&info.dbname);
+    if let Some(password) = info.password.as_ref().map(Secret::expose) {
+        config.password(password);
+    }
+    if let Some(name) = options.application_name.as_ref().or(info.application_name.as_ref()) {
+        config.application_name(name);
+    }
+    if let Some(options) = &info.options {
+        config.options(options);
+    }
+    match encryption {
+        Encryption::None => config.ssl_mode(SslMode::Disable),
+        Encryption::Tls => config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct),
+    };
+    config.channel_binding(match info.tls.channel_binding {
+        conninfo::ChannelBinding::Disable => ChannelBinding::Disable,
+        conninfo::ChannelBinding::Prefer => ChannelBinding::Prefer,
+        conninfo::ChannelBinding::Require => ChannelBinding::Require,
+    });
+    config
+}
+
+/// One round trip: nothing is found by its unqualified name, and the settings asked for hold.
+async fn set_up(client: &PgClient, settings: &[(String, String)]) -> Result<(), LoginError> {
+    let refused = |error: tokio_postgres::Error| {
+        let kind = match server_error(&error) {
+            Some(server) => ConnectErrorKind::Setting(server),
+            None => ConnectErrorKind::Driver(error),
+        };
+        LoginError::new(Step::Database, kind)
+    };
+    if client.parameter("standard_conforming_strings") == Some("off") {
+        // Literals below are quoted by the standard's rules, and parsed before they take effect.
+        client.batch_execute("SET standard_conforming_strings = on").await.map_err(refused)?;
+    }
+    let mut batch = String::from("SELECT pg_catalog.set_config('search_path', '', false)");
+    for (name, value) in settings {
+        batch.push_str(", pg_catalog.set_config(");
+        batch.push_str(&quote_literal(name));
+        batch.push_str(", ");
+        batch.push_str(&quote_literal(value));
+        batch.push_str(", false)");
+    }
+    client.batch_execute(&batch).await.map_err(refused)
+}
+
+/// `target_session_attrs`, judged by what the server says now (`fe-connect.c`, CONNECTION_CHECK_*).
+async fn check_session(client: &PgClient, wanted: TargetSessionAttrs) -> Result<(), LoginError> {
+    let (question, unfit) = match wanted {
+        TargetSessionAttrs::Any => return Ok(()),
+        TargetSessionAttrs::Primary => ("SELECT pg_catalog.pg_is_in_recovery()", "t"),
+        TargetSessionAttrs::ReadWrite => ("SHOW transaction_read_only", "on"),
+    };
+    let driver = |error| LoginError::new(Step::Database, ConnectErrorKind::Driver(error));
+    let messages = client.simple_query(question).await.map_err(driver)?;
+    let fits = messages
+        .iter()
+        .any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0).is_some_and(|v| v != unfit)));
+    if fits {
+        return Ok(());
+    }
+    Err(LoginError::new(Step::Database, ConnectErrorKind::SessionAttrs(wanted)))
+}
+
+/// Sorts a failed start-up. The driver keeps its kinds private: what is not a server's error or an
+/// I/O error is told by its `Display`, whose wording `tests` pins.
+fn login_error(error: tokio_postgres::Error, info: &ConnInfo) -> LoginError {
+    use ConnectErrorKind as K;
+    if let Some(server) = server_error(&error) {
+        return LoginError::server(server);
+    }
+    if error.is_closed() {
+        return LoginError::new(Step::Authentication, K::Closed);
+    }
+    let own = error.to_string();
+    let cause = error.source().map(ToString::to_string).unwrap_or_default();
+    let io = error.source().is_some_and(|source| source.is::<io::Error>());
+    let kind = match (own.as_str(), cause.as_str()) {
+        ("authentication error", "server did not use channel binding") => K::ChannelBindingMissing,
+        ("authentication error", "unsupported authentication method") => {
+            K::AuthUnsupported("Kerberos, GSSAPI or SSPI".to_owned())
+        }
+        ("authentication error", "unsupported SASL mechanism") => K::AuthUnsupported("another SASL".to_owned()),
+        ("invalid configuration", "password missing") if info.password.is_none() => K::PasswordMissing,
+        ("authentication error", _) if io => K::Scram(into_io(error)),
+        _ if io => match into_io(error) {
+            malformed if is_malformed(&malformed) => K::Protocol(malformed.to_string()),
+            lost => K::Lost(lost),
+        },
+        ("unexpected message from server", _) => K::Protocol(own),
+        _ => K::Driver(error),
+    };
+    LoginError::new(Step::Authentication, kind)
+}
+
+fn is_malformed(error: &io::Error) -> bool {
+    let tls = error.get_ref().is_some_and(|e| e.is::<rustls::Error>());
+    !tls && matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
+}
+
+fn into_io(error: tokio_postgres::Error) -> io::Error {
+    match error.into_source().map(|source| source.downcast::<io::Error>()) {
+        Some(Ok(io)) => *io,
+        Some(Err(other)) => io::Error::other(other),
+        None => io::Error::other("no cause given"),
+    }
+}
+
+/// The handshake that has already happened.
+struct Negotiated;
+
+impl TlsConnect<NetStream> for Negotiated {
+    type Stream = NetStream;
+    type Error = Infallible;
+    type Future = Ready<Result<NetStream, Infallible>>;
+
+    fn connect(self, stream: NetStream) -> Self::Future {
+        future::ready(Ok(stream))
+    }
+}
+
+impl TlsStream for NetStream {
+    fn channel_binding(&self) -> tls::ChannelBinding {
+        match self.tls_server_end_point() {
+            Some(data) => tls::ChannelBinding::tls_server_end_point(data),
+            None => tls::ChannelBinding::none(),
+        }
+    }
+}

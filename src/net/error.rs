@@ -1,0 +1,267 @@
+//! Why a connection could not be made: the step that failed, where, and the error beneath.
+//!
+//! Types and classification only; `explain` turns them into an operator's text. Nothing here
+//! retries: every failure's disposition is `Retry`, because the service recovers by itself once
+//! the fault is cured, with its caller's back-off. The chain is `ConnectError` → kind → its source.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::explain;
+use super::stream::Encryption;
+use crate::error::{Diagnosis, Disposition, ServerError};
+use crate::pg::conninfo::{ConnInfo, TargetSessionAttrs};
+
+/// The steps of making a connection, in the order in which they are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Step {
+    /// The host's name becomes addresses.
+    Name,
+    /// Packets find a way to the address.
+    Route,
+    /// Something listens on the port and answers.
+    Port,
+    /// Encryption is agreed upon and certificates fit.
+    Tls,
+    /// The server believes who we are and lets us in (pg_hba.conf, password, certificate).
+    Authentication,
+    /// The database exists and takes this session.
+    Database,
+    /// The role may replicate and the server has a WAL sender for it.
+    Replication,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Name => "name",
+            Self::Route => "route",
+            Self::Port => "port",
+            Self::Tls => "TLS",
+            Self::Authentication => "authentication",
+            Self::Database => "database",
+            Self::Replication => "replication",
+        })
+    }
+}
+
+/// What a session is for; some remedies differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Ordinary SQL.
+    Sql,
+    /// `replication=database`.
+    Replication,
+}
+
+/// A failure to connect, complete with what an operator needs to know about the attempt.
+#[derive(Debug, thiserror::Error)]
+#[error("could not connect to {} (step: {step})", endpoint(.host, *.port))]
+pub struct ConnectError {
+    pub step: Step,
+    /// As configured: a name, an address, or a socket directory.
+    pub host: String,
+    pub port: u16,
+    #[source]
+    pub kind: Box<ConnectErrorKind>,
+    pub(super) facts: Facts,
+    /// Other hosts or addresses that were tried and failed as well, one line each.
+    pub(super) others: Vec<String>,
+}
+
+/// What the attempt knew about itself.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub(super) user: String,
+    pub(super) dbname: String,
+    pub(super) purpose: Purpose,
+    /// The address that was tried, once the name was resolved.
+    pub(super) address: Option<IpAddr>,
+    pub(super) encryption: Encryption,
+}
+
+/// What went wrong. Secrets are never part of it.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectErrorKind {
+    #[error("the host name could not be resolved")]
+    Resolve(#[source] io::Error),
+    #[error("the host name has no address")]
+    NoAddress,
+    #[error("the connection could not be established")]
+    Connect(#[source] io::Error),
+    #[error("no answer within {} s", .0.as_secs_f32())]
+    TimedOut(Duration),
+    #[error("the server does not offer TLS")]
+    TlsNotOffered,
+    #[error("the server answered a request for TLS with something else")]
+    TlsAnswer,
+    #[error("TLS is not set up on this side")]
+    TlsSetup(#[source] TlsSetupError),
+    #[error("the TLS handshake failed")]
+    TlsHandshake(#[source] io::Error),
+    #[error("the server did not accept TLS without negotiation")]
+    DirectTlsRefused(#[source] Option<io::Error>),
+    #[error("the connection broke during start-up")]
+    Lost(#[source] io::Error),
+    #[error("the server closed the connection during start-up")]
+    Closed,
+    #[error(transparent)]
+    Server(ServerError),
+    /// The session stands, and a setting asked for was refused.
+    #[error("the server refused a session setting")]
+    Setting(#[source] ServerError),
+    #[error("the server asks for a password and none is configured")]
+    PasswordMissing,
+    #[error("the server asks for {0} authentication, which is not supported")]
+    AuthUnsupported(String),
+    #[error("channel binding is required and was not used")]
+    ChannelBindingMissing,
+    #[error("the SCRAM exchange failed")]
+    Scram(#[source] io::Error),
+    #[error("the peer does not follow PostgreSQL's protocol: {0}")]
+    Protocol(String),
+    #[error("the server is not what target_session_attrs asks for")]
+    SessionAttrs(TargetSessionAttrs),
+    #[error("the database driver failed")]
+    Driver(#[source] tokio_postgres::Error),
+}
+
+/// A file or trust store for TLS that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsSetupError {
+    #[error("{what} {} could not be read", .path.display())]
+    File { what: &'static str, path: PathBuf, source: rustls::pki_types::pem::Error },
+    #[error("{what} {} holds no PEM section of that kind", .path.display())]
+    Empty { what: &'static str, path: PathBuf },
+    #[error("the system's trust store holds no certificate")]
+    NoSystemRoots,
+    #[error("nothing to verify the server's certificate against")]
+    NoRoots,
+    #[error("\"{0}\" is not a host name that a certificate can be verified for")]
+    HostName(String),
+    #[error("the certificate or key was not accepted")]
+    Rustls(#[from] rustls::Error),
+}
+
+/// `host:port`, with a socket's path written as PostgreSQL names it.
+pub(super) fn endpoint(host: &str, port: u16) -> String {
+    if host.starts_with('/') {
+        format!("{host}/.s.PGSQL.{port}")
+    } else if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
+}
+
+impl ConnectError {
+    /// Primary, detail and hint for an operator.
+    #[must_use]
+    pub fn diagnosis(&self) -> Diagnosis {
+        explain::diagnosis(self)
+    }
+
+    /// Whether the fault may pass without anybody doing something: the network, a restart, a
+    /// server that is full. The rest (passwords, pg_hba.conf, privileges, certificates) needs a
+    /// person, though not a restart of pgsluice.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        use ConnectErrorKind as K;
+        match &*self.kind {
+            K::Resolve(_)
+            | K::NoAddress
+            | K::Connect(_)
+            | K::TimedOut(_)
+            | K::Lost(_)
+            | K::Closed
+            | K::SessionAttrs(_) => true,
+            K::Server(error) | K::Setting(error) => error.is_transient(),
+            K::TlsHandshake(error) => error.get_ref().is_none_or(|e| !e.is::<rustls::Error>()),
+            K::TlsNotOffered
+            | K::TlsAnswer
+            | K::TlsSetup(_)
+            | K::DirectTlsRefused(_)
+            | K::PasswordMissing
+            | K::AuthUnsupported(_)
+            | K::ChannelBindingMissing
+            | K::Scram(_)
+            | K::Protocol(_)
+            | K::Driver(_) => false,
+        }
+    }
+
+    /// Always `Retry`: whatever stands in the way, the next attempt notices that it has gone.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        Disposition::Retry
+    }
+
+    /// The server's own error, if it was the server that refused.
+    #[must_use]
+    pub fn server_error(&self) -> Option<&ServerError> {
+        match &*self.kind {
+            ConnectErrorKind::Server(error) | ConnectErrorKind::Setting(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether another address or host is worth a try. As in libpq, a server that has judged who
+    /// we are has spoken for all of them; one that starts up or is a standby has not.
+    pub(super) fn may_try_next(&self) -> bool {
+        use ConnectErrorKind as K;
+        match &*self.kind {
+            K::Server(error) => error.code == "57P03",
+            K::PasswordMissing | K::AuthUnsupported(_) | K::ChannelBindingMissing | K::Scram(_) => false,
+            K::TlsSetup(_) | K::Setting(_) | K::Driver(_) => false,
+            K::Resolve(_)
+            | K::NoAddress
+            | K::Connect(_)
+            | K::TimedOut(_)
+            | K::TlsNotOffered
+            | K::TlsAnswer
+            | K::TlsHandshake(_)
+            | K::DirectTlsRefused(_)
+            | K::Lost(_)
+            | K::Closed
+            | K::Protocol(_)
+            | K::SessionAttrs(_) => true,
+        }
+    }
+
+    /// Whether `sslmode` allow or prefer should try again with (or without) encryption: the
+    /// handshake failed, or pg_hba.conf turned this kind of connection away.
+    pub(super) fn may_try_other_encryption(&self) -> bool {
+        match &*self.kind {
+            ConnectErrorKind::TlsHandshake(_) => true,
+            ConnectErrorKind::Server(error) => error.code == "28000",
+            _ => false,
+        }
+    }
+}
+
+impl Facts {
+    pub(super) fn new(info: &ConnInfo, purpose: Purpose) -> Self {
+        Self {
+            user: info.user.clone(),
+            dbname: info.dbname.clone(),
+            purpose,
+            address: None,
+            encryption: Encryption::None,
+        }
+    }
+}
+
+/// The step at which a server refused, from its SQLSTATE.
+pub(super) fn step_of(error: &ServerError) -> Step {
+    let text = error.message.to_ascii_lowercase();
+    let walsender = text.contains("walsender") || text.contains("wal sender");
+    match error.code.as_str() {
+        _ if error.class() == "28" => Step::Authentication,
+        "42501" if walsender => Step::Replication,
+        "53300" if walsender || text.contains("max_wal_senders") => Step::Replication,
+        _ => Step::Database,
+    }
+}

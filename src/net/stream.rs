@@ -1,0 +1,114 @@
+//! One byte stream for every way to reach a server: TCP, Unix socket, TLS.
+//!
+//! The layers above read and write bytes and never ask which of the three they have, except for
+//! what authentication needs to know: the server's certificate, which channel binding hashes.
+
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
+
+use super::binding;
+
+/// A connected stream. It buffers nothing of its own beyond TLS records.
+#[derive(Debug)]
+pub enum NetStream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Whether the bytes on the wire are encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encryption {
+    None,
+    Tls,
+}
+
+impl NetStream {
+    #[must_use]
+    pub fn encryption(&self) -> Encryption {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => Encryption::None,
+            Self::Tls(_) => Encryption::Tls,
+        }
+    }
+
+    /// The server's address, if it has one.
+    #[must_use]
+    pub fn peer_ip(&self) -> Option<IpAddr> {
+        self.tcp().and_then(|tcp| tcp.peer_addr().ok()).map(|addr| addr.ip())
+    }
+
+    /// Channel binding data of type `tls-server-end-point` (RFC 5929); `None` without TLS, or when
+    /// the certificate's signature algorithm defines no hash.
+    #[must_use]
+    pub fn tls_server_end_point(&self) -> Option<Vec<u8>> {
+        let Self::Tls(tls) = self else { return None };
+        let (_, session) = tls.get_ref();
+        session.peer_certificates()?.first().and_then(|cert| binding::tls_server_end_point(cert))
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(tcp) => Some(tcp),
+            Self::Tls(tls) => Some(tls.get_ref().0),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+/// Forwards one poll method to whichever stream is inside.
+macro_rules! forward {
+    ($self:ident, $method:ident($($arg:expr),*)) => {
+        match $self.get_mut() {
+            NetStream::Tcp(stream) => Pin::new(stream).$method($($arg),*),
+            NetStream::Unix(stream) => Pin::new(stream).$method($($arg),*),
+            NetStream::Tls(stream) => Pin::new(&mut **stream).$method($($arg),*),
+        }
+    };
+}
+
+impl AsyncRead for NetStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        forward!(self, poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for NetStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        forward!(self, poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, poll_shutdown(cx))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        forward!(self, poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Unix(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The replication connection's socket with its two buffers.
+//!
+//! ```text
+//! socket ─read─▶ input ─split, freeze─▶ messages whose bodies are slices of the read buffer
+//! output ─write─▶ socket
+//! ```
+//! # Why no codec
+//! A payload is copied once, by the kernel, into the buffer that its `Bytes` then shares. Many
+//! messages arrive per read; callers take them one by one without another system call.
+//!
+//! # Invariants
+//! - Cancel-safe: bytes are only ever in `input` or `output`. A dropped future loses none, and the
+//!   next flush goes on where the last one stopped.
+//! - `input` grows as bytes really arrive, never by what a length word claims alone, and a large
+//!   buffer is let go of as soon as the message that needed it is out.
+//! - A message that keeps a body alive keeps its whole read buffer (128 KiB, or its own size) alive.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use bytes::{BufMut, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::wire::{self, Message, Split, WireError};
+use crate::error::ServerError;
+use crate::net::NetStream;
+
+/// The read buffer's size, bytes: what one system call can take in.
+const READ_BYTES: usize = 128 * 1024;
+
+/// Below this much room, a read gets a fresh buffer, bytes.
+const READ_BYTES_MIN: usize = 16 * 1024;
+
+/// Parameters that a server may report before we stop recording: it has about fifteen.
+const PARAMETERS_MAX: usize = 256;
+
+/// The connection as such failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ChannelError {
+    #[error("the server closed the connection")]
+    Closed,
+    #[error("the connection broke")]
+    Io(#[source] io::Error),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+#[derive(Debug)]
+pub(super) struct Channel {
+    stream: NetStream,
+    input: BytesMut,
+    /// Bytes not yet taken by the socket. Callers append whole messages, then flush.
+    pub(super) output: BytesMut,
+    /// `ParameterStatus` values as last reported.
+    parameters: BTreeMap<String, String>,
+    /// The last notice: before a server ends a connection it may say why in one.
+    notice: Option<ServerError>,
+}
+
+impl Channel {
+    pub(super) fn new(stream: NetStream) -> Self {
+        Self {
+            stream,
+            input: BytesMut::with_capacity(READ_BYTES),
+            output: BytesMut::new(),
+            parameters: BTreeMap::new(),
+            notice: None,
+        }
+    }
+
+    pub(super) fn stream(&self) -> &NetStream {
+        &self.stream
+    }
+
+    pub(super) fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.get(name).map(String::as_str)
+    }
+
+    pub(super) fn take_notice(&mut self) -> Option<ServerError> {
+        self.notice.take()
+    }
+
+    /// The next message, without notices and parameter reports. Cancel-safe.
+    pub(super) async fn receive(&mut self) -> Result<Message, ChannelError> {
+        loop {
+            match self.split()? {
+                Split::Complete(message) => {
+                    if let Some(message) = self.keep(message)? {
+                        return Ok(message);
+                    }
+                }
+                Split::Partial { total } => self.fill(total).await?,
+            }
+        }
+    }
+
+    /// The next message that has already been read from the socket, if any.
+    pub(super) fn buffered(&mut self) -> Result<Option<Message>, ChannelError> {
+        while let Split::Complete(message) = self.split()? {
+            if let Some(message) = self.keep(message)? {
+                return Ok(Some(message));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes what `output` holds. Cancel-safe.
+    pub(super) async fn flush(&mut self) -> Result<(), ChannelError> {
+        while !self.output.is_empty() {
+            let written = self.stream.write_buf(&mut self.output).await.map_err(ChannelError::Io)?;
+            if written == 0 {
+                return Err(ChannelError::Closed);
+            }
+        }
+        self.stream.flush().await.map_err(ChannelError::Io)
+    }
+
+    /// Ends the connection in good order: Terminate, then close. The caller bounds it.
+    pub(super) async fn terminate(mut self) -> Result<(), ChannelError> {
+        postgres_protocol::message::frontend::terminate(&mut self.output);
+        self.flush().await?;
+        self.stream.shutdown().await.map_err(ChannelError::Io)
+    }
+
+    fn split(&mut self) -> Result<Split, ChannelError> {
+        let split = wire::split(&mut self.input)?;
+        if let Split::Complete(message) = &split
+            && message.body.len() > READ_BYTES
+        {
+            let mut fresh = BytesMut::with_capacity(READ_BYTES.max(self.input.len()));
+            fresh.extend_from_slice(&self.input);
+            self.input = fresh;
+        }
+        Ok(split)
+    }
+
+    /// Records what may come at any time, and passes on the rest.
+    fn keep(&mut self, message: Message) -> Result<Option<Message>, ChannelError> {
+        match message.tag {
+            b'S' => {
+                let (name, value) = wire::parameter_status(&message)?;
+                if self.parameters.len() < PARAMETERS_MAX || self.parameters.contains_key(&name) {
+                    self.parameters.insert(name, value);
+                }
+            }
+            b'N' => self.notice = Some(wire::server_error(&message)),
+            // Nobody listens here, yet a role's settings could make a session do so.
+            b'A' => {}
+            _ => return Ok(Some(message)),
+        }
+        Ok(None)
+    }
+
+    /// One read, towards a message of `total` bytes.
+    async fn fill(&mut self, total: usize) -> Result<(), ChannelError> {
+        let missing = total.saturating_sub(self.input.len());
+        let room = self.input.capacity() - self.input.len();
+        let limit = if missing > READ_BYTES {
+            // A long message: double what has arrived, and read not a byte past its end.
+            self.input.reserve(missing.min(self.input.len().max(READ_BYTES)));
+            missing
+        } else {
+            if room < missing.max(READ_BYTES_MIN) {
+                self.input.reserve(READ_BYTES);
+            }
+            usize::MAX
+        };
+        let room = self.input.capacity() - self.input.len();
+        let mut window = (&mut self.input).limit(limit.min(room));
+        match self.stream.read_buf(&mut window).await {
+            Ok(0) => Err(ChannelError::Closed),
+            Ok(_) => Ok(()),
+            Err(error) => Err(ChannelError::Io(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    fn pair() -> (Channel, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Channel::new(NetStream::Unix(ours)), theirs)
+    }
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![tag];
+        bytes.extend(u32::try_from(body.len() + 4).unwrap().to_be_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    #[tokio::test]
+    async fn a_large_message_grows_the_buffer_and_lets_it_go() {
+        let (mut channel, mut server) = pair();
+        let large = vec![7u8; 5 * READ_BYTES];
+        let mut bytes = message(b'd', &large);
+        bytes.extend(message(b'd', b"next"));
+        let writer = tokio::spawn(async move {
+            server.write_all(&bytes).await.unwrap();
+            server
+        });
+        assert_eq!(channel.receive().await.unwrap().body, large);
+        assert!(channel.input.capacity() <= READ_BYTES, "{}", channel.input.capacity());
+        assert_eq!(channel.receive().await.unwrap().body, "next");
+        drop(writer.await.unwrap());
+        assert!(matches!(channel.receive().await, Err(ChannelError::Closed)));
+    }
+
+    #[tokio::test]
+    async fn a_claimed_length_alone_allocates_little() {
+        let (mut channel, mut server) = pair();
+        let mut bytes = vec![b'd'];
+        bytes.extend(0x3fff_fff0u32.to_be_bytes());
+        server.write_all(&bytes).await.unwrap();
+        let waited = tokio::time::timeout(std::time::Duration::from_millis(50), channel.receive()).await;
+        assert!(waited.is_err(), "still waiting for the rest");
+        assert!(channel.input.capacity() < 1024 * 1024, "{}", channel.input.capacity());
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_receive_loses_nothing() {
+        let (mut channel, mut server) = pair();
+        let bytes = message(b'd', b"split over two writes");
+        server.write_all(&bytes[..9]).await.unwrap();
+        for _ in 0..3 {
+            let waited = tokio::time::timeout(std::time::Duration::from_millis(10), channel.receive()).await;
+            assert!(waited.is_err());
+        }
+        server.write_all(&bytes[9..]).await.unwrap();
+        assert_eq!(channel.receive().await.unwrap().body, "split over two writes");
+    }
+
+    #[tokio::test]
+    async fn notices_and_parameters_are_recorded_on_the_way() {
+        let (mut channel, mut server) = pair();
+        let mut bytes = message(b'S', b"TimeZone\0UTC\0");
+        bytes.extend(message(b'N', b"C57P02\0Mcrash\0\0"));
+        bytes.extend(message(b'd', b"one"));
+        bytes.extend(message(b'd', b"two"));
+        server.write_all(&bytes).await.unwrap();
+        assert_eq!(channel.receive().await.unwrap().body, "one");
+        assert_eq!(channel.parameter("TimeZone"), Some("UTC"));
+        assert_eq!(channel.take_notice().unwrap().message, "crash");
+        assert_eq!(channel.buffered().unwrap().unwrap().body, "two");
+        assert!(channel.buffered().unwrap().is_none());
+    }
+}

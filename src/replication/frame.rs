@@ -1,0 +1,227 @@
+//! What travels inside CopyBoth while replicating. Pure: bytes in, frames out, and back.
+//!
+//! The formats are protocol.sgml's "Streaming Replication Protocol": `XLogData` ('w') and primary
+//! keepalive ('k') from the publisher, standby status update ('r') to it. Payloads are slices of
+//! the bytes given, never copies. Anything malformed is an error that names the field; nothing
+//! here panics or trusts a length. pgoutput's messages inside a payload are `pgoutput`'s.
+
+use std::time::SystemTime;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::pg::Lsn;
+
+/// Seconds from the Unix epoch to PostgreSQL's, 2000-01-01 UTC (`POSTGRES_EPOCH_JDATE`).
+const POSTGRES_EPOCH_S: u64 = 946_684_800;
+
+/// Bytes of a standby status update, its CopyData header included.
+const STATUS_BYTES: usize = 5 + 34;
+
+/// One message of the publisher. Times are microseconds since 2000-01-01 UTC, by the publisher's
+/// clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// A piece of the logical stream: one pgoutput message.
+    XLogData { wal_start: Lsn, wal_end: Lsn, sent_at_us: i64, payload: Bytes },
+    /// The publisher is alive and has decoded up to `wal_end`.
+    Keepalive { wal_end: Lsn, sent_at_us: i64, reply: Reply },
+    /// The publisher has ended the stream in good order.
+    End,
+}
+
+/// Whether the sender wants an answer at once, lest it takes us for dead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    NotNeeded,
+    Requested,
+}
+
+/// A CopyData payload that is not what the protocol allows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    #[error("a replication message is empty")]
+    Empty,
+    #[error("a replication message has the unknown type {0:#04x}")]
+    UnknownType(u8),
+    #[error("{message} ends within its field {field}")]
+    Truncated { message: &'static str, field: &'static str },
+    #[error("{message} is {extra} bytes longer than it should be")]
+    Trailing { message: &'static str, extra: usize },
+    #[error("the field reply of a keepalive is {0:#04x}")]
+    ReplyFlag(u8),
+}
+
+/// Reads the payload of one CopyData message.
+pub fn parse(mut data: Bytes) -> Result<Frame, FrameError> {
+    let Some(&kind) = data.first() else { return Err(FrameError::Empty) };
+    drop(data.split_to(1));
+    match kind {
+        b'w' => {
+            let message = "XLogData";
+            let wal_start = take_lsn(&mut data, message, "wal_start")?;
+            let wal_end = take_lsn(&mut data, message, "wal_end")?;
+            let sent_at_us = take_i64(&mut data, message, "sent_at")?;
+            Ok(Frame::XLogData { wal_start, wal_end, sent_at_us, payload: data })
+        }
+        b'k' => {
+            let message = "a keepalive";
+            let wal_end = take_lsn(&mut data, message, "wal_end")?;
+            let sent_at_us = take_i64(&mut data, message, "sent_at")?;
+            let reply = match data.as_ref() {
+                [] => return Err(FrameError::Truncated { message, field: "reply" }),
+                [0] => Reply::NotNeeded,
+                [1] => Reply::Requested,
+                [flag] => return Err(FrameError::ReplyFlag(*flag)),
+                [_, extra @ ..] => return Err(FrameError::Trailing { message, extra: extra.len() }),
+            };
+            Ok(Frame::Keepalive { wal_end, sent_at_us, reply })
+        }
+        other => Err(FrameError::UnknownType(other)),
+    }
+}
+
+fn take_i64(data: &mut Bytes, message: &'static str, field: &'static str) -> Result<i64, FrameError> {
+    let Some(bytes) = data.first_chunk::<8>() else { return Err(FrameError::Truncated { message, field }) };
+    let value = i64::from_be_bytes(*bytes);
+    drop(data.split_to(8));
+    Ok(value)
+}
+
+fn take_lsn(data: &mut Bytes, message: &'static str, field: &'static str) -> Result<Lsn, FrameError> {
+    take_i64(data, message, field).map(|value| Lsn::new(value.cast_unsigned()))
+}
+
+/// How far we are: what the publisher may forget and what a synchronous commit waits for.
+///
+/// `flush` must never lie beyond what is durable on the target: the slot lets go of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Feedback {
+    /// Received.
+    pub write: Lsn,
+    /// Durable on the target.
+    pub flush: Lsn,
+    /// Visible on the target.
+    pub apply: Lsn,
+    /// This machine's clock, microseconds since 2000-01-01 UTC ([`micros_since_2000`]).
+    pub clock_us: i64,
+    /// Ask the publisher for a keepalive at once.
+    pub reply: Reply,
+}
+
+/// Appends a CopyData message holding a standby status update.
+pub fn encode_status(feedback: &Feedback, out: &mut BytesMut) {
+    out.reserve(STATUS_BYTES);
+    out.put_u8(b'd');
+    out.put_i32(38); // the length itself, the type and five fields: 4 + 1 + 4 * 8 + 1
+    out.put_u8(b'r');
+    out.put_u64(feedback.write.as_u64());
+    out.put_u64(feedback.flush.as_u64());
+    out.put_u64(feedback.apply.as_u64());
+    out.put_i64(feedback.clock_us);
+    out.put_u8(match feedback.reply {
+        Reply::NotNeeded => 0,
+        Reply::Requested => 1,
+    });
+}
+
+/// A point in time as the replication protocol counts it: microseconds since 2000-01-01 UTC,
+/// saturating.
+#[must_use]
+pub fn micros_since_2000(time: SystemTime) -> i64 {
+    let epoch = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(POSTGRES_EPOCH_S);
+    match time.duration_since(epoch) {
+        Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |us| -us),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn xlog_data(payload: &[u8]) -> Bytes {
+        let mut data = BytesMut::new();
+        data.put_u8(b'w');
+        data.put_u64(1);
+        data.put_u64(u64::MAX);
+        data.put_i64(-3);
+        data.put_slice(payload);
+        data.freeze()
+    }
+
+    fn keepalive(tail: &[u8]) -> Bytes {
+        let mut data = BytesMut::new();
+        data.put_u8(b'k');
+        data.put_u64(7);
+        data.put_i64(8);
+        data.put_slice(tail);
+        data.freeze()
+    }
+
+    #[test]
+    fn data_and_keepalives_are_read_without_copying() {
+        let data = xlog_data(b"payload");
+        let start = data.as_ptr() as usize;
+        let Ok(Frame::XLogData { wal_start, wal_end, sent_at_us, payload }) = parse(data) else { panic!() };
+        assert_eq!((wal_start, wal_end, sent_at_us), (Lsn::new(1), Lsn::new(u64::MAX), -3));
+        assert_eq!(payload, "payload");
+        assert_eq!(payload.as_ptr() as usize, start + 25, "the payload is a slice of the input");
+
+        for (flag, reply) in [(0, Reply::NotNeeded), (1, Reply::Requested)] {
+            let expected = Frame::Keepalive { wal_end: Lsn::new(7), sent_at_us: 8, reply };
+            assert_eq!(parse(keepalive(&[flag])), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn what_is_malformed_is_named() {
+        let check = |data: Bytes, text: &str| {
+            assert_eq!(parse(data).map_err(|e| e.to_string()), Err(text.to_owned()));
+        };
+        check(Bytes::new(), "a replication message is empty");
+        check(Bytes::from_static(b"x"), "a replication message has the unknown type 0x78");
+        check(xlog_data(b"").slice(..20), "XLogData ends within its field sent_at");
+        check(xlog_data(b"").slice(..1), "XLogData ends within its field wal_start");
+        check(keepalive(&[]), "a keepalive ends within its field reply");
+        check(keepalive(&[2]), "the field reply of a keepalive is 0x02");
+        check(keepalive(&[0, 0]), "a keepalive is 1 bytes longer than it should be");
+    }
+
+    #[test]
+    fn a_status_update_has_the_documented_layout() {
+        let mut out = BytesMut::new();
+        let feedback = Feedback {
+            write: Lsn::new(0x0102_0304_0506_0708),
+            flush: Lsn::new(2),
+            apply: Lsn::new(3),
+            clock_us: 4,
+            reply: Reply::Requested,
+        };
+        encode_status(&feedback, &mut out);
+        assert_eq!(out.len(), STATUS_BYTES);
+        assert_eq!(&out[..14], b"d\0\0\0\x26r\x01\x02\x03\x04\x05\x06\x07\x08");
+        assert_eq!(&out[30..], b"\0\0\0\0\0\0\0\x04\x01");
+    }
+
+    #[test]
+    fn clocks_count_from_2000() {
+        let at = |s: u64| micros_since_2000(SystemTime::UNIX_EPOCH + Duration::from_secs(s));
+        assert_eq!(at(POSTGRES_EPOCH_S), 0);
+        assert_eq!(at(POSTGRES_EPOCH_S + 2), 2_000_000);
+        assert_eq!(at(POSTGRES_EPOCH_S - 2), -2_000_000);
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_panics(data in proptest::collection::vec(any::<u8>(), 0..64), kind in "[wk]") {
+            let _ = parse(Bytes::from(data.clone()));
+            let mut known = kind.into_bytes();
+            known.extend(data);
+            let _ = parse(Bytes::from(known));
+        }
+    }
+}
