@@ -18,8 +18,8 @@ use crate::pg::{Lsn, SubscriptionName};
 use crate::pgoutput::{Begin, Commit, Message, Truncate};
 
 /// Applies one subscription's stream through one session.
-pub struct Applier {
-    session: TargetSession,
+pub struct Applier<'a> {
+    session: &'a TargetSession,
     executor: Executor,
     subscription: SubscriptionName,
     /// The position in the progress row.
@@ -80,10 +80,10 @@ pub enum How {
     Skipped,
 }
 
-impl Applier {
+impl<'a> Applier<'a> {
     /// `recorded` is the progress row's position; `skip` the finish LSN of a transaction to pass over.
     pub fn new(
-        session: TargetSession,
+        session: &'a TargetSession,
         subscription: SubscriptionName,
         recorded: Lsn,
         members: Membership,
@@ -91,12 +91,6 @@ impl Applier {
     ) -> Self {
         let executor = Executor::new(std::sync::Arc::clone(session.client()));
         Self { session, executor, subscription, recorded, tables: Tables::new(members), skip, transaction: None }
-    }
-
-    /// The session back, when the stream has ended; whatever was open is rolled back.
-    pub async fn into_session(mut self) -> Result<TargetSession, ApplyError> {
-        self.roll_back().await?;
-        Ok(self.session)
     }
 
     pub fn members_mut(&mut self) -> &mut Membership {
@@ -111,13 +105,14 @@ impl Applier {
     /// Takes the stream's next message.
     ///
     /// # Errors
-    /// After an error the applier has rolled back and is good for [`Self::into_session`] only.
+    /// After an error the applier is of no more use, and the session's transaction may be open
+    /// ([`TargetSession::reset`]).
     pub async fn handle(&mut self, message: Message) -> Result<Outcome, ApplyError> {
         match message {
             Message::Begin(begin) => self.begin(begin),
             Message::Commit(commit) => self.commit(&commit).await,
             Message::Relation(relation) => {
-                if let Some(replaced) = self.tables.announce(relation, &self.session).await? {
+                if let Some(replaced) = self.tables.announce(relation, self.session).await? {
                     self.executor.forget(replaced);
                 }
                 Ok(Outcome::Pending)
@@ -260,20 +255,12 @@ impl Applier {
     async fn settle(&mut self, result: Result<(), ApplyError>) -> Result<Outcome, ApplyError> {
         let Err(error) = result else { return Ok(Outcome::Pending) };
         self.roll_back_open().await?;
-        let finding = evidence::collect(error, &self.session).await?;
+        let finding = evidence::collect(error, self.session).await?;
         debug!(subscription = %self.subscription, "transaction rolled back on a conflict");
         if let Some(transaction) = &mut self.transaction {
             transaction.stage = Stage::Failed(Box::new(finding));
         }
         Ok(Outcome::Pending)
-    }
-
-    async fn roll_back(&mut self) -> Result<(), ApplyError> {
-        if matches!(self.transaction, Some(Transaction { stage: Stage::Open, .. })) {
-            self.roll_back_open().await?;
-        }
-        self.transaction = None;
-        Ok(())
     }
 
     async fn roll_back_open(&mut self) -> Result<(), ApplyError> {
@@ -282,7 +269,7 @@ impl Applier {
     }
 }
 
-impl std::fmt::Debug for Applier {
+impl std::fmt::Debug for Applier<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Applier")
             .field("subscription", &self.subscription)

@@ -1,6 +1,7 @@
 //! What can go wrong while applying, with the change that it happened to.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::TableContext;
 use super::plan::{PlanError, RowChange};
@@ -51,6 +52,9 @@ pub enum ApplyError {
     Plan(#[from] PlanError),
     #[error("a relation could not be understood")]
     Relation(#[from] RelationError),
+    /// The target does not answer.
+    #[error("the target has not answered for {} s", .0.as_secs())]
+    Unresponsive(Duration),
     #[error("the stream is out of order: {0}")]
     OutOfOrder(String),
 }

@@ -6,6 +6,7 @@
 //! transaction, no time-outs of the database's own. What the role may not have is said, not hidden.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_postgres::Client;
 
@@ -34,6 +35,9 @@ const SETTINGS: &[(&str, &str)] = &[
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),
 ];
+
+/// How long an abandoned statement may keep a session from being used again.
+const RESET_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// PostgreSQL's error for a missing privilege.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
@@ -92,6 +96,18 @@ impl TargetSession {
     pub async fn try_lock(&self, key: i64) -> Result<Lock, ApplyError> {
         let row = self.client.query_one("SELECT pg_catalog.pg_try_advisory_lock($1)", &[&key]).await?;
         Ok(if row.try_get(0)? { Lock::Held } else { Lock::HeldElsewhere })
+    }
+
+    /// Ends whatever transaction an abandoned attempt left open.
+    ///
+    /// # Errors
+    /// If the server does not answer in time, a statement of it still runs or waits there: the
+    /// session is then lost, and with it the lock.
+    pub async fn reset(&self) -> Result<(), ApplyError> {
+        match tokio::time::timeout(RESET_TIMEOUT, self.client.batch_execute("ROLLBACK")).await {
+            Ok(done) => Ok(done?),
+            Err(_) => Err(ApplyError::Unresponsive(RESET_TIMEOUT)),
+        }
     }
 
     async fn become_replica(&mut self) -> Result<(), ApplyError> {

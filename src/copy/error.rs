@@ -46,6 +46,18 @@ impl CopyError {
         }
     }
 
+    /// A failure of the publisher's session.
+    #[must_use]
+    pub fn publisher(error: tokio_postgres::Error) -> Self {
+        Self::on(Side::Publisher)(error)
+    }
+
+    /// A failure of the target's session.
+    #[must_use]
+    pub fn target(error: tokio_postgres::Error) -> Self {
+        Self::on(Side::Target)(error)
+    }
+
     /// What an operator is told, for `table`.
     #[must_use]
     pub fn diagnosis(&self, table: &QualifiedName) -> Diagnosis {

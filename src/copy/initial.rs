@@ -34,6 +34,8 @@ pub struct CopyJob {
     pub copy_in: String,
     /// The number of this attempt; a later one supersedes it.
     pub attempt: i32,
+    /// The planner's estimate of the rows to come.
+    pub estimated: Option<u64>,
     /// Rows copied so far, for whoever watches.
     pub copied: Arc<AtomicU64>,
 }

@@ -103,6 +103,11 @@ impl From<ApplyError> for Failure {
                     .detail(chain(&source))
                     .hint("apply goes on by itself, from the last committed transaction, once the target is back"),
             ),
+            ApplyError::Unresponsive(waited) => Self::target_lost(
+                Diagnosis::new(format!("the target has not answered for {} s", waited.as_secs()))
+                    .detail("a statement may be waiting for a lock that another session holds")
+                    .hint("see pg_stat_activity and pg_locks on the target; apply goes on by itself"),
+            ),
             ApplyError::Server(error) => of_target(&error, None),
             ApplyError::Refused { error, change } => of_target(
                 &error,

@@ -1,1 +1,32 @@
-//! (being built)
+//! One subscription's life: who owns it, what state it is in, and the attempts that do the work.
+//!
+//! ```text
+//! worker (owner of the state) ── attempt ── publisher, slot, copy, stream ◀── reader (socket)
+//!    ▲      ▲                                   └── table_sync (tables that join later)
+//!    │      └── monitor (publisher's position, slot, publications)
+//!    └── commands (store)
+//! ```
+//! # Invariants
+//! - `state::step` alone decides what follows what; it is pure.
+//! - An attempt can be dropped anywhere; the target's record tells where to begin again.
+//! - The publisher hears from the reader whatever the target does.
+//!
+//! SQL on user tables is not here (`apply`, `copy`), nor is what an operator sees (`store`, `cli`).
+
+mod attempt;
+mod commands;
+mod failure;
+mod monitor;
+mod positions;
+mod publisher;
+mod reader;
+mod slot;
+mod state;
+mod stream;
+mod table_sync;
+mod worker;
+
+pub use failure::{Failure, TargetLink};
+pub use positions::{LagClock, StreamPositions};
+pub use state::{Action, Event, Illegal, State, step};
+pub(crate) use worker::{Wish, Worker};

@@ -10,7 +10,7 @@
 //! paused: when the queue is full it stops reading, but never stops reporting. Feedback only ever
 //! carries a position whose commit in the target is durable.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use crate::pg::Lsn;
 use crate::pgoutput::{self, DecodeError, Message};
-use crate::replication::{Feedback, Frame, ReplicationStream, StreamError};
+use crate::replication::{Feedback, Frame, Reply, ReplicationStream, StreamError, micros_since_2000};
 
 /// Chunks between reader and apply, at most.
 const CHUNKS_MAX: usize = 16;
@@ -179,10 +179,10 @@ impl Task {
                     chunk.bytes += payload.len();
                     chunk.events.push(StreamEvent::Message(pgoutput::decode(payload)?));
                 }
-                Frame::Keepalive { wal_end, reply_requested, .. } => {
+                Frame::Keepalive { wal_end, reply, .. } => {
                     received = Some(wal_end);
                     chunk.events.push(StreamEvent::Keepalive(wal_end));
-                    if reply_requested {
+                    if reply == Reply::Requested {
                         self.send_status().await?;
                     }
                 }
@@ -202,6 +202,9 @@ impl Task {
 
     async fn send_status(&mut self) -> Result<(), ReadError> {
         let durable = *self.durable.borrow_and_update();
-        Ok(self.stream.send_status(&Feedback::durable(durable)).await?)
+        let clock_us = micros_since_2000(SystemTime::now());
+        let feedback =
+            Feedback { write: durable, flush: durable, apply: durable, clock_us, reply: Reply::NotNeeded };
+        Ok(self.stream.send_status(&feedback).await?)
     }
 }

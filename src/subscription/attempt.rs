@@ -1,0 +1,414 @@
+//! One attempt: reach the publisher, compare, find the slot, copy, stream, until something ends it.
+//!
+//! ```text
+//! connect ─▶ slot ─▶ tables ─compare─▶ copy (new slot) ─▶ stream ◀─── table syncs (later tables)
+//! ```
+//!
+//! An attempt can be dropped at any await: what is committed is recorded in the target, what is
+//! not is rolled back with its session, and the next attempt begins from the record.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use crate::apply::{Applier, Member, Membership, Replica, TargetSession, progress};
+use crate::config::Subscription;
+use crate::copy::{self, CopyJob, CopyPlan};
+use crate::error::{Diagnosis, PauseReason};
+use crate::pg::conninfo::ConnInfo;
+use crate::pg::{Lsn, QualifiedName, quote_ident};
+use crate::replication::{CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec};
+use crate::schema::{self, Mapping, Misfit, PublishedTable, SessionRole, TablePlan, catalog};
+use crate::store::{NewTables, Store, TableMapping, TableRow, TableState};
+
+use super::failure::{Failure, schema_failure};
+use super::positions::StreamPositions;
+use super::publisher::{Publisher, copy_options};
+use super::reader::Reader;
+use super::slot::{self, OnMissing, SlotPlan};
+use super::stream::{self, StreamEnd};
+use super::table_sync::{SyncJob, TableSyncs};
+
+/// How often a running copy is reported.
+const COPY_REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What an attempt needs, and where it tells how it goes.
+#[derive(Debug, Clone)]
+pub(super) struct Context {
+    pub(super) subscription: Arc<Subscription>,
+    pub(super) target: ConnInfo,
+    pub(super) store: Store,
+    pub(super) positions: watch::Sender<StreamPositions>,
+    pub(super) phases: mpsc::Sender<Phase>,
+}
+
+/// How an attempt goes on.
+#[derive(Debug)]
+pub(super) enum Phase {
+    Copying,
+    Streaming,
+    /// A table's copy failed; the others go on. None: no table is held back any more.
+    TableHeldBack(Option<Diagnosis>),
+}
+
+/// A table with everything that applying and copying need to know.
+struct PreparedTable {
+    published: PublishedTable,
+    target: QualifiedName,
+    row: TableRow,
+}
+
+impl Context {
+    pub(super) fn name(&self) -> &str {
+        self.subscription.name.as_str()
+    }
+
+    pub(super) async fn tell(&self, phase: Phase) {
+        // The worker outlives its attempts; if it has gone, nobody needs to know.
+        let _ = self.phases.send(phase).await;
+    }
+}
+
+/// Runs one attempt. `link` holds the stream's reader, so that it outlives an attempt that is
+/// dropped for a pause, and goes on answering the publisher.
+pub(super) async fn run(
+    context: &Context,
+    session: &TargetSession,
+    link: &mut Option<Reader>,
+) -> Result<StreamEnd, Failure> {
+    *link = None;
+    let subscription = &context.subscription;
+    let publisher = Publisher::connect(subscription, session).await?;
+    let mut replication = publisher.replication(subscription).await?;
+    check_identity(context, &mut replication).await?;
+    let recorded = progress::load(session.client(), &subscription.name).await?;
+    let view = slot::view(&publisher.client, &subscription.slot).await.map_err(publisher_lost)?;
+    let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
+    let plan = slot::plan(
+        &subscription.slot,
+        &subscription.name,
+        recorded,
+        view.slot.as_ref(),
+        on_missing,
+        &subscription.publisher.dbname,
+    )?;
+    let tables = take_up_tables(context, &publisher, plan).await?;
+    report_warnings(context, session, &tables).await?;
+    let pending = compare_pending(session, &tables).await?;
+    let (from, copied) = match plan {
+        SlotPlan::Continue { from } => (from, Vec::new()),
+        SlotPlan::Adopt { from } => {
+            progress::create(session.client(), &subscription.name, from).await?;
+            (from, Vec::new())
+        }
+        SlotPlan::Create => {
+            let slot = create_slot(context, &mut replication).await?;
+            progress::create(session.client(), &subscription.name, slot.consistent_point).await?;
+            let copied = first_rows(context, &publisher, &slot, &tables, &pending).await?;
+            (slot.consistent_point, copied)
+        }
+    };
+    let members = membership(&tables, &copied);
+    let syncs = TableSyncs::new(context, &publisher, still_pending(pending, &members));
+    let stream = publisher.start(subscription, replication, &subscription.slot, from).await?;
+    info!(subscription = %subscription.name, lsn = %from, "streaming");
+    context.tell(Phase::Streaming).await;
+    let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
+    let row = context.store.subscription(context.name()).await?;
+    let skip = row.and_then(|row| row.skip_lsn);
+    let applier = Applier::new(session, subscription.name.clone(), from, members, skip);
+    stream::run(context, applier, reader, syncs, from).await
+}
+
+/// The positions belong to one publisher; another one's would mean nothing there.
+async fn check_identity(context: &Context, replication: &mut ReplicationConnection) -> Result<(), Failure> {
+    let identity = replication.identify_system().await?;
+    let known = context.store.subscription(context.name()).await?.and_then(|row| row.publisher_system_id);
+    match known {
+        Some(known) if known != identity.system_id => Err(Failure::pause(
+            PauseReason::PublisherError,
+            Diagnosis::new("the publisher is not the server that this subscription was created from")
+                .detail(format!(
+                    "its system identifier is {}, the recorded one is {known}: positions of one mean nothing on \
+                     the other",
+                    identity.system_id
+                ))
+                .hint(format!(
+                    "point \"publisher\" back at the right server, or start over with \"pgsluice drop {}\"",
+                    context.name()
+                )),
+        )),
+        Some(_) => Ok(()),
+        None => Ok(context.store.set_publisher(context.name(), &identity.system_id).await?),
+    }
+}
+
+/// Lists what is published now, and makes the recorded tables agree.
+async fn take_up_tables(
+    context: &Context,
+    publisher: &Publisher,
+    plan: SlotPlan,
+) -> Result<Vec<PreparedTable>, Failure> {
+    let subscription = &context.subscription;
+    let published = catalog::published_tables(
+        &publisher.client,
+        publisher.facts.server_version_num,
+        &subscription.publications,
+    )
+    .await?;
+    let mapping = Mapping::new(&subscription.tables, &published);
+    let mappings: Vec<TableMapping> = published
+        .iter()
+        .map(|table| {
+            let source = table.relation.name.clone();
+            TableMapping { target: mapping.target_of(&source), source }
+        })
+        .collect();
+    let new = match (subscription.copy_data, plan) {
+        (true, _) | (false, SlotPlan::Create) => NewTables::Copy,
+        (false, SlotPlan::Adopt { from } | SlotPlan::Continue { from }) => NewTables::Ready { synced_lsn: from },
+    };
+    context.store.sync_tables(context.name(), &mappings, new).await?;
+    let rows = context.store.subscription(context.name()).await?.map(|row| row.tables).unwrap_or_default();
+    let mut prepared = Vec::with_capacity(published.len());
+    for (published, mapping) in published.into_iter().zip(mappings) {
+        if let Some(row) = rows.iter().find(|row| row.source == mapping.source) {
+            prepared.push(PreparedTable { published, target: mapping.target, row: row.clone() });
+        }
+    }
+    Ok(prepared)
+}
+
+/// Says what works less well than it could.
+async fn report_warnings(
+    context: &Context,
+    session: &TargetSession,
+    tables: &[PreparedTable],
+) -> Result<(), Failure> {
+    let mut warnings: Vec<String> = session.warnings().iter().map(ToString::to_string).collect();
+    if tables.is_empty() {
+        let publications = context.subscription.publications.join(", ");
+        let first = context.subscription.publications.first().map_or("", String::as_str);
+        let nothing = Diagnosis::new("nothing is published: the publications hold no table")
+            .detail(format!("publications: {publications}"))
+            .hint(format!("on the publisher: ALTER PUBLICATION {} ADD TABLE …;", quote_ident(first)));
+        warnings.push(nothing.to_string());
+    }
+    for warning in &warnings {
+        warn!(subscription = context.name(), "{warning}");
+    }
+    Ok(context.store.set_warnings(context.name(), &warnings).await?)
+}
+
+/// A table that has to be copied, and how.
+pub(super) struct PendingTable {
+    pub(super) published: PublishedTable,
+    pub(super) member: Member,
+    pub(super) plan: TablePlan,
+}
+
+/// Compares every table that is to be copied with its target, before anything is copied.
+async fn compare_pending(
+    session: &TargetSession,
+    tables: &[PreparedTable],
+) -> Result<Vec<PendingTable>, Failure> {
+    let waiting: Vec<&PreparedTable> =
+        tables.iter().filter(|table| table.row.state != TableState::Ready).collect();
+    let names: Vec<QualifiedName> = waiting.iter().map(|table| table.target.clone()).collect();
+    let targets = catalog::target_tables(session.client().as_ref(), &names).await?;
+    let role = match session.replica() {
+        Replica::Yes => SessionRole::Replica,
+        Replica::No => SessionRole::Origin,
+    };
+    let (mut pending, mut misfits) = (Vec::new(), Vec::<Misfit>::new());
+    for (table, target) in waiting.into_iter().zip(&targets) {
+        let relation = &table.published.relation;
+        let actions = table.published.actions;
+        let compared = schema::compare(relation, actions, &table.target, target.as_ref(), role);
+        for warning in &compared.warnings {
+            warn!(relation = %relation.name, "{}", warning.diagnosis());
+        }
+        misfits.extend(compared.misfits);
+        if let Some(plan) = compared.plan {
+            let member = Member { target: table.target.clone(), actions, position: None };
+            pending.push(PendingTable { published: table.published.clone(), member, plan });
+        }
+    }
+    if misfits.is_empty() { Ok(pending) } else { Err(schema_failure(&misfits)) }
+}
+
+async fn create_slot(
+    context: &Context,
+    replication: &mut ReplicationConnection,
+) -> Result<CreatedSlot, Failure> {
+    let spec = SlotSpec {
+        name: context.subscription.slot.clone(),
+        lifetime: SlotLifetime::Permanent,
+        snapshot: SlotSnapshot::Export,
+        two_phase: false,
+        failover: false,
+    };
+    let slot = replication.create_slot(&spec).await?;
+    info!(
+        subscription = context.name(), slot = %slot.name, lsn = %slot.consistent_point,
+        "created replication slot \"{}\" on the publisher", slot.name
+    );
+    Ok(slot)
+}
+
+/// What the tables hold before the stream begins. Returns the tables that are synchronised now,
+/// with their positions.
+async fn first_rows(
+    context: &Context,
+    publisher: &Publisher,
+    slot: &CreatedSlot,
+    tables: &[PreparedTable],
+    pending: &[PendingTable],
+) -> Result<Vec<(QualifiedName, Lsn)>, Failure> {
+    if !context.subscription.copy_data {
+        for table in tables {
+            mark_ready(context, &table.row.source, slot.consistent_point).await?;
+        }
+        return Ok(tables.iter().map(|table| (table.row.source.clone(), slot.consistent_point)).collect());
+    }
+    let Some(snapshot) = slot.snapshot.clone() else { return Ok(Vec::new()) };
+    if pending.is_empty() {
+        return Ok(Vec::new());
+    }
+    context.tell(Phase::Copying).await;
+    let mut jobs = Vec::with_capacity(pending.len());
+    for table in pending {
+        jobs.push(copy_job(context, table).await?);
+    }
+    let plan = CopyPlan {
+        subscription: context.subscription.name.clone(),
+        publisher: context.subscription.publisher.clone(),
+        publisher_options: copy_options(&context.subscription, publisher.encoding),
+        target: context.target.clone(),
+        snapshot,
+        position: slot.consistent_point,
+    };
+    copy_all(context, plan, jobs).await
+}
+
+/// A table without a copy: everything that commits from here on applies.
+async fn mark_ready(context: &Context, source: &QualifiedName, position: Lsn) -> Result<(), Failure> {
+    Ok(context.store.set_table_ready(context.name(), source, position).await?)
+}
+
+/// Takes the next attempt's number and writes both COPY commands.
+pub(super) async fn copy_job(context: &Context, table: &PendingTable) -> Result<CopyJob, Failure> {
+    let source = &table.published.relation.name;
+    let attempt = context.store.begin_copy(context.name(), source).await?;
+    let from: Vec<String> = table.plan.columns.iter().map(|column| column.source.clone()).collect();
+    let into: Vec<String> = table.plan.columns.iter().map(|column| quote_ident(&column.target)).collect();
+    let columns = if into.is_empty() { String::new() } else { format!(" ({})", into.join(", ")) };
+    Ok(CopyJob {
+        source: source.clone(),
+        copy_out: schema::copy_query(&table.published, &from),
+        copy_in: format!("COPY {}{columns} FROM STDIN", table.plan.target.quoted()),
+        attempt,
+        estimated: table.published.rows_estimated,
+        copied: Arc::new(AtomicU64::new(0)),
+    })
+}
+
+/// Copies all tables, reports as they go, and returns those that succeeded. What fails is noted
+/// on its table; the stream's table syncs take it up again.
+async fn copy_all(
+    context: &Context,
+    plan: CopyPlan,
+    jobs: Vec<CopyJob>,
+) -> Result<Vec<(QualifiedName, Lsn)>, Failure> {
+    let position = plan.position;
+    let watched = jobs.clone();
+    let (mut results, mut tasks) = copy::run(plan, jobs);
+    let mut ticks = interval(COPY_REPORT_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut copied = Vec::new();
+    loop {
+        let finished = tokio::select! {
+            result = results.recv() => match result {
+                Some(result) => Some(result),
+                None => break,
+            },
+            _ = ticks.tick() => None,
+        };
+        match finished {
+            None => report_copies(context, &watched).await?,
+            Some(result) => match result.outcome {
+                Ok(_) => copied.push((result.source, position)),
+                Err(error) => {
+                    let diagnosis = error.diagnosis(&result.source);
+                    warn!(subscription = context.name(), relation = %result.source, "{diagnosis}");
+                    let state = TableState::Pending;
+                    context
+                        .store
+                        .set_table_state(context.name(), &result.source, state, Some(&diagnosis))
+                        .await?;
+                    context.tell(Phase::TableHeldBack(Some(diagnosis))).await;
+                }
+            },
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+    Ok(copied)
+}
+
+async fn report_copies(context: &Context, jobs: &[CopyJob]) -> Result<(), Failure> {
+    for job in jobs {
+        let rows = job.copied.load(Ordering::Relaxed);
+        if rows > 0 {
+            context
+                .store
+                .report_copy(context.name(), &job.source, job.attempt, rows, job.estimated)
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn)]) -> Membership {
+    tables
+        .iter()
+        .map(|table| {
+            let source = &table.row.source;
+            let just_copied = copied.iter().find(|(name, _)| name == source).map(|&(_, lsn)| lsn);
+            let recorded = if table.row.state == TableState::Ready { table.row.synced_lsn } else { None };
+            let member = Member {
+                target: table.target.clone(),
+                actions: table.published.actions,
+                position: just_copied.or(recorded),
+            };
+            (source.clone(), member)
+        })
+        .collect()
+}
+
+fn still_pending(pending: Vec<PendingTable>, members: &Membership) -> Vec<SyncJob> {
+    pending
+        .into_iter()
+        .filter(|table| {
+            members.get(&table.published.relation.name).is_none_or(|member| member.position.is_none())
+        })
+        .map(SyncJob::new)
+        .collect()
+}
+
+fn publisher_lost(error: tokio_postgres::Error) -> Failure {
+    match crate::net::server_error(&error) {
+        Some(server) if !server.is_transient() => {
+            Failure::pause(PauseReason::PublisherError, server.diagnosis())
+        }
+        Some(server) => Failure::retry(server.diagnosis()),
+        None => Failure::retry(
+            Diagnosis::new("the connection to the publisher was lost")
+                .detail(super::failure::chain(&error))
+                .hint("it is made again by itself"),
+        ),
+    }
+}

@@ -1,0 +1,52 @@
+//! What operators ask of a running subscription, beyond pausing and going on.
+
+use serde_json::Value;
+
+use crate::conflict::Resolution;
+use crate::error::Diagnosis;
+use crate::store::{Answer, Store, Verb};
+
+/// Resolves a conflict: checks that it is open and this subscription's, and prepares what the
+/// resolution needs. The caller goes on with the stream.
+pub(super) async fn resolve(
+    store: &Store,
+    subscription: &str,
+    args: &Value,
+    by: &str,
+) -> Result<Answer, Diagnosis> {
+    let id = args.get("conflict_id").and_then(Value::as_i64);
+    let resolution: Option<Resolution> =
+        args.get("resolution").and_then(Value::as_str).and_then(|word| word.parse().ok());
+    let (Some(id), Some(resolution)) = (id, resolution) else {
+        return Err(Diagnosis::new("the command names no conflict, or no resolution that is known here")
+            .hint("use the same version of pgsluice for the command line and the service"));
+    };
+    let conflict = store.conflict(id).await.map_err(|error| error.diagnosis())?;
+    if conflict.report.subscription != subscription {
+        return Err(Diagnosis::new(format!("conflict {id} is not one of {subscription}"))
+            .hint("\"pgsluice conflicts\" lists them with their subscriptions"));
+    }
+    if conflict.settled.is_some() {
+        return Err(Diagnosis::new(format!("conflict {id} has been settled already"))
+            .hint(format!("see \"pgsluice conflicts show {id}\"")));
+    }
+    match resolution {
+        Resolution::Retry => Ok(Answer::done(format!(
+            "the transaction of conflict {id} is tried again; \"pgsluice status {subscription}\" shows the outcome"
+        ))),
+        Resolution::SkipTransaction => {
+            let lsn = conflict.report.commit_lsn;
+            store.arm_skip(subscription, lsn).await.map_err(|error| error.diagnosis())?;
+            store.note_skipped_by(id, by).await.map_err(|error| error.diagnosis())?;
+            Ok(Answer::done(format!("the transaction that finishes at {lsn} is passed over")))
+        }
+        Resolution::ApplyRemote | Resolution::KeepLocal => Err(Diagnosis::new(format!(
+            "{resolution} is not supported yet"
+        ))
+        .hint("fix the target's row and use retry, or use skip-transaction")),
+    }
+}
+
+pub(super) fn not_supported(verb: Verb) -> Answer {
+    Answer::refused(Diagnosis::new(format!("{verb} is not supported yet")))
+}

@@ -1,0 +1,126 @@
+//! Watches the publisher from beside the stream: its position, the slot, the publications.
+//!
+//! Runs for as long as the subscription is owned, paused or not: lag and retained WAL matter most
+//! while nothing is applied. It has a session of its own, makes it again when it is lost, and says
+//! when that happens: a paused subscription then lets go of the stream, because a publisher that
+//! shuts down waits for every walsender's acknowledgement (EDGE_CASES 33).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::debug;
+
+use crate::config::Subscription;
+use crate::net::{self, PgClient};
+use crate::store::{Positions, Store};
+
+use super::positions::{LagClock, StreamPositions};
+use super::publisher::monitor_options;
+use super::slot::{self, SlotView};
+
+/// How often positions are read and reported.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How often the publications are looked at.
+const PUBLICATIONS_INTERVAL: Duration = Duration::from_secs(3);
+/// How long one round on the publisher may take.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the monitor tells the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MonitorEvent {
+    /// The session on the publisher was lost.
+    PublisherLost,
+    /// The publications no longer hold the same tables.
+    PublicationsChanged,
+}
+
+/// The tables of the publications, in one text that changes when they do: names, and (15+) column
+/// lists and row filters.
+const PUBLISHED: &str = "SELECT pg_catalog.md5(coalesce(pg_catalog.string_agg(pg_catalog.format('%I.%I %I', \
+    t.pubname, t.schemaname, t.tablename), ',' ORDER BY t.pubname, t.schemaname, t.tablename), '')) \
+    FROM pg_catalog.pg_publication_tables t WHERE t.pubname = ANY ($1) AND t.schemaname <> 'pgsluice'";
+
+pub(super) struct Monitor {
+    pub(super) subscription: Arc<Subscription>,
+    pub(super) store: Store,
+    pub(super) positions: watch::Receiver<StreamPositions>,
+    pub(super) events: mpsc::Sender<MonitorEvent>,
+}
+
+/// What one round found.
+struct Round {
+    view: SlotView,
+    published: Option<String>,
+}
+
+impl Monitor {
+    /// Runs until dropped.
+    pub(super) async fn run(self) {
+        let started = Instant::now();
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut session: Option<PgClient> = None;
+        let mut lag = LagClock::default();
+        let mut published: Option<String> = None;
+        let mut published_at = Instant::now();
+        loop {
+            ticks.tick().await;
+            let due = self.subscription.auto_refresh && published_at.elapsed() >= PUBLICATIONS_INTERVAL;
+            let had_session = session.is_some();
+            let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(&mut session, due)).await;
+            let round = if let Ok(Some(round)) = round { Some(round) } else { None };
+            if round.is_none() {
+                session = None;
+                if had_session {
+                    let _ = self.events.send(MonitorEvent::PublisherLost).await;
+                }
+            }
+            if let Some(now) = round.as_ref().and_then(|round| round.published.clone()) {
+                published_at = Instant::now();
+                if published.as_ref().is_some_and(|before| *before != now) {
+                    let _ = self.events.send(MonitorEvent::PublicationsChanged).await;
+                }
+                published = Some(now);
+            }
+            self.report(round.map(|round| round.view), &mut lag, started.elapsed()).await;
+        }
+    }
+
+    async fn round(&self, session: &mut Option<PgClient>, publications: bool) -> Option<Round> {
+        if session.is_none() {
+            let client = net::client(&self.subscription.publisher, &monitor_options(&self.subscription)).await;
+            *session = client.ok();
+        }
+        let client = session.as_ref()?;
+        let view = slot::view(client, &self.subscription.slot).await.ok()?;
+        let published = if publications {
+            let row = client.query_one(PUBLISHED, &[&self.subscription.publications]).await.ok()?;
+            row.try_get(0).ok()
+        } else {
+            None
+        };
+        Some(Round { view, published })
+    }
+
+    async fn report(&self, view: Option<SlotView>, lag: &mut LagClock, now: Duration) {
+        let stream = *self.positions.borrow();
+        let publisher = view.as_ref().map(|view| view.publisher_lsn);
+        let slot = view.as_ref().and_then(|view| view.slot.as_ref());
+        let behind = publisher.zip(stream.flushed);
+        let positions = Positions {
+            received_lsn: stream.received,
+            flushed_lsn: stream.flushed,
+            publisher_lsn: publisher,
+            lag_bytes: behind.map(|(publisher, flushed)| publisher.bytes_since(flushed)),
+            lag_seconds: behind.map(|(publisher, flushed)| lag.lag_seconds(now, publisher, flushed)),
+            wal_status: slot.and_then(|slot| slot.wal_status.clone()),
+            retained_bytes: publisher.zip(slot).and_then(|(lsn, slot)| slot.retained_bytes(lsn)),
+        };
+        if let Err(error) = self.store.report_positions(self.subscription.name.as_str(), &positions).await {
+            // The worker meets a lost target on its own connection and says so.
+            debug!(subscription = %self.subscription.name, %error, "positions not reported");
+        }
+    }
+}

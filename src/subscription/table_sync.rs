@@ -1,0 +1,321 @@
+//! A table that joins a running stream: copied under a snapshot of its own, caught up on a stream
+//! of its own, handed over at a position that both have reached. The others never wait.
+//!
+//! ```text
+//! temporary slot + snapshot ─▶ COPY ─▶ stream of the slot, this table's changes only ─┐
+//!                              └──────────── one open target transaction ─────────────┤
+//! main stream at M, between transactions ◀── sync at L ≥ M: mark ready at L, COMMIT ◀──┘
+//! ```
+//! Everything is one target transaction, so an interrupted sync leaves nothing behind. From L on
+//! the main stream applies the table's changes; before L it passes them over.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::info;
+
+use crate::apply::{CatchUp, Member, TargetSession, origin_name};
+use crate::copy::{self, CopyJob};
+use crate::error::Diagnosis;
+use crate::net;
+use crate::pg::{Lsn, QualifiedName, SlotName, quote_literal};
+use crate::replication::{SlotLifetime, SlotSnapshot, SlotSpec};
+use crate::schema::catalog::PublisherFacts;
+use crate::store::TableState;
+
+use super::attempt::{Context, PendingTable, copy_job};
+use super::failure::Failure;
+use super::publisher::{Encoding, Publisher};
+use super::reader::{Reader, StreamEvent};
+
+/// How long a table whose sync failed waits for the next attempt.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
+/// Events waiting to be taken, at most.
+const EVENTS_MAX: usize = 16;
+/// Distinguishes the temporary slots of one process.
+static SLOT_NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// A table to synchronise.
+pub(super) struct SyncJob {
+    table: PendingTable,
+    not_before: Instant,
+}
+
+impl SyncJob {
+    pub(super) fn new(table: PendingTable) -> Self {
+        Self { table, not_before: Instant::now() }
+    }
+}
+
+/// What the stream hears of a sync.
+#[derive(Debug)]
+pub(super) enum SyncEvent {
+    State { source: QualifiedName, state: TableState },
+    /// The running sync has come far enough to be handed over, perhaps.
+    CaughtUp,
+    Done { source: QualifiedName, position: Lsn },
+    Failed { source: QualifiedName, diagnosis: Diagnosis },
+}
+
+/// The tables still to be synchronised, one at a time.
+pub(super) struct TableSyncs {
+    context: Context,
+    facts: PublisherFacts,
+    encoding: Encoding,
+    queue: VecDeque<SyncJob>,
+    running: Option<Running>,
+}
+
+/// The sync under way. Dropping it ends its task, whose connections close and roll back.
+struct Running {
+    task: JoinSet<(PendingTable, Result<Lsn, Failure>)>,
+    source: QualifiedName,
+    reports: mpsc::Receiver<Report>,
+    finish: Option<oneshot::Sender<()>>,
+    /// How far it has come.
+    reached: Option<Lsn>,
+}
+
+enum Report {
+    CatchingUp,
+    Reached(Lsn),
+}
+
+impl TableSyncs {
+    pub(super) fn new(context: &Context, publisher: &Publisher, jobs: Vec<SyncJob>) -> Self {
+        Self {
+            context: context.clone(),
+            facts: publisher.facts.clone(),
+            encoding: publisher.encoding,
+            queue: jobs.into(),
+            running: None,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty() && self.running.is_none()
+    }
+
+    /// Whether the running sync has reached `position` and can be handed over there.
+    pub(super) fn is_waiting_at(&self, position: Lsn) -> bool {
+        self.running
+            .as_ref()
+            .is_some_and(|run| run.finish.is_some() && run.reached.is_some_and(|reached| reached >= position))
+    }
+
+    /// The next event. Waits for ever if there is nothing to synchronise. Cancel safe.
+    pub(super) async fn next(&mut self) -> SyncEvent {
+        loop {
+            if self.running.is_none() {
+                self.begin().await;
+            }
+            let Some(run) = &mut self.running else { continue };
+            let report = tokio::select! {
+                biased;
+                report = run.reports.recv() => report,
+                Some(ended) = run.task.join_next() => return self.ended(ended),
+            };
+            match report {
+                Some(Report::Reached(lsn)) => {
+                    run.reached = Some(lsn);
+                    return SyncEvent::CaughtUp;
+                }
+                Some(Report::CatchingUp) => {
+                    return SyncEvent::State { source: run.source.clone(), state: TableState::CatchingUp };
+                }
+                None => {
+                    if let Some(ended) = run.task.join_next().await {
+                        return self.ended(ended);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks the running sync to end where it is, and waits until it has.
+    pub(super) async fn finish(&mut self) -> SyncEvent {
+        if let Some(finish) = self.running.as_mut().and_then(|run| run.finish.take()) {
+            let _ = finish.send(());
+        }
+        loop {
+            match self.next().await {
+                SyncEvent::CaughtUp | SyncEvent::State { .. } => {}
+                event => return event,
+            }
+        }
+    }
+
+    /// Starts the next sync when it is due.
+    async fn begin(&mut self) {
+        let Some(due) = self.queue.front().map(|job| job.not_before) else {
+            return std::future::pending().await;
+        };
+        tokio::time::sleep_until(due).await;
+        let Some(job) = self.queue.pop_front() else { return };
+        let source = job.table.published.relation.name.clone();
+        let (reports, received) = mpsc::channel(EVENTS_MAX);
+        let (finish, finish_asked) = oneshot::channel();
+        let sync = Sync { context: self.context.clone(), facts: self.facts.clone(), encoding: self.encoding };
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let result = sync.run(&job.table, reports, finish_asked).await;
+            (job.table, result)
+        });
+        self.running = Some(Running { task, source, reports: received, finish: Some(finish), reached: None });
+    }
+
+    fn ended(
+        &mut self,
+        ended: Result<(PendingTable, Result<Lsn, Failure>), tokio::task::JoinError>,
+    ) -> SyncEvent {
+        let source = self.running.take().map(|run| run.source);
+        match ended {
+            Ok((table, Ok(position))) => SyncEvent::Done { source: table.published.relation.name, position },
+            Ok((table, Err(failure))) => {
+                let source = table.published.relation.name.clone();
+                self.queue.push_back(SyncJob { table, not_before: Instant::now() + RETRY_DELAY });
+                SyncEvent::Failed { source, diagnosis: failure.diagnosis }
+            }
+            Err(panic) => SyncEvent::Failed {
+                source: source.unwrap_or_else(|| QualifiedName::new("", "")),
+                diagnosis: Diagnosis::new("the synchronisation of a table ended unexpectedly")
+                    .detail(panic.to_string())
+                    .hint("restart pgsluice; the table is taken up again"),
+            },
+        }
+    }
+}
+
+/// One sync's surroundings.
+struct Sync {
+    context: Context,
+    facts: PublisherFacts,
+    encoding: Encoding,
+}
+
+impl Sync {
+    async fn run(
+        &self,
+        table: &PendingTable,
+        reports: mpsc::Sender<Report>,
+        finish: oneshot::Receiver<()>,
+    ) -> Result<Lsn, Failure> {
+        let (context, source) = (&self.context, &table.published.relation.name);
+        let subscription = &context.subscription;
+        let job = copy_job(context, table).await?;
+        let mut target =
+            TargetSession::open(&context.target, &format!("{} sync", subscription.name)).await?;
+        target.set_origin(&format!("{}_sync", origin_name(&subscription.name))).await?;
+        let publisher = Publisher {
+            client: net::client(&subscription.publisher, &self.copy_options()).await?,
+            facts: self.facts.clone(),
+            encoding: self.encoding,
+        };
+        let mut replication = publisher.replication(subscription).await?;
+        let slot_name = temporary_slot_name(&subscription.slot);
+        let spec = SlotSpec {
+            name: slot_name.clone(),
+            lifetime: SlotLifetime::Temporary,
+            snapshot: SlotSnapshot::Export,
+            two_phase: false,
+            failover: false,
+        };
+        let slot = replication.create_slot(&spec).await?;
+        let snapshot = slot.snapshot.unwrap_or_default();
+        let rows = self.copy(&publisher, &target, &job, &snapshot).await?;
+        info!(subscription = %subscription.name, relation = %source, rows, "table copied, catching up");
+        let _ = reports.send(Report::CatchingUp).await;
+        let from = slot.consistent_point;
+        let stream = publisher.start(subscription, replication, &slot_name, from).await?;
+        let mut reader = Reader::start(stream, from, publisher.wal_sender_timeout());
+        let position = self.catch_up(table, &target, &mut reader, from, &reports, finish).await?;
+        copy::finish_table(target.client(), &subscription.name, &job, position, rows)
+            .await
+            .map_err(|error| Failure::retry(error.diagnosis(source)))?;
+        fail::fail_point!("table_sync::before_commit");
+        target.client().batch_execute("COMMIT").await.map_err(crate::apply::ApplyError::from)?;
+        Ok(position)
+    }
+
+    async fn copy(
+        &self,
+        publisher: &Publisher,
+        target: &TargetSession,
+        job: &CopyJob,
+        snapshot: &str,
+    ) -> Result<u64, Failure> {
+        let failed = |error: copy::CopyError| Failure::retry(error.diagnosis(&job.source));
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+            quote_literal(snapshot)
+        );
+        let rows = async {
+            let source = &publisher.client;
+            source.batch_execute(&begin).await.map_err(copy::CopyError::publisher)?;
+            target.client().batch_execute("BEGIN").await.map_err(copy::CopyError::target)?;
+            let rows = copy::transfer(source, target.client(), job, &job.copied).await?;
+            source.batch_execute("COMMIT").await.map_err(copy::CopyError::publisher)?;
+            Ok(rows)
+        };
+        let rows = rows.await.map_err(failed)?;
+        let (name, copied) = (self.context.name(), job.copied.load(Ordering::Relaxed));
+        self.context.store.report_copy(name, &job.source, job.attempt, copied, job.estimated).await?;
+        Ok(rows)
+    }
+
+    /// Applies the table's changes until asked to finish; ends between two transactions.
+    async fn catch_up(
+        &self,
+        table: &PendingTable,
+        target: &TargetSession,
+        reader: &mut Reader,
+        from: Lsn,
+        reports: &mpsc::Sender<Report>,
+        mut finish: oneshot::Receiver<()>,
+    ) -> Result<Lsn, Failure> {
+        let member = Member { position: Some(from), ..table.member.clone() };
+        let mut catch_up = CatchUp::new(target, table.published.relation.name.clone(), member);
+        let mut reached = from;
+        let mut finishing = false;
+        let _ = reports.send(Report::Reached(reached)).await;
+        loop {
+            if finishing && catch_up.is_between_transactions() {
+                return Ok(reached);
+            }
+            let chunk = tokio::select! {
+                biased;
+                _ = &mut finish, if !finishing => {
+                    finishing = true;
+                    continue;
+                }
+                chunk = reader.chunks.recv() => chunk,
+            };
+            let Some(chunk) = chunk else { return Err(reader.end().await.into()) };
+            for event in chunk.events {
+                let position = match event {
+                    StreamEvent::Message(message) => catch_up.handle(message).await?,
+                    StreamEvent::Keepalive(lsn) => catch_up.is_between_transactions().then_some(lsn),
+                };
+                reached = position.map_or(reached, |position| position.max(reached));
+            }
+            // What this slot has sent is not needed again: should the sync fail, it starts anew.
+            reader.report_durable(reached);
+            let _ = reports.send(Report::Reached(reached)).await;
+        }
+    }
+
+    fn copy_options(&self) -> net::ClientOptions {
+        super::publisher::copy_options(&self.context.subscription, self.encoding)
+    }
+}
+
+/// `pgsluice_sync_…`: unique among the processes that may ever share the publisher.
+fn temporary_slot_name(slot: &SlotName) -> SlotName {
+    let number = SLOT_NUMBER.fetch_add(1, Ordering::Relaxed);
+    let unique = format!("pgsluice_sync_{}_{number}_{:08x}", std::process::id(), rand::random::<u32>());
+    unique.parse().unwrap_or_else(|_| slot.clone())
+}
