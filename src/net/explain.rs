@@ -162,12 +162,14 @@ fn timed_out(error: &ConnectError, after_s: f32) -> Diagnosis {
 fn lost(at: &str, source: &io::Error) -> Diagnosis {
     let tls = source.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
     match tls {
-        Some(rustls::Error::AlertReceived(alert)) => {
-            Diagnosis::new(format!("{at} rejected the TLS session"))
-                .detail(format!("TLS alert: {alert:?}"))
-                .hint("check sslcert and sslkey: the server's ssl_ca_file must have issued the client certificate")
+        Some(rustls::Error::AlertReceived(alert)) => Diagnosis::new(format!("{at} rejected the TLS session"))
+            .detail(format!("TLS alert: {alert:?}"))
+            .hint(
+                "check sslcert and sslkey: the server's ssl_ca_file must have issued the client certificate",
+            ),
+        _ => {
+            Diagnosis::new(format!("the connection to {at} broke during start-up")).detail(source.to_string())
         }
-        _ => Diagnosis::new(format!("the connection to {at} broke during start-up")).detail(source.to_string()),
     }
 }
 
@@ -184,10 +186,12 @@ fn session_attrs(wanted: TargetSessionAttrs, at: &str) -> Diagnosis {
 fn tls(error: &ConnectError, at: &str) -> Diagnosis {
     use ConnectErrorKind as K;
     match &*error.kind {
-        K::TlsNotOffered => Diagnosis::new(format!("{at} does not offer TLS, and sslmode asks for it"))
-            .hint("set ssl = on with a certificate on that server, or sslmode=prefer if the network is trusted"),
-        K::TlsAnswer => Diagnosis::new(format!("{at} answered a request for TLS with something else"))
-            .hint("check host and port: PostgreSQL answers S or N; an overloaded server may refuse before that"),
+        K::TlsNotOffered => Diagnosis::new(format!("{at} does not offer TLS, and sslmode asks for it")).hint(
+            "set ssl = on with a certificate on that server, or sslmode=prefer if the network is trusted",
+        ),
+        K::TlsAnswer => Diagnosis::new(format!("{at} answered a request for TLS with something else")).hint(
+            "check host and port: PostgreSQL answers S or N; an overloaded server may refuse before that",
+        ),
         K::TlsSetup(setup) => tls_setup(setup),
         K::DirectTlsRefused(source) => {
             let diagnosis = Diagnosis::new(format!("{at} does not take TLS without negotiation"))
@@ -205,9 +209,9 @@ fn tls(error: &ConnectError, at: &str) -> Diagnosis {
 fn tls_setup(error: &TlsSetupError) -> Diagnosis {
     let diagnosis = Diagnosis::new(error.to_string());
     match error {
-        TlsSetupError::File { source, .. } => diagnosis
-            .detail(source.to_string())
-            .hint("check the path, the file's permissions, and that it is PEM; a key must not have a passphrase"),
+        TlsSetupError::File { source, .. } => diagnosis.detail(source.to_string()).hint(
+            "check the path, the file's permissions, and that it is PEM; a key must not have a passphrase",
+        ),
         TlsSetupError::Empty { .. } => diagnosis.hint("check that the file is the right one, in PEM"),
         TlsSetupError::NoSystemRoots => {
             diagnosis.hint("install the distribution's ca-certificates, or name a file in sslrootcert")
@@ -228,7 +232,9 @@ fn handshake(at: &str, error: &ConnectError, source: &io::Error) -> Diagnosis {
     let Some(tls) = tls else {
         return Diagnosis::new(format!("the TLS handshake with {at} broke off"))
             .detail(source.to_string())
-            .hint("check the server's log and its ssl_min_protocol_version (pgsluice speaks TLS 1.2 and 1.3)");
+            .hint(
+                "check the server's log and its ssl_min_protocol_version (pgsluice speaks TLS 1.2 and 1.3)",
+            );
     };
     let diagnosis = match tls {
         rustls::Error::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. }) => {
@@ -251,10 +257,12 @@ fn handshake(at: &str, error: &ConnectError, source: &io::Error) -> Diagnosis {
             Diagnosis::new(format!("the certificate of {at} was not accepted"))
                 .hint("check the server's certificate and sslrootcert")
         }
-        rustls::Error::AlertReceived(_) => Diagnosis::new(format!("{at} rejected the TLS session"))
-            .hint("check sslcert and sslkey: the server's ssl_ca_file must have issued the client certificate"),
-        _ => Diagnosis::new(format!("the TLS handshake with {at} failed"))
-            .hint("check the server's log and its ssl_min_protocol_version (pgsluice speaks TLS 1.2 and 1.3)"),
+        rustls::Error::AlertReceived(_) => Diagnosis::new(format!("{at} rejected the TLS session")).hint(
+            "check sslcert and sslkey: the server's ssl_ca_file must have issued the client certificate",
+        ),
+        _ => Diagnosis::new(format!("the TLS handshake with {at} failed")).hint(
+            "check the server's log and its ssl_min_protocol_version (pgsluice speaks TLS 1.2 and 1.3)",
+        ),
     };
     diagnosis.detail(tls.to_string())
 }
@@ -273,7 +281,9 @@ fn refused_by_server(server: &ServerError, error: &ConnectError) -> Diagnosis {
         "3D000" => hinted(format!("check dbname, or on that server: CREATE DATABASE {database}")),
         "42501" => lacks_privilege(server, facts, &role, &database),
         "53300" => too_many(server, &role),
-        "57P03" => hinted("nothing to do: pgsluice tries again until the server takes connections".to_owned()),
+        "57P03" => {
+            hinted("nothing to do: pgsluice tries again until the server takes connections".to_owned())
+        }
         "55000" if server.message.contains("not currently accepting connections") => {
             hinted(format!("on that server: ALTER DATABASE {database} ALLOW_CONNECTIONS true"))
         }
@@ -297,9 +307,13 @@ fn not_admitted(server: &ServerError, facts: &Facts) -> Diagnosis {
         format!("add to the server's pg_hba.conf: {line} -- then SELECT pg_reload_conf(){encryption}")
     } else if message.starts_with("pg_hba.conf rejects") {
         let line = hba_line(server, facts);
-        format!("a reject line in the server's pg_hba.conf matches; above it, add: {line} -- then SELECT pg_reload_conf()")
+        format!(
+            "a reject line in the server's pg_hba.conf matches; above it, add: {line} -- then SELECT pg_reload_conf()"
+        )
     } else if message.contains("client certificate") || message.contains("certificate authentication") {
-        format!("set sslcert and sslkey to a certificate whose common name is the role {role} (or mapped to it in pg_ident.conf)")
+        format!(
+            "set sslcert and sslkey to a certificate whose common name is the role {role} (or mapped to it in pg_ident.conf)"
+        )
     } else if message.contains("not permitted to log in") {
         format!("on the server: ALTER ROLE {role} LOGIN")
     } else if message.contains("does not exist") {
@@ -309,7 +323,10 @@ fn not_admitted(server: &ServerError, facts: &Facts) -> Diagnosis {
         };
         format!("check user, or on the server: CREATE ROLE {role} LOGIN{attribute} PASSWORD '…'")
     } else {
-        format!("check the server's pg_hba.conf; the line that admits this session: {}", hba_line(server, facts))
+        format!(
+            "check the server's pg_hba.conf; the line that admits this session: {}",
+            hba_line(server, facts)
+        )
     };
     Diagnosis { hint: Some(hint), ..server.diagnosis() }
 }
@@ -319,7 +336,8 @@ fn not_admitted(server: &ServerError, facts: &Facts) -> Diagnosis {
 /// matches by its database's name, never by the keyword `replication` (`check_db` in `hba.c`).
 fn hba_line(server: &ServerError, facts: &Facts) -> String {
     let (user, dbname) = (hba_name(&facts.user), hba_name(&facts.dbname));
-    let seen = server.message.split_once("host \"").and_then(|(_, rest)| rest.split_once('"')).map(|(host, _)| host);
+    let seen =
+        server.message.split_once("host \"").and_then(|(_, rest)| rest.split_once('"')).map(|(host, _)| host);
     let kind = match facts.encryption {
         Encryption::None => "host",
         Encryption::Tls => "hostssl",
@@ -336,7 +354,9 @@ fn hba_line(server: &ServerError, facts: &Facts) -> String {
             };
             format!("{kind} {dbname} {user} {address}{mask} scram-sha-256")
         }
-        None => format!("{kind} {dbname} {user} ADDRESS/32 scram-sha-256 (ADDRESS: this machine, as the server sees it)"),
+        None => format!(
+            "{kind} {dbname} {user} ADDRESS/32 scram-sha-256 (ADDRESS: this machine, as the server sees it)"
+        ),
     }
 }
 
@@ -371,7 +391,8 @@ fn too_many(server: &ServerError, role: &str) -> Diagnosis {
     } else if message.contains("for database") {
         "raise the database's CONNECTION LIMIT, or close other sessions".to_owned()
     } else {
-        "raise max_connections on that server (a restart), or close sessions; pgsluice tries again by itself".to_owned()
+        "raise max_connections on that server (a restart), or close sessions; pgsluice tries again by itself"
+            .to_owned()
     };
     Diagnosis { hint: Some(hint), ..server.diagnosis() }
 }
