@@ -328,7 +328,7 @@ fn login_error(error: tokio_postgres::Error, info: &ConnInfo) -> LoginError {
     }
     let own = error.to_string();
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
-    let io = error.source().is_some_and(<(dyn std::error::Error + 'static)>::is::<io::Error>);
+    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some();
     let kind = match (own.as_str(), cause.as_str()) {
         ("authentication error", "server did not use channel binding") => K::ChannelBindingMissing,
         ("authentication error", "unsupported authentication method") => {
@@ -350,20 +350,13 @@ fn login_error(error: tokio_postgres::Error, info: &ConnInfo) -> LoginError {
 }
 
 fn is_malformed(error: &io::Error) -> bool {
-    let tls = error.get_ref().is_some_and(
-        <(dyn std::error::Error + std::marker::Send + std::marker::Sync + 'static)>::is::<rustls::Error>,
-    );
-    !tls && matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    tls.is_none() && matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
 }
 
 fn into_io(error: tokio_postgres::Error) -> io::Error {
-    match error.into_source().map(
-        <(dyn std::error::Error + std::marker::Send + std::marker::Sync + 'static)>::downcast::<io::Error>,
-    ) {
-        Some(Ok(io)) => *io,
-        Some(Err(other)) => io::Error::other(other),
-        None => io::Error::other("no cause given"),
-    }
+    let Some(source) = error.into_source() else { return io::Error::other("no cause given") };
+    source.downcast::<io::Error>().map_or_else(io::Error::other, |io| *io)
 }
 
 /// The handshake that has already happened.

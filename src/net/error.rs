@@ -92,7 +92,7 @@ pub enum ConnectErrorKind {
     NoAddress,
     #[error("the connection could not be established")]
     Connect(#[source] io::Error),
-    #[error("no answer within {} s", .0.as_secs_f32())]
+    #[error("no answer within {:.1} s", .0.as_secs_f32())]
     TimedOut(Duration),
     #[error("the server does not offer TLS")]
     TlsNotOffered,
@@ -179,7 +179,9 @@ impl ConnectError {
             | K::Closed
             | K::SessionAttrs(_) => true,
             K::Server(error) | K::Setting(error) => error.is_transient(),
-            K::TlsHandshake(error) => error.get_ref().is_none_or(|e| !e.is::<rustls::Error>()),
+            K::TlsHandshake(error) => {
+                error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_none()
+            }
             K::TlsNotOffered
             | K::TlsAnswer
             | K::TlsSetup(_)
