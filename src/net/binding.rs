@@ -5,9 +5,9 @@
 //! itself refuses to compute one (`be_tls_get_certificate_hash` in `be-secure-openssl.c`).
 
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
+use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use x509_parser::signature_algorithm::SignatureAlgorithm;
-use x509_parser::certificate::X509Certificate;
 
 /// A hash that a certificate's signature may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -278,7 +278,7 @@ fn driver_config(info: &ConnInfo, options: &ClientOptions, encryption: Encryptio
 async fn set_up(client: &PgClient, settings: &[(String, String)]) -> Result<(), LoginError> {
     let refused = |error: tokio_postgres::Error| {
         let kind = match server_error(&error) {
-            Some(server) => ConnectErrorKind::Setting(server),
+            Some(server) => ConnectErrorKind::Setting(Box::new(server)),
             None => ConnectErrorKind::Driver(error),
         };
         LoginError::new(Step::Database, kind)
@@ -307,9 +307,9 @@ async fn check_session(client: &PgClient, wanted: TargetSessionAttrs) -> Result<
     };
     let driver = |error| LoginError::new(Step::Database, ConnectErrorKind::Driver(error));
     let messages = client.simple_query(question).await.map_err(driver)?;
-    let fits = messages
-        .iter()
-        .any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0).is_some_and(|v| v != unfit)));
+    let fits = messages.iter().any(
+        |message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0).is_some_and(|v| v != unfit)),
+    );
     if fits {
         return Ok(());
     }
@@ -328,13 +328,15 @@ fn login_error(error: tokio_postgres::Error, info: &ConnInfo) -> LoginError {
     }
     let own = error.to_string();
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
-    let io = error.source().is_some_and(|source| source.is::<io::Error>());
+    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some();
     let kind = match (own.as_str(), cause.as_str()) {
         ("authentication error", "server did not use channel binding") => K::ChannelBindingMissing,
         ("authentication error", "unsupported authentication method") => {
             K::AuthUnsupported("Kerberos, GSSAPI or SSPI".to_owned())
         }
-        ("authentication error", "unsupported SASL mechanism") => K::AuthUnsupported("another SASL".to_owned()),
+        ("authentication error", "unsupported SASL mechanism") => {
+            K::AuthUnsupported("another SASL".to_owned())
+        }
         ("invalid configuration", "password missing") if info.password.is_none() => K::PasswordMissing,
         ("authentication error", _) if io => K::Scram(into_io(error)),
         _ if io => match into_io(error) {
@@ -348,16 +350,13 @@ fn login_error(error: tokio_postgres::Error, info: &ConnInfo) -> LoginError {
 }
 
 fn is_malformed(error: &io::Error) -> bool {
-    let tls = error.get_ref().is_some_and(|e| e.is::<rustls::Error>());
-    !tls && matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    tls.is_none() && matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
 }
 
 fn into_io(error: tokio_postgres::Error) -> io::Error {
-    match error.into_source().map(|source| source.downcast::<io::Error>()) {
-        Some(Ok(io)) => *io,
-        Some(Err(other)) => io::Error::other(other),
-        None => io::Error::other("no cause given"),
-    }
+    let Some(source) = error.into_source() else { return io::Error::other("no cause given") };
+    source.downcast::<io::Error>().map_or_else(io::Error::other, |io| *io)
 }
 
 /// The handshake that has already happened.

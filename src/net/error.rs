@@ -67,7 +67,7 @@ pub struct ConnectError {
     pub port: u16,
     #[source]
     pub kind: Box<ConnectErrorKind>,
-    pub(super) facts: Facts,
+    pub(super) facts: Box<Facts>,
     /// Other hosts or addresses that were tried and failed as well, one line each.
     pub(super) others: Vec<String>,
 }
@@ -92,7 +92,7 @@ pub enum ConnectErrorKind {
     NoAddress,
     #[error("the connection could not be established")]
     Connect(#[source] io::Error),
-    #[error("no answer within {} s", .0.as_secs_f32())]
+    #[error("no answer within {:.1} s", .0.as_secs_f32())]
     TimedOut(Duration),
     #[error("the server does not offer TLS")]
     TlsNotOffered,
@@ -109,10 +109,10 @@ pub enum ConnectErrorKind {
     #[error("the server closed the connection during start-up")]
     Closed,
     #[error(transparent)]
-    Server(ServerError),
+    Server(Box<ServerError>),
     /// The session stands, and a setting asked for was refused.
     #[error("the server refused a session setting")]
-    Setting(#[source] ServerError),
+    Setting(#[source] Box<ServerError>),
     #[error("the server asks for a password and none is configured")]
     PasswordMissing,
     #[error("the server asks for {0} authentication, which is not supported")]
@@ -179,7 +179,9 @@ impl ConnectError {
             | K::Closed
             | K::SessionAttrs(_) => true,
             K::Server(error) | K::Setting(error) => error.is_transient(),
-            K::TlsHandshake(error) => error.get_ref().is_none_or(|e| !e.is::<rustls::Error>()),
+            K::TlsHandshake(error) => {
+                error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_none()
+            }
             K::TlsNotOffered
             | K::TlsAnswer
             | K::TlsSetup(_)
@@ -214,8 +216,13 @@ impl ConnectError {
         use ConnectErrorKind as K;
         match &*self.kind {
             K::Server(error) => error.code == "57P03",
-            K::PasswordMissing | K::AuthUnsupported(_) | K::ChannelBindingMissing | K::Scram(_) => false,
-            K::TlsSetup(_) | K::Setting(_) | K::Driver(_) => false,
+            K::PasswordMissing
+            | K::AuthUnsupported(_)
+            | K::ChannelBindingMissing
+            | K::Scram(_)
+            | K::TlsSetup(_)
+            | K::Setting(_)
+            | K::Driver(_) => false,
             K::Resolve(_)
             | K::NoAddress
             | K::Connect(_)

@@ -28,7 +28,7 @@ use super::{Dialed, explain};
 use crate::pg::conninfo::{ConnInfo, Host, HostAddress, SslMode, SslNegotiation};
 
 /// Stands in for a `connect_timeout` of zero, libpq's "wait for ever": nothing here does.
-const CONNECT_TIMEOUT_FALLBACK: Duration = Duration::from_secs(60);
+const CONNECT_TIMEOUT_FALLBACK: Duration = Duration::from_mins(1);
 
 /// What happens on a fresh stream to make it a session.
 pub(crate) trait Login {
@@ -44,17 +44,17 @@ pub(crate) trait Login {
 #[derive(Debug)]
 pub(crate) struct LoginError {
     pub(crate) step: Step,
-    pub(crate) kind: ConnectErrorKind,
+    pub(crate) kind: Box<ConnectErrorKind>,
 }
 
 impl LoginError {
     pub(crate) fn new(step: Step, kind: ConnectErrorKind) -> Self {
-        Self { step, kind }
+        Self { step, kind: Box::new(kind) }
     }
 
     /// The server's own refusal; the step follows from its SQLSTATE.
     pub(crate) fn server(error: crate::error::ServerError) -> Self {
-        Self { step: super::error::step_of(&error), kind: ConnectErrorKind::Server(error) }
+        Self::new(super::error::step_of(&error), ConnectErrorKind::Server(Box::new(error)))
     }
 }
 
@@ -170,7 +170,8 @@ impl<'a> Attempt<'a> {
             Err(_) => return Err(self.error(Step::Port, late())),
         };
         let negotiated = timeout_at(deadline, negotiate(tcp, wish, name, &self.info.tls)).await;
-        let stream = negotiated.unwrap_or_else(|_| Err(late())).map_err(|kind| self.error(Step::Tls, kind))?;
+        let stream =
+            negotiated.unwrap_or_else(|_| Err(late())).map_err(|kind| self.error(Step::Tls, kind))?;
         self.log_in(stream, login, deadline).await
     }
 
@@ -200,7 +201,7 @@ impl<'a> Attempt<'a> {
         let started = Instant::now();
         match timeout_at(deadline, login.log_in(dialed)).await {
             Ok(Ok(session)) => Ok(session),
-            Ok(Err(error)) => Err(self.error(error.step, error.kind)),
+            Ok(Err(error)) => Err(self.error(error.step, *error.kind)),
             Err(_) => Err(self.error(Step::Authentication, ConnectErrorKind::TimedOut(started.elapsed()))),
         }
     }
@@ -215,7 +216,7 @@ impl<'a> Attempt<'a> {
             host,
             port: self.host.port,
             kind: Box::new(kind),
-            facts: self.facts.clone(),
+            facts: Box::new(self.facts.clone()),
             others: Vec::new(),
         }
     }
@@ -264,7 +265,7 @@ fn no_hosts(info: &ConnInfo, purpose: Purpose) -> ConnectError {
         host: String::new(),
         port: 0,
         kind: Box::new(ConnectErrorKind::NoAddress),
-        facts: Facts::new(info, purpose),
+        facts: Box::new(Facts::new(info, purpose)),
         others: Vec::new(),
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn diagnosis(error: &ConnectError) -> Diagnosis {
         K::Resolve(source) => name_unresolved(&error.host, &source.to_string()),
         K::NoAddress => name_unresolved(&error.host, "the name exists, but has no address"),
         K::Connect(source) => connect_failed(error, source),
-        K::TimedOut(after) => timed_out(error, after.as_secs_f32()),
+        K::TimedOut(after) => timed_out(error, (after.as_secs_f32() * 10.0).round() / 10.0),
         K::TlsNotOffered
         | K::TlsAnswer
         | K::TlsSetup(_)
@@ -162,12 +162,14 @@ fn timed_out(error: &ConnectError, after_s: f32) -> Diagnosis {
 fn lost(at: &str, source: &io::Error) -> Diagnosis {
     let tls = source.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
     match tls {
-        Some(rustls::Error::AlertReceived(alert)) => {
-            Diagnosis::new(format!("{at} rejected the TLS session"))
-                .detail(format!("TLS alert: {alert:?}"))
-                .hint("check sslcert and sslkey: the server's ssl_ca_file must have issued the client certificate")
+        Some(rustls::Error::AlertReceived(alert)) => Diagnosis::new(format!("{at} rejected the TLS session"))
+            .detail(format!("TLS alert: {alert:?}"))
+            .hint(
+                "check sslcert and sslkey: the server's ssl_ca_file must have issued the client certificate",
+            ),
+        _ => {
+            Diagnosis::new(format!("the connection to {at} broke during start-up")).detail(source.to_string())
         }
-        _ => Diagnosis::new(format!("the connection to {at} broke during start-up")).detail(source.to_string()),
     }
 }
 
@@ -184,10 +186,12 @@ fn session_attrs(wanted: TargetSessionAttrs, at: &str) -> Diagnosis {
 fn tls(error: &ConnectError, at: &str) -> Diagnosis {
     use ConnectErrorKind as K;
     match &*error.kind {
-        K::TlsNotOffered => Diagnosis::new(format!("{at} does not offer TLS, and sslmode asks for it"))
-            .hint("set ssl = on with a certificate on that server, or sslmode=prefer if the network is trusted"),
-        K::TlsAnswer => Diagnosis::new(format!("{at} answered a request for TLS with something else"))
-            .hint("check host and port: PostgreSQL answers S or N; an overloaded server may refuse before that"),
+        K::TlsNotOffered => Diagnosis::new(format!("{at} does not offer TLS, and sslmode asks for it")).hint(
+            "set ssl = on with a certificate on that server, or sslmode=prefer if the network is trusted",
+        ),
+        K::TlsAnswer => Diagnosis::new(format!("{at} answered a request for TLS with something else")).hint(
+            "check host and port: PostgreSQL answers S or N; an overloaded server may refuse before that",
+        ),
         K::TlsSetup(setup) => tls_setup(setup),
         K::DirectTlsRefused(source) => {
             let diagnosis = Diagnosis::new(format!("{at} does not take TLS without negotiation"))
@@ -205,9 +209,9 @@ fn tls(error: &ConnectError, at: &str) -> Diagnosis {
 fn tls_setup(error: &TlsSetupError) -> Diagnosis {
     let diagnosis = Diagnosis::new(error.to_string());
     match error {
-        TlsSetupError::File { source, .. } => diagnosis
-            .detail(source.to_string())
-            .hint("check the path, the file's permissions, and that it is PEM; a key must not have a passphrase"),
+        TlsSetupError::File { source, .. } => diagnosis.detail(source.to_string()).hint(
+            "check the path, the file's permissions, and that it is PEM; a key must not have a passphrase",
+        ),
         TlsSetupError::Empty { .. } => diagnosis.hint("check that the file is the right one, in PEM"),
         TlsSetupError::NoSystemRoots => {
             diagnosis.hint("install the distribution's ca-certificates, or name a file in sslrootcert")
@@ -228,7 +232,9 @@ fn handshake(at: &str, error: &ConnectError, source: &io::Error) -> Diagnosis {
     let Some(tls) = tls else {
         return Diagnosis::new(format!("the TLS handshake with {at} broke off"))
             .detail(source.to_string())
-            .hint("check the server's log and its ssl_min_protocol_version (pgsluice speaks TLS 1.2 and 1.3)");
+            .hint(
+                "check the server's log and its ssl_min_protocol_version (pgsluice speaks TLS 1.2 and 1.3)",
+            );
     };
     let diagnosis = match tls {
         rustls::Error::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. }) => {
@@ -251,10 +257,12 @@ fn handshake(at: &str, error: &ConnectError, source: &io::Error) -> Diagnosis {
             Diagnosis::new(format!("the certificate of {at} was not accepted"))
                 .hint("check the server's certificate and sslrootcert")
         }
-        rustls::Error::AlertReceived(_) => Diagnosis::new(format!("{at} rejected the TLS session"))
-            .hint("check sslcert and sslkey: the server's ssl_ca_file must have issued the client certificate"),
-        _ => Diagnosis::new(format!("the TLS handshake with {at} failed"))
-            .hint("check the server's log and its ssl_min_protocol_version (pgsluice speaks TLS 1.2 and 1.3)"),
+        rustls::Error::AlertReceived(_) => Diagnosis::new(format!("{at} rejected the TLS session")).hint(
+            "check sslcert and sslkey: the server's ssl_ca_file must have issued the client certificate",
+        ),
+        _ => Diagnosis::new(format!("the TLS handshake with {at} failed")).hint(
+            "check the server's log and its ssl_min_protocol_version (pgsluice speaks TLS 1.2 and 1.3)",
+        ),
     };
     diagnosis.detail(tls.to_string())
 }
@@ -273,7 +281,9 @@ fn refused_by_server(server: &ServerError, error: &ConnectError) -> Diagnosis {
         "3D000" => hinted(format!("check dbname, or on that server: CREATE DATABASE {database}")),
         "42501" => lacks_privilege(server, facts, &role, &database),
         "53300" => too_many(server, &role),
-        "57P03" => hinted("nothing to do: pgsluice tries again until the server takes connections".to_owned()),
+        "57P03" => {
+            hinted("nothing to do: pgsluice tries again until the server takes connections".to_owned())
+        }
         "55000" if server.message.contains("not currently accepting connections") => {
             hinted(format!("on that server: ALTER DATABASE {database} ALLOW_CONNECTIONS true"))
         }
@@ -297,9 +307,13 @@ fn not_admitted(server: &ServerError, facts: &Facts) -> Diagnosis {
         format!("add to the server's pg_hba.conf: {line} -- then SELECT pg_reload_conf(){encryption}")
     } else if message.starts_with("pg_hba.conf rejects") {
         let line = hba_line(server, facts);
-        format!("a reject line in the server's pg_hba.conf matches; above it, add: {line} -- then SELECT pg_reload_conf()")
+        format!(
+            "a reject line in the server's pg_hba.conf matches; above it, add: {line} -- then SELECT pg_reload_conf()"
+        )
     } else if message.contains("client certificate") || message.contains("certificate authentication") {
-        format!("set sslcert and sslkey to a certificate whose common name is the role {role} (or mapped to it in pg_ident.conf)")
+        format!(
+            "set sslcert and sslkey to a certificate whose common name is the role {role} (or mapped to it in pg_ident.conf)"
+        )
     } else if message.contains("not permitted to log in") {
         format!("on the server: ALTER ROLE {role} LOGIN")
     } else if message.contains("does not exist") {
@@ -309,7 +323,10 @@ fn not_admitted(server: &ServerError, facts: &Facts) -> Diagnosis {
         };
         format!("check user, or on the server: CREATE ROLE {role} LOGIN{attribute} PASSWORD '…'")
     } else {
-        format!("check the server's pg_hba.conf; the line that admits this session: {}", hba_line(server, facts))
+        format!(
+            "check the server's pg_hba.conf; the line that admits this session: {}",
+            hba_line(server, facts)
+        )
     };
     Diagnosis { hint: Some(hint), ..server.diagnosis() }
 }
@@ -319,7 +336,8 @@ fn not_admitted(server: &ServerError, facts: &Facts) -> Diagnosis {
 /// matches by its database's name, never by the keyword `replication` (`check_db` in `hba.c`).
 fn hba_line(server: &ServerError, facts: &Facts) -> String {
     let (user, dbname) = (hba_name(&facts.user), hba_name(&facts.dbname));
-    let seen = server.message.split_once("host \"").and_then(|(_, rest)| rest.split_once('"')).map(|(host, _)| host);
+    let seen =
+        server.message.split_once("host \"").and_then(|(_, rest)| rest.split_once('"')).map(|(host, _)| host);
     let kind = match facts.encryption {
         Encryption::None => "host",
         Encryption::Tls => "hostssl",
@@ -336,7 +354,9 @@ fn hba_line(server: &ServerError, facts: &Facts) -> String {
             };
             format!("{kind} {dbname} {user} {address}{mask} scram-sha-256")
         }
-        None => format!("{kind} {dbname} {user} ADDRESS/32 scram-sha-256 (ADDRESS: this machine, as the server sees it)"),
+        None => format!(
+            "{kind} {dbname} {user} ADDRESS/32 scram-sha-256 (ADDRESS: this machine, as the server sees it)"
+        ),
     }
 }
 
@@ -371,7 +391,8 @@ fn too_many(server: &ServerError, role: &str) -> Diagnosis {
     } else if message.contains("for database") {
         "raise the database's CONNECTION LIMIT, or close other sessions".to_owned()
     } else {
-        "raise max_connections on that server (a restart), or close sessions; pgsluice tries again by itself".to_owned()
+        "raise max_connections on that server (a restart), or close sessions; pgsluice tries again by itself"
+            .to_owned()
     };
     Diagnosis { hint: Some(hint), ..server.diagnosis() }
 }
@@ -389,4 +410,177 @@ fn chain(error: &dyn Error) -> String {
         next = source.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::error::{Step, step_of};
+    use super::*;
+
+    fn failed(step: Step, kind: ConnectErrorKind, purpose: Purpose) -> ConnectError {
+        ConnectError {
+            step,
+            host: "db-master".to_owned(),
+            port: 5432,
+            kind: Box::new(kind),
+            facts: Box::new(Facts {
+                user: "sammy".to_owned(),
+                dbname: "example".to_owned(),
+                purpose,
+                address: Some("10.0.0.2".parse().unwrap()),
+                encryption: Encryption::None,
+            }),
+            others: Vec::new(),
+        }
+    }
+
+    /// What an operator reads when the server refuses like this, the step in front.
+    fn refused(code: &str, message: &str, purpose: Purpose) -> String {
+        let server =
+            ServerError { code: code.to_owned(), message: message.to_owned(), ..ServerError::default() };
+        let step = step_of(&server);
+        let error = failed(step, ConnectErrorKind::Server(Box::new(server)), purpose);
+        format!("[{step}] {}", error.diagnosis())
+    }
+
+    #[test]
+    fn pg_hba_hints_are_lines_to_paste() {
+        insta::assert_snapshot!(refused(
+            "28000",
+            r#"no pg_hba.conf entry for host "10.0.0.7", user "sammy", database "example", no encryption"#,
+            Purpose::Replication,
+        ), @r#"
+            [authentication] no pg_hba.conf entry for host "10.0.0.7", user "sammy", database "example", no encryption (SQLSTATE 28000)
+              hint: add to the server's pg_hba.conf: host example sammy 10.0.0.7/32 scram-sha-256 -- then SELECT pg_reload_conf(); if the file has hostssl lines only, use sslmode=require instead
+            "#);
+        insta::assert_snapshot!(refused(
+            "28000",
+            r#"pg_hba.conf rejects connection for host "fe80::1%eth0", user "sammy", database "example", SSL off"#,
+            Purpose::Sql,
+        ), @r#"
+            [authentication] pg_hba.conf rejects connection for host "fe80::1%eth0", user "sammy", database "example", SSL off (SQLSTATE 28000)
+              hint: a reject line in the server's pg_hba.conf matches; above it, add: host example sammy fe80::1/128 scram-sha-256 -- then SELECT pg_reload_conf()
+            "#);
+        insta::assert_snapshot!(refused(
+            "28000",
+            r#"no pg_hba.conf entry for host "[local]", user "sammy", database "example", no encryption"#,
+            Purpose::Sql,
+        ), @r#"
+            [authentication] no pg_hba.conf entry for host "[local]", user "sammy", database "example", no encryption (SQLSTATE 28000)
+              hint: add to the server's pg_hba.conf: local example sammy scram-sha-256 -- then SELECT pg_reload_conf()
+            "#);
+        insta::assert_snapshot!(refused("28000", "kein pg_hba.conf-Eintrag", Purpose::Sql), @r"
+            [authentication] kein pg_hba.conf-Eintrag (SQLSTATE 28000)
+              hint: check the server's pg_hba.conf; the line that admits this session: host example sammy ADDRESS/32 scram-sha-256 (ADDRESS: this machine, as the server sees it)
+            ");
+    }
+
+    #[test]
+    fn names_in_pg_hba_lines_are_quoted_where_they_would_be_keywords() {
+        assert_eq!(hba_name("sammy-2"), "sammy-2");
+        assert_eq!(hba_name("replication"), r#""replication""#);
+        assert_eq!(hba_name("all"), r#""all""#);
+        assert_eq!(hba_name("with space"), r#""with space""#);
+        assert_eq!(hba_name("+group"), r#""+group""#);
+    }
+
+    #[test]
+    fn roles_and_privileges_are_told_apart() {
+        insta::assert_snapshot!(refused("28000", r#"role "sammy" does not exist"#, Purpose::Replication), @r#"
+            [authentication] role "sammy" does not exist (SQLSTATE 28000)
+              hint: check user, or on the server: CREATE ROLE "sammy" LOGIN REPLICATION PASSWORD '…'
+            "#);
+        insta::assert_snapshot!(refused("28000", r#"role "sammy" is not permitted to log in"#, Purpose::Sql), @r#"
+            [authentication] role "sammy" is not permitted to log in (SQLSTATE 28000)
+              hint: on the server: ALTER ROLE "sammy" LOGIN
+            "#);
+        insta::assert_snapshot!(refused(
+            "42501",
+            "must be superuser or replication role to start walsender",
+            Purpose::Replication,
+        ), @r#"
+            [replication] must be superuser or replication role to start walsender (SQLSTATE 42501)
+              hint: on the publisher: ALTER ROLE "sammy" REPLICATION
+            "#);
+        insta::assert_snapshot!(refused("42501", "permission denied to start WAL sender", Purpose::Replication), @r#"
+            [replication] permission denied to start WAL sender (SQLSTATE 42501)
+              hint: on the publisher: ALTER ROLE "sammy" REPLICATION
+            "#);
+        insta::assert_snapshot!(refused(
+            "42501",
+            r#"permission denied for database "example""#,
+            Purpose::Replication,
+        ), @r#"
+            [database] permission denied for database "example" (SQLSTATE 42501)
+              hint: on the server: GRANT CONNECT ON DATABASE "example" TO "sammy"
+            "#);
+    }
+
+    #[test]
+    fn full_and_starting_servers_say_so() {
+        insta::assert_snapshot!(refused("53300", "sorry, too many clients already", Purpose::Sql), @r"
+            [database] sorry, too many clients already (SQLSTATE 53300)
+              hint: raise max_connections on that server (a restart), or close sessions; pgsluice tries again by itself
+            ");
+        insta::assert_snapshot!(refused(
+            "53300",
+            "number of requested standby connections exceeds max_wal_senders (currently 10)",
+            Purpose::Replication,
+        ), @r"
+            [replication] number of requested standby connections exceeds max_wal_senders (currently 10) (SQLSTATE 53300)
+              hint: raise max_wal_senders on the publisher (a restart), or end replication connections that are not needed
+            ");
+        insta::assert_snapshot!(refused("57P03", "the database system is starting up", Purpose::Sql), @r"
+            [database] the database system is starting up (SQLSTATE 57P03)
+              hint: nothing to do: pgsluice tries again until the server takes connections
+            ");
+    }
+
+    #[test]
+    fn the_network_is_told_apart() {
+        let say = |step, kind| failed(step, kind, Purpose::Sql).diagnosis().to_string();
+        let io = |kind: io::ErrorKind| ConnectErrorKind::Connect(io::Error::from(kind));
+        insta::assert_snapshot!(say(Step::Port, ConnectErrorKind::TimedOut(Duration::from_secs(5))), @r"
+            db-master:5432 did not answer within 5 s: packets vanish on the way
+              detail: address tried: 10.0.0.2
+              hint: let the firewalls on the way (and the cloud's security groups) pass TCP port 5432, and check that both servers are on one (private) network
+            ");
+        insta::assert_snapshot!(say(Step::Tls, ConnectErrorKind::TimedOut(Duration::from_secs(5))), @r"
+            db-master:5432 accepted the connection, but did not finish start-up within 5 s
+              detail: it stopped answering at the step TLS; address tried: 10.0.0.2
+              hint: check that PostgreSQL itself listens there and is not overloaded; raise connect_timeout if it is slow to answer
+            ");
+        insta::assert_snapshot!(say(Step::Name, ConnectErrorKind::TimedOut(Duration::from_secs(5))), @r#"
+            the name server did not answer for "db-master" within 5 s
+              hint: check this machine's or container's DNS, or set hostaddr= to spare the look-up
+            "#);
+        insta::assert_snapshot!(say(Step::Route, io(io::ErrorKind::NetworkUnreachable)), @r"
+            there is no route to db-master:5432: the network is unreachable
+              detail: address tried: 10.0.0.2; network unreachable
+              hint: put both servers on one (private) network, or add the route
+            ");
+        insta::assert_snapshot!(say(Step::Route, io(io::ErrorKind::HostUnreachable)), @r"
+            there is no route to db-master:5432: the host is unreachable
+              detail: address tried: 10.0.0.2; host unreachable
+              hint: check that the host is up, that both servers are on one (private) network, and that no firewall rejects the traffic
+            ");
+        insta::assert_snapshot!(say(Step::Port, io(io::ErrorKind::ConnectionRefused)), @r"
+            db-master:5432 refused the connection: nothing listens on that address and port
+              detail: address tried: 10.0.0.2; connection refused
+              hint: on that server, check that PostgreSQL runs, that listen_addresses holds this address or '*' (a change needs a restart), and that port is 5432
+            ");
+    }
+
+    #[test]
+    fn other_hosts_are_listed() {
+        let mut error = failed(Step::Tls, ConnectErrorKind::TlsNotOffered, Purpose::Sql);
+        error.others.push(one_line(&failed(Step::Port, ConnectErrorKind::Closed, Purpose::Sql)));
+        insta::assert_snapshot!(error.diagnosis().to_string(), @r"
+            db-master:5432 does not offer TLS, and sslmode asks for it
+              detail: also tried: db-master:5432 (10.0.0.2): the server closed the connection during start-up
+              hint: set ssl = on with a certificate on that server, or sslmode=prefer if the network is trusted
+            ");
+    }
 }

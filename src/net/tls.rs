@@ -59,7 +59,9 @@ pub(super) async fn negotiate(
         let mut answer = [0u8; 1];
         match tcp.read_exact(&mut answer).await {
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(ConnectErrorKind::Closed),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(ConnectErrorKind::Closed);
+            }
             Err(error) => return Err(ConnectErrorKind::Lost(error)),
         }
         match (answer[0], wish) {
@@ -109,11 +111,7 @@ fn hung_up(error: &io::Error) -> bool {
 
 /// The name for SNI and verification. Where nothing verifies it, a name that no certificate could
 /// hold is no obstacle: the address stands in, which sends no SNI.
-fn server_name(
-    host: &str,
-    mode: SslMode,
-    tcp: &TcpStream,
-) -> Result<ServerName<'static>, ConnectErrorKind> {
+fn server_name(host: &str, mode: SslMode, tcp: &TcpStream) -> Result<ServerName<'static>, ConnectErrorKind> {
     // A trailing dot makes a name absolute; certificates and SNI are written without it.
     let host = host.strip_suffix('.').unwrap_or(host);
     match ServerName::try_from(host.to_owned()) {

@@ -39,7 +39,9 @@ pub enum WireError {
 pub(super) enum Split {
     Complete(Message),
     /// Bytes that the message has in all, as far as is known; always more than the buffer holds.
-    Partial { total: usize },
+    Partial {
+        total: usize,
+    },
 }
 
 /// Takes the first message off the buffer, or tells how long it will be.

@@ -1,0 +1,336 @@
+//! What can go wrong on a replication connection once it stands, and what follows from it.
+//!
+//! The publisher's errors are sorted into [`Fault`]s by SQLSTATE first, wording second (a publisher
+//! may speak another language), and the moment third: before streaming, a missing object is the
+//! slot; while streaming, it is a publication, which pgoutput looks up with the first change.
+
+use std::io;
+
+use super::channel::ChannelError;
+use super::command::Unsupported;
+use super::frame::FrameError;
+use super::wire::WireError;
+use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
+
+/// A command on the replication connection failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{command} failed")]
+pub struct CommandError {
+    /// The command's first words.
+    pub command: &'static str,
+    #[source]
+    pub kind: CommandErrorKind,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CommandErrorKind {
+    #[error(transparent)]
+    Server(Box<ServerError>),
+    #[error("the publisher closed the connection")]
+    Closed,
+    #[error("the connection broke")]
+    Io(#[source] io::Error),
+    #[error("the publisher's answer is malformed")]
+    Wire(#[source] WireError),
+    #[error(transparent)]
+    Unsupported(Unsupported),
+    #[error("an earlier command was abandoned half-way")]
+    Abandoned,
+    #[error("the answer is larger than {} MiB", .0 / (1024 * 1024))]
+    TooLarge(usize),
+    #[error("the command could not be sent")]
+    Encode(#[source] io::Error),
+}
+
+/// The stream ended, other than in good order.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    #[error(transparent)]
+    Server(Box<ServerError>),
+    /// The end of the connection without a word, or with the notice given.
+    #[error("the publisher closed the connection")]
+    Closed(Option<Box<ServerError>>),
+    #[error("the connection broke")]
+    Io(#[source] io::Error),
+    #[error("the publisher's stream is malformed")]
+    Frame(#[source] FrameError),
+    #[error("the publisher's messages are malformed")]
+    Wire(#[source] WireError),
+}
+
+/// A publisher's error, by what it means to a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The slot does not exist.
+    SlotMissing,
+    /// The slot is there, and the WAL that it stands for is not.
+    SlotInvalidated,
+    /// The slot belongs to another database or plugin.
+    SlotElsewhere,
+    /// Another session streams from the slot.
+    SlotInUse,
+    /// A slot of that name exists already.
+    SlotExists,
+    /// `max_replication_slots` is reached.
+    NoSlotFree,
+    /// A publication does not exist.
+    PublicationMissing,
+    /// `wal_level` is not `logical`.
+    WalLevel,
+    /// The role may not.
+    Privilege,
+    /// Passes by itself.
+    Transient,
+    /// None of these.
+    Other,
+}
+
+/// When an error came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    Command,
+    Streaming,
+}
+
+fn classify(error: &ServerError, moment: Moment) -> Fault {
+    let says = |text: &str| error.message.contains(text);
+    match error.code.as_str() {
+        "42704" if says("publication") => Fault::PublicationMissing,
+        "42704" if says("replication slot") => Fault::SlotMissing,
+        "42704" => match moment {
+            Moment::Command => Fault::SlotMissing,
+            Moment::Streaming => Fault::PublicationMissing,
+        },
+        "42710" => Fault::SlotExists,
+        "53400" => Fault::NoSlotFree,
+        "55006" => Fault::SlotInUse,
+        "55000" if says("wal_level") => Fault::WalLevel,
+        // 14 to 17, 18, and 13, in this order (`slot.c`, `walsender.c`, `logicalfuncs.c`).
+        "55000"
+            if says("can no longer get changes from replication slot")
+                || says("can no longer access replication slot")
+                || says("cannot read from logical replication slot") =>
+        {
+            Fault::SlotInvalidated
+        }
+        "55000" | "0A000" if says("replication slot") => Fault::SlotElsewhere,
+        // A class that otherwise means an I/O error (`XLogRead…`, `wal_segment_open`).
+        "58P01" if says("has already been removed") => Fault::SlotInvalidated,
+        "42501" => Fault::Privilege,
+        _ if error.is_transient() => Fault::Transient,
+        _ => Fault::Other,
+    }
+}
+
+impl Fault {
+    /// Retry what cures itself (privileges are granted without us noticing otherwise), pause on
+    /// what needs a decision.
+    #[must_use]
+    pub fn disposition(self) -> Disposition {
+        match self {
+            Self::SlotMissing | Self::SlotInvalidated => Disposition::Pause(PauseReason::SlotLost),
+            Self::SlotElsewhere
+            | Self::SlotExists
+            | Self::PublicationMissing
+            | Self::WalLevel
+            | Self::Other => Disposition::Pause(PauseReason::PublisherError),
+            Self::SlotInUse | Self::NoSlotFree | Self::Privilege | Self::Transient => Disposition::Retry,
+        }
+    }
+
+    fn hint(self) -> Option<&'static str> {
+        match self {
+            Self::SlotMissing => Some(
+                "changes since the slot was dropped cannot be had any more: drop the subscription and create it again, or copy its tables again",
+            ),
+            Self::SlotInvalidated => Some(
+                "the publisher has removed WAL that the slot stood for: drop the subscription and create it again; to prevent it, raise max_slot_wal_keep_size on the publisher",
+            ),
+            Self::SlotElsewhere => {
+                Some("the slot is for another database or output plugin: name another slot, or drop that one")
+            }
+            Self::SlotInUse => Some(
+                "another session streams from this slot (pg_replication_slots.active_pid); pgsluice waits for it to end",
+            ),
+            Self::SlotExists => Some(
+                "set create_slot = false to use it, name another slot, or drop it: SELECT pg_drop_replication_slot('…')",
+            ),
+            Self::NoSlotFree => Some(
+                "raise max_replication_slots on the publisher (a restart), or drop slots that are not needed",
+            ),
+            Self::PublicationMissing => Some(
+                "create it on the publisher (CREATE PUBLICATION … FOR TABLE …), or correct publications in the configuration",
+            ),
+            Self::WalLevel => Some("on the publisher: ALTER SYSTEM SET wal_level = logical, then restart it"),
+            Self::Privilege => {
+                Some("on the publisher, ALTER ROLE … REPLICATION, and grant what the message names")
+            }
+            Self::Transient | Self::Other => None,
+        }
+    }
+}
+
+fn server_diagnosis(error: &ServerError, moment: Moment) -> Diagnosis {
+    let said = error.diagnosis();
+    match classify(error, moment).hint() {
+        Some(hint) => said.hint(hint),
+        None => said,
+    }
+}
+
+impl CommandError {
+    pub(super) fn new(command: &'static str, kind: CommandErrorKind) -> Self {
+        Self { command, kind }
+    }
+
+    pub(super) fn channel(command: &'static str, error: ChannelError) -> Self {
+        Self::new(
+            command,
+            match error {
+                ChannelError::Closed => CommandErrorKind::Closed,
+                ChannelError::Io(error) => CommandErrorKind::Io(error),
+                ChannelError::Wire(error) => CommandErrorKind::Wire(error),
+            },
+        )
+    }
+
+    /// What the publisher's error means, if it is one.
+    #[must_use]
+    pub fn fault(&self) -> Option<Fault> {
+        match &self.kind {
+            CommandErrorKind::Server(error) => Some(classify(error, Moment::Command)),
+            _ => None,
+        }
+    }
+
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match &self.kind {
+            CommandErrorKind::Server(error) => classify(error, Moment::Command).disposition(),
+            CommandErrorKind::Closed | CommandErrorKind::Io(_) | CommandErrorKind::Abandoned => {
+                Disposition::Retry
+            }
+            CommandErrorKind::Unsupported(_) => Disposition::Pause(PauseReason::PublisherError),
+            CommandErrorKind::Wire(_) | CommandErrorKind::TooLarge(_) | CommandErrorKind::Encode(_) => {
+                Disposition::Pause(PauseReason::Protocol)
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn diagnosis(&self) -> Diagnosis {
+        let command = self.command;
+        match &self.kind {
+            CommandErrorKind::Server(error) => server_diagnosis(error, Moment::Command),
+            CommandErrorKind::Unsupported(unsupported) => Diagnosis::new(unsupported.to_string())
+                .hint("upgrade the publisher, or change the subscription's configuration"),
+            CommandErrorKind::Closed | CommandErrorKind::Abandoned | CommandErrorKind::TooLarge(_) => {
+                Diagnosis::new(format!("{command} failed: {}", self.kind))
+            }
+            CommandErrorKind::Io(source) | CommandErrorKind::Encode(source) => {
+                Diagnosis::new(format!("{command} failed: {}", self.kind)).detail(source.to_string())
+            }
+            CommandErrorKind::Wire(source) => {
+                Diagnosis::new(format!("{command} failed: {}", self.kind)).detail(source.to_string())
+            }
+        }
+    }
+}
+
+impl StreamError {
+    pub(super) fn channel(error: ChannelError, notice: Option<ServerError>) -> Self {
+        match error {
+            ChannelError::Closed => Self::Closed(notice.map(Box::new)),
+            ChannelError::Io(error) => Self::Io(error),
+            ChannelError::Wire(error) => Self::Wire(error),
+        }
+    }
+
+    /// What the publisher's error means, if it is one.
+    #[must_use]
+    pub fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Server(error) => Some(classify(error, Moment::Streaming)),
+            _ => None,
+        }
+    }
+
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Server(error) => classify(error, Moment::Streaming).disposition(),
+            Self::Closed(_) | Self::Io(_) => Disposition::Retry,
+            Self::Frame(_) | Self::Wire(_) => Disposition::Pause(PauseReason::Protocol),
+        }
+    }
+
+    #[must_use]
+    pub fn diagnosis(&self) -> Diagnosis {
+        let own = Diagnosis::new(self.to_string());
+        match self {
+            Self::Server(error) => server_diagnosis(error, Moment::Streaming),
+            Self::Closed(None) => own.hint("the publisher's log says why; pgsluice connects again by itself"),
+            Self::Closed(Some(notice)) => own.detail(format!("its last notice: {notice}")),
+            Self::Io(source) => own.detail(source.to_string()),
+            Self::Frame(source) => own.detail(source.to_string()),
+            Self::Wire(source) => own.detail(source.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(code: &str, message: &str) -> ServerError {
+        ServerError { code: code.to_owned(), message: message.to_owned(), ..ServerError::default() }
+    }
+
+    #[test]
+    fn the_publishers_errors_are_told_apart() {
+        let check = |code: &str, message: &str, expected: Fault| {
+            let error = server(code, message);
+            assert_eq!(classify(&error, Moment::Streaming), expected, "{error}");
+        };
+        check("42704", r#"replication slot "s" does not exist"#, Fault::SlotMissing);
+        check("42704", r#"publication "p" does not exist"#, Fault::PublicationMissing);
+        check("55000", r#"can no longer get changes from replication slot "s""#, Fault::SlotInvalidated);
+        check("55000", r#"can no longer access replication slot "s""#, Fault::SlotInvalidated);
+        check("55000", r#"cannot read from logical replication slot "s""#, Fault::SlotInvalidated);
+        check("58P01", "requested WAL segment 0001 has already been removed", Fault::SlotInvalidated);
+        check("58P01", "could not open file", Fault::Transient);
+        check("55000", r#"replication slot "s" was not created in this database"#, Fault::SlotElsewhere);
+        check("55000", "logical decoding requires wal_level >= logical", Fault::WalLevel);
+        check("55006", r#"replication slot "s" is active for PID 1"#, Fault::SlotInUse);
+        check("53400", "all replication slots are in use", Fault::NoSlotFree);
+        check("57P01", "terminating connection due to administrator command", Fault::Transient);
+        check("XX000", "internal", Fault::Other);
+    }
+
+    #[test]
+    fn the_moment_decides_where_the_language_hides_the_object() {
+        let error = server("42704", "das Objekt »x« existiert nicht");
+        assert_eq!(classify(&error, Moment::Command), Fault::SlotMissing);
+        assert_eq!(classify(&error, Moment::Streaming), Fault::PublicationMissing);
+    }
+
+    #[test]
+    fn dispositions_follow_the_fault() {
+        let pause =
+            |code: &str, message: &str| StreamError::Server(Box::new(server(code, message))).disposition();
+        assert_eq!(
+            pause("55000", "can no longer get changes from replication slot \"s\""),
+            Disposition::Pause(PauseReason::SlotLost)
+        );
+        assert_eq!(
+            pause("42704", "publication \"p\" does not exist"),
+            Disposition::Pause(PauseReason::PublisherError)
+        );
+        assert_eq!(pause("55006", "replication slot \"s\" is active for PID 1"), Disposition::Retry);
+        assert_eq!(StreamError::Closed(None).disposition(), Disposition::Retry);
+        assert_eq!(
+            StreamError::Frame(FrameError::Empty).disposition(),
+            Disposition::Pause(PauseReason::Protocol)
+        );
+    }
+}

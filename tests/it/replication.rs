@@ -1,0 +1,6 @@
+//! Dialling and the replication connection, against real servers.
+
+mod cluster;
+mod connecting;
+mod pki;
+mod streaming;
