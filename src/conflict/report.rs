@@ -81,6 +81,7 @@ impl ConflictReport {
     }
 }
 
+#[expect(clippy::ref_option, reason = "serde calls it with a reference to the field")]
 fn serialize_time<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
     match time {
         Some(time) => serializer.collect_str(time),

@@ -4,6 +4,7 @@
 //! 2000-01-01 UTC (`timestamptz_send`).
 
 use jiff::{SignedDuration, Timestamp};
+use serde::Serializer;
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
@@ -69,5 +70,21 @@ impl Decode<'_, Postgres> for Time {
             }
             PgValueFormat::Text => Ok(Self(value.as_str()?.parse()?)),
         }
+    }
+}
+
+/// RFC 3339 in UTC, as JSON shows it.
+pub(super) fn serialize_time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(time)
+}
+
+#[expect(clippy::ref_option, reason = "serde calls it with a reference to the field")]
+pub(super) fn serialize_time_option<S: Serializer>(
+    time: &Option<Timestamp>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.collect_str(time),
+        None => serializer.serialize_none(),
     }
 }

@@ -3,7 +3,7 @@
 //! A subscription waits on one conflict at most: when it meets another one, the former was cured.
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::json;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
@@ -13,7 +13,7 @@ use crate::conflict::{ConflictReport, Resolution, RowImage};
 use crate::error::PauseReason;
 use crate::pg::{Lsn, QualifiedName};
 
-use super::codec::Time;
+use super::codec::{Time, serialize_time};
 use super::subscription::{saturate, set_state, time, unsigned, word};
 use super::{EventKind, State, StateChange, Store, StoreError, StoreErrorKind, event};
 
@@ -57,10 +57,6 @@ pub struct Settlement {
     pub at: Timestamp,
     pub resolution: Resolution,
     pub by: Option<String>,
-}
-
-fn serialize_time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(time)
 }
 
 const OPEN: &str = "\

@@ -26,10 +26,10 @@ pub enum StoreErrorKind {
     /// The server answered, but refused the session: authentication, database, role.
     Refused {
         endpoint: String,
-        server: ServerError,
+        server: Box<ServerError>,
     },
     /// A statement failed.
-    Server(ServerError),
+    Server(Box<ServerError>),
     /// The connection broke, or did not answer in time.
     Lost(Option<sqlx::Error>),
     /// A connection setting that this connection cannot honour.
@@ -90,12 +90,13 @@ impl StoreError {
         use StoreErrorKind as K;
         let pause = Disposition::Pause(PauseReason::TargetError);
         match &self.kind {
-            K::Unreachable { source: sqlx::Error::Tls(_) | sqlx::Error::Configuration(_), .. } => pause,
-            K::Unreachable { .. } | K::Lost(_) => Disposition::Retry,
+            K::Unreachable { source, .. } if !is_of_the_settings(source) => Disposition::Retry,
+            K::Lost(_) => Disposition::Retry,
             K::Refused { server, .. } | K::Server(server) => {
                 if server.is_transient() || is_read_only(server) { Disposition::Retry } else { pause }
             }
-            K::Unsupported(_)
+            K::Unreachable { .. }
+            | K::Unsupported(_)
             | K::NotMigrated { .. }
             | K::Newer { .. }
             | K::Foreign { .. }
@@ -188,7 +189,7 @@ impl std::error::Error for StoreError {
             StoreErrorKind::Unreachable { source, .. }
             | StoreErrorKind::Lost(Some(source))
             | StoreErrorKind::Undecodable(source) => Some(source),
-            StoreErrorKind::Refused { server, .. } | StoreErrorKind::Server(server) => Some(server),
+            StoreErrorKind::Refused { server, .. } | StoreErrorKind::Server(server) => Some(&**server),
             _ => None,
         }
     }
@@ -216,7 +217,7 @@ impl From<sqlx::Error> for StoreErrorKind {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::Database(ref database) => match database.try_downcast_ref::<PgDatabaseError>() {
-                Some(database) => Self::Server(server_error(database)),
+                Some(database) => Self::Server(Box::new(server_error(database))),
                 None => Self::Lost(Some(error)),
             },
             sqlx::Error::ColumnDecode { .. }
@@ -265,6 +266,11 @@ pub(super) fn is_of_the_connection(kind: &StoreErrorKind) -> bool {
         }
         _ => false,
     }
+}
+
+/// Certificates and keys do not change by waiting.
+const fn is_of_the_settings(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Tls(_) | sqlx::Error::Configuration(_))
 }
 
 /// 25006: a primary that has become a standby, or is about to be promoted.
@@ -398,7 +404,7 @@ mod tests {
             message: "permission denied for table subscription".into(),
             ..ServerError::default()
         };
-        let text = check(StoreErrorKind::Server(server), PAUSE, Exit::No);
+        let text = check(StoreErrorKind::Server(Box::new(server)), PAUSE, Exit::No);
         assert!(text.contains("GRANT USAGE ON SCHEMA pgsluice"), "{text}");
     }
 

@@ -1,12 +1,12 @@
 //! The audit: what changed, when. Kept for a while, also after the subscription is gone.
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{PgConnection, Row as _};
 
-use super::codec::Time;
+use super::codec::{Time, serialize_time};
 use super::{Store, StoreError, StoreErrorKind};
 
 /// How long events, settled conflicts and answered commands are kept, days.
@@ -42,10 +42,6 @@ pub struct EventRow {
     pub kind: String,
     pub message: String,
     pub detail: Option<Value>,
-}
-
-fn serialize_time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(time)
 }
 
 impl EventKind {

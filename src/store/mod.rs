@@ -126,7 +126,7 @@ impl Store {
     /// operation gets there, and gives back the reason if there is none (the pool's own error
     /// would only say that time is up). The failed operation is not repeated: it may have landed.
     async fn find_way<T>(&self, kind: StoreErrorKind) -> Result<T, StoreErrorKind> {
-        let (route, session) = first_open(&self.routes).await.map_err(|error| error.into_kind())?;
+        let (route, session) = first_open(&self.routes).await.map_err(StoreError::into_kind)?;
         self.pool.set_connect_options(route.options);
         drop(tokio::time::timeout(RELEASE_TIMEOUT, session.close()).await);
         Err(kind)

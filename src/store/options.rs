@@ -146,11 +146,10 @@ fn settings(options: &str) -> Result<Vec<(String, String)>, Diagnosis> {
     let mut settings = Vec::new();
     let mut words = split(options).into_iter();
     while let Some(word) = words.next() {
-        let setting = match (word.strip_prefix("--"), word.strip_prefix("-c")) {
-            (Some(setting), _) => setting.to_owned(),
-            (None, Some("")) => words.next().ok_or_else(|| refused(&word))?,
-            (None, Some(setting)) => setting.to_owned(),
-            (None, None) => return Err(refused(&word)),
+        let setting = match word.strip_prefix("--").or_else(|| word.strip_prefix("-c")) {
+            Some("") if word == "-c" => words.next().ok_or_else(|| refused(&word))?,
+            Some(setting) => setting.to_owned(),
+            None => return Err(refused(&word)),
         };
         match setting.split_once('=') {
             Some((name, value)) if !name.is_empty() && !value.contains(['\n', '\r', '\t']) => {

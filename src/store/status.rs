@@ -4,11 +4,12 @@
 //! publisher is left out: an hour later it would be a lie.
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
 
+use super::codec::serialize_time_option;
 use super::{State, SubscriptionRow, TableRow, TableState};
 
 /// The reason of a subscription that no service runs.
@@ -39,7 +40,7 @@ pub struct SubscriptionStatus {
     pub tables: Vec<TableStatus>,
     pub conflict_id: Option<i64>,
     /// When it came into this state.
-    #[serde(serialize_with = "serialize_time")]
+    #[serde(serialize_with = "serialize_time_option")]
     pub since: Option<Timestamp>,
     /// Whether a service applies it now.
     pub running: bool,
@@ -184,12 +185,5 @@ impl TableStatus {
             error: row.error.clone(),
             exact_because: row.exact_because.clone(),
         }
-    }
-}
-
-fn serialize_time<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
-    match time {
-        Some(time) => serializer.collect_str(time),
-        None => serializer.serialize_none(),
     }
 }
