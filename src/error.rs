@@ -6,11 +6,11 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// An operator's text, in PostgreSQL's three parts. `primary` is one sentence without a full stop;
 /// `detail` holds facts; `hint` says what to do next: a command, a configuration line or DDL.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnosis {
     pub primary: String,
     pub detail: Option<String>,
@@ -90,6 +90,45 @@ pub enum Disposition {
     Retry,
     /// Waiting does not help: keep the evidence and wait for a person.
     Pause(PauseReason),
+}
+
+/// What the process exits with; part of the contract (DESIGN.md, section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: done, and all is well.
+    Fine,
+    /// 1: the answer is no: something is paused, refused or not running.
+    No,
+    /// 2: the command line or the configuration is wrong, or names what does not exist.
+    Usage,
+    /// 3: publisher or target could not be reached.
+    Unreachable,
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Fine => 0,
+            Exit::No => 1,
+            Exit::Usage => 2,
+            Exit::Unreachable => 3,
+        })
+    }
+}
+
+/// What ends a command or the service: the operator's text and the exit code.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{diagnosis}")]
+pub struct Failure {
+    pub diagnosis: Diagnosis,
+    pub exit: Exit,
+}
+
+impl Failure {
+    #[must_use]
+    pub const fn new(exit: Exit, diagnosis: Diagnosis) -> Self {
+        Self { diagnosis, exit }
+    }
 }
 
 /// An error response of a PostgreSQL server, with every field that an operator can use

@@ -1,1 +1,20 @@
-//! (being built)
+//! Conflicts: what they are called, when there is one, what is known of it.
+//!
+//! ```text
+//! facts (rows found, SQLSTATE) ─classify─▶ ConflictKind ─┐
+//! evidence (rows, transaction, server's words) ──────────┴▶ ConflictReport ─▶ store, command line, API
+//! ```
+//!
+//! Pure: no socket, clock or driver. `apply` gathers the facts and the evidence, `store` keeps
+//! them, `cli` shows them. Whether a conflict pauses the subscription or is decided by itself is
+//! [`Policy`]; this module never decides.
+
+mod classify;
+mod kind;
+mod policy;
+mod report;
+
+pub use classify::{LocalRow, classify_error, classify_row};
+pub use kind::{ConflictKind, Operation, ParseConflictNameError};
+pub use policy::{Policy, Resolution};
+pub use report::{ConflictReport, FieldValue, RowImage};

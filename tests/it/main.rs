@@ -1,3 +1,6 @@
 //! The one integration test binary: a file per capability, on real PostgreSQL servers.
 
 mod replication;
+//! One integration binary: a file per capability.
+
+mod store;

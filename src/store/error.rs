@@ -1,0 +1,422 @@
+//! What can go wrong with the state in the target, and what that means for the caller.
+
+use std::fmt;
+
+use sqlx::migrate::MigrateError;
+use sqlx::postgres::PgDatabaseError;
+
+use crate::error::{Diagnosis, Disposition, Exit, PauseReason, ServerError};
+use crate::pg::{Lsn, QualifiedName};
+
+/// A failed operation on the state: what was being done, and why it failed.
+#[derive(Debug)]
+pub struct StoreError {
+    action: &'static str,
+    kind: StoreErrorKind,
+}
+
+/// Why an operation on the state failed.
+#[derive(Debug)]
+pub enum StoreErrorKind {
+    /// No session with the target: name, network, TLS, a time-out.
+    Unreachable {
+        endpoint: String,
+        source: sqlx::Error,
+    },
+    /// The server answered, but refused the session: authentication, database, role.
+    Refused {
+        endpoint: String,
+        server: Box<ServerError>,
+    },
+    /// A statement failed.
+    Server(Box<ServerError>),
+    /// The connection broke, or did not answer in time.
+    Lost(Option<sqlx::Error>),
+    /// A connection setting that this connection cannot honour.
+    Unsupported(Diagnosis),
+    /// Schema `pgsluice` is missing or older than this version needs.
+    NotMigrated {
+        found: Option<i64>,
+        required: i64,
+    },
+    /// Schema `pgsluice` was upgraded by a newer pgsluice.
+    Newer {
+        found: i64,
+        required: i64,
+    },
+    /// The migrations that were installed are not the ones that this version carries.
+    Foreign {
+        version: i64,
+    },
+    UnknownSubscription(String),
+    UnknownTable {
+        subscription: String,
+        source: QualifiedName,
+    },
+    UnknownConflict(i64),
+    /// The conflict has been settled before.
+    AlreadyResolved(i64),
+    SkipRefused(SkipRefusal),
+    /// A row holds what this version does not understand.
+    Undecodable(sqlx::Error),
+}
+
+/// Why a skip was not armed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SkipRefusal {
+    /// Everything up to `applied` is in the target already.
+    AlreadyApplied { lsn: Lsn, applied: Lsn },
+    /// The subscription is paused on a conflict in another transaction.
+    OtherConflict { lsn: Lsn, conflict: Lsn },
+}
+
+impl StoreError {
+    pub(super) const fn new(action: &'static str, kind: StoreErrorKind) -> Self {
+        Self { action, kind }
+    }
+
+    pub(super) fn into_kind(self) -> StoreErrorKind {
+        self.kind
+    }
+
+    #[must_use]
+    pub const fn kind(&self) -> &StoreErrorKind {
+        &self.kind
+    }
+
+    /// Retry what may cure itself, pause for what a person must cure.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        use StoreErrorKind as K;
+        let pause = Disposition::Pause(PauseReason::TargetError);
+        match &self.kind {
+            K::Unreachable { source, .. } if !is_of_the_settings(source) => Disposition::Retry,
+            K::Lost(_) => Disposition::Retry,
+            K::Refused { server, .. } | K::Server(server) => {
+                if server.is_transient() || is_read_only(server) { Disposition::Retry } else { pause }
+            }
+            K::Unreachable { .. }
+            | K::Unsupported(_)
+            | K::NotMigrated { .. }
+            | K::Newer { .. }
+            | K::Foreign { .. }
+            | K::UnknownSubscription(_)
+            | K::UnknownTable { .. }
+            | K::UnknownConflict(_)
+            | K::AlreadyResolved(_)
+            | K::SkipRefused(_)
+            | K::Undecodable(_) => pause,
+        }
+    }
+
+    /// What the command line exits with.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        use StoreErrorKind as K;
+        match &self.kind {
+            K::Unreachable { .. } | K::Refused { .. } | K::Lost(_) => Exit::Unreachable,
+            K::Unsupported(_)
+            | K::UnknownSubscription(_)
+            | K::UnknownTable { .. }
+            | K::UnknownConflict(_) => Exit::Usage,
+            K::Server(_)
+            | K::NotMigrated { .. }
+            | K::Newer { .. }
+            | K::Foreign { .. }
+            | K::AlreadyResolved(_)
+            | K::SkipRefused(_)
+            | K::Undecodable(_) => Exit::No,
+        }
+    }
+
+    #[must_use]
+    pub fn diagnosis(&self) -> Diagnosis {
+        use StoreErrorKind as K;
+        match &self.kind {
+            K::Unreachable { endpoint, source } => unreachable_diagnosis(endpoint, source),
+            K::Refused { endpoint, server } => refused_diagnosis(endpoint, server),
+            K::Server(server) => server_diagnosis(self.action, server),
+            K::Lost(source) => {
+                let diagnosis = Diagnosis::new("the connection to the target database was lost")
+                    .hint("check the target server and the network to it; the operation can be repeated");
+                diagnosis.detail(source.as_ref().map_or_else(
+                    || format!("no answer in time while trying to {}", self.action),
+                    |source| format!("while trying to {}: {}", self.action, describe(source)),
+                ))
+            }
+            K::Unsupported(diagnosis) => diagnosis.clone(),
+            K::NotMigrated { found, required } => not_migrated_diagnosis(*found, *required),
+            K::Newer { found, required } => {
+                Diagnosis::new("schema pgsluice in the target was upgraded by a newer pgsluice")
+                    .detail(format!("the target has version {found}, this pgsluice knows up to {required}"))
+                    .hint("run the newer pgsluice; state is never downgraded")
+            }
+            K::Foreign { version } => {
+                Diagnosis::new("schema pgsluice in the target was not installed by a release of pgsluice")
+                    .detail(format!("migration {version} differs from the one that this pgsluice carries"))
+                    .hint("run the pgsluice that installed it, or drop schema pgsluice to start over")
+            }
+            K::UnknownSubscription(name) => Diagnosis::new(format!("there is no subscription \"{name}\""))
+                .hint("\"pgsluice status\" lists them"),
+            K::UnknownTable { subscription, source } => {
+                Diagnosis::new(format!("{source} is not a table of subscription \"{subscription}\""))
+                    .hint(format!("\"pgsluice status {subscription}\" lists its tables"))
+            }
+            K::UnknownConflict(id) => {
+                Diagnosis::new(format!("there is no conflict {id}")).hint("\"pgsluice conflicts\" lists them")
+            }
+            K::AlreadyResolved(id) => Diagnosis::new(format!("conflict {id} has been settled already"))
+                .hint(format!("\"pgsluice conflicts show {id}\" says how")),
+            K::SkipRefused(refusal) => refusal.diagnosis(),
+            K::Undecodable(source) => {
+                Diagnosis::new("the state in the target holds what this pgsluice does not understand")
+                    .detail(format!("while trying to {}: {}", self.action, describe(source)))
+                    .hint("schema pgsluice must only be written by pgsluice; report this if it was")
+            }
+        }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.diagnosis().primary)
+    }
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.kind {
+            StoreErrorKind::Unreachable { source, .. }
+            | StoreErrorKind::Lost(Some(source))
+            | StoreErrorKind::Undecodable(source) => Some(source),
+            StoreErrorKind::Refused { server, .. } | StoreErrorKind::Server(server) => Some(&**server),
+            _ => None,
+        }
+    }
+}
+
+impl SkipRefusal {
+    fn diagnosis(self) -> Diagnosis {
+        match self {
+            Self::AlreadyApplied { lsn, applied } => {
+                Diagnosis::new(format!("no transaction that finishes at {lsn} is ahead"))
+                    .detail(format!("everything up to {applied} has been applied already"))
+                    .hint("a skip takes the finish LSN that \"pgsluice conflicts\" shows")
+            }
+            Self::OtherConflict { lsn, conflict } => Diagnosis::new(format!(
+                "the transaction that holds the subscription does not finish at {lsn}"
+            ))
+            .detail(format!("the conflict's transaction finishes at {conflict}"))
+            .hint(format!("skip that one with --lsn {conflict}, or settle the conflict first")),
+        }
+    }
+}
+
+/// sqlx's errors in our terms. Runtime failures of statements on an open session.
+impl From<sqlx::Error> for StoreErrorKind {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Database(ref database) => match database.try_downcast_ref::<PgDatabaseError>() {
+                Some(database) => Self::Server(Box::new(server_error(database))),
+                None => Self::Lost(Some(error)),
+            },
+            sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::Encode(_)
+            | sqlx::Error::ColumnNotFound(_)
+            | sqlx::Error::ColumnIndexOutOfBounds { .. }
+            | sqlx::Error::TypeNotFound { .. }
+            | sqlx::Error::RowNotFound
+            | sqlx::Error::InvalidArgument(_) => Self::Undecodable(error),
+            other => Self::Lost(Some(other)),
+        }
+    }
+}
+
+impl From<MigrateError> for StoreErrorKind {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => source.into(),
+            MigrateError::VersionMismatch(version)
+            | MigrateError::VersionMissing(version)
+            | MigrateError::Dirty(version) => Self::Foreign { version },
+            other => Self::Undecodable(sqlx::Error::Migrate(Box::new(other))),
+        }
+    }
+}
+
+/// An error while a session was being opened at `endpoint`.
+pub(super) fn connecting(endpoint: &str, error: sqlx::Error) -> StoreErrorKind {
+    let endpoint = endpoint.to_owned();
+    match StoreErrorKind::from(error) {
+        StoreErrorKind::Server(server) => StoreErrorKind::Refused { endpoint, server },
+        StoreErrorKind::Lost(Some(source)) | StoreErrorKind::Undecodable(source) => {
+            StoreErrorKind::Unreachable { endpoint, source }
+        }
+        other => other,
+    }
+}
+
+/// Whether another server, or the same one in a moment, may well do better.
+pub(super) fn is_of_the_connection(kind: &StoreErrorKind) -> bool {
+    match kind {
+        StoreErrorKind::Lost(_) | StoreErrorKind::Unreachable { .. } => true,
+        StoreErrorKind::Server(server) | StoreErrorKind::Refused { server, .. } => {
+            matches!(server.class(), "08" | "57") || is_read_only(server)
+        }
+        _ => false,
+    }
+}
+
+/// Certificates and keys do not change by waiting.
+const fn is_of_the_settings(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Tls(_) | sqlx::Error::Configuration(_))
+}
+
+/// 25006: a primary that has become a standby, or is about to be promoted.
+fn is_read_only(server: &ServerError) -> bool {
+    server.code == "25006"
+}
+
+fn server_error(error: &PgDatabaseError) -> ServerError {
+    let owned = |text: Option<&str>| text.map(str::to_owned);
+    ServerError {
+        severity: format!("{:?}", error.severity()).to_uppercase(),
+        code: error.code().to_owned(),
+        message: error.message().to_owned(),
+        detail: owned(error.detail()),
+        hint: owned(error.hint()),
+        context: owned(error.r#where()),
+        schema: owned(error.schema()),
+        table: owned(error.table()),
+        column: owned(error.column()),
+        data_type: owned(error.data_type()),
+        constraint: owned(error.constraint()),
+    }
+}
+
+/// The innermost cause: what sqlx wraps around it says nothing more.
+fn describe(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Io(source) => source.to_string(),
+        sqlx::Error::Tls(source) => format!("TLS: {source}"),
+        sqlx::Error::PoolTimedOut => "no connection became free in time".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn unreachable_diagnosis(endpoint: &str, source: &sqlx::Error) -> Diagnosis {
+    let hint = match source {
+        sqlx::Error::Tls(_) => {
+            "check sslmode and sslrootcert in [target] url, and the server's ssl settings and certificate"
+        }
+        sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            "check that the server runs and listens there (listen_addresses, port), and [target] url"
+        }
+        sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+            "no answer at all: check the address, the route to it and firewalls in between"
+        }
+        _ => "check [target] url, name resolution and the network to the server",
+    };
+    Diagnosis::new(format!("the target at {endpoint} could not be reached"))
+        .detail(describe(source))
+        .hint(hint)
+}
+
+fn refused_diagnosis(endpoint: &str, server: &ServerError) -> Diagnosis {
+    let hint = match server.code.as_str() {
+        "28P01" => "check user and password in [target] url (or the password file)",
+        "28000" => "check the target's pg_hba.conf: role, database, address and whether TLS is asked for",
+        "3D000" => "create the database, or correct dbname in [target] url",
+        "42501" => "grant the role CONNECT on the database",
+        "53300" => "raise max_connections on the target, or close other sessions",
+        _ => "check [target] url and the target server's log",
+    };
+    Diagnosis::new(format!("the target at {endpoint} refused the connection"))
+        .detail(format!("{} (SQLSTATE {})", server.message, server.code))
+        .hint(server.hint.as_deref().unwrap_or(hint))
+}
+
+fn server_diagnosis(action: &str, server: &ServerError) -> Diagnosis {
+    let mut diagnosis = server.diagnosis();
+    let context = format!("while trying to {action}");
+    diagnosis.detail = Some(match diagnosis.detail {
+        Some(detail) => format!("{detail} ({context})"),
+        None => context,
+    });
+    if server.code == "42501" && diagnosis.hint.is_none() {
+        diagnosis.hint = Some(
+            "the first \"pgsluice migrate\" needs CREATE on the database and later ones ownership of schema \
+             pgsluice; everything else needs GRANT USAGE ON SCHEMA pgsluice and GRANT SELECT, INSERT, UPDATE, \
+             DELETE ON ALL TABLES IN SCHEMA pgsluice"
+                .to_owned(),
+        );
+    }
+    diagnosis
+}
+
+fn not_migrated_diagnosis(found: Option<i64>, required: i64) -> Diagnosis {
+    let diagnosis = match found {
+        None => Diagnosis::new("schema pgsluice is not there in the target database"),
+        Some(found) => Diagnosis::new("schema pgsluice in the target is older than this pgsluice")
+            .detail(format!("the target has version {found}, this pgsluice needs {required}")),
+    };
+    diagnosis.hint("run \"pgsluice migrate\" (\"pgsluice run\" does it too)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(kind: StoreErrorKind, disposition: Disposition, exit: Exit) -> String {
+        let error = StoreError::new("read the subscriptions", kind);
+        assert_eq!((error.disposition(), error.exit()), (disposition, exit), "{error:?}");
+        error.diagnosis().to_string()
+    }
+
+    const PAUSE: Disposition = Disposition::Pause(PauseReason::TargetError);
+
+    #[test]
+    fn a_connection_that_breaks_is_tried_again() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        insta::assert_snapshot!(
+            check(connecting("db:5432", refused.into()), Disposition::Retry, Exit::Unreachable),
+            @r"
+        the target at db:5432 could not be reached
+          detail: connection refused
+          hint: check that the server runs and listens there (listen_addresses, port), and [target] url
+        "
+        );
+        insta::assert_snapshot!(
+            check(StoreErrorKind::Lost(None), Disposition::Retry, Exit::Unreachable),
+            @r"
+        the connection to the target database was lost
+          detail: no answer in time while trying to read the subscriptions
+          hint: check the target server and the network to it; the operation can be repeated
+        "
+        );
+    }
+
+    #[test]
+    fn a_missing_privilege_needs_a_person() {
+        let server = ServerError {
+            code: "42501".into(),
+            message: "permission denied for table subscription".into(),
+            ..ServerError::default()
+        };
+        let text = check(StoreErrorKind::Server(Box::new(server)), PAUSE, Exit::No);
+        assert!(text.contains("GRANT USAGE ON SCHEMA pgsluice"), "{text}");
+    }
+
+    #[test]
+    fn a_newer_schema_is_named() {
+        insta::assert_snapshot!(
+            check(StoreErrorKind::Newer { found: 9, required: 3 }, PAUSE, Exit::No),
+            @r"
+        schema pgsluice in the target was upgraded by a newer pgsluice
+          detail: the target has version 9, this pgsluice knows up to 3
+          hint: run the newer pgsluice; state is never downgraded
+        "
+        );
+    }
+}

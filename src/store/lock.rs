@@ -1,0 +1,70 @@
+//! Who applies a subscription: an advisory lock of the target, by the subscription's name.
+//!
+//! `apply` takes the lock on the connection that writes, so that a lost lock is a lost writer.
+//! Here it is only named and looked at.
+
+use std::collections::HashSet;
+
+use sqlx::PgConnection;
+
+use super::{Store, StoreError, StoreErrorKind};
+
+/// Held while schema `pgsluice` is upgraded. No subscription's key: those hash a `/`.
+pub(super) const MIGRATION_LOCK_KEY: i64 = fnv1a(b"pgsluice migrations").cast_signed();
+
+/// The advisory lock of a subscription: 64-bit FNV-1a over `pgsluice/` and its name.
+///
+/// Part of the contract between versions: while one runs an old and one a new pgsluice, both
+/// must mean the same lock.
+#[must_use]
+pub fn lock_key(name: &str) -> i64 {
+    fnv1a(format!("pgsluice/{name}").as_bytes()).cast_signed()
+}
+
+const fn fnv1a(bytes: &[u8]) -> u64 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut at = 0;
+    while at < bytes.len() {
+        hash = (hash ^ bytes[at] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        at += 1;
+    }
+    hash
+}
+
+impl Store {
+    /// Whether a session holds the subscription's advisory lock: a service that applies it.
+    pub async fn is_owned(&self, name: &str) -> Result<bool, StoreError> {
+        let key = lock_key(name);
+        self.run("look for the subscription's service", async {
+            Ok(held(&mut *self.pool.acquire().await?).await?.contains(&key))
+        })
+        .await
+    }
+}
+
+/// The keys of every one-argument advisory lock that is held in this database. `pg_locks` shows
+/// the key in two halves (PostgreSQL's `lockfuncs.c`: `classid` high, `objid` low, `objsubid` 1).
+pub(super) async fn held(session: &mut PgConnection) -> Result<HashSet<i64>, StoreErrorKind> {
+    let keys: Vec<i64> = sqlx::query_scalar(
+        "SELECT (l.classid::pg_catalog.int8 << 32) | l.objid::pg_catalog.int8 FROM pg_catalog.pg_locks l \
+         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.database = \
+         (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())",
+    )
+    .fetch_all(session)
+    .await?;
+    Ok(keys.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_fnv_1a_and_stays() {
+        // Test vectors of the FNV reference implementation.
+        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
+        assert_ne!(lock_key("a"), lock_key("b"));
+    }
+}

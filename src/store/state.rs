@@ -1,0 +1,169 @@
+//! The words of the lifecycle, as the database, `status --json` and the API spell them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
+
+/// A subscription's state (DESIGN.md, section 5).
+///
+/// [`State::Standby`] is what an instance says of itself; it is never written to the database,
+/// where the row belongs to the instance that applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// Connecting, comparing schemas; also: no service runs it.
+    Starting,
+    /// The initial copy is under way.
+    Copying,
+    /// Following the publisher.
+    Streaming,
+    /// Something transient: backs off, goes on by itself.
+    Retrying,
+    /// Needs a person; the reason says why.
+    Paused,
+    /// Another instance applies.
+    Standby,
+    /// `enabled = false` in the configuration.
+    Disabled,
+}
+
+/// How far one table has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TableState {
+    /// Not copied yet.
+    Pending,
+    /// Rows are being copied.
+    Copying,
+    /// Copied under a later snapshot than the others: follows until it meets them.
+    CatchingUp,
+    /// Applied with all the others.
+    Ready,
+    /// Held back; its error says why.
+    Paused,
+}
+
+/// What the operator wants of a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Desired {
+    Run,
+    Pause,
+}
+
+/// A word in the database that this version does not know.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{word}\" is not {what} that this version of pgsluice knows")]
+pub struct UnknownWord {
+    word: String,
+    what: &'static str,
+}
+
+impl UnknownWord {
+    pub(super) fn new(word: &str, what: &'static str) -> Self {
+        Self { word: word.to_owned(), what }
+    }
+}
+
+impl State {
+    pub const ALL: [Self; 7] = [
+        Self::Starting,
+        Self::Copying,
+        Self::Streaming,
+        Self::Retrying,
+        Self::Paused,
+        Self::Standby,
+        Self::Disabled,
+    ];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Copying => "copying",
+            Self::Streaming => "streaming",
+            Self::Retrying => "retrying",
+            Self::Paused => "paused",
+            Self::Standby => "standby",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
+impl TableState {
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Copying, Self::CatchingUp, Self::Ready, Self::Paused];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Copying => "copying",
+            Self::CatchingUp => "catching_up",
+            Self::Ready => "ready",
+            Self::Paused => "paused",
+        }
+    }
+}
+
+impl Desired {
+    pub const ALL: [Self; 2] = [Self::Run, Self::Pause];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Pause => "pause",
+        }
+    }
+}
+
+macro_rules! words {
+    ($type:ty, $what:literal) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = UnknownWord;
+
+            fn from_str(word: &str) -> Result<Self, Self::Err> {
+                Self::ALL
+                    .into_iter()
+                    .find(|known| known.as_str() == word)
+                    .ok_or_else(|| UnknownWord::new(word, $what))
+            }
+        }
+
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+    };
+}
+
+words!(State, "a subscription's state");
+words!(TableState, "a table's state");
+words!(Desired, "an operator's wish");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_read_back_as_themselves() {
+        for state in State::ALL {
+            assert_eq!(state.as_str().parse(), Ok(state));
+        }
+        for state in TableState::ALL {
+            assert_eq!(state.as_str().parse(), Ok(state));
+        }
+        for desired in Desired::ALL {
+            assert_eq!(desired.as_str().parse(), Ok(desired));
+        }
+        assert_eq!(
+            "napping".parse::<State>().unwrap_err().to_string(),
+            "\"napping\" is not a subscription's state that this version of pgsluice knows"
+        );
+    }
+}

@@ -1,0 +1,189 @@
+//! What `status --json` and the API show: the contract's document (DESIGN.md, section 5).
+//!
+//! Pure: rows in, document out. What a service that is not running last said of lag, slot and
+//! publisher is left out: an hour later it would be a lie.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::error::Diagnosis;
+use crate::pg::{Lsn, QualifiedName};
+
+use super::codec::serialize_time_option;
+use super::{State, SubscriptionRow, TableRow, TableState};
+
+/// The reason of a subscription that no service runs.
+const NOT_RUNNING: &str = "not_running";
+const START_HINT: &str = "start it with \"pgsluice run\"";
+
+/// Every subscription's status.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StatusDocument {
+    pub subscriptions: Vec<SubscriptionStatus>,
+}
+
+/// One subscription's status. Null means unknown.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SubscriptionStatus {
+    pub name: String,
+    pub state: State,
+    pub reason: Option<String>,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+    pub received_lsn: Option<Lsn>,
+    pub applied_lsn: Option<Lsn>,
+    pub flushed_lsn: Option<Lsn>,
+    pub publisher_lsn: Option<Lsn>,
+    pub lag_bytes: Option<u64>,
+    pub lag_seconds: Option<f64>,
+    pub slot: SlotStatus,
+    pub tables: Vec<TableStatus>,
+    pub conflict_id: Option<i64>,
+    /// When it came into this state.
+    #[serde(serialize_with = "serialize_time_option")]
+    pub since: Option<Timestamp>,
+    /// Whether a service applies it now.
+    pub running: bool,
+    /// Host and process that applies, or last applied, it.
+    pub instance: Option<String>,
+    /// The armed skip.
+    pub skip_lsn: Option<Lsn>,
+    pub warnings: Vec<String>,
+}
+
+/// The slot on the publisher.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct SlotStatus {
+    pub wal_status: Option<String>,
+    pub retained_bytes: Option<u64>,
+}
+
+/// One table's status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TableStatus {
+    pub source: QualifiedName,
+    pub target: QualifiedName,
+    pub state: TableState,
+    pub rows_copied: u64,
+    pub rows_estimated: Option<u64>,
+    /// Why it is held back.
+    pub error: Option<Diagnosis>,
+    /// Why it is applied row by row.
+    pub exact_because: Option<String>,
+}
+
+impl StatusDocument {
+    /// The status of what the database knows, and of what only the configuration names: `absent`
+    /// gives the latter's names and whether they are disabled ([`State::Disabled`]) or have just
+    /// never run.
+    pub fn new<'a>(rows: &[SubscriptionRow], absent: impl IntoIterator<Item = (&'a str, State)>) -> Self {
+        let mut subscriptions: Vec<_> = rows.iter().map(SubscriptionStatus::of).collect();
+        let unseen = absent.into_iter().filter(|(name, _)| rows.iter().all(|row| row.name != *name));
+        subscriptions.extend(unseen.map(|(name, state)| SubscriptionStatus::never_run(name, state)));
+        subscriptions.sort_by(|a, b| a.name.cmp(&b.name));
+        Self { subscriptions }
+    }
+
+    /// Whether nothing is paused and everything that should run does.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.subscriptions.iter().all(|subscription| match subscription.state {
+            State::Paused => false,
+            State::Disabled => true,
+            State::Starting | State::Copying | State::Streaming | State::Retrying | State::Standby => {
+                subscription.running
+            }
+        })
+    }
+}
+
+impl SubscriptionStatus {
+    fn of(row: &SubscriptionRow) -> Self {
+        let live = row.owned;
+        let at_rest = matches!(row.state, State::Paused | State::Disabled);
+        let positions = &row.positions;
+        let mut status = Self {
+            state: row.state,
+            reason: row.reason.clone(),
+            detail: row.detail.clone(),
+            hint: row.hint.clone(),
+            received_lsn: positions.received_lsn,
+            applied_lsn: row.progress.as_ref().map(|progress| progress.applied_lsn),
+            flushed_lsn: positions.flushed_lsn,
+            publisher_lsn: positions.publisher_lsn.filter(|_| live),
+            lag_bytes: positions.lag_bytes.filter(|_| live),
+            lag_seconds: positions.lag_seconds.filter(|_| live),
+            slot: SlotStatus {
+                wal_status: positions.wal_status.clone().filter(|_| live),
+                retained_bytes: positions.retained_bytes.filter(|_| live),
+            },
+            tables: row.tables.iter().map(TableStatus::of).collect(),
+            conflict_id: row.conflict_id,
+            since: Some(row.state_since),
+            running: live,
+            instance: row.instance.clone(),
+            skip_lsn: row.skip_lsn,
+            warnings: row.warnings.clone(),
+            ..Self::never_run(&row.name, State::Starting)
+        };
+        if !live && !at_rest {
+            status.not_running(row.reported_at);
+        }
+        status
+    }
+
+    fn never_run(name: &str, state: State) -> Self {
+        let mut status = Self {
+            name: name.to_owned(),
+            state,
+            reason: None,
+            detail: None,
+            hint: None,
+            received_lsn: None,
+            applied_lsn: None,
+            flushed_lsn: None,
+            publisher_lsn: None,
+            lag_bytes: None,
+            lag_seconds: None,
+            slot: SlotStatus::default(),
+            tables: Vec::new(),
+            conflict_id: None,
+            since: None,
+            running: false,
+            instance: None,
+            skip_lsn: None,
+            warnings: Vec::new(),
+        };
+        if state != State::Disabled {
+            status.not_running(None);
+        }
+        status
+    }
+
+    fn not_running(&mut self, reported_at: Option<Timestamp>) {
+        self.state = State::Starting;
+        self.reason = Some(NOT_RUNNING.to_owned());
+        self.detail = Some(match (reported_at, &self.instance) {
+            (Some(at), Some(instance)) => format!("no service runs it; last seen {at:.0} on {instance}"),
+            (Some(at), None) => format!("no service runs it; last seen {at:.0}"),
+            (None, _) => "no service has run it yet".to_owned(),
+        });
+        self.hint = Some(START_HINT.to_owned());
+        self.since = reported_at;
+        self.conflict_id = None;
+    }
+}
+
+impl TableStatus {
+    fn of(row: &TableRow) -> Self {
+        Self {
+            source: row.source.clone(),
+            target: row.target.clone(),
+            state: row.state,
+            rows_copied: row.rows_copied,
+            rows_estimated: row.rows_estimated,
+            error: row.error.clone(),
+            exact_because: row.exact_because.clone(),
+        }
+    }
+}

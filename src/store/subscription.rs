@@ -1,0 +1,457 @@
+//! A subscription's row: who it is, where it stands, what it waits for.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{PgConnection, Row as _};
+
+use crate::error::{Diagnosis, PauseReason};
+use crate::pg::{Lsn, SlotName, SubscriptionName};
+
+use super::codec::Time;
+use super::error::SkipRefusal;
+use super::table::{self, TableRow};
+use super::{Desired, EventKind, State, Store, StoreError, StoreErrorKind, event, lock};
+
+/// What the configuration says of a subscription.
+#[derive(Debug, Clone, Copy)]
+pub struct Registration<'a> {
+    pub name: &'a SubscriptionName,
+    pub slot: &'a SlotName,
+    pub publications: &'a [String],
+}
+
+/// A state to report, with its reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateChange {
+    pub state: State,
+    /// A word: [`PauseReason::as_str`], or another one where the state is not `paused`.
+    pub reason: Option<String>,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+    pub conflict_id: Option<i64>,
+}
+
+impl StateChange {
+    #[must_use]
+    pub const fn new(state: State) -> Self {
+        Self { state, reason: None, detail: None, hint: None, conflict_id: None }
+    }
+
+    /// Paused, needs a person.
+    #[must_use]
+    pub fn paused(reason: PauseReason, diagnosis: &Diagnosis) -> Self {
+        Self::new(State::Paused).because(reason.as_str(), diagnosis)
+    }
+
+    /// The reason as a word, and as the three parts of operator text: primary and detail become
+    /// the detail.
+    #[must_use]
+    pub fn because(mut self, reason: impl Into<String>, diagnosis: &Diagnosis) -> Self {
+        self.reason = Some(reason.into());
+        self.detail = Some(match &diagnosis.detail {
+            Some(detail) => format!("{}: {detail}", diagnosis.primary),
+            None => diagnosis.primary.clone(),
+        });
+        self.hint.clone_from(&diagnosis.hint);
+        self
+    }
+}
+
+/// The numbers that change all the time. A `None` is written as unknown.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Positions {
+    pub received_lsn: Option<Lsn>,
+    pub flushed_lsn: Option<Lsn>,
+    pub publisher_lsn: Option<Lsn>,
+    pub lag_bytes: Option<u64>,
+    pub lag_seconds: Option<f64>,
+    /// `pg_replication_slots.wal_status` on the publisher.
+    pub wal_status: Option<String>,
+    /// WAL bytes that the slot makes the publisher keep.
+    pub retained_bytes: Option<u64>,
+}
+
+/// How far the subscription has been applied; written by `apply` alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    pub applied_lsn: Lsn,
+    /// When the last applied transaction committed on the publisher.
+    pub commit_time: Option<Timestamp>,
+    /// Transactions applied so far.
+    pub transactions: u64,
+    pub updated_at: Timestamp,
+}
+
+/// A subscription with its progress and its tables, at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SubscriptionRow {
+    pub name: String,
+    pub slot: String,
+    pub publisher_system_id: Option<String>,
+    pub publications: Vec<String>,
+    pub state: State,
+    pub reason: Option<String>,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+    pub conflict_id: Option<i64>,
+    pub state_since: Timestamp,
+    pub desired: Desired,
+    /// The transaction that finishes here is to be passed over.
+    pub skip_lsn: Option<Lsn>,
+    pub positions: Positions,
+    /// What works, but not as fully as it could.
+    pub warnings: Vec<String>,
+    /// Host and process that applies, or last applied, it.
+    pub instance: Option<String>,
+    /// When that instance last wrote.
+    pub reported_at: Option<Timestamp>,
+    pub created_at: Timestamp,
+    pub progress: Option<Progress>,
+    /// By publisher's name.
+    pub tables: Vec<TableRow>,
+    /// Whether a session holds the advisory lock: a service applies it now.
+    pub owned: bool,
+}
+
+const SELECT: &str = "\
+    SELECT s.name, s.slot, s.publisher_system_id, s.publications, s.state, s.reason, s.detail, s.hint, \
+           s.conflict_id, s.state_since, s.desired, s.skip_lsn, s.received_lsn, s.flushed_lsn, \
+           s.publisher_lsn, s.lag_bytes, s.lag_seconds, s.wal_status, s.retained_bytes, s.warnings, \
+           s.instance, s.reported_at, s.created_at, p.applied_lsn, p.commit_time, p.transactions, p.updated_at \
+    FROM pgsluice.subscription s LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
+    WHERE $1::pg_catalog.text IS NULL OR s.name = $1 ORDER BY s.name";
+
+/// `WITH old … updated … logged`: the row and its event change together, or neither.
+const SET_STATE: &str = "\
+    WITH old AS (\
+        SELECT name, state, (state, reason, conflict_id) IS DISTINCT FROM ($2, $3, $6) AS changed \
+        FROM pgsluice.subscription WHERE name = $1 FOR UPDATE\
+    ), updated AS (\
+        UPDATE pgsluice.subscription s SET state = $2, reason = $3, detail = $4, hint = $5, conflict_id = $6, \
+            reported_at = now(), state_since = CASE WHEN old.changed THEN now() ELSE s.state_since END \
+        FROM old WHERE s.name = old.name RETURNING old.changed, old.state\
+    ), logged AS (\
+        INSERT INTO pgsluice.event (subscription, kind, message, detail) \
+        SELECT $1, 'state', state || ' → ' || $2 || coalesce(' (' || $3 || ')', ''), $7 FROM updated WHERE changed\
+    ) SELECT changed FROM updated";
+
+impl Store {
+    /// Makes the subscription known, or brings slot and publications up to date.
+    pub async fn register_subscription(&self, registration: Registration<'_>) -> Result<(), StoreError> {
+        self.run("register the subscription", async {
+            sqlx::query(
+                "INSERT INTO pgsluice.subscription AS s (name, slot, publications) VALUES ($1, $2, $3) \
+                 ON CONFLICT (name) DO UPDATE SET slot = excluded.slot, publications = excluded.publications \
+                 WHERE (s.slot, s.publications) IS DISTINCT FROM (excluded.slot, excluded.publications)",
+            )
+            .bind(registration.name.as_str())
+            .bind(registration.slot.as_str())
+            .bind(registration.publications)
+            .execute(&self.pool)
+            .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes the row over for `instance`, which has just got the advisory lock. Commands that a
+    /// predecessor took up but never answered become pending again.
+    pub async fn claim_subscription(&self, name: &str, instance: &str) -> Result<(), StoreError> {
+        self.run("take the subscription over", async {
+            let mut tx = self.pool.begin().await?;
+            let claimed = sqlx::query(
+                "UPDATE pgsluice.subscription SET instance = $2, reported_at = now() WHERE name = $1",
+            )
+            .bind(name)
+            .bind(instance)
+            .execute(&mut *tx)
+            .await?;
+            found(claimed.rows_affected(), name)?;
+            sqlx::query(
+                "UPDATE pgsluice.command SET taken_at = NULL \
+                 WHERE subscription = $1 AND done_at IS NULL AND taken_at IS NOT NULL",
+            )
+            .bind(name)
+            .execute(&mut *tx)
+            .await?;
+            Ok(tx.commit().await?)
+        })
+        .await
+    }
+
+    /// Records which publisher the positions belong to.
+    pub async fn set_publisher(&self, name: &str, system_id: &str) -> Result<(), StoreError> {
+        self.run("record the publisher", async {
+            let done =
+                sqlx::query("UPDATE pgsluice.subscription SET publisher_system_id = $2 WHERE name = $1")
+                    .bind(name)
+                    .bind(system_id)
+                    .execute(&self.pool)
+                    .await?;
+            found(done.rows_affected(), name)
+        })
+        .await
+    }
+
+    /// Every subscription, by name.
+    pub async fn subscriptions(&self) -> Result<Vec<SubscriptionRow>, StoreError> {
+        self.run("read the subscriptions", self.load(None)).await
+    }
+
+    /// One subscription, if the database knows it.
+    pub async fn subscription(&self, name: &str) -> Result<Option<SubscriptionRow>, StoreError> {
+        let rows = self.run("read the subscription", self.load(Some(name))).await?;
+        Ok(rows.into_iter().next())
+    }
+
+    async fn load(&self, name: Option<&str>) -> Result<Vec<SubscriptionRow>, StoreErrorKind> {
+        // One snapshot, so that state, progress and tables fit together.
+        let mut tx = self.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?;
+        let rows = sqlx::query(SELECT).bind(name).fetch_all(&mut *tx).await?;
+        let mut rows = rows.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
+        let mut tables = table::load(&mut tx, name).await?;
+        let held = lock::held(&mut tx).await?;
+        tx.commit().await?;
+        for row in &mut rows {
+            row.tables = tables.remove(&row.name).unwrap_or_default();
+            row.owned = held.contains(&lock::lock_key(&row.name));
+        }
+        Ok(rows)
+    }
+
+    /// Reports a state; true if state, reason or conflict changed, which is one event. A new
+    /// detail or hint alone is written without one.
+    pub async fn set_state(&self, name: &str, change: &StateChange) -> Result<bool, StoreError> {
+        self.run("report the subscription's state", async {
+            set_state(&mut *self.pool.acquire().await?, name, change).await
+        })
+        .await
+    }
+
+    /// Reports positions: one small UPDATE, meant to be called about every second.
+    pub async fn report_positions(&self, name: &str, positions: &Positions) -> Result<(), StoreError> {
+        self.run("report the subscription's positions", async {
+            let done = sqlx::query(
+                "UPDATE pgsluice.subscription SET received_lsn = $2, flushed_lsn = $3, publisher_lsn = $4, \
+                 lag_bytes = $5, lag_seconds = $6, wal_status = $7, retained_bytes = $8, reported_at = now() \
+                 WHERE name = $1",
+            )
+            .bind(name)
+            .bind(positions.received_lsn)
+            .bind(positions.flushed_lsn)
+            .bind(positions.publisher_lsn)
+            .bind(positions.lag_bytes.map(saturate))
+            .bind(positions.lag_seconds)
+            .bind(positions.wal_status.as_deref())
+            .bind(positions.retained_bytes.map(saturate))
+            .execute(&self.pool)
+            .await?;
+            found(done.rows_affected(), name)
+        })
+        .await
+    }
+
+    /// Replaces the list of what works, but not as fully as it could.
+    pub async fn set_warnings(&self, name: &str, warnings: &[String]) -> Result<(), StoreError> {
+        self.run("report the subscription's warnings", async {
+            let done = sqlx::query("UPDATE pgsluice.subscription SET warnings = $2 WHERE name = $1")
+                .bind(name)
+                .bind(Json(warnings))
+                .execute(&self.pool)
+                .await?;
+            found(done.rows_affected(), name)
+        })
+        .await
+    }
+
+    /// Arms a skip of exactly the transaction that finishes at `lsn`, now or once it comes.
+    /// Refused where that can not be what was meant ([`SkipRefusal`]). Replaces an armed skip.
+    pub async fn arm_skip(&self, name: &str, lsn: Lsn) -> Result<(), StoreError> {
+        self.run("arm the skip", async {
+            let mut tx = self.pool.begin().await?;
+            let row: Option<(Option<Lsn>, Option<Lsn>)> = sqlx::query_as(
+                "SELECT p.applied_lsn, c.commit_lsn FROM pgsluice.subscription s \
+                 LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
+                 LEFT JOIN pgsluice.conflict c ON s.state = 'paused' AND c.id = s.conflict_id \
+                      AND c.resolved_at IS NULL \
+                 WHERE s.name = $1 FOR UPDATE OF s",
+            )
+            .bind(name)
+            .fetch_optional(&mut *tx)
+            .await?;
+            let (applied, conflict) = row.ok_or_else(|| unknown(name))?;
+            if let Some(refusal) = refuse_skip(lsn, applied, conflict) {
+                return Err(StoreErrorKind::SkipRefused(refusal));
+            }
+            sqlx::query("UPDATE pgsluice.subscription SET skip_lsn = $2 WHERE name = $1")
+                .bind(name)
+                .bind(lsn)
+                .execute(&mut *tx)
+                .await?;
+            let message = format!("the transaction that finishes at {lsn} is to be passed over");
+            event::insert(&mut tx, Some(name), EventKind::Skip, &message, Some(json!({ "lsn": lsn })))
+                .await?;
+            Ok(tx.commit().await?)
+        })
+        .await
+    }
+
+    /// Disarms the skip of `lsn`; one that was armed for another position stays.
+    pub async fn clear_skip(&self, name: &str, lsn: Lsn) -> Result<(), StoreError> {
+        self.run("disarm the skip", async {
+            sqlx::query("UPDATE pgsluice.subscription SET skip_lsn = NULL WHERE name = $1 AND skip_lsn = $2")
+                .bind(name)
+                .bind(lsn)
+                .execute(&self.pool)
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Forgets the subscription with its progress, tables, conflicts and commands. Its events
+    /// stay. The slot on the publisher must be gone before, or nobody knows of it any more.
+    pub async fn remove_subscription(&self, name: &str) -> Result<(), StoreError> {
+        self.run("remove the subscription", async {
+            let mut tx = self.pool.begin().await?;
+            let done = sqlx::query("DELETE FROM pgsluice.subscription WHERE name = $1")
+                .bind(name)
+                .execute(&mut *tx)
+                .await?;
+            found(done.rows_affected(), name)?;
+            event::insert(&mut tx, Some(name), EventKind::Removed, "removed with its state", None).await?;
+            Ok(tx.commit().await?)
+        })
+        .await
+    }
+}
+
+fn refuse_skip(lsn: Lsn, applied: Option<Lsn>, conflict: Option<Lsn>) -> Option<SkipRefusal> {
+    match (applied, conflict) {
+        (Some(applied), _) if lsn <= applied => Some(SkipRefusal::AlreadyApplied { lsn, applied }),
+        (_, Some(conflict)) if conflict != lsn => Some(SkipRefusal::OtherConflict { lsn, conflict }),
+        _ => None,
+    }
+}
+
+pub(super) async fn set_state(
+    session: &mut PgConnection,
+    name: &str,
+    change: &StateChange,
+) -> Result<bool, StoreErrorKind> {
+    let facts: Value = json!({
+        "state": change.state, "reason": change.reason, "detail": change.detail, "conflict_id": change.conflict_id,
+    });
+    sqlx::query_scalar(SET_STATE)
+        .bind(name)
+        .bind(change.state.as_str())
+        .bind(change.reason.as_deref())
+        .bind(change.detail.as_deref())
+        .bind(change.hint.as_deref())
+        .bind(change.conflict_id)
+        .bind(Json(facts))
+        .fetch_optional(session)
+        .await?
+        .ok_or_else(|| unknown(name))
+}
+
+fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
+    let progress = match row.try_get::<Option<Lsn>, _>("applied_lsn")? {
+        None => None,
+        Some(applied_lsn) => Some(Progress {
+            applied_lsn,
+            commit_time: time(row, "commit_time")?,
+            transactions: unsigned(row, "transactions")?.unwrap_or(0),
+            updated_at: row.try_get::<Time, _>("updated_at")?.0,
+        }),
+    };
+    Ok(SubscriptionRow {
+        name: row.try_get("name")?,
+        slot: row.try_get("slot")?,
+        publisher_system_id: row.try_get("publisher_system_id")?,
+        publications: row.try_get("publications")?,
+        state: word(row, "state")?,
+        reason: row.try_get("reason")?,
+        detail: row.try_get("detail")?,
+        hint: row.try_get("hint")?,
+        conflict_id: row.try_get("conflict_id")?,
+        state_since: row.try_get::<Time, _>("state_since")?.0,
+        desired: word(row, "desired")?,
+        skip_lsn: row.try_get("skip_lsn")?,
+        positions: Positions {
+            received_lsn: row.try_get("received_lsn")?,
+            flushed_lsn: row.try_get("flushed_lsn")?,
+            publisher_lsn: row.try_get("publisher_lsn")?,
+            lag_bytes: unsigned(row, "lag_bytes")?,
+            lag_seconds: row.try_get("lag_seconds")?,
+            wal_status: row.try_get("wal_status")?,
+            retained_bytes: unsigned(row, "retained_bytes")?,
+        },
+        warnings: row.try_get::<Json<Vec<String>>, _>("warnings")?.0,
+        instance: row.try_get("instance")?,
+        reported_at: time(row, "reported_at")?,
+        created_at: row.try_get::<Time, _>("created_at")?.0,
+        progress,
+        tables: Vec::new(),
+        owned: false,
+    })
+}
+
+/// Whether an UPDATE or DELETE by name met its row.
+pub(super) fn found(rows_affected: u64, name: &str) -> Result<(), StoreErrorKind> {
+    if rows_affected == 0 { Err(unknown(name)) } else { Ok(()) }
+}
+
+pub(super) fn unknown(name: &str) -> StoreErrorKind {
+    StoreErrorKind::UnknownSubscription(name.to_owned())
+}
+
+/// PostgreSQL has no unsigned bigint; what does not fit is as much as it can hold.
+pub(super) fn saturate(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+pub(super) fn unsigned(row: &PgRow, column: &str) -> Result<Option<u64>, sqlx::Error> {
+    let value: Option<i64> = row.try_get(column)?;
+    value.map(u64::try_from).transpose().map_err(|error| undecodable(column, error))
+}
+
+pub(super) fn time(row: &PgRow, column: &str) -> Result<Option<Timestamp>, sqlx::Error> {
+    Ok(row.try_get::<Option<Time>, _>(column)?.map(|time| time.0))
+}
+
+/// A column of one of the fixed sets of words.
+pub(super) fn word<T>(row: &PgRow, column: &str) -> Result<T, sqlx::Error>
+where
+    T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    row.try_get::<&str, _>(column)?.parse().map_err(|error| undecodable(column, error))
+}
+
+fn undecodable(column: &str, source: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
+    sqlx::Error::ColumnDecode { index: column.to_owned(), source: Box::new(source) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skip_means_one_transaction_ahead() {
+        let lsn = Lsn::new;
+        assert_eq!(refuse_skip(lsn(5), None, None), None);
+        assert_eq!(refuse_skip(lsn(5), Some(lsn(4)), Some(lsn(5))), None);
+        for applied in [5, 6] {
+            assert_eq!(
+                refuse_skip(lsn(5), Some(lsn(applied)), None),
+                Some(SkipRefusal::AlreadyApplied { lsn: lsn(5), applied: lsn(applied) })
+            );
+        }
+        assert_eq!(
+            refuse_skip(lsn(5), Some(lsn(4)), Some(lsn(7))),
+            Some(SkipRefusal::OtherConflict { lsn: lsn(5), conflict: lsn(7) })
+        );
+    }
+}

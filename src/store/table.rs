@@ -1,0 +1,298 @@
+//! The tables of a subscription: what maps to what, and how far each copy has come.
+//!
+//! A table turns `ready` inside the copy's own transaction (module `copy`), together with its
+//! rows; every other step is written here. `attempt` fences: the copy checks in its transaction
+//! that it is still the latest, so that a copy believed dead cannot land late.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use serde_json::json;
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{PgConnection, Row as _};
+
+use crate::error::Diagnosis;
+use crate::pg::{Lsn, QualifiedName};
+
+use super::codec::Time;
+use super::subscription::{saturate, unknown, unsigned, word};
+use super::{EventKind, Store, StoreError, StoreErrorKind, TableState, event};
+
+/// A published table and where it goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableMapping {
+    pub source: QualifiedName,
+    pub target: QualifiedName,
+}
+
+/// What tables that are new to a subscription start with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewTables {
+    /// `pending`: their rows are to be copied.
+    Copy,
+    /// `ready`: not copied (`copy_data = false`); changes that commit beyond the position apply.
+    Ready { synced_lsn: Lsn },
+}
+
+/// What [`Store::sync_tables`] did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TableChanges {
+    pub added: Vec<QualifiedName>,
+    pub removed: Vec<QualifiedName>,
+}
+
+/// A table's row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableRow {
+    pub source: QualifiedName,
+    pub target: QualifiedName,
+    pub state: TableState,
+    /// Changes that commit beyond it apply.
+    pub synced_lsn: Option<Lsn>,
+    /// The copy that may write; 0 before the first.
+    pub attempt: i32,
+    pub rows_copied: u64,
+    pub rows_estimated: Option<u64>,
+    /// Why it is held back.
+    pub error: Option<Diagnosis>,
+    /// Why it is applied row by row.
+    pub exact_because: Option<String>,
+    pub updated_at: Timestamp,
+}
+
+impl Store {
+    /// Makes the subscription's tables exactly `tables`: adds what is new, lets go of what is
+    /// gone, follows changed targets. The state of those that stay is left alone.
+    pub async fn sync_tables(
+        &self,
+        name: &str,
+        tables: &[TableMapping],
+        new: NewTables,
+    ) -> Result<TableChanges, StoreError> {
+        self.run("take up the published tables", async {
+            let mut tx = self.pool.begin().await?;
+            let known: Option<i32> =
+                sqlx::query_scalar("SELECT 1 FROM pgsluice.subscription WHERE name = $1 FOR UPDATE")
+                    .bind(name)
+                    .fetch_optional(&mut *tx)
+                    .await?;
+            known.ok_or_else(|| unknown(name))?;
+            let changes = TableChanges {
+                removed: remove_absent(&mut tx, name, tables).await?,
+                added: add_new(&mut tx, name, tables, new).await?,
+            };
+            if changes != TableChanges::default() {
+                let message =
+                    format!("{} tables added, {} let go", changes.added.len(), changes.removed.len());
+                let facts = json!({ "added": changes.added, "removed": changes.removed });
+                event::insert(&mut tx, Some(name), EventKind::Table, &message, Some(facts)).await?;
+            }
+            tx.commit().await?;
+            Ok(changes)
+        })
+        .await
+    }
+
+    /// Reports a table's state, with what holds it back if something does.
+    pub async fn set_table_state(
+        &self,
+        name: &str,
+        source: &QualifiedName,
+        state: TableState,
+        error: Option<&Diagnosis>,
+    ) -> Result<(), StoreError> {
+        self.run("report a table's state", async {
+            let done = sqlx::query(
+                "UPDATE pgsluice.table_sync SET state = $4, error = $5, updated_at = now() \
+                 WHERE subscription = $1 AND source_schema = $2 AND source_table = $3",
+            )
+            .bind(name)
+            .bind(&source.schema)
+            .bind(&source.name)
+            .bind(state.as_str())
+            .bind(error.map(Json))
+            .execute(&self.pool)
+            .await?;
+            found(done.rows_affected(), name, source)
+        })
+        .await
+    }
+
+    /// Starts a copy: the table is `copying`, and the returned attempt is the only one that may
+    /// write from now on.
+    pub async fn begin_copy(&self, name: &str, source: &QualifiedName) -> Result<i32, StoreError> {
+        self.run("begin a table's copy", async {
+            sqlx::query_scalar(
+                "UPDATE pgsluice.table_sync SET state = 'copying', attempt = attempt + 1, rows_copied = 0, \
+                 synced_lsn = NULL, error = NULL, updated_at = now() \
+                 WHERE subscription = $1 AND source_schema = $2 AND source_table = $3 RETURNING attempt",
+            )
+            .bind(name)
+            .bind(&source.schema)
+            .bind(&source.name)
+            .fetch_optional(&self.pool)
+            .await?
+            .ok_or_else(|| unknown_table(name, source))
+        })
+        .await
+    }
+
+    /// Reports how far a copy has come. A copy that is no longer the latest reports into the void.
+    pub async fn report_copy(
+        &self,
+        name: &str,
+        source: &QualifiedName,
+        attempt: i32,
+        rows_copied: u64,
+        rows_estimated: Option<u64>,
+    ) -> Result<(), StoreError> {
+        self.run("report a table's copy", async {
+            sqlx::query(
+                "UPDATE pgsluice.table_sync SET rows_copied = $5, rows_estimated = coalesce($6, rows_estimated), \
+                 updated_at = now() WHERE subscription = $1 AND source_schema = $2 AND source_table = $3 \
+                 AND attempt = $4 AND state = 'copying'",
+            )
+            .bind(name)
+            .bind(&source.schema)
+            .bind(&source.name)
+            .bind(attempt)
+            .bind(saturate(rows_copied))
+            .bind(rows_estimated.map(saturate))
+            .execute(&self.pool)
+            .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Says why a table is applied row by row; none if it is not.
+    pub async fn set_exact_because(
+        &self,
+        name: &str,
+        source: &QualifiedName,
+        reason: Option<&str>,
+    ) -> Result<(), StoreError> {
+        self.run("report how a table is applied", async {
+            let done = sqlx::query(
+                "UPDATE pgsluice.table_sync SET exact_because = $4, updated_at = now() \
+                 WHERE subscription = $1 AND source_schema = $2 AND source_table = $3",
+            )
+            .bind(name)
+            .bind(&source.schema)
+            .bind(&source.name)
+            .bind(reason)
+            .execute(&self.pool)
+            .await?;
+            found(done.rows_affected(), name, source)
+        })
+        .await
+    }
+}
+
+async fn remove_absent(
+    session: &mut PgConnection,
+    name: &str,
+    tables: &[TableMapping],
+) -> Result<Vec<QualifiedName>, StoreErrorKind> {
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "DELETE FROM pgsluice.table_sync t WHERE t.subscription = $1 AND NOT EXISTS \
+         (SELECT FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS w (s, t) \
+          WHERE w.s = t.source_schema AND w.t = t.source_table) RETURNING source_schema, source_table",
+    )
+    .bind(name)
+    .bind(part(tables, |table| &table.source.schema))
+    .bind(part(tables, |table| &table.source.name))
+    .fetch_all(session)
+    .await?;
+    Ok(names(rows))
+}
+
+async fn add_new(
+    session: &mut PgConnection,
+    name: &str,
+    tables: &[TableMapping],
+    new: NewTables,
+) -> Result<Vec<QualifiedName>, StoreErrorKind> {
+    let (state, synced_lsn) = match new {
+        NewTables::Copy => (TableState::Pending, None),
+        NewTables::Ready { synced_lsn } => (TableState::Ready, Some(synced_lsn)),
+    };
+    // xmax is 0 in a row that was inserted rather than updated.
+    let rows: Vec<(String, String, bool)> = sqlx::query_as(
+        "INSERT INTO pgsluice.table_sync AS t \
+         (subscription, source_schema, source_table, target_schema, target_table, state, synced_lsn) \
+         SELECT $1, w.ss, w.st, w.ts, w.tt, $6, $7 FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], \
+         $4::pg_catalog.text[], $5::pg_catalog.text[]) AS w (ss, st, ts, tt) \
+         ON CONFLICT (subscription, source_schema, source_table) DO UPDATE \
+         SET target_schema = excluded.target_schema, target_table = excluded.target_table, updated_at = now() \
+         WHERE (t.target_schema, t.target_table) IS DISTINCT FROM (excluded.target_schema, excluded.target_table) \
+         RETURNING source_schema, source_table, xmax = 0",
+    )
+    .bind(name)
+    .bind(part(tables, |table| &table.source.schema))
+    .bind(part(tables, |table| &table.source.name))
+    .bind(part(tables, |table| &table.target.schema))
+    .bind(part(tables, |table| &table.target.name))
+    .bind(state.as_str())
+    .bind(synced_lsn)
+    .fetch_all(session)
+    .await?;
+    Ok(names(rows.into_iter().filter(|(.., inserted)| *inserted).map(|(schema, name, _)| (schema, name))))
+}
+
+fn part<'a>(tables: &'a [TableMapping], pick: impl Fn(&'a TableMapping) -> &'a String) -> Vec<&'a str> {
+    tables.iter().map(|table| pick(table).as_str()).collect()
+}
+
+fn names(rows: impl IntoIterator<Item = (String, String)>) -> Vec<QualifiedName> {
+    let mut names: Vec<_> = rows.into_iter().map(|(schema, name)| QualifiedName::new(schema, name)).collect();
+    names.sort();
+    names
+}
+
+fn found(rows_affected: u64, name: &str, source: &QualifiedName) -> Result<(), StoreErrorKind> {
+    if rows_affected == 0 { Err(unknown_table(name, source)) } else { Ok(()) }
+}
+
+fn unknown_table(name: &str, source: &QualifiedName) -> StoreErrorKind {
+    StoreErrorKind::UnknownTable { subscription: name.to_owned(), source: source.clone() }
+}
+
+/// The tables of one subscription, or of all, by subscription.
+pub(super) async fn load(
+    session: &mut PgConnection,
+    name: Option<&str>,
+) -> Result<HashMap<String, Vec<TableRow>>, StoreErrorKind> {
+    let rows = sqlx::query(
+        "SELECT subscription, source_schema, source_table, target_schema, target_table, state, synced_lsn, \
+         attempt, rows_copied, rows_estimated, error, exact_because, updated_at FROM pgsluice.table_sync \
+         WHERE $1::pg_catalog.text IS NULL OR subscription = $1 ORDER BY source_schema, source_table",
+    )
+    .bind(name)
+    .fetch_all(session)
+    .await?;
+    let mut tables: HashMap<String, Vec<TableRow>> = HashMap::new();
+    for row in &rows {
+        tables.entry(row.try_get("subscription")?).or_default().push(decode(row)?);
+    }
+    Ok(tables)
+}
+
+fn decode(row: &PgRow) -> Result<TableRow, sqlx::Error> {
+    let name = |schema: &str, table: &str| -> Result<QualifiedName, sqlx::Error> {
+        Ok(QualifiedName { schema: row.try_get(schema)?, name: row.try_get(table)? })
+    };
+    Ok(TableRow {
+        source: name("source_schema", "source_table")?,
+        target: name("target_schema", "target_table")?,
+        state: word(row, "state")?,
+        synced_lsn: row.try_get("synced_lsn")?,
+        attempt: row.try_get("attempt")?,
+        rows_copied: unsigned(row, "rows_copied")?.unwrap_or(0),
+        rows_estimated: unsigned(row, "rows_estimated")?,
+        error: row.try_get::<Option<Json<Diagnosis>>, _>("error")?.map(|error| error.0),
+        exact_because: row.try_get("exact_because")?,
+        updated_at: row.try_get::<Time, _>("updated_at")?.0,
+    })
+}

@@ -1,0 +1,786 @@
+//! Schema `pgsluice` on a real PostgreSQL: migrations, every operation of the store, signals.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, which clippy.toml allows tests")]
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command as Process, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use pgsluice::conflict::{ConflictKind, ConflictReport, FieldValue, Operation, Resolution, RowImage};
+use pgsluice::error::{Diagnosis, Disposition, Exit, PauseReason};
+use pgsluice::pg::conninfo::{
+    ChannelBinding, ConnInfo, Host, HostAddress, RootCert, SslMode, SslNegotiation, TargetSessionAttrs,
+    TlsSettings,
+};
+use pgsluice::pg::{Lsn, QualifiedName, SlotName, SubscriptionName};
+use pgsluice::store::{
+    Answer, ConflictFilter, Desired, EventKind, NewTables, Outcome, Positions, Registration, SCHEMA_VERSION,
+    Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError, StoreErrorKind, TableChanges,
+    TableMapping, TableState, Verb, lock_key,
+};
+use serde_json::json;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions as _, Executor as _};
+
+const BIN: &str = "/usr/lib/postgresql/15/bin";
+const NAME: &str = "my_subscription";
+
+/// A throw-away server, stopped and removed when the last test lets go of it.
+struct Cluster {
+    directory: PathBuf,
+    port: u16,
+    server: Child,
+}
+
+impl Cluster {
+    fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let cluster = Arc::new(Self::start());
+            *shared = Arc::downgrade(&cluster);
+            cluster
+        })
+    }
+
+    fn start() -> Self {
+        let directory = tempfile::Builder::new().prefix("pgsluice-store-").tempdir().unwrap().keep();
+        let user =
+            nix::unistd::User::from_name("postgres").unwrap().filter(|_| nix::unistd::geteuid().is_root());
+        if let Some(user) = &user {
+            std::os::unix::fs::chown(&directory, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+        }
+        let tool = |name: &str| {
+            let mut command = Process::new(Path::new(BIN).join(name));
+            if let Some(user) = &user {
+                command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+            }
+            command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+            command
+        };
+        let data = directory.join("data");
+        let made = tool("initdb")
+            .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"])
+            .arg(&data)
+            .status()
+            .unwrap();
+        assert!(made.success(), "initdb: {made}");
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let log = std::fs::File::create(directory.join("log")).unwrap();
+        let server = tool("postgres")
+            .arg("-D")
+            .arg(&data)
+            .args(["-c", "listen_addresses=127.0.0.1", "-c", &format!("port={port}"), "-c", "fsync=off"])
+            .args(["-c", &format!("unix_socket_directories={}", directory.display())])
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self { directory, port, server }
+    }
+
+    async fn admin(&self, dbname: &str) -> PgConnection {
+        let options = PgConnectOptions::new_without_pgpass()
+            .host("127.0.0.1")
+            .port(self.port)
+            .username("postgres")
+            .database(dbname);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            match options.connect().await {
+                Ok(session) => return session,
+                Err(error) if Instant::now() > deadline => panic!("the server does not start: {error}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    fn conninfo(&self, user: &str, dbname: &str) -> ConnInfo {
+        ConnInfo {
+            hosts: vec![tcp(self.port)],
+            user: user.to_owned(),
+            password: None,
+            dbname: dbname.to_owned(),
+            tls: TlsSettings {
+                mode: SslMode::Prefer,
+                negotiation: SslNegotiation::Postgres,
+                root_cert: RootCert::None,
+                client_cert: None,
+                channel_binding: ChannelBinding::Prefer,
+            },
+            connect_timeout: Duration::from_secs(5),
+            application_name: None,
+            options: Some("-c lock_timeout=9s".to_owned()),
+            keepalives: None,
+            tcp_user_timeout: None,
+            target_session_attrs: TargetSessionAttrs::ReadWrite,
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.server.id().cast_signed());
+        // Immediate shutdown: nothing here is worth a checkpoint.
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT);
+        let _ = self.server.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn tcp(port: u16) -> Host {
+    Host { address: HostAddress::Tcp { name: "127.0.0.1".to_owned(), hostaddr: None }, port }
+}
+
+/// A database of its own on the shared server.
+struct Database {
+    cluster: Arc<Cluster>,
+    name: String,
+}
+
+impl Database {
+    async fn create() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let cluster = Cluster::shared();
+        let name = format!("db_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut admin = cluster.admin("postgres").await;
+        admin.execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.unwrap();
+        Self { cluster, name }
+    }
+
+    async fn admin(&self) -> PgConnection {
+        self.cluster.admin(&self.name).await
+    }
+
+    fn conninfo(&self) -> ConnInfo {
+        self.cluster.conninfo("postgres", &self.name)
+    }
+
+    async fn store(&self) -> Store {
+        let store = Store::connect(&self.conninfo()).await.unwrap();
+        store.migrate().await.unwrap();
+        store
+    }
+
+    async fn with_subscription(&self) -> Store {
+        let store = self.store().await;
+        register(&store).await;
+        store
+    }
+}
+
+async fn register(store: &Store) {
+    let registration = Registration {
+        name: &NAME.parse::<SubscriptionName>().unwrap(),
+        slot: &NAME.parse::<SlotName>().unwrap(),
+        publications: &["my_publication".to_owned()],
+    };
+    store.register_subscription(registration).await.unwrap();
+}
+
+fn widgets() -> QualifiedName {
+    QualifiedName::new("public", "widgets")
+}
+
+fn report() -> ConflictReport {
+    let row = |fields: &[(&str, &str)]| -> RowImage {
+        fields
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), FieldValue::Text((*value).to_owned())))
+            .collect()
+    };
+    ConflictReport {
+        subscription: NAME.to_owned(),
+        kind: ConflictKind::InsertExists,
+        operation: Operation::Insert,
+        source: widgets(),
+        target: widgets(),
+        key: Some(row(&[("id", "4")])),
+        incoming: Some(row(&[("id", "4"), ("name", "Saw")])),
+        old: None,
+        local_rows: vec![row(&[("id", "4"), ("name", "Drill")])],
+        constraint: Some("widgets_pkey".to_owned()),
+        sqlstate: Some("23505".to_owned()),
+        message: "duplicate key value violates unique constraint \"widgets_pkey\"".to_owned(),
+        server_detail: Some("Key (id)=(4) already exists.".to_owned()),
+        xid: 4_000_000_000,
+        commit_lsn: Lsn::new(0x16B_3748),
+        commit_time: Some("2024-02-29T12:00:00.123456Z".parse().unwrap()),
+        change_count: Some(3),
+        change_index: 2,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrations_run_once_however_many_run_them() {
+    let database = Database::create().await;
+    let mut instances = Vec::new();
+    for _ in 0..6 {
+        let target = database.conninfo();
+        instances.push(tokio::spawn(async move { Store::connect(&target).await.unwrap().migrate().await }));
+    }
+    let mut applied = Vec::new();
+    for instance in instances {
+        applied.extend(instance.await.unwrap().unwrap().into_iter().map(|migration| migration.version));
+    }
+    assert_eq!(applied, (1..=SCHEMA_VERSION).collect::<Vec<_>>());
+
+    let store = Store::connect(&database.conninfo()).await.unwrap();
+    assert_eq!(store.migrate().await.unwrap(), []);
+    assert_eq!(store.schema_version().await.unwrap(), Some(SCHEMA_VERSION));
+    store.require_schema().await.unwrap();
+}
+
+#[tokio::test]
+async fn every_object_is_commented() {
+    let database = Database::create().await;
+    database.store().await;
+    let bare: Vec<String> = sqlx::query_scalar(
+        "select a.attrelid::regclass || '.' || a.attname from pg_attribute a join pg_class c on c.oid = a.attrelid \
+         where c.relnamespace = 'pgsluice'::regnamespace and c.relkind = 'r' and a.attnum > 0 \
+           and col_description(a.attrelid, a.attnum) is null \
+         union all select c.oid::regclass::text from pg_class c \
+         where c.relnamespace = 'pgsluice'::regnamespace and c.relkind = 'r' and obj_description(c.oid) is null",
+    )
+    .fetch_all(&mut database.admin().await)
+    .await
+    .unwrap();
+    assert_eq!(bare, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_database_that_was_not_migrated_says_so() {
+    let database = Database::create().await;
+    let store = Store::connect(&database.conninfo()).await.unwrap();
+    assert_eq!(store.schema_version().await.unwrap(), None);
+    let error = store.require_schema().await.unwrap_err();
+    assert_eq!((error.exit(), error.disposition()), (Exit::No, Disposition::Pause(PauseReason::TargetError)));
+    insta::assert_snapshot!(error.diagnosis(), @r#"
+    schema pgsluice is not there in the target database
+      hint: run "pgsluice migrate" ("pgsluice run" does it too)
+    "#);
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused() {
+    let database = Database::create().await;
+    let store = database.store().await;
+    sqlx::query("insert into pgsluice._sqlx_migrations values ($1, 'later', now(), true, '', 0)")
+        .bind(SCHEMA_VERSION + 4)
+        .execute(&mut database.admin().await)
+        .await
+        .unwrap();
+    for error in [store.migrate().await.unwrap_err(), store.require_schema().await.unwrap_err()] {
+        assert!(matches!(error.kind(), StoreErrorKind::Newer { found, .. } if *found == SCHEMA_VERSION + 4));
+    }
+}
+
+#[tokio::test]
+async fn table_privileges_suffice_once_the_schema_is_there() {
+    let database = Database::create().await;
+    let role = format!("{}_role", database.name);
+    let mut admin = database.admin().await;
+    admin.execute(sqlx::AssertSqlSafe(format!("create role {role} login"))).await.unwrap();
+    let target = database.cluster.conninfo(&role, &database.name);
+
+    let store = Store::connect(&target).await.unwrap();
+    let error = store.migrate().await.unwrap_err();
+    assert_eq!(error.disposition(), Disposition::Pause(PauseReason::TargetError));
+    let text = error.diagnosis().to_string();
+    assert!(
+        text.contains("permission denied for database") && text.contains("CREATE on the database"),
+        "{text}"
+    );
+
+    // The failed attempt holds no lock and left nothing behind.
+    database.store().await;
+    let error = store.migrate().await.unwrap_err();
+    assert!(error.diagnosis().to_string().contains("GRANT USAGE ON SCHEMA pgsluice"), "{error:?}");
+    admin
+        .execute(sqlx::AssertSqlSafe(format!(
+            "grant usage on schema pgsluice to {role}; \
+             grant select, insert, update, delete on all tables in schema pgsluice to {role}"
+        )))
+        .await
+        .unwrap();
+    assert_eq!(store.migrate().await.unwrap(), []);
+    register(&store).await;
+    store.claim_subscription(NAME, "host/1").await.unwrap();
+    let id = store.open_conflict(&report()).await.unwrap();
+    store.resolve_conflict(id, Resolution::Retry, "somebody").await.unwrap();
+    store.submit(NAME, Verb::Pause, &json!({}), "somebody").await.unwrap();
+    assert_eq!(store.take_commands(NAME).await.unwrap().len(), 1);
+    store.prune().await.unwrap();
+    store.remove_subscription(NAME).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_subscription_reports_where_it_stands() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    store.claim_subscription(NAME, "db-1/4711").await.unwrap();
+    store.set_publisher(NAME, "7123456789012345678").await.unwrap();
+    store.set_warnings(NAME, &["triggers cannot be suppressed".to_owned()]).await.unwrap();
+    let positions = Positions {
+        received_lsn: Some(Lsn::new(u64::MAX)),
+        flushed_lsn: Some(Lsn::new(0x16B_3700)),
+        publisher_lsn: None,
+        lag_bytes: Some(72),
+        lag_seconds: Some(0.25),
+        wal_status: Some("reserved".to_owned()),
+        retained_bytes: Some(1 << 24),
+    };
+    store.report_positions(NAME, &positions).await.unwrap();
+
+    let row = store.subscription(NAME).await.unwrap().unwrap();
+    assert_eq!(row.positions, positions);
+    assert_eq!((row.state, row.desired, row.owned), (State::Starting, Desired::Run, false));
+    assert_eq!(row.publisher_system_id.as_deref(), Some("7123456789012345678"));
+    assert_eq!((row.publications, row.warnings.len()), (vec!["my_publication".to_owned()], 1));
+    assert_eq!((row.instance.as_deref(), row.progress, row.tables), (Some("db-1/4711"), None, vec![]));
+
+    for error in [
+        store.report_positions("other", &positions).await.unwrap_err(),
+        store.set_state("other", &StateChange::new(State::Copying)).await.unwrap_err(),
+        store.claim_subscription("other", "x").await.unwrap_err(),
+        store.remove_subscription("other").await.unwrap_err(),
+        store.submit("other", Verb::Pause, &json!({}), "x").await.unwrap_err(),
+        store.arm_skip("other", Lsn::new(1)).await.unwrap_err(),
+    ] {
+        assert!(
+            matches!(error.kind(), StoreErrorKind::UnknownSubscription(name) if name == "other"),
+            "{error:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn progress_is_read_as_apply_wrote_it() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    database
+        .admin()
+        .await
+        .execute(
+            "insert into pgsluice.progress values \
+             ('my_subscription', '1/6B3748', '1999-12-31 23:59:59.999999+00', 12, now())",
+        )
+        .await
+        .unwrap();
+    let progress = store.subscriptions().await.unwrap().remove(0).progress.unwrap();
+    assert_eq!((progress.applied_lsn.to_string().as_str(), progress.transactions), ("1/6B3748", 12));
+    assert_eq!(progress.commit_time.unwrap().to_string(), "1999-12-31T23:59:59.999999Z");
+}
+
+#[tokio::test]
+async fn a_state_is_one_event_when_it_changes() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let streaming = StateChange::new(State::Streaming);
+    assert!(store.set_state(NAME, &streaming).await.unwrap());
+    let since = store.subscription(NAME).await.unwrap().unwrap().state_since;
+    assert!(!store.set_state(NAME, &streaming).await.unwrap());
+
+    let diagnosis =
+        Diagnosis::new("column \"price\" is missing").detail("public.widgets").hint("ALTER TABLE …");
+    let paused = StateChange::paused(PauseReason::Schema, &diagnosis);
+    assert!(store.set_state(NAME, &paused).await.unwrap());
+    let detail = StateChange { detail: Some("another".to_owned()), ..paused };
+    assert!(!store.set_state(NAME, &detail).await.unwrap());
+
+    let row = store.subscription(NAME).await.unwrap().unwrap();
+    assert_eq!((row.state, row.reason.as_deref()), (State::Paused, Some("schema")));
+    assert_eq!((row.detail.as_deref(), row.hint.as_deref()), (Some("another"), Some("ALTER TABLE …")));
+    assert!(row.state_since > since);
+    let events = store.events(Some(NAME), 10).await.unwrap();
+    let messages: Vec<_> = events.iter().map(|event| event.message.as_str()).collect();
+    assert_eq!(messages, ["streaming → paused (schema)", "starting → streaming"]);
+}
+
+#[tokio::test]
+async fn tables_come_go_and_are_copied_under_a_fence() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let table = |name: &str, target: &str| TableMapping {
+        source: QualifiedName::new("public", name),
+        target: QualifiedName::new("reporting", target),
+    };
+    let first = [table("widgets", "widget"), table("B \"x\"", "b")];
+    let changes = store.sync_tables(NAME, &first, NewTables::Copy).await.unwrap();
+    assert_eq!((changes.added.len(), changes.removed.len()), (2, 0));
+    assert_eq!(store.sync_tables(NAME, &first, NewTables::Copy).await.unwrap(), TableChanges::default());
+
+    let attempt = store.begin_copy(NAME, &widgets()).await.unwrap();
+    assert_eq!(store.begin_copy(NAME, &widgets()).await.unwrap(), attempt + 1);
+    store.report_copy(NAME, &widgets(), attempt, 99, None).await.unwrap();
+    store.report_copy(NAME, &widgets(), attempt + 1, 5, Some(10)).await.unwrap();
+    store.set_exact_because(NAME, &widgets(), Some("triggers fire")).await.unwrap();
+
+    let second = [table("widgets", "other"), table("gadgets", "gadgets")];
+    let ready = NewTables::Ready { synced_lsn: Lsn::new(7) };
+    let changes = store.sync_tables(NAME, &second, ready).await.unwrap();
+    assert_eq!(changes.added, [QualifiedName::new("public", "gadgets")]);
+    assert_eq!(changes.removed, [QualifiedName::new("public", "B \"x\"")]);
+
+    let tables = store.subscription(NAME).await.unwrap().unwrap().tables;
+    assert_eq!((tables[0].state, tables[0].synced_lsn), (TableState::Ready, Some(Lsn::new(7))));
+    let copied = &tables[1];
+    assert_eq!((copied.state, copied.attempt, copied.rows_copied), (TableState::Copying, attempt + 1, 5));
+    assert_eq!((copied.rows_estimated, copied.exact_because.as_deref()), (Some(10), Some("triggers fire")));
+    assert_eq!(copied.target, QualifiedName::new("reporting", "other"));
+
+    let why = Diagnosis::new("no").hint("fix it");
+    store.set_table_state(NAME, &widgets(), TableState::Paused, Some(&why)).await.unwrap();
+    let tables = store.subscription(NAME).await.unwrap().unwrap().tables;
+    assert_eq!((tables[1].state, tables[1].error.as_ref()), (TableState::Paused, Some(&why)));
+    let missing = store.begin_copy(NAME, &QualifiedName::new("public", "nope")).await.unwrap_err();
+    assert!(matches!(missing.kind(), StoreErrorKind::UnknownTable { .. }));
+}
+
+#[tokio::test]
+async fn a_conflict_pauses_and_keeps_its_evidence() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let report = report();
+    let id = store.open_conflict(&report).await.unwrap();
+    assert_eq!(store.open_conflict(&report).await.unwrap(), id);
+
+    let row = store.conflict(id).await.unwrap();
+    assert_eq!((&row.report, row.occurrences, row.settled.is_none()), (&report, 2, true));
+    let subscription = store.subscription(NAME).await.unwrap().unwrap();
+    assert_eq!((subscription.state, subscription.conflict_id), (State::Paused, Some(id)));
+    assert_eq!(subscription.reason.as_deref(), Some("conflict"));
+    assert!(subscription.hint.unwrap().contains(&format!("conflicts resolve {id} ")));
+    let kinds: Vec<_> = store.events(None, 10).await.unwrap().into_iter().map(|event| event.kind).collect();
+    assert_eq!(kinds, ["conflict", "state"]);
+
+    // Another conflict means that this one was cured.
+    let later = ConflictReport { change_index: 3, ..report.clone() };
+    let other = store.open_conflict(&later).await.unwrap();
+    assert_ne!(other, id);
+    let open = store.conflicts(ConflictFilter::Open).await.unwrap();
+    assert_eq!(open.iter().map(|row| row.id).collect::<Vec<_>>(), [other]);
+
+    store.resolve_conflict(other, Resolution::SkipTransaction, "ann").await.unwrap();
+    let settled = store.conflict(other).await.unwrap().settled.unwrap();
+    assert_eq!((settled.resolution, settled.by.as_deref()), (Resolution::SkipTransaction, Some("ann")));
+    let again = store.resolve_conflict(other, Resolution::Retry, "bob").await.unwrap_err();
+    assert!(matches!(again.kind(), StoreErrorKind::AlreadyResolved(number) if *number == other));
+    let unknown = store.conflict(99).await.unwrap_err();
+    assert_eq!((unknown.exit(), unknown.to_string().as_str()), (Exit::Usage, "there is no conflict 99"));
+    assert_eq!(store.conflicts(ConflictFilter::Of(NAME)).await.unwrap().len(), 2);
+
+    let third = store.open_conflict(&report).await.unwrap();
+    assert!(store.resolve_applied(NAME, Lsn::new(1)).await.unwrap().is_empty());
+    assert_eq!(store.resolve_applied(NAME, report.commit_lsn).await.unwrap(), [third]);
+    assert_eq!(store.conflicts(ConflictFilter::All).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_skip_is_armed_for_one_transaction_ahead() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let refused = |error: StoreError| match error.kind() {
+        StoreErrorKind::SkipRefused(refusal) => *refusal,
+        other => panic!("{other:?}"),
+    };
+    store.arm_skip(NAME, Lsn::new(0x10)).await.unwrap();
+    store.clear_skip(NAME, Lsn::new(0x11)).await.unwrap();
+    assert_eq!(store.subscription(NAME).await.unwrap().unwrap().skip_lsn, Some(Lsn::new(0x10)));
+    store.clear_skip(NAME, Lsn::new(0x10)).await.unwrap();
+    assert_eq!(store.subscription(NAME).await.unwrap().unwrap().skip_lsn, None);
+
+    let mut admin = database.admin().await;
+    admin.execute("insert into pgsluice.progress values ('my_subscription', '0/20')").await.unwrap();
+    let (lsn, applied) = (Lsn::new(0x20), Lsn::new(0x20));
+    assert_eq!(
+        refused(store.arm_skip(NAME, lsn).await.unwrap_err()),
+        SkipRefusal::AlreadyApplied { lsn, applied }
+    );
+    let report = report();
+    store.open_conflict(&report).await.unwrap();
+    let (lsn, conflict) = (Lsn::new(0x30), report.commit_lsn);
+    assert_eq!(
+        refused(store.arm_skip(NAME, lsn).await.unwrap_err()),
+        SkipRefusal::OtherConflict { lsn, conflict }
+    );
+    store.arm_skip(NAME, report.commit_lsn).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_owner_is_who_holds_the_lock() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    assert!(!store.is_owned(NAME).await.unwrap());
+    let mut apply = database.admin().await;
+    for name in [NAME, "another"] {
+        sqlx::query("select pg_advisory_lock($1)").bind(lock_key(name)).execute(&mut apply).await.unwrap();
+    }
+    assert!(store.is_owned(NAME).await.unwrap());
+    assert!(store.subscription(NAME).await.unwrap().unwrap().owned);
+    // The same lock in another database is another lock.
+    assert!(!Database::create().await.with_subscription().await.is_owned(NAME).await.unwrap());
+    sqlx::query("select pg_advisory_unlock_all()").execute(&mut apply).await.unwrap();
+    assert!(!store.is_owned(NAME).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_reaches_the_service_at_once_and_its_answer_the_asker() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let mut signal = store.listen();
+    assert_eq!(bounded(signal.recv()).await, Signal::Any);
+
+    let asker = store.clone();
+    let asked = Instant::now();
+    let id = asker.submit(NAME, Verb::Pause, &json!({}), "ann@host").await.unwrap();
+    assert_eq!(bounded(signal.recv()).await, Signal::Subscription(NAME.to_owned()));
+    assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
+    assert_eq!(store.subscription(NAME).await.unwrap().unwrap().desired, Desired::Pause);
+
+    let waiting = tokio::spawn(async move { asker.wait_answer(id, Duration::from_secs(20)).await });
+    let commands = store.take_commands(NAME).await.unwrap();
+    assert_eq!((commands.len(), commands[0].id, commands[0].verb), (1, id, Verb::Pause));
+    assert_eq!(store.take_commands(NAME).await.unwrap(), []);
+    let answered = Instant::now();
+    store.answer(id, &Answer::done("paused")).await.unwrap();
+    let answer = waiting.await.unwrap().unwrap().unwrap();
+    assert_eq!((answer.outcome, answer.text), (Outcome::Done, Diagnosis::new("paused")));
+    assert!(answered.elapsed() < Duration::from_millis(700), "{:?}", answered.elapsed());
+}
+
+#[tokio::test]
+async fn commands_wait_for_a_service_and_the_last_wish_counts() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let pause = store.submit(NAME, Verb::Pause, &json!({}), "ann").await.unwrap();
+    let skip = store.submit(NAME, Verb::Skip, &json!({ "lsn": "0/1" }), "ann").await.unwrap();
+    let resume = store.submit(NAME, Verb::Resume, &json!({}), "bob").await.unwrap();
+    assert_eq!(store.wait_answer(pause, Duration::ZERO).await.unwrap().unwrap().outcome, Outcome::Refused);
+    assert_eq!(store.wait_answer(skip, Duration::ZERO).await.unwrap(), None);
+    assert_eq!(store.subscription(NAME).await.unwrap().unwrap().desired, Desired::Run);
+
+    // A service that dies between taking and answering leaves them to its successor.
+    let ids = |commands: Vec<pgsluice::store::Command>| commands.iter().map(|it| it.id).collect::<Vec<_>>();
+    assert_eq!(ids(store.take_commands(NAME).await.unwrap()), [skip, resume]);
+    store.claim_subscription(NAME, "successor").await.unwrap();
+    database
+        .admin()
+        .await
+        .execute("insert into pgsluice.command (subscription, verb, created_by) values ('my_subscription', 'dance', 'x')")
+        .await
+        .unwrap();
+    let commands = store.take_commands(NAME).await.unwrap();
+    assert_eq!(commands[0].args, json!({ "lsn": "0/1" }));
+    assert_eq!(ids(commands), [skip, resume]);
+    let dance = store.wait_answer(resume + 1, Duration::ZERO).await.unwrap().unwrap();
+    assert_eq!(dance.outcome, Outcome::Refused);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listening_survives_a_lost_session() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let mut signal = store.listen();
+    assert_eq!(bounded(signal.recv()).await, Signal::Any);
+    database
+        .admin()
+        .await
+        .execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity \
+             where datname = current_database() and application_name = 'pgsluice state'",
+        )
+        .await
+        .unwrap();
+    assert_eq!(bounded(signal.recv()).await, Signal::Any);
+    // The pool's sessions were ended as well; at most one operation says so, none hangs.
+    let mut submitted = store.submit(NAME, Verb::Pause, &json!({}), "ann").await;
+    if submitted.is_err() {
+        submitted = store.submit(NAME, Verb::Pause, &json!({}), "ann").await;
+    }
+    submitted.unwrap();
+    assert_eq!(bounded(signal.recv()).await, Signal::Subscription(NAME.to_owned()));
+}
+
+#[tokio::test]
+async fn removal_takes_everything_but_the_audit() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    store.open_conflict(&report()).await.unwrap();
+    store.submit(NAME, Verb::Resume, &json!({}), "ann").await.unwrap();
+    store
+        .record_event(Some(NAME), EventKind::Skip, "passed over", Some(json!({ "lsn": "0/1" })))
+        .await
+        .unwrap();
+    store.remove_subscription(NAME).await.unwrap();
+    assert_eq!(store.subscriptions().await.unwrap(), []);
+    assert_eq!(store.conflicts(ConflictFilter::All).await.unwrap(), []);
+    let events = store.events(Some(NAME), 10).await.unwrap();
+    assert_eq!((events[0].kind.as_str(), events[1].message.as_str()), ("removed", "passed over"));
+
+    let mut admin = database.admin().await;
+    admin
+        .execute("update pgsluice.event set at = now() - interval '91 days' where kind <> 'removed'")
+        .await
+        .unwrap();
+    assert_eq!(store.prune().await.unwrap(), events.len() as u64 - 1);
+}
+
+#[tokio::test]
+async fn the_first_host_that_answers_is_used_and_failures_are_told_apart() {
+    let database = Database::create().await;
+    let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let mut target = database.conninfo();
+    target.hosts.insert(0, tcp(closed));
+    Store::connect(&target).await.unwrap().migrate().await.unwrap();
+
+    target.hosts = vec![tcp(closed)];
+    let error = Store::connect(&target).await.unwrap_err();
+    assert_eq!((error.exit(), error.disposition()), (Exit::Unreachable, Disposition::Retry));
+
+    let nowhere = database.cluster.conninfo("postgres", "no_such_database");
+    let error = Store::connect(&nowhere).await.unwrap_err();
+    assert_eq!(
+        (error.exit(), error.disposition()),
+        (Exit::Unreachable, Disposition::Pause(PauseReason::TargetError))
+    );
+    assert!(error.diagnosis().to_string().contains("create the database"), "{error:?}");
+
+    let mut by_socket = database.conninfo();
+    by_socket.hosts[0].address = HostAddress::Unix(database.cluster.directory.clone());
+    by_socket.hosts[0].port = database.cluster.port;
+    Store::connect(&by_socket).await.unwrap().require_schema().await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_planted_in_the_search_path_runs() {
+    let database = Database::create().await;
+    let mut admin = database.admin().await;
+    admin
+        .execute(sqlx::AssertSqlSafe(format!(
+            "create function public.now() returns timestamptz language plpgsql as \
+             $$ begin raise exception 'planted'; end $$; \
+             alter database {} set search_path = public, pg_catalog",
+            database.name
+        )))
+        .await
+        .unwrap();
+    let store = database.with_subscription().await;
+    store.set_state(NAME, &StateChange::new(State::Streaming)).await.unwrap();
+    store.open_conflict(&report()).await.unwrap();
+    let sessions: i64 = sqlx::query_scalar(
+        "select count(*) from pg_stat_activity where datname = current_database() \
+         and application_name = 'pgsluice state'",
+    )
+    .fetch_one(&mut admin)
+    .await
+    .unwrap();
+    assert!((1..=3).contains(&sessions), "{sessions}");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn the_status_document_is_the_contracts() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let mut apply = database.admin().await;
+    sqlx::query("select pg_advisory_lock($1)").bind(lock_key(NAME)).execute(&mut apply).await.unwrap();
+    apply
+        .execute("insert into pgsluice.progress values ('my_subscription', '0/16B3748', now(), 3)")
+        .await
+        .unwrap();
+    store.claim_subscription(NAME, "db-1/4711").await.unwrap();
+    let tables = [TableMapping { source: widgets(), target: QualifiedName::new("reporting", "widget") }];
+    store.sync_tables(NAME, &tables, NewTables::Ready { synced_lsn: Lsn::new(7) }).await.unwrap();
+    let positions = Positions {
+        received_lsn: Some(Lsn::new(0x16B_3750)),
+        lag_bytes: Some(8),
+        lag_seconds: Some(0.5),
+        wal_status: Some("reserved".to_owned()),
+        ..Positions::default()
+    };
+    store.report_positions(NAME, &positions).await.unwrap();
+    store.set_state(NAME, &StateChange::new(State::Streaming)).await.unwrap();
+
+    let mut document = StatusDocument::new(&store.subscriptions().await.unwrap(), [("new", State::Starting)]);
+    assert!(!document.is_well());
+    document.subscriptions[0].since = Some("2024-02-29T12:00:00Z".parse().unwrap());
+    insta::assert_snapshot!(serde_json::to_string_pretty(&document).unwrap(), @r#"
+    {
+      "subscriptions": [
+        {
+          "name": "my_subscription",
+          "state": "streaming",
+          "reason": null,
+          "detail": null,
+          "hint": null,
+          "received_lsn": "0/16B3750",
+          "applied_lsn": "0/16B3748",
+          "flushed_lsn": null,
+          "publisher_lsn": null,
+          "lag_bytes": 8,
+          "lag_seconds": 0.5,
+          "slot": {
+            "wal_status": "reserved",
+            "retained_bytes": null
+          },
+          "tables": [
+            {
+              "source": "public.widgets",
+              "target": "reporting.widget",
+              "state": "ready",
+              "rows_copied": 0,
+              "rows_estimated": null,
+              "error": null,
+              "exact_because": null
+            }
+          ],
+          "conflict_id": null,
+          "since": "2024-02-29T12:00:00Z",
+          "running": true,
+          "instance": "db-1/4711",
+          "skip_lsn": null,
+          "warnings": []
+        },
+        {
+          "name": "new",
+          "state": "starting",
+          "reason": "not_running",
+          "detail": "no service has run it yet",
+          "hint": "start it with \"pgsluice run\"",
+          "received_lsn": null,
+          "applied_lsn": null,
+          "flushed_lsn": null,
+          "publisher_lsn": null,
+          "lag_bytes": null,
+          "lag_seconds": null,
+          "slot": {
+            "wal_status": null,
+            "retained_bytes": null
+          },
+          "tables": [],
+          "conflict_id": null,
+          "since": null,
+          "running": false,
+          "instance": null,
+          "skip_lsn": null,
+          "warnings": []
+        }
+      ]
+    }
+    "#);
+
+    sqlx::query("select pg_advisory_unlock_all()").execute(&mut apply).await.unwrap();
+    let document = StatusDocument::new(&store.subscriptions().await.unwrap(), []);
+    let status = &document.subscriptions[0];
+    assert_eq!((status.state, status.reason.as_deref()), (State::Starting, Some("not_running")));
+    assert_eq!((status.lag_bytes, status.running), (None, false));
+    assert!(status.detail.as_ref().unwrap().ends_with("on db-1/4711"), "{:?}", status.detail);
+}
+
+async fn bounded<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), work).await.unwrap()
+}
