@@ -31,14 +31,86 @@ pub struct PublishedRelation {
     pub columns: Vec<PublishedColumn>,
 }
 
+impl PublishedRelation {
+    /// Completes what a Relation message says with what the catalog said.
+    ///
+    /// A Type message names a domain's base type (`logicalrep_write_typ` in PostgreSQL's `proto.c`),
+    /// and a domain column's own typmod is -1, so the message hides that a `price` is
+    /// `numeric(12,2)`. Where the catalog knows the column as a domain over the same type, its
+    /// typmod holds; everything else stays as the message has it.
+    #[must_use]
+    pub fn with_domains_of(mut self, catalog: &Self) -> Self {
+        for column in &mut self.columns {
+            let known = catalog.columns.iter().find(|known| known.name == column.name);
+            if let Some(known) = known.filter(|known| known.domain && known.ty == column.ty) {
+                column.typmod = known.typmod;
+                column.domain = true;
+            }
+        }
+        self
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedColumn {
     pub name: String,
+    /// The type below all domains, which is what Type messages name, too.
     pub ty: TypeName,
-    /// `pg_attribute.atttypmod`, -1 where there is none.
+    /// `pg_attribute.atttypmod` or the domain's, -1 where there is none.
     pub typmod: i32,
     /// Part of the replica identity: present in the old row of an update or delete.
     pub key: bool,
+    /// The column is of a domain over `ty`. Only the catalog knows; false in a Relation message.
+    pub domain: bool,
+}
+
+/// A table as the publisher's catalog describes it: all that the initial copy and the first
+/// comparison need. One for each relation that the stream will name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedTable {
+    pub oid: u32,
+    /// `Table` or, published via its root, `Partitioned`.
+    pub kind: TableKind,
+    pub relation: PublishedRelation,
+    pub actions: PublishedActions,
+    /// Publications through which it is published under this name, in the order they were asked for.
+    pub publications: Vec<String>,
+    /// Rows to copy satisfy any of these expressions; none means every row.
+    pub row_filters: Vec<String>,
+    /// Stored generated columns are among the columns (18+), which `COPY table` would refuse.
+    pub has_generated: bool,
+    /// The planner's estimate before row filters; `None` if the table was never analyzed.
+    pub rows_estimated: Option<u64>,
+}
+
+/// Which operations are published, OR-ed over the publications that contain the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PublishedActions {
+    pub insert: bool,
+    pub update: bool,
+    pub delete: bool,
+    pub truncate: bool,
+}
+
+impl PublishedActions {
+    /// A publication's default: everything.
+    pub const ALL: Self = Self { insert: true, update: true, delete: true, truncate: true };
+
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self {
+            insert: self.insert || other.insert,
+            update: self.update || other.update,
+            delete: self.delete || other.delete,
+            truncate: self.truncate || other.truncate,
+        }
+    }
+
+    /// Whether existing rows are to be found by their identity.
+    #[must_use]
+    pub const fn changes_rows(self) -> bool {
+        self.update || self.delete
+    }
 }
 
 /// A table of the target, all that comparing, planning and applying need to know of it.
@@ -59,6 +131,30 @@ pub struct TargetTable {
     /// Row-level security is on, and the applying role does not bypass it.
     pub row_security: bool,
     pub privileges: TablePrivileges,
+    /// CHECK constraints, validated or not: both bind new rows.
+    pub checks: Vec<CheckConstraint>,
+    /// Only of a partitioned table.
+    pub partitioning: Option<Partitioning>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckConstraint {
+    pub name: String,
+    pub columns: Vec<String>,
+    /// `CHECK ((note IS NOT NULL))`, as `pg_get_constraintdef` has it.
+    pub definition: String,
+}
+
+/// What a partitioned table is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partitioning {
+    /// Columns of the partition key; `None` if an expression is part of it.
+    pub key: Option<Vec<String>>,
+    /// The partitions that hold rows, by name.
+    pub leaves: Vec<QualifiedName>,
+    /// Unique keys that every leaf has, although the table itself may not. They say nothing about
+    /// rows in different leaves.
+    pub leaf_keys: Vec<UniqueKey>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,13 +173,21 @@ pub struct TargetColumn {
     /// The column's own type, a domain included.
     pub ty: TypeName,
     pub type_oid: u32,
+    /// The typmod that binds values: the column's or, below a domain, the domain's; -1 if none.
     pub typmod: i32,
     /// What `ty` is below its domains; `ty` itself if it is no domain.
     pub base_type: TypeName,
     /// The type in PostgreSQL's words (`format_type`), for messages and DDL: `numeric(12,2)`.
     pub display_type: String,
+    /// NULL is refused, by the column or by its domain.
     pub not_null: bool,
+    /// The domain that refuses NULL, if one does.
+    pub not_null_domain: Option<TypeName>,
     pub default: ColumnDefault,
+    /// The default or generation expression, of the column or its domain.
+    pub default_sql: Option<String>,
+    /// Generated and never stored (18+).
+    pub is_virtual: bool,
     /// The type's equality operator, as `schema` and name, for `OPERATOR(schema.=)`; none where
     /// the type has no equality (json, point…).
     pub equality: Option<TypeName>,
@@ -113,7 +217,7 @@ pub struct UniqueKey {
 /// any of its partitions).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FiringTriggers {
-    /// BEFORE or INSTEAD OF row triggers: they may change a row or make it vanish, so that a
+    /// BEFORE or INSTEAD OF row triggers and INSTEAD rules: they may change a row or make it vanish, so that a
     /// count of 0 proves nothing.
     pub before_row: bool,
     /// Any at all.
@@ -123,6 +227,8 @@ pub struct FiringTriggers {
 /// What the applying role may do to the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TablePrivileges {
+    /// USAGE of the table's schema, without which the others are worth nothing.
+    pub schema_usage: bool,
     pub select: bool,
     pub insert: bool,
     pub update: bool,

@@ -1,0 +1,116 @@
+//! What reading a catalog can fail with.
+
+use std::fmt;
+
+use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
+use crate::pg::{QualifiedName, quote_ident};
+
+/// Whose catalog was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Publisher,
+    Target,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Publisher => "publisher",
+            Self::Target => "target",
+        })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// A query failed, or the connection was lost under it.
+    #[error("could not read {what} from the {side}'s catalog")]
+    Query { side: Side, what: &'static str, source: tokio_postgres::Error },
+    /// Publications that the subscription names and the publisher does not have.
+    #[error("publications do not exist on the publisher: {}", missing.join(", "))]
+    MissingPublications { missing: Vec<String>, existing: Vec<String> },
+    /// Publications disagree about the columns of these tables; the walsender would stop at them.
+    #[error("cannot use different column lists for the same table in different publications")]
+    DifferentColumnLists { tables: Vec<QualifiedName> },
+    /// Publications disagree about publishing generated columns of these tables (18+).
+    #[error("cannot use different values of publish_generated_columns for the same table")]
+    DifferentGeneratedColumns { tables: Vec<QualifiedName> },
+}
+
+impl CatalogError {
+    /// The server's own words, if it was the server that refused.
+    #[must_use]
+    pub fn server_error(&self) -> Option<ServerError> {
+        let Self::Query { source, .. } = self else { return None };
+        source.as_db_error().map(|error| ServerError {
+            severity: error.severity().to_owned(),
+            code: error.code().code().to_owned(),
+            message: error.message().to_owned(),
+            detail: error.detail().map(str::to_owned),
+            hint: error.hint().map(str::to_owned),
+            context: error.where_().map(str::to_owned),
+            schema: error.schema().map(str::to_owned),
+            table: error.table().map(str::to_owned),
+            column: error.column().map(str::to_owned),
+            data_type: error.datatype().map(str::to_owned),
+            constraint: error.constraint().map(str::to_owned),
+        })
+    }
+
+    #[must_use]
+    pub fn diagnosis(&self) -> Diagnosis {
+        let primary = Diagnosis::new(self.to_string());
+        match self {
+            Self::Query { source, .. } => match self.server_error() {
+                Some(error) => Diagnosis {
+                    detail: Some(error.diagnosis().primary),
+                    hint: error.hint,
+                    ..primary
+                },
+                None => primary.detail(source.to_string()),
+            },
+            Self::MissingPublications { missing, existing } => {
+                let create = missing
+                    .iter()
+                    .map(|name| format!("CREATE PUBLICATION {} FOR TABLE …;", quote_ident(name)))
+                    .collect::<Vec<_>>()
+                    .join(" ");
+                let existing = if existing.is_empty() {
+                    "this database has no publications yet (is it the right database?)".to_owned()
+                } else {
+                    format!("the existing ones are {}", existing.join(", "))
+                };
+                primary.hint(format!("run on the publisher: {create} Or correct publications: {existing}"))
+            }
+            Self::DifferentColumnLists { tables } => primary
+                .detail(format!("Tables: {}.", list(tables)))
+                .hint("give the table the same column list in each publication (ALTER PUBLICATION … SET TABLE …), or subscribe to one of them only"),
+            Self::DifferentGeneratedColumns { tables } => primary
+                .detail(format!("Tables: {}.", list(tables)))
+                .hint("ALTER PUBLICATION … SET (publish_generated_columns = …) to the same value in each"),
+        }
+    }
+
+    /// A lost connection or a transient refusal is worth another try; anything else needs a person.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Query { side, .. } => match (self.server_error(), side) {
+                (Some(error), Side::Publisher) if !error.is_transient() => {
+                    Disposition::Pause(PauseReason::PublisherError)
+                }
+                (Some(error), Side::Target) if !error.is_transient() => {
+                    Disposition::Pause(PauseReason::TargetError)
+                }
+                (Some(_) | None, Side::Publisher | Side::Target) => Disposition::Retry,
+            },
+            Self::MissingPublications { .. }
+            | Self::DifferentColumnLists { .. }
+            | Self::DifferentGeneratedColumns { .. } => Disposition::Pause(PauseReason::PublisherError),
+        }
+    }
+}
+
+fn list(tables: &[QualifiedName]) -> String {
+    tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

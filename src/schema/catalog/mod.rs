@@ -1,0 +1,28 @@
+//! Reads both sides' catalogs: what is published, what the target has, what the roles may do.
+//!
+//! The shell of `schema`: queries only, the conclusions are drawn in the pure modules next to it.
+//!
+//! # Invariants
+//! - Nothing here needs a superuser, changes anything, or takes a lock beyond those of reading
+//!   catalogs; however many tables there are, the number of queries is fixed.
+//! - Sessions have an empty `search_path` (EDGE_CASES 12). Tables, functions and types are qualified
+//!   all the same; the emptiness is what makes `pg_get_expr` and `format_type` qualify *their*
+//!   output, so that a row filter means the same in any session.
+//! - Catalog text must be UTF-8 or converted to it by the server, as tokio-postgres demands.
+
+mod error;
+mod publisher;
+mod target;
+mod target_columns;
+
+pub use error::{CatalogError, Side};
+pub use publisher::{
+    PublisherFacts, UnselectableReason, UnselectableTable, published_tables, publisher_facts,
+    unselectable_tables,
+};
+pub use target::{TargetFacts, target_facts, target_tables};
+
+/// `typtype`, `relkind` and their like: PostgreSQL's `"char"`, one ASCII character.
+fn catalog_char(row: &tokio_postgres::Row, column: &str) -> char {
+    char::from(row.get::<_, i8>(column).cast_unsigned())
+}

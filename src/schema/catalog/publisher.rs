@@ -1,0 +1,434 @@
+//! The publisher's catalog, versions 10 to 18.
+
+use std::collections::{BTreeMap, HashMap};
+
+use tokio_postgres::types::Type;
+use tokio_postgres::{GenericClient, Row};
+
+use crate::pg::QualifiedName;
+use crate::schema::publication::{
+    Attribute, Contradiction, Generated, Member, Publication, Publications, Relation, Resolved,
+};
+use crate::schema::{
+    OWN_SCHEMA, PublishedActions, PublishedColumn, PublishedRelation, PublishedTable, ReplicaIdentity,
+    TableKind, TypeName,
+};
+
+use super::catalog_char;
+use super::error::{CatalogError, Side};
+
+/// Lowest OID of anything that is not the system's own (`FirstNormalObjectId`).
+const FIRST_NORMAL_OID: u32 = 16384;
+
+fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogError {
+    move |source| CatalogError::Query { side: Side::Publisher, what, source }
+}
+
+/// Every table of the publications under the name that the stream will use for it, ordered by name.
+///
+/// Tables of the schema `pgsluice` are left out: they are the state of another instance, whose own
+/// database publishes all its tables (EDGE_CASES 21).
+///
+/// # Errors
+/// Missing publications, all of them; publications that contradict each other; a failed query.
+pub async fn published_tables<C: GenericClient + Sync>(
+    client: &C,
+    server_version_num: u32,
+    publications: &[String],
+) -> Result<Vec<PublishedTable>, CatalogError> {
+    let version = Version(server_version_num);
+    let mut facts = Publications {
+        publications: read_publications(client, version, publications).await?,
+        ..Publications::default()
+    };
+    read_members(client, version, &mut facts).await?;
+    read_relations(client, version, &mut facts).await?;
+    let resolved: Vec<Resolved> = facts
+        .resolve()
+        .into_iter()
+        .filter(|resolved| facts.relations[&resolved.oid].name.schema != OWN_SCHEMA)
+        .collect();
+    let oids: Vec<u32> = resolved.iter().map(|resolved| resolved.oid).collect();
+    let columns = read_columns(client, version, &oids).await?;
+    assemble(&facts, resolved, columns)
+}
+
+/// `server_version_num`: what exists since which version.
+#[derive(Debug, Clone, Copy)]
+struct Version(u32);
+
+impl Version {
+    /// `expression` if the version has it, else what its absence means.
+    const fn since<'a>(self, major: u32, expression: &'a str, before: &'a str) -> &'a str {
+        if self.0 >= major * 10_000 { expression } else { before }
+    }
+}
+
+async fn read_publications<C: GenericClient + Sync>(
+    client: &C,
+    version: Version,
+    names: &[String],
+) -> Result<Vec<Publication>, CatalogError> {
+    let sql = format!(
+        "SELECT p.oid, p.pubname::pg_catalog.text AS name, p.puballtables,
+                p.pubinsert, p.pubupdate, p.pubdelete, {truncate} AS pubtruncate,
+                {via_root} AS pubviaroot, {generated} AS pubgenerated
+           FROM pg_catalog.pg_publication p ORDER BY p.pubname",
+        truncate = version.since(11, "p.pubtruncate", "false"),
+        via_root = version.since(13, "p.pubviaroot", "false"),
+        generated = version.since(18, "(p.pubgencols = 's')", "false"),
+    );
+    let rows = client.query_typed(&sql, &[]).await.map_err(failed("publications"))?;
+    let mut existing: BTreeMap<String, Publication> = rows
+        .iter()
+        .map(|row| {
+            let publication = Publication {
+                oid: row.get("oid"),
+                name: row.get("name"),
+                all_tables: row.get("puballtables"),
+                actions: PublishedActions {
+                    insert: row.get("pubinsert"),
+                    update: row.get("pubupdate"),
+                    delete: row.get("pubdelete"),
+                    truncate: row.get("pubtruncate"),
+                },
+                via_root: row.get("pubviaroot"),
+                generated_columns: row.get("pubgenerated"),
+            };
+            (publication.name.clone(), publication)
+        })
+        .collect();
+    let missing: Vec<String> = names.iter().filter(|&name| !existing.contains_key(name)).cloned().collect();
+    if !missing.is_empty() {
+        let existing = existing.into_keys().collect();
+        return Err(CatalogError::MissingPublications { missing, existing });
+    }
+    // A name given twice counts once.
+    Ok(names.iter().filter_map(|name| existing.remove(name)).collect())
+}
+
+/// Tables and schemas that the publications name.
+async fn read_members<C: GenericClient + Sync>(
+    client: &C,
+    version: Version,
+    facts: &mut Publications,
+) -> Result<(), CatalogError> {
+    let publications: Vec<u32> = facts.publications.iter().map(|publication| publication.oid).collect();
+    let sql = format!(
+        "SELECT r.prpubid, r.prrelid, {columns} AS columns, {filter} AS filter
+           FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = ANY ($1)",
+        columns = version.since(15, "r.prattrs::pg_catalog.int2[]", "NULL::pg_catalog.int2[]"),
+        filter = version.since(15, "pg_catalog.pg_get_expr(r.prqual, r.prrelid)", "NULL::pg_catalog.text"),
+    );
+    let rows = client.query_typed(&sql, &[(&publications, Type::OID_ARRAY)]).await;
+    for row in rows.map_err(failed("the publications' tables"))? {
+        let member = Member { columns: row.get("columns"), filter: row.get("filter") };
+        facts.members.insert((row.get("prpubid"), row.get("prrelid")), member);
+    }
+    if version.0 >= 150_000 {
+        let sql = "SELECT n.pnpubid, n.pnnspid FROM pg_catalog.pg_publication_namespace n
+                    WHERE n.pnpubid = ANY ($1)";
+        let rows = client.query_typed(sql, &[(&publications, Type::OID_ARRAY)]).await;
+        let rows = rows.map_err(failed("the publications' schemas"))?;
+        facts.schemas = rows.iter().map(|row| (row.get("pnpubid"), row.get("pnnspid"))).collect();
+    }
+    Ok(())
+}
+
+/// Every relation that a publication names or implies, the partitions below and the partitioned
+/// tables above it: those that `is_publishable_class` (`pg_publication.c`) lets through.
+async fn read_relations<C: GenericClient + Sync>(
+    client: &C,
+    version: Version,
+    facts: &mut Publications,
+) -> Result<(), CatalogError> {
+    let all = facts.publications.iter().any(|publication| publication.all_tables);
+    let named: Vec<u32> = facts.members.keys().map(|&(_, relation)| relation).collect();
+    let schemas: Vec<u32> = facts.schemas.iter().map(|&(_, namespace)| namespace).collect();
+    let sql = format!(
+        "WITH RECURSIVE edge AS (
+           SELECT i.inhrelid AS child, i.inhparent AS parent
+             FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+            WHERE c.relispartition AND c.relkind IN ('r', 'p') {attached}
+         ), down AS (
+           SELECT c.oid FROM pg_catalog.pg_class c
+            WHERE c.relkind IN ('r', 'p')
+              AND ($1 OR c.oid = ANY ($2) OR c.relnamespace = ANY ($3))
+           UNION SELECT e.child FROM down d JOIN edge e ON e.parent = d.oid
+         ), tree AS (
+           SELECT d.oid FROM down d
+           UNION SELECT e.parent FROM tree t JOIN edge e ON e.child = t.oid
+         )
+         SELECT c.oid, n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name,
+                c.relnamespace, c.relkind, c.relreplident, e.parent,
+                CASE WHEN c.reltuples >= 0 AND {counted} THEN c.reltuples::pg_catalog.float8 END AS rows
+           FROM tree t
+           JOIN pg_catalog.pg_class c ON c.oid = t.oid
+           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+           LEFT JOIN edge e ON e.child = c.oid
+          WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= {FIRST_NORMAL_OID}",
+        attached = version.since(14, "AND NOT i.inhdetachpending", ""),
+        // Before 14 a table that was never analyzed has 0 rows in 0 pages, as an empty one has.
+        counted = version.since(14, "true", "c.relpages > 0"),
+    );
+    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
+        [(&all, Type::BOOL), (&named, Type::OID_ARRAY), (&schemas, Type::OID_ARRAY)];
+    let rows = client.query_typed(&sql, &parameters).await.map_err(failed("published tables"))?;
+    facts.relations = rows.iter().map(|row| (row.get("oid"), relation(row))).collect();
+    Ok(())
+}
+
+fn relation(row: &Row) -> Relation {
+    Relation {
+        oid: row.get("oid"),
+        name: QualifiedName::new(row.get::<_, String>("schema"), row.get::<_, String>("name")),
+        namespace: row.get("relnamespace"),
+        kind: match catalog_char(row, "relkind") {
+            'p' => TableKind::Partitioned,
+            _ => TableKind::Table,
+        },
+        parent: row.get("parent"),
+        identity: match catalog_char(row, "relreplident") {
+            'n' => ReplicaIdentity::Nothing,
+            'f' => ReplicaIdentity::Full,
+            'i' => ReplicaIdentity::Index,
+            _ => ReplicaIdentity::Default,
+        },
+        rows: row.get("rows"),
+    }
+}
+
+type Columns = HashMap<u32, Vec<(Attribute, PublishedColumn)>>;
+
+/// Live columns in attribute order, domains resolved to what is below them, with the flag that
+/// `logicalrep_write_attrs` (`proto.c`) would send for each.
+async fn read_columns<C: GenericClient + Sync>(
+    client: &C,
+    version: Version,
+    relations: &[u32],
+) -> Result<Columns, CatalogError> {
+    let sql = format!(
+        r#"WITH RECURSIVE col AS (
+           SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, {generated} AS generated
+             FROM pg_catalog.pg_attribute a
+            WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
+         ), below AS (
+           SELECT DISTINCT c.atttypid AS type, c.atttypid AS base, -1 AS typmod FROM col c
+           UNION ALL
+           SELECT b.type, t.typbasetype, CASE WHEN b.typmod >= 0 THEN b.typmod ELSE t.typtypmod END
+             FROM below b JOIN pg_catalog.pg_type t ON t.oid = b.base AND t.typtype = 'd'
+         )
+         SELECT c.attrelid, c.attnum, c.attname::pg_catalog.text AS name, c.generated,
+                n.nspname::pg_catalog.text AS type_schema, t.typname::pg_catalog.text AS type_name,
+                CASE WHEN c.atttypmod >= 0 THEN c.atttypmod ELSE b.typmod END AS typmod,
+                b.base <> c.atttypid AS domain,
+                r.relreplident = 'f' OR EXISTS (
+                  SELECT FROM pg_catalog.pg_index i
+                   WHERE i.indrelid = c.attrelid
+                     AND CASE r.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident
+                                             ELSE false END
+                     AND i.indisvalid AND i.indislive AND i.indimmediate
+                     AND c.attnum = ANY ((i.indkey::pg_catalog.int2[])[0:{key_columns} - 1])
+                ) AS key
+           FROM col c
+           JOIN pg_catalog.pg_class r ON r.oid = c.attrelid
+           JOIN below b ON b.type = c.atttypid
+           JOIN pg_catalog.pg_type t ON t.oid = b.base AND t.typtype <> 'd'
+           JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+          ORDER BY c.attrelid, c.attnum"#,
+        generated = version.since(12, "a.attgenerated", r#"''::pg_catalog."char""#),
+        key_columns = version.since(11, "i.indnkeyatts", "i.indnatts"),
+    );
+    let rows = client.query_typed(&sql, &[(&relations, Type::OID_ARRAY)]).await;
+    let mut columns = Columns::new();
+    for row in rows.map_err(failed("published columns"))? {
+        columns.entry(row.get("attrelid")).or_default().push(column(&row));
+    }
+    Ok(columns)
+}
+
+fn column(row: &Row) -> (Attribute, PublishedColumn) {
+    let generated = match catalog_char(row, "generated") {
+        's' => Generated::Stored,
+        'v' => Generated::Virtual,
+        _ => Generated::No,
+    };
+    let column = PublishedColumn {
+        name: row.get("name"),
+        ty: TypeName { schema: row.get("type_schema"), name: row.get("type_name") },
+        typmod: row.get("typmod"),
+        key: row.get("key"),
+        domain: row.get("domain"),
+    };
+    (Attribute { number: row.get("attnum"), generated }, column)
+}
+
+fn assemble(
+    facts: &Publications,
+    resolved: Vec<Resolved>,
+    mut columns: Columns,
+) -> Result<Vec<PublishedTable>, CatalogError> {
+    let mut tables = Vec::with_capacity(resolved.len());
+    let (mut lists, mut generated) = (Vec::new(), Vec::new());
+    for resolved in resolved {
+        let relation = &facts.relations[&resolved.oid];
+        let all = columns.remove(&resolved.oid).unwrap_or_default();
+        let attributes: Vec<Attribute> = all.iter().map(|&(attribute, _)| attribute).collect();
+        match facts.columns(&resolved, &attributes) {
+            Err(Contradiction::ColumnLists) => lists.push(relation.name.clone()),
+            Err(Contradiction::GeneratedColumns) => generated.push(relation.name.clone()),
+            Ok(sent) => {
+                let sent: Vec<_> =
+                    all.into_iter().filter(|(attribute, _)| sent.contains(&attribute.number)).collect();
+                tables.push(table(facts, relation, resolved, sent));
+            }
+        }
+    }
+    if !lists.is_empty() {
+        return Err(CatalogError::DifferentColumnLists { tables: lists });
+    }
+    if !generated.is_empty() {
+        return Err(CatalogError::DifferentGeneratedColumns { tables: generated });
+    }
+    tables.sort_by(|a, b| a.relation.name.cmp(&b.relation.name));
+    Ok(tables)
+}
+
+fn table(
+    facts: &Publications,
+    relation: &Relation,
+    resolved: Resolved,
+    sent: Vec<(Attribute, PublishedColumn)>,
+) -> PublishedTable {
+    PublishedTable {
+        oid: relation.oid,
+        kind: relation.kind,
+        actions: resolved.actions,
+        publications: resolved.publications.iter().map(|&at| facts.publications[at].name.clone()).collect(),
+        row_filters: resolved.row_filters,
+        rows_estimated: resolved.rows_estimated,
+        has_generated: sent.iter().any(|(attribute, _)| attribute.generated != Generated::No),
+        relation: PublishedRelation {
+            name: relation.name.clone(),
+            identity: relation.identity,
+            columns: sent.into_iter().map(|(_, column)| column).collect(),
+        },
+    }
+}
+
+/// A table whose rows the initial copy could not read in full.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnselectableTable {
+    pub name: QualifiedName,
+    pub reason: UnselectableReason,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UnselectableReason {
+    /// No USAGE on its schema.
+    Schema,
+    /// No SELECT on these columns (all that are published, if the table itself is not granted).
+    Columns(Vec<String>),
+    /// Row-level security would hide rows from the copy without a word.
+    RowSecurity,
+}
+
+/// Which of the tables the connected role may not read in full, each with the first reason.
+///
+/// Only columns that are published count: SELECT on exactly those is enough for the copy.
+///
+/// # Errors
+/// A failed query.
+pub async fn unselectable_tables<C: GenericClient + Sync>(
+    client: &C,
+    tables: &[PublishedTable],
+) -> Result<Vec<UnselectableTable>, CatalogError> {
+    let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+    let sql = "SELECT c.oid, pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE') AS schema,
+                      pg_catalog.has_table_privilege(c.oid, 'SELECT') AS whole,
+                      pg_catalog.row_security_active(c.oid) AS row_security,
+                      ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a
+                             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                               AND pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT')) AS granted
+                 FROM pg_catalog.pg_class c WHERE c.oid = ANY ($1)";
+    let rows = client.query_typed(sql, &[(&oids, Type::OID_ARRAY)]).await;
+    let rows = rows.map_err(failed("privileges"))?;
+    let facts: HashMap<u32, &Row> = rows.iter().map(|row| (row.get("oid"), row)).collect();
+    let judge = |table: &PublishedTable| {
+        // A table dropped in between is no matter of privileges.
+        let row = facts.get(&table.oid)?;
+        let granted: Vec<String> = row.get("granted");
+        let denied = || -> Vec<String> {
+            let names = table.relation.columns.iter().map(|column| column.name.clone());
+            names.filter(|name| !granted.contains(name)).collect()
+        };
+        // Reading a table without published columns takes SELECT on any column at all.
+        let (whole, none) = (row.get::<_, bool>("whole"), table.relation.columns.is_empty());
+        let reason = if !row.get::<_, bool>("schema") {
+            UnselectableReason::Schema
+        } else if !whole && (!denied().is_empty() || (none && granted.is_empty())) {
+            UnselectableReason::Columns(denied())
+        } else if row.get("row_security") {
+            UnselectableReason::RowSecurity
+        } else {
+            return None;
+        };
+        Some(UnselectableTable { name: table.relation.name.clone(), reason })
+    };
+    Ok(tables.iter().filter_map(judge).collect())
+}
+
+/// What a preflight wants to know of the publisher, beyond its tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublisherFacts {
+    pub server_version_num: u32,
+    pub wal_level: String,
+    pub server_encoding: String,
+    pub max_replication_slots: u32,
+    pub replication_slots_used: u32,
+    pub max_wal_senders: u32,
+    pub wal_senders_used: u32,
+    /// The connected role, `current_user`.
+    pub role: String,
+    pub role_has_replication: bool,
+    pub role_is_superuser: bool,
+    /// Milliseconds; 0 is no timeout.
+    pub wal_sender_timeout_ms: u32,
+}
+
+/// Settings, their use, and the role's attributes.
+///
+/// # Errors
+/// A failed query.
+pub async fn publisher_facts<C: GenericClient + Sync>(client: &C) -> Result<PublisherFacts, CatalogError> {
+    let sql = "SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int8 AS version,
+                      pg_catalog.current_setting('wal_level') AS wal_level,
+                      pg_catalog.current_setting('server_encoding') AS encoding,
+                      pg_catalog.current_setting('max_replication_slots')::pg_catalog.int8 AS slots,
+                      (SELECT pg_catalog.count(*) FROM pg_catalog.pg_replication_slots) AS slots_used,
+                      pg_catalog.current_setting('max_wal_senders')::pg_catalog.int8 AS senders,
+                      (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_replication) AS senders_used,
+                      (SELECT s.setting::pg_catalog.int8 FROM pg_catalog.pg_settings s
+                        WHERE s.name = 'wal_sender_timeout') AS timeout,
+                      r.rolname::pg_catalog.text AS role, r.rolreplication, r.rolsuper
+                 FROM pg_catalog.pg_roles r WHERE r.rolname = current_user";
+    let row = client.query_typed_one(sql, &[]).await.map_err(failed("settings"))?;
+    Ok(PublisherFacts {
+        server_version_num: unsigned(&row, "version"),
+        wal_level: row.get("wal_level"),
+        server_encoding: row.get("encoding"),
+        max_replication_slots: unsigned(&row, "slots"),
+        replication_slots_used: unsigned(&row, "slots_used"),
+        max_wal_senders: unsigned(&row, "senders"),
+        wal_senders_used: unsigned(&row, "senders_used"),
+        role: row.get("role"),
+        role_has_replication: row.get("rolreplication"),
+        role_is_superuser: row.get("rolsuper"),
+        wal_sender_timeout_ms: unsigned(&row, "timeout"),
+    })
+}
+
+/// A count or a setting; beyond what 32 bits hold it saturates.
+pub(super) fn unsigned(row: &Row, column: &str) -> u32 {
+    u32::try_from(row.get::<_, i64>(column).max(0)).unwrap_or(u32::MAX)
+}

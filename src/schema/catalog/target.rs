@@ -1,0 +1,380 @@
+//! The target's catalog, version 12 and later: tables, keys, triggers, privileges.
+//!
+//! Columns and their types are next door, in `target_columns`.
+
+use std::collections::{BTreeSet, HashMap};
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+use tokio_postgres::{GenericClient, Row};
+
+use crate::pg::QualifiedName;
+use crate::schema::{
+    CheckConstraint, FiringTriggers, Partitioning, TableKind, TablePrivileges, TargetTable, UniqueKey,
+};
+
+use super::error::{CatalogError, Side};
+use super::publisher::unsigned;
+use super::{catalog_char, target_columns};
+
+pub(super) fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogError {
+    move |source| CatalogError::Query { side: Side::Target, what, source }
+}
+
+/// Describes the tables of these names, in their order; `None` where there is no relation.
+///
+/// Eight queries, whatever the number of names. Privileges are those of `current_user`.
+///
+/// # Errors
+/// A failed query.
+pub async fn target_tables<C: GenericClient + Sync>(
+    client: &C,
+    names: &[QualifiedName],
+) -> Result<Vec<Option<TargetTable>>, CatalogError> {
+    let found = read_tables(client, names).await?;
+    let tables: Vec<u32> = found.values().map(|table| table.oid).collect();
+    let trees = read_trees(client, &tables).await?;
+    let mut columns = target_columns::read_columns(client, &tables).await?;
+    let mut keys = read_unique_keys(client, &trees).await?;
+    let mut checks = read_checks(client, &tables).await?;
+    let acts = read_triggers(client, &trees).await?;
+    let foreign_keys = read_foreign_keys(client, &trees).await?;
+    let mut partitioning = read_partitioning(client, &trees, &keys).await?;
+    let mut described: HashMap<usize, TargetTable> = found
+        .into_iter()
+        .map(|(at, mut table)| {
+            table.columns = columns.remove(&table.oid).unwrap_or_default();
+            table.unique_keys = keys.remove(&table.oid).unwrap_or_default();
+            table.checks = checks.remove(&table.oid).unwrap_or_default();
+            let acts = acts.get(&table.oid).copied().unwrap_or_default();
+            table.fires = acts.fires;
+            table.has_ordinary_triggers = acts.ordinary;
+            table.has_foreign_keys = foreign_keys.contains(&table.oid);
+            table.partitioning = partitioning.remove(&table.oid);
+            (at, table)
+        })
+        .collect();
+    // The same name may be asked for twice; then it was found twice.
+    Ok((0..names.len()).map(|at| described.remove(&at)).collect())
+}
+
+/// Relations by the position of their name, with what one row of `pg_class` tells.
+async fn read_tables<C: GenericClient + Sync>(
+    client: &C,
+    names: &[QualifiedName],
+) -> Result<HashMap<usize, TargetTable>, CatalogError> {
+    let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
+    let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
+    // A cast to name truncates: it finds the row by index, the comparison as text makes sure.
+    let privilege = |kind: &str| {
+        format!(
+            "COALESCE(pg_catalog.has_table_privilege(c.oid, '{kind}') OR (
+               SELECT pg_catalog.bool_and(pg_catalog.has_column_privilege(c.oid, a.attnum, '{kind}'))
+                 FROM pg_catalog.pg_attribute a
+                WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), false)"
+        )
+    };
+    let sql = format!(
+        "SELECT q.ord, c.oid, c.relkind, pg_catalog.row_security_active(c.oid) AS row_security,
+                pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS schema_usage,
+                {select} AS can_select, {insert} AS can_insert, {update} AS can_update,
+                pg_catalog.has_table_privilege(c.oid, 'DELETE') AS can_delete,
+                pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') AS can_truncate
+           FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2))
+                WITH ORDINALITY AS q(schema, name, ord)
+           JOIN pg_catalog.pg_namespace n
+             ON n.nspname = q.schema::pg_catalog.name AND n.nspname::pg_catalog.text = q.schema
+           JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
+            AND c.relname = q.name::pg_catalog.name AND c.relname::pg_catalog.text = q.name",
+        select = privilege("SELECT"),
+        insert = privilege("INSERT"),
+        update = privilege("UPDATE"),
+    );
+    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
+        [(&schemas, Type::TEXT_ARRAY), (&tables, Type::TEXT_ARRAY)];
+    let rows = client.query_typed(&sql, &parameters).await.map_err(failed("tables"))?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| {
+            let at = usize::try_from(row.get::<_, i64>("ord") - 1).ok()?;
+            Some((at, bare_table(names.get(at)?, row)))
+        })
+        .collect())
+}
+
+fn bare_table(name: &QualifiedName, row: &Row) -> TargetTable {
+    TargetTable {
+        oid: row.get("oid"),
+        name: name.clone(),
+        kind: match catalog_char(row, "relkind") {
+            'r' => TableKind::Table,
+            'p' => TableKind::Partitioned,
+            other => TableKind::Other(other),
+        },
+        columns: Vec::new(),
+        unique_keys: Vec::new(),
+        fires: FiringTriggers::default(),
+        has_foreign_keys: false,
+        has_ordinary_triggers: false,
+        row_security: row.get("row_security"),
+        privileges: TablePrivileges {
+            schema_usage: row.get("schema_usage"),
+            select: row.get("can_select"),
+            insert: row.get("can_insert"),
+            update: row.get("can_update"),
+            delete: row.get("can_delete"),
+            truncate: row.get("can_truncate"),
+        },
+        checks: Vec::new(),
+        partitioning: None,
+    }
+}
+
+/// Each asked-for table with itself and all partitions below it.
+#[derive(Default)]
+struct Trees {
+    roots: Vec<u32>,
+    members: Vec<u32>,
+    /// Names of the members that hold rows, by root: relations that are not partitioned.
+    leaves: HashMap<u32, Vec<(u32, QualifiedName)>>,
+}
+
+async fn read_trees<C: GenericClient + Sync>(client: &C, tables: &[u32]) -> Result<Trees, CatalogError> {
+    let sql = "WITH RECURSIVE tree(root, member) AS (
+                 SELECT t, t FROM pg_catalog.unnest($1) t
+                 UNION
+                 SELECT t.root, i.inhrelid FROM tree t
+                   JOIN pg_catalog.pg_inherits i ON i.inhparent = t.member
+                   JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition
+               )
+               SELECT t.root, t.member, c.relkind,
+                      n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name
+                 FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.member
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                ORDER BY 4, 5";
+    let rows = client.query_typed(sql, &[(&tables, Type::OID_ARRAY)]).await;
+    let mut trees = Trees::default();
+    for row in rows.map_err(failed("partitions"))? {
+        let (root, member) = (row.get("root"), row.get("member"));
+        trees.roots.push(root);
+        trees.members.push(member);
+        if catalog_char(&row, "relkind") != 'p' && root != member {
+            let name = QualifiedName::new(row.get::<_, String>("schema"), row.get::<_, String>("name"));
+            trees.leaves.entry(root).or_default().push((member, name));
+        }
+    }
+    Ok(trees)
+}
+
+/// Unique keys of every table and partition: indexes that bind all rows at the end of each statement.
+async fn read_unique_keys<C: GenericClient + Sync>(
+    client: &C,
+    trees: &Trees,
+) -> Result<HashMap<u32, Vec<UniqueKey>>, CatalogError> {
+    let sql = "SELECT i.indrelid, c.relname::pg_catalog.text AS name, i.indisprimary,
+                      ARRAY(SELECT a.attname::pg_catalog.text
+                              FROM pg_catalog.generate_series(0, i.indnkeyatts - 1) k
+                              JOIN pg_catalog.pg_attribute a
+                                ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k]
+                             ORDER BY k) AS columns
+                 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+                WHERE i.indrelid = ANY ($1) AND i.indisunique AND i.indisvalid AND i.indisready
+                  AND i.indislive AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
+                ORDER BY i.indrelid, i.indisprimary DESC, c.relname";
+    let rows = client.query_typed(sql, &[(&trees.members, Type::OID_ARRAY)]).await;
+    let mut keys: HashMap<u32, Vec<UniqueKey>> = HashMap::new();
+    for row in rows.map_err(failed("unique keys"))? {
+        keys.entry(row.get("indrelid")).or_default().push(UniqueKey {
+            name: row.get("name"),
+            primary: row.get("indisprimary"),
+            columns: row.get("columns"),
+        });
+    }
+    Ok(keys)
+}
+
+async fn read_checks<C: GenericClient + Sync>(
+    client: &C,
+    tables: &[u32],
+) -> Result<HashMap<u32, Vec<CheckConstraint>>, CatalogError> {
+    let sql = "SELECT k.conrelid, k.conname::pg_catalog.text AS name,
+                      pg_catalog.pg_get_constraintdef(k.oid) AS definition,
+                      ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a
+                             WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)
+                             ORDER BY a.attnum) AS columns
+                 FROM pg_catalog.pg_constraint k
+                WHERE k.conrelid = ANY ($1) AND k.contype = 'c' ORDER BY k.conname";
+    let rows = client.query_typed(sql, &[(&tables, Type::OID_ARRAY)]).await;
+    let mut checks: HashMap<u32, Vec<CheckConstraint>> = HashMap::new();
+    for row in rows.map_err(failed("check constraints"))? {
+        checks.entry(row.get("conrelid")).or_default().push(CheckConstraint {
+            name: row.get("name"),
+            columns: row.get("columns"),
+            definition: row.get("definition"),
+        });
+    }
+    Ok(checks)
+}
+
+/// What acts on a table's rows by itself.
+#[derive(Debug, Clone, Copy, Default)]
+struct Acts {
+    fires: FiringTriggers,
+    ordinary: bool,
+}
+
+/// Triggers and rules of the tables and all their partitions.
+///
+/// Internal triggers count like others: a foreign key's trigger that somebody set to ENABLE ALWAYS
+/// acts in a replica session, and 12 marks the clones on partitions as internal. Bits of `tgtype`
+/// are PostgreSQL's `TRIGGER_TYPE_ROW` (1), `_BEFORE` (2) and `_INSTEAD` (64).
+async fn read_triggers<C: GenericClient + Sync>(
+    client: &C,
+    trees: &Trees,
+) -> Result<HashMap<u32, Acts>, CatalogError> {
+    let sql = "SELECT m.root,
+                      pg_catalog.bool_or(x.enabled IN ('R', 'A')) AS fires,
+                      pg_catalog.bool_or(x.enabled IN ('R', 'A') AND x.intercepts) AS before_row,
+                      pg_catalog.bool_or(x.enabled = 'O') AS ordinary
+                 FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS m(root, member)
+                 JOIN (SELECT t.tgrelid AS relation, t.tgenabled AS enabled,
+                              (t.tgtype & 1) <> 0 AND (t.tgtype & 66) <> 0 AS intercepts
+                         FROM pg_catalog.pg_trigger t
+                       UNION ALL
+                       SELECT r.ev_class, r.ev_enabled, r.is_instead
+                         FROM pg_catalog.pg_rewrite r WHERE r.ev_type <> '1') x ON x.relation = m.member
+                GROUP BY m.root";
+    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
+        [(&trees.roots, Type::OID_ARRAY), (&trees.members, Type::OID_ARRAY)];
+    let rows = client.query_typed(sql, &parameters).await.map_err(failed("triggers"))?;
+    let acts = |row: &Row| Acts {
+        fires: FiringTriggers { any: row.get("fires"), before_row: row.get("before_row") },
+        ordinary: row.get("ordinary"),
+    };
+    Ok(rows.iter().map(|row| (row.get("root"), acts(row))).collect())
+}
+
+/// Tables with a foreign key from or to them or one of their partitions.
+async fn read_foreign_keys<C: GenericClient + Sync>(
+    client: &C,
+    trees: &Trees,
+) -> Result<BTreeSet<u32>, CatalogError> {
+    let sql = "SELECT DISTINCT m.root
+                 FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS m(root, member)
+                 JOIN pg_catalog.pg_constraint k
+                   ON k.contype = 'f' AND (k.conrelid = m.member OR k.confrelid = m.member)";
+    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
+        [(&trees.roots, Type::OID_ARRAY), (&trees.members, Type::OID_ARRAY)];
+    let rows = client.query_typed(sql, &parameters).await.map_err(failed("foreign keys"))?;
+    Ok(rows.iter().map(|row| row.get("root")).collect())
+}
+
+async fn read_partitioning<C: GenericClient + Sync>(
+    client: &C,
+    trees: &Trees,
+    keys: &HashMap<u32, Vec<UniqueKey>>,
+) -> Result<HashMap<u32, Partitioning>, CatalogError> {
+    let sql = "SELECT p.partrelid,
+                      CASE WHEN p.partexprs IS NULL THEN
+                        ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a
+                               WHERE a.attrelid = p.partrelid
+                                 AND a.attnum = ANY (p.partattrs::pg_catalog.int2[])
+                               ORDER BY a.attnum) END AS columns
+                 FROM pg_catalog.pg_partitioned_table p WHERE p.partrelid = ANY ($1)";
+    let rows = client.query_typed(sql, &[(&trees.roots, Type::OID_ARRAY)]).await;
+    let describe = |row: &Row| {
+        let root: u32 = row.get("partrelid");
+        let leaves = trees.leaves.get(&root).map(Vec::as_slice).unwrap_or_default();
+        let partitioning = Partitioning {
+            key: row.get("columns"),
+            leaves: leaves.iter().map(|(_, name)| name.clone()).collect(),
+            leaf_keys: common_keys(leaves, keys),
+        };
+        (root, partitioning)
+    };
+    Ok(rows.map_err(failed("partition keys"))?.iter().map(describe).collect())
+}
+
+/// Keys of the first leaf that every other leaf has on the same columns, in whatever order.
+fn common_keys(leaves: &[(u32, QualifiedName)], keys: &HashMap<u32, Vec<UniqueKey>>) -> Vec<UniqueKey> {
+    let of = |leaf: &(u32, QualifiedName)| keys.get(&leaf.0).map(Vec::as_slice).unwrap_or_default();
+    let set = |key: &UniqueKey| key.columns.iter().cloned().collect::<BTreeSet<String>>();
+    let Some((first, others)) = leaves.split_first() else { return Vec::new() };
+    let everywhere = |key: &&UniqueKey| {
+        let columns = set(key);
+        others.iter().all(|leaf| of(leaf).iter().any(|other| set(other) == columns))
+    };
+    of(first).iter().filter(everywhere).cloned().collect()
+}
+
+/// What the applying role and the server allow, whatever the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetFacts {
+    pub server_version_num: u32,
+    pub server_encoding: String,
+    /// The applying role, `current_user`.
+    pub role: String,
+    pub role_is_superuser: bool,
+    /// Whether `session_replication_role = replica` may be set, so that ordinary triggers and
+    /// foreign keys stay out of replication.
+    pub may_be_replica: bool,
+    /// Whether applied transactions can carry a replication origin.
+    pub may_use_origins: bool,
+    /// A standby: it takes no writes.
+    pub in_recovery: bool,
+}
+
+/// Functions that a session needs for marking its transactions with an origin.
+const ORIGIN_FUNCTIONS: &[&str] = &[
+    "pg_replication_origin_create",
+    "pg_replication_origin_oid",
+    "pg_replication_origin_session_setup",
+    "pg_replication_origin_session_reset",
+    "pg_replication_origin_xact_setup",
+];
+
+/// Facts about the target's server and role.
+///
+/// Whether the role may be a replica is tried rather than read: providers allow it by hooks that no
+/// catalog shows. The trial is local to its own implicit transaction, so the connection must not be
+/// inside another one: a refusal would abort that.
+///
+/// # Errors
+/// A failed query, other than the refusal that was to be found out.
+pub async fn target_facts(client: &tokio_postgres::Client) -> Result<TargetFacts, CatalogError> {
+    let sql = "SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int8 AS version,
+                      pg_catalog.current_setting('server_encoding') AS encoding,
+                      r.rolname::pg_catalog.text AS role, r.rolsuper,
+                      pg_catalog.pg_is_in_recovery() AS in_recovery,
+                      COALESCE(pg_catalog.current_setting('max_active_replication_origins', true),
+                               pg_catalog.current_setting('max_replication_slots'))::pg_catalog.int8
+                        AS origins,
+                      (SELECT pg_catalog.bool_and(pg_catalog.has_function_privilege(p.oid, 'EXECUTE'))
+                         FROM pg_catalog.pg_proc p
+                        WHERE p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace
+                          AND p.proname::pg_catalog.text = ANY ($1)) AS origin_functions
+                 FROM pg_catalog.pg_roles r WHERE r.rolname = current_user";
+    let row = client.query_typed_one(sql, &[(&ORIGIN_FUNCTIONS, Type::TEXT_ARRAY)]).await;
+    let row = row.map_err(failed("settings"))?;
+    let (version, superuser) = (unsigned(&row, "version"), row.get("rolsuper"));
+    // Before 14 the functions themselves refuse anybody but a superuser.
+    let executable = superuser || (version >= 140_000 && row.get("origin_functions"));
+    Ok(TargetFacts {
+        server_version_num: version,
+        server_encoding: row.get("encoding"),
+        role: row.get("role"),
+        role_is_superuser: superuser,
+        may_be_replica: may_be_replica(client).await?,
+        may_use_origins: executable && unsigned(&row, "origins") > 0,
+        in_recovery: row.get("in_recovery"),
+    })
+}
+
+async fn may_be_replica(client: &tokio_postgres::Client) -> Result<bool, CatalogError> {
+    let sql = "SELECT pg_catalog.set_config('session_replication_role', 'replica', true)";
+    match client.query_typed_one(sql, &[]).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(false),
+        Err(error) => Err(failed("session_replication_role")(error)),
+    }
+}

@@ -1,0 +1,157 @@
+//! The target's columns, and for each type the operator that says when two values are equal.
+
+use std::collections::HashMap;
+
+use tokio_postgres::types::Type;
+use tokio_postgres::{GenericClient, Row};
+
+use crate::schema::{ColumnDefault, TargetColumn, TypeName};
+
+use super::catalog_char;
+use super::error::CatalogError;
+use super::target::failed;
+
+/// Columns of each table in attribute order, whatever the number of tables in two queries.
+pub(super) async fn read_columns<C: GenericClient + Sync>(
+    client: &C,
+    tables: &[u32],
+) -> Result<HashMap<u32, Vec<TargetColumn>>, CatalogError> {
+    // `below` walks down a column type's domains, noting the first typmod, NOT NULL and DEFAULT met:
+    // the outermost domain's default is the one that counts (getTypeDefault in rewriteHandler.c has
+    // only that one, each domain having inherited it at its creation).
+    let sql = "WITH RECURSIVE below AS (
+           SELECT DISTINCT a.atttypid AS type, a.atttypid AS base, -1 AS typmod,
+                  NULL::pg_catalog.oid AS not_null
+             FROM pg_catalog.pg_attribute a
+            WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
+           UNION ALL
+           SELECT b.type, t.typbasetype, CASE WHEN b.typmod >= 0 THEN b.typmod ELSE t.typtypmod END,
+                  CASE WHEN b.not_null IS NULL AND t.typnotnull THEN t.oid ELSE b.not_null END
+             FROM below b JOIN pg_catalog.pg_type t ON t.oid = b.base AND t.typtype = 'd'
+         )
+         SELECT a.attrelid, a.attnum, a.attname::pg_catalog.text AS name, a.atttypid,
+                tn.nspname::pg_catalog.text AS type_schema, t.typname::pg_catalog.text AS type_name,
+                b.base, bn.nspname::pg_catalog.text AS base_schema,
+                bt.typname::pg_catalog.text AS base_name,
+                CASE WHEN a.atttypmod >= 0 THEN a.atttypmod ELSE b.typmod END AS typmod,
+                pg_catalog.format_type(a.atttypid, a.atttypmod) AS display,
+                a.attnotnull OR b.not_null IS NOT NULL AS not_null,
+                nn.nspname::pg_catalog.text AS domain_schema, nt.typname::pg_catalog.text AS domain_name,
+                a.attidentity, a.attgenerated,
+                COALESCE(pg_catalog.pg_get_expr(d.adbin, d.adrelid), t.typdefault) AS default_sql
+           FROM pg_catalog.pg_attribute a
+           JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+           JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace
+           JOIN below b ON b.type = a.atttypid
+           JOIN pg_catalog.pg_type bt ON bt.oid = b.base AND bt.typtype <> 'd'
+           JOIN pg_catalog.pg_namespace bn ON bn.oid = bt.typnamespace
+           LEFT JOIN pg_catalog.pg_type nt ON nt.oid = b.not_null
+           LEFT JOIN pg_catalog.pg_namespace nn ON nn.oid = nt.typnamespace
+           LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+          WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
+          ORDER BY a.attrelid, a.attnum";
+    let rows = client.query_typed(sql, &[(&tables, Type::OID_ARRAY)]).await;
+    let rows = rows.map_err(failed("columns"))?;
+    let mut types: Vec<u32> = rows.iter().map(|row| row.get("base")).collect();
+    types.sort_unstable();
+    types.dedup();
+    let equality = read_equality(client, &types).await?;
+    let mut columns: HashMap<u32, Vec<TargetColumn>> = HashMap::new();
+    for row in &rows {
+        let equality = equality.get(&row.get("base")).cloned();
+        columns.entry(row.get("attrelid")).or_default().push(column(row, equality));
+    }
+    Ok(columns)
+}
+
+fn column(row: &Row, equality: Option<TypeName>) -> TargetColumn {
+    let default_sql: Option<String> = row.get("default_sql");
+    let generated = catalog_char(row, "attgenerated");
+    let default = match (catalog_char(row, "attidentity"), generated, &default_sql) {
+        ('a', _, _) => ColumnDefault::IdentityAlways,
+        ('d', _, _) => ColumnDefault::IdentityByDefault,
+        (_, 's' | 'v', _) => ColumnDefault::Generated,
+        // `DEFAULT NULL` is the same as none; only a domain's is kept in the catalog.
+        (_, _, Some(sql)) if sql != "NULL" && !sql.starts_with("NULL::") => ColumnDefault::Expression,
+        (_, _, _) => ColumnDefault::None,
+    };
+    TargetColumn {
+        name: row.get("name"),
+        attnum: row.get("attnum"),
+        ty: TypeName { schema: row.get("type_schema"), name: row.get("type_name") },
+        type_oid: row.get("atttypid"),
+        typmod: row.get("typmod"),
+        base_type: TypeName { schema: row.get("base_schema"), name: row.get("base_name") },
+        display_type: row.get("display"),
+        not_null: row.get("not_null"),
+        not_null_domain: row
+            .get::<_, Option<String>>("domain_schema")
+            .zip(row.get::<_, Option<String>>("domain_name"))
+            .map(|(schema, name)| TypeName { schema, name }),
+        default,
+        default_sql,
+        is_virtual: generated == 'v',
+        equality,
+    }
+}
+
+/// The equality operator of each type that has one.
+///
+/// As `lookup_type_cache` (`typcache.c`) finds it: strategy 3 of the default btree operator class, or
+/// strategy 1 of the default hash class; the class is the type's own or, failing that, that of a
+/// type it coerces to without conversion, a preferred one first (`GetDefaultOpClass`, `indexcmds.c`).
+/// A polymorphic class (arrays, records) is worth something only if all types inside have equality,
+/// too, so the types below each one are walked and must all pass.
+async fn read_equality<C: GenericClient + Sync>(
+    client: &C,
+    types: &[u32],
+) -> Result<HashMap<u32, TypeName>, CatalogError> {
+    let sql = "WITH RECURSIVE needs(root, type) AS (
+           SELECT t, t FROM pg_catalog.unnest($1) t
+           UNION
+           SELECT n.root, inner_type.oid FROM needs n CROSS JOIN LATERAL (
+             SELECT t.typelem FROM pg_catalog.pg_type t
+              WHERE t.oid = n.type AND t.typelem <> 0 AND t.typlen = -1
+             UNION ALL
+             SELECT t.typbasetype FROM pg_catalog.pg_type t WHERE t.oid = n.type AND t.typtype = 'd'
+             UNION ALL
+             SELECT a.atttypid FROM pg_catalog.pg_type t
+               JOIN pg_catalog.pg_attribute a ON a.attrelid = t.typrelid
+              WHERE t.oid = n.type AND t.typtype = 'c' AND a.attnum > 0 AND NOT a.attisdropped
+           ) inner_type(oid)
+         ), inside AS (
+           SELECT DISTINCT t.oid, t.typtype, t.typelem <> 0 AND t.typlen = -1 AS is_array, t.typcategory
+             FROM needs n JOIN pg_catalog.pg_type t ON t.oid = n.type WHERE t.typtype <> 'd'
+         ), operator AS (
+           SELECT DISTINCT ON (i.oid) i.oid, o.oprname, o.oprnamespace
+             FROM inside i
+             JOIN pg_catalog.pg_opclass c ON c.opcdefault
+             JOIN pg_catalog.pg_type k ON k.oid = c.opcintype
+             JOIN pg_catalog.pg_am m ON m.oid = c.opcmethod AND m.amname IN ('btree', 'hash')
+             JOIN pg_catalog.pg_amop p
+               ON p.amopfamily = c.opcfamily AND p.amoplefttype = c.opcintype
+              AND p.amoprighttype = c.opcintype AND p.amoppurpose = 's'
+              AND p.amopstrategy = CASE m.amname WHEN 'btree' THEN 3 ELSE 1 END
+             JOIN pg_catalog.pg_operator o ON o.oid = p.amopopr
+            WHERE c.opcintype = i.oid
+               OR (k.typnamespace = 'pg_catalog'::pg_catalog.regnamespace
+                   AND k.typname = CASE WHEN i.is_array THEN 'anyarray' ELSE
+                         CASE i.typtype WHEN 'e' THEN 'anyenum' WHEN 'r' THEN 'anyrange'
+                                        WHEN 'm' THEN 'anymultirange' WHEN 'c' THEN 'record' END END)
+               OR EXISTS (SELECT FROM pg_catalog.pg_cast x
+                           WHERE x.castsource = i.oid AND x.casttarget = c.opcintype
+                             AND x.castmethod = 'b' AND x.castcontext = 'i')
+            ORDER BY i.oid, m.amname, c.opcintype <> i.oid,
+                     NOT (k.typispreferred AND k.typcategory = i.typcategory), c.opcintype
+         )
+         SELECT t AS type, n.nspname::pg_catalog.text AS schema, o.oprname::pg_catalog.text AS name
+           FROM pg_catalog.unnest($1) t
+           JOIN operator o ON o.oid = t
+           JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+          WHERE NOT EXISTS (SELECT FROM needs d JOIN inside i ON i.oid = d.type
+                             WHERE d.root = t AND NOT EXISTS (SELECT FROM operator p WHERE p.oid = i.oid))";
+    let rows = client.query_typed(sql, &[(&types, Type::OID_ARRAY)]).await;
+    let rows = rows.map_err(failed("equality operators"))?;
+    let name = |row: &Row| TypeName { schema: row.get("schema"), name: row.get("name") };
+    Ok(rows.iter().map(|row| (row.get("type"), name(row))).collect())
+}

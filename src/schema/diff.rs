@@ -1,0 +1,340 @@
+//! Compares a published table with its target: the superset rule, all of it at once.
+//!
+//! Pure. Every published column must exist in the target by name with a type that its values can
+//! enter; what the target has beyond that must do without replication's help; updates and deletes
+//! need a way to their rows. What does not fit comes back typed, with its cure; if nothing is amiss,
+//! so does the plan that `apply` follows.
+//!
+//! # Invariants
+//! - A plan is returned if and only if there is no misfit.
+//! - Misfits are in an order in which their DDL can be run: table, privileges, columns, key.
+
+use crate::pg::QualifiedName;
+
+use super::fit::{self, Fit};
+use super::identity::{Unidentifiable, row_identity};
+use super::misfit::{ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure};
+use super::plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
+use super::render::type_sql;
+use super::warning::{Warning, WarningKind};
+use super::{
+    ColumnDefault, OWN_SCHEMA, PublishedActions, PublishedColumn, PublishedRelation, ReplicaIdentity,
+    TableKind, TargetColumn, TargetTable,
+};
+
+/// A published table and what the target has under the name it is mapped to.
+#[derive(Debug, Clone, Copy)]
+pub struct Pairing<'a> {
+    pub published: &'a PublishedRelation,
+    pub actions: PublishedActions,
+    pub target_name: &'a QualifiedName,
+    /// `None` if there is no such relation.
+    pub target: Option<&'a TargetTable>,
+    pub session: Session,
+    /// The applying role, for the GRANT that it lacks.
+    pub role: &'a str,
+}
+
+/// Whether the applying session runs with `session_replication_role = replica`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Session {
+    /// Ordinary triggers, rules and foreign keys stay out of replication.
+    Replica,
+    /// They act on replicated rows.
+    Origin,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Comparison {
+    pub misfits: Vec<Misfit>,
+    pub warnings: Vec<Warning>,
+    /// Present if there are no misfits.
+    pub plan: Option<TablePlan>,
+}
+
+/// Compares one table; never fails, never stops at the first misfit.
+#[must_use]
+pub fn compare(pairing: &Pairing<'_>) -> Comparison {
+    let mut findings = Findings { pairing, misfits: Vec::new(), warnings: Vec::new() };
+    let plan = findings.examine();
+    let plan = plan.filter(|_| findings.misfits.is_empty());
+    Comparison { misfits: findings.misfits, warnings: findings.warnings, plan }
+}
+
+struct Findings<'a> {
+    pairing: &'a Pairing<'a>,
+    misfits: Vec<Misfit>,
+    warnings: Vec<Warning>,
+}
+
+impl<'a> Findings<'a> {
+    fn misfit(&mut self, kind: MisfitKind) {
+        let (source, target) = (self.pairing.published.name.clone(), self.pairing.target_name.clone());
+        self.misfits.push(Misfit { source, target, kind });
+    }
+
+    fn warn(&mut self, kind: WarningKind) {
+        let (source, target) = (self.pairing.published.name.clone(), self.pairing.target_name.clone());
+        self.warnings.push(Warning { source, target, kind });
+    }
+
+    fn examine(&mut self) -> Option<TablePlan> {
+        let schema = self.pairing.target_name.schema.as_str();
+        if schema == OWN_SCHEMA || schema == "information_schema" || schema.starts_with("pg_") {
+            self.misfit(MisfitKind::SchemaReserved);
+            return None;
+        }
+        let published = self.pairing.published;
+        let Some(table) = self.pairing.target else {
+            let key =
+                published.columns.iter().filter(|c| c.key && published.identity != ReplicaIdentity::Full);
+            let key = key.map(|column| column.name.clone()).collect();
+            let columns = published.columns.iter().map(ColumnSql::of).collect();
+            self.misfit(MisfitKind::MissingTable { columns, key });
+            return None;
+        };
+        if let TableKind::Other(relkind) = table.kind {
+            self.misfit(MisfitKind::NotATable(relkind));
+            return None;
+        }
+        self.privileges(table);
+        let columns: Vec<Option<&TargetColumn>> = published
+            .columns
+            .iter()
+            .map(|column| table.columns.iter().find(|found| found.name == column.name))
+            .collect();
+        for (column, found) in published.columns.iter().zip(&columns) {
+            self.published_column(column, *found);
+        }
+        self.target_only(table);
+        let identity = self.identity(table, &columns);
+        self.identity_columns(&columns, identity.as_ref());
+        self.acting(table);
+        self.plan(table, &columns, identity?)
+    }
+
+    fn privileges(&mut self, table: &TargetTable) {
+        let (granted, actions) = (table.privileges, self.pairing.actions);
+        let role = self.pairing.role.to_owned();
+        if !granted.schema_usage {
+            self.misfit(MisfitKind::NoSchemaUsage { role: role.clone() });
+        }
+        // Rows are copied even if their inserts are not published; WHERE reads what it compares.
+        let needed = [
+            ("SELECT", actions.changes_rows(), granted.select),
+            ("INSERT", true, granted.insert),
+            ("UPDATE", actions.update, granted.update),
+            ("DELETE", actions.delete, granted.delete),
+            ("TRUNCATE", actions.truncate, granted.truncate),
+        ];
+        let privileges: Vec<&'static str> =
+            needed.iter().filter(|(_, needed, has)| *needed && !has).map(|(name, _, _)| *name).collect();
+        if !privileges.is_empty() {
+            self.misfit(MisfitKind::MissingPrivilege { role: role.clone(), privileges });
+        }
+        if table.row_security {
+            self.misfit(MisfitKind::RowSecurity { role });
+        }
+    }
+
+    fn published_column(&mut self, column: &PublishedColumn, found: Option<&TargetColumn>) {
+        let Some(found) = found else {
+            self.misfit(MisfitKind::MissingColumn(ColumnSql::of(column)));
+            return;
+        };
+        if found.default == ColumnDefault::Generated {
+            let (column, is_virtual) = (ColumnSql::of(column), found.is_virtual);
+            self.misfit(MisfitKind::GeneratedColumn { column, is_virtual });
+            if found.is_virtual {
+                // Its cure makes the column anew, with the right type.
+                return;
+            }
+        }
+        match fit::judge((&column.ty, column.typmod), (&found.base_type, found.typmod)) {
+            Fit::Fits => {}
+            Fit::Risky(why) => self.warn(WarningKind::RiskyType {
+                column: column.name.clone(),
+                published_type: type_sql(&column.ty, column.typmod),
+                target_type: found.display_type.clone(),
+                why,
+            }),
+            Fit::Unfit(why) => self.misfit(MisfitKind::UnfitType {
+                column: ColumnSql::of(column),
+                target_type: found.display_type.clone(),
+                why,
+            }),
+        }
+    }
+
+    /// Columns that replication leaves to their defaults: can they do without it?
+    fn target_only(&mut self, table: &TargetTable) {
+        let published = self.pairing.published;
+        let extra: Vec<&TargetColumn> = table
+            .columns
+            .iter()
+            .filter(|column| !published.columns.iter().any(|known| known.name == column.name))
+            .collect();
+        for column in &extra {
+            if column.not_null && column.default == ColumnDefault::None {
+                let cure = not_null_cure(table, column);
+                self.misfit(MisfitKind::NotNullWithoutDefault { column: column.name.clone(), cure });
+            }
+        }
+        let find = |name: &String| extra.iter().find(|column| column.name == *name);
+        for key in &table.unique_keys {
+            if key.columns.iter().all(|name| find(name).is_some_and(|column| is_constant(column))) {
+                let (key, columns) = (key.name.clone(), key.columns.clone());
+                self.warn(WarningKind::ConstantUnique { key, columns });
+            }
+        }
+        for check in &table.checks {
+            let left_null = |name| find(name).is_some_and(|column| column.default == ColumnDefault::None);
+            if check.columns.iter().any(left_null) && asks_for_a_value(&check.definition) {
+                let (constraint, definition) = (check.name.clone(), check.definition.clone());
+                self.warn(WarningKind::CheckRefusesNull { constraint, definition });
+            }
+        }
+    }
+
+    fn identity(&mut self, table: &TargetTable, columns: &[Option<&TargetColumn>]) -> Option<RowIdentity> {
+        let (published, actions) = (self.pairing.published, self.pairing.actions);
+        let names = |among: &[usize]| -> Vec<String> {
+            among.iter().map(|&at| published.columns[at].name.clone()).collect()
+        };
+        match row_identity(published, actions, table, columns) {
+            Ok(identity) => {
+                match &identity {
+                    RowIdentity::Key { columns, scope: KeyScope::Leaves } => {
+                        self.warn(WarningKind::LeafKey { columns: names(columns) });
+                    }
+                    RowIdentity::FullRow => self.warn(WarningKind::NoKey),
+                    RowIdentity::None if actions.changes_rows() => self.warn(WarningKind::NoReplicaIdentity),
+                    RowIdentity::Key { scope: KeyScope::Table, .. } | RowIdentity::None => {}
+                }
+                return Some(identity);
+            }
+            Err(Unidentifiable::NoUsableKey) => {
+                let keyed = published.columns.iter().filter(|column| column.key);
+                let columns: Vec<String> = keyed.map(|column| column.name.clone()).collect();
+                let place = key_place(table, &columns);
+                self.misfit(MisfitKind::NoUsableKey { columns, place });
+            }
+            Err(Unidentifiable::NoEquality(unequal)) => {
+                let describe = |at: usize| {
+                    let display = columns[at].map(|column| column.display_type.clone());
+                    (published.columns[at].name.clone(), display.unwrap_or_default())
+                };
+                let columns = unequal.into_iter().map(describe).collect();
+                self.misfit(MisfitKind::NoEqualityOperator { columns });
+            }
+        }
+        None
+    }
+
+    /// GENERATED ALWAYS AS IDENTITY: inserts override it, updates cannot (`rewriteTargetListIU` in
+    /// PostgreSQL's `rewriteHandler.c` refuses anything but DEFAULT). Within the row identity the
+    /// column can be left out of SET; elsewhere its value would have to be set.
+    fn identity_columns(&mut self, columns: &[Option<&TargetColumn>], identity: Option<&RowIdentity>) {
+        if !self.pairing.actions.update || matches!(identity, Some(RowIdentity::None)) {
+            return;
+        }
+        for (at, column) in columns.iter().enumerate() {
+            let Some(column) = column.filter(|c| c.default == ColumnDefault::IdentityAlways) else {
+                continue;
+            };
+            let column = column.name.clone();
+            match identity {
+                Some(RowIdentity::Key { columns, .. }) if columns.contains(&at) => {
+                    self.warn(WarningKind::IdentityAlwaysKey { column });
+                }
+                Some(RowIdentity::Key { .. } | RowIdentity::FullRow) => {
+                    self.misfit(MisfitKind::IdentityAlways { column });
+                }
+                // Without a key yet: the published key columns will be it.
+                None if self.pairing.published.columns[at].key => {}
+                Some(RowIdentity::None) | None => self.misfit(MisfitKind::IdentityAlways { column }),
+            }
+        }
+    }
+
+    fn acting(&mut self, table: &TargetTable) {
+        let (triggers, foreign_keys) = (table.has_ordinary_triggers, table.has_foreign_keys);
+        if self.pairing.session == Session::Origin && (triggers || foreign_keys) {
+            self.warn(WarningKind::ActsOnReplicated { triggers, foreign_keys });
+        }
+    }
+
+    /// `None` while a column is missing.
+    fn plan(
+        &self,
+        table: &TargetTable,
+        columns: &[Option<&TargetColumn>],
+        row_identity: RowIdentity,
+    ) -> Option<TablePlan> {
+        let published = self.pairing.published;
+        let planned = |(source, found): (&PublishedColumn, &Option<&TargetColumn>)| {
+            found.map(|found| ColumnPlan {
+                source: source.name.clone(),
+                target: found.name.clone(),
+                ty: found.ty.clone(),
+                type_oid: found.type_oid,
+                base_type: found.base_type.clone(),
+                equality: found.equality.clone(),
+                not_null: found.not_null,
+                key: source.key,
+                identity_always: found.default == ColumnDefault::IdentityAlways,
+            })
+        };
+        let columns: Vec<ColumnPlan> =
+            published.columns.iter().zip(columns).map(planned).collect::<Option<_>>()?;
+        Some(TablePlan {
+            source: published.name.clone(),
+            target: table.name.clone(),
+            target_oid: table.oid,
+            kind: table.kind,
+            identity_always: columns.iter().any(|column| column.identity_always),
+            columns,
+            row_identity,
+            fires: table.fires,
+            has_foreign_keys: table.has_foreign_keys,
+            has_ordinary_triggers: table.has_ordinary_triggers,
+            unique_keys: table.unique_keys.clone(),
+        })
+    }
+}
+
+fn not_null_cure(table: &TargetTable, column: &TargetColumn) -> NotNullCure {
+    if let Some(domain) = &column.not_null_domain {
+        return NotNullCure::DropDomainNotNull(domain.clone());
+    }
+    let primary = table.unique_keys.iter().any(|key| key.primary && key.columns.contains(&column.name));
+    let integer =
+        column.ty.schema == "pg_catalog" && matches!(column.ty.name.as_str(), "int2" | "int4" | "int8");
+    match (primary, integer) {
+        (false, _) => NotNullCure::DropNotNull,
+        (true, true) => NotNullCure::MakeIdentity,
+        (true, false) => NotNullCure::Default,
+    }
+}
+
+/// A default that is the same for every row: one that calls no function.
+fn is_constant(column: &TargetColumn) -> bool {
+    column.default == ColumnDefault::Expression
+        && column.default_sql.as_ref().is_some_and(|sql| !sql.contains('('))
+}
+
+/// CHECK passes on NULL unless its expression says something about NULL itself.
+fn asks_for_a_value(definition: &str) -> bool {
+    let definition = definition.to_uppercase();
+    definition.contains("IS NOT NULL") || definition.contains("COALESCE(")
+}
+
+fn key_place(table: &TargetTable, columns: &[String]) -> KeyPlace {
+    if let Some(partitioning) = &table.partitioning {
+        let covered = |key: &Vec<String>| key.iter().all(|column| columns.contains(column));
+        if !partitioning.key.as_ref().is_some_and(covered) {
+            return KeyPlace::Leaves(partitioning.leaves.clone());
+        }
+    }
+    if table.unique_keys.iter().any(|key| key.primary) { KeyPlace::UniqueIndex } else { KeyPlace::PrimaryKey }
+}

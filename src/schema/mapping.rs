@@ -1,0 +1,146 @@
+//! Which target table each published table goes to, and which tables are part of the subscription.
+//!
+//! Pure. The membership is the point: a change for a table that exists on both sides but is not (or
+//! not yet) published to this subscription is dropped, never applied (EDGE_CASES 19).
+
+use std::collections::BTreeMap;
+
+use crate::config::TableRule;
+use crate::error::Diagnosis;
+use crate::pg::QualifiedName;
+
+/// Source to target, for every table of the subscription.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Mapping {
+    targets: BTreeMap<QualifiedName, QualifiedName>,
+}
+
+/// What is worth knowing about the rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MappingNote {
+    /// A warning: the rule's source is not published. Misspelt, or not yet added.
+    UnmatchedRule(QualifiedName),
+    /// Several published tables go into one, which is allowed: shards into a whole.
+    SharedTarget { target: QualifiedName, sources: Vec<QualifiedName> },
+}
+
+impl Mapping {
+    /// A published table without a rule keeps its name.
+    #[must_use]
+    pub fn new<'a>(
+        rules: &[TableRule],
+        published: impl IntoIterator<Item = &'a QualifiedName>,
+    ) -> (Self, Vec<MappingNote>) {
+        let by_source: BTreeMap<_, _> = rules.iter().map(|rule| (&rule.source, &rule.target)).collect();
+        let targets: BTreeMap<QualifiedName, QualifiedName> = published
+            .into_iter()
+            .map(|source| (source.clone(), (*by_source.get(source).unwrap_or(&source)).clone()))
+            .collect();
+        let unmatched = by_source.keys().filter(|source| !targets.contains_key(**source));
+        let mut notes: Vec<MappingNote> =
+            unmatched.map(|&source| MappingNote::UnmatchedRule(source.clone())).collect();
+        let mut sources: BTreeMap<&QualifiedName, Vec<QualifiedName>> = BTreeMap::new();
+        for (source, target) in &targets {
+            sources.entry(target).or_default().push(source.clone());
+        }
+        let shared = sources.into_iter().filter(|(_, sources)| sources.len() > 1);
+        notes.extend(
+            shared.map(|(target, sources)| MappingNote::SharedTarget { target: target.clone(), sources }),
+        );
+        (Self { targets }, notes)
+    }
+
+    /// Where rows of `source` go; `None` if it is no part of the subscription.
+    #[must_use]
+    pub fn target(&self, source: &QualifiedName) -> Option<&QualifiedName> {
+        self.targets.get(source)
+    }
+
+    /// Sources and targets, by source.
+    pub fn iter(&self) -> impl Iterator<Item = (&QualifiedName, &QualifiedName)> {
+        self.targets.iter()
+    }
+}
+
+impl MappingNote {
+    #[must_use]
+    pub fn diagnosis(&self) -> Diagnosis {
+        match self {
+            Self::UnmatchedRule(source) => {
+                Diagnosis::new(format!("the rule for {source} matches no published table")).hint(format!(
+                    "correct source in [[subscriptions.tables]], or run on the publisher: ALTER PUBLICATION … ADD TABLE {};",
+                    source.quoted()
+                ))
+            }
+            Self::SharedTarget { target, sources } => {
+                Diagnosis::new(format!("{} published tables go into {target}", sources.len())).detail(format!(
+                    "Sources: {}.",
+                    sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+                ))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> QualifiedName {
+        text.parse().expect("a table name")
+    }
+
+    fn check(rules: &[(&str, &str)], published: &[&str], expected: &[(&str, &str)]) -> Vec<MappingNote> {
+        let rules: Vec<TableRule> = rules
+            .iter()
+            .map(|(source, target)| TableRule { source: name(source), target: name(target) })
+            .collect();
+        let published: Vec<QualifiedName> = published.iter().map(|text| name(text)).collect();
+        let (mapping, notes) = Mapping::new(&rules, &published);
+        let found: Vec<(String, String)> =
+            mapping.iter().map(|(source, target)| (source.to_string(), target.to_string())).collect();
+        let expected: Vec<(String, String)> =
+            expected.iter().map(|(s, t)| (name(s).to_string(), name(t).to_string())).collect();
+        assert_eq!(found, expected);
+        notes
+    }
+
+    #[test]
+    fn tables_keep_their_names_unless_a_rule_says_otherwise() {
+        let notes = check(
+            &[("public.widgets", "reporting.widget")],
+            &["public.widgets", r#"public."B""#, "public.tab'le"],
+            &[
+                (r#"public."B""#, r#"public."B""#),
+                ("public.tab'le", "public.tab'le"),
+                ("public.widgets", "reporting.widget"),
+            ],
+        );
+        assert_eq!(notes, []);
+    }
+
+    #[test]
+    fn what_is_not_published_is_no_member() {
+        let notes = check(
+            &[("public.wigdets", "public.w")],
+            &["public.widgets"],
+            &[("public.widgets", "public.widgets")],
+        );
+        assert_eq!(notes, [MappingNote::UnmatchedRule(name("public.wigdets"))]);
+        let (mapping, _) = Mapping::new(&[], &[name("public.widgets")]);
+        assert_eq!(mapping.target(&name("public.other")), None);
+    }
+
+    #[test]
+    fn several_sources_may_share_a_target() {
+        let notes = check(
+            &[("a.t", "public.t"), ("b.t", "public.t")],
+            &["a.t", "b.t"],
+            &[("a.t", "public.t"), ("b.t", "public.t")],
+        );
+        assert_eq!(
+            notes,
+            [MappingNote::SharedTarget { target: name("public.t"), sources: vec![name("a.t"), name("b.t")] }]
+        );
+    }
+}

@@ -1,0 +1,333 @@
+//! What does not fit between a published table and its target, and the exact DDL that cures it.
+//!
+//! Pure. The statements are run by a person, on the target, in the order in which they are printed;
+//! nothing here executes them.
+
+use serde::Serialize;
+
+use crate::error::Diagnosis;
+use crate::pg::{QualifiedName, quote_ident};
+
+use super::render::{columns_sql, table_sql, type_sql};
+use super::{PublishedColumn, TypeName};
+
+/// One thing that keeps a published table from being applied faithfully.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Misfit {
+    pub source: QualifiedName,
+    pub target: QualifiedName,
+    pub kind: MisfitKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MisfitKind {
+    /// The target's schema belongs to the system or to this program.
+    SchemaReserved,
+    MissingTable {
+        columns: Vec<ColumnSql>,
+        /// Names of the columns of its replica identity, for the new table's primary key.
+        key: Vec<String>,
+    },
+    /// The name is a view's, a sequence's…: its `relkind`.
+    NotATable(char),
+    /// No USAGE on the target's schema.
+    NoSchemaUsage {
+        role: String,
+    },
+    MissingPrivilege {
+        role: String,
+        privileges: Vec<&'static str>,
+    },
+    /// Row-level security would hide rows or refuse changes.
+    RowSecurity {
+        role: String,
+    },
+    MissingColumn(ColumnSql),
+    UnfitType {
+        column: ColumnSql,
+        /// The target column's type, in PostgreSQL's words.
+        target_type: String,
+        why: &'static str,
+    },
+    /// The target computes the column itself.
+    GeneratedColumn {
+        column: ColumnSql,
+        is_virtual: bool,
+    },
+    /// GENERATED ALWAYS AS IDENTITY outside the row identity: no UPDATE could set it.
+    IdentityAlways {
+        column: String,
+    },
+    /// A target-only column that refuses NULL and has no default.
+    NotNullWithoutDefault {
+        column: String,
+        cure: NotNullCure,
+    },
+    /// No unique key by which updates and deletes would find their rows.
+    NoUsableKey {
+        columns: Vec<String>,
+        place: KeyPlace,
+    },
+    /// Rows are to be found by columns whose types know no equality: names and types.
+    NoEqualityOperator {
+        columns: Vec<(String, String)>,
+    },
+}
+
+/// A published column with its type as SQL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ColumnSql {
+    pub name: String,
+    pub ty: String,
+}
+
+impl ColumnSql {
+    #[must_use]
+    pub fn of(column: &PublishedColumn) -> Self {
+        Self { name: column.name.clone(), ty: type_sql(&column.ty, column.typmod) }
+    }
+
+    fn sql(&self) -> String {
+        format!("{} {}", quote_ident(&self.name), self.ty)
+    }
+}
+
+/// How a target-only column that refuses NULL is made harmless.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NotNullCure {
+    DropNotNull,
+    /// The column's domain is what refuses.
+    DropDomainNotNull(TypeName),
+    /// In the primary key, of an integer type.
+    MakeIdentity,
+    /// In the primary key: it needs a default that only its owner can think of.
+    Default,
+}
+
+/// Where a new key can go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyPlace {
+    PrimaryKey,
+    /// The table has another primary key already.
+    UniqueIndex,
+    /// The partition key has other columns, so only the partitions can have it.
+    Leaves(Vec<QualifiedName>),
+}
+
+impl Misfit {
+    /// What is wrong, the facts, and what to do about it.
+    #[must_use]
+    pub fn diagnosis(&self) -> Diagnosis {
+        let diagnosis = Diagnosis::new(self.primary()).detail(self.detail());
+        match (self.ddl(), self.advice()) {
+            (Some(ddl), None) => diagnosis.hint(format!("run on the target: {ddl}")),
+            (Some(ddl), Some(advice)) => diagnosis.hint(format!("run on the target: {ddl} ({advice})")),
+            (None, Some(advice)) => diagnosis.hint(advice),
+            (None, None) => diagnosis,
+        }
+    }
+
+    fn primary(&self) -> String {
+        let table = &self.target;
+        match &self.kind {
+            MisfitKind::SchemaReserved => {
+                format!("target table {table} is in a schema that replication must not write to")
+            }
+            MisfitKind::MissingTable { .. } => format!("target table {table} does not exist"),
+            MisfitKind::NotATable(relkind) => {
+                format!("target {table} is {}, not a table", relkind_name(*relkind))
+            }
+            MisfitKind::NoSchemaUsage { role } => {
+                format!("role \"{role}\" may not use the schema of target table {table}")
+            }
+            MisfitKind::MissingPrivilege { role, privileges } => {
+                format!("role \"{role}\" lacks {} on target table {table}", privileges.join(", "))
+            }
+            MisfitKind::RowSecurity { role } => {
+                format!("row-level security of target table {table} applies to role \"{role}\"")
+            }
+            MisfitKind::MissingColumn(column) => {
+                format!("target table {table} lacks the published column \"{}\"", column.name)
+            }
+            MisfitKind::UnfitType { column, target_type, .. } => format!(
+                "column \"{}\" of target table {table} is {target_type}, which cannot hold the publisher's {}",
+                column.name, column.ty
+            ),
+            MisfitKind::GeneratedColumn { column, .. } => format!(
+                "column \"{}\" of target table {table} is generated, but the publisher sends values for it",
+                column.name
+            ),
+            MisfitKind::IdentityAlways { column } => format!(
+                "column \"{column}\" of target table {table} is GENERATED ALWAYS AS IDENTITY and cannot be updated"
+            ),
+            MisfitKind::NotNullWithoutDefault { column, .. } => format!(
+                "column \"{column}\" of target table {table} is NOT NULL without a default, and is not published"
+            ),
+            MisfitKind::NoUsableKey { columns, .. } => format!(
+                "target table {table} has no unique key on the replica identity ({})",
+                columns.join(", ")
+            ),
+            MisfitKind::NoEqualityOperator { columns } => format!(
+                "rows of target table {table} cannot be found: no equality for {}",
+                columns.iter().map(|(name, ty)| format!("\"{name}\" ({ty})")).collect::<Vec<_>>().join(", ")
+            ),
+        }
+    }
+
+    fn detail(&self) -> String {
+        let published = format!("Published as {}", self.source);
+        let why = match &self.kind {
+            MisfitKind::SchemaReserved => "that schema belongs to the system or to pgsluice",
+            MisfitKind::UnfitType { why, .. } => why,
+            MisfitKind::RowSecurity { .. } => "rows would be hidden from updates and deletes, or refused",
+            MisfitKind::NotNullWithoutDefault { .. } => "no replicated row could be inserted",
+            MisfitKind::NoUsableKey { .. } => "updates and deletes would not find their rows",
+            MisfitKind::NoEqualityOperator { .. } => {
+                "its replica identity is FULL, so rows are compared column by column"
+            }
+            MisfitKind::IdentityAlways { .. } => "every published update sets all published columns",
+            MisfitKind::MissingTable { .. }
+            | MisfitKind::NotATable(_)
+            | MisfitKind::NoSchemaUsage { .. }
+            | MisfitKind::MissingPrivilege { .. }
+            | MisfitKind::MissingColumn(_)
+            | MisfitKind::GeneratedColumn { .. } => return format!("{published}."),
+        };
+        format!("{published}; {why}.")
+    }
+
+    /// The statements that cure it, if a statement can: run in the order of the misfits, they do.
+    #[must_use]
+    pub fn ddl(&self) -> Option<String> {
+        let table = table_sql(&self.target);
+        Some(match &self.kind {
+            MisfitKind::SchemaReserved | MisfitKind::NotATable(_) | MisfitKind::NoEqualityOperator { .. } => {
+                return None;
+            }
+            MisfitKind::MissingTable { columns, key } => self.create_table(columns, key),
+            MisfitKind::NoSchemaUsage { role } => {
+                format!(
+                    "GRANT USAGE ON SCHEMA {} TO {};",
+                    quote_ident(&self.target.schema),
+                    quote_ident(role)
+                )
+            }
+            MisfitKind::MissingPrivilege { role, privileges } => {
+                format!("GRANT {} ON TABLE {table} TO {};", privileges.join(", "), quote_ident(role))
+            }
+            MisfitKind::RowSecurity { role } => format!("ALTER ROLE {} BYPASSRLS;", quote_ident(role)),
+            MisfitKind::MissingColumn(column) => format!("ALTER TABLE {table} ADD COLUMN {};", column.sql()),
+            MisfitKind::UnfitType { column, .. } => {
+                let name = quote_ident(&column.name);
+                // Through text, as replicated values go: types that have no cast between them, too.
+                let ty = &column.ty;
+                format!("ALTER TABLE {table} ALTER COLUMN {name} TYPE {ty} USING {name}::text::{ty};")
+            }
+            MisfitKind::GeneratedColumn { column, is_virtual: true } => {
+                let name = quote_ident(&column.name);
+                format!("ALTER TABLE {table} DROP COLUMN {name}, ADD COLUMN {};", column.sql())
+            }
+            MisfitKind::GeneratedColumn { column, is_virtual: false } => {
+                format!("ALTER TABLE {table} ALTER COLUMN {} DROP EXPRESSION;", quote_ident(&column.name))
+            }
+            MisfitKind::IdentityAlways { column } => {
+                format!("ALTER TABLE {table} ALTER COLUMN {} SET GENERATED BY DEFAULT;", quote_ident(column))
+            }
+            MisfitKind::NotNullWithoutDefault { column, cure } => {
+                let column = quote_ident(column);
+                match cure {
+                    NotNullCure::DropNotNull => {
+                        format!("ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL;")
+                    }
+                    NotNullCure::DropDomainNotNull(domain) => {
+                        format!("ALTER DOMAIN {} DROP NOT NULL;", type_sql(domain, -1))
+                    }
+                    NotNullCure::MakeIdentity => format!(
+                        "ALTER TABLE {table} ALTER COLUMN {column} ADD GENERATED BY DEFAULT AS IDENTITY;"
+                    ),
+                    NotNullCure::Default => return None,
+                }
+            }
+            MisfitKind::NoUsableKey { columns, place } => {
+                let columns = columns_sql(columns);
+                match place {
+                    KeyPlace::PrimaryKey => format!("ALTER TABLE {table} ADD PRIMARY KEY ({columns});"),
+                    KeyPlace::UniqueIndex => format!("CREATE UNIQUE INDEX ON {table} ({columns});"),
+                    KeyPlace::Leaves(leaves) if leaves.is_empty() => return None,
+                    KeyPlace::Leaves(leaves) => leaves
+                        .iter()
+                        .map(|leaf| format!("CREATE UNIQUE INDEX ON {} ({columns});", table_sql(leaf)))
+                        .collect::<Vec<_>>()
+                        .join(" "),
+                }
+            }
+        })
+    }
+
+    fn create_table(&self, columns: &[ColumnSql], key: &[String]) -> String {
+        let mut parts: Vec<String> = columns.iter().map(ColumnSql::sql).collect();
+        if !key.is_empty() {
+            parts.push(format!("PRIMARY KEY ({})", columns_sql(key)));
+        }
+        let schema = match self.target.schema.as_str() {
+            "public" => String::new(),
+            schema => format!("CREATE SCHEMA IF NOT EXISTS {}; ", quote_ident(schema)),
+        };
+        format!("{schema}CREATE TABLE {} ({});", table_sql(&self.target), parts.join(", "))
+    }
+
+    /// What a statement alone does not say.
+    fn advice(&self) -> Option<String> {
+        let advice = match &self.kind {
+            MisfitKind::SchemaReserved | MisfitKind::NotATable(_) => {
+                "map the table to another one with [[subscriptions.tables]] source and target, or take it out of the publication"
+            }
+            MisfitKind::MissingTable { .. } => {
+                "or map the table to an existing one with [[subscriptions.tables]] source and target"
+            }
+            MisfitKind::RowSecurity { .. } => {
+                "or let the role own the table, without FORCE ROW LEVEL SECURITY"
+            }
+            MisfitKind::UnfitType { .. } => {
+                "rewrites the table; values that do not convert are named by the server"
+            }
+            MisfitKind::NotNullWithoutDefault { cure: NotNullCure::Default, .. } => {
+                "give the column a default: ALTER TABLE … ALTER COLUMN … SET DEFAULT …; (it is part of the primary key)"
+            }
+            MisfitKind::NotNullWithoutDefault { cure: NotNullCure::MakeIdentity, .. } => return None,
+            MisfitKind::NotNullWithoutDefault { .. } => "or give the column a default",
+            MisfitKind::NoUsableKey { place: KeyPlace::Leaves(leaves), .. } if leaves.is_empty() => {
+                "give each partition a unique key on these columns as it is created"
+            }
+            MisfitKind::NoUsableKey { place: KeyPlace::Leaves(_), .. } => {
+                "and the same for partitions to come"
+            }
+            MisfitKind::NoEqualityOperator { .. } => {
+                "give the table a primary key on the publisher and REPLICA IDENTITY DEFAULT, or give the target a unique key over published NOT NULL columns"
+            }
+            MisfitKind::NoSchemaUsage { .. }
+            | MisfitKind::MissingPrivilege { .. }
+            | MisfitKind::MissingColumn(_)
+            | MisfitKind::GeneratedColumn { .. }
+            | MisfitKind::IdentityAlways { .. }
+            | MisfitKind::NoUsableKey { .. } => return None,
+        };
+        Some(advice.to_owned())
+    }
+}
+
+fn relkind_name(relkind: char) -> &'static str {
+    match relkind {
+        'v' => "a view",
+        'm' => "a materialized view",
+        'f' => "a foreign table",
+        'S' => "a sequence",
+        'i' | 'I' => "an index",
+        'c' => "a composite type",
+        't' => "a TOAST table",
+        _ => "another kind of relation",
+    }
+}

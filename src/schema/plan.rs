@@ -1,0 +1,66 @@
+//! What a comparison that found nothing amiss hands to `apply`: how rows of one published table go
+//! into one target table.
+//!
+//! Plain data, valid as long as neither side's table changes.
+
+use crate::pg::QualifiedName;
+
+use super::{FiringTriggers, TableKind, TypeName, UniqueKey};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TablePlan {
+    pub source: QualifiedName,
+    pub target: QualifiedName,
+    pub target_oid: u32,
+    pub kind: TableKind,
+    /// In the order of the publisher's tuples, one for each published column.
+    pub columns: Vec<ColumnPlan>,
+    pub row_identity: RowIdentity,
+    pub fires: FiringTriggers,
+    pub has_foreign_keys: bool,
+    pub has_ordinary_triggers: bool,
+    /// An INSERT needs OVERRIDING SYSTEM VALUE; COPY does not.
+    pub identity_always: bool,
+    /// The target's unique keys, in target column names, the primary key first.
+    pub unique_keys: Vec<UniqueKey>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ColumnPlan {
+    pub source: String,
+    pub target: String,
+    /// The target column's own type, a domain included.
+    pub ty: TypeName,
+    pub type_oid: u32,
+    /// `ty` below its domains.
+    pub base_type: TypeName,
+    /// For `OPERATOR(schema.name)`; none where the type has no equality.
+    pub equality: Option<TypeName>,
+    pub not_null: bool,
+    /// Part of the publisher's replica identity.
+    pub key: bool,
+    /// GENERATED ALWAYS AS IDENTITY: an UPDATE may not name it. It is part of the row identity, so
+    /// leaving it out of SET loses nothing unless the key itself changes.
+    pub identity_always: bool,
+}
+
+/// How a row that an update or delete speaks of is found in the target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowIdentity {
+    /// By a unique key of the target: indexes into the plan's columns, in the key's order. The old
+    /// row (or the new one, if the key did not change) has a value for each.
+    Key { columns: Vec<usize>, scope: KeyScope },
+    /// By all published columns, NULL matching NULL; several rows may match, one is meant.
+    FullRow,
+    /// Not at all: the publisher sends inserts (and truncates) only.
+    None,
+}
+
+/// How far a key is unique.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyScope {
+    Table,
+    /// Within each partition only (EDGE_CASES 18): more than one row may match, which is an error
+    /// for whoever executes, never a licence to change them all.
+    Leaves,
+}
