@@ -1,1 +1,4 @@
+//! The integration tests: one binary, a file per capability.
 
+#[cfg(test)]
+mod tidy;
