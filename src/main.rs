@@ -1,1 +1,3 @@
+//! The binary: parses, calls the library, turns an error into an exit code.
+
 fn main() {}

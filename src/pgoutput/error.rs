@@ -90,8 +90,8 @@ impl DecodeError {
                  supports the publisher's version, then resume.",
             ),
             Self::Malformed(malformed) if malformed.problem == Problem::NotUtf8 => diagnosis.hint(
-                "Names of tables and columns must be readable as UTF-8; use UTF8 as client_encoding of the \
-                 replication connection, or rename the object on the publisher.",
+                "The replication connection has to use client_encoding UTF8 for this publisher; a name that is \
+                 changed on the publisher stays as it was in changes made before.",
             ),
             Self::Empty | Self::Malformed(_) => diagnosis.hint(
                 "Resume to read the message again from the publisher; if it comes back, report it together \

@@ -156,9 +156,8 @@ impl RelationError {
             Self::UnknownType { type_oid, .. } => Diagnosis::new(self.to_string())
                 .detail("The publisher names every type that is not built in, but has not named this one.")
                 .hint(format!(
-                    "Look the type up on the publisher (SELECT {type_oid}::regtype) and change the column's \
-                     type, or leave the column out with a column list of the publication; if the type is \
-                     built in, run a pgsluice release that knows the publisher's version.",
+                    "Look the type up on the publisher (SELECT {type_oid}::regtype) and run a pgsluice release \
+                     that knows it: only types that are built into a newer PostgreSQL come without a name.",
                 )),
             Self::TooManyTypes | Self::UnknownRelation { .. } => {
                 Diagnosis::new("the publisher's stream does not describe its relations as pgoutput does")
@@ -226,7 +225,7 @@ mod tests {
         assert_snapshot!(error.diagnosis(), @r#"
             column "id" of relation public.widgets has the unknown type OID 16400
               detail: The publisher names every type that is not built in, but has not named this one.
-              hint: Look the type up on the publisher (SELECT 16400::regtype) and change the column's type, or leave the column out with a column list of the publication; if the type is built in, run a pgsluice release that knows the publisher's version.
+              hint: Look the type up on the publisher (SELECT 16400::regtype) and run a pgsluice release that knows it: only types that are built into a newer PostgreSQL come without a name.
         "#);
         assert!(Arc::ptr_eq(cache.get(1).unwrap(), &known));
     }

@@ -186,7 +186,7 @@ fn diagnoses_say_what_to_do_next() {
     assert_snapshot!(diagnosis(b"Y\0\0\0\x01\0\xff\0"), @r"
         the publisher's stream holds a message that cannot be decoded
           detail: Type message, type name at byte 6: name is not UTF-8
-          hint: Names of tables and columns must be readable as UTF-8; use UTF8 as client_encoding of the replication connection, or rename the object on the publisher.
+          hint: The replication connection has to use client_encoding UTF8 for this publisher; a name that is changed on the publisher stays as it was in changes made before.
     ");
     assert_snapshot!(diagnosis(b"C"), @r"
         the publisher's stream holds a message that cannot be decoded
@@ -217,6 +217,7 @@ fn a_tuple_gives_values_by_index_in_order_and_as_shared_bytes() {
     assert_eq!((row.bytes(1), row.bytes(2), row.bytes(4)), (None, None, None));
     assert!(row.iter().rev().eq([row.get(3), row.get(2), row.get(1), row.get(0)].map(Option::unwrap)));
     assert!(tuple(&[]).is_empty());
+    assert_eq!(row.clone(), row);
 }
 
 /// Owns what [`Value`] borrows.

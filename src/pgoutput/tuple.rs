@@ -249,3 +249,14 @@ impl fmt::Debug for Value<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_stays_small() {
+        assert_eq!(size_of::<Cell>(), 12);
+        assert_eq!(size_of::<Tuple>(), size_of::<Bytes>() + size_of::<Box<[Cell]>>());
+    }
+}

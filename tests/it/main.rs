@@ -4,3 +4,7 @@ mod replication;
 //! One integration binary: a file per capability.
 
 mod store;
+//! The integration tests: one binary, a file per capability.
+
+#[cfg(test)]
+mod tidy;
