@@ -1,26 +1,66 @@
 //! The configuration, validated: from here on every value is what it says.
 //!
-//! Raw keys, environment overrides and errors with their places live in the submodules; the rest
-//! of the program sees these types only.
+//! ```text
+//! file ──parse─▶ values ─┐
+//!                        ├─layered─▶ check ─▶ RawConfig ─validate─▶ Config
+//! PGSLUICE__… ─overrides─┘       (keys, types)          (values, duplicates)
+//! ```
+//! Every stage takes out what it cannot use, reports it and goes on, so that all problems of a
+//! configuration are known at once, each with its key and its place. Only a file that is not TOML
+//! ends the search early. The rest of the program sees the types below only.
+//!
+//! The `config` crate gives the values and their deserialization. Its builder is left aside: it
+//! would read a dot in a quoted key as a path, and would not know where a value comes from.
+//!
+//! Not here: whether the servers exist or agree (`check` finds out), and reading the token file.
 
+mod check;
+mod connect;
+mod env;
+mod error;
+mod file;
+mod keys;
+mod path;
+mod raw;
+mod reload;
+mod surroundings;
+mod validate;
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use error::{ConfigErrors, Place, Problem};
+pub use reload::Changes;
+pub use surroundings::process_environment;
+
+use crate::error::Diagnosis;
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{QualifiedName, SlotName, SubscriptionName};
+use error::Report;
+use surroundings::{ConfigFile, Surroundings};
+
+/// Where the configuration is looked for if nobody says.
+pub const DEFAULT_PATH: &str = "config/pgsluice.toml";
+
+/// The environment variable that names another file.
+pub const PATH_VARIABLE: &str = "PGSLUICE_CONFIG";
 
 #[derive(Debug, Clone)]
 pub struct Config {
     pub service: Service,
     pub target: Target,
     pub subscriptions: Vec<Subscription>,
+    /// What somebody should look at although it does not prevent anything; to be logged.
+    pub warnings: Vec<Diagnosis>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// Where the HTTP service listens.
     pub listen: SocketAddr,
+    /// Always set if `listen` is not a loopback address.
     pub api_token_file: Option<PathBuf>,
     pub log_format: LogFormat,
 }
@@ -31,12 +71,13 @@ pub enum LogFormat {
     Json,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
+    /// `application_name` is `pgsluice` unless the string or `PGAPPNAME` gives one.
     pub conninfo: ConnInfo,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subscription {
     pub name: SubscriptionName,
     /// `application_name` is set to the subscription's name unless the string gives one.
@@ -51,6 +92,11 @@ pub struct Subscription {
     /// `None` is "off": a conflict waits for a person.
     pub retry_conflict_interval: Option<Duration>,
     pub binary: Auto,
+    /// In-progress transactions. `Auto` does without until pgsluice supports them.
+    pub streaming: Auto,
+    pub two_phase: bool,
+    pub origin: Origin,
+    pub conflict_defaults: ConflictPolicies,
     pub tables: Vec<TableRule>,
 }
 
@@ -62,9 +108,139 @@ pub enum Auto {
     Off,
 }
 
+/// Which changes the publisher sends, by where they come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    Any,
+    /// Only what was written there, not what was replicated there. Publishers from 16 on.
+    None,
+}
+
+/// What happens when a conflict of one type is met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConflictPolicy {
+    Pause,
+    ApplyRemote,
+    KeepLocal,
+    LastUpdateWins,
+}
+
+/// Policies by the contract's name of the conflict type (`insert_exists`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ConflictPolicies(BTreeMap<&'static str, ConflictPolicy>);
+
+impl ConflictPolicies {
+    /// The policy for a conflict type; whatever is not configured pauses.
+    #[must_use]
+    pub fn policy(&self, conflict_type: &str) -> ConflictPolicy {
+        self.0.get(conflict_type).copied().unwrap_or(ConflictPolicy::Pause)
+    }
+}
+
 /// What differs for one table. A table without a rule keeps its name and all its columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableRule {
     pub source: QualifiedName,
     pub target: QualifiedName,
 }
+
+impl Config {
+    /// Reads and checks a configuration: the file at `path` (else the one that `PGSLUICE_CONFIG`
+    /// names, else [`DEFAULT_PATH`]), overridden by `PGSLUICE__…` in `env`. The default file may be
+    /// missing if the environment configures anything. libpq's variables (`PGHOST`, …), its
+    /// password file and its files in the home directory fill in what connection strings leave out.
+    ///
+    /// Give `env` as [`process_environment`] returns it.
+    ///
+    /// # Errors
+    /// Every problem at once. The process's exit code is 2.
+    pub fn load(
+        path: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigErrors> {
+        let surroundings = Surroundings::of_process(env.collect());
+        let from_env = surroundings.env.get(PATH_VARIABLE).filter(|path| !path.is_empty());
+        let file = match path.map(Path::to_owned).or_else(|| from_env.map(PathBuf::from)) {
+            Some(path) => ConfigFile::Given(path),
+            None => ConfigFile::Default(PathBuf::from(DEFAULT_PATH)),
+        };
+        let mut report = Report::default();
+        match read_file(file, &surroundings, &mut report) {
+            Some(text) => load_text(&text, &surroundings, report),
+            None => Err(report.into_errors()),
+        }
+    }
+
+    #[must_use]
+    pub fn subscription(&self, name: &SubscriptionName) -> Option<&Subscription> {
+        self.subscriptions.iter().find(|subscription| subscription.name == *name)
+    }
+
+    /// Whether `run` has anything to do. Other commands are useful without a subscription.
+    ///
+    /// # Errors
+    /// No subscription is configured.
+    pub fn require_subscription(&self) -> Result<(), ConfigErrors> {
+        if !self.subscriptions.is_empty() {
+            return Ok(());
+        }
+        let diagnosis = Diagnosis::new("no subscription is configured")
+            .hint("add a [[subscriptions]] table to the configuration; docs/configuration.md shows its keys");
+        Err(ConfigErrors::new(vec![Problem { place: None, key: "subscriptions".to_owned(), diagnosis }]))
+    }
+}
+
+/// The file's text. A default file that is missing is empty if the environment says anything.
+fn read_file(file: ConfigFile, surroundings: &Surroundings, report: &mut Report) -> Option<String> {
+    let (path, given) = match file {
+        ConfigFile::Given(path) => (path, true),
+        ConfigFile::Default(path) => (path, false),
+    };
+    let error = match surroundings::read_bounded(&path) {
+        Ok(text) => {
+            report.file = Some(path);
+            return Some(text);
+        }
+        Err(error) => error,
+    };
+    let missing = error.kind() == std::io::ErrorKind::NotFound;
+    if missing && !given && surroundings.env.keys().any(|name| name.starts_with(env::PREFIX)) {
+        return Some(String::new());
+    }
+    let problem = if missing {
+        Diagnosis::new("there is no such configuration file")
+            .hint(format!("name the file with --config FILE or {PATH_VARIABLE}"))
+    } else {
+        Diagnosis::new("the configuration file cannot be read").detail(error.to_string())
+    };
+    report.problem_at(Some(Place::File(path)), problem);
+    None
+}
+
+/// From the file's text on: no more looking for files but password files.
+fn load_text(text: &str, surroundings: &Surroundings, mut report: Report) -> Result<Config, ConfigErrors> {
+    let document = match file::parse(text) {
+        Ok(document) => document,
+        Err(((line, column), problem)) => {
+            let place = report.file.clone().map(|file| Place::Position { file, line, column });
+            report.problem_at(place, problem);
+            return Err(report.into_errors());
+        }
+    };
+    report.positions = document.positions;
+    let mut root = env::with_overrides(document.root, &surroundings.env, &mut report);
+    check::prune(&mut root, &keys::ROOT, &mut report);
+    match root.try_deserialize::<raw::RawConfig>() {
+        Ok(raw) => validate::validate(raw, surroundings, report),
+        Err(_) => {
+            // Cannot happen: what does not fit has been taken out. The error may quote a value.
+            report.problem_at(None, Diagnosis::new("the configuration does not have the expected structure"));
+            Err(report.into_errors())
+        }
+    }
+}
+
+#[cfg(test)]
+mod docs_tests;
+#[cfg(test)]
+mod tests;

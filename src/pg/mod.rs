@@ -15,4 +15,4 @@ pub use lsn::{Lsn, ParseLsnError};
 pub use name::{ParseNameError, QualifiedName, SlotName, SubscriptionName};
 pub use secret::Secret;
 
-pub(crate) use nearest::nearest;
+pub(crate) use nearest::{nearest, one_of};

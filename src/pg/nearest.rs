@@ -1,6 +1,6 @@
-//! "Did you mean": the known name that a mistyped one is closest to.
+//! Hints: "did you mean", the known name that a mistyped one is closest to, and "a, b or c".
 //!
-//! Only for hints: nothing is ever accepted because it looks like something else.
+//! For texts only: nothing is ever accepted because it looks like something else.
 
 /// Longer words are no typing mistakes, and comparing them would cost quadratic time.
 const WORD_CHARS_MAX: usize = 64;
@@ -47,9 +47,25 @@ fn distance(a: &[char], b: &[char]) -> usize {
     above[b.len()]
 }
 
+/// `a, b or c`, for hints that list what may be used.
+pub(crate) fn one_of<S: AsRef<str>>(words: &[S]) -> String {
+    let words: Vec<_> = words.iter().map(AsRef::as_ref).collect();
+    match words.as_slice() {
+        [rest @ .., last] if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        words => words.concat(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_are_listed_as_a_person_would() {
+        assert_eq!(one_of(&["a", "b", "c"]), "a, b or c");
+        assert_eq!(one_of(&["a"]), "a");
+        assert_eq!(one_of::<&str>(&[]), "");
+    }
 
     #[test]
     fn the_closest_known_name_is_suggested() {

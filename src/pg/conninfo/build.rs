@@ -15,7 +15,7 @@ use super::{
     PORT_DEFAULT, RootCert, SslMode, SslNegotiation, TargetSessionAttrs, TlsSettings,
 };
 use crate::error::Diagnosis;
-use crate::pg::{Secret, nearest};
+use crate::pg::{Secret, nearest, one_of};
 
 /// What applies where a string says nothing, in libpq's order: environment, then files and the
 /// operating system's user.
@@ -190,7 +190,7 @@ impl Builder {
             return Diagnosis::new(format!("{label} is not supported")).hint(leave_out);
         }
         Diagnosis::new(format!("this value of {label} is not supported"))
-            .hint(format!("{leave_out}, or use {}", one_of(accepted.iter().copied())))
+            .hint(format!("{leave_out}, or use {}", one_of(accepted)))
     }
 
     fn text(&self, name: &str) -> Option<String> {
@@ -207,7 +207,7 @@ impl Builder {
         let found = words.iter().find(|(word, _)| *word == value).map(|&(_, meaning)| meaning);
         if found.is_none() {
             let suggestion = nearest(value, words.iter().map(|&(word, _)| word));
-            let known = one_of(words.iter().map(|&(word, _)| word));
+            let known = one_of(&words.iter().map(|&(word, _)| word).collect::<Vec<_>>());
             let problem = Diagnosis::new(format!("{} must be {known}", self.label(name)));
             self.problem(match suggestion {
                 Some(suggestion) => problem.hint(format!("did you mean \"{suggestion}\"?")),
@@ -508,14 +508,5 @@ fn unknown(keyword: &str, at: Option<usize>, sensitive: bool) -> Diagnosis {
             .hint("a password with spaces stands in single quotes: password='…'"),
         None => Diagnosis::new(format!("the word {place} is not a connection parameter"))
             .hint("docs/configuration.md lists the parameters, which are libpq's"),
-    }
-}
-
-/// `a, b or c`
-fn one_of<'a>(words: impl Iterator<Item = &'a str>) -> String {
-    let words: Vec<_> = words.collect();
-    match words.as_slice() {
-        [rest @ .., last] if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
-        words => words.concat(),
     }
 }

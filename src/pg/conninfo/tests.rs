@@ -1,3 +1,5 @@
+//! Strings, files and defaults as libpq has them.
+
 use std::net::Ipv4Addr;
 use std::path::Path;
 

@@ -1,0 +1,98 @@
+//! The TOML file as a tree of values, and the place of every key in it.
+
+use std::collections::BTreeMap;
+
+use config::{Map, Value, ValueKind};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::error::Position;
+use super::path::KeyPath;
+use crate::error::Diagnosis;
+
+/// A file's content.
+pub(super) struct Document {
+    /// Always a table.
+    pub(super) root: Value,
+    pub(super) positions: BTreeMap<KeyPath, Position>,
+}
+
+/// Reads a whole file. A syntax error is one problem, the first: what follows would be guesswork.
+pub(super) fn parse(text: &str) -> Result<Document, (Position, Diagnosis)> {
+    let lines = Lines::of(text);
+    let (root, errors) = DeTable::parse_recoverable(text);
+    let place = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
+    if let Some(first) = errors.iter().min_by_key(|error| place(error)) {
+        return Err((lines.position(place(first)), syntax_error(first)));
+    }
+    let mut positions = BTreeMap::new();
+    let root = table(root.get_ref(), &KeyPath::default(), &mut |path, at| {
+        positions.insert(path, lines.position(at));
+    });
+    Ok(Document { root, positions })
+}
+
+/// Reads one value in TOML notation, for the environment.
+pub(super) fn parse_value(text: &str) -> Result<Value, Diagnosis> {
+    let parsed = DeValue::parse(text).map_err(|error| syntax_error(&error))?;
+    Ok(value(parsed.get_ref(), &KeyPath::default(), &mut |_, _| ()))
+}
+
+/// The message only: `Display` would repeat the line, which may hold a password.
+fn syntax_error(error: &toml::de::Error) -> Diagnosis {
+    Diagnosis::new(format!("this is not TOML: {}", error.message().trim_end()))
+}
+
+type Note<'a> = &'a mut dyn FnMut(KeyPath, usize);
+
+fn table(from: &DeTable<'_>, path: &KeyPath, note: Note<'_>) -> Value {
+    let mut entries = Map::new();
+    for (key, entry) in from {
+        let path = path.key(key.get_ref().as_ref());
+        note(path.clone(), key.span().start);
+        entries.insert(key.get_ref().clone().into_owned(), value(entry.get_ref(), &path, note));
+    }
+    entries.into()
+}
+
+fn value(from: &DeValue<'_>, path: &KeyPath, note: Note<'_>) -> Value {
+    let kind = match from {
+        DeValue::String(text) => ValueKind::String(text.clone().into_owned()),
+        DeValue::Boolean(flag) => ValueKind::Boolean(*flag),
+        // No key takes a number or a date yet: they only have to be told apart in a problem's text.
+        DeValue::Integer(_) | DeValue::Float(_) => ValueKind::Float(f64::NAN),
+        DeValue::Datetime(_) => ValueKind::Nil,
+        DeValue::Table(entries) => return table(entries, path, note),
+        DeValue::Array(elements) => {
+            let element = |(i, element): (usize, &Spanned<DeValue<'_>>)| {
+                let path = path.index(i);
+                note(path.clone(), element.span().start);
+                value(element.get_ref(), &path, note)
+            };
+            ValueKind::Array(elements.iter().enumerate().map(element).collect())
+        }
+    };
+    Value::new(None, kind)
+}
+
+/// Byte offsets → lines and columns.
+struct Lines<'a> {
+    text: &'a str,
+    /// Where each line starts.
+    starts: Vec<usize>,
+}
+
+impl<'a> Lines<'a> {
+    fn of(text: &'a str) -> Self {
+        let after_newlines =
+            text.bytes().enumerate().filter(|&(_, byte)| byte == b'\n').map(|(at, _)| at + 1);
+        Self { text, starts: std::iter::once(0).chain(after_newlines).collect() }
+    }
+
+    fn position(&self, at: usize) -> Position {
+        let line = self.starts.partition_point(|&start| start <= at);
+        let start = self.starts[line - 1];
+        let column = self.text.get(start..at).map_or(0, |before| before.chars().count());
+        (line, column + 1)
+    }
+}

@@ -1,0 +1,137 @@
+//! What the configuration may draw on besides its file: the environment, the operating system's
+//! user and libpq's files in the home directory. The only place of `config` that looks for them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::Diagnosis;
+use crate::pg::conninfo::{DefaultFiles, Passfile};
+
+/// A larger configuration or password file is not what it claims to be, bytes.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Found once per load. No `Debug`: the environment holds passwords.
+pub(super) struct Surroundings {
+    pub(super) env: BTreeMap<String, String>,
+    pub(super) os_user: Option<String>,
+    pub(super) files: DefaultFiles,
+}
+
+impl Surroundings {
+    /// Of this process, with the given environment.
+    pub(super) fn of_process(env: BTreeMap<String, String>) -> Self {
+        let uid = fs::metadata("/proc/self").map(|process| process.uid()).ok();
+        let users = read_bounded(Path::new("/etc/passwd")).unwrap_or_default();
+        let entry = uid.and_then(|uid| user_entry(&users, uid));
+        // A container may run under a number that has no name.
+        let named = || ["USER", "LOGNAME"].into_iter().find_map(|name| non_empty(env.get(name)));
+        let os_user = entry.as_ref().map(|(name, _)| name.clone()).or_else(named);
+        let home = non_empty(env.get("HOME")).or_else(|| entry.map(|(_, home)| home));
+        let files = home.map_or_else(DefaultFiles::default, |home| files_in(Path::new(&home)));
+        Self { env, os_user, files }
+    }
+}
+
+fn non_empty(value: Option<&String>) -> Option<String> {
+    value.filter(|value| !value.is_empty()).cloned()
+}
+
+/// A user's name and home directory in `/etc/passwd`.
+fn user_entry(users: &str, uid: u32) -> Option<(String, String)> {
+    users.lines().find_map(|line| {
+        let fields: Vec<_> = line.split(':').collect();
+        let [name, _, number, _, _, home, _] = fields.as_slice() else { return None };
+        (number.parse() == Ok(uid)).then(|| ((*name).to_owned(), (*home).to_owned()))
+    })
+}
+
+/// libpq's files in a home directory, as far as they exist.
+fn files_in(home: &Path) -> DefaultFiles {
+    let existing = |name: &str| Some(home.join(name)).filter(|path| path.exists());
+    DefaultFiles {
+        passfile: existing(".pgpass"),
+        root_cert: existing(".postgresql/root.crt"),
+        client_cert: existing(".postgresql/postgresql.crt").zip(existing(".postgresql/postgresql.key")),
+    }
+}
+
+/// A whole UTF-8 file of reasonable size.
+pub(super) fn read_bounded(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(std::io::Error::other("the file is larger than 1 MiB"));
+    }
+    Ok(text)
+}
+
+/// A password file's text. As with libpq, a file that others may read does not count, nor does one
+/// that is not a plain file.
+///
+/// # Errors
+/// Why the file was passed over: for a warning, since a connection may do without.
+pub(super) fn read_passfile(passfile: &Passfile) -> Result<String, Diagnosis> {
+    let path = passfile.path();
+    let ignored = |why: &str| Diagnosis::new(format!("password file {} is ignored: {why}", path.display()));
+    let metadata = fs::metadata(path).map_err(|error| {
+        ignored(&error.to_string()).hint("correct passfile or PGPASSFILE, or create the file with mode 0600")
+    })?;
+    if !metadata.is_file() {
+        return Err(ignored("it is not a plain file"));
+    }
+    if metadata.mode() & 0o077 != 0 {
+        return Err(
+            ignored("its group or others may access it").hint(format!("chmod 0600 '{}'", path.display()))
+        );
+    }
+    read_bounded(path).map_err(|error| ignored(&error.to_string()))
+}
+
+/// The process's environment for [`Config::load`](super::Config::load). Names that are not UTF-8
+/// cannot be ours; in a value, what is not UTF-8 becomes U+FFFD.
+pub fn process_environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
+}
+
+/// The path that names the configuration file, and whether somebody chose it.
+pub(super) enum ConfigFile {
+    Given(PathBuf),
+    Default(PathBuf),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_found_by_number() {
+        let users = "root:x:0:0:root:/root:/bin/bash\nbroken\nsammy:x:1000:1000:S,,,:/home/sammy:/bin/sh\n";
+        assert_eq!(user_entry(users, 1000), Some(("sammy".to_owned(), "/home/sammy".to_owned())));
+        assert_eq!(user_entry(users, 1), None);
+    }
+
+    #[test]
+    fn only_files_that_exist_are_defaults() {
+        let home = tempfile::tempdir().unwrap();
+        assert_eq!(files_in(home.path()), DefaultFiles::default());
+        fs::create_dir(home.path().join(".postgresql")).unwrap();
+        for name in [".pgpass", ".postgresql/root.crt", ".postgresql/postgresql.crt"] {
+            fs::write(home.path().join(name), "").unwrap();
+        }
+        let files = files_in(home.path());
+        assert!(files.passfile.is_some() && files.root_cert.is_some());
+        assert_eq!(files.client_cert, None);
+    }
+
+    #[test]
+    fn huge_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("huge");
+        fs::write(&path, vec![b'#'; 1024 * 1024 + 1]).unwrap();
+        assert_eq!(read_bounded(&path).unwrap_err().to_string(), "the file is larger than 1 MiB");
+    }
+}

@@ -1,0 +1,166 @@
+//! Values and what they have to do with each other: [`RawConfig`] → [`Config`].
+
+mod subscription;
+mod table;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::connect::{Called, connection};
+use super::error::{ConfigErrors, Report};
+use super::path::KeyPath;
+use super::raw::{ConnectionString, RawConfig, RawService, RawTarget};
+use super::surroundings::Surroundings;
+use super::{Config, LogFormat, Service, Target};
+use crate::error::Diagnosis;
+use crate::pg::{nearest, one_of};
+
+/// Loopback: nobody else on the network reaches the API before somebody decides so.
+const LISTEN_DEFAULT: &str = "127.0.0.1:9650";
+
+/// PostgreSQL's `NAMEDATALEN` less the terminator.
+const NAME_BYTES_MAX: usize = 63;
+
+/// Checks every value. Succeeds only if `report` was empty and stays so.
+pub(super) fn validate(
+    raw: RawConfig,
+    surroundings: &Surroundings,
+    report: Report,
+) -> Result<Config, ConfigErrors> {
+    let mut validator = Validator { surroundings, report, warnings: Vec::new() };
+    let service = validator.service(raw.service);
+    let target = validator.target(&raw.target);
+    let subscriptions = validator.subscriptions(raw.subscriptions);
+    let Validator { report, warnings, .. } = validator;
+    match (service, target, subscriptions) {
+        (Some(service), Some(target), Some(subscriptions)) if report.is_empty() => {
+            Ok(Config { service, target, subscriptions, warnings })
+        }
+        _ => Err(report.into_errors()),
+    }
+}
+
+/// Methods return `None` once they have reported why there is no value.
+struct Validator<'a> {
+    surroundings: &'a Surroundings,
+    report: Report,
+    warnings: Vec<Diagnosis>,
+}
+
+impl Validator<'_> {
+    fn problem(&mut self, path: &KeyPath, problem: Diagnosis) {
+        self.report.problem(path, problem);
+    }
+
+    /// A key without a default.
+    fn required<T>(&mut self, value: Option<T>, path: &KeyPath, hint: &str) -> Option<T> {
+        if value.is_none() && !self.report.is_discarded(path) {
+            self.problem(path, Diagnosis::new("the key is missing").hint(hint));
+        }
+        value
+    }
+
+    /// One of a key's words, or a word that is not supported yet.
+    fn word<T: Copy>(&mut self, value: &str, path: &KeyPath, words: &[(&str, Word<T>)]) -> Option<T> {
+        let quoted = |words: &mut dyn Iterator<Item = &&str>| {
+            one_of(&words.map(|word| format!("\"{word}\"")).collect::<Vec<_>>())
+        };
+        let accepted = words.iter().filter(|(_, word)| matches!(word, Word::Means(_))).map(|(word, _)| word);
+        match words.iter().find(|(word, _)| *word == value) {
+            Some((_, Word::Means(meaning))) => return Some(*meaning),
+            Some((_, Word::NotYet)) => {
+                let use_instead = format!("use {}", quoted(&mut accepted.into_iter()));
+                self.problem(path, not_supported_yet(&format!("\"{value}\"")).hint(use_instead));
+            }
+            None => {
+                let primary = format!("\"{}\" is not one of this key's values", value.escape_debug());
+                let all = quoted(&mut words.iter().map(|(word, _)| word));
+                let hint = match nearest(value, words.iter().map(|(word, _)| *word)) {
+                    Some(suggestion) => format!("did you mean \"{suggestion}\"?"),
+                    None => format!("use {all}"),
+                };
+                self.problem(path, Diagnosis::new(primary).hint(hint));
+            }
+        }
+        None
+    }
+
+    /// A name that a catalog of PostgreSQL could hold.
+    fn catalog_name(&mut self, name: &str, path: &KeyPath) -> bool {
+        let why = if name.is_empty() {
+            "an empty string is not a name"
+        } else if name.len() > NAME_BYTES_MAX {
+            "the name is longer than 63 bytes"
+        } else if name.contains('\0') {
+            "the name holds a NUL character"
+        } else {
+            return true;
+        };
+        self.problem(path, Diagnosis::new(why));
+        false
+    }
+
+    fn service(&mut self, raw: RawService) -> Option<Service> {
+        let path = KeyPath::default().key("service");
+        let listen = self.listen(raw.listen.as_deref().unwrap_or(LISTEN_DEFAULT), &path.key("listen"));
+        let token_path = path.key("api_token_file");
+        let api_token_file = raw.api_token_file.map(PathBuf::from);
+        if api_token_file.as_ref().is_some_and(|file| file.as_os_str().is_empty()) {
+            self.problem(&token_path, Diagnosis::new("an empty string is not a file's path"));
+        }
+        let exposed = listen.is_some_and(|listen| !listen.ip().to_canonical().is_loopback());
+        if exposed && api_token_file.is_none() && !self.report.is_discarded(&token_path) {
+            let problem =
+                Diagnosis::new("the address can be reached from other machines, but the API has no token")
+                    .hint("set service.api_token_file to a file that holds one, or listen on 127.0.0.1");
+            self.problem(&path.key("listen"), problem);
+        }
+        let log_format = match raw.log_format.as_deref() {
+            None => Some(LogFormat::Text),
+            Some(word) => self.word(
+                word,
+                &path.key("log_format"),
+                &[("text", Word::Means(LogFormat::Text)), ("json", Word::Means(LogFormat::Json))],
+            ),
+        };
+        Some(Service { listen: listen?, api_token_file, log_format: log_format? })
+    }
+
+    fn listen(&mut self, text: &str, path: &KeyPath) -> Option<SocketAddr> {
+        let address = text.parse().ok();
+        if address.is_none() {
+            let primary = format!("\"{}\" is not an IP address and a port", text.escape_debug());
+            let hint = "write 127.0.0.1:9650, [::1]:9650, or 0.0.0.0:9650 for all interfaces";
+            self.problem(path, Diagnosis::new(primary).hint(hint));
+        }
+        address
+    }
+
+    fn target(&mut self, raw: &RawTarget) -> Option<Target> {
+        let path = KeyPath::default().key("target").key("url");
+        let url =
+            self.required(raw.url.as_ref(), &path, "add url = \"host=… dbname=… user=…\" under [target]")?;
+        Some(Target { conninfo: self.connection(url, &Called::Default("pgsluice"), &path)? })
+    }
+
+    fn connection(
+        &mut self,
+        text: &ConnectionString,
+        called: &Called<'_>,
+        path: &KeyPath,
+    ) -> Option<crate::pg::conninfo::ConnInfo> {
+        connection(text, called, path, self.surroundings, &mut self.report, &mut self.warnings)
+    }
+}
+
+/// What one of a key's words stands for.
+#[derive(Clone, Copy)]
+enum Word<T> {
+    Means(T),
+    /// Part of the contract, but its issue has not landed.
+    NotYet,
+}
+
+fn not_supported_yet(what: &str) -> Diagnosis {
+    Diagnosis::new(format!("{what} is not supported yet"))
+}
