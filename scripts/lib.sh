@@ -1,0 +1,121 @@
+# shellcheck shell=bash
+# What the scripts share: finding, and where allowed installing, what they need.
+# To be sourced. Nothing here starts a server or touches one that is running.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+readonly root
+
+say() { printf '\n== %s\n' "$*" >&2; }
+note() { printf '   %s\n' "$*" >&2; }
+
+# die MESSAGE [HINT…]: the message, then what to do about it.
+die() {
+    printf 'error: %s\n' "$1" >&2
+    shift
+    local hint
+    for hint in "$@"; do printf '  hint: %s\n' "$hint" >&2; done
+    exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# as_root COMMAND…: runs it as root, without ever asking for a password. Fails where it may not.
+as_root() {
+    if [[ $(id -u) -eq 0 ]]; then
+        "$@"
+    elif have sudo && sudo -n true 2>/dev/null; then
+        sudo -n "$@"
+    else
+        return 1
+    fi
+}
+
+may_be_root() { as_root true; }
+
+# apt_install PACKAGE…: on Debian, Ubuntu and their kin; returns 1 where that is not possible.
+apt_install() {
+    have apt-get && may_be_root || return 1
+    note "installing $*"
+    local log status=0
+    log=$(mktemp)
+    # Under `env`, because sudo clears the environment. The lists may be old or absent.
+    {
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq || true
+        as_root env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -qq --no-install-recommends "$@"
+    } </dev/null >"$log" 2>&1 || status=$?
+    if [[ $status -ne 0 ]]; then
+        tail -n 20 "$log" >&2
+    fi
+    rm -f "$log"
+    return "$status"
+}
+
+# Prints the newest directory that holds server binaries (initdb and postgres); 1 if there is none.
+# The same places as the library looks into (src/demo/binaries.rs).
+find_postgres() {
+    local dir
+    if [[ -n ${PGSLUICE_PG_BIN:-} ]]; then
+        # Asked for by name: this one or none.
+        [[ -x $PGSLUICE_PG_BIN/initdb && -x $PGSLUICE_PG_BIN/postgres ]] || return 1
+        printf '%s\n' "$PGSLUICE_PG_BIN"
+        return
+    fi
+    while IFS= read -r dir; do
+        if [[ -n $dir && -x $dir/initdb && -x $dir/postgres ]]; then
+            printf '%s\n' "$dir"
+            return
+        fi
+    done < <(
+        if have pg_config; then pg_config --bindir 2>/dev/null || true; fi
+        if have initdb; then dirname "$(readlink -f "$(command -v initdb)")"; fi
+        compgen -G '/usr/lib/postgresql/*/bin' | sort -rV || true
+        compgen -G '/usr/pgsql-*/bin' | sort -rV || true
+    )
+    return 1
+}
+
+need_rust() {
+    if ! have cargo && [[ -x ${CARGO_HOME:-$HOME/.cargo}/bin/cargo ]]; then
+        PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
+    fi
+    have cargo || die "cargo is not installed" \
+        "pgsluice is built from source: install Rust, for example with rustup, and run this again"
+}
+
+need_cc() {
+    have cc || have gcc || have clang || apt_install gcc libc6-dev ||
+        die "a C compiler is needed to link (and to build the TLS library)" \
+            "Debian, Ubuntu: apt-get install gcc libc6-dev" \
+            "Fedora, Red Hat: dnf install gcc"
+}
+
+# Sets PGSLUICE_PG_BIN.
+need_postgres() {
+    local bin
+    if ! bin=$(find_postgres); then
+        [[ -z ${PGSLUICE_PG_BIN:-} ]] || die "PGSLUICE_PG_BIN=$PGSLUICE_PG_BIN holds no initdb and postgres"
+        install_postgres ||
+            die "PostgreSQL's server is not installed (version 10 or newer, any; only its binaries are used)" \
+                "Debian, Ubuntu: apt-get install postgresql   (as root)" \
+                "Fedora, Red Hat: dnf install postgresql-server" \
+                "elsewhere: set PGSLUICE_PG_BIN to the directory that holds initdb and postgres"
+        bin=$(find_postgres) || die "PostgreSQL was installed, but its initdb was not found"
+    fi
+    export PGSLUICE_PG_BIN=$bin
+}
+
+# Debian's postgresql package creates and starts a cluster of its own when it is installed. A demo or
+# a test run has no business leaving one behind, so for the time of the installation that is
+# switched off where Debian documents it (createcluster.conf, pg_createcluster(1)); afterwards the
+# file is again as it was.
+install_postgres() {
+    have apt-get && may_be_root || return 1
+    apt_install postgresql-common || return 1
+    local conf=/etc/postgresql-common/createcluster.conf status=0
+    as_root cp -a "$conf" "$conf.pgsluice"
+    as_root sed -i -E '/^[[:space:]]*create_main_cluster/d; $a create_main_cluster = false' "$conf"
+    apt_install postgresql || status=$?
+    as_root mv "$conf.pgsluice" "$conf"
+    return "$status"
+}

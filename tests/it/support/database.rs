@@ -1,0 +1,141 @@
+//! One side's database, as its owner sees it.
+
+use pgsluice::demo::cluster::Cluster;
+use pgsluice::demo::{Session, TextRow};
+use pgsluice::pg::{quote_ident, quote_literal};
+
+/// Rows as text, NULL as `None`.
+pub(crate) type Rows = Vec<TextRow>;
+
+/// A database with its superuser's eyes. Every call is a session of its own, so that it works
+/// across restarts of the server.
+#[derive(Debug, Clone)]
+pub(crate) struct Database {
+    pub(crate) name: String,
+    pub(crate) port: u16,
+    superuser: String,
+}
+
+impl Database {
+    /// Creates the database `name`.
+    pub(crate) async fn create(server: &Cluster, name: &str) -> Self {
+        server.create_database(name).await.unwrap_or_else(|error| panic!("{}", error.diagnosis()));
+        let superuser = server.conninfo(name, pgsluice::demo::cluster::SUPERUSER);
+        Self { name: name.to_owned(), port: server.port(), superuser }
+    }
+
+    /// A session of the superuser.
+    pub(crate) async fn session(&self) -> Session {
+        Session::connect(&self.superuser).await.unwrap_or_else(|error| panic!("{}", error.diagnosis()))
+    }
+
+    /// Runs statements; several are one transaction.
+    #[track_caller]
+    pub(crate) fn exec(&self, sql: impl Into<String>) -> impl Future<Output = ()> {
+        let (database, sql, caller) = (self.clone(), sql.into(), std::panic::Location::caller());
+        async move {
+            let session = database.session().await;
+            if let Err(error) = session.batch(&sql).await {
+                panic!("{} (called at {caller})", error.diagnosis());
+            }
+            session.close().await;
+        }
+    }
+
+    /// Runs statements that must fail; returns the server's message.
+    pub(crate) async fn exec_fails(&self, sql: &str) -> String {
+        match self.session().await.batch(sql).await {
+            Ok(()) => panic!("this was expected to fail: {sql}"),
+            Err(error) => error.diagnosis().to_string(),
+        }
+    }
+
+    /// The rows of a query, every value as text.
+    #[track_caller]
+    pub(crate) fn query_text(&self, sql: impl Into<String>) -> impl Future<Output = Rows> {
+        let (database, sql, caller) = (self.clone(), sql.into(), std::panic::Location::caller());
+        async move {
+            let session = database.session().await;
+            let rows = session.rows(&sql).await;
+            session.close().await;
+            rows.unwrap_or_else(|error| panic!("{} (called at {caller})", error.diagnosis()))
+        }
+    }
+
+    /// The one value of a query; `None` if it is NULL or there is no row.
+    pub(crate) async fn value(&self, sql: &str) -> Option<String> {
+        self.query_text(sql).await.into_iter().next().and_then(|row| row.into_iter().next().flatten())
+    }
+
+    /// The rows as `a|b|c` lines, NULL as `∅`, in the query's order: easy to compare and to read.
+    pub(crate) async fn lines(&self, sql: &str) -> Vec<String> {
+        self.query_text(sql).await.iter().map(line).collect()
+    }
+
+    /// The columns of a table (as SQL writes its name), in order.
+    pub(crate) async fn columns(&self, table: &str) -> Vec<String> {
+        let sql = format!(
+            "SELECT attname FROM pg_attribute WHERE attrelid = {}::regclass AND attnum > 0 \
+             AND NOT attisdropped ORDER BY attnum",
+            quote_literal(table)
+        );
+        self.query_text(sql).await.into_iter().flatten().flatten().collect()
+    }
+
+    /// These columns of all of a table's rows, sorted.
+    pub(crate) async fn sorted(&self, table: &str, columns: &[String]) -> Vec<String> {
+        let list: Vec<String> = columns.iter().map(|column| quote_ident(column)).collect();
+        let mut rows = self.lines(&format!("SELECT {} FROM {table}", list.join(", "))).await;
+        rows.sort();
+        rows
+    }
+}
+
+/// One row as text, for messages and comparisons.
+pub(crate) fn line(row: &TextRow) -> String {
+    let values: Vec<&str> = row.iter().map(|value| value.as_deref().unwrap_or("∅")).collect();
+    values.join("|")
+}
+
+/// What differs between two sorted lists of rows: `Ok` if nothing does.
+pub(crate) fn compare(table: &str, publisher: &[String], target: &[String]) -> Result<(), String> {
+    const SHOWN_MAX: usize = 5;
+    if publisher == target {
+        return Ok(());
+    }
+    let missing = less(publisher, target);
+    let surplus = less(target, publisher);
+    let shown = |rows: &[String]| rows.iter().take(SHOWN_MAX).cloned().collect::<Vec<_>>().join("\n    ");
+    Err(format!(
+        "{table}: {} rows on the publisher, {} on the target\n  on the publisher only ({}):\n    {}\n  \
+         on the target only ({}):\n    {}",
+        publisher.len(),
+        target.len(),
+        missing.len(),
+        shown(&missing),
+        surplus.len(),
+        shown(&surplus)
+    ))
+}
+
+/// `left` without `right`, as multisets; both are sorted.
+fn less(left: &[String], right: &[String]) -> Vec<String> {
+    let mut right = right.iter().peekable();
+    let mut rest = Vec::new();
+    for row in left {
+        while right.next_if(|other| *other < row).is_some() {}
+        if right.next_if(|other| *other == row).is_none() {
+            rest.push(row.clone());
+        }
+    }
+    rest
+}
+
+#[test]
+fn differences_count_duplicates() {
+    let rows = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(less(&rows("a a b d"), &rows("a c d")), rows("a b"));
+    assert_eq!(compare("t", &rows("a b"), &rows("a b")), Ok(()));
+    let text = compare("t", &rows("a a"), &rows("a")).unwrap_err();
+    assert!(text.contains("2 rows on the publisher, 1 on the target"), "{text}");
+}

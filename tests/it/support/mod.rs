@@ -1,0 +1,22 @@
+//! What the integration tests share: real servers, a configuration, pgsluice as a process.
+//!
+//! ```text
+//! World ─┬─ servers    one or two throw-away clusters       cluster.rs
+//!        ├─ publisher, target: Database                     database.rs
+//!        ├─ pgsluice.toml, in a directory of its own        world.rs
+//!        └─ Service = a real `pgsluice run`                 service.rs
+//! ```
+//! # Rules
+//! - Each test has servers of its own. A copy of a template data directory and a start take a few
+//!   tenths of a second, and nothing that a test does to a server can disturb another test,
+//!   whether the runner uses threads or processes.
+//! - Nobody sleeps to let something happen: [`wait::until`] waits for a condition, with a deadline.
+//! - Roles have the least privileges that pgsluice documents, unless a test asks for others.
+//! - Whatever is started ends with the test, also if the runner kills it.
+
+pub(crate) mod cli;
+pub(crate) mod clusters;
+pub(crate) mod database;
+pub(crate) mod service;
+pub(crate) mod wait;
+pub(crate) mod world;

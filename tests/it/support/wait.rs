@@ -1,0 +1,85 @@
+//! Waiting for a condition, with a deadline.
+
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
+/// How long a test waits for what should take a second. Generous: a loaded machine is no failure.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What a condition can be: there or not (yet), with what was seen instead.
+pub(crate) trait Observation {
+    type Value;
+    fn observe(self) -> Result<Self::Value, String>;
+}
+
+impl<T> Observation for Option<T> {
+    type Value = T;
+    fn observe(self) -> Result<T, String> {
+        self.ok_or_else(|| "nothing".to_owned())
+    }
+}
+
+impl<T, E: Display> Observation for Result<T, E> {
+    type Value = T;
+    fn observe(self) -> Result<T, String> {
+        self.map_err(|seen| seen.to_string())
+    }
+}
+
+impl Observation for bool {
+    type Value = ();
+    fn observe(self) -> Result<(), String> {
+        if self { Ok(()) } else { Err("not so".to_owned()) }
+    }
+}
+
+/// Waits up to [`PATIENCE`] until `condition` holds. Panics, with what it saw last, if it never does.
+pub(crate) async fn until<O: Observation>(what: &str, condition: impl AsyncFnMut() -> O) -> O::Value {
+    until_within(PATIENCE, what, condition).await
+}
+
+/// [`until`] with another deadline.
+pub(crate) async fn until_within<O: Observation>(
+    patience: Duration,
+    what: &str,
+    mut condition: impl AsyncFnMut() -> O,
+) -> O::Value {
+    let deadline = Instant::now() + patience;
+    let mut last = "nothing, not even once".to_owned();
+    loop {
+        // A condition that hangs must not outlive the deadline either.
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        match tokio::time::timeout(remaining.max(POLL_INTERVAL), condition()).await {
+            Ok(observation) => match observation.observe() {
+                Ok(value) => return value,
+                Err(seen) => last = seen,
+            },
+            Err(_) => last.push_str(" (and then no answer)"),
+        }
+        assert!(Instant::now() < deadline, "waited {patience:?} in vain until {what}; last seen: {last}");
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+#[tokio::test]
+async fn it_returns_what_the_condition_gives() {
+    let mut tries = 0;
+    let value = until("the third try", async || {
+        tries += 1;
+        (tries == 3).then_some(tries)
+    });
+    assert_eq!(value.await, 3);
+}
+
+#[tokio::test]
+#[should_panic(expected = "until pigs fly; last seen: they walk")]
+async fn it_panics_with_what_it_saw_last() {
+    until_within(Duration::from_millis(50), "pigs fly", async || Err::<(), _>("they walk")).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "no answer")]
+async fn a_condition_that_hangs_is_bounded() {
+    until_within(Duration::from_millis(50), "it answers", std::future::pending::<Option<()>>).await;
+}

@@ -1,0 +1,397 @@
+//! A publisher, a target, a configuration between them.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use pgsluice::demo::cluster::{Cluster, ClusterOptions};
+use pgsluice::pg::quote_ident;
+use tempfile::TempDir;
+
+use super::cli::{self, Outcome, StateView};
+use super::clusters::{options, publisher_binaries, start, target_binaries};
+use super::database::{Database, compare};
+use super::service::Service;
+use super::wait::{PATIENCE, until_within};
+
+/// The role that pgsluice uses on the publisher, and its password.
+pub(crate) const PUBLISHER_ROLE: &str = "sammy";
+/// The role that pgsluice uses on the target. Not a superuser.
+pub(crate) const TARGET_ROLE: &str = "pgsluice_apply";
+/// Both roles' password: with what connection strings and the configuration must quote.
+pub(crate) const PASSWORD: &str = "pa'ss \\word";
+pub(crate) const PUBLICATION: &str = "my_publication";
+
+/// How many servers a test needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Servers {
+    /// Both databases on one server if their versions allow: starts faster.
+    Shared,
+    /// One each: for tests that stop one side, or that need roles, settings or versions to differ.
+    Separate,
+}
+
+/// Whether the target's role may set `session_replication_role` (PostgreSQL 15 and later can grant
+/// that to a role that is no superuser).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReplicaRole {
+    Granted,
+    Withheld,
+}
+
+/// What is to be there before a test begins.
+#[derive(Debug)]
+pub(crate) struct Builder {
+    servers: Servers,
+    replica_role: ReplicaRole,
+    encodings: [&'static str; 2],
+    publisher_settings: Vec<(String, String)>,
+    target_settings: Vec<(String, String)>,
+    publisher_sql: Vec<String>,
+    target_sql: Vec<String>,
+    subscription_lines: Vec<String>,
+    config_lines: Vec<String>,
+}
+
+impl Builder {
+    pub(crate) fn servers(mut self, servers: Servers) -> Self {
+        self.servers = servers;
+        self
+    }
+
+    pub(crate) fn replica_role(mut self, replica_role: ReplicaRole) -> Self {
+        self.replica_role = replica_role;
+        self
+    }
+
+    /// The two databases' encodings, publisher's first. Other than UTF8 for the publisher, and
+    /// differing ones, need separate servers.
+    pub(crate) fn encodings(mut self, publisher: &'static str, target: &'static str) -> Self {
+        self.encodings = [publisher, target];
+        self
+    }
+
+    /// A server setting for the publisher (and, on a shared server, for the target).
+    pub(crate) fn publisher_setting(mut self, name: &str, value: &str) -> Self {
+        self.publisher_settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A server setting for the target (and, on a shared server, for the publisher).
+    pub(crate) fn target_setting(mut self, name: &str, value: &str) -> Self {
+        self.target_settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Statements for the publisher, run by its superuser before anything else.
+    pub(crate) fn publisher_sql(mut self, sql: &str) -> Self {
+        self.publisher_sql.push(sql.to_owned());
+        self
+    }
+
+    /// Statements for the target, run by its superuser before anything else.
+    pub(crate) fn target_sql(mut self, sql: &str) -> Self {
+        self.target_sql.push(sql.to_owned());
+        self
+    }
+
+    /// Statements for both sides.
+    pub(crate) fn both_sql(self, sql: &str) -> Self {
+        self.publisher_sql(sql).target_sql(sql)
+    }
+
+    /// A line of the subscription's section, such as `copy_data = false`.
+    pub(crate) fn subscription_line(mut self, line: &str) -> Self {
+        self.subscription_lines.push(line.to_owned());
+        self
+    }
+
+    /// Lines at the end of the file: `[[subscriptions.tables]]`, further subscriptions.
+    pub(crate) fn config_lines(mut self, lines: &str) -> Self {
+        self.config_lines.push(lines.to_owned());
+        self
+    }
+
+    /// Starts the servers, creates databases, roles and what the statements say, and writes the
+    /// configuration. The publication is the statements' business; without one that they name
+    /// [`PUBLICATION`], `CREATE PUBLICATION … FOR ALL TABLES` is.
+    pub(crate) async fn start(self) -> World {
+        let shared = self.servers == Servers::Shared
+            && publisher_binaries() == target_binaries()
+            && self.encodings[0] == self.encodings[1];
+        let (publisher_server, target_server) = self.start_servers(shared).await;
+        let at_target = target_server.as_ref().unwrap_or(&publisher_server);
+        let names = if shared { ["publisher", "target"] } else { ["example", "example"] };
+        let publisher = Database::create(&publisher_server, names[0]).await;
+        let target = Database::create(at_target, names[1]).await;
+        publisher.exec(publisher_roles(&publisher.name)).await;
+        target.exec(target_roles(&target.name, at_target.binaries().major(), self.replica_role)).await;
+        for sql in &self.publisher_sql {
+            publisher.exec(sql).await;
+        }
+        for sql in &self.target_sql {
+            target.exec(sql).await;
+        }
+        let publications = format!("SELECT 1 FROM pg_publication WHERE pubname = '{PUBLICATION}'");
+        if publisher.value(&publications).await.is_none() {
+            publisher.exec(format!("CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES")).await;
+        }
+        let subscription = unique("sub");
+        let dir = tempfile::Builder::new().prefix("pgsluice-world-").tempdir().unwrap();
+        let config = dir.path().join("pgsluice.toml");
+        std::fs::write(&config, self.config(&subscription, &publisher, &target)).unwrap();
+        World { subscription, publisher, target, config, publisher_server, target_server, dir }
+    }
+
+    async fn start_servers(&self, shared: bool) -> (Cluster, Option<Cluster>) {
+        let set = |options: ClusterOptions, settings: &[(String, String)]| {
+            settings.iter().fold(options, |options, (name, value)| options.setting(name, value))
+        };
+        let publisher = options(publisher_binaries()).label("publisher").encoding(self.encodings[0]);
+        let publisher = set(publisher, &self.publisher_settings);
+        if shared {
+            return (start(set(publisher.label("both"), &self.target_settings)).await, None);
+        }
+        let target = options(target_binaries()).label("target").encoding(self.encodings[1]);
+        let target = set(target, &self.target_settings);
+        let (publisher, target) = tokio::join!(start(publisher), start(target));
+        (publisher, Some(target))
+    }
+
+    fn config(&self, subscription: &str, publisher: &Database, target: &Database) -> String {
+        let mut text = format!(
+            "[target]\nurl = {}\n\n[[subscriptions]]\nname = {}\npublisher = {}\npublications = [{}]\n",
+            toml_string(&conninfo(target, TARGET_ROLE)),
+            toml_string(subscription),
+            toml_string(&conninfo(publisher, PUBLISHER_ROLE)),
+            toml_string(PUBLICATION),
+        );
+        for lines in self.subscription_lines.iter().chain(&self.config_lines) {
+            text.push_str(lines);
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// A connection string with the role's password, as the configuration has it.
+pub(crate) fn conninfo(database: &Database, role: &str) -> String {
+    let password = PASSWORD.replace('\\', r"\\").replace('\'', r"\'");
+    format!(
+        "host=127.0.0.1 port={} user={role} password='{password}' dbname={}",
+        database.port, database.name
+    )
+}
+
+/// What docs and README tell an operator to grant on the publisher.
+fn publisher_roles(database: &str) -> String {
+    format!(
+        "CREATE ROLE {PUBLISHER_ROLE} LOGIN REPLICATION PASSWORD {};
+         GRANT CONNECT ON DATABASE {} TO {PUBLISHER_ROLE};
+         GRANT USAGE ON SCHEMA public TO {PUBLISHER_ROLE};
+         ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {PUBLISHER_ROLE};
+         ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO {PUBLISHER_ROLE};",
+        pgsluice::pg::quote_literal(PASSWORD),
+        quote_ident(database)
+    )
+}
+
+/// What docs and README tell an operator to grant on the target. (CREATE on the database is for
+/// pgsluice's own schema, which it makes itself.)
+fn target_roles(database: &str, major: u32, replica_role: ReplicaRole) -> String {
+    let mut sql = format!(
+        "CREATE ROLE {TARGET_ROLE} LOGIN PASSWORD {};
+         GRANT CONNECT, CREATE ON DATABASE {} TO {TARGET_ROLE};
+         GRANT USAGE ON SCHEMA public TO {TARGET_ROLE};
+         ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLES TO {TARGET_ROLE};
+         ALTER DEFAULT PRIVILEGES GRANT USAGE ON SEQUENCES TO {TARGET_ROLE};
+         ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO {TARGET_ROLE};",
+        pgsluice::pg::quote_literal(PASSWORD),
+        quote_ident(database)
+    );
+    if major >= 15 && replica_role == ReplicaRole::Granted {
+        sql.push_str(&format!("GRANT SET ON PARAMETER session_replication_role TO {TARGET_ROLE};"));
+    }
+    sql
+}
+
+/// A TOML basic string.
+fn toml_string(value: &str) -> String {
+    format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// A name that no other call in this process, and hardly one in another, returns: for
+/// subscriptions, slots, databases.
+pub(crate) fn unique(prefix: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    format!("{prefix}_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A publisher and a target with pgsluice's roles, and its configuration.
+#[derive(Debug)]
+pub(crate) struct World {
+    /// The subscription's name, and its slot's.
+    pub(crate) subscription: String,
+    pub(crate) publisher: Database,
+    pub(crate) target: Database,
+    /// The configuration file.
+    pub(crate) config: PathBuf,
+    publisher_server: Cluster,
+    /// `None` if the target is on the publisher's server.
+    target_server: Option<Cluster>,
+    dir: TempDir,
+}
+
+impl World {
+    pub(crate) fn builder() -> Builder {
+        Builder {
+            servers: Servers::Shared,
+            replica_role: ReplicaRole::Granted,
+            encodings: ["UTF8", "UTF8"],
+            publisher_settings: Vec::new(),
+            target_settings: Vec::new(),
+            publisher_sql: Vec::new(),
+            target_sql: Vec::new(),
+            subscription_lines: Vec::new(),
+            config_lines: Vec::new(),
+        }
+    }
+
+    pub(crate) fn publisher_server(&mut self) -> &mut Cluster {
+        &mut self.publisher_server
+    }
+
+    /// The target's server; the publisher's if there is one only.
+    pub(crate) fn target_server(&mut self) -> &mut Cluster {
+        self.target_server.as_mut().unwrap_or(&mut self.publisher_server)
+    }
+
+    /// A directory for the test's own files.
+    pub(crate) fn dir(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
+    /// Starts `pgsluice run`.
+    pub(crate) fn run(&self) -> Service {
+        self.run_with(&[])
+    }
+
+    /// Starts `pgsluice run` with additions to its environment.
+    pub(crate) fn run_with(&self, environment: &[(&str, &str)]) -> Service {
+        let log = self.dir.path().join(format!("{}.log", unique("run")));
+        Service::start(&self.config, log, environment)
+    }
+
+    /// Runs a command of pgsluice to its end.
+    pub(crate) async fn pgsluice(&self, arguments: &[&str]) -> Outcome {
+        cli::run(&self.config, arguments).await
+    }
+
+    /// The subscription as `status --json` shows it; an error with what it said instead.
+    pub(crate) async fn status(&self) -> Result<StateView, String> {
+        let outcome = self.pgsluice(&["status", "--json"]).await;
+        let document = serde_json::from_str(&outcome.stdout).map_err(|_| format!("{outcome:?}"))?;
+        StateView::of(&document, &self.subscription).ok_or_else(|| format!("{outcome:?}"))
+    }
+
+    /// Waits until the subscription is in `state`.
+    pub(crate) async fn wait_state(&self, state: &str) -> StateView {
+        self.wait_state_within(PATIENCE, state).await
+    }
+
+    /// [`World::wait_state`] with another deadline.
+    pub(crate) async fn wait_state_within(&self, patience: Duration, state: &str) -> StateView {
+        until_within(patience, &format!("the subscription is {state}"), async || {
+            let view = self.status().await?;
+            if view.state == state { Ok(view) } else { Err(format!("{:#}", view.json)) }
+        })
+        .await
+    }
+
+    /// Waits until the subscription is paused, and checks why.
+    pub(crate) async fn wait_paused(&self, reason: &str) -> StateView {
+        let view = self.wait_state("paused").await;
+        assert_eq!(view.reason.as_deref(), Some(reason), "{:#}", view.json);
+        view
+    }
+
+    /// Waits until all that is committed on the publisher now has been applied.
+    pub(crate) async fn wait_caught_up(&self) {
+        self.wait_caught_up_within(PATIENCE).await;
+    }
+
+    /// [`World::wait_caught_up`] with another deadline: asks the publisher's slot, as "wait until
+    /// caught up" scripts do.
+    pub(crate) async fn wait_caught_up_within(&self, patience: Duration) {
+        let now = self.publisher.value("SELECT pg_current_wal_lsn()").await.unwrap();
+        let sql = format!(
+            "SELECT confirmed_flush_lsn, confirmed_flush_lsn >= '{now}' \
+             FROM pg_replication_slots WHERE slot_name = '{}'",
+            self.subscription
+        );
+        until_within(patience, &format!("everything up to {now} is applied"), async || {
+            let rows = self.publisher.query_text(&sql).await;
+            match rows.first().map(|row| row[1].as_deref()) {
+                Some(Some("t")) => Ok(()),
+                _ => Err(format!("{rows:?}")),
+            }
+        })
+        .await;
+    }
+
+    /// Compares a table's rows on both sides, in the publisher's columns, sorted.
+    pub(crate) async fn same_rows(&self, table: &str) -> Result<(), String> {
+        let columns = self.publisher.columns(table).await;
+        let publisher = self.publisher.sorted(table, &columns).await;
+        let target = self.target.sorted(table, &columns).await;
+        compare(table, &publisher, &target)
+    }
+
+    /// Panics unless a table has the same rows on both sides.
+    pub(crate) async fn assert_same_rows(&self, table: &str) {
+        if let Err(difference) = self.same_rows(table).await {
+            panic!("{difference}");
+        }
+    }
+
+    /// Waits until a table has the same rows on both sides.
+    pub(crate) async fn wait_same_rows(&self, table: &str) {
+        let what = format!("{table} is the same on both sides");
+        until_within(PATIENCE, &what, async || self.same_rows(table).await).await;
+    }
+}
+
+#[test]
+fn names_are_unique() {
+    assert_ne!(unique("slot"), unique("slot"));
+}
+
+#[test]
+fn strings_are_quoted_for_toml() {
+    assert_eq!(toml_string(r#"a "b" \c"#), r#""a \"b\" \\c""#);
+}
+
+#[tokio::test]
+async fn a_world_has_two_databases_and_roles_without_more_power_than_needed() {
+    for servers in [Servers::Shared, Servers::Separate] {
+        let world = World::builder()
+            .servers(servers)
+            .both_sql("CREATE TABLE widgets (id int PRIMARY KEY, name text)")
+            .target_sql("ALTER TABLE widgets ADD COLUMN note text")
+            .start()
+            .await;
+        assert_eq!(world.target_server.is_some(), servers == Servers::Separate);
+        let superusers = "SELECT rolname FROM pg_roles WHERE rolsuper";
+        assert_eq!(world.target.lines(superusers).await, ["postgres"]);
+        let session = pgsluice::demo::Session::connect(&conninfo(&world.target, TARGET_ROLE)).await.unwrap();
+        session.batch("INSERT INTO widgets VALUES (1, 'Hammer'); CREATE SCHEMA mine").await.unwrap();
+        let session =
+            pgsluice::demo::Session::connect(&conninfo(&world.publisher, PUBLISHER_ROLE)).await.unwrap();
+        assert_eq!(session.rows("SELECT * FROM widgets").await.unwrap().len(), 0);
+        assert!(session.batch("DELETE FROM widgets").await.is_err());
+        let difference = world.same_rows("widgets").await.unwrap_err();
+        assert!(difference.contains("on the target only (1):\n    1|Hammer"), "{difference}");
+        world.publisher.exec("INSERT INTO widgets VALUES (1, 'Hammer')").await;
+        world.assert_same_rows("widgets").await;
+    }
+}
