@@ -164,8 +164,8 @@ impl Uri {
         let rest = self.hosts(rest);
         let (dbname, query) = rest.split_once('?').unwrap_or((rest, ""));
         self.implied("dbname", dbname.strip_prefix('/').unwrap_or(dbname));
-        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
-            self.parameter(parameter);
+        for parameter in query.split_inclusive('&') {
+            self.parameter(parameter.strip_suffix('&').unwrap_or(parameter));
         }
         (self.settings, self.problems)
     }

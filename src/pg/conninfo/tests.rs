@@ -316,6 +316,10 @@ fn what_cannot_be_read_is_located_but_never_repeated() {
     "prot" is not a connection parameter
       hint: did you mean "port"?
     "#);
+    assert_snapshot!(errors("postgresql://db/x?&host=y"), @r#"
+    a parameter after "?" has no "="
+      hint: write ?keyword=value&keyword=value
+    "#);
     assert_snapshot!(errors("postgresql://[::1/x"), @r#"
     the "[" of an IPv6 address has no address and "]" after it
       hint: write it as [2001:db8::1]:5432
