@@ -351,7 +351,12 @@ fn login_error(error: tokio_postgres::Error, info: &ConnInfo) -> LoginError {
 
 fn is_malformed(error: &io::Error) -> bool {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    tls.is_none() && matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
+    // `Other` is how the driver's framing says that bytes were left over at the end.
+    let malformed = matches!(
+        error.kind(),
+        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Other
+    );
+    tls.is_none() && malformed
 }
 
 fn into_io(error: tokio_postgres::Error) -> io::Error {

@@ -64,3 +64,26 @@ impl Login for Reach {
         Ok(dialed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replication::{ReplicationConnection, ReplicationStream, SessionOptions};
+
+    fn sendable<T: Send>(value: T) -> T {
+        value
+    }
+
+    /// Connections are made and used from spawned tasks: this need only compile.
+    #[expect(dead_code, reason = "checked by the compiler")]
+    async fn futures_can_move_between_threads(
+        info: &ConnInfo,
+        session: &SessionOptions,
+        stream: &mut ReplicationStream,
+    ) {
+        let _ = sendable(dial(info)).await;
+        let _ = sendable(client(info, &ClientOptions::default())).await;
+        let _ = sendable(ReplicationConnection::connect(info, session)).await;
+        let _ = sendable(stream.next()).await;
+    }
+}

@@ -67,3 +67,64 @@ pub(super) async fn connect_unix(directory: &Path, port: u16) -> io::Result<Unix
 fn unix_path(directory: &Path, port: u16) -> PathBuf {
     directory.join(format!(".s.PGSQL.{port}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::pg::conninfo::{
+        ChannelBinding, Keepalives, RootCert, SslMode, SslNegotiation, TargetSessionAttrs, TlsSettings,
+    };
+
+    fn info() -> ConnInfo {
+        ConnInfo {
+            hosts: Vec::new(),
+            user: "sammy".to_owned(),
+            password: None,
+            dbname: "example".to_owned(),
+            tls: TlsSettings {
+                mode: SslMode::Disable,
+                negotiation: SslNegotiation::Postgres,
+                root_cert: RootCert::None,
+                client_cert: None,
+                channel_binding: ChannelBinding::Prefer,
+            },
+            connect_timeout: Duration::from_secs(5),
+            application_name: None,
+            options: None,
+            keepalives: Some(Keepalives {
+                idle: Some(Duration::from_secs(31)),
+                interval: Some(Duration::from_secs(7)),
+                count: Some(4),
+            }),
+            tcp_user_timeout: Some(Duration::from_millis(12_345)),
+            target_session_attrs: TargetSessionAttrs::Any,
+        }
+    }
+
+    #[tokio::test]
+    #[cfg(target_os = "linux")]
+    async fn a_socket_is_set_to_notice_a_dead_peer() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = connect_tcp(listener.local_addr().unwrap(), &info()).await.unwrap();
+        assert!(tcp.nodelay().unwrap());
+        let socket = SockRef::from(&tcp);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(31));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(7));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_millis(12_345)));
+    }
+
+    #[tokio::test]
+    async fn an_address_needs_no_look_up() {
+        let check = async |name: &str, hostaddr: Option<&str>, expected: &str| {
+            let hostaddr = hostaddr.map(|address| address.parse().unwrap());
+            assert_eq!(resolve(name, hostaddr, 5432).await.unwrap(), [expected.parse().unwrap()]);
+        };
+        check("10.0.0.2", None, "10.0.0.2:5432").await;
+        check("::1", None, "[::1]:5432").await;
+        check("no.such.host.invalid", Some("10.0.0.3"), "10.0.0.3:5432").await;
+    }
+}

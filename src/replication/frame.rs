@@ -7,7 +7,7 @@
 
 use std::time::SystemTime;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::pg::Lsn;
 
@@ -54,7 +54,7 @@ pub enum FrameError {
 /// Reads the payload of one CopyData message.
 pub fn parse(mut data: Bytes) -> Result<Frame, FrameError> {
     let Some(&kind) = data.first() else { return Err(FrameError::Empty) };
-    drop(data.split_to(1));
+    data.advance(1);
     match kind {
         b'w' => {
             let message = "XLogData";
@@ -83,7 +83,7 @@ pub fn parse(mut data: Bytes) -> Result<Frame, FrameError> {
 fn take_i64(data: &mut Bytes, message: &'static str, field: &'static str) -> Result<i64, FrameError> {
     let Some(bytes) = data.first_chunk::<8>() else { return Err(FrameError::Truncated { message, field }) };
     let value = i64::from_be_bytes(*bytes);
-    drop(data.split_to(8));
+    data.advance(8);
     Ok(value)
 }
 

@@ -27,6 +27,9 @@ use super::wire::{self, Message, WireError};
 /// How long ending the stream in good order may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Feedback waiting for the socket at most, bytes: a hundred updates.
+const BACKLOG_BYTES_MAX: usize = 4096;
+
 /// A publisher's logical replication stream.
 #[derive(Debug)]
 pub struct ReplicationStream {
@@ -66,9 +69,12 @@ impl ReplicationStream {
     }
 
     /// Tells the publisher how far we are. Cancel-safe: a half-written message is completed by the
-    /// next call.
+    /// next call. While the socket takes nothing, updates beyond a small backlog are left out: each
+    /// one supersedes those before it.
     pub async fn send_status(&mut self, feedback: &Feedback) -> Result<(), StreamError> {
-        frame::encode_status(feedback, &mut self.channel.output);
+        if self.channel.output.len() < BACKLOG_BYTES_MAX {
+            frame::encode_status(feedback, &mut self.channel.output);
+        }
         match self.channel.flush().await {
             Ok(()) => Ok(()),
             Err(error) => Err(self.broken(error)),
@@ -95,8 +101,9 @@ impl ReplicationStream {
 fn frame_of(message: Message) -> Result<Frame, StreamError> {
     match message.tag {
         b'd' => frame::parse(message.body).map_err(StreamError::Frame),
-        // A publisher that shuts down sends CommandComplete without CopyDone (`WalSndDone`).
-        b'c' | b'C' => Ok(Frame::End),
+        // A publisher that shuts down sends CommandComplete without CopyDone (`WalSndDone`); asking
+        // on after the end meets what follows it.
+        b'c' | b'C' | b'Z' => Ok(Frame::End),
         b'E' => Err(StreamError::Server(Box::new(wire::server_error(&message)))),
         tag => Err(StreamError::Wire(WireError::Unexpected { tag, during: "streaming" })),
     }

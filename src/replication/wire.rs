@@ -3,7 +3,7 @@
 //! Pure: splits buffered bytes into messages and reads their bodies, checked everywhere, without
 //! copying. Formats are protocol.sgml's "Message Formats". No socket, no state.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use crate::error::ServerError;
 
@@ -58,7 +58,7 @@ pub(super) fn split(buffer: &mut BytesMut) -> Result<Split, WireError> {
         return Ok(Split::Partial { total });
     }
     let mut body = buffer.split_to(total).freeze();
-    drop(body.split_to(HEADER_BYTES));
+    body.advance(HEADER_BYTES);
     Ok(Split::Complete(Message { tag, body }))
 }
 
@@ -94,7 +94,7 @@ impl Reader {
         let end = self.rest.iter().position(|&b| b == 0);
         let end = end.ok_or(WireError::Truncated { tag: self.tag, field })?;
         let text = self.rest.split_to(end);
-        drop(self.rest.split_to(1));
+        self.rest.advance(1);
         Ok(text)
     }
 

@@ -18,7 +18,7 @@ use pgsluice::pg::conninfo::{
 };
 use tempfile::TempDir;
 
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) struct Cluster {

@@ -87,8 +87,8 @@ async fn refused(info: &ConnInfo) -> String {
         let text = format!("[{}] {}", error.step, error.diagnosis());
         info.hosts.iter().fold(text, |text, host| text.replace(&host.port.to_string(), "PORT"))
     };
-    let from_sql = say(&sql(info).await.err().expect("SQL is refused"));
-    let from_replication = say(&replication(info).await.err().expect("replication is refused"));
+    let from_sql = say(&sql(info).await.expect_err("SQL is refused"));
+    let from_replication = say(&replication(info).await.expect_err("replication is refused"));
     assert_eq!(from_sql, from_replication);
     from_sql
 }
@@ -133,7 +133,11 @@ async fn channel_binding_is_used_when_it_can_be_and_required_when_asked() {
     admitted(&with(SslMode::Require, ChannelBinding::Require, "scrammer"), "true").await;
     admitted(&with(SslMode::Require, ChannelBinding::Disable, "scrammer"), "true").await;
     let expected = refused(&with(SslMode::Disable, ChannelBinding::Require, "scrammer")).await;
-    insta::assert_snapshot!(expected, @"");
+    insta::assert_snapshot!(expected, @r"
+        [authentication] channel_binding=require, but 127.0.0.1:PORT did not use channel binding
+          detail: channel binding needs TLS and SCRAM-SHA-256-PLUS on both sides
+          hint: let pg_hba.conf use scram-sha-256 over TLS (hostssl), store the role's password as SCRAM, or set channel_binding=prefer
+        ");
     for role in ["trusty", "md5er", "clear"] {
         assert_eq!(refused(&with(SslMode::Require, ChannelBinding::Require, role)).await, expected);
     }
@@ -147,11 +151,19 @@ async fn certificates_are_verified_as_sslmode_says() {
     admitted(&verified(&pki, info(), SslMode::VerifyFull, "localhost"), "true").await;
     admitted(&verified(&pki, info(), SslMode::VerifyCa, "other.example"), "true").await;
     insta::assert_snapshot!(
-        refused(&verified(&pki, info(), SslMode::VerifyFull, "other.example")).await, @"");
+        refused(&verified(&pki, info(), SslMode::VerifyFull, "other.example")).await, @r#"
+        [TLS] the certificate of other.example:PORT is not for the host name "other.example"
+          detail: invalid peer certificate: certificate not valid for name "other.example"; certificate is only valid for DnsName("localhost")
+          hint: use the host name that the certificate holds, reissue it, or set sslmode=verify-ca
+        "#);
 
     let stranger = Pki::new();
     let foreign = refused(&verified(&stranger, info(), SslMode::VerifyFull, "localhost")).await;
-    insta::assert_snapshot!(foreign, @"");
+    insta::assert_snapshot!(foreign, @r"
+        [TLS] the certificate of localhost:PORT was not issued by a trusted authority
+          detail: invalid peer certificate: BadSignature
+          hint: name the issuer's certificate in sslrootcert
+        ");
     let mut required = verified(&stranger, info(), SslMode::Require, "localhost");
     assert_eq!(refused(&required).await, foreign, "require with a root certificate verifies the chain");
     required.tls.root_cert = RootCert::None;
@@ -164,12 +176,16 @@ async fn certificates_are_verified_as_sslmode_says() {
 
     let mut missing = verified(&pki, info(), SslMode::VerifyFull, "localhost");
     missing.tls.root_cert = RootCert::File("/nowhere/ca.pem".into());
-    insta::assert_snapshot!(refused(&missing).await, @"");
+    insta::assert_snapshot!(refused(&missing).await, @r"
+        [TLS] the root certificate file /nowhere/ca.pem could not be read
+          detail: I/O error: No such file or directory (os error 2)
+          hint: check the path, the file's permissions, and that it is PEM; a key must not have a passphrase
+        ");
 
     let mut wrong_client = tls(cluster.info("certy", None), SslMode::Require);
     wrong_client.tls.client_cert = Some(stranger.client("certy"));
     let error = sql(&wrong_client).await.err().unwrap();
-    insta::assert_snapshot!(error.diagnosis().primary.replace(&cluster.port().to_string(), "PORT"), @"");
+    insta::assert_snapshot!(error.diagnosis().primary.replace(&cluster.port().to_string(), "PORT"), @"127.0.0.1:PORT rejected the TLS session");
 }
 
 #[tokio::test]
@@ -180,43 +196,86 @@ async fn allow_and_prefer_try_the_other_encryption() {
     admitted(&tls(cluster.info("trusty", None), SslMode::Allow), "false").await;
     admitted(&tls(cluster.info("trusty", None), SslMode::Prefer), "true").await;
     admitted(&tls(cluster.info("plainonly", None), SslMode::Prefer), "false").await;
-    insta::assert_snapshot!(refused(&tls(cluster.info("plainonly", None), SslMode::Require)).await, @"");
-    insta::assert_snapshot!(refused(&cluster.info("tlsonly", None)).await, @"");
+    insta::assert_snapshot!(refused(&tls(cluster.info("plainonly", None), SslMode::Require)).await, @r#"
+        [authentication] no pg_hba.conf entry for host "127.0.0.1", user "plainonly", database "postgres", SSL encryption (SQLSTATE 28000)
+          hint: add to the server's pg_hba.conf: hostssl postgres plainonly 127.0.0.1/32 scram-sha-256 -- then SELECT pg_reload_conf()
+        "#);
+    insta::assert_snapshot!(refused(&cluster.info("tlsonly", None)).await, @r#"
+        [authentication] no pg_hba.conf entry for host "127.0.0.1", user "tlsonly", database "postgres", no encryption (SQLSTATE 28000)
+          hint: add to the server's pg_hba.conf: host postgres tlsonly 127.0.0.1/32 scram-sha-256 -- then SELECT pg_reload_conf(); if the file has hostssl lines only, use sslmode=require instead
+        "#);
 }
 
 #[tokio::test]
 async fn direct_tls_and_tls_at_all_are_refused_clearly() {
     let cluster = Cluster::start("", "host all all 127.0.0.1/32 trust", &[]).await;
     let mut direct = tls(cluster.info("postgres", None), SslMode::Require);
-    insta::assert_snapshot!(refused(&direct).await, @"");
+    insta::assert_snapshot!(refused(&direct).await, @r"
+        [TLS] 127.0.0.1:PORT does not offer TLS, and sslmode asks for it
+          hint: set ssl = on with a certificate on that server, or sslmode=prefer if the network is trusted
+        ");
     admitted(&tls(cluster.info("postgres", None), SslMode::Prefer), "false").await;
     direct.tls.negotiation = SslNegotiation::Direct;
     let error = sql(&direct).await.err().unwrap();
     assert_eq!(error.step, Step::Tls);
-    insta::assert_snapshot!(error.diagnosis().primary.replace(&cluster.port().to_string(), "PORT"), @"");
-    insta::assert_snapshot!(error.diagnosis().hint.unwrap(), @"");
+    insta::assert_snapshot!(error.diagnosis().primary.replace(&cluster.port().to_string(), "PORT"), @"127.0.0.1:PORT does not take TLS without negotiation");
+    insta::assert_snapshot!(error.diagnosis().hint.unwrap(), @"sslnegotiation=direct needs PostgreSQL 17 or later with ssl = on; otherwise use sslnegotiation=postgres");
 }
 
 #[tokio::test]
 async fn refusals_are_told_apart() {
     let pki = Pki::new();
     let cluster = cluster(&pki).await;
-    insta::assert_snapshot!(refused(&cluster.info("scrammer", Some("wrong"))).await, @"");
-    insta::assert_snapshot!(refused(&cluster.info("md5er", Some("wrong"))).await, @"");
-    insta::assert_snapshot!(refused(&cluster.info("scrammer", None)).await, @"");
-    insta::assert_snapshot!(refused(&cluster.info("nohba", None)).await, @"");
-    insta::assert_snapshot!(refused(&cluster.info("rejected", None)).await, @"");
-    insta::assert_snapshot!(refused(&cluster.info("nologin", None)).await, @"");
-    insta::assert_snapshot!(refused(&tls(cluster.info("certy", None), SslMode::Require)).await, @"");
+    insta::assert_snapshot!(refused(&cluster.info("scrammer", Some("wrong"))).await, @r#"
+        [authentication] password authentication failed for user "scrammer" (SQLSTATE 28P01)
+          hint: check the password configured for role "scrammer"; on the server: ALTER ROLE "scrammer" PASSWORD '…'
+        "#);
+    insta::assert_snapshot!(refused(&cluster.info("md5er", Some("wrong"))).await, @r#"
+        [authentication] password authentication failed for user "md5er" (SQLSTATE 28P01)
+          hint: check the password configured for role "md5er"; on the server: ALTER ROLE "md5er" PASSWORD '…'
+        "#);
+    insta::assert_snapshot!(refused(&cluster.info("scrammer", None)).await, @r#"
+        [authentication] 127.0.0.1:PORT asks for a password for role "scrammer", and none is configured
+          hint: add password= or passfile= to the connection string, or a line to the file that PGPASSFILE names
+        "#);
+    insta::assert_snapshot!(refused(&cluster.info("nohba", None)).await, @r#"
+        [authentication] no pg_hba.conf entry for host "127.0.0.1", user "nohba", database "postgres", no encryption (SQLSTATE 28000)
+          hint: add to the server's pg_hba.conf: host postgres nohba 127.0.0.1/32 scram-sha-256 -- then SELECT pg_reload_conf(); if the file has hostssl lines only, use sslmode=require instead
+        "#);
+    insta::assert_snapshot!(refused(&cluster.info("rejected", None)).await, @r#"
+        [authentication] pg_hba.conf rejects connection for host "127.0.0.1", user "rejected", database "postgres", no encryption (SQLSTATE 28000)
+          hint: a reject line in the server's pg_hba.conf matches; above it, add: host postgres rejected 127.0.0.1/32 scram-sha-256 -- then SELECT pg_reload_conf()
+        "#);
+    insta::assert_snapshot!(refused(&cluster.info("nologin", None)).await, @r#"
+        [authentication] role "nologin" is not permitted to log in (SQLSTATE 28000)
+          hint: on the server: ALTER ROLE "nologin" LOGIN
+        "#);
+    insta::assert_snapshot!(refused(&tls(cluster.info("certy", None), SslMode::Require)).await, @r#"
+        [authentication] connection requires a valid client certificate (SQLSTATE 28000)
+          hint: set sslcert and sslkey to a certificate whose common name is the role "certy" (or mapped to it in pg_ident.conf)
+        "#);
     let nowhere = ConnInfo { dbname: "nowhere".to_owned(), ..cluster.info("trusty", None) };
-    insta::assert_snapshot!(refused(&nowhere).await, @"");
+    insta::assert_snapshot!(refused(&nowhere).await, @r#"
+        [database] database "nowhere" does not exist (SQLSTATE 3D000)
+          hint: check dbname, or on that server: CREATE DATABASE "nowhere"
+        "#);
     let closed = ConnInfo { dbname: "closed".to_owned(), ..cluster.info("trusty", None) };
-    insta::assert_snapshot!(refused(&closed).await, @"");
+    insta::assert_snapshot!(refused(&closed).await, @r#"
+        [database] permission denied for database "closed" (SQLSTATE 42501)
+          detail: User does not have CONNECT privilege.
+          hint: on the server: GRANT CONNECT ON DATABASE "closed" TO "trusty"
+        "#);
     let absent = replication(&cluster.info("absent", None)).await.err().unwrap();
-    insta::assert_snapshot!(absent.diagnosis(), @"");
+    insta::assert_snapshot!(absent.diagnosis(), @r#"
+        role "absent" does not exist (SQLSTATE 28000)
+          hint: check user, or on the server: CREATE ROLE "absent" LOGIN REPLICATION PASSWORD '…'
+        "#);
     let noreplica = replication(&cluster.info("noreplica", None)).await.err().unwrap();
     assert_eq!(noreplica.step, Step::Replication);
-    insta::assert_snapshot!(noreplica.diagnosis(), @"");
+    insta::assert_snapshot!(noreplica.diagnosis(), @r#"
+        must be superuser or replication role to start walsender (SQLSTATE 42501)
+          hint: on the publisher: ALTER ROLE "noreplica" REPLICATION
+        "#);
 }
 
 #[tokio::test]
@@ -224,7 +283,11 @@ async fn the_network_is_told_apart() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);
-    insta::assert_snapshot!(refused(&info(port, "sammy", None)).await, @"");
+    insta::assert_snapshot!(refused(&info(port, "sammy", None)).await, @r"
+        [port] 127.0.0.1:PORT refused the connection: nothing listens on that address and port
+          detail: Connection refused (os error 111)
+          hint: on that server, check that PostgreSQL runs, that listen_addresses holds this address or '*' (a change needs a restart), and that port is PORT
+        ");
 
     let unresolved = |name: &str| {
         let mut info = info(5432, "sammy", None);
@@ -233,14 +296,22 @@ async fn the_network_is_told_apart() {
     };
     let error = sql(&unresolved("db-master.invalid")).await.err().unwrap();
     assert_eq!((error.step, error.is_transient()), (Step::Name, true));
-    insta::assert_snapshot!(error.diagnosis().primary, @"");
+    insta::assert_snapshot!(error.diagnosis().primary, @r#"the host name "db-master.invalid" could not be resolved"#);
 
     // A listener that accepts and never says a word.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut mute = info(silent.local_addr().unwrap().port(), "sammy", None);
     mute.connect_timeout = Duration::from_millis(300);
-    insta::assert_snapshot!(refused(&mute).await, @"");
-    insta::assert_snapshot!(refused(&tls(mute.clone(), SslMode::Require)).await, @"");
+    insta::assert_snapshot!(refused(&mute).await, @r"
+        [authentication] 127.0.0.1:PORT accepted the connection, but did not finish start-up within 0.3 s
+          detail: it stopped answering at the step authentication
+          hint: check that PostgreSQL itself listens there and is not overloaded; raise connect_timeout if it is slow to answer
+        ");
+    insta::assert_snapshot!(refused(&tls(mute.clone(), SslMode::Require)).await, @r"
+        [TLS] 127.0.0.1:PORT accepted the connection, but did not finish start-up within 0.3 s
+          detail: it stopped answering at the step TLS
+          hint: check that PostgreSQL itself listens there and is not overloaded; raise connect_timeout if it is slow to answer
+        ");
     assert!(dial(&mute).await.is_ok(), "without TLS, dialling ends before start-up");
 }
 
@@ -249,17 +320,23 @@ async fn something_else_on_the_port_is_recognised() {
     let web = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = web.local_addr().unwrap().port();
     let server = tokio::spawn(async move {
-        use tokio::io::AsyncWriteExt;
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
         while let Ok((mut stream, _)) = web.accept().await {
+            let mut request = [0u8; 1024];
+            let _ = stream.read(&mut request).await;
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         }
     });
     let error = sql(&info(port, "sammy", None)).await.err().unwrap();
-    insta::assert_snapshot!(error.diagnosis().primary.replace(&port.to_string(), "PORT"), @"");
+    insta::assert_snapshot!(error.diagnosis().primary.replace(&port.to_string(), "PORT"), @"127.0.0.1:PORT does not speak PostgreSQL's protocol");
     let error = replication(&info(port, "sammy", None)).await.err().unwrap();
-    insta::assert_snapshot!(error.diagnosis().to_string().replace(&port.to_string(), "PORT"), @"");
+    insta::assert_snapshot!(error.diagnosis().to_string().replace(&port.to_string(), "PORT"), @r"
+        127.0.0.1:PORT does not speak PostgreSQL's protocol
+          detail: a message of type H claims a length of 1414811695 bytes
+          hint: check host and port: something else answers there
+        ");
     let error = sql(&tls(info(port, "sammy", None), SslMode::Require)).await.err().unwrap();
-    insta::assert_snapshot!(error.diagnosis().primary.replace(&port.to_string(), "PORT"), @"");
+    insta::assert_snapshot!(error.diagnosis().primary.replace(&port.to_string(), "PORT"), @"127.0.0.1:PORT answered a request for TLS with something else");
     server.abort();
 }
 
@@ -277,7 +354,11 @@ async fn hosts_are_tried_in_order_and_judged_by_what_they_are() {
     both.target_session_attrs = TargetSessionAttrs::Primary;
     admitted(&both, "false").await;
     both.target_session_attrs = TargetSessionAttrs::ReadWrite;
-    insta::assert_snapshot!(refused(&both).await, @"");
+    insta::assert_snapshot!(refused(&both).await, @r"
+        [database] 127.0.0.1:PORT takes no writes, and target_session_attrs=read-write
+          detail: also tried: 127.0.0.1:PORT (127.0.0.1): the connection could not be established: Connection refused (os error 111)
+          hint: name the primary among the hosts, or wait until it is promoted
+        ");
 }
 
 #[tokio::test]
@@ -314,6 +395,6 @@ async fn a_sql_session_is_set_up_and_tells_how_it_ended() {
 
     let unknown = ClientOptions { settings: vec![("no_such_setting".to_owned(), "1".to_owned())], ..options };
     let error = client(&info, &unknown).await.err().unwrap();
-    insta::assert_snapshot!(error.server_error().unwrap(), @"");
+    insta::assert_snapshot!(error.server_error().unwrap(), @r#"ERROR: unrecognized configuration parameter "no_such_setting" (SQLSTATE 42704)"#);
     admin.close().await;
 }

@@ -237,7 +237,10 @@ async fn the_streams_faults_are_told_apart() {
     let cluster = publisher("max_slot_wal_keep_size = 2MB\nmin_wal_size = 2MB\nmax_wal_size = 4MB").await;
     let admin = cluster.admin().await;
     let missing = connect(&cluster).await.start(&start("nothing")).await.unwrap_err();
-    insta::assert_snapshot!(missing.diagnosis(), @"");
+    insta::assert_snapshot!(missing.diagnosis(), @r#"
+        replication slot "nothing" does not exist (SQLSTATE 42704)
+          hint: changes since the slot was dropped cannot be had any more: drop the subscription and create it again, or copy its tables again
+        "#);
     assert_eq!(missing.disposition(), Disposition::Pause(PauseReason::SlotLost));
 
     let mut connection = connect(&cluster).await;
@@ -251,7 +254,10 @@ async fn the_streams_faults_are_told_apart() {
             Err(error) => break error,
         }
     };
-    insta::assert_snapshot!(error.diagnosis(), @"");
+    insta::assert_snapshot!(error.diagnosis(), @r#"
+        publication "nowhere" does not exist (SQLSTATE 42704)
+          hint: create it on the publisher (CREATE PUBLICATION … FOR TABLE …), or correct publications in the configuration
+        "#);
     assert_eq!(error.disposition(), Disposition::Pause(PauseReason::PublisherError));
     drop(stream);
 
@@ -266,7 +272,11 @@ async fn the_streams_faults_are_told_apart() {
     }
     admin.batch_execute("CHECKPOINT").await.unwrap();
     let lost = connect(&cluster).await.start(&start("lost")).await.unwrap_err();
-    insta::assert_snapshot!(lost.diagnosis(), @"");
+    insta::assert_snapshot!(lost.diagnosis(), @r#"
+        cannot read from logical replication slot "lost" (SQLSTATE 55000)
+          detail: This slot has been invalidated because it exceeded the maximum reserved size.
+          hint: the publisher has removed WAL that the slot stood for: drop the subscription and create it again; to prevent it, raise max_slot_wal_keep_size on the publisher
+        "#);
     assert_eq!(lost.disposition(), Disposition::Pause(PauseReason::SlotLost));
 }
 
