@@ -46,9 +46,9 @@ const RESTART_INTERVAL: Duration = Duration::from_millis(200);
 /// What the server logs, in the locale C that it runs in.
 const PORT_TAKEN: &str = "Address already in use";
 const CHILDREN_LEFT: &str = "pre-existing shared memory block";
-const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_PATIENCE: Duration = Duration::from_mins(1);
 /// A fast shutdown waits for a checkpoint and for walsenders' acknowledgements.
-const STOP_PATIENCE: Duration = Duration::from_secs(60);
+const STOP_PATIENCE: Duration = Duration::from_mins(1);
 const DROP_PATIENCE: Duration = Duration::from_secs(5);
 const READY_INTERVAL: Duration = Duration::from_millis(10);
 /// What a Unix-domain socket's path may hold (`sun_path`, 104 to 108 bytes by system).
@@ -439,17 +439,13 @@ fn append(path: &Path, text: &str) -> Result<(), ClusterError> {
 fn write_hba(data: &Path, major: u32, lines: &[&str]) -> Result<(), ClusterError> {
     // Before 14, passwords are stored as MD5 unless told otherwise; `md5` there accepts both.
     let method = if major >= 14 { "scram-sha-256" } else { "md5" };
-    let mut text = String::new();
-    for line in lines {
-        text.push_str(line);
-        text.push('\n');
-    }
-    text.push_str(&format!(
-        "local all,replication {SUPERUSER} trust\n\
+    let own: String = lines.iter().flat_map(|line| [line, "\n"]).collect();
+    let text = format!(
+        "{own}local all,replication {SUPERUSER} trust\n\
          host all,replication {SUPERUSER} 127.0.0.1/32 trust\n\
          local all,replication all {method}\n\
          host all,replication all 127.0.0.1/32 {method}\n"
-    ));
+    );
     let path = data.join("pg_hba.conf");
     std::fs::write(&path, text).doing("write", &path)
 }

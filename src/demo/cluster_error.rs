@@ -44,14 +44,13 @@ impl ClusterError {
         let diagnosis = Diagnosis::new(self.to_string());
         match self {
             Self::Binaries(error) => error.diagnosis(),
-            Self::Io { source, .. } => diagnosis.detail(source.to_string()),
             Self::ForeignStore { .. } => diagnosis.hint("remove it, or set TMPDIR to a directory of your own"),
             Self::CannotRun { account: Account::Other { uid, .. }, source, .. } => {
                 diagnosis.detail(format!("{source} (as the user with id {uid}, because root may not run a server)")).hint(
                     "the program, and each directory above it, must be readable and executable for other users",
                 )
             }
-            Self::CannotRun { source, .. } => diagnosis.detail(source.to_string()),
+            Self::Io { source, .. } | Self::CannotRun { source, .. } => diagnosis.detail(source.to_string()),
             Self::ProgramFailed { output, .. } => diagnosis.detail(output.clone()),
             Self::NoPort => diagnosis.hint("close programs that listen on many ports, then try again"),
             Self::Ended { log, .. } | Self::NotReady { log, .. } | Self::NotStopped { log, .. } => {

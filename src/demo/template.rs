@@ -31,9 +31,9 @@ use super::cluster_error::{ClusterError, Doing};
 /// The superuser that initdb makes.
 pub const SUPERUSER: &str = "postgres";
 
-const AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const AGE_MAX: Duration = Duration::from_hours(24);
 /// initdb takes a second or two; several may wait for one another on a loaded machine.
-const LOCK_PATIENCE: Duration = Duration::from_secs(120);
+const LOCK_PATIENCE: Duration = Duration::from_mins(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Where templates are kept.

@@ -54,7 +54,10 @@ async fn settings_and_admission_lines_win_over_the_defaults() {
     let session = server.connect("postgres").await.unwrap();
     let settings = "SELECT current_setting('wal_level'), current_setting('server_encoding'), \
         current_setting('cluster_name')";
-    assert_eq!(session.rows(settings).await.unwrap(), [["replica", "LATIN1", "it's"].map(text)]);
+    assert_eq!(
+        session.rows(settings).await.unwrap(),
+        [["replica", "LATIN1", "it's"].map(|text| Some(text.to_owned()))]
+    );
     session
         .batch("CREATE ROLE nobody_else LOGIN PASSWORD 'x'; CREATE ROLE other LOGIN PASSWORD 'secret'")
         .await
@@ -75,8 +78,4 @@ async fn settings_and_admission_lines_win_over_the_defaults() {
 async fn connect_refused(server: &pgsluice::demo::cluster::Cluster, user: &str) -> bool {
     let conninfo = format!("{} password=secret", server.conninfo("postgres", user));
     pgsluice::demo::Session::connect(&conninfo).await.is_err()
-}
-
-fn text(value: &str) -> Option<String> {
-    Some(value.to_owned())
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::process::Command;
 
 /// No command but `run` and `status --watch` takes longer.
-const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
+const COMMAND_PATIENCE: Duration = Duration::from_mins(1);
 
 /// How one call ended.
 #[derive(Debug, Clone)]

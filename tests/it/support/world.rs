@@ -210,7 +210,8 @@ fn target_roles(database: &str, major: u32, replica_role: ReplicaRole) -> String
         quote_ident(database)
     );
     if major >= 15 && replica_role == ReplicaRole::Granted {
-        sql.push_str(&format!("GRANT SET ON PARAMETER session_replication_role TO {TARGET_ROLE};"));
+        sql += "GRANT SET ON PARAMETER session_replication_role TO ";
+        sql += TARGET_ROLE;
     }
     sql
 }
