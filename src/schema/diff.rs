@@ -338,3 +338,6 @@ fn key_place(table: &TargetTable, columns: &[String]) -> KeyPlace {
     }
     if table.unique_keys.iter().any(|key| key.primary) { KeyPlace::UniqueIndex } else { KeyPlace::PrimaryKey }
 }
+
+#[cfg(test)]
+mod tests;

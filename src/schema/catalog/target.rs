@@ -23,7 +23,7 @@ pub(super) fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -
 
 /// Describes the tables of these names, in their order; `None` where there is no relation.
 ///
-/// Eight queries, whatever the number of names. Privileges are those of `current_user`.
+/// Nine queries, whatever the number of names. Privileges are those of `current_user`.
 ///
 /// # Errors
 /// A failed query.
@@ -32,29 +32,30 @@ pub async fn target_tables<C: GenericClient + Sync>(
     names: &[QualifiedName],
 ) -> Result<Vec<Option<TargetTable>>, CatalogError> {
     let found = read_tables(client, names).await?;
-    let tables: Vec<u32> = found.values().map(|table| table.oid).collect();
-    let trees = read_trees(client, &tables).await?;
-    let mut columns = target_columns::read_columns(client, &tables).await?;
-    let mut keys = read_unique_keys(client, &trees).await?;
-    let mut checks = read_checks(client, &tables).await?;
+    let mut oids: Vec<u32> = found.values().map(|table| table.oid).collect();
+    // The same name may be asked for twice; then it was found twice.
+    oids.sort_unstable();
+    oids.dedup();
+    let trees = read_trees(client, &oids).await?;
+    let columns = target_columns::read_columns(client, &oids).await?;
+    let keys = read_unique_keys(client, &trees).await?;
+    let checks = read_checks(client, &oids).await?;
     let acts = read_triggers(client, &trees).await?;
     let foreign_keys = read_foreign_keys(client, &trees).await?;
-    let mut partitioning = read_partitioning(client, &trees, &keys).await?;
-    let mut described: HashMap<usize, TargetTable> = found
-        .into_iter()
-        .map(|(at, mut table)| {
-            table.columns = columns.remove(&table.oid).unwrap_or_default();
-            table.unique_keys = keys.remove(&table.oid).unwrap_or_default();
-            table.checks = checks.remove(&table.oid).unwrap_or_default();
-            let acts = acts.get(&table.oid).copied().unwrap_or_default();
-            table.fires = acts.fires;
-            table.has_ordinary_triggers = acts.ordinary;
-            table.has_foreign_keys = foreign_keys.contains(&table.oid);
-            table.partitioning = partitioning.remove(&table.oid);
-            (at, table)
-        })
-        .collect();
-    // The same name may be asked for twice; then it was found twice.
+    let partitioning = read_partitioning(client, &trees, &keys).await?;
+    let describe = |mut table: TargetTable| {
+        let acts = acts.get(&table.oid).copied().unwrap_or_default();
+        table.columns = columns.get(&table.oid).cloned().unwrap_or_default();
+        table.unique_keys = keys.get(&table.oid).cloned().unwrap_or_default();
+        table.checks = checks.get(&table.oid).cloned().unwrap_or_default();
+        table.fires = acts.fires;
+        table.has_ordinary_triggers = acts.ordinary;
+        table.has_foreign_keys = foreign_keys.contains(&table.oid);
+        table.partitioning = partitioning.get(&table.oid).cloned();
+        table
+    };
+    let mut described: HashMap<usize, TargetTable> =
+        found.into_iter().map(|(at, table)| (at, describe(table))).collect();
     Ok((0..names.len()).map(|at| described.remove(&at)).collect())
 }
 
