@@ -1,1 +1,384 @@
-//! (being built)
+//! The service: state in the target, one worker a subscription, signals, the order of stopping.
+//!
+//! ```text
+//! SIGTERM, SIGINT ─▶ wish: shut down ─▶ workers end (rolled back or committed) ─▶ store closes
+//! SIGHUP ─▶ reload ─▶ workers of changed subscriptions end and begin anew
+//! NOTIFY ─▶ signal ─▶ workers look for commands
+//! ```
+//! Nothing here knows what a worker does. Every task belongs to a set that is joined or aborted.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+
+use crate::apply::{Lock, TargetSession};
+use crate::config::{Config, Subscription};
+use crate::error::{Diagnosis, Disposition};
+use crate::net::{self, ClientOptions};
+use crate::pg::SubscriptionName;
+use crate::store::{self, Registration, State, StateChange, Store, StoreError, Verb, lock_key};
+use crate::subscription::{Wish, Worker};
+
+/// How long workers may take to stop, and the tasks after them.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the target may be away before the wait for it is mentioned again.
+const TARGET_RETRY: Duration = Duration::from_secs(2);
+/// How long `drop` waits for a running service to let go.
+const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
+const LET_GO_POLL: Duration = Duration::from_millis(200);
+
+/// Why the service ended other than by a signal.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("signals cannot be received")]
+    Signals(#[source] std::io::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{0}")]
+    Refused(Diagnosis),
+}
+
+impl RunError {
+    #[must_use]
+    pub fn diagnosis(&self) -> Diagnosis {
+        match self {
+            Self::Signals(error) => Diagnosis::new(self.to_string()).detail(error.to_string()),
+            Self::Store(error) => error.diagnosis(),
+            Self::Refused(diagnosis) => diagnosis.clone(),
+        }
+    }
+}
+
+/// The process's signals, caught from the very start.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+enum Woken {
+    Stop,
+    Reload,
+    Commands,
+    WorkerEnded(SubscriptionName),
+}
+
+impl Signals {
+    fn new() -> Result<Self, RunError> {
+        let catch = |kind| signal(kind).map_err(RunError::Signals);
+        Ok(Self {
+            terminate: catch(SignalKind::terminate())?,
+            interrupt: catch(SignalKind::interrupt())?,
+            hangup: catch(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Woken {
+        tokio::select! {
+            _ = self.terminate.recv() => Woken::Stop,
+            _ = self.interrupt.recv() => Woken::Stop,
+            _ = self.hangup.recv() => Woken::Reload,
+        }
+    }
+
+    /// Waits to be told to stop; before anything runs there is nothing to reload.
+    async fn stop(&mut self) {
+        while !matches!(self.next().await, Woken::Stop) {}
+    }
+}
+
+/// Runs every subscription of the configuration until SIGTERM or SIGINT. `reload` reads the
+/// configuration again (SIGHUP); what it cannot read is said by it, and nothing changes.
+pub async fn run(config: Config, reload: impl Fn() -> Option<Config>) -> Result<(), RunError> {
+    let mut signals = Signals::new()?;
+    let store = tokio::select! {
+        store = open_store(&config) => store?,
+        () = signals.stop() => return Ok(()),
+    };
+    let mut service = Service::new(config, store);
+    service.start_all().await;
+    let mut commands = service.store.listen();
+    loop {
+        let woken = tokio::select! {
+            signal = signals.next() => signal,
+            _ = commands.recv() => Woken::Commands,
+            Some(name) = service.ended() => Woken::WorkerEnded(name),
+        };
+        match woken {
+            Woken::Stop => break,
+            Woken::Reload => match reload() {
+                Some(config) => service.reload(config).await,
+                None => warn!("the configuration was not taken over; the service goes on with the old one"),
+            },
+            Woken::Commands => service.signal.send_modify(|count| *count = count.wrapping_add(1)),
+            Woken::WorkerEnded(name) => info!(subscription = %name, "subscription let go"),
+        }
+    }
+    info!("stopping");
+    service.stop_all().await;
+    Ok(())
+}
+
+/// Waits for the target, if need be, and brings schema `pgsluice` up to date.
+async fn open_store(config: &Config) -> Result<Store, RunError> {
+    let mut said: Option<Diagnosis> = None;
+    loop {
+        let opened = async {
+            let store = Store::connect(&config.target.conninfo).await?;
+            let applied = store.migrate().await?;
+            Ok::<_, StoreError>((store, applied))
+        };
+        match opened.await {
+            Ok((store, applied)) => {
+                for migration in applied {
+                    info!(version = migration.version, "schema pgsluice: {}", migration.description);
+                }
+                return Ok(store);
+            }
+            Err(error) => {
+                let diagnosis = error.diagnosis();
+                if said.as_ref() != Some(&diagnosis) {
+                    warn!("the target's state cannot be opened yet: {diagnosis}");
+                    said = Some(diagnosis);
+                }
+                if error.disposition() != Disposition::Retry {
+                    // A person has to do something there; they need not restart the service, too.
+                    tokio::time::sleep(TARGET_RETRY).await;
+                }
+                tokio::time::sleep(TARGET_RETRY).await;
+            }
+        }
+    }
+}
+
+/// The running workers.
+struct Service {
+    config: Config,
+    store: Store,
+    instance: String,
+    signal: watch::Sender<u64>,
+    workers: HashMap<SubscriptionName, watch::Sender<Wish>>,
+    tasks: JoinSet<SubscriptionName>,
+}
+
+impl Service {
+    fn new(config: Config, store: Store) -> Self {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let instance = format!("{} (pid {})", host.trim(), std::process::id());
+        Self {
+            config,
+            store,
+            instance,
+            signal: watch::Sender::new(0),
+            workers: HashMap::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    async fn start_all(&mut self) {
+        for subscription in self.config.subscriptions.clone() {
+            self.start(subscription).await;
+        }
+    }
+
+    async fn start(&mut self, subscription: Subscription) {
+        let name = subscription.name.clone();
+        if !subscription.enabled {
+            if let Err(error) = self.report_disabled(&subscription).await {
+                warn!(subscription = %name, "{}", error.diagnosis());
+            }
+            return;
+        }
+        let wish = watch::Sender::new(Wish::Run);
+        let worker = Worker::new(
+            subscription,
+            self.config.target.conninfo.clone(),
+            self.store.clone(),
+            self.instance.clone(),
+            wish.subscribe(),
+            self.signal.subscribe(),
+        );
+        self.workers.insert(name.clone(), wish);
+        self.tasks.spawn(async move {
+            worker.run().await;
+            name
+        });
+    }
+
+    async fn report_disabled(&self, subscription: &Subscription) -> Result<(), StoreError> {
+        self.store
+            .register_subscription(Registration {
+                name: &subscription.name,
+                slot: &subscription.slot,
+                publications: &subscription.publications,
+            })
+            .await?;
+        self.store.set_state(subscription.name.as_str(), &StateChange::new(State::Disabled)).await?;
+        Ok(())
+    }
+
+    /// The next worker that has ended; none while no worker runs.
+    async fn ended(&mut self) -> Option<SubscriptionName> {
+        match self.tasks.join_next().await? {
+            Ok(name) => {
+                self.workers.remove(&name);
+                Some(name)
+            }
+            Err(panic) => {
+                error!(error = %panic, "a worker ended unexpectedly; restart the service");
+                None
+            }
+        }
+    }
+
+    async fn reload(&mut self, config: Config) {
+        let changes = self.config.changes(&config);
+        if changes.is_empty() {
+            info!("reloaded: nothing has changed");
+            return;
+        }
+        if changes.target || changes.service {
+            warn!("[target] and [service] take effect at the next start");
+        }
+        let changed: Vec<Subscription> = changes.changed.iter().map(|(_, new)| (*new).clone()).collect();
+        let added: Vec<Subscription> = changes.added.iter().map(|added| (*added).clone()).collect();
+        let ending: Vec<SubscriptionName> = changes
+            .removed
+            .iter()
+            .map(|removed| removed.name.clone())
+            .chain(changed.iter().map(|subscription| subscription.name.clone()))
+            .collect();
+        info!(added = added.len(), changed = changed.len(), ended = ending.len(), "reloaded");
+        let target = self.config.target.clone();
+        self.stop(&ending).await;
+        self.config = Config { target, ..config };
+        for subscription in changed.into_iter().chain(added) {
+            self.start(subscription).await;
+        }
+    }
+
+    async fn stop_all(&mut self) {
+        let names: Vec<SubscriptionName> = self.workers.keys().cloned().collect();
+        self.stop(&names).await;
+        self.tasks.shutdown().await;
+        self.store.close().await;
+    }
+
+    /// Asks workers to stop, and waits for them within [`STOP_TIMEOUT`].
+    async fn stop(&mut self, names: &[SubscriptionName]) {
+        for name in names {
+            if let Some(wish) = self.workers.get(name) {
+                wish.send_replace(Wish::ShutDown);
+            }
+        }
+        let stopped = async {
+            while names.iter().any(|name| self.workers.contains_key(name)) {
+                if self.ended().await.is_none() && self.tasks.is_empty() {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(STOP_TIMEOUT, stopped).await.is_err() {
+            warn!("workers did not stop within {} s and are ended", STOP_TIMEOUT.as_secs());
+        }
+    }
+}
+
+/// Removes a subscription: its slot on the publisher and its state in the target. The target's
+/// rows stay. A running service is asked to let go of it first.
+pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Result<(), RunError> {
+    let store = Store::connect(&config.target.conninfo).await?;
+    let Some(row) = store.subscription(name.as_str()).await? else {
+        return Err(RunError::Refused(
+            Diagnosis::new(format!("there is no subscription \"{name}\" in the target"))
+                .hint("\"pgsluice status\" lists them"),
+        ));
+    };
+    let Some(subscription) = config.subscriptions.iter().find(|known| known.name == *name) else {
+        return Err(RunError::Refused(
+            Diagnosis::new(format!("subscription \"{name}\" is not in the configuration"))
+                .detail("its slot can only be removed with the publisher's address")
+                .hint(format!("put it back into the configuration (enabled = false), then \"pgsluice drop {name}\"")),
+        ));
+    };
+    let session = take_over(&store, config, name, row.owned).await?;
+    drop_slot(subscription).await?;
+    store.remove_subscription(name.as_str()).await?;
+    drop(session);
+    store.close().await;
+    Ok(())
+}
+
+/// Gets the subscription's lock, asking whoever has it to let go.
+async fn take_over(
+    store: &Store,
+    config: &Config,
+    name: &SubscriptionName,
+    owned: bool,
+) -> Result<TargetSession, RunError> {
+    if owned {
+        store.submit(name.as_str(), Verb::Drop, &serde_json::json!({}), "drop").await?;
+    }
+    let refused = |error: &dyn std::error::Error| RunError::Refused(Diagnosis::new(error.to_string()));
+    let session = TargetSession::open(&config.target.conninfo, &format!("pgsluice drop {name}"))
+        .await
+        .map_err(|error| refused(&error))?;
+    let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
+    loop {
+        match session.try_lock(lock_key(name.as_str())).await {
+            Ok(Lock::Held) => return Ok(session),
+            Ok(Lock::HeldElsewhere) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(LET_GO_POLL).await;
+            }
+            Ok(Lock::HeldElsewhere) => {
+                return Err(RunError::Refused(
+                    Diagnosis::new(format!("another instance of pgsluice runs \"{name}\" and does not let go of it"))
+                        .hint("stop that service, then drop the subscription"),
+                ));
+            }
+            Err(error) => return Err(refused(&error)),
+        }
+    }
+}
+
+/// Drops the replication slot; one that is not there is no error.
+async fn drop_slot(subscription: &Subscription) -> Result<(), RunError> {
+    let unreachable = |diagnosis: Diagnosis| RunError::Refused(diagnosis);
+    let client = net::client(&subscription.publisher, &ClientOptions::default())
+        .await
+        .map_err(|error| unreachable(error.diagnosis()))?;
+    let slot = subscription.slot.as_str();
+    let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
+    loop {
+        // The walsender may need a moment to notice that its subscriber has gone.
+        let dropped = client
+            .execute(
+                "SELECT pg_catalog.pg_drop_replication_slot(s.slot_name) FROM pg_catalog.pg_replication_slots s \
+                 WHERE s.slot_name = $1::pg_catalog.text",
+                &[&slot],
+            )
+            .await;
+        let error = match dropped {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        let server = net::server_error(&error);
+        let in_use = server.as_ref().is_some_and(|error| error.code == "55006");
+        if in_use && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(LET_GO_POLL).await;
+            continue;
+        }
+        let diagnosis = server.map_or_else(|| Diagnosis::new(error.to_string()), |server| server.diagnosis());
+        return Err(unreachable(diagnosis));
+    }
+}
+
+/// What the command line calls a row's owner, for messages.
+#[must_use]
+pub fn owner(row: &store::SubscriptionRow) -> Option<&str> {
+    row.owned.then_some(row.instance.as_deref()).flatten()
+}

@@ -63,6 +63,8 @@ pub enum Outcome {
 /// A transaction that ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Applied {
+    /// Where it finishes: its commit record.
+    pub commit_lsn: Lsn,
     /// When it committed on the publisher, µs since the Unix epoch.
     pub commit_time_us: i64,
     pub changes: u64,
@@ -196,6 +198,7 @@ impl<'a> Applier<'a> {
     async fn commit(&mut self, commit: &Commit) -> Result<Outcome, ApplyError> {
         let transaction = self.transaction.take().ok_or_else(|| outside("COMMIT"))?;
         let applied = |how| Applied {
+            commit_lsn: commit.commit_lsn,
             commit_time_us: unix_time_us(commit.commit_time),
             changes: transaction.changes,
             how,

@@ -49,6 +49,12 @@ enum Rows {
     Any,
 }
 
+impl std::fmt::Debug for Executor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Executor").field("in_flight", &self.in_flight.len()).finish_non_exhaustive()
+    }
+}
+
 impl Executor {
     pub(super) fn new(client: Arc<PgClient>) -> Self {
         Self { client, statements: HashMap::new(), in_flight: VecDeque::new(), in_flight_bytes: 0 }

@@ -48,6 +48,8 @@ pub struct TargetSession {
     client: Arc<PgClient>,
     /// `session_replication_role` is `replica`: ordinary triggers and foreign keys do not act.
     replica: Replica,
+    /// The applying role.
+    role: String,
     /// What the role lacks and what that costs.
     warnings: Vec<Diagnosis>,
 }
@@ -71,10 +73,13 @@ impl TargetSession {
         };
         let client = net::client(conninfo, &options).await?;
         // Values are bytes: a target without an encoding takes them as they are.
-        if client.parameter("server_encoding").as_deref() == Some("SQL_ASCII") {
+        if client.parameter("server_encoding") == Some("SQL_ASCII") {
             client.batch_execute("SET client_encoding = 'SQL_ASCII'").await.map_err(ApplyError::from)?;
         }
-        let mut session = Self { client: Arc::new(client), replica: Replica::No, warnings: Vec::new() };
+        let role = client.query_one("SELECT current_user::pg_catalog.text", &[]).await;
+        let role = role.and_then(|row| row.try_get(0)).map_err(ApplyError::from)?;
+        let mut session =
+            Self { client: Arc::new(client), replica: Replica::No, role, warnings: Vec::new() };
         session.become_replica().await?;
         Ok(session)
     }
@@ -85,6 +90,10 @@ impl TargetSession {
 
     pub fn replica(&self) -> Replica {
         self.replica
+    }
+
+    pub fn role(&self) -> &str {
+        &self.role
     }
 
     /// What the applying role lacks, and what that means.
@@ -114,14 +123,13 @@ impl TargetSession {
         match allowed(&self.client, "SET session_replication_role = replica").await? {
             Allowed::Yes => self.replica = Replica::Yes,
             Allowed::No => {
-                let role = self.role().await?;
                 self.warnings.push(
                     Diagnosis::new("the target role may not set session_replication_role")
                         .detail("ordinary triggers fire and foreign keys are checked for replicated rows, too")
                         .hint(format!(
                             "on the target, as a superuser (PostgreSQL 15 or later): \
                              GRANT SET ON PARAMETER session_replication_role TO {};",
-                            quote_ident(&role)
+                            quote_ident(&self.role)
                         )),
                 );
             }
@@ -148,7 +156,7 @@ impl TargetSession {
         if problem.code == "55006" {
             return Err(ApplyError::Server(Box::new(problem)));
         }
-        let role = quote_ident(&self.role().await?);
+        let role = quote_ident(&self.role);
         let hint = if problem.code == INSUFFICIENT_PRIVILEGE {
             format!(
                 "on the target, as a superuser: GRANT EXECUTE ON FUNCTION \
@@ -171,9 +179,6 @@ impl TargetSession {
         Ok(())
     }
 
-    async fn role(&self) -> Result<String, ApplyError> {
-        Ok(self.client.query_one("SELECT current_user::pg_catalog.text", &[]).await?.try_get(0)?)
-    }
 }
 
 /// Whether the advisory lock is ours.

@@ -82,7 +82,7 @@ pub fn row_sql(table: &TablePlan, shape: &Shape) -> String {
 #[must_use]
 pub fn identity_columns(table: &TablePlan) -> Vec<usize> {
     match &table.row_identity {
-        RowIdentity::Key(columns) => columns.clone(),
+        RowIdentity::Key { columns, .. } => columns.clone(),
         RowIdentity::FullRow => (0..table.columns.len()).collect(),
         RowIdentity::None => Vec::new(),
     }
@@ -152,7 +152,7 @@ fn row_condition(table: &TablePlan, null: &ColumnSet, first_parameter: usize) ->
         (RowIdentity::FullRow, _) => {
             format!("ctid = (SELECT ctid FROM ONLY {} WHERE {condition} LIMIT 1)", table.target.quoted())
         }
-        (RowIdentity::Key(_) | RowIdentity::None, _) => condition,
+        (RowIdentity::Key { .. } | RowIdentity::None, _) => condition,
     }
 }
 

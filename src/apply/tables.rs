@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{ApplyError, Replica, TargetSession};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
-use crate::schema::{self, PublishedActions, PublishedRelation, SessionRole, TablePlan, catalog};
+use crate::schema::{self, Pairing, PublishedActions, PublishedRelation, Session, TablePlan, catalog};
 
 /// A table of the subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,14 +91,15 @@ impl Tables {
             Some(Known::Member { context, .. }) => Some(context.id),
             Some(Known::Foreign) | None => None,
         };
-        let target = catalog::target_tables(session.client(), std::slice::from_ref(&member.target)).await?;
-        let comparison = schema::compare(
-            &published,
-            member.actions,
-            &member.target,
-            target.first().and_then(Option::as_ref),
-            session_role(session),
-        );
+        let target = catalog::target_tables(&***session.client(), std::slice::from_ref(&member.target)).await?;
+        let comparison = schema::compare(&Pairing {
+            published: &published,
+            actions: member.actions,
+            target_name: &member.target,
+            target: target.first().and_then(Option::as_ref),
+            session: session_role(session),
+            role: session.role(),
+        });
         let Some(plan) = comparison.plan else { return Err(ApplyError::Unfit(comparison.misfits)) };
         self.next_id += 1;
         let context = Arc::new(TableContext { id: self.next_id, published, plan });
@@ -123,9 +124,9 @@ impl Tables {
 }
 
 /// What the comparison needs to know about the session.
-pub(super) fn session_role(session: &TargetSession) -> SessionRole {
+fn session_role(session: &TargetSession) -> Session {
     match session.replica() {
-        Replica::Yes => SessionRole::Replica,
-        Replica::No => SessionRole::Origin,
+        Replica::Yes => Session::Replica,
+        Replica::No => Session::Origin,
     }
 }

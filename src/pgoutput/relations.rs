@@ -142,7 +142,7 @@ impl RelationCache {
         let builtin = |name: &str| TypeName { schema: "pg_catalog".to_owned(), name: name.to_owned() };
         let named = self.types.get(&type_oid).cloned();
         match named.or_else(|| builtin_type_name(type_oid).map(builtin)) {
-            Some(ty) => Ok(PublishedColumn { name, ty, typmod, key }),
+            Some(ty) => Ok(PublishedColumn { name, ty, domain: false, typmod, key }),
             None => Err(RelationError::UnknownType { relation: relation.clone(), column: name, type_oid }),
         }
     }

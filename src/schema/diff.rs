@@ -294,6 +294,7 @@ impl<'a> Findings<'a> {
             kind: table.kind,
             identity_always: columns.iter().any(|column| column.identity_always),
             columns,
+            target_columns: table.columns.iter().map(|column| column.name.clone()).collect(),
             row_identity,
             fires: table.fires,
             has_foreign_keys: table.has_foreign_keys,

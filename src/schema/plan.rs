@@ -15,6 +15,8 @@ pub struct TablePlan {
     pub kind: TableKind,
     /// In the order of the publisher's tuples, one for each published column.
     pub columns: Vec<ColumnPlan>,
+    /// Every column of the target, those that are not published included.
+    pub target_columns: Vec<String>,
     pub row_identity: RowIdentity,
     pub fires: FiringTriggers,
     pub has_foreign_keys: bool,

@@ -58,6 +58,8 @@ pub enum Verb {
     Refresh,
     /// `{"table": "public.widgets"}`: copy one table again.
     Resync,
+    /// Let go of the subscription: whoever asks takes its lock next and removes it.
+    Drop,
 }
 
 /// A wish, taken up by the service.
@@ -97,8 +99,15 @@ impl Answer {
 }
 
 impl Verb {
-    pub const ALL: [Self; 6] =
-        [Self::Pause, Self::Resume, Self::Skip, Self::Resolve, Self::Refresh, Self::Resync];
+    pub const ALL: [Self; 7] = [
+        Self::Pause,
+        Self::Resume,
+        Self::Skip,
+        Self::Resolve,
+        Self::Refresh,
+        Self::Resync,
+        Self::Drop,
+    ];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -109,6 +118,7 @@ impl Verb {
             Self::Resolve => "resolve",
             Self::Refresh => "refresh",
             Self::Resync => "resync",
+            Self::Drop => "drop",
         }
     }
 }
@@ -349,7 +359,7 @@ async fn record_wish(session: &mut PgConnection, name: &str, verb: Verb) -> Resu
     let desired = match verb {
         Verb::Pause => Some(Desired::Pause),
         Verb::Resume => Some(Desired::Run),
-        Verb::Skip | Verb::Resolve | Verb::Refresh | Verb::Resync => None,
+        Verb::Skip | Verb::Resolve | Verb::Refresh | Verb::Resync | Verb::Drop => None,
     };
     let done =
         sqlx::query("UPDATE pgsluice.subscription SET desired = coalesce($2, desired) WHERE name = $1")

@@ -178,6 +178,33 @@ impl Store {
         .await
     }
 
+    /// A skip has been carried out: settles whatever conflict its transaction had, and disarms it.
+    pub async fn finish_skip(&self, name: &str, commit_lsn: Lsn) -> Result<(), StoreError> {
+        self.run("settle a skipped transaction", async {
+            let mut tx = self.pool.begin().await?;
+            sqlx::query("UPDATE pgsluice.subscription SET skip_lsn = NULL WHERE name = $1 AND skip_lsn = $2")
+                .bind(name)
+                .bind(commit_lsn)
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query(
+                "UPDATE pgsluice.conflict SET resolved_at = now(), resolution = $3, resolved_by = $4 \
+                 WHERE subscription = $1 AND commit_lsn = $2 AND resolved_at IS NULL",
+            )
+            .bind(name)
+            .bind(commit_lsn)
+            .bind(Resolution::SkipTransaction.as_str())
+            .bind(BY_ITSELF)
+            .execute(&mut *tx)
+            .await?;
+            let message = format!("the transaction that finishes at {commit_lsn} was passed over");
+            let facts = json!({ "commit_lsn": commit_lsn });
+            event::insert(&mut tx, Some(name), EventKind::Skip, &message, Some(facts)).await?;
+            Ok(tx.commit().await?)
+        })
+        .await
+    }
+
     /// Settles, as retried with success, whatever conflict of the subscription lies at or before
     /// `applied`. Returns their numbers.
     pub async fn resolve_applied(&self, name: &str, applied: Lsn) -> Result<Vec<i64>, StoreError> {

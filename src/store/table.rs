@@ -119,6 +119,29 @@ impl Store {
         .await
     }
 
+    /// Makes a table that is not copied `ready`: changes that commit from `position` on apply.
+    pub async fn set_table_ready(
+        &self,
+        name: &str,
+        source: &QualifiedName,
+        position: Lsn,
+    ) -> Result<(), StoreError> {
+        self.run("report a table as ready", async {
+            let done = sqlx::query(
+                "UPDATE pgsluice.table_sync SET state = 'ready', synced_lsn = $4, error = NULL, updated_at = now() \
+                 WHERE subscription = $1 AND source_schema = $2 AND source_table = $3",
+            )
+            .bind(name)
+            .bind(&source.schema)
+            .bind(&source.name)
+            .bind(position)
+            .execute(&self.pool)
+            .await?;
+            found(done.rows_affected(), name, source)
+        })
+        .await
+    }
+
     /// Starts a copy: the table is `copying`, and the returned attempt is the only one that may
     /// write from now on.
     pub async fn begin_copy(&self, name: &str, source: &QualifiedName) -> Result<i32, StoreError> {

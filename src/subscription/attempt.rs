@@ -22,7 +22,7 @@ use crate::error::{Diagnosis, PauseReason};
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, QualifiedName, quote_ident};
 use crate::replication::{CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec};
-use crate::schema::{self, Mapping, Misfit, PublishedTable, SessionRole, TablePlan, catalog};
+use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, Session, TablePlan, catalog};
 use crate::store::{NewTables, Store, TableMapping, TableRow, TableState};
 
 use super::failure::{Failure, schema_failure};
@@ -118,10 +118,21 @@ pub(super) async fn run(
     info!(subscription = %subscription.name, lsn = %from, "streaming");
     context.tell(Phase::Streaming).await;
     let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
-    let row = context.store.subscription(context.name()).await?;
-    let skip = row.and_then(|row| row.skip_lsn);
+    let skip = armed_skip(context, from).await?;
     let applier = Applier::new(session, subscription.name.clone(), from, members, skip);
     stream::run(context, applier, reader, syncs, from).await
+}
+
+/// The skip that is armed, unless the stream is already past it.
+async fn armed_skip(context: &Context, from: Lsn) -> Result<Option<Lsn>, Failure> {
+    let row = context.store.subscription(context.name()).await?;
+    let Some(skip) = row.and_then(|row| row.skip_lsn) else { return Ok(None) };
+    if skip >= from {
+        return Ok(Some(skip));
+    }
+    warn!(subscription = context.name(), lsn = %skip, "the skip is disarmed: no transaction finished there");
+    context.store.clear_skip(context.name(), skip).await?;
+    Ok(None)
 }
 
 /// The positions belong to one publisher; another one's would mean nothing there.
@@ -155,18 +166,19 @@ async fn take_up_tables(
 ) -> Result<Vec<PreparedTable>, Failure> {
     let subscription = &context.subscription;
     let published = catalog::published_tables(
-        &publisher.client,
+        &*publisher.client,
         publisher.facts.server_version_num,
         &subscription.publications,
     )
     .await?;
-    let mapping = Mapping::new(&subscription.tables, &published);
-    let mappings: Vec<TableMapping> = published
+    let names = published.iter().map(|table| &table.relation.name);
+    let (mapping, notes) = Mapping::new(&subscription.tables, names);
+    for note in notes {
+        warn!(subscription = context.name(), "{}", note.diagnosis());
+    }
+    let mappings: Vec<TableMapping> = mapping
         .iter()
-        .map(|table| {
-            let source = table.relation.name.clone();
-            TableMapping { target: mapping.target_of(&source), source }
-        })
+        .map(|(source, target)| TableMapping { source: source.clone(), target: target.clone() })
         .collect();
     let new = match (subscription.copy_data, plan) {
         (true, _) | (false, SlotPlan::Create) => NewTables::Copy,
@@ -175,9 +187,9 @@ async fn take_up_tables(
     context.store.sync_tables(context.name(), &mappings, new).await?;
     let rows = context.store.subscription(context.name()).await?.map(|row| row.tables).unwrap_or_default();
     let mut prepared = Vec::with_capacity(published.len());
-    for (published, mapping) in published.into_iter().zip(mappings) {
-        if let Some(row) = rows.iter().find(|row| row.source == mapping.source) {
-            prepared.push(PreparedTable { published, target: mapping.target, row: row.clone() });
+    for published in published {
+        if let Some(row) = rows.iter().find(|row| row.source == published.relation.name) {
+            prepared.push(PreparedTable { target: row.target.clone(), published, row: row.clone() });
         }
     }
     Ok(prepared)
@@ -219,16 +231,23 @@ async fn compare_pending(
     let waiting: Vec<&PreparedTable> =
         tables.iter().filter(|table| table.row.state != TableState::Ready).collect();
     let names: Vec<QualifiedName> = waiting.iter().map(|table| table.target.clone()).collect();
-    let targets = catalog::target_tables(session.client().as_ref(), &names).await?;
-    let role = match session.replica() {
-        Replica::Yes => SessionRole::Replica,
-        Replica::No => SessionRole::Origin,
+    let targets = catalog::target_tables(&***session.client(), &names).await?;
+    let replica = match session.replica() {
+        Replica::Yes => Session::Replica,
+        Replica::No => Session::Origin,
     };
     let (mut pending, mut misfits) = (Vec::new(), Vec::<Misfit>::new());
     for (table, target) in waiting.into_iter().zip(&targets) {
         let relation = &table.published.relation;
         let actions = table.published.actions;
-        let compared = schema::compare(relation, actions, &table.target, target.as_ref(), role);
+        let compared = schema::compare(&Pairing {
+            published: relation,
+            actions,
+            target_name: &table.target,
+            target: target.as_ref(),
+            session: replica,
+            role: session.role(),
+        });
         for warning in &compared.warnings {
             warn!(relation = %relation.name, "{}", warning.diagnosis());
         }
@@ -304,7 +323,7 @@ async fn mark_ready(context: &Context, source: &QualifiedName, position: Lsn) ->
 pub(super) async fn copy_job(context: &Context, table: &PendingTable) -> Result<CopyJob, Failure> {
     let source = &table.published.relation.name;
     let attempt = context.store.begin_copy(context.name(), source).await?;
-    let from: Vec<String> = table.plan.columns.iter().map(|column| column.source.clone()).collect();
+    let from: Vec<&str> = table.plan.columns.iter().map(|column| column.source.as_str()).collect();
     let into: Vec<String> = table.plan.columns.iter().map(|column| quote_ident(&column.target)).collect();
     let columns = if into.is_empty() { String::new() } else { format!(" ({})", into.join(", ")) };
     Ok(CopyJob {

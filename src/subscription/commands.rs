@@ -37,7 +37,7 @@ pub(super) async fn resolve(
         Resolution::SkipTransaction => {
             let lsn = conflict.report.commit_lsn;
             store.arm_skip(subscription, lsn).await.map_err(|error| error.diagnosis())?;
-            store.note_skipped_by(id, by).await.map_err(|error| error.diagnosis())?;
+            store.resolve_conflict(id, resolution, by).await.map_err(|error| error.diagnosis())?;
             Ok(Answer::done(format!("the transaction that finishes at {lsn} is passed over")))
         }
         Resolution::ApplyRemote | Resolution::KeepLocal => Err(Diagnosis::new(format!(

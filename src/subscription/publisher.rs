@@ -62,7 +62,7 @@ impl Publisher {
         session: &TargetSession,
     ) -> Result<Self, Failure> {
         let client = net::client(&subscription.publisher, &monitor_options(subscription)).await?;
-        let facts = catalog::publisher_facts(&client).await?;
+        let facts = catalog::publisher_facts(&*client).await?;
         let target_encoding = session.client().parameter("server_encoding");
         let encoding = Encoding::between(&facts.server_encoding, target_encoding);
         Ok(Self { client, facts, encoding })

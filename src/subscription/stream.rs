@@ -112,6 +112,7 @@ impl Stream<'_> {
         let (store, name) = (&self.context.store, self.context.name());
         match applied.how {
             How::Skipped => {
+                let lsn = applied.commit_lsn;
                 info!(subscription = name, %lsn, changes = applied.changes, "transaction passed over");
                 store.finish_skip(name, lsn).await?;
             }
@@ -155,7 +156,7 @@ impl Stream<'_> {
         Ok(())
     }
 
-    async fn report_held_back(&self, failed: Option<Diagnosis>) {
+    async fn report_held_back(&mut self, failed: Option<Diagnosis>) {
         if failed.is_some() || self.syncs.is_empty() {
             self.context.tell(Phase::TableHeldBack(failed)).await;
         }
