@@ -4,7 +4,7 @@
 //! of the program sees these types only.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::pg::conninfo::ConnInfo;
@@ -67,4 +67,26 @@ pub enum Auto {
 pub struct TableRule {
     pub source: QualifiedName,
     pub target: QualifiedName,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("reading the configuration is being built")]
+pub struct ConfigErrors;
+
+impl Config {
+    /// Reads and checks a configuration.
+    pub fn load(
+        _path: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigErrors> {
+        drop(env);
+        Err(ConfigErrors)
+    }
+}
+
+/// The environment, as [`Config::load`] takes it.
+pub fn process_environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
