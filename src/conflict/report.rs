@@ -16,6 +16,9 @@ use crate::pg::{Lsn, QualifiedName};
 
 use super::{ConflictKind, Operation};
 
+/// A summary shows so much of a key; the evidence has all of it.
+const SUMMARY_KEY_CHARS_MAX: usize = 200;
+
 /// Everything known about one conflict (DESIGN.md, section 6).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ConflictReport {
@@ -55,12 +58,16 @@ pub struct ConflictReport {
 }
 
 impl ConflictReport {
-    /// One line for `status`: what, where, which row.
+    /// One line for `status`: what, where, which row. Holds values (the key, what the server
+    /// quotes): not for the log.
     #[must_use]
     pub fn summary(&self) -> String {
         let mut line = format!("{}: {} {}", self.kind, self.operation, self.target);
         if let Some(key) = self.key.as_ref().filter(|key| !key.is_empty()) {
-            let _ = write!(line, " {key}");
+            let key = key.to_string();
+            let shown: String = key.chars().take(SUMMARY_KEY_CHARS_MAX).collect();
+            let cut = if shown.len() < key.len() { "…" } else { "" };
+            let _ = write!(line, " {shown}{cut}");
         }
         if let Some(constraint) = &self.constraint {
             let _ = write!(line, ", constraint {constraint}");

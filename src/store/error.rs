@@ -5,7 +5,7 @@ use std::fmt;
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::PgDatabaseError;
 
-use crate::error::{Diagnosis, Disposition, Exit, PauseReason, ServerError};
+use crate::error::{Diagnosis, Disposition, Exit, Failure, PauseReason, ServerError};
 use crate::pg::{Lsn, QualifiedName};
 
 /// A failed operation on the state: what was being done, and why it failed.
@@ -192,6 +192,12 @@ impl std::error::Error for StoreError {
             StoreErrorKind::Refused { server, .. } | StoreErrorKind::Server(server) => Some(&**server),
             _ => None,
         }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::new(error.exit(), error.diagnosis())
     }
 }
 

@@ -781,6 +781,30 @@ async fn the_status_document_is_the_contracts() {
     assert!(status.detail.as_ref().unwrap().ends_with("on db-1/4711"), "{:?}", status.detail);
 }
 
+/// The service runs the store's futures in tasks of their own: they must be `Send`.
+#[tokio::test]
+async fn operations_can_be_spawned() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let work = async move {
+        store.require_schema().await?;
+        store.claim_subscription(NAME, "host/1").await?;
+        store.set_state(NAME, &StateChange::new(State::Copying)).await?;
+        store.report_positions(NAME, &Positions::default()).await?;
+        store.sync_tables(NAME, &[], NewTables::Copy).await?;
+        store.set_warnings(NAME, &[]).await?;
+        let id = store.open_conflict(&report()).await?;
+        store.resolve_conflict(id, Resolution::Retry, NAME).await?;
+        store.resolve_applied(NAME, Lsn::new(1)).await?;
+        store.arm_skip(NAME, Lsn::new(1)).await?;
+        store.take_commands(NAME).await?;
+        store.events(None, 1).await?;
+        store.is_owned(NAME).await?;
+        store.subscriptions().await
+    };
+    assert_eq!(bounded(tokio::spawn(work)).await.unwrap().unwrap().len(), 1);
+}
+
 async fn bounded<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), work).await.unwrap()
 }

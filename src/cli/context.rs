@@ -1,0 +1,56 @@
+//! What commands have in common: the configuration, the state, who asks.
+
+use std::path::Path;
+
+use crate::config::{Config, process_environment};
+use crate::error::{Diagnosis, Exit, Failure};
+use crate::pg::SubscriptionName;
+use crate::store::{Registration, Store};
+
+/// Reads the configuration; all that is wrong with it ends the command with 2.
+pub(super) fn load(path: Option<&Path>) -> Result<Config, Failure> {
+    Config::load(path, process_environment())
+        .map_err(|errors| Failure::new(Exit::Usage, Diagnosis::new(errors.to_string())))
+}
+
+/// Reaches the target, whose schema must be the one that this pgsluice works with.
+pub(super) async fn open(config: &Config) -> Result<Store, Failure> {
+    let store = Store::connect(&config.target.conninfo).await?;
+    store.require_schema().await?;
+    Ok(store)
+}
+
+/// Makes sure that the database knows the subscription, so that a wish can be recorded for one
+/// that is configured but has never run.
+pub(super) async fn make_known(
+    store: &Store,
+    config: &Config,
+    name: &SubscriptionName,
+) -> Result<(), Failure> {
+    if store.subscription(name.as_str()).await?.is_some() {
+        return Ok(());
+    }
+    let configured = config.subscriptions.iter().find(|subscription| subscription.name == *name);
+    let subscription = configured.ok_or_else(|| unknown(name))?;
+    let registration =
+        Registration { name, slot: &subscription.slot, publications: &subscription.publications };
+    Ok(store.register_subscription(registration).await?)
+}
+
+/// Neither the configuration nor the database knows the name.
+pub(super) fn unknown(name: &SubscriptionName) -> Failure {
+    let diagnosis = Diagnosis::new(format!("there is no subscription \"{name}\""))
+        .detail("neither the configuration nor the target's state knows it")
+        .hint("\"pgsluice status\" lists them");
+    Failure::new(Exit::Usage, diagnosis)
+}
+
+/// Who asks, for the audit: `user@host`, as far as the environment tells.
+pub(super) fn who() -> String {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let user = variable("USER").or_else(|| variable("LOGNAME"));
+    let kernel = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let host = variable("HOSTNAME").or_else(|| kernel().map(|name| name.trim().to_owned()));
+    let unknown = || "unknown".to_owned();
+    format!("{}@{}", user.unwrap_or_else(unknown), host.unwrap_or_else(unknown))
+}

@@ -1,0 +1,173 @@
+//! How answers look: colours only on a terminal, control characters never.
+//!
+//! Texts hold a publisher's values and a server's messages. Escape sequences in them would reach
+//! the operator's terminal, so [`plain`] makes control characters visible first.
+
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Write as _};
+
+use anstyle::{AnsiColor, Style};
+use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle, presets};
+use jiff::Timestamp;
+
+use crate::error::{Diagnosis, Exit, Failure};
+
+/// Wider tables wrap their cells.
+const TABLE_WIDTH: u16 = 120;
+/// A line under the headings, nothing else.
+const LINES: TableStyle = presets::NOTHING.header_separator(LineStyle::new('─', '─', '─', '─'));
+
+pub(super) const BOLD: Style = Style::new().bold();
+pub(super) const DIM: Style = Style::new().dimmed();
+pub(super) const GOOD: Style = AnsiColor::Green.on_default();
+pub(super) const BUSY: Style = AnsiColor::Yellow.on_default();
+pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
+
+/// Writes to stdout. A reader that has gone (`| head`) is no failure.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = anstream::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            let diagnosis = Diagnosis::new("the answer could not be written").detail(error.to_string());
+            Err(Failure::new(Exit::No, diagnosis))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes one JSON document to stdout.
+pub(super) fn print_json(document: &impl serde::Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_string_pretty(document).map_err(|error| {
+        let diagnosis = Diagnosis::new("the answer cannot be written as JSON").detail(error.to_string());
+        Failure::new(Exit::No, diagnosis)
+    })?;
+    text.push('\n');
+    print(&text)
+}
+
+/// Writes a failure to stderr. If that fails as well, the exit code has to do.
+pub(super) fn report(diagnosis: &Diagnosis) {
+    let _ = anstream::stderr().lock().write_all(failure_text(diagnosis).as_bytes());
+}
+
+fn failure_text(diagnosis: &Diagnosis) -> String {
+    let mut text = format!("{BAD}error:{BAD:#} {}\n", plain_lines(&diagnosis.primary));
+    for (name, part) in [("detail", &diagnosis.detail), ("hint", &diagnosis.hint)] {
+        if let Some(part) = part {
+            let part = plain_lines(part).replace('\n', "\n    ");
+            let _ = writeln!(text, "  {BOLD}{name}:{BOLD:#} {part}");
+        }
+    }
+    text
+}
+
+/// One entry of a block: a name and what it is. Further lines (DDL) stand below the first.
+pub(super) fn field(text: &mut String, name: &str, value: &str) {
+    let value = plain_lines(value).replace('\n', "\n               ");
+    let _ = writeln!(text, "  {DIM}{name:<12}{DIM:#} {value}");
+}
+
+/// Makes control characters visible, line breaks included.
+pub(super) fn plain(text: &str) -> String {
+    escape(text, char::is_control)
+}
+
+/// Makes control characters visible, but keeps the lines of a text that has several.
+fn plain_lines(text: &str) -> String {
+    escape(text, |c| c.is_control() && c != '\n')
+}
+
+fn escape(text: &str, hidden: impl Fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if hidden(c) || is_bidi(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
+}
+
+/// Marks that reorder what surrounds them, so that a value could pass for another.
+const fn is_bidi(c: char) -> bool {
+    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// A table with these headings, its cells wrapped rather than cut.
+pub(super) fn table(headings: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(LINES)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(TABLE_WIDTH)
+        .set_header(headings.iter().copied());
+    table
+}
+
+/// Appends a table, indented as a block's lines are.
+pub(super) fn push_table(text: &mut String, table: &Table) {
+    for line in table.lines() {
+        let _ = writeln!(text, "  {}", line.trim_end());
+    }
+}
+
+/// `16.00 MiB`
+pub(super) fn bytes(count: u64) -> String {
+    humansize::format_size(count, humansize::BINARY)
+}
+
+/// `0.3 s`, `4 min 10 s`, `3 h 2 min`, `2 d 5 h`
+pub(super) fn seconds(seconds: f64) -> String {
+    if !(60.0..1e15).contains(&seconds) {
+        return format!("{:.1} s", seconds.max(0.0));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in range, checked above")]
+    let whole = seconds as u64;
+    match whole {
+        0..3_600 => format!("{} min {} s", whole / 60, whole % 60),
+        3_600..86_400 => format!("{} h {} min", whole / 3_600, whole % 3_600 / 60),
+        _ => format!("{} d {} h", whole / 86_400, whole % 86_400 / 3_600),
+    }
+}
+
+/// `2024-02-29 12:00:00 UTC`
+pub(super) fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// What a text looks like without its colours.
+#[cfg(test)]
+pub(super) fn uncoloured(text: &str) -> String {
+    anstream::adapter::strip_str(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_read_as_primary_detail_hint() {
+        let diagnosis = Diagnosis::new("no\x1b[2Jway").detail("line 1\nline 2").hint("try");
+        insta::assert_snapshot!(uncoloured(&failure_text(&diagnosis)), @r"
+        error: no\u{1b}[2Jway
+          detail: line 1
+            line 2
+          hint: try
+        ");
+    }
+
+    #[test]
+    fn units_are_readable() {
+        for (value, text) in [
+            (0.0, "0.0 s"),
+            (-1.0, "0.0 s"),
+            (59.94, "59.9 s"),
+            (250.0, "4 min 10 s"),
+            (10_920.0, "3 h 2 min"),
+            (190_800.0, "2 d 5 h"),
+        ] {
+            assert_eq!(seconds(value), text);
+        }
+        assert_eq!(bytes(16 << 20), "16 MiB");
+        assert_eq!(bytes(72), "72 B");
+        assert_eq!(time("2024-02-29T12:00:00.9Z".parse().unwrap()), "2024-02-29 12:00:00 UTC");
+        assert_eq!(plain("a\tb\u{202e}c"), "a\\tb\\u{202e}c");
+    }
+}

@@ -1,0 +1,377 @@
+//! `pgsluice status [NAME] [--json] [--watch]`.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anstyle::Style;
+
+use crate::config::Config;
+use crate::error::{Disposition, Exit, Failure};
+use crate::pg::{Lsn, SubscriptionName};
+use crate::store::{State, StatusDocument, Store, StoreError, SubscriptionStatus, TableState, TableStatus};
+
+use super::output::{self, BAD, BOLD, BUSY, DIM, GOOD, field, plain};
+use super::{StatusArgs, context};
+
+/// How often `--watch` looks again.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// An overview shows so many tables a subscription at most; more are summed up.
+const TABLES_MAX: usize = 10;
+/// Clears the screen and goes to its top; stripped where stdout is no terminal.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+/// How many of a subscription's tables are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tables {
+    All,
+    /// If there are many, only those that are not ready.
+    Notable,
+}
+
+pub(super) async fn run(config: &Config, args: StatusArgs) -> Result<Exit, Failure> {
+    let store = Store::connect(&config.target.conninfo).await?;
+    let name = args.name.as_ref();
+    let tables = if name.is_some() { Tables::All } else { Tables::Notable };
+    let exit = if args.watch {
+        watch(&store, config, name, tables).await
+    } else {
+        let document = look(&store, config, name).await?;
+        if args.json { output::print_json(&document) } else { output::print(&render(&document, tables)) }
+            .map(|()| exit(&document))
+    };
+    store.close().await;
+    exit
+}
+
+async fn watch(
+    store: &Store,
+    config: &Config,
+    name: Option<&SubscriptionName>,
+    tables: Tables,
+) -> Result<Exit, Failure> {
+    loop {
+        let code = match look(store, config, name).await {
+            Ok(document) => {
+                output::print(&format!("{CLEAR}{}", render(&document, tables)))?;
+                exit(&document)
+            }
+            // The target may come back, and whoever watches wants to see it.
+            Err(LookError::Store(error)) if error.disposition() == Disposition::Retry => {
+                output::print(CLEAR)?;
+                output::report(&error.diagnosis());
+                error.exit()
+            }
+            Err(error) => return Err(error.into()),
+        };
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => return Ok(code),
+            () = tokio::time::sleep(WATCH_INTERVAL) => {}
+        }
+    }
+}
+
+enum LookError {
+    Store(StoreError),
+    Other(Failure),
+}
+
+impl From<StoreError> for LookError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<LookError> for Failure {
+    fn from(error: LookError) -> Self {
+        match error {
+            LookError::Store(error) => error.into(),
+            LookError::Other(failure) => failure,
+        }
+    }
+}
+
+/// The status now: of what the database knows, and of what only the configuration names.
+async fn look(
+    store: &Store,
+    config: &Config,
+    name: Option<&SubscriptionName>,
+) -> Result<StatusDocument, LookError> {
+    // Before the first migration nothing has ever run: that is an answer, not a failure.
+    let rows = if store.schema_version().await?.is_none() {
+        Vec::new()
+    } else {
+        store.require_schema().await?;
+        store.subscriptions().await?
+    };
+    let configured = config.subscriptions.iter().map(|subscription| {
+        let state = if subscription.enabled { State::Starting } else { State::Disabled };
+        (subscription.name.as_str(), state)
+    });
+    let mut document = StatusDocument::new(&rows, configured);
+    if let Some(name) = name {
+        document.subscriptions.retain(|status| status.name == name.as_str());
+        if document.subscriptions.is_empty() {
+            return Err(LookError::Other(context::unknown(name)));
+        }
+    }
+    Ok(document)
+}
+
+fn exit(document: &StatusDocument) -> Exit {
+    if document.is_well() { Exit::Fine } else { Exit::No }
+}
+
+fn render(document: &StatusDocument, tables: Tables) -> String {
+    if document.subscriptions.is_empty() {
+        return "no subscriptions: the configuration has none, and none has ever run\n".to_owned();
+    }
+    let blocks: Vec<_> = document.subscriptions.iter().map(|status| block(status, tables)).collect();
+    blocks.join("\n")
+}
+
+fn block(status: &SubscriptionStatus, tables: Tables) -> String {
+    let mut text = heading(status);
+    for (name, value) in [("detail", &status.detail), ("hint", &status.hint)] {
+        if let Some(value) = value {
+            field(&mut text, name, value);
+        }
+    }
+    positions(&mut text, status);
+    if let Some(lsn) = status.skip_lsn {
+        field(&mut text, "skip", &format!("armed for the transaction that finishes at {lsn}"));
+    }
+    if let Some(instance) = status.instance.as_ref().filter(|_| status.running) {
+        field(&mut text, "instance", instance);
+    }
+    for warning in &status.warnings {
+        field(&mut text, "warning", warning);
+    }
+    push_tables(&mut text, &status.tables, tables);
+    text
+}
+
+fn heading(status: &SubscriptionStatus) -> String {
+    let style = style(status.state);
+    let mut text = format!("{BOLD}{}{BOLD:#}: {style}{}{style:#}", plain(&status.name), status.state);
+    if let Some(reason) = &status.reason {
+        let _ = write!(text, " ({})", plain(reason));
+    }
+    if let Some(since) = status.since {
+        let _ = write!(text, " {DIM}since {}{DIM:#}", output::time(since));
+    }
+    text.push('\n');
+    text
+}
+
+const fn style(state: State) -> Style {
+    match state {
+        State::Streaming => GOOD,
+        State::Starting | State::Copying | State::Retrying => BUSY,
+        State::Paused => BAD,
+        State::Standby | State::Disabled => DIM,
+    }
+}
+
+fn positions(text: &mut String, status: &SubscriptionStatus) {
+    let known: [(&str, Option<Lsn>); 4] = [
+        ("received", status.received_lsn),
+        ("applied", status.applied_lsn),
+        ("flushed", status.flushed_lsn),
+        ("publisher", status.publisher_lsn),
+    ];
+    for (name, lsn) in known {
+        if let Some(lsn) = lsn {
+            field(text, name, &lsn.to_string());
+        }
+    }
+    let lag: Vec<_> = status
+        .lag_bytes
+        .map(output::bytes)
+        .into_iter()
+        .chain(status.lag_seconds.map(output::seconds))
+        .collect();
+    if !lag.is_empty() {
+        field(text, "lag", &lag.join(", "));
+    }
+    let retained =
+        status.slot.retained_bytes.map(|count| format!("{} of WAL retained", output::bytes(count)));
+    let slot: Vec<_> = status.slot.wal_status.clone().into_iter().chain(retained).collect();
+    if !slot.is_empty() {
+        field(text, "slot", &slot.join(", "));
+    }
+}
+
+fn push_tables(text: &mut String, rows: &[TableStatus], tables: Tables) {
+    let notable = |row: &&TableStatus| row.state != TableState::Ready || row.error.is_some();
+    let shown: Vec<_> = if tables == Tables::All || rows.len() <= TABLES_MAX {
+        rows.iter().collect()
+    } else {
+        rows.iter().filter(notable).collect()
+    };
+    if !shown.is_empty() {
+        let mut table = output::table(&["table", "state", "rows copied", "note"]);
+        for row in &shown {
+            table.add_row([name(row), row.state.to_string(), copied(row), note(row)]);
+        }
+        output::push_table(text, &table);
+    }
+    if shown.len() < rows.len() {
+        field(text, "tables", &format!("{} more, ready", rows.len() - shown.len()));
+    }
+}
+
+fn name(row: &TableStatus) -> String {
+    if row.source == row.target {
+        plain(&row.source.to_string())
+    } else {
+        plain(&format!("{} → {}", row.source, row.target))
+    }
+}
+
+fn copied(row: &TableStatus) -> String {
+    match row.rows_estimated {
+        Some(estimated) if row.state == TableState::Copying => {
+            format!("{} of about {estimated}", row.rows_copied)
+        }
+        _ => row.rows_copied.to_string(),
+    }
+}
+
+fn note(row: &TableStatus) -> String {
+    match (&row.error, &row.exact_because) {
+        (Some(error), _) => {
+            let parts = [Some(&error.primary), error.detail.as_ref(), error.hint.as_ref()];
+            plain(&parts.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join("; "))
+        }
+        (None, Some(reason)) => plain(&format!("row by row: {reason}")),
+        (None, None) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Diagnosis;
+    use crate::pg::QualifiedName;
+    use crate::store::SlotStatus;
+
+    fn table(name: &str, state: TableState) -> TableStatus {
+        TableStatus {
+            source: QualifiedName::new("public", name),
+            target: QualifiedName::new("public", name),
+            state,
+            rows_copied: 3,
+            rows_estimated: Some(10),
+            error: None,
+            exact_because: None,
+        }
+    }
+
+    fn streaming() -> SubscriptionStatus {
+        let mut document = StatusDocument::new(&[], [("my_subscription", State::Disabled)]);
+        SubscriptionStatus {
+            state: State::Streaming,
+            received_lsn: Some(Lsn::new(0x16B_3790)),
+            applied_lsn: Some(Lsn::new(0x16B_3748)),
+            flushed_lsn: Some(Lsn::new(0x16B_3748)),
+            publisher_lsn: Some(Lsn::new(0x16B_3790)),
+            lag_bytes: Some(72),
+            lag_seconds: Some(0.25),
+            slot: SlotStatus { wal_status: Some("reserved".into()), retained_bytes: Some(16 << 20) },
+            since: Some("2024-02-29T12:00:00Z".parse().unwrap()),
+            running: true,
+            instance: Some("db-1/4711".into()),
+            tables: vec![table("widgets", TableState::Ready), table("gadgets", TableState::Copying)],
+            ..document.subscriptions.remove(0)
+        }
+    }
+
+    fn check(subscriptions: Vec<SubscriptionStatus>, tables: Tables) -> String {
+        output::uncoloured(&render(&StatusDocument { subscriptions }, tables))
+    }
+
+    #[test]
+    fn a_streaming_subscription() {
+        insta::assert_snapshot!(check(vec![streaming()], Tables::Notable), @r#"
+        my_subscription: streaming since 2024-02-29 12:00:00 UTC
+          received     0/16B3790
+          applied      0/16B3748
+          flushed      0/16B3748
+          publisher    0/16B3790
+          lag          72 B, 0.2 s
+          slot         reserved, 16 MiB of WAL retained
+          instance     db-1/4711
+            table            state     rows copied     note
+          ───────────────────────────────────────────────────
+            public.widgets   ready     3
+            public.gadgets   copying   3 of about 10
+        "#);
+    }
+
+    #[test]
+    fn a_paused_one_says_why_and_what_next() {
+        let mut paused = streaming();
+        paused.state = State::Paused;
+        paused.reason = Some("schema".into());
+        paused.detail = Some("column \"price\" is missing\x1b[31m".into());
+        paused.hint = Some("run:\nALTER TABLE public.widgets ADD COLUMN price numeric;".into());
+        paused.skip_lsn = Some(Lsn::new(0x16B_3800));
+        paused.warnings = vec!["triggers cannot be suppressed".into()];
+        paused.tables = vec![TableStatus {
+            target: QualifiedName::new("reporting", "widget"),
+            error: Some(Diagnosis::new("column \"price\" is missing").hint("add it")),
+            ..table("widgets", TableState::Paused)
+        }];
+        assert_eq!(exit(&StatusDocument { subscriptions: vec![paused.clone()] }), Exit::No);
+        insta::assert_snapshot!(check(vec![paused], Tables::Notable), @r#"
+        my_subscription: paused (schema) since 2024-02-29 12:00:00 UTC
+          detail       column "price" is missing\u{1b}[31m
+          hint         run:
+                       ALTER TABLE public.widgets ADD COLUMN price numeric;
+          received     0/16B3790
+          applied      0/16B3748
+          flushed      0/16B3748
+          publisher    0/16B3790
+          lag          72 B, 0.2 s
+          slot         reserved, 16 MiB of WAL retained
+          skip         armed for the transaction that finishes at 0/16B3800
+          instance     db-1/4711
+          warning      triggers cannot be suppressed
+            table                               state    rows copied   note
+          ────────────────────────────────────────────────────────────────────────────────────────────────
+            public.widgets → reporting.widget   paused   3             column "price" is missing; add it
+        "#);
+    }
+
+    #[test]
+    fn many_tables_are_summed_up() {
+        let mut many = streaming();
+        many.tables = (0..20).map(|n| table(&format!("t{n:02}"), TableState::Ready)).collect();
+        many.tables.push(TableStatus {
+            exact_because: Some("a BEFORE trigger fires".into()),
+            ..table("slow", TableState::Copying)
+        });
+        let text = check(vec![many.clone()], Tables::Notable);
+        assert!(text.contains("20 more, ready") && text.contains("row by row: a BEFORE trigger"), "{text}");
+        assert!(check(vec![many], Tables::All).contains("t19"));
+    }
+
+    #[test]
+    fn nothing_runs() {
+        let states = [("new", State::Starting), ("off", State::Disabled)];
+        let document = StatusDocument::new(&[], states);
+        assert_eq!(exit(&document), Exit::No);
+        insta::assert_snapshot!(check(document.subscriptions, Tables::Notable), @r#"
+        new: starting (not_running)
+          detail       no service has run it yet
+          hint         start it with "pgsluice run"
+
+        off: disabled
+        "#);
+        assert_eq!(exit(&StatusDocument::new(&[], [("off", State::Disabled)])), Exit::Fine);
+        insta::assert_snapshot!(
+            check(vec![], Tables::All),
+            @"no subscriptions: the configuration has none, and none has ever run"
+        );
+    }
+}
