@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::apply::{Lock, TargetSession};
 use crate::config::{Config, Subscription};
-use crate::error::{Diagnosis, Disposition};
+use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::net::{self, ClientOptions};
 use crate::pg::SubscriptionName;
 use crate::store::{self, Registration, State, StateChange, Store, StoreError, Verb, lock_key};
@@ -31,26 +31,8 @@ const TARGET_RETRY: Duration = Duration::from_secs(2);
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
 const LET_GO_POLL: Duration = Duration::from_millis(200);
 
-/// Why the service ended other than by a signal.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    #[error("signals cannot be received")]
-    Signals(#[source] std::io::Error),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("{0}")]
-    Refused(Diagnosis),
-}
-
-impl RunError {
-    #[must_use]
-    pub fn diagnosis(&self) -> Diagnosis {
-        match self {
-            Self::Signals(error) => Diagnosis::new(self.to_string()).detail(error.to_string()),
-            Self::Store(error) => error.diagnosis(),
-            Self::Refused(diagnosis) => diagnosis.clone(),
-        }
-    }
+fn signals_failed(error: std::io::Error) -> Failure {
+    Failure::new(Exit::No, Diagnosis::new("signals cannot be received").detail(error.to_string()))
 }
 
 /// The process's signals, caught from the very start.
@@ -68,8 +50,8 @@ enum Woken {
 }
 
 impl Signals {
-    fn new() -> Result<Self, RunError> {
-        let catch = |kind| signal(kind).map_err(RunError::Signals);
+    fn new() -> Result<Self, Failure> {
+        let catch = |kind| signal(kind).map_err(signals_failed);
         Ok(Self {
             terminate: catch(SignalKind::terminate())?,
             interrupt: catch(SignalKind::interrupt())?,
@@ -93,7 +75,7 @@ impl Signals {
 
 /// Runs every subscription of the configuration until SIGTERM or SIGINT. `reload` reads the
 /// configuration again (SIGHUP); what it cannot read is said by it, and nothing changes.
-pub async fn run(config: Config, reload: impl Fn() -> Option<Config>) -> Result<(), RunError> {
+pub async fn run(config: Config, reload: impl Fn() -> Option<Config>) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let store = tokio::select! {
         store = open_store(&config) => store?,
@@ -124,7 +106,7 @@ pub async fn run(config: Config, reload: impl Fn() -> Option<Config>) -> Result<
 }
 
 /// Waits for the target, if need be, and brings schema `pgsluice` up to date.
-async fn open_store(config: &Config) -> Result<Store, RunError> {
+async fn open_store(config: &Config) -> Result<Store, Failure> {
     let mut said: Option<Diagnosis> = None;
     loop {
         let opened = async {
@@ -290,16 +272,16 @@ impl Service {
 
 /// Removes a subscription: its slot on the publisher and its state in the target. The target's
 /// rows stay. A running service is asked to let go of it first.
-pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Result<(), RunError> {
+pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Result<(), Failure> {
     let store = Store::connect(&config.target.conninfo).await?;
     let Some(row) = store.subscription(name.as_str()).await? else {
-        return Err(RunError::Refused(
+        return Err(Failure::new(Exit::No, 
             Diagnosis::new(format!("there is no subscription \"{name}\" in the target"))
                 .hint("\"pgsluice status\" lists them"),
         ));
     };
     let Some(subscription) = config.subscriptions.iter().find(|known| known.name == *name) else {
-        return Err(RunError::Refused(
+        return Err(Failure::new(Exit::No, 
             Diagnosis::new(format!("subscription \"{name}\" is not in the configuration"))
                 .detail("its slot can only be removed with the publisher's address")
                 .hint(format!("put it back into the configuration (enabled = false), then \"pgsluice drop {name}\"")),
@@ -319,11 +301,11 @@ async fn take_over(
     config: &Config,
     name: &SubscriptionName,
     owned: bool,
-) -> Result<TargetSession, RunError> {
+) -> Result<TargetSession, Failure> {
     if owned {
         store.submit(name.as_str(), Verb::Drop, &serde_json::json!({}), "drop").await?;
     }
-    let refused = |error: &dyn std::error::Error| RunError::Refused(Diagnosis::new(error.to_string()));
+    let refused = |error: &dyn std::error::Error| Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string()));
     let session = TargetSession::open(&config.target.conninfo, &format!("pgsluice drop {name}"))
         .await
         .map_err(|error| refused(&error))?;
@@ -335,7 +317,7 @@ async fn take_over(
                 tokio::time::sleep(LET_GO_POLL).await;
             }
             Ok(Lock::HeldElsewhere) => {
-                return Err(RunError::Refused(
+                return Err(Failure::new(Exit::No, 
                     Diagnosis::new(format!("another instance of pgsluice runs \"{name}\" and does not let go of it"))
                         .hint("stop that service, then drop the subscription"),
                 ));
@@ -346,8 +328,8 @@ async fn take_over(
 }
 
 /// Drops the replication slot; one that is not there is no error.
-async fn drop_slot(subscription: &Subscription) -> Result<(), RunError> {
-    let unreachable = |diagnosis: Diagnosis| RunError::Refused(diagnosis);
+async fn drop_slot(subscription: &Subscription) -> Result<(), Failure> {
+    let unreachable = |diagnosis: Diagnosis| Failure::new(Exit::Unreachable, diagnosis);
     let client = net::client(&subscription.publisher, &ClientOptions::default())
         .await
         .map_err(|error| unreachable(error.diagnosis()))?;

@@ -186,7 +186,7 @@ pub async fn main() -> ExitCode {
 async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     let config = || context::load(cli.config.as_deref());
     match cli.command {
-        Command::Run => run::run(config()?).await,
+        Command::Run => run::run(config()?, cli.config.as_deref()).await,
         Command::Check(args) => later::check(&args),
         Command::Status(args) => status::run(&config()?, args).await,
         Command::Pause(args) => pause::pause(&config()?, &args.name).await,
