@@ -66,11 +66,7 @@ pub async fn run(options: DemoOptions) -> Result<(), DemoError> {
         walked = walk::chapters(&mut narrator) => Some(walked),
         () = signals.next() => None,
     };
-    let Some(walked) = walked else {
-        narrator.done("interrupted; everything is stopped and removed")?;
-        return Err(DemoError::Interrupted);
-    };
-    let stage = walked?;
+    let stage = walked.ok_or(DemoError::Interrupted)??;
     if options.afterwards == Afterwards::Keep {
         walk::how_to_connect(&mut narrator, &stage)?;
         signals.next().await;

@@ -17,6 +17,8 @@ const WIDTH_DEFAULT: usize = 80;
 const WIDTH_MAX: usize = 96;
 const WIDTH_MIN: usize = 40;
 const INDENT: &str = "   ";
+/// As wide as `publisher`.
+const LABEL_WIDTH: usize = 9;
 
 const CHAPTER: Style = AnsiColor::Cyan.on_default().bold();
 const PUBLISHER: Style = AnsiColor::Blue.on_default().bold();
@@ -84,14 +86,15 @@ impl Narrator {
         self.print(&format!("{}\n", self.wrapped(text, INDENT)))
     }
 
-    /// A statement that is about to run on one side. Its line breaks are kept.
+    /// A statement that is about to run on one side. Its line breaks are kept, and longer lines
+    /// broken.
     pub(super) fn statement(&mut self, side: Side, sql: &str) -> Result<(), DemoError> {
         let (label, style) = side.label();
+        let margin = INDENT.len() + LABEL_WIDTH + " ▸ ".chars().count();
         let mut text = String::new();
-        for (index, line) in sql.lines().enumerate() {
-            let label = if index == 0 { label } else { "" };
-            let mark = if index == 0 { '▸' } else { ' ' };
-            let _ = writeln!(text, "{INDENT}{style}{label:>9} {mark}{style:#} {line}");
+        for (index, line) in sql.lines().flat_map(|line| broken(line, self.width - margin)).enumerate() {
+            let (label, mark) = if index == 0 { (label, '▸') } else { ("", ' ') };
+            let _ = writeln!(text, "{INDENT}{style}{label:>LABEL_WIDTH$} {mark}{style:#} {line}");
         }
         self.print(&text)
     }
@@ -110,11 +113,12 @@ impl Narrator {
     /// The rows that one side has.
     pub(super) fn table(&mut self, side: Side, name: &str, table: &TextTable) -> Result<(), DemoError> {
         let (label, style) = side.label();
-        let mut text = format!("\n{INDENT}{style}{label:>9}{style:#} {name}\n");
+        let mut text = format!("\n{INDENT}{style}{label:>LABEL_WIDTH$}{style:#} {name}\n");
         for (index, line) in rendered(table).iter().enumerate() {
             let style = if index == 0 { QUIET } else { Style::new() };
-            let _ = writeln!(text, "{INDENT}          {style}{line}{style:#}");
+            let _ = writeln!(text, "{INDENT}{:LABEL_WIDTH$} {style}{line}{style:#}", "");
         }
+        text.push('\n');
         self.print(&text)
     }
 
@@ -141,6 +145,23 @@ impl Narrator {
         lines.push(format!("{indent}{line}"));
         lines.join("\n")
     }
+}
+
+/// A line in pieces of at most `width` characters, broken at spaces; the later ones are indented.
+fn broken(line: &str, width: usize) -> Vec<String> {
+    let mut pieces = Vec::new();
+    let mut piece = String::new();
+    for word in line.split_inclusive(' ') {
+        if !piece.trim().is_empty() && piece.chars().count() + word.trim_end().chars().count() > width {
+            pieces.push(std::mem::replace(&mut piece, "  ".to_owned()));
+        }
+        piece.push_str(word);
+    }
+    pieces.push(piece);
+    for piece in &mut pieces {
+        piece.truncate(piece.trim_end().len());
+    }
+    pieces
 }
 
 /// A header and rows, columns padded to the widest value; numbers to the right.
@@ -193,6 +214,13 @@ mod tests {
         let text = narrator.wrapped("one two three four five six seven eight nine ten", "  ");
         assert_eq!(text, "  one two three four five six seven\n  eight nine ten");
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH_MIN));
+    }
+
+    #[test]
+    fn long_statements_are_broken_and_short_ones_kept() {
+        assert_eq!(broken("  VALUES (1, 2);", 20), ["  VALUES (1, 2);"]);
+        assert_eq!(broken("INSERT INTO t VALUES (1, 2);", 16), ["INSERT INTO t", "  VALUES (1, 2);"]);
+        assert_eq!(broken("averyveryverylongname;", 5), ["averyveryverylongname;"]);
     }
 
     #[test]

@@ -211,7 +211,7 @@ impl Stage {
         command
     }
 
-    /// Runs a command of pgsluice; returns what it printed on stdout.
+    /// Runs a command of pgsluice; returns how it ended, and its stdout and stderr.
     async fn ask(&self, arguments: &[&str]) -> Result<(ExitStatus, String, String), DemoError> {
         let output = self.pgsluice().args(arguments).output().await;
         let output = output.map_err(|source| io_error("run", "pgsluice", source))?;
@@ -219,12 +219,21 @@ impl Stage {
         Ok((output.status, text(&output.stdout), text(&output.stderr)))
     }
 
-    /// Runs a command of pgsluice that must succeed; returns what it printed. Exit code 1 is an
-    /// answer too: something is paused.
-    pub(super) async fn cli(&self, arguments: &[&str]) -> Result<String, DemoError> {
+    /// Runs a command of pgsluice that changes something; returns what it printed.
+    pub(super) async fn tell(&self, arguments: &[&str]) -> Result<String, DemoError> {
+        let (status, stdout, stderr) = self.ask(arguments).await?;
+        if status.success() {
+            return Ok(stdout);
+        }
+        Err(DemoError::Command { command: arguments.join(" "), status, output: stderr })
+    }
+
+    /// Runs a command of pgsluice that shows something; returns what it printed. Exit code 1 is an
+    /// answer, too: something is paused.
+    pub(super) async fn look(&self, arguments: &[&str]) -> Result<String, DemoError> {
         let (status, stdout, stderr) = self.ask(arguments).await?;
         match status.code() {
-            Some(0 | 1) => Ok(stdout),
+            Some(0 | 1) if !stdout.is_empty() => Ok(stdout),
             _ => Err(DemoError::Command { command: arguments.join(" "), status, output: stderr }),
         }
     }

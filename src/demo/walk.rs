@@ -14,8 +14,9 @@ const PUBLISHED: &str = "SELECT id, name, price FROM widgets ORDER BY id";
 /// All columns but the target's clock.
 const EVERYTHING: &str = "SELECT id, name, price, shelf, note FROM widgets ORDER BY id";
 
-const PUBLISHER_TABLE: &str = "CREATE TABLE widgets (id serial PRIMARY KEY, name text, price decimal);";
-const TARGET_TABLE: &str = "CREATE TABLE widgets (id serial PRIMARY KEY, name text, price decimal,
+const PUBLISHER_TABLE: &str = "CREATE TABLE widgets (\n  id serial PRIMARY KEY, name text, price decimal);";
+const TARGET_TABLE: &str = "CREATE TABLE widgets (
+  id serial PRIMARY KEY, name text, price decimal,
   shelf text NOT NULL DEFAULT 'A1', note text);";
 
 /// Plays every chapter but the last; returns the stage with the service running.
@@ -74,7 +75,7 @@ async fn two_tables(narrator: &mut Narrator, stage: &Stage) -> Result<(), DemoEr
         narrator,
         stage,
         Side::Publisher,
-        "INSERT INTO widgets (name, price) VALUES ('Desk Lamp', 12.90), ('Notebook', 2.75);",
+        "INSERT INTO widgets (name, price)\n  VALUES ('Desk Lamp', 12.90), ('Notebook', 2.75);",
     )
     .await?;
     act(narrator, stage, Side::Publisher, "CREATE PUBLICATION my_publication FOR TABLE widgets;").await?;
@@ -141,8 +142,13 @@ async fn changes(narrator: &mut Narrator, stage: &mut Stage) -> Result<(), DemoE
         "DELETE FROM widgets WHERE name = 'Notebook';",
     ];
     // A column of the target's own keeps what was written there.
-    act(narrator, stage, Side::Target, "UPDATE widgets SET note = 'the last one' WHERE name = 'Desk Lamp';")
-        .await?;
+    act(
+        narrator,
+        stage,
+        Side::Target,
+        "UPDATE widgets SET note = 'the last one'\n  WHERE name = 'Desk Lamp';",
+    )
+    .await?;
     for statement in statements {
         act(narrator, stage, Side::Publisher, statement).await?;
         arrived(narrator, stage).await?;
@@ -156,24 +162,29 @@ async fn conflict(narrator: &mut Narrator, stage: &mut Stage) -> Result<(), Demo
         "Somebody writes to the target a row that the publisher is about to send under the same key. \
          pgsluice neither overwrites nor skips it: it stops, keeps the evidence, and waits for a person.",
     )?;
-    let local = "INSERT INTO widgets (id, name, price) VALUES (6, 'Somebody''s own', 1.00);";
+    let local = "INSERT INTO widgets (id, name, price)\n  VALUES (6, 'Somebody''s own', 1.00);";
     act(narrator, stage, Side::Target, local).await?;
-    let incoming = "INSERT INTO widgets (name, price) VALUES ('Screwdriver', 7.40);";
+    let incoming = "INSERT INTO widgets (name, price)\n  VALUES ('Screwdriver', 7.40);";
     act(narrator, stage, Side::Publisher, incoming).await?;
     let status = stage.wait_state("paused", Some("conflict")).await?;
     // Behind the gate, nothing is lost.
-    act(narrator, stage, Side::Publisher, "INSERT INTO widgets (name, price) VALUES ('Spirit Level', 9.99);")
-        .await?;
+    act(
+        narrator,
+        stage,
+        Side::Publisher,
+        "INSERT INTO widgets (name, price)\n  VALUES ('Spirit Level', 9.99);",
+    )
+    .await?;
     let Some(id) = status.conflict_id() else {
         return Err(DemoError::Answer { command: "status --json".to_owned(), output: format!("{status:?}") });
     };
     narrator.command(&format!("pgsluice conflicts show {id}"))?;
-    narrator.output(&stage.cli(&["conflicts", "show", &id]).await?)?;
+    narrator.output(&stage.look(&["conflicts", "show", &id]).await?)?;
     narrator
         .say("Here, the row on the target was the mistake. It is taken away, and pgsluice told to go on.")?;
     act(narrator, stage, Side::Target, "DELETE FROM widgets WHERE id = 6;").await?;
     narrator.command(&format!("pgsluice resume {SUBSCRIPTION}"))?;
-    narrator.output(&stage.cli(&["resume", SUBSCRIPTION]).await?)?;
+    narrator.output(&stage.tell(&["resume", SUBSCRIPTION]).await?)?;
     arrived(narrator, stage).await?;
     stage.wait_state("streaming", None).await?;
     narrator.done("It went on from where it had stopped: nothing lost, nothing twice")
@@ -186,11 +197,11 @@ async fn missing_column(narrator: &mut Narrator, stage: &mut Stage) -> Result<()
          the gate before the first row that has it, and says which statement would open it again.",
     )?;
     act(narrator, stage, Side::Publisher, "ALTER TABLE widgets ADD COLUMN colour text;").await?;
-    let insert = "INSERT INTO widgets (name, price, colour) VALUES ('Paint', 15.00, 'green');";
+    let insert = "INSERT INTO widgets (name, price, colour)\n  VALUES ('Paint', 15.00, 'green');";
     act(narrator, stage, Side::Publisher, insert).await?;
     let status = stage.wait_state("paused", Some("schema")).await?;
     narrator.command(&format!("pgsluice status {SUBSCRIPTION}"))?;
-    narrator.output(&stage.cli(&["status", SUBSCRIPTION]).await?)?;
+    narrator.output(&stage.look(&["status", SUBSCRIPTION]).await?)?;
     let Some(ddl) = status.hint.as_deref().and_then(ddl_in) else {
         return Err(DemoError::Answer { command: "status --json".to_owned(), output: format!("{status:?}") });
     };
@@ -225,8 +236,7 @@ pub(super) fn how_to_connect(narrator: &mut Narrator, stage: &Stage) -> Result<(
     }
     let pgsluice = format!("{} --config {}", stage.executable().display(), stage.config_path().display());
     narrator.command(&format!("{pgsluice} status"))?;
-    narrator.command(&format!("tail -f {}", stage.log_path().display()))?;
-    narrator.say("")
+    narrator.command(&format!("tail -f {}", stage.log_path().display()))
 }
 
 /// Stops and removes everything, in order.
@@ -238,7 +248,7 @@ pub(super) async fn farewell(narrator: &mut Narrator, mut stage: Stage) -> Resul
     }
     narrator.done("pgsluice has stopped cleanly")?;
     narrator.command(&format!("pgsluice drop {SUBSCRIPTION}"))?;
-    narrator.output(&stage.cli(&["drop", SUBSCRIPTION]).await?)?;
+    narrator.output(&stage.tell(&["drop", SUBSCRIPTION]).await?)?;
     let slots = stage.query(Side::Publisher, "SELECT slot_name FROM pg_replication_slots").await?;
     if !slots.rows.is_empty() {
         let output = format!("these replication slots are still there: {:?}", slots.rows);
