@@ -31,7 +31,7 @@ const TARGET_RETRY: Duration = Duration::from_secs(2);
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
 const LET_GO_POLL: Duration = Duration::from_millis(200);
 
-fn signals_failed(error: std::io::Error) -> Failure {
+fn signals_failed(error: &std::io::Error) -> Failure {
     Failure::new(Exit::No, Diagnosis::new("signals cannot be received").detail(error.to_string()))
 }
 
@@ -51,7 +51,7 @@ enum Woken {
 
 impl Signals {
     fn new() -> Result<Self, Failure> {
-        let catch = |kind| signal(kind).map_err(signals_failed);
+        let catch = |kind| signal(kind).map_err(|error| signals_failed(&error));
         Ok(Self {
             terminate: catch(SignalKind::terminate())?,
             interrupt: catch(SignalKind::interrupt())?,
@@ -186,7 +186,7 @@ impl Service {
         );
         self.workers.insert(name.clone(), wish);
         self.tasks.spawn(async move {
-            worker.run().await;
+            Box::pin(worker.run()).await;
             name
         });
     }
@@ -275,16 +275,20 @@ impl Service {
 pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Result<(), Failure> {
     let store = Store::connect(&config.target.conninfo).await?;
     let Some(row) = store.subscription(name.as_str()).await? else {
-        return Err(Failure::new(Exit::No, 
+        return Err(Failure::new(
+            Exit::No,
             Diagnosis::new(format!("there is no subscription \"{name}\" in the target"))
                 .hint("\"pgsluice status\" lists them"),
         ));
     };
     let Some(subscription) = config.subscriptions.iter().find(|known| known.name == *name) else {
-        return Err(Failure::new(Exit::No, 
+        return Err(Failure::new(
+            Exit::No,
             Diagnosis::new(format!("subscription \"{name}\" is not in the configuration"))
                 .detail("its slot can only be removed with the publisher's address")
-                .hint(format!("put it back into the configuration (enabled = false), then \"pgsluice drop {name}\"")),
+                .hint(format!(
+                    "put it back into the configuration (enabled = false), then \"pgsluice drop {name}\""
+                )),
         ));
     };
     let session = take_over(&store, config, name, row.owned).await?;
@@ -305,7 +309,8 @@ async fn take_over(
     if owned {
         store.submit(name.as_str(), Verb::Drop, &serde_json::json!({}), "drop").await?;
     }
-    let refused = |error: &dyn std::error::Error| Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string()));
+    let refused =
+        |error: &dyn std::error::Error| Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string()));
     let session = TargetSession::open(&config.target.conninfo, &format!("pgsluice drop {name}"))
         .await
         .map_err(|error| refused(&error))?;
@@ -317,9 +322,12 @@ async fn take_over(
                 tokio::time::sleep(LET_GO_POLL).await;
             }
             Ok(Lock::HeldElsewhere) => {
-                return Err(Failure::new(Exit::No, 
-                    Diagnosis::new(format!("another instance of pgsluice runs \"{name}\" and does not let go of it"))
-                        .hint("stop that service, then drop the subscription"),
+                return Err(Failure::new(
+                    Exit::No,
+                    Diagnosis::new(format!(
+                        "another instance of pgsluice runs \"{name}\" and does not let go of it"
+                    ))
+                    .hint("stop that service, then drop the subscription"),
                 ));
             }
             Err(error) => return Err(refused(&error)),
@@ -344,10 +352,7 @@ async fn drop_slot(subscription: &Subscription) -> Result<(), Failure> {
                 &[&slot],
             )
             .await;
-        let error = match dropped {
-            Ok(_) => return Ok(()),
-            Err(error) => error,
-        };
+        let Err(error) = dropped else { return Ok(()) };
         let server = net::server_error(&error);
         let in_use = server.as_ref().is_some_and(|error| error.code == "55006");
         if in_use && tokio::time::Instant::now() < deadline {

@@ -92,7 +92,15 @@ impl<'a> Applier<'a> {
         skip: Option<Lsn>,
     ) -> Self {
         let executor = Executor::new(std::sync::Arc::clone(session.client()));
-        Self { session, executor, subscription, recorded, tables: Tables::new(members), skip, transaction: None }
+        Self {
+            session,
+            executor,
+            subscription,
+            recorded,
+            tables: Tables::new(members),
+            skip,
+            transaction: None,
+        }
     }
 
     pub fn members_mut(&mut self) -> &mut Membership {
@@ -124,7 +132,9 @@ impl<'a> Applier<'a> {
                 Ok(Outcome::Pending)
             }
             Message::Insert(m) => self.change(m.relation_oid, RowChange::Insert { new: m.new }).await,
-            Message::Update(m) => self.change(m.relation_oid, RowChange::Update { old: m.old, new: m.new }).await,
+            Message::Update(m) => {
+                self.change(m.relation_oid, RowChange::Update { old: m.old, new: m.new }).await
+            }
             Message::Delete(m) => self.change(m.relation_oid, RowChange::Delete { old: m.old.into() }).await,
             Message::Truncate(truncate) => self.truncate(&truncate).await,
             // Neither carries anything for a table: where a transaction first came from, and what
@@ -205,8 +215,7 @@ impl<'a> Applier<'a> {
         };
         match transaction.stage {
             Stage::Failed(finding) => {
-                let report =
-                    finding.into_report(&self.subscription, &transaction.begin, transaction.changes);
+                let report = finding.into_report(&self.subscription, &transaction.begin, transaction.changes);
                 return Ok(Outcome::Conflict(Box::new(report)));
             }
             // Nothing to write, and nothing to remember: should it come again, it is empty again.
@@ -224,9 +233,9 @@ impl<'a> Applier<'a> {
             self.transaction = Some(Transaction { begin: transaction.begin, changes, stage: Stage::Open });
             self.settle(Err(error)).await?;
             return match self.transaction.take() {
-                Some(Transaction { begin, stage: Stage::Failed(finding), .. }) => Ok(Outcome::Conflict(
-                    Box::new(finding.into_report(&self.subscription, &begin, changes)),
-                )),
+                Some(Transaction { begin, stage: Stage::Failed(finding), .. }) => {
+                    Ok(Outcome::Conflict(Box::new(finding.into_report(&self.subscription, &begin, changes))))
+                }
                 _ => Err(ApplyError::OutOfOrder("a failed COMMIT left no finding".to_owned())),
             };
         }

@@ -59,7 +59,9 @@ impl<'a> CatchUp<'a> {
             Message::Update(m) => {
                 self.change(m.relation_oid, RowChange::Update { old: m.old, new: m.new }).await?;
             }
-            Message::Delete(m) => self.change(m.relation_oid, RowChange::Delete { old: m.old.into() }).await?,
+            Message::Delete(m) => {
+                self.change(m.relation_oid, RowChange::Delete { old: m.old.into() }).await?
+            }
             Message::Truncate(m) => {
                 let identity = if m.restart_seqs { Sequences::Restart } else { Sequences::Continue };
                 for relation in m.relation_oids {
@@ -89,9 +91,8 @@ impl<'a> CatchUp<'a> {
     }
 
     fn find(&self, relation: u32) -> Result<Option<Arc<super::TableContext>>, ApplyError> {
-        let commit_lsn = self
-            .open
-            .ok_or_else(|| ApplyError::OutOfOrder("a change outside a transaction".to_owned()))?;
+        let commit_lsn =
+            self.open.ok_or_else(|| ApplyError::OutOfOrder("a change outside a transaction".to_owned()))?;
         match self.tables.lookup(relation, commit_lsn) {
             Lookup::Apply(table) => Ok(Some(Arc::clone(table))),
             Lookup::PassOver => Ok(None),

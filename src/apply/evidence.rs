@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::error::{ApplyError, FailedChange};
 use super::plan::{Param, RowChange, plan_exists};
-use super::statement::{local_rows_by_key_sql, local_rows_by_identity_sql};
+use super::statement::{local_rows_by_identity_sql, local_rows_by_key_sql};
 use super::{TableContext, TargetSession, unix_time_us};
 use crate::conflict::{
     ConflictKind, ConflictReport, FieldValue, LocalRow, Operation, RowImage, classify_error, classify_row,
@@ -114,10 +114,8 @@ fn of_no_row(error: ServerError) -> Result<Finding, ApplyError> {
     let Some(kind) = classify_error(Operation::Truncate, &error, 0) else {
         return Err(ApplyError::Server(Box::new(error)));
     };
-    let table = QualifiedName::new(
-        error.schema.clone().unwrap_or_default(),
-        error.table.clone().unwrap_or_default(),
-    );
+    let table =
+        QualifiedName::new(error.schema.clone().unwrap_or_default(), error.table.clone().unwrap_or_default());
     Ok(Finding {
         kind,
         operation: Operation::Truncate,
@@ -219,7 +217,8 @@ async fn read_rows(
     let client = session.client();
     let read = async {
         let statement = client.prepare(sql).await?;
-        let rows: Vec<_> = futures_util::TryStreamExt::try_collect(client.query_raw(&statement, params).await?).await?;
+        let rows: Vec<_> =
+            futures_util::TryStreamExt::try_collect(client.query_raw(&statement, params).await?).await?;
         Ok::<Vec<tokio_postgres::Row>, tokio_postgres::Error>(rows)
     };
     let rows = match read.await.map_err(ApplyError::from) {

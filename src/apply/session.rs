@@ -78,8 +78,7 @@ impl TargetSession {
         }
         let role = client.query_one("SELECT current_user::pg_catalog.text", &[]).await;
         let role = role.and_then(|row| row.try_get(0)).map_err(ApplyError::from)?;
-        let mut session =
-            Self { client: Arc::new(client), replica: Replica::No, role, warnings: Vec::new() };
+        let mut session = Self { client: Arc::new(client), replica: Replica::No, role, warnings: Vec::new() };
         session.become_replica().await?;
         Ok(session)
     }
@@ -125,7 +124,9 @@ impl TargetSession {
             Allowed::No => {
                 self.warnings.push(
                     Diagnosis::new("the target role may not set session_replication_role")
-                        .detail("ordinary triggers fire and foreign keys are checked for replicated rows, too")
+                        .detail(
+                            "ordinary triggers fire and foreign keys are checked for replicated rows, too",
+                        )
                         .hint(format!(
                             "on the target, as a superuser (PostgreSQL 15 or later): \
                              GRANT SET ON PARAMETER session_replication_role TO {};",
@@ -178,7 +179,6 @@ impl TargetSession {
         );
         Ok(())
     }
-
 }
 
 /// Whether the advisory lock is ours.

@@ -114,11 +114,7 @@ fn update_sql(table: &TablePlan, set: &ColumnSet, null: &ColumnSet) -> String {
         let _ = write!(assignments, "{} = ${parameter}", quote_ident(&column.target));
         parameter += 1;
     }
-    format!(
-        "UPDATE {} SET {assignments} WHERE {}",
-        scan_target(table),
-        row_condition(table, null, parameter)
-    )
+    format!("UPDATE {} SET {assignments} WHERE {}", scan_target(table), row_condition(table, null, parameter))
 }
 
 /// Ordinary tables by themselves (inheritance children are tables of their own to the publisher),

@@ -44,7 +44,10 @@ pub(super) struct Tables {
 enum Known {
     /// Not part of the subscription.
     Foreign,
-    Member { name: QualifiedName, context: Arc<TableContext> },
+    Member {
+        name: QualifiedName,
+        context: Arc<TableContext>,
+    },
 }
 
 /// What to do with a change of a relation.
@@ -91,7 +94,8 @@ impl Tables {
             Some(Known::Member { context, .. }) => Some(context.id),
             Some(Known::Foreign) | None => None,
         };
-        let target = catalog::target_tables(&***session.client(), std::slice::from_ref(&member.target)).await?;
+        let target =
+            catalog::target_tables(&***session.client(), std::slice::from_ref(&member.target)).await?;
         let comparison = schema::compare(&Pairing {
             published: &published,
             actions: member.actions,

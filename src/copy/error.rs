@@ -63,8 +63,7 @@ impl CopyError {
     pub fn diagnosis(&self, table: &QualifiedName) -> Diagnosis {
         let copying = format!("the initial copy of {table} failed");
         match self {
-            Self::ConnectPublisher(error) => error.diagnosis(),
-            Self::OpenTarget(OpenError::Connect(error)) => error.diagnosis(),
+            Self::ConnectPublisher(error) | Self::OpenTarget(OpenError::Connect(error)) => error.diagnosis(),
             Self::OpenTarget(OpenError::Prepare(error)) => Diagnosis::new(copying).detail(error.to_string()),
             Self::Connection(side, error) => {
                 Diagnosis::new(copying).detail(format!("the connection to the {side} was lost: {error}"))

@@ -19,7 +19,7 @@ use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_literal};
 
 /// Tables copied at a time: one keeps a core of each server busy.
-pub const COPY_WORKERS: usize = 2;
+pub(super) const COPY_WORKERS: usize = 2;
 
 /// Results waiting to be taken, at most.
 const RESULTS_MAX: usize = 16;
@@ -127,9 +127,8 @@ async fn copy_one(
 }
 
 async fn open(plan: &CopyPlan, worker: usize) -> Result<Sessions, CopyError> {
-    let source = net::client(&plan.publisher, &plan.publisher_options)
-        .await
-        .map_err(CopyError::ConnectPublisher)?;
+    let source =
+        net::client(&plan.publisher, &plan.publisher_options).await.map_err(CopyError::ConnectPublisher)?;
     let application_name = format!("{} copy", plan.subscription);
     let mut target =
         TargetSession::open(&plan.target, &application_name).await.map_err(CopyError::OpenTarget)?;

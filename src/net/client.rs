@@ -230,9 +230,10 @@ impl Login for SqlLogin<'_> {
 
     async fn log_in(&self, dialed: Dialed) -> Result<PgClient, LoginError> {
         let Dialed { stream, host } = dialed;
-        let config = driver_config(self.info, self.options, stream.encryption());
+        let password = self.info.password_for(&host);
+        let config = driver_config(self.info, password, self.options, stream.encryption());
         let (client, connection) =
-            config.connect_raw(stream, Negotiated).await.map_err(|error| login_error(error, self.info))?;
+            config.connect_raw(stream, Negotiated).await.map_err(|error| login_error(error, password))?;
         let parameters: Vec<(&'static str, String)> = REPORTED
             .iter()
             .filter_map(|&name| Some((name, connection.parameter(name)?.to_owned())))
@@ -250,11 +251,16 @@ impl Login for SqlLogin<'_> {
     }
 }
 
-fn driver_config(info: &ConnInfo, options: &ClientOptions, encryption: Encryption) -> Config {
+fn driver_config(
+    info: &ConnInfo,
+    password: Option<&Secret>,
+    options: &ClientOptions,
+    encryption: Encryption,
+) -> Config {
     let mut config = Config::new();
     config.user(&info.user).dbname(&info.dbname);
-    if let Some(password) = info.password.as_ref().map(Secret::expose) {
-        config.password(password);
+    if let Some(password) = password {
+        config.password(password.expose());
     }
     if let Some(name) = options.application_name.as_ref().or(info.application_name.as_ref()) {
         config.application_name(name);
@@ -318,7 +324,7 @@ async fn check_session(client: &PgClient, wanted: TargetSessionAttrs) -> Result<
 
 /// Sorts a failed start-up. The driver keeps its kinds private: what is not a server's error or an
 /// I/O error is told by its `Display`, whose wording `tests` pins.
-fn login_error(error: tokio_postgres::Error, info: &ConnInfo) -> LoginError {
+fn login_error(error: tokio_postgres::Error, password: Option<&Secret>) -> LoginError {
     use ConnectErrorKind as K;
     if let Some(server) = server_error(&error) {
         return LoginError::server(server);
@@ -337,7 +343,7 @@ fn login_error(error: tokio_postgres::Error, info: &ConnInfo) -> LoginError {
         ("authentication error", "unsupported SASL mechanism") => {
             K::AuthUnsupported("another SASL".to_owned())
         }
-        ("invalid configuration", "password missing") if info.password.is_none() => K::PasswordMissing,
+        ("invalid configuration", "password missing") if password.is_none() => K::PasswordMissing,
         ("authentication error", _) if io => K::Scram(into_io(error)),
         _ if io => match into_io(error) {
             malformed if is_malformed(&malformed) => K::Protocol(malformed.to_string()),

@@ -102,28 +102,37 @@ fn choose(offered: &[Bytes], wire: Wire, wanted: ChannelBinding) -> Result<Mecha
 }
 
 /// Answers the server's demands until it says Ok.
-pub(super) async fn authenticate(channel: &mut Channel, info: &ConnInfo) -> Result<(), LoginError> {
+pub(super) async fn authenticate(
+    channel: &mut Channel,
+    info: &ConnInfo,
+    password: Option<&Secret>,
+) -> Result<(), LoginError> {
     match request(channel).await? {
         Request::Ok => unbound(info),
         Request::Cleartext => {
             unbound(info)?;
-            let password = password(info)?.expose().as_bytes();
+            let password = needed(password)?.expose().as_bytes();
             send(channel, |out| frontend::password_message(password, out)).await?;
             expect_ok(channel).await
         }
         Request::Md5(salt) => {
             unbound(info)?;
-            let hash = md5_hash(info.user.as_bytes(), password(info)?.expose().as_bytes(), salt);
+            let hash = md5_hash(info.user.as_bytes(), needed(password)?.expose().as_bytes(), salt);
             send(channel, |out| frontend::password_message(hash.as_bytes(), out)).await?;
             expect_ok(channel).await
         }
-        Request::Sasl(offered) => scram(channel, info, &offered).await,
+        Request::Sasl(offered) => scram(channel, info, password, &offered).await,
         Request::SaslContinue(_) | Request::SaslFinal(_) => Err(out_of_turn()),
         Request::Unsupported(method) => Err(failed(ConnectErrorKind::AuthUnsupported(method))),
     }
 }
 
-async fn scram(channel: &mut Channel, info: &ConnInfo, offered: &[Bytes]) -> Result<(), LoginError> {
+async fn scram(
+    channel: &mut Channel,
+    info: &ConnInfo,
+    password: Option<&Secret>,
+    offered: &[Bytes],
+) -> Result<(), LoginError> {
     let wire = Wire {
         encryption: channel.stream().encryption(),
         end_point: channel.stream().tls_server_end_point(),
@@ -134,7 +143,7 @@ async fn scram(channel: &mut Channel, info: &ConnInfo, offered: &[Bytes]) -> Res
         Mechanism::PlainThoughAble => (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unrequested()),
         Mechanism::Plain => (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unsupported()),
     };
-    let mut exchange = sasl::ScramSha256::new(password(info)?.expose().as_bytes(), binding);
+    let mut exchange = sasl::ScramSha256::new(needed(password)?.expose().as_bytes(), binding);
     let untrue = |error| failed(ConnectErrorKind::Scram(error));
     send(channel, |out| frontend::sasl_initial_response(name, exchange.message(), out)).await?;
     let Request::SaslContinue(challenge) = request(channel).await? else { return Err(out_of_turn()) };
@@ -178,8 +187,8 @@ fn unbound(info: &ConnInfo) -> Result<(), LoginError> {
     }
 }
 
-fn password(info: &ConnInfo) -> Result<&Secret, LoginError> {
-    info.password.as_ref().ok_or_else(|| failed(ConnectErrorKind::PasswordMissing))
+fn needed(password: Option<&Secret>) -> Result<&Secret, LoginError> {
+    password.ok_or_else(|| failed(ConnectErrorKind::PasswordMissing))
 }
 
 fn out_of_turn() -> LoginError {

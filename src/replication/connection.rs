@@ -271,7 +271,7 @@ impl Login for ReplicationLogin<'_> {
         let Dialed { stream, host } = dialed;
         let mut channel = Channel::new(stream);
         self.start_up(&mut channel).await?;
-        authenticate(&mut channel, self.info).await?;
+        authenticate(&mut channel, self.info, self.info.password_for(&host)).await?;
         until_ready(&mut channel).await?;
         let version = channel.parameter("server_version").unwrap_or("");
         let server_version_num = server_version_num(version).ok_or_else(|| {

@@ -67,7 +67,7 @@ struct Findings<'a> {
     warnings: Vec<Warning>,
 }
 
-impl<'a> Findings<'a> {
+impl Findings<'_> {
     fn misfit(&mut self, kind: MisfitKind) {
         let (source, target) = (self.pairing.published.name.clone(), self.pairing.target_name.clone());
         self.misfits.push(Misfit { source, target, kind });

@@ -218,8 +218,7 @@ fn numbers(from: Side<'_>, to: Side<'_>) -> Fit {
     };
     match (from.name, to.name) {
         ("int2", "int4" | "int8" | "float4" | "float8")
-        | ("int4", "int8" | "float8")
-        | ("oid", "int8" | "float8")
+        | ("int4" | "oid", "int8" | "float8")
         | ("float4", "float8") => Fit::Fits,
         ("int8" | "int4", "int2") | ("int8" | "oid", "int4") => Fit::Risky(OVERFLOW),
         ("int4" | "int8" | "numeric" | "oid", "float4" | "float8") | ("float8", "float4") => {

@@ -99,15 +99,8 @@ impl Answer {
 }
 
 impl Verb {
-    pub const ALL: [Self; 7] = [
-        Self::Pause,
-        Self::Resume,
-        Self::Skip,
-        Self::Resolve,
-        Self::Refresh,
-        Self::Resync,
-        Self::Drop,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Pause, Self::Resume, Self::Skip, Self::Resolve, Self::Refresh, Self::Resync, Self::Drop];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {

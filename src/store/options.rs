@@ -94,7 +94,7 @@ fn base_options(target: &ConnInfo, host: &Host, settings: &[(String, String)]) -
         .database(&target.dbname)
         // An empty password rather than none: sqlx would take PGPASSWORD's, which may be meant
         // for another server. `config` has read it where it applies.
-        .password(target.password.as_ref().map_or("", |password| password.expose()))
+        .password(target.password_for(host).map_or("", |password| password.expose()))
         .application_name(APPLICATION_NAME)
         .options(settings.iter().map(|(name, value)| (name, value)));
     options = match &host.address {
@@ -192,6 +192,7 @@ mod tests {
                         hostaddr: hostaddr.map(|address| address.parse().unwrap()),
                     },
                     port: 5432,
+                    password: None,
                 })
                 .collect(),
             user: "pgsluice".into(),

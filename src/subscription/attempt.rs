@@ -86,7 +86,8 @@ pub(super) async fn run(
     let mut replication = publisher.replication(subscription).await?;
     check_identity(context, &mut replication).await?;
     let recorded = progress::load(session.client(), &subscription.name).await?;
-    let view = slot::view(&publisher.client, &subscription.slot).await.map_err(publisher_lost)?;
+    let view =
+        slot::view(&publisher.client, &subscription.slot).await.map_err(|error| publisher_lost(&error))?;
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(
         &subscription.slot,
@@ -182,7 +183,9 @@ async fn take_up_tables(
         .collect();
     let new = match (subscription.copy_data, plan) {
         (true, _) | (false, SlotPlan::Create) => NewTables::Copy,
-        (false, SlotPlan::Adopt { from } | SlotPlan::Continue { from }) => NewTables::Ready { synced_lsn: from },
+        (false, SlotPlan::Adopt { from } | SlotPlan::Continue { from }) => {
+            NewTables::Ready { synced_lsn: from }
+        }
     };
     context.store.sync_tables(context.name(), &mappings, new).await?;
     let rows = context.store.subscription(context.name()).await?.map(|row| row.tables).unwrap_or_default();
@@ -382,10 +385,7 @@ async fn report_copies(context: &Context, jobs: &[CopyJob]) -> Result<(), Failur
     for job in jobs {
         let rows = job.copied.load(Ordering::Relaxed);
         if rows > 0 {
-            context
-                .store
-                .report_copy(context.name(), &job.source, job.attempt, rows, job.estimated)
-                .await?;
+            context.store.report_copy(context.name(), &job.source, job.attempt, rows, job.estimated).await?;
         }
     }
     Ok(())
@@ -418,15 +418,15 @@ fn still_pending(pending: Vec<PendingTable>, members: &Membership) -> Vec<SyncJo
         .collect()
 }
 
-fn publisher_lost(error: tokio_postgres::Error) -> Failure {
-    match crate::net::server_error(&error) {
+fn publisher_lost(error: &tokio_postgres::Error) -> Failure {
+    match crate::net::server_error(error) {
         Some(server) if !server.is_transient() => {
             Failure::pause(PauseReason::PublisherError, server.diagnosis())
         }
         Some(server) => Failure::retry(server.diagnosis()),
         None => Failure::retry(
             Diagnosis::new("the connection to the publisher was lost")
-                .detail(super::failure::chain(&error))
+                .detail(super::failure::chain(error))
                 .hint("it is made again by itself"),
         ),
     }

@@ -40,10 +40,10 @@ pub(super) async fn resolve(
             store.resolve_conflict(id, resolution, by).await.map_err(|error| error.diagnosis())?;
             Ok(Answer::done(format!("the transaction that finishes at {lsn} is passed over")))
         }
-        Resolution::ApplyRemote | Resolution::KeepLocal => Err(Diagnosis::new(format!(
-            "{resolution} is not supported yet"
-        ))
-        .hint("fix the target's row and use retry, or use skip-transaction")),
+        Resolution::ApplyRemote | Resolution::KeepLocal => {
+            Err(Diagnosis::new(format!("{resolution} is not supported yet"))
+                .hint("fix the target's row and use retry, or use skip-transaction"))
+        }
     }
 }
 

@@ -48,9 +48,11 @@ impl From<ConnectError> for Failure {
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         match error {
-            OpenError::Connect(error) => {
-                Self { disposition: error.disposition(), diagnosis: error.diagnosis(), target: TargetLink::Lost }
-            }
+            OpenError::Connect(error) => Self {
+                disposition: error.disposition(),
+                diagnosis: error.diagnosis(),
+                target: TargetLink::Lost,
+            },
             OpenError::Prepare(error) => error.into(),
         }
     }
@@ -82,9 +84,11 @@ impl From<DecodeError> for Failure {
 impl From<ReadError> for Failure {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::Stream(error) => {
-                Self { disposition: error.disposition(), diagnosis: error.diagnosis(), target: TargetLink::Kept }
-            }
+            ReadError::Stream(error) => Self {
+                disposition: error.disposition(),
+                diagnosis: error.diagnosis(),
+                target: TargetLink::Kept,
+            },
             ReadError::Decode(error) => error.into(),
             ReadError::Ended => Self::retry(
                 Diagnosis::new("the publisher ended the replication stream")
@@ -99,9 +103,9 @@ impl From<ApplyError> for Failure {
     fn from(error: ApplyError) -> Self {
         match error {
             ApplyError::Connection(source) => Self::target_lost(
-                Diagnosis::new("the connection to the target was lost")
-                    .detail(chain(&source))
-                    .hint("apply goes on by itself, from the last committed transaction, once the target is back"),
+                Diagnosis::new("the connection to the target was lost").detail(chain(&source)).hint(
+                    "apply goes on by itself, from the last committed transaction, once the target is back",
+                ),
             ),
             ApplyError::Unresponsive(waited) => Self::target_lost(
                 Diagnosis::new(format!("the target has not answered for {} s", waited.as_secs()))
@@ -109,10 +113,9 @@ impl From<ApplyError> for Failure {
                     .hint("see pg_stat_activity and pg_locks on the target; apply goes on by itself"),
             ),
             ApplyError::Server(error) => of_target(&error, None),
-            ApplyError::Refused { error, change } => of_target(
-                &error,
-                Some(format!("{} on {}", change.operation(), change.table.plan.target)),
-            ),
+            ApplyError::Refused { error, change } => {
+                of_target(&error, Some(format!("{} on {}", change.operation(), change.table.plan.target)))
+            }
             ApplyError::RowCount { found, change } => Self::pause(
                 PauseReason::TargetError,
                 Diagnosis::new(format!(

@@ -90,7 +90,8 @@ impl Monitor {
 
     async fn round(&self, session: &mut Option<PgClient>, publications: bool) -> Option<Round> {
         if session.is_none() {
-            let client = net::client(&self.subscription.publisher, &monitor_options(&self.subscription)).await;
+            let client =
+                net::client(&self.subscription.publisher, &monitor_options(&self.subscription)).await;
             *session = client.ok();
         }
         let client = session.as_ref()?;
@@ -106,7 +107,9 @@ impl Monitor {
 
     async fn report(&self, view: Option<SlotView>, lag: &mut LagClock, now: Duration) {
         let stream = *self.positions.borrow();
-        let publisher = view.as_ref().map(|view| view.publisher_lsn);
+        // What the stream has brought since the view was taken, the publisher has written as well.
+        let seen = |view: &SlotView| view.publisher_lsn.max(stream.received.unwrap_or_default());
+        let publisher = view.as_ref().map(seen);
         let slot = view.as_ref().and_then(|view| view.slot.as_ref());
         let behind = publisher.zip(stream.flushed);
         let positions = Positions {

@@ -72,15 +72,10 @@ impl Publisher {
         &self,
         subscription: &Subscription,
     ) -> Result<ReplicationConnection, Failure> {
-        let application_name = subscription
-            .publisher
-            .application_name
-            .clone()
-            .unwrap_or_else(|| subscription.name.to_string());
-        let options = SessionOptions {
-            application_name,
-            client_encoding: self.encoding.client_encoding().to_owned(),
-        };
+        let application_name =
+            subscription.publisher.application_name.clone().unwrap_or_else(|| subscription.name.to_string());
+        let options =
+            SessionOptions { application_name, client_encoding: self.encoding.client_encoding().to_owned() };
         Ok(ReplicationConnection::connect(&subscription.publisher, &options).await?)
     }
 

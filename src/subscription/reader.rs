@@ -18,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use crate::pg::Lsn;
 use crate::pgoutput::{self, DecodeError, Message};
-use crate::replication::{Feedback, Frame, Reply, ReplicationStream, StreamError, micros_since_2000};
+use crate::replication::{Feedback, Frame, ReplicationStream, Reply, StreamError, micros_since_2000};
 
 /// Chunks between reader and apply, at most.
 const CHUNKS_MAX: usize = 16;
@@ -72,8 +72,8 @@ impl Reader {
         let (sender, chunks) = mpsc::channel(CHUNKS_MAX);
         let (durable, durable_seen) = watch::channel(from);
         let (received_here, received) = watch::channel(from);
-        let status_interval =
-            wal_sender_timeout.map_or(STATUS_INTERVAL_MAX, |t| STATUS_INTERVAL_MAX.min(t / STATUS_PER_TIMEOUT));
+        let status_interval = wal_sender_timeout
+            .map_or(STATUS_INTERVAL_MAX, |t| STATUS_INTERVAL_MAX.min(t / STATUS_PER_TIMEOUT));
         let task = Task { stream, sender, durable: durable_seen, received: received_here, status_interval };
         Self { chunks, durable, received, task: Some(tokio::spawn(task.run())) }
     }

@@ -44,9 +44,13 @@ pub(super) enum SlotPlan {
     Create,
     /// It is there and nothing was recorded yet: ours from an interrupted start, or made ready by
     /// hand. Changes from this position on will come.
-    Adopt { from: Lsn },
+    Adopt {
+        from: Lsn,
+    },
     /// Go on from the recorded position.
-    Continue { from: Lsn },
+    Continue {
+        from: Lsn,
+    },
 }
 
 const VIEW: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
@@ -105,7 +109,11 @@ pub(super) fn plan(
     if slot.slot_type != "logical" || slot.plugin.as_deref() != Some("pgoutput") {
         return Err(foreign(
             name,
-            format!("it is a {} slot with plugin {}", slot.slot_type, slot.plugin.as_deref().unwrap_or("none")),
+            format!(
+                "it is a {} slot with plugin {}",
+                slot.slot_type,
+                slot.plugin.as_deref().unwrap_or("none")
+            ),
         ));
     }
     if let Some(database) = slot.database.as_deref().filter(|database| *database != dbname) {
@@ -204,7 +212,8 @@ mod tests {
         expected: Result<SlotPlan, PauseReason>,
     ) {
         let (name, subscription) = ("sub".parse().unwrap(), "sub".parse().unwrap());
-        let planned = plan(&name, &subscription, recorded.map(Lsn::new), slot.as_ref(), on_missing, "example");
+        let planned =
+            plan(&name, &subscription, recorded.map(Lsn::new), slot.as_ref(), on_missing, "example");
         match (planned, expected) {
             (Ok(plan), Ok(expected)) => assert_eq!(plan, expected),
             (Err(failure), Err(reason)) => assert_eq!(failure.disposition, Disposition::Pause(reason)),

@@ -20,14 +20,20 @@ use crate::error::{Disposition, PauseReason};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// Connecting, comparing, finding the slot.
-    Starting { failures: u32 },
+    Starting {
+        failures: u32,
+    },
     /// Another instance applies.
     Standby,
     /// Existing rows are being copied.
-    Copying { failures: u32 },
+    Copying {
+        failures: u32,
+    },
     Streaming,
     /// Waiting to try again by itself, after so many failures in a row.
-    Retrying { failures: u32 },
+    Retrying {
+        failures: u32,
+    },
     /// Waiting for a person (or, for a schema, for the target to fit).
     Paused(PauseReason),
     Stopped,
@@ -68,7 +74,9 @@ pub enum Action {
     /// Ask for the lock again and again.
     AwaitLock,
     /// Wait, longer with each failure in a row, then try again.
-    BackOff { failures: u32 },
+    BackOff {
+        failures: u32,
+    },
     /// Keep still, and keep the evidence.
     Hold,
     Finish,
@@ -90,13 +98,10 @@ pub fn step(state: State, event: Event) -> Result<(State, Action), Illegal> {
         (S::Stopped, event) => return Err(Illegal { state, event }),
         (_, E::ShutdownAsked) => (S::Stopped, Action::Finish),
 
-        (S::Starting { .. } | S::Standby | S::Retrying { .. }, E::LockHeldElsewhere) => {
+        (S::Starting { .. } | S::Standby | S::Retrying { .. } | S::Paused(_), E::LockHeldElsewhere) => {
             (S::Standby, Action::AwaitLock)
         }
-        (S::Paused(_), E::LockHeldElsewhere) => (S::Standby, Action::AwaitLock),
         (S::Starting { failures }, E::Locked) => (S::Starting { failures }, Action::Attempt),
-        (S::Standby, E::Locked) => (S::Starting { failures: 0 }, Action::Attempt),
-        (S::Starting { .. } | S::Standby, E::LockedWhilePaused(reason)) => (S::Paused(reason), Action::Hold),
 
         (S::Starting { failures }, E::CopyStarted) => (S::Copying { failures }, Action::Continue),
         (S::Starting { .. } | S::Copying { .. }, E::StreamStarted) => (S::Streaming, Action::Continue),
@@ -108,30 +113,36 @@ pub fn step(state: State, event: Event) -> Result<(State, Action), Illegal> {
         (S::Streaming | S::Standby, E::Failed(Disposition::Retry)) => {
             (S::Retrying { failures: 1 }, Action::BackOff { failures: 1 })
         }
-        (
+        (S::Starting { .. } | S::Standby, E::LockedWhilePaused(reason))
+        | (
             S::Starting { .. } | S::Copying { .. } | S::Streaming | S::Standby,
             E::Failed(Disposition::Pause(reason)),
         ) => (S::Paused(reason), Action::Hold),
 
-        (S::Paused(_), E::PauseAsked) => (S::Paused(PauseReason::Operator), Action::Hold),
         (_, E::PauseAsked) => (S::Paused(PauseReason::Operator), Action::Hold),
 
-        (S::Paused(_), E::ResumeAsked) => (S::Starting { failures: 0 }, Action::Attempt),
+        (S::Paused(_), E::ResumeAsked)
+        | (S::Standby, E::Locked)
+        | (S::Paused(PauseReason::Schema), E::TargetFits)
+        | (S::Paused(PauseReason::Conflict), E::RetryDue)
+        | (S::Starting { .. } | S::Copying { .. } | S::Streaming, E::RestartAsked) => {
+            (S::Starting { failures: 0 }, Action::Attempt)
+        }
         (S::Retrying { failures }, E::ResumeAsked | E::RetryDue | E::RestartAsked) => {
             (S::Starting { failures }, Action::Attempt)
         }
         (S::Starting { .. } | S::Copying { .. } | S::Streaming | S::Standby, E::ResumeAsked) => {
             (state, Action::Continue)
         }
-        (S::Paused(PauseReason::Schema), E::TargetFits) => (S::Starting { failures: 0 }, Action::Attempt),
-        (S::Paused(PauseReason::Conflict), E::RetryDue) => (S::Starting { failures: 0 }, Action::Attempt),
-        (S::Starting { .. } | S::Copying { .. } | S::Streaming, E::RestartAsked) => {
-            (S::Starting { failures: 0 }, Action::Attempt)
-        }
         (S::Paused(_) | S::Standby, E::RestartAsked) => (state, Action::Continue),
 
         (
-            S::Starting { .. } | S::Standby | S::Copying { .. } | S::Streaming | S::Retrying { .. } | S::Paused(_),
+            S::Starting { .. }
+            | S::Standby
+            | S::Copying { .. }
+            | S::Streaming
+            | S::Retrying { .. }
+            | S::Paused(_),
             event,
         ) => return Err(Illegal { state, event }),
     })
@@ -149,7 +160,11 @@ mod tests {
 
     #[test]
     fn a_conflict_waits_for_a_person_and_goes_on_from_there() {
-        check(State::Streaming, Event::Failed(CONFLICT), (State::Paused(PauseReason::Conflict), Action::Hold));
+        check(
+            State::Streaming,
+            Event::Failed(CONFLICT),
+            (State::Paused(PauseReason::Conflict), Action::Hold),
+        );
         check(
             State::Paused(PauseReason::Conflict),
             Event::ResumeAsked,

@@ -3,7 +3,7 @@
 
 use tracing::{debug, info};
 
-use crate::apply::{Applier, Applied, How, Outcome};
+use crate::apply::{Applied, Applier, How, Outcome};
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
 use crate::pg::Lsn;

@@ -54,11 +54,20 @@ impl SyncJob {
 /// What the stream hears of a sync.
 #[derive(Debug)]
 pub(super) enum SyncEvent {
-    State { source: QualifiedName, state: TableState },
+    State {
+        source: QualifiedName,
+        state: TableState,
+    },
     /// The running sync has come far enough to be handed over, perhaps.
     CaughtUp,
-    Done { source: QualifiedName, position: Lsn },
-    Failed { source: QualifiedName, diagnosis: Diagnosis },
+    Done {
+        source: QualifiedName,
+        position: Lsn,
+    },
+    Failed {
+        source: QualifiedName,
+        diagnosis: Diagnosis,
+    },
 }
 
 /// The tables still to be synchronised, one at a time.
@@ -207,8 +216,7 @@ impl Sync {
         let (context, source) = (&self.context, &table.published.relation.name);
         let subscription = &context.subscription;
         let job = copy_job(context, table).await?;
-        let mut target =
-            TargetSession::open(&context.target, &format!("{} sync", subscription.name)).await?;
+        let mut target = TargetSession::open(&context.target, &format!("{} sync", subscription.name)).await?;
         target.set_origin(&format!("{}_sync", origin_name(&subscription.name))).await?;
         let publisher = Publisher {
             client: net::client(&subscription.publisher, &self.copy_options()).await?,

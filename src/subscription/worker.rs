@@ -145,7 +145,7 @@ impl Worker {
             self.report().await;
             let event = match action {
                 Action::AwaitLock => self.await_lock().await,
-                Action::Attempt => self.attempt().await,
+                Action::Attempt => Box::pin(self.attempt()).await,
                 Action::BackOff { failures } => self.back_off(failures).await,
                 Action::Hold => self.hold().await,
                 Action::Continue | Action::Finish => break,
@@ -164,7 +164,11 @@ impl Worker {
                 self.state = state;
                 let action = if action == Action::Continue { doing } else { action };
                 // Whatever comes next needs the lock; without a session it is asked for first.
-                if self.session.is_none() && matches!(action, Action::Attempt) { Action::AwaitLock } else { action }
+                if self.session.is_none() && matches!(action, Action::Attempt) {
+                    Action::AwaitLock
+                } else {
+                    action
+                }
             }
             Err(illegal) => {
                 error!(subscription = self.context.name(), error = %illegal, "the worker begins anew");
@@ -258,7 +262,7 @@ impl Worker {
     async fn attempt(&mut self) -> Event {
         let Some(session) = self.session.take() else { return Event::LockHeldElsewhere };
         self.held_back = None;
-        let event = self.attempt_with(&session).await;
+        let event = Box::pin(self.attempt_with(&session)).await;
         // The attempt may have been dropped within a transaction; a session that does not come
         // clean is given up, and the lock with it.
         match session.reset().await {
@@ -505,26 +509,23 @@ impl Worker {
 
     async fn on_command(&mut self, command: &Command) -> (Answer, Option<Event>) {
         info!(subscription = self.context.name(), command = %command.verb, by = command.created_by, "command");
-        let name = self.context.name();
         match command.verb {
             Verb::Pause => {
                 self.because = Some(Because::operator());
-                (Answer::done(format!("{name} is paused")), Some(Event::PauseAsked))
+                (Answer::done("paused"), Some(Event::PauseAsked))
             }
             Verb::Resume => match self.state {
                 State::Paused(_) | State::Retrying { .. } => {
-                    (Answer::done(format!("{name} goes on")), Some(Event::ResumeAsked))
+                    (Answer::done("goes on from where it stopped"), Some(Event::ResumeAsked))
                 }
-                _ => (Answer::done(format!("{name} is running already")), None),
+                _ => (Answer::done("is running already"), None),
             },
             Verb::Skip => self.on_skip(),
             Verb::Resolve => self.on_resolve(&command.args, &command.created_by).await,
-            Verb::Refresh => {
-                (Answer::done(format!("{name} takes up its publications")), Some(Event::RestartAsked))
-            }
+            Verb::Refresh => (Answer::done("takes up its publications"), Some(Event::RestartAsked)),
             Verb::Resync => (commands::not_supported(command.verb), None),
             // Whoever asked takes the lock next, removes the slot and the state.
-            Verb::Drop => (Answer::done(format!("{name} is let go")), Some(Event::ShutdownAsked)),
+            Verb::Drop => (Answer::done("let go"), Some(Event::ShutdownAsked)),
         }
     }
 

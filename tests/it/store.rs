@@ -132,7 +132,7 @@ impl Drop for Cluster {
 }
 
 fn tcp(port: u16) -> Host {
-    Host { address: HostAddress::Tcp { name: "127.0.0.1".to_owned(), hostaddr: None }, port }
+    Host { address: HostAddress::Tcp { name: "127.0.0.1".to_owned(), hostaddr: None }, port, password: None }
 }
 
 /// A database of its own on the shared server.

@@ -208,7 +208,7 @@ async fn read_columns<C: GenericClient + Sync>(
     relations: &[u32],
 ) -> Result<Columns, CatalogError> {
     let sql = format!(
-        r#"WITH RECURSIVE col AS (
+        r"WITH RECURSIVE col AS (
            SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, {generated} AS generated
              FROM pg_catalog.pg_attribute a
             WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
@@ -235,7 +235,7 @@ async fn read_columns<C: GenericClient + Sync>(
            JOIN below b ON b.type = c.atttypid
            JOIN pg_catalog.pg_type t ON t.oid = b.base AND t.typtype <> 'd'
            JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
-          ORDER BY c.attrelid, c.attnum"#,
+          ORDER BY c.attrelid, c.attnum",
         generated = version.since(12, "a.attgenerated", r#"''::pg_catalog."char""#),
         key_columns = version.since(11, "i.indnkeyatts", "i.indnatts"),
     );

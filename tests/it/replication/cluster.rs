@@ -91,7 +91,8 @@ impl Cluster {
 
     /// The superuser, over the Unix socket.
     pub(crate) fn admin_info(&self) -> ConnInfo {
-        let host = Host { address: HostAddress::Unix(self.dir.path().to_owned()), port: self.port };
+        let host =
+            Host { address: HostAddress::Unix(self.dir.path().to_owned()), port: self.port, password: None };
         ConnInfo { hosts: vec![host], ..self.info("postgres", None) }
     }
 
@@ -122,7 +123,7 @@ impl Drop for Cluster {
 pub(crate) fn info(port: u16, user: &str, password: Option<&str>) -> ConnInfo {
     let address = HostAddress::Tcp { name: "127.0.0.1".to_owned(), hostaddr: None };
     ConnInfo {
-        hosts: vec![Host { address, port }],
+        hosts: vec![Host { address, port, password: None }],
         user: user.to_owned(),
         password: password.map(Secret::new),
         dbname: "postgres".to_owned(),
