@@ -60,7 +60,7 @@ impl<'a> CatchUp<'a> {
                 self.change(m.relation_oid, RowChange::Update { old: m.old, new: m.new }).await?;
             }
             Message::Delete(m) => {
-                self.change(m.relation_oid, RowChange::Delete { old: m.old.into() }).await?
+                self.change(m.relation_oid, RowChange::Delete { old: m.old.into() }).await?;
             }
             Message::Truncate(m) => {
                 let identity = if m.restart_seqs { Sequences::Restart } else { Sequences::Continue };

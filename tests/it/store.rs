@@ -1,7 +1,5 @@
 //! Schema `pgsluice` on a real PostgreSQL: migrations, every operation of the store, signals.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, which clippy.toml allows tests")]
-
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
