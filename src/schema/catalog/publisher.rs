@@ -210,11 +210,7 @@ async fn read_columns<C: GenericClient + Sync>(
     relations: &[u32],
 ) -> Result<Columns, CatalogError> {
     let sql = format!(
-<<<<<<< HEAD
-        r"WITH RECURSIVE col AS (
-=======
         "WITH RECURSIVE col AS (
->>>>>>> schema
            SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, {generated} AS generated
              FROM pg_catalog.pg_attribute a
             WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
