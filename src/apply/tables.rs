@@ -32,6 +32,8 @@ pub struct TableContext {
     pub id: u64,
     pub published: Arc<PublishedRelation>,
     pub plan: TablePlan,
+    /// Why its changes are applied row by row; none if sets suit it.
+    pub exact_because: Option<&'static str>,
 }
 
 /// What the stream's relation ids stand for, in this session.
@@ -97,6 +99,7 @@ impl Tables {
             Some(Known::Member { context, .. }) => Some(context.id),
             Some(Known::Foreign) | None => None,
         };
+        let described = PublishedRelation::clone(&published).with_domains_of(&member.catalog);
         let target =
             catalog::target_tables(&***session.client(), std::slice::from_ref(&member.target)).await?;
         let comparison = schema::compare(&Pairing {
@@ -109,7 +112,8 @@ impl Tables {
         });
         let Some(plan) = comparison.plan else { return Err(ApplyError::Unfit(comparison.misfits)) };
         self.next_id += 1;
-        let context = Arc::new(TableContext { id: self.next_id, published, plan });
+        let exact_because = super::exact_because(&plan, session.replica());
+        let context = Arc::new(TableContext { id: self.next_id, published, plan, exact_because });
         self.relations.insert(oid, Known::Member { name, context });
         Ok(replaced)
     }
