@@ -20,9 +20,9 @@ use super::pipeline::{Batch, BatchSummary, Open, Pipeline};
 use super::plan::RowChange;
 use super::progress;
 use super::tables::{Lookup, Tables};
-use super::{ApplyError, Membership, TableContext, TargetSession, unix_time_us};
+use super::{ApplyError, ExactBecause, Membership, TableContext, TargetSession, unix_time_us};
 use crate::conflict::ConflictReport;
-use crate::pg::{Lsn, SubscriptionName};
+use crate::pg::{Lsn, QualifiedName, SubscriptionName};
 use crate::pgoutput::{Begin, Message};
 
 /// A batch holds at most so many changes…
@@ -86,6 +86,8 @@ pub enum Outcome {
     Durable { lsn: Lsn, transaction: Option<Applied> },
     /// A batch of sets is durable.
     Batch { lsn: Lsn, last: Applied, summary: BatchSummary },
+    /// How changes of a table will be applied: row by row for this reason, or in sets.
+    Planned { source: QualifiedName, exact_because: Option<ExactBecause> },
     /// A batch could not be applied as sets and goes row by row.
     FellBack,
     /// A transaction was rolled back; this is why.
@@ -200,10 +202,15 @@ impl<'a> Applier<'a> {
                 while self.pipeline.open() == Open::Yes && self.is_busy() {
                     self.settle().await?;
                 }
-                if let Some(replaced) = self.tables.announce(relation, self.session).await? {
+                let Some(announced) = self.tables.announce(relation, self.session).await? else {
+                    return Ok(());
+                };
+                if let Some(replaced) = announced.replaced {
                     self.exact.forget(replaced);
                     self.pipeline.forget(replaced);
                 }
+                let (source, exact_because) = (announced.source, announced.exact_because);
+                self.outcomes.push_back(Outcome::Planned { source, exact_because });
                 Ok(())
             }
             Message::Type(message) => Ok(self.tables.announce_type(message)?),
@@ -319,8 +326,8 @@ impl<'a> Applier<'a> {
     fn needs_exact(&self, event: &Event) -> bool {
         match event {
             Event::Begin(begin) => self.exact.skips(begin.final_lsn),
-            Event::Change { table, .. } => table.exact_because.is_some(),
-            Event::Truncate { tables, .. } => tables.iter().any(|table| table.exact_because.is_some()),
+            Event::Change { table, change, .. } => !table.suits_sets(change),
+            Event::Truncate { tables, .. } => tables.iter().any(|table| table.acts()),
             Event::Commit { .. } | Event::Idle(_) => false,
         }
     }

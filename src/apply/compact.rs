@@ -159,8 +159,7 @@ impl<'a> Keyed<'a> {
     fn of(plan: &TablePlan, change: &'a RowChange) -> Result<Self, Uncompactable> {
         let columns: &[usize] = match &plan.row_identity {
             RowIdentity::Key { columns, .. } => columns,
-            RowIdentity::None => &[],
-            RowIdentity::FullRow => return Err(Uncompactable),
+            RowIdentity::None | RowIdentity::FullRow => &[],
         };
         let width = plan.columns.len();
         match change {

@@ -41,5 +41,5 @@ fn unix_time_us(postgres_time_us: i64) -> i64 {
 
 pub use pipeline::BatchSummary;
 pub use session::{Lock, OpenError, Replica, TargetSession, origin_name};
-pub use sets::exact_because;
+pub use sets::{ExactBecause, exact_because};
 pub use tables::{Member, Membership, TableContext};

@@ -3,7 +3,7 @@
 
 use tracing::{debug, info};
 
-use crate::apply::{Applied, Applier, How, Outcome};
+use crate::apply::{Applied, Applier, ExactBecause, How, Outcome};
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
 use crate::pg::Lsn;
@@ -104,6 +104,10 @@ impl Stream<'_> {
                 Outcome::Batch { lsn, last, summary: _ } => {
                     self.advance(lsn, reader);
                     self.note(lsn, last).await?;
+                }
+                Outcome::Planned { source, exact_because } => {
+                    let because = exact_because.map(ExactBecause::as_str);
+                    self.context.store.set_exact_because(self.context.name(), &source, because).await?;
                 }
                 Outcome::FellBack => {
                     debug!(subscription = self.context.name(), "fell back to the exact path");
