@@ -1,12 +1,14 @@
 //! The streaming part of an attempt: what the reader brings goes to the applier, what is durable
 //! goes back, and tables that are still being copied are taken in at a transaction's boundary.
 
-use tracing::{debug, info};
+use std::collections::HashMap;
+
+use tracing::{debug, info, warn};
 
 use crate::apply::{Applied, Applier, ExactBecause, How, Outcome};
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
-use crate::pg::Lsn;
+use crate::pg::{Lsn, QualifiedName};
 use crate::store::TableState;
 
 use super::attempt::{Context, Phase};
@@ -42,7 +44,7 @@ pub(super) async fn run(
     syncs: TableSyncs,
     from: Lsn,
 ) -> Result<StreamEnd, Failure> {
-    let mut stream = Stream { context, applier, syncs, durable: from, first: true };
+    let mut stream = Stream { context, applier, syncs, durable: from, first: true, failed: HashMap::new() };
     stream.publish(reader);
     loop {
         let (busy, open) = (stream.applier.is_busy(), !stream.waits_for_sync());
@@ -74,6 +76,8 @@ struct Stream<'a> {
     durable: Lsn,
     /// No transaction has been applied by this attempt yet.
     first: bool,
+    /// Why tables could not be synchronised when it was last tried.
+    failed: HashMap<QualifiedName, Diagnosis>,
 }
 
 impl Stream<'_> {
@@ -182,7 +186,11 @@ impl Stream<'_> {
                 self.report_held_back(None).await;
             }
             SyncEvent::Failed { source, diagnosis } => {
-                tracing::warn!(subscription = name, relation = %source, "{diagnosis}");
+                // It is tried again every few seconds: said once, until it fails of something else.
+                if self.failed.get(&source) != Some(&diagnosis) {
+                    warn!(subscription = name, relation = %source, "{diagnosis}");
+                    self.failed.insert(source.clone(), diagnosis.clone());
+                }
                 store.set_table_state(name, &source, TableState::Pending, Some(&diagnosis)).await?;
                 self.report_held_back(Some(diagnosis)).await;
             }

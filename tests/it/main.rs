@@ -4,6 +4,8 @@
 //! that); what they share is in `support`.
 
 #[cfg(test)]
+mod batches;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod replication;
