@@ -15,4 +15,6 @@ mod support;
 #[cfg(test)]
 mod tidy;
 #[cfg(test)]
+mod values;
+#[cfg(test)]
 mod walkthrough;
