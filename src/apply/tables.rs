@@ -11,6 +11,9 @@ use crate::schema::{self, Pairing, PublishedActions, PublishedRelation, Session,
 /// A table of the subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
+    /// The table as the publisher's catalog described it when the attempt began. It knows what a
+    /// Relation message hides: the type modifiers of domains.
+    pub catalog: Arc<PublishedRelation>,
     pub target: QualifiedName,
     pub actions: PublishedActions,
     /// Where its copy stands: a change applies if its commit lies at or beyond. None while the
@@ -97,7 +100,7 @@ impl Tables {
         let target =
             catalog::target_tables(&***session.client(), std::slice::from_ref(&member.target)).await?;
         let comparison = schema::compare(&Pairing {
-            published: &published,
+            published: &described,
             actions: member.actions,
             target_name: &member.target,
             target: target.first().and_then(Option::as_ref),

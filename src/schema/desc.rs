@@ -235,3 +235,28 @@ pub struct TablePrivileges {
     pub delete: bool,
     pub truncate: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_keeps_its_typmod_through_a_relation_message() {
+        let column = |name: &str, typmod, domain| PublishedColumn {
+            name: name.to_owned(),
+            ty: TypeName { schema: "pg_catalog".to_owned(), name: "numeric".to_owned() },
+            typmod,
+            key: false,
+            domain,
+        };
+        let relation = |columns| PublishedRelation {
+            name: QualifiedName::new("public", "widgets"),
+            identity: ReplicaIdentity::Default,
+            columns,
+        };
+        let catalog = relation(vec![column("price", 100, true), column("plain", 100, false)]);
+        let message = relation(vec![column("price", -1, false), column("plain", -1, false)]);
+        let expected = relation(vec![column("price", 100, true), column("plain", -1, false)]);
+        assert_eq!(message.with_domains_of(&catalog), expected);
+    }
+}

@@ -272,7 +272,7 @@ impl Findings<'_> {
         row_identity: RowIdentity,
     ) -> Option<TablePlan> {
         let published = self.pairing.published;
-        let planned = |(source, found): (&PublishedColumn, &Option<&TargetColumn>)| {
+        let planned = |(source, found): (&PublishedColumn, Option<&TargetColumn>)| {
             found.map(|found| ColumnPlan {
                 source: source.name.clone(),
                 target: found.name.clone(),
@@ -286,7 +286,7 @@ impl Findings<'_> {
             })
         };
         let columns: Vec<ColumnPlan> =
-            published.columns.iter().zip(columns).map(planned).collect::<Option<_>>()?;
+            published.columns.iter().zip(columns.iter().copied()).map(planned).collect::<Option<_>>()?;
         Some(TablePlan {
             source: published.name.clone(),
             target: table.name.clone(),

@@ -256,7 +256,8 @@ async fn compare_pending(
         }
         misfits.extend(compared.misfits);
         if let Some(plan) = compared.plan {
-            let member = Member { target: table.target.clone(), actions, position: None };
+            let catalog = Arc::new(relation.clone());
+            let member = Member { catalog, target: table.target.clone(), actions, position: None };
             pending.push(PendingTable { published: table.published.clone(), member, plan });
         }
     }
@@ -399,6 +400,7 @@ fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn)]) -> Memb
             let just_copied = copied.iter().find(|(name, _)| name == source).map(|&(_, lsn)| lsn);
             let recorded = if table.row.state == TableState::Ready { table.row.synced_lsn } else { None };
             let member = Member {
+                catalog: Arc::new(table.published.relation.clone()),
                 target: table.target.clone(),
                 actions: table.published.actions,
                 position: just_copied.or(recorded),

@@ -8,6 +8,8 @@ mod cluster;
 #[cfg(test)]
 mod replication;
 #[cfg(test)]
+mod schema;
+#[cfg(test)]
 mod store;
 #[cfg(test)]
 #[expect(dead_code, reason = "made for the capabilities' tests, which arrive one after the other")]

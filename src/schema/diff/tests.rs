@@ -1,9 +1,7 @@
 //! Table tests of the comparison: two tables written down briefly, the findings as text.
 
 use super::*;
-use crate::schema::{
-    CheckConstraint, FiringTriggers, Partitioning, TablePrivileges, TypeName, UniqueKey, render,
-};
+use crate::schema::{CheckConstraint, FiringTriggers, Partitioning, TablePrivileges, TypeName, UniqueKey};
 
 fn builtin(name: &str) -> TypeName {
     TypeName { schema: "pg_catalog".to_owned(), name: name.to_owned() }
@@ -33,7 +31,7 @@ fn target_column(attnum: i16, text: &str) -> TargetColumn {
         type_oid: 0,
         typmod: -1,
         base_type: builtin(ty),
-        display_type: render::type_sql(&builtin(ty), -1),
+        display_type: type_sql(&builtin(ty), -1),
         not_null: rest.contains("not null"),
         not_null_domain: None,
         default: match rest {
