@@ -97,6 +97,7 @@ impl Tables {
             Some(Known::Member { context, .. }) => Some(context.id),
             Some(Known::Foreign) | None => None,
         };
+        let described = PublishedRelation::clone(&published).with_domains_of(&member.catalog);
         let target =
             catalog::target_tables(&***session.client(), std::slice::from_ref(&member.target)).await?;
         let comparison = schema::compare(&Pairing {

@@ -102,7 +102,9 @@ fn rows_of_kinds(name: &str, kinds: &[(&str, &[&str])], first_id: usize) -> Stri
     for row in 0..=rows {
         let values: Vec<String> = kinds
             .iter()
-            .map(|(ty, values)| values.get(row).map_or("NULL".to_owned(), |value| format!("CAST({value} AS {ty})")))
+            .map(|(ty, values)| {
+                values.get(row).map_or("NULL".to_owned(), |value| format!("CAST({value} AS {ty})"))
+            })
             .collect();
         let _ = write!(sql, "INSERT INTO {name} VALUES ({}, {});", first_id + row, values.join(", "));
     }
@@ -325,7 +327,7 @@ async fn types_that_users_create_go_by_name() {
         CREATE DOMAIN shop.prices AS shop.price[];
         CREATE TYPE shop.item AS (name text, mood shop.mood, price shop.price, tags text[]);
         CREATE TYPE shop.span AS RANGE (subtype = float8);
-        CREATE DOMAIN shop.good AS shop.item CHECK ((value).name IS NOT NULL)";
+        CREATE DOMAIN shop.good AS shop.item CHECK ((value).name <> '')";
     let table = "
         CREATE TABLE shop.t (id int PRIMARY KEY, mood shop.mood, moods shop.mood[], price shop.price,
             prices shop.prices, item shop.item, items shop.item[], good shop.good, span shop.span,
@@ -477,7 +479,10 @@ async fn text_is_converted_between_encodings_and_refused_where_it_cannot_be() {
             let view = world.wait_paused("conflict").await;
             let id = view.conflict_id().unwrap();
             let shown = world.pgsluice(&["conflicts", "show", &id]).await;
-            assert!(shown.stdout.contains("value_error") && shown.stdout.contains("снег"), "{shown:#?}");
+            assert!(
+                shown.stdout.contains("value_error") && shown.stdout.contains(r"\xd181d0bdd0b5d0b3"),
+                "{shown:#?}"
+            );
         }
     }
 }
