@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use crate::apply::{Applier, Member, Membership, Replica, TargetSession, progress};
+use crate::apply::{Applier, Member, Membership, Replica, Start, TargetSession, progress};
 use crate::config::Subscription;
 use crate::copy::{self, CopyJob, CopyPlan};
 use crate::error::{Diagnosis, PauseReason};
@@ -44,6 +44,8 @@ pub(super) struct Context {
     pub(super) store: Store,
     pub(super) positions: watch::Sender<StreamPositions>,
     pub(super) phases: mpsc::Sender<Phase>,
+    /// Apply row by row until the transaction that finishes here is through.
+    pub(super) exact_until: Option<Lsn>,
 }
 
 /// How an attempt goes on.
@@ -120,8 +122,13 @@ pub(super) async fn run(
     context.tell(Phase::Streaming).await;
     let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
     let skip = armed_skip(context, from).await?;
-    let applier = Applier::new(session, subscription.name.clone(), from, members, skip);
-    stream::run(context, applier, reader, syncs, from).await
+    let start = Start { recorded: from, skip, exact_until: context.exact_until };
+    let applier = Applier::new(session, subscription.name.clone(), members, start);
+    match stream::run(context, applier, reader, syncs, from).await {
+        // Not a failure: the publisher sends it again, and row by row it will be judged.
+        Err(Failure { restart: Some(until), .. }) => Ok(StreamEnd::SendAgain { until }),
+        end => end,
+    }
 }
 
 /// The skip that is armed, unless the stream is already past it.

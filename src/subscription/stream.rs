@@ -3,7 +3,7 @@
 
 use tracing::{debug, info};
 
-use crate::apply::{Applied, Applier, How, Outcome};
+use crate::apply::{Applied, Applier, ExactBecause, How, Outcome};
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
 use crate::pg::Lsn;
@@ -19,11 +19,16 @@ use super::table_sync::{SyncEvent, TableSyncs};
 pub(super) enum StreamEnd {
     /// A transaction was rolled back on a conflict.
     Conflict(Box<ConflictReport>),
+    /// A transaction too large to keep has to be streamed again, and applied row by row up to the
+    /// one that finishes here.
+    SendAgain { until: Lsn },
 }
 
 /// What happened next.
 enum Event {
     Chunk(Chunk),
+    /// A batch has been answered.
+    Settled,
     /// The reader has stopped.
     Ended,
     Sync(SyncEvent),
@@ -40,21 +45,24 @@ pub(super) async fn run(
     let mut stream = Stream { context, applier, syncs, durable: from, first: true };
     stream.publish(reader);
     loop {
+        let (busy, open) = (stream.applier.is_busy(), !stream.waits_for_sync());
         let event = tokio::select! {
-            // Hand-overs are rare and somebody waits for them.
+            // Hand-overs are rare and somebody waits for them; what is done makes room.
             biased;
             event = stream.syncs.next() => Event::Sync(event),
-            chunk = reader.chunks.recv() => chunk.map_or(Event::Ended, Event::Chunk),
+            () = stream.applier.wait(), if busy => Event::Settled,
+            chunk = reader.chunks.recv(), if open => chunk.map_or(Event::Ended, Event::Chunk),
         };
-        match event {
-            Event::Chunk(chunk) => {
-                if let Some(end) = stream.take(chunk, reader).await? {
-                    return Ok(end);
-                }
-            }
+        let done = match event {
+            Event::Chunk(chunk) => stream.take(chunk, reader).await,
+            Event::Settled => stream.applier.settle().await.map_err(Failure::from),
             Event::Ended => return Err(reader.end().await.into()),
-            Event::Sync(event) => stream.on_sync(event).await?,
+            Event::Sync(event) => stream.on_sync(event).await,
+        };
+        if let Some(end) = stream.outcomes(reader).await? {
+            return Ok(end);
         }
+        done?;
     }
 }
 
@@ -69,12 +77,22 @@ struct Stream<'a> {
 }
 
 impl Stream<'_> {
-    async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
+    async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<(), Failure> {
         for event in chunk.events {
-            let outcome = match event {
-                StreamEvent::Message(message) => self.applier.handle(message).await?,
+            match event {
+                StreamEvent::Message(message) => self.applier.take(message).await?,
                 StreamEvent::Keepalive(wal_end) => self.applier.keepalive(wal_end),
-            };
+            }
+        }
+        self.applier.flush().await?;
+        self.hand_over().await?;
+        self.publish(reader);
+        Ok(())
+    }
+
+    /// Reports what has become durable, and how the stream ends, if it does.
+    async fn outcomes(&mut self, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
+        while let Some(outcome) = self.applier.outcome() {
             match outcome {
                 Outcome::Pending => {}
                 Outcome::Durable { lsn, transaction } => {
@@ -82,12 +100,22 @@ impl Stream<'_> {
                     if let Some(applied) = transaction {
                         self.note(lsn, applied).await?;
                     }
-                    self.hand_over().await?;
+                }
+                Outcome::Batch { lsn, last, summary: _ } => {
+                    self.advance(lsn, reader);
+                    self.note(lsn, last).await?;
+                }
+                Outcome::Planned { source, exact_because } => {
+                    let because = exact_because.map(ExactBecause::as_str);
+                    self.context.store.set_exact_because(self.context.name(), &source, because).await?;
+                }
+                Outcome::FellBack => {
+                    debug!(subscription = self.context.name(), "fell back to the exact path");
                 }
                 Outcome::Conflict(report) => return Ok(Some(StreamEnd::Conflict(report))),
             }
+            self.publish(reader);
         }
-        self.publish(reader);
         Ok(None)
     }
 
@@ -126,9 +154,15 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Takes in a table whose sync has come as far as the stream. Only between transactions.
+    /// Whether the stream keeps still because a table's sync is about to reach it.
+    fn waits_for_sync(&self) -> bool {
+        self.applier.received().is_some_and(|received| self.syncs.is_close_to(received))
+    }
+
+    /// Takes in a table whose sync has come as far as the stream has been received. Only between
+    /// transactions.
     async fn hand_over(&mut self) -> Result<(), Failure> {
-        if !self.applier.is_between_transactions() || !self.syncs.is_waiting_at(self.durable) {
+        if !self.applier.received().is_some_and(|received| self.syncs.is_waiting_at(received)) {
             return Ok(());
         }
         let event = self.syncs.finish().await;

@@ -116,6 +116,7 @@ impl Worker {
             store: store.clone(),
             positions: watch::Sender::new(StreamPositions::default()),
             phases: phase_sender,
+            exact_until: None,
         };
         Self {
             context,
@@ -316,6 +317,11 @@ impl Worker {
             Wake::Phase(phase) => self.on_phase(phase).await,
             Wake::Attempt(end) => Some(match *end {
                 Ok(StreamEnd::Conflict(report)) => self.on_conflict(&report).await,
+                Ok(StreamEnd::SendAgain { until }) => {
+                    info!(subscription = self.context.name(), lsn = %until, "streaming a large transaction again");
+                    self.context.exact_until = Some(until);
+                    Event::RestartAsked
+                }
                 Err(failure) => self.fail(failure),
             }),
             Wake::Due => None,

@@ -1,7 +1,9 @@
 //! Table tests of the comparison: two tables written down briefly, the findings as text.
 
 use super::*;
-use crate::schema::{CheckConstraint, FiringTriggers, Partitioning, TablePrivileges, TypeName, UniqueKey};
+use crate::schema::{
+    ArrayInput, CheckConstraint, FiringTriggers, Partitioning, TablePrivileges, TypeName, UniqueKey,
+};
 
 fn builtin(name: &str) -> TypeName {
     TypeName { schema: "pg_catalog".to_owned(), name: name.to_owned() }
@@ -31,6 +33,7 @@ fn target_column(attnum: i16, text: &str) -> TargetColumn {
         type_oid: 0,
         typmod: -1,
         base_type: builtin(ty),
+        array_input: ArrayInput::OfType,
         display_type: type_sql(&builtin(ty), -1),
         not_null: rest.contains("not null"),
         not_null_domain: None,
@@ -72,6 +75,7 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
             truncate: true,
         },
         checks: Vec::new(),
+        unique_indexes: 1,
         partitioning: None,
     }
 }
