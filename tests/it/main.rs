@@ -19,4 +19,6 @@ mod support;
 #[cfg(test)]
 mod tidy;
 #[cfg(test)]
+mod values;
+#[cfg(test)]
 mod walkthrough;
