@@ -33,5 +33,8 @@ fn unix_time_us(postgres_time_us: i64) -> i64 {
     postgres_time_us.saturating_add(POSTGRES_EPOCH_US)
 }
 
-pub use session::{Lock, OpenError, Replica, TargetSession, origin_name};
+pub use session::{
+    COPY_ORIGINS_MAX, Lock, OpenError, Replica, TargetSession, copy_origin_name, origin_name,
+    sync_origin_name,
+};
 pub use tables::{Member, Membership, TableContext};

@@ -11,6 +11,7 @@ use crate::store::TableState;
 
 use super::attempt::{Context, Phase};
 use super::failure::Failure;
+use super::publications::Publications;
 use super::reader::{Chunk, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
 
@@ -19,6 +20,8 @@ use super::table_sync::{SyncEvent, TableSyncs};
 pub(super) enum StreamEnd {
     /// A transaction was rolled back on a conflict.
     Conflict(Box<ConflictReport>),
+    /// Something else is published now: an attempt from here on takes it up.
+    PublicationsChanged,
 }
 
 /// What happened next.
@@ -27,6 +30,7 @@ enum Event {
     /// The reader has stopped.
     Ended,
     Sync(SyncEvent),
+    PublicationsChanged,
 }
 
 /// Applies what comes, from `from` on, until a conflict or a failure.
@@ -39,11 +43,15 @@ pub(super) async fn run(
 ) -> Result<StreamEnd, Failure> {
     let mut stream = Stream { context, applier, syncs, durable: from, first: true };
     stream.publish(reader);
+    let mut publications = context.publications.subscribe();
     loop {
         let event = tokio::select! {
             // Hand-overs are rare and somebody waits for them.
             biased;
             event = stream.syncs.next() => Event::Sync(event),
+            Ok(_) = publications.wait_for(Publications::have_changed), if stream.may_begin_anew() => {
+                Event::PublicationsChanged
+            }
             chunk = reader.chunks.recv() => chunk.map_or(Event::Ended, Event::Chunk),
         };
         match event {
@@ -54,6 +62,7 @@ pub(super) async fn run(
             }
             Event::Ended => return Err(reader.end().await.into()),
             Event::Sync(event) => stream.on_sync(event).await?,
+            Event::PublicationsChanged => return Ok(StreamEnd::PublicationsChanged),
         }
     }
 }
@@ -83,6 +92,9 @@ impl Stream<'_> {
                         self.note(lsn, applied).await?;
                     }
                     self.hand_over().await?;
+                    if self.may_begin_anew() && self.context.publications.borrow().have_changed() {
+                        return Ok(Some(StreamEnd::PublicationsChanged));
+                    }
                 }
                 Outcome::Conflict(report) => return Ok(Some(StreamEnd::Conflict(report))),
             }
@@ -124,6 +136,12 @@ impl Stream<'_> {
         }
         self.first &= applied.how == How::Empty;
         Ok(())
+    }
+
+    /// Whether ending here throws nothing away: neither part of a transaction nor of a table's sync,
+    /// which may be hours long. (A table that joins waits for the running sync in any case.)
+    fn may_begin_anew(&self) -> bool {
+        self.applier.is_between_transactions() && !self.syncs.is_running()
     }
 
     /// Takes in a table whose sync has come as far as the stream. Only between transactions.

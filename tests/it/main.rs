@@ -6,6 +6,10 @@
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod hand_over;
+#[cfg(test)]
+mod publications;
+#[cfg(test)]
 mod replication;
 #[cfg(test)]
 mod store;
