@@ -27,6 +27,7 @@ use crate::store::{NewTables, Store, TableMapping, TableRow, TableState};
 
 use super::failure::{Failure, schema_failure};
 use super::positions::StreamPositions;
+use super::publications::{self, Publications};
 use super::publisher::{Publisher, copy_options};
 use super::reader::Reader;
 use super::slot::{self, OnMissing, SlotPlan};
@@ -43,9 +44,21 @@ pub(super) struct Context {
     pub(super) target: ConnInfo,
     pub(super) store: Store,
     pub(super) positions: watch::Sender<StreamPositions>,
+    /// What is published, as taken up and as last seen.
+    pub(super) publications: watch::Sender<Publications>,
+    pub(super) take_up: TakeUp,
     pub(super) phases: mpsc::Sender<Phase>,
     /// Apply row by row until the transaction that finishes here is through.
     pub(super) exact_until: Option<Lsn>,
+}
+
+/// Which tables an attempt that goes on from a recorded position follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TakeUp {
+    /// Whatever is published with `auto_refresh`, those already known without.
+    AsConfigured,
+    /// Whatever is published: an operator asked for it.
+    WhatIsPublished,
 }
 
 /// How an attempt goes on.
@@ -83,13 +96,14 @@ pub(super) async fn run(
     link: &mut Option<Reader>,
 ) -> Result<StreamEnd, Failure> {
     *link = None;
+    context.publications.send_replace(Publications::default());
     let subscription = &context.subscription;
     let publisher = Publisher::connect(subscription, session).await?;
     let mut replication = publisher.replication(subscription).await?;
     check_identity(context, &mut replication).await?;
     let recorded = progress::load(session.client(), &subscription.name).await?;
-    let view =
-        slot::view(&publisher.client, &subscription.slot).await.map_err(|error| publisher_lost(&error))?;
+    let view = slot::settled_view(&publisher.client, &subscription.slot).await;
+    let view = view.map_err(|error| publisher_lost(&error))?;
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(
         &subscription.slot,
@@ -166,20 +180,24 @@ async fn check_identity(context: &Context, replication: &mut ReplicationConnecti
     }
 }
 
-/// Lists what is published now, and makes the recorded tables agree.
+/// Lists what is published now, and makes the recorded tables agree. Without `auto_refresh`, tables
+/// join and leave only when an operator asks for it.
 async fn take_up_tables(
     context: &Context,
     publisher: &Publisher,
     plan: SlotPlan,
 ) -> Result<Vec<PreparedTable>, Failure> {
     let subscription = &context.subscription;
-    let published = catalog::published_tables(
-        &*publisher.client,
-        publisher.facts.server_version_num,
-        &subscription.publications,
-    )
-    .await?;
-    let names = published.iter().map(|table| &table.relation.name);
+    let published = list_published(context, publisher).await?;
+    let known = context.store.subscription(context.name()).await?.map(|row| row.tables).unwrap_or_default();
+    let fixed = matches!(plan, SlotPlan::Continue { .. })
+        && !subscription.auto_refresh
+        && context.take_up == TakeUp::AsConfigured;
+    let names: Vec<&QualifiedName> = if fixed {
+        known.iter().map(|row| &row.source).collect()
+    } else {
+        published.iter().map(|table| &table.relation.name).collect()
+    };
     let (mapping, notes) = Mapping::new(&subscription.tables, names);
     for note in notes {
         warn!(subscription = context.name(), "{}", note.diagnosis());
@@ -203,6 +221,16 @@ async fn take_up_tables(
         }
     }
     Ok(prepared)
+}
+
+async fn list_published(context: &Context, publisher: &Publisher) -> Result<Vec<PublishedTable>, Failure> {
+    let publications = &context.subscription.publications;
+    // First the fingerprint: what changes in between will look changed.
+    let fingerprint = publications::fingerprint(&publisher.client, publications).await;
+    let fingerprint = fingerprint.map_err(|error| publisher_lost(&error))?;
+    context.publications.send_modify(|publications| publications.taken_up = Some(fingerprint));
+    let version = publisher.facts.server_version_num;
+    Ok(catalog::published_tables(&*publisher.client, version, publications).await?)
 }
 
 /// Says what works less well than it could.

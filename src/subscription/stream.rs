@@ -13,6 +13,7 @@ use crate::store::TableState;
 
 use super::attempt::{Context, Phase};
 use super::failure::Failure;
+use super::publications::Publications;
 use super::reader::{Chunk, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
 
@@ -24,6 +25,8 @@ pub(super) enum StreamEnd {
     /// A transaction too large to keep has to be streamed again, and applied row by row up to the
     /// one that finishes here.
     SendAgain { until: Lsn },
+    /// Something else is published now: an attempt from here on takes it up.
+    PublicationsChanged,
 }
 
 /// What happened next.
@@ -34,6 +37,7 @@ enum Event {
     /// The reader has stopped.
     Ended,
     Sync(SyncEvent),
+    PublicationsChanged,
 }
 
 /// Applies what comes, from `from` on, until a conflict or a failure.
@@ -46,6 +50,7 @@ pub(super) async fn run(
 ) -> Result<StreamEnd, Failure> {
     let mut stream = Stream { context, applier, syncs, durable: from, first: true, failed: HashMap::new() };
     stream.publish(reader);
+    let mut publications = context.publications.subscribe();
     loop {
         let (busy, open) = (stream.applier.is_busy(), !stream.waits_for_sync());
         let event = tokio::select! {
@@ -53,6 +58,9 @@ pub(super) async fn run(
             biased;
             event = stream.syncs.next() => Event::Sync(event),
             () = stream.applier.wait(), if busy => Event::Settled,
+            Ok(_) = publications.wait_for(Publications::have_changed), if stream.may_begin_anew() => {
+                Event::PublicationsChanged
+            }
             chunk = reader.chunks.recv(), if open => chunk.map_or(Event::Ended, Event::Chunk),
         };
         let done = match event {
@@ -60,6 +68,7 @@ pub(super) async fn run(
             Event::Settled => stream.applier.settle().await.map_err(Failure::from),
             Event::Ended => return Err(reader.end().await.into()),
             Event::Sync(event) => stream.on_sync(event).await,
+            Event::PublicationsChanged => return Ok(StreamEnd::PublicationsChanged),
         };
         if let Some(end) = stream.outcomes(reader).await? {
             return Ok(end);
@@ -156,6 +165,12 @@ impl Stream<'_> {
         }
         self.first &= applied.how == How::Empty;
         Ok(())
+    }
+
+    /// Whether ending here throws nothing away: neither part of a transaction nor of a table's sync,
+    /// which may be hours long. (A table that joins waits for the running sync in any case.)
+    fn may_begin_anew(&self) -> bool {
+        self.applier.received().is_some() && !self.syncs.is_running()
     }
 
     /// Whether the stream keeps still because a table's sync is about to reach it.

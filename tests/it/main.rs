@@ -8,6 +8,10 @@ mod batches;
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod hand_over;
+#[cfg(test)]
+mod publications;
+#[cfg(test)]
 mod replication;
 #[cfg(test)]
 mod schema;
