@@ -33,5 +33,7 @@ fn unix_time_us(postgres_time_us: i64) -> i64 {
     postgres_time_us.saturating_add(POSTGRES_EPOCH_US)
 }
 
-pub use session::{Lock, OpenError, Replica, TargetSession, origin_name};
+pub use session::{
+    Lock, OpenError, OriginLack, Replica, TargetSession, no_origin, no_replica_role, origin_name,
+};
 pub use tables::{Member, Membership, TableContext};

@@ -8,12 +8,13 @@ use serde::Deserialize;
 use crate::error::{Diagnosis, PauseReason};
 use crate::net::PgClient;
 use crate::pg::{Lsn, SlotName, SubscriptionName};
+use crate::schema::catalog::{self, CatalogError};
 
 use super::failure::Failure;
 
 /// `pg_replication_slots`, as far as the publisher's version has the columns.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct SlotInfo {
+pub(crate) struct SlotInfo {
     pub slot_type: String,
     pub plugin: Option<String>,
     pub database: Option<String>,
@@ -33,14 +34,14 @@ pub(super) struct SlotInfo {
 
 /// The publisher's position and the slot's state, read together.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SlotView {
+pub(crate) struct SlotView {
     pub publisher_lsn: Lsn,
     pub slot: Option<SlotInfo>,
 }
 
 /// What to do about the slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SlotPlan {
+pub(crate) enum SlotPlan {
     Create,
     /// It is there and nothing was recorded yet: ours from an interrupted start, or made ready by
     /// hand. Changes from this position on will come.
@@ -53,14 +54,9 @@ pub(super) enum SlotPlan {
     },
 }
 
-const VIEW: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-        ELSE pg_catalog.pg_current_wal_flush_lsn() END)::pg_catalog.text, \
-    (SELECT pg_catalog.row_to_json(s)::pg_catalog.text FROM pg_catalog.pg_replication_slots s \
-        WHERE s.slot_name = $1::pg_catalog.text)";
-
 impl SlotInfo {
     /// Bytes of WAL that the slot keeps the publisher from removing.
-    pub(super) fn retained_bytes(&self, publisher: Lsn) -> Option<u64> {
+    pub(crate) fn retained_bytes(&self, publisher: Lsn) -> Option<u64> {
         let restart: Lsn = self.restart_lsn.as_ref()?.parse().ok()?;
         Some(publisher.bytes_since(restart))
     }
@@ -73,25 +69,20 @@ impl SlotInfo {
 }
 
 /// Reads the publisher's position and the slot.
-pub(super) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView, tokio_postgres::Error> {
-    let row = client.query_one(VIEW, &[&slot.as_str()]).await?;
-    let position: String = row.try_get(0)?;
-    let slot: Option<String> = row.try_get(1)?;
-    Ok(SlotView {
-        publisher_lsn: position.parse().unwrap_or_default(),
-        slot: slot.and_then(|json| serde_json::from_str(&json).ok()),
-    })
+pub(crate) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView, CatalogError> {
+    let (publisher_lsn, row) = catalog::slot_row(&**client, slot).await?;
+    Ok(SlotView { publisher_lsn, slot: row.and_then(|json| serde_json::from_str(&json).ok()) })
 }
 
 /// Whether a missing slot is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum OnMissing {
+pub(crate) enum OnMissing {
     Create,
     Refuse,
 }
 
 /// Decides. `recorded` is the progress row's position.
-pub(super) fn plan(
+pub(crate) fn plan(
     name: &SlotName,
     subscription: &SubscriptionName,
     recorded: Option<Lsn>,
