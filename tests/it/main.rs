@@ -4,7 +4,13 @@
 //! that); what they share is in `support`.
 
 #[cfg(test)]
+mod check;
+#[cfg(test)]
 mod cluster;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod faults_network;
 #[cfg(test)]
 mod replication;
 #[cfg(test)]
