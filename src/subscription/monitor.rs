@@ -27,6 +27,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const PUBLICATIONS_INTERVAL: Duration = Duration::from_secs(3);
 /// How long one round on the publisher may take.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the publisher is left alone after a round that failed: doubling from the interval up
+/// to here. Each try that it refuses is a line in its log.
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
 
 /// What the monitor tells the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,15 +69,24 @@ impl Monitor {
         let mut session: Option<PgClient> = None;
         let mut lag = LagClock::default();
         let mut published_at = Instant::now();
+        let (mut pause, mut not_before) = (INTERVAL, Instant::now());
         loop {
             ticks.tick().await;
+            if Instant::now() < not_before {
+                self.report(None, &mut lag, started.elapsed()).await;
+                continue;
+            }
             let due = self.subscription.auto_refresh && published_at.elapsed() >= PUBLICATIONS_INTERVAL;
             let look = if due { Look::PublicationsToo } else { Look::Positions };
             let had_session = session.is_some();
             let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(&mut session, look)).await;
             let round = if let Ok(Some(round)) = round { Some(round) } else { None };
-            if round.is_none() {
+            if round.is_some() {
+                pause = INTERVAL;
+            } else {
                 session = None;
+                not_before = Instant::now() + pause;
+                pause = (pause * 2).min(BACKOFF_MAX);
                 if had_session {
                     let _ = self.events.send(MonitorEvent::PublisherLost).await;
                 }

@@ -257,7 +257,7 @@ impl Sync {
         let position = self.catch_up(table, &target, &mut reader, from, &reports, finish).await?;
         copy::finish_table(target.client(), &subscription.name, &job, position, rows)
             .await
-            .map_err(|error| Failure::retry(error.diagnosis(source)))?;
+            .map_err(|error| Failure::retry(error.diagnosis(source, &subscription.publisher.user)))?;
         fail::fail_point!("table_sync::before_commit");
         target.client().batch_execute("COMMIT").await.map_err(crate::apply::ApplyError::from)?;
         // The rows are in; whatever happens to this session now is no failure of the sync.
@@ -274,7 +274,8 @@ impl Sync {
         job: &CopyJob,
         snapshot: &str,
     ) -> Result<u64, Failure> {
-        let failed = |error: copy::CopyError| Failure::retry(error.diagnosis(&job.source));
+        let role = &self.context.subscription.publisher.user;
+        let failed = |error: copy::CopyError| Failure::retry(error.diagnosis(&job.source, role));
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
             quote_literal(snapshot)

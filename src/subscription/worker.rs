@@ -23,12 +23,14 @@ use crate::pg::conninfo::ConnInfo;
 use crate::store::{self, Answer, Command, Desired, Registration, StateChange, Store, Verb, lock_key};
 
 use super::attempt::{self, Context, Phase, TakeUp};
+use super::because::Because;
 use super::commands;
 use super::failure::{Failure, TargetLink};
 use super::monitor::{Monitor, MonitorEvent};
 use super::positions::StreamPositions;
 use super::publications::Publications;
 use super::reader::Reader;
+use super::schema_watch::{SCHEMA_FINGERPRINT, SchemaWatch};
 use super::state::{Action, Event, State, step};
 use super::stream::StreamEnd;
 
@@ -73,14 +75,6 @@ pub(crate) struct Worker {
     owner: Owner,
     schema: SchemaWatch,
     reported: Option<StateChange>,
-}
-
-/// The reason behind `retrying` and `paused`.
-#[derive(Debug, Clone)]
-struct Because {
-    reason: String,
-    diagnosis: Diagnosis,
-    conflict_id: Option<i64>,
 }
 
 /// Whose the subscription is.
@@ -372,7 +366,7 @@ impl Worker {
 
     fn fail(&mut self, failure: Failure) -> Event {
         let (reason, attention) = match failure.disposition {
-            Disposition::Retry => ("connection".to_owned(), "will try again"),
+            Disposition::Retry => (failure.cause.as_str().to_owned(), "will try again"),
             Disposition::Pause(reason) => (reason.as_str().to_owned(), "paused"),
         };
         let same = self.because.as_ref().is_some_and(|because| because.diagnosis == failure.diagnosis);
@@ -625,44 +619,5 @@ async fn commands_due(signal: &mut watch::Receiver<u64>) {
     if let Ok(Err(_)) = tokio::time::timeout(COMMAND_POLL, signal.changed()).await {
         // The sender has gone, which only happens at the very end: poll on.
         tokio::time::sleep(COMMAND_POLL).await;
-    }
-}
-
-/// Everything about user tables whose change may make them fit.
-const SCHEMA_FINGERPRINT: &str = "SELECT pg_catalog.md5(pg_catalog.concat( \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, \
-        a.atttypmod, a.attnotnull, a.atthasdef, a.attidentity, a.attisdropped), ',' \
-        ORDER BY a.attrelid, a.attnum) \
-     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
-     WHERE c.relkind IN ('r', 'p') AND c.relnamespace NOT IN (SELECT n.oid FROM pg_catalog.pg_namespace n \
-        WHERE n.nspname IN ('pg_catalog', 'information_schema', 'pg_toast', 'pgsluice'))), \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', i.indexrelid, i.indisvalid, i.indimmediate), ',' \
-        ORDER BY i.indexrelid) FROM pg_catalog.pg_index i WHERE i.indisunique), \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, c.relname, c.relnamespace, c.relacl, \
-        c.relrowsecurity), ',' ORDER BY c.oid) FROM pg_catalog.pg_class c WHERE c.relkind IN ('r', 'p')), \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', n.oid, n.nspname, n.nspacl), ',' ORDER BY n.oid) \
-     FROM pg_catalog.pg_namespace n)))";
-
-/// Notices a change of the target's catalog.
-#[derive(Debug, Default)]
-struct SchemaWatch(Option<String>);
-
-impl SchemaWatch {
-    /// The first look counts as a change, too: the pause may be older than what it sees. It is kept
-    /// from pause to pause, so that one judged anew and still unfit waits for the next change.
-    fn changed(&mut self, now: String) -> bool {
-        let changed = self.0.as_ref() != Some(&now);
-        self.0 = Some(now);
-        changed
-    }
-}
-
-impl Because {
-    fn operator() -> Self {
-        Self {
-            reason: PauseReason::Operator.as_str().to_owned(),
-            diagnosis: Diagnosis::new("paused by an operator").hint("\"pgsluice resume\" goes on"),
-            conflict_id: None,
-        }
     }
 }

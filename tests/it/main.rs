@@ -6,7 +6,13 @@
 #[cfg(test)]
 mod batches;
 #[cfg(test)]
+mod check;
+#[cfg(test)]
 mod cluster;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod faults_network;
 #[cfg(test)]
 mod hand_over;
 #[cfg(test)]
