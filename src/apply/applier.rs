@@ -12,7 +12,7 @@ use super::plan::RowChange;
 use super::progress::{self, Step};
 use super::statement::{Sequences, truncate_sql};
 use super::tables::{Lookup, Tables};
-use super::{ApplyError, FailedChange, Membership, TargetSession, unix_time_us};
+use super::{ApplyError, FailedChange, Membership, TableContext, TargetSession, unix_time_us};
 use crate::conflict::ConflictReport;
 use crate::pg::{Lsn, SubscriptionName};
 use crate::pgoutput::{Begin, Commit, Message, Truncate};
@@ -47,6 +47,13 @@ enum Stage {
     Skipped,
     /// Rolled back; waiting for the end to know its size.
     Failed(Box<Finding>),
+}
+
+/// What a refusal may belong to.
+enum Doing<'a> {
+    Row,
+    Truncate(&'a [std::sync::Arc<TableContext>]),
+    Commit,
 }
 
 /// What a message led to.
@@ -175,7 +182,7 @@ impl<'a> Applier<'a> {
         let index = transaction.changes;
         self.open().await?;
         let result = self.executor.submit(&table, change, index).await;
-        self.settle(result).await
+        self.settle(result, Doing::Row).await
     }
 
     async fn truncate(&mut self, truncate: &Truncate) -> Result<Outcome, ApplyError> {
@@ -202,7 +209,7 @@ impl<'a> Applier<'a> {
             Ok(()) => self.session.client().batch_execute(&sql).await.map_err(ApplyError::from),
             Err(error) => Err(error),
         };
-        self.settle(result).await
+        self.settle(result, Doing::Truncate(&tables)).await
     }
 
     async fn commit(&mut self, commit: &Commit) -> Result<Outcome, ApplyError> {
@@ -231,7 +238,7 @@ impl<'a> Applier<'a> {
             // Put it back, so that the failure is judged as that of this transaction.
             let changes = transaction.changes;
             self.transaction = Some(Transaction { begin: transaction.begin, changes, stage: Stage::Open });
-            self.settle(Err(error)).await?;
+            self.settle(Err(error), Doing::Commit).await?;
             return match self.transaction.take() {
                 Some(Transaction { begin, stage: Stage::Failed(finding), .. }) => {
                     Ok(Outcome::Conflict(Box::new(finding.into_report(&self.subscription, &begin, changes))))
@@ -264,10 +271,20 @@ impl<'a> Applier<'a> {
 
     /// Judges a statement's result. A conflict ends the target transaction and keeps its evidence;
     /// anything else goes up.
-    async fn settle(&mut self, result: Result<(), ApplyError>) -> Result<Outcome, ApplyError> {
+    async fn settle(
+        &mut self,
+        result: Result<(), ApplyError>,
+        doing: Doing<'_>,
+    ) -> Result<Outcome, ApplyError> {
         let Err(error) = result else { return Ok(Outcome::Pending) };
         self.roll_back_open().await?;
-        let finding = evidence::collect(error, self.session).await?;
+        let mut finding = evidence::collect(error, self.session).await?;
+        let changes = self.transaction.as_ref().map_or(0, |transaction| transaction.changes);
+        match doing {
+            Doing::Row => {}
+            Doing::Truncate(tables) => finding.of_truncate(tables, changes),
+            Doing::Commit => finding.of_commit(self.tables.source_of(finding.target()), changes),
+        }
         debug!(subscription = %self.subscription, "transaction rolled back on a conflict");
         if let Some(transaction) = &mut self.transaction {
             transaction.stage = Stage::Failed(Box::new(finding));

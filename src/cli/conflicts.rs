@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::config::Config;
-use crate::conflict::{ConflictReport, FieldValue, Resolution, RowImage};
+use crate::conflict::{ConflictReport, FieldValue, Operation, Resolution, RowImage};
 use crate::error::{Diagnosis, Exit, Failure};
 use crate::store::{ConflictFilter, ConflictRow, Verb};
 
@@ -144,7 +144,11 @@ fn facts(text: &mut String, row: &ConflictRow) {
     };
     field(text, "table", &tables);
     let count = report.change_count.map_or_else(String::new, |count| format!(" of {count}"));
-    field(text, "operation", &format!("{}, change {}{count}", report.operation, report.change_index));
+    let place = match report.operation {
+        Operation::Commit => format!("commit, after {} changes", report.change_index),
+        other => format!("{other}, change {}{count}", report.change_index),
+    };
+    field(text, "operation", &place);
     let committed =
         report.commit_time.map_or_else(String::new, |at| format!(", committed {}", output::time(at)));
     let transaction = format!("{}, finishes at {}{committed}", report.xid, report.commit_lsn);
@@ -224,7 +228,7 @@ fn cell(value: Option<&FieldValue>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conflict::{ConflictKind, Operation};
+    use crate::conflict::ConflictKind;
     use crate::pg::{Lsn, QualifiedName};
     use crate::store::Settlement;
 

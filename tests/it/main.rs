@@ -6,6 +6,12 @@
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod conflicts;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod operations;
+#[cfg(test)]
 mod replication;
 #[cfg(test)]
 mod store;
