@@ -208,18 +208,16 @@ async fn rows_in_the_way(
 ) -> Result<(Vec<RowImage>, usize), ApplyError> {
     let plan = &failed.table.plan;
     let Some(new) = failed.change.new_row() else { return Ok((Vec::new(), 0)) };
+    // An update finds its own row under the keys that it leaves alone.
+    let own = row_itself(failed, session).await?;
     let (mut rows, mut hits) = (Vec::new(), 0);
     for unique in &plan.unique_keys {
         let Some(columns) = positions(plan, &unique.columns) else { continue };
         let Some(params) = columns.iter().map(|&i| text(new, i)).collect::<Option<Vec<_>>>() else {
             continue;
         };
-        // An update that keeps its key finds its own row here, which is not in the way.
-        let before = failed.change.identity_row();
-        if before.is_some_and(|old| columns.iter().all(|&i| old.get(i) == new.get(i))) {
-            continue;
-        }
-        let found = read_rows(session, &local_rows_by_key_sql(plan, &columns), params).await?;
+        let mut found = read_rows(session, &local_rows_by_key_sql(plan, &columns), params).await?;
+        found.retain(|row| !own.contains(row));
         hits += usize::from(!found.is_empty());
         for row in found {
             if !rows.contains(&row) {

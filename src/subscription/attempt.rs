@@ -44,6 +44,8 @@ pub(super) struct Context {
     pub(super) store: Store,
     pub(super) positions: watch::Sender<StreamPositions>,
     pub(super) phases: mpsc::Sender<Phase>,
+    /// The warnings that were said last.
+    pub(super) warned: watch::Sender<Vec<String>>,
 }
 
 /// How an attempt goes on.
@@ -213,7 +215,14 @@ async fn report_warnings(
             .hint(format!("on the publisher: ALTER PUBLICATION {} ADD TABLE …;", quote_ident(first)));
         warnings.push(nothing.to_string());
     }
-    for warning in &warnings {
+    // Said once, not at every attempt.
+    let mut said = true;
+    context.warned.send_if_modified(|warned| {
+        said = *warned == warnings;
+        warned.clone_from(&warnings);
+        false
+    });
+    for warning in warnings.iter().filter(|_| !said) {
         warn!(subscription = context.name(), "{warning}");
     }
     Ok(context.store.set_warnings(context.name(), &warnings).await?)
@@ -366,7 +375,9 @@ async fn copy_all(
                 Ok(_) => copied.push((result.source, position)),
                 Err(error) => {
                     let diagnosis = error.diagnosis(&result.source);
-                    warn!(subscription = context.name(), relation = %result.source, "{diagnosis}");
+                    // Its detail may quote rows: that is for whoever asks for the status.
+                    let hint = diagnosis.hint.as_deref().unwrap_or_default();
+                    warn!(subscription = context.name(), relation = %result.source, hint, "{}", diagnosis.primary);
                     let state = TableState::Pending;
                     context
                         .store

@@ -1,12 +1,14 @@
 //! The streaming part of an attempt: what the reader brings goes to the applier, what is durable
 //! goes back, and tables that are still being copied are taken in at a transaction's boundary.
 
-use tracing::{debug, info};
+use std::collections::HashMap;
+
+use tracing::{debug, info, warn};
 
 use crate::apply::{Applied, Applier, How, Outcome};
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
-use crate::pg::Lsn;
+use crate::pg::{Lsn, QualifiedName};
 use crate::store::TableState;
 
 use super::attempt::{Context, Phase};
@@ -37,7 +39,7 @@ pub(super) async fn run(
     syncs: TableSyncs,
     from: Lsn,
 ) -> Result<StreamEnd, Failure> {
-    let mut stream = Stream { context, applier, syncs, durable: from, first: true };
+    let mut stream = Stream { context, applier, syncs, durable: from, first: true, said: HashMap::new() };
     stream.publish(reader);
     loop {
         let event = tokio::select! {
@@ -66,6 +68,8 @@ struct Stream<'a> {
     durable: Lsn,
     /// No transaction has been applied by this attempt yet.
     first: bool,
+    /// What was last said of a table whose copy fails.
+    said: HashMap<QualifiedName, Diagnosis>,
 }
 
 impl Stream<'_> {
@@ -148,7 +152,14 @@ impl Stream<'_> {
                 self.report_held_back(None).await;
             }
             SyncEvent::Failed { source, diagnosis } => {
-                tracing::warn!(subscription = name, relation = %source, "{diagnosis}");
+                // Its detail may quote rows: that is for whoever asks for the status.
+                let hint = diagnosis.hint.as_deref().unwrap_or_default();
+                if self.said.get(&source) == Some(&diagnosis) {
+                    debug!(subscription = name, relation = %source, "{} again", diagnosis.primary);
+                } else {
+                    warn!(subscription = name, relation = %source, hint, "{}", diagnosis.primary);
+                    self.said.insert(source.clone(), diagnosis.clone());
+                }
                 store.set_table_state(name, &source, TableState::Pending, Some(&diagnosis)).await?;
                 self.report_held_back(Some(diagnosis)).await;
             }

@@ -127,6 +127,7 @@ impl Worker {
             store: store.clone(),
             positions: watch::Sender::new(StreamPositions::default()),
             phases: phase_sender,
+            warned: watch::Sender::new(Vec::new()),
         };
         Self {
             context,
