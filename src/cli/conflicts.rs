@@ -14,6 +14,8 @@ use super::{ConflictsArgs, ConflictsCommand, ResolveArgs, ask, context, later};
 
 /// Local rows shown beside the incoming one; JSON has them all.
 const LOCAL_ROWS_MAX: usize = 4;
+/// A list shows so much of a key.
+const KEY_CHARS_MAX: usize = 60;
 
 #[derive(Serialize)]
 struct ConflictsDocument {
@@ -95,15 +97,23 @@ fn render_list(conflicts: &[ConflictRow]) -> String {
             plain(&report.subscription),
             report.kind.to_string(),
             plain(&report.target.to_string()),
-            report.key.as_ref().map_or_else(String::new, |key| plain(&key.to_string())),
+            report.key.as_ref().map_or_else(String::new, |key| short(&plain(&key.to_string()))),
             report.commit_lsn.to_string(),
             output::time(row.created_at),
             row.settled.as_ref().map_or_else(|| "open".to_owned(), |it| it.resolution.to_string()),
         ]);
     }
+    // A line a conflict, whatever the width: wrapped words could neither be read nor searched for.
+    table.set_content_arrangement(comfy_table::ContentArrangement::Disabled);
     let mut text = String::new();
     output::push_table(&mut text, &table);
     text
+}
+
+/// As much of a key as a line has room for; `show` has all of it.
+fn short(key: &str) -> String {
+    let cut = if key.chars().count() > KEY_CHARS_MAX { "…" } else { "" };
+    key.chars().take(KEY_CHARS_MAX).chain(cut.chars()).collect()
 }
 
 fn render(row: &ConflictRow) -> String {
@@ -315,12 +325,10 @@ mod tests {
             ..conflict()
         };
         insta::assert_snapshot!(output::uncoloured(&render_list(&[conflict(), settled])), @r#"
-          id   subscription      type            table               key          finish LSN   first met      state
-        ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-          7    my_subscription   insert_exists   reporting.widget    (id) = (4)   0/16B3748    2024-02-29     open
-                                                                                               12:00:01 UTC
-          6    my_subscription   insert_exists   reporting.widget    (id) = (4)   0/16B3748    2024-02-29     skip-transaction
-                                                                                               12:00:01 UTC
+          id   subscription      type            table              key          finish LSN   first met                 state
+        ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+          7    my_subscription   insert_exists   reporting.widget   (id) = (4)   0/16B3748    2024-02-29 12:00:01 UTC   open
+          6    my_subscription   insert_exists   reporting.widget   (id) = (4)   0/16B3748    2024-02-29 12:00:01 UTC   skip-transaction
         "#);
         insta::assert_snapshot!(render_list(&[]), @"no conflicts");
     }
