@@ -22,7 +22,7 @@ const KILLS_DEFAULT: u64 = 8;
 /// Sessions that write on the publisher.
 const WRITERS: u64 = 2;
 /// The service lives so long between two kills.
-const LIFE_MS: std::ops::Range<u64> = 20..1_500;
+const LIFE_MS: std::ops::Range<u64> = 10..1_000;
 const CATCH_UP: Duration = Duration::from_mins(3);
 
 /// pgbench's tables, a table whose keys move, one without a key, and one row a transaction.
@@ -66,9 +66,14 @@ async fn nothing_is_lost_or_doubled_by_kills_at_random_moments() {
     let load = Load::start(&world.publisher, seed);
     let mut random = StdRng::seed_from_u64(seed);
     for kill in 0..kills {
+        // The first quarter falls into start-up, copy and catching up, the rest into streaming.
         let service = world.run();
-        // Not synchronisation: the moment is what is random. It falls into start-up, copy,
-        // catching up and streaming.
+        if kill == kills / 4 {
+            wait_tables_ready(&world).await;
+        } else if kill > kills / 4 {
+            until_within(CATCH_UP, "it streams", async || service.log().contains("streaming")).await;
+        }
+        // Not synchronisation: the moment is what is random.
         tokio::time::sleep(Duration::from_millis(random.random_range(LIFE_MS))).await;
         service.kill9().await;
         assert!(load.is_running(), "a writer has ended early, at kill {kill}");
@@ -76,6 +81,7 @@ async fn nothing_is_lost_or_doubled_by_kills_at_random_moments() {
     let (transactions, rolled_back) = load.stop().await;
     let began = Instant::now();
     let service = world.run();
+    wait_tables_ready(&world).await;
     world.wait_caught_up_within(CATCH_UP).await;
     println!(
         "{kills} kills, {transactions} transactions ({rolled_back} rolled back), caught up in {:.1} s",
@@ -89,6 +95,16 @@ async fn nothing_is_lost_or_doubled_by_kills_at_random_moments() {
     let conflicts = "SELECT count(*) FROM pgsluice.conflict";
     assert_eq!(world.target.value(conflicts).await.as_deref(), Some("0"));
     assert_eq!(service.sigterm().await, 0);
+}
+
+async fn wait_tables_ready(world: &World) {
+    let waiting = "SELECT source_table, state, error FROM pgsluice.table_sync WHERE state <> 'ready'";
+    world.wait_state_within(CATCH_UP, "streaming").await;
+    until_within(CATCH_UP, "every table is synchronised", async || {
+        let waiting = world.target.lines(waiting).await;
+        if waiting.is_empty() { Ok(()) } else { Err(format!("{waiting:?}")) }
+    })
+    .await;
 }
 
 /// Every transaction left one row in `transaction_counter`, and moved its writer's count by one.
