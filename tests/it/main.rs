@@ -10,11 +10,17 @@ mod check;
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod conflicts;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod faults_network;
 #[cfg(test)]
 mod hand_over;
+#[cfg(test)]
+mod operations;
 #[cfg(test)]
 mod publications;
 #[cfg(test)]
