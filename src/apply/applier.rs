@@ -535,14 +535,18 @@ impl Gathered {
     fn take_whole(&mut self) -> Vec<Event> {
         let rest = self.events.split_off(self.whole);
         let whole = self.take_all();
-        rest.into_iter().for_each(|event| self.push(event));
+        for event in rest {
+            self.push(event);
+        }
         whole
     }
 
     fn put_back(&mut self, mut events: Vec<Event>) {
         events.append(&mut self.events);
         self.take_all();
-        events.into_iter().for_each(|event| self.push(event));
+        for event in events {
+            self.push(event);
+        }
     }
 }
 
