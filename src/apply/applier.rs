@@ -16,6 +16,7 @@ use super::{ApplyError, FailedChange, Membership, TargetSession, unix_time_us};
 use crate::conflict::ConflictReport;
 use crate::pg::{Lsn, SubscriptionName};
 use crate::pgoutput::{Begin, Commit, Message, Truncate};
+use crate::telemetry::Tally;
 
 /// Applies one subscription's stream through one session.
 pub struct Applier<'a> {
@@ -35,6 +36,8 @@ struct Transaction {
     begin: Begin,
     /// Row changes and truncations seen, those of other tables included.
     changes: u64,
+    /// Those that were applied.
+    tally: Tally,
     stage: Stage,
 }
 
@@ -68,6 +71,8 @@ pub struct Applied {
     /// When it committed on the publisher, µs since the Unix epoch.
     pub commit_time_us: i64,
     pub changes: u64,
+    /// What was applied of it.
+    pub tally: Tally,
     pub how: How,
 }
 
@@ -157,7 +162,7 @@ impl<'a> Applier<'a> {
             return Err(ApplyError::OutOfOrder("BEGIN within a transaction".to_owned()));
         }
         let stage = if self.skip == Some(begin.final_lsn) { Stage::Skipped } else { Stage::Empty };
-        self.transaction = Some(Transaction { begin, changes: 0, stage });
+        self.transaction = Some(Transaction { begin, changes: 0, tally: Tally::default(), stage });
         Ok(Outcome::Pending)
     }
 
@@ -173,6 +178,11 @@ impl<'a> Applier<'a> {
             Lookup::Unannounced => return Err(unannounced(relation)),
         };
         let index = transaction.changes;
+        match change {
+            RowChange::Insert { .. } => transaction.tally.inserts += 1,
+            RowChange::Update { .. } => transaction.tally.updates += 1,
+            RowChange::Delete { .. } => transaction.tally.deletes += 1,
+        }
         self.open().await?;
         let result = self.executor.submit(&table, change, index).await;
         self.settle(result).await
@@ -195,6 +205,7 @@ impl<'a> Applier<'a> {
         if tables.is_empty() {
             return Ok(Outcome::Pending);
         }
+        transaction.tally.truncates += tables.len() as u64;
         self.open().await?;
         let identity = if truncate.restart_seqs { Sequences::Restart } else { Sequences::Continue };
         let sql = truncate_sql(tables.iter().map(|table| &table.plan), identity);
@@ -211,6 +222,7 @@ impl<'a> Applier<'a> {
             commit_lsn: commit.commit_lsn,
             commit_time_us: unix_time_us(commit.commit_time),
             changes: transaction.changes,
+            tally: Tally { transactions: 1, ..transaction.tally },
             how,
         };
         match transaction.stage {
@@ -229,8 +241,9 @@ impl<'a> Applier<'a> {
         let applied = applied(how);
         if let Err(error) = self.finish(commit.end_lsn, applied.commit_time_us).await {
             // Put it back, so that the failure is judged as that of this transaction.
-            let changes = transaction.changes;
-            self.transaction = Some(Transaction { begin: transaction.begin, changes, stage: Stage::Open });
+            let (changes, tally) = (transaction.changes, transaction.tally);
+            self.transaction =
+                Some(Transaction { begin: transaction.begin, changes, tally, stage: Stage::Open });
             self.settle(Err(error)).await?;
             return match self.transaction.take() {
                 Some(Transaction { begin, stage: Stage::Failed(finding), .. }) => {

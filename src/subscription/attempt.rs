@@ -24,12 +24,14 @@ use crate::pg::{Lsn, QualifiedName, quote_ident};
 use crate::replication::{CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec};
 use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, Session, TablePlan, catalog};
 use crate::store::{NewTables, Store, TableMapping, TableRow, TableState};
+use crate::telemetry::Attention;
 
 use super::failure::{Failure, schema_failure};
 use super::positions::StreamPositions;
 use super::publisher::{Publisher, copy_options};
 use super::reader::Reader;
 use super::slot::{self, OnMissing, SlotPlan};
+use super::snapshot::Snapshot;
 use super::stream::{self, StreamEnd};
 use super::table_sync::{SyncJob, TableSyncs};
 
@@ -44,6 +46,7 @@ pub(super) struct Context {
     pub(super) store: Store,
     pub(super) positions: watch::Sender<StreamPositions>,
     pub(super) phases: mpsc::Sender<Phase>,
+    pub(super) snapshot: watch::Sender<Snapshot>,
 }
 
 /// How an attempt goes on.
@@ -65,6 +68,11 @@ struct PreparedTable {
 impl Context {
     pub(super) fn name(&self) -> &str {
         self.subscription.name.as_str()
+    }
+
+    /// Says something worth a person's look to the log.
+    pub(super) fn attention(&self, relation: Option<&QualifiedName>, diagnosis: &Diagnosis) {
+        Attention { subscription: Some(self.name()), relation, diagnosis }.emit();
     }
 
     pub(super) async fn tell(&self, phase: Phase) {
@@ -175,7 +183,7 @@ async fn take_up_tables(
     let names = published.iter().map(|table| &table.relation.name);
     let (mapping, notes) = Mapping::new(&subscription.tables, names);
     for note in notes {
-        warn!(subscription = context.name(), "{}", note.diagnosis());
+        context.attention(None, &note.diagnosis());
     }
     let mappings: Vec<TableMapping> = mapping
         .iter()
@@ -204,19 +212,20 @@ async fn report_warnings(
     session: &TargetSession,
     tables: &[PreparedTable],
 ) -> Result<(), Failure> {
-    let mut warnings: Vec<String> = session.warnings().iter().map(ToString::to_string).collect();
+    let mut warnings: Vec<Diagnosis> = session.warnings().to_vec();
     if tables.is_empty() {
         let publications = context.subscription.publications.join(", ");
         let first = context.subscription.publications.first().map_or("", String::as_str);
         let nothing = Diagnosis::new("nothing is published: the publications hold no table")
             .detail(format!("publications: {publications}"))
             .hint(format!("on the publisher: ALTER PUBLICATION {} ADD TABLE …;", quote_ident(first)));
-        warnings.push(nothing.to_string());
+        warnings.push(nothing);
     }
     for warning in &warnings {
-        warn!(subscription = context.name(), "{warning}");
+        context.attention(None, warning);
     }
-    Ok(context.store.set_warnings(context.name(), &warnings).await?)
+    let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    Ok(context.store.set_warnings(context.name(), &texts).await?)
 }
 
 /// A table that has to be copied, and how.
@@ -252,7 +261,8 @@ async fn compare_pending(
             role: session.role(),
         });
         for warning in &compared.warnings {
-            warn!(relation = %relation.name, "{}", warning.diagnosis());
+            let diagnosis = warning.diagnosis();
+            Attention { subscription: None, relation: Some(&relation.name), diagnosis: &diagnosis }.emit();
         }
         misfits.extend(compared.misfits);
         if let Some(plan) = compared.plan {
@@ -348,6 +358,7 @@ async fn copy_all(
 ) -> Result<Vec<(QualifiedName, Lsn)>, Failure> {
     let position = plan.position;
     let watched = jobs.clone();
+    context.snapshot.send_modify(|snapshot| snapshot.copies_begin(&watched));
     let (mut results, mut tasks) = copy::run(plan, jobs);
     let mut ticks = interval(COPY_REPORT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -362,23 +373,26 @@ async fn copy_all(
         };
         match finished {
             None => report_copies(context, &watched).await?,
-            Some(result) => match result.outcome {
-                Ok(_) => copied.push((result.source, position)),
-                Err(error) => {
-                    let diagnosis = error.diagnosis(&result.source);
-                    warn!(subscription = context.name(), relation = %result.source, "{diagnosis}");
-                    let state = TableState::Pending;
-                    context
-                        .store
-                        .set_table_state(context.name(), &result.source, state, Some(&diagnosis))
-                        .await?;
-                    context.tell(Phase::TableHeldBack(Some(diagnosis))).await;
+            Some(result) => {
+                context.snapshot.send_modify(|snapshot| snapshot.copy_ends(&result.source));
+                match result.outcome {
+                    Ok(_) => copied.push((result.source, position)),
+                    Err(error) => hold_back(context, &result.source, error.diagnosis(&result.source)).await?,
                 }
-            },
+            }
         }
     }
     while tasks.join_next().await.is_some() {}
     Ok(copied)
+}
+
+/// A table's copy has failed: the others go on, and the stream's table syncs take it up again.
+async fn hold_back(context: &Context, source: &QualifiedName, diagnosis: Diagnosis) -> Result<(), Failure> {
+    context.attention(Some(source), &diagnosis);
+    let state = TableState::Pending;
+    context.store.set_table_state(context.name(), source, state, Some(&diagnosis)).await?;
+    context.tell(Phase::TableHeldBack(Some(diagnosis))).await;
+    Ok(())
 }
 
 async fn report_copies(context: &Context, jobs: &[CopyJob]) -> Result<(), Failure> {

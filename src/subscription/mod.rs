@@ -21,6 +21,7 @@ mod positions;
 mod publisher;
 mod reader;
 mod slot;
+mod snapshot;
 mod state;
 mod stream;
 mod table_sync;
@@ -28,5 +29,6 @@ mod worker;
 
 pub use failure::{Failure, TargetLink};
 pub use positions::{LagClock, StreamPositions};
+pub use snapshot::{Board, Link, Snapshot, View, target_unavailable};
 pub use state::{Action, Event, Illegal, State, step};
 pub(crate) use worker::{Wish, Worker};

@@ -1,6 +1,7 @@
 //! The streaming part of an attempt: what the reader brings goes to the applier, what is durable
 //! goes back, and tables that are still being copied are taken in at a transaction's boundary.
 
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::apply::{Applied, Applier, How, Outcome};
@@ -8,6 +9,7 @@ use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
 use crate::pg::Lsn;
 use crate::store::TableState;
+use crate::telemetry::{BatchApplied, Received};
 
 use super::attempt::{Context, Phase};
 use super::failure::Failure;
@@ -37,7 +39,7 @@ pub(super) async fn run(
     syncs: TableSyncs,
     from: Lsn,
 ) -> Result<StreamEnd, Failure> {
-    let mut stream = Stream { context, applier, syncs, durable: from, first: true };
+    let mut stream = Stream { context, applier, syncs, durable: from, first: true, batch_began: None };
     stream.publish(reader);
     loop {
         let event = tokio::select! {
@@ -66,11 +68,17 @@ struct Stream<'a> {
     durable: Lsn,
     /// No transaction has been applied by this attempt yet.
     first: bool,
+    /// When the first change of the transaction that is being applied came.
+    batch_began: Option<Instant>,
 }
 
 impl Stream<'_> {
     async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
+        Received { subscription: self.context.name(), tally: chunk.received }.emit();
         for event in chunk.events {
+            if matches!(event, StreamEvent::Message(_)) {
+                self.batch_began.get_or_insert_with(Instant::now);
+            }
             let outcome = match event {
                 StreamEvent::Message(message) => self.applier.handle(message).await?,
                 StreamEvent::Keepalive(wal_end) => self.applier.keepalive(wal_end),
@@ -110,6 +118,10 @@ impl Stream<'_> {
     /// What a transaction's end means beyond its rows: a retried conflict is settled, a skip spent.
     async fn note(&mut self, lsn: Lsn, applied: Applied) -> Result<(), Failure> {
         let (store, name) = (&self.context.store, self.context.name());
+        let duration = self.batch_began.take().map(|began| began.elapsed()).unwrap_or_default();
+        if applied.how == How::Committed {
+            BatchApplied { subscription: name, tally: applied.tally, duration }.emit();
+        }
         match applied.how {
             How::Skipped => {
                 let lsn = applied.commit_lsn;
@@ -148,7 +160,7 @@ impl Stream<'_> {
                 self.report_held_back(None).await;
             }
             SyncEvent::Failed { source, diagnosis } => {
-                tracing::warn!(subscription = name, relation = %source, "{diagnosis}");
+                self.context.attention(Some(&source), &diagnosis);
                 store.set_table_state(name, &source, TableState::Pending, Some(&diagnosis)).await?;
                 self.report_held_back(Some(diagnosis)).await;
             }

@@ -21,6 +21,7 @@ use crate::config::Subscription;
 use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::pg::conninfo::ConnInfo;
 use crate::store::{self, Answer, Command, Desired, Registration, StateChange, Store, Verb, lock_key};
+use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
 use super::attempt::{self, Context, Phase};
 use super::commands;
@@ -28,6 +29,7 @@ use super::failure::{Failure, TargetLink};
 use super::monitor::{Monitor, MonitorEvent};
 use super::positions::StreamPositions;
 use super::reader::Reader;
+use super::snapshot::{Link, Snapshot};
 use super::state::{Action, Event, State, step};
 use super::stream::StreamEnd;
 
@@ -70,6 +72,8 @@ pub(crate) struct Worker {
     held_back: Option<Diagnosis>,
     /// The lock is ours, as far as we know.
     owner: Owner,
+    /// The last conflict met, so that one met again is known.
+    last_conflict: Option<i64>,
     schema: SchemaWatch,
     reported: Option<StateChange>,
 }
@@ -107,6 +111,7 @@ impl Worker {
         instance: String,
         wish: watch::Receiver<Wish>,
         signal: watch::Receiver<u64>,
+        snapshot: watch::Sender<Snapshot>,
     ) -> Self {
         let (phase_sender, phases) = mpsc::channel(EVENTS_MAX);
         let (monitor_sender, monitor_events) = mpsc::channel(EVENTS_MAX);
@@ -116,6 +121,7 @@ impl Worker {
             store: store.clone(),
             positions: watch::Sender::new(StreamPositions::default()),
             phases: phase_sender,
+            snapshot,
         };
         Self {
             context,
@@ -133,6 +139,7 @@ impl Worker {
             because: None,
             held_back: None,
             owner: Owner::Other,
+            last_conflict: None,
             schema: SchemaWatch::default(),
             reported: None,
         }
@@ -206,7 +213,9 @@ impl Worker {
             self.session = Some(TargetSession::open(&self.context.target, &name).await?);
         }
         let Some(session) = &mut self.session else { return Ok(None) };
-        if session.try_lock(lock_key(subscription.name.as_str())).await? == Lock::HeldElsewhere {
+        let lock = session.try_lock(lock_key(subscription.name.as_str())).await?;
+        self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Up);
+        if lock == Lock::HeldElsewhere {
             return Ok(None);
         }
         session.set_origin(&origin_name(&subscription.name)).await?;
@@ -237,9 +246,10 @@ impl Worker {
         if row.reason.as_deref() != Some(PauseReason::Conflict.as_str()) || row.skip_lsn.is_some() {
             return Event::Locked;
         }
+        self.last_conflict = row.conflict_id;
         self.because = Some(Because {
             reason: PauseReason::Conflict.as_str().to_owned(),
-            diagnosis: Diagnosis { primary: row.detail.unwrap_or_default(), detail: None, hint: row.hint },
+            diagnosis: Diagnosis { hint: row.hint, ..Diagnosis::new(row.detail.unwrap_or_default()) },
             conflict_id: row.conflict_id,
         });
         Event::LockedWhilePaused(PauseReason::Conflict)
@@ -252,6 +262,7 @@ impl Worker {
                 store: self.store.clone(),
                 positions: self.context.positions.subscribe(),
                 events: self.monitor_sender.clone(),
+                snapshot: self.context.snapshot.clone(),
             };
             self.monitor.spawn(monitor.run());
         }
@@ -263,6 +274,7 @@ impl Worker {
         let Some(session) = self.session.take() else { return Event::LockHeldElsewhere };
         self.held_back = None;
         let event = Box::pin(self.attempt_with(&session)).await;
+        self.context.snapshot.send_modify(|snapshot| snapshot.copies.clear());
         // The attempt may have been dropped within a transaction; a session that does not come
         // clean is given up, and the lock with it.
         match session.reset().await {
@@ -341,11 +353,9 @@ impl Worker {
     async fn on_conflict(&mut self, report: &crate::conflict::ConflictReport) -> Event {
         match self.store.open_conflict(report).await {
             Ok(id) => {
-                warn!(
-                    subscription = self.context.name(), conflict = id, kind = %report.kind,
-                    relation = %report.target, lsn = %report.commit_lsn, xid = report.xid,
-                    "paused on a conflict; see \"pgsluice conflicts show {id}\""
-                );
+                let again = self.last_conflict.replace(id) == Some(id);
+                let encounter = if again { Encounter::Again } else { Encounter::First };
+                ConflictFound { report, id, encounter }.emit();
                 self.because = Some(Because {
                     reason: PauseReason::Conflict.as_str().to_owned(),
                     diagnosis: Diagnosis::new(report.summary()).hint(report.hint(id)),
@@ -359,17 +369,19 @@ impl Worker {
     }
 
     fn fail(&mut self, failure: Failure) -> Event {
-        let (reason, attention) = match failure.disposition {
-            Disposition::Retry => ("connection".to_owned(), "will try again"),
-            Disposition::Pause(reason) => (reason.as_str().to_owned(), "paused"),
+        let reason = match failure.disposition {
+            Disposition::Retry => "connection".to_owned(),
+            Disposition::Pause(reason) => reason.as_str().to_owned(),
         };
-        let same = self.because.as_ref().is_some_and(|because| because.diagnosis == failure.diagnosis);
-        if same {
-            debug!(subscription = self.context.name(), "{attention}: {}", failure.diagnosis);
-        } else {
-            warn!(subscription = self.context.name(), reason, "{attention}: {}", failure.diagnosis);
+        AttemptFailed {
+            subscription: self.context.name(),
+            disposition: failure.disposition,
+            reason: &reason,
+            diagnosis: &failure.diagnosis,
         }
+        .emit();
         if failure.target == TargetLink::Lost {
+            self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Down);
             self.session = None;
             self.lose_target();
         }
@@ -420,7 +432,12 @@ impl Worker {
                     return Event::LockHeldElsewhere;
                 }
                 Err(failure) => {
-                    debug!(subscription = self.context.name(), "{}", failure.diagnosis);
+                    debug!(
+                        subscription = self.context.name(),
+                        error = failure.diagnosis.told_to_log().primary,
+                        "lock lost"
+                    );
+                    self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Down);
                     self.session = None;
                     self.lose_target();
                     continue;
@@ -551,6 +568,12 @@ impl Worker {
 
     async fn report(&mut self) {
         let Some(change) = self.state_change() else { return };
+        // First what everybody sees: it must not wait for a target that is down.
+        self.context.snapshot.send_modify(|snapshot| snapshot.shown.clone_from(&change));
+        if change.state == store::State::Standby {
+            // What the target records is its owner's word.
+            return;
+        }
         if self.reported.as_ref() == Some(&change) {
             return;
         }
@@ -560,10 +583,11 @@ impl Worker {
         }
     }
 
-    /// What the world is to see; none where another instance speaks for the subscription.
+    /// What the world is to see; none once the worker has stopped.
     fn state_change(&self) -> Option<StateChange> {
         let shown = match self.state {
-            State::Standby | State::Stopped => return None,
+            State::Stopped => return None,
+            State::Standby => store::State::Standby,
             State::Starting { failures: 0 } => store::State::Starting,
             State::Starting { .. } | State::Retrying { .. } => store::State::Retrying,
             State::Copying { .. } => store::State::Copying,

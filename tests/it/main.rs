@@ -6,6 +6,12 @@
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod http;
+#[cfg(test)]
+mod logs;
+#[cfg(test)]
+mod metrics;
+#[cfg(test)]
 mod replication;
 #[cfg(test)]
 mod store;
