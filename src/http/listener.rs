@@ -157,6 +157,7 @@ mod tests {
         served.read_exact(&mut buf).await.unwrap();
         // The clock runs out, though the client goes on sending.
         served.silence.as_mut().reset(Instant::now());
+        served.silence.as_mut().await;
         client.write_all(b" / ").await.unwrap();
         let error = served.read(&mut buf).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
