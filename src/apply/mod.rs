@@ -8,21 +8,28 @@
 //! - Rows and progress commit together (`progress`).
 //! - A position is handed back as applied only after its COMMIT returned.
 //! - Nothing here retries or pauses: failures go up to `subscription`, which decides.
-//! - This module never sees wire bytes (`pgoutput`) and never reads the clock.
+//! - This module never sees wire bytes (`pgoutput`) and decides nothing by a clock: it only
+//!   measures how long the target takes.
 
 mod applier;
+mod array;
 mod bind;
 mod catch_up;
+mod compact;
 mod error;
+mod event;
 mod evidence;
+mod exact;
 mod executor;
+mod pipeline;
 pub mod plan;
 pub mod progress;
 mod session;
+mod sets;
 pub mod statement;
 mod tables;
 
-pub use applier::{Applied, Applier, How, Outcome};
+pub use applier::{Applied, Applier, How, Outcome, Start};
 pub use catch_up::CatchUp;
 pub use error::{ApplyError, FailedChange};
 /// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01).
@@ -33,5 +40,9 @@ fn unix_time_us(postgres_time_us: i64) -> i64 {
     postgres_time_us.saturating_add(POSTGRES_EPOCH_US)
 }
 
-pub use session::{Lock, OpenError, Replica, TargetSession, origin_name};
+pub use session::{
+    COPY_ORIGINS_MAX, Lock, OpenError, OriginLack, Replica, TargetSession, copy_origin_name, no_origin,
+    no_replica_role, origin_name, sync_origin_name,
+};
+pub use sets::{ExactBecause, exact_because};
 pub use tables::{Member, Membership, TableContext};

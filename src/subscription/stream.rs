@@ -1,18 +1,20 @@
 //! The streaming part of an attempt: what the reader brings goes to the applier, what is durable
 //! goes back, and tables that are still being copied are taken in at a transaction's boundary.
 
-use tokio::time::Instant;
+use std::collections::HashMap;
+
 use tracing::{debug, info};
 
-use crate::apply::{Applied, Applier, How, Outcome};
+use crate::apply::{Applied, Applier, ExactBecause, How, Outcome};
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
-use crate::pg::Lsn;
+use crate::pg::{Lsn, QualifiedName};
 use crate::store::TableState;
-use crate::telemetry::{BatchApplied, Received};
+use crate::telemetry::{BatchApplied, FellBack, Received};
 
 use super::attempt::{Context, Phase};
 use super::failure::Failure;
+use super::publications::Publications;
 use super::reader::{Chunk, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
 
@@ -21,14 +23,22 @@ use super::table_sync::{SyncEvent, TableSyncs};
 pub(super) enum StreamEnd {
     /// A transaction was rolled back on a conflict.
     Conflict(Box<ConflictReport>),
+    /// A transaction too large to keep has to be streamed again, and applied row by row up to the
+    /// one that finishes here.
+    SendAgain { until: Lsn },
+    /// Something else is published now: an attempt from here on takes it up.
+    PublicationsChanged,
 }
 
 /// What happened next.
 enum Event {
     Chunk(Chunk),
+    /// A batch has been answered.
+    Settled,
     /// The reader has stopped.
     Ended,
     Sync(SyncEvent),
+    PublicationsChanged,
 }
 
 /// Applies what comes, from `from` on, until a conflict or a failure.
@@ -39,24 +49,32 @@ pub(super) async fn run(
     syncs: TableSyncs,
     from: Lsn,
 ) -> Result<StreamEnd, Failure> {
-    let mut stream = Stream { context, applier, syncs, durable: from, first: true, batch_began: None };
+    let mut stream = Stream { context, applier, syncs, durable: from, first: true, failed: HashMap::new() };
     stream.publish(reader);
+    let mut publications = context.publications.subscribe();
     loop {
+        let (busy, open) = (stream.applier.is_busy(), !stream.waits_for_sync());
         let event = tokio::select! {
-            // Hand-overs are rare and somebody waits for them.
+            // Hand-overs are rare and somebody waits for them; what is done makes room.
             biased;
             event = stream.syncs.next() => Event::Sync(event),
-            chunk = reader.chunks.recv() => chunk.map_or(Event::Ended, Event::Chunk),
-        };
-        match event {
-            Event::Chunk(chunk) => {
-                if let Some(end) = stream.take(chunk, reader).await? {
-                    return Ok(end);
-                }
+            () = stream.applier.wait(), if busy => Event::Settled,
+            Ok(_) = publications.wait_for(Publications::have_changed), if stream.may_begin_anew() => {
+                Event::PublicationsChanged
             }
+            chunk = reader.chunks.recv(), if open => chunk.map_or(Event::Ended, Event::Chunk),
+        };
+        let done = match event {
+            Event::Chunk(chunk) => stream.take(chunk, reader).await,
+            Event::Settled => stream.applier.settle().await.map_err(Failure::from),
             Event::Ended => return Err(reader.end().await.into()),
-            Event::Sync(event) => stream.on_sync(event).await?,
+            Event::Sync(event) => stream.on_sync(event).await,
+            Event::PublicationsChanged => return Ok(StreamEnd::PublicationsChanged),
+        };
+        if let Some(end) = stream.outcomes(reader).await? {
+            return Ok(end);
         }
+        done?;
     }
 }
 
@@ -68,21 +86,28 @@ struct Stream<'a> {
     durable: Lsn,
     /// No transaction has been applied by this attempt yet.
     first: bool,
-    /// When the first change of the transaction that is being applied came.
-    batch_began: Option<Instant>,
+    /// Why tables could not be synchronised when it was last tried.
+    failed: HashMap<QualifiedName, Diagnosis>,
 }
 
 impl Stream<'_> {
-    async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
+    async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<(), Failure> {
         Received { subscription: self.context.name(), tally: chunk.received }.emit();
         for event in chunk.events {
-            if matches!(event, StreamEvent::Message(_)) {
-                self.batch_began.get_or_insert_with(Instant::now);
-            }
-            let outcome = match event {
-                StreamEvent::Message(message) => self.applier.handle(message).await?,
+            match event {
+                StreamEvent::Message(message) => self.applier.take(message).await?,
                 StreamEvent::Keepalive(wal_end) => self.applier.keepalive(wal_end),
-            };
+            }
+        }
+        self.applier.flush().await?;
+        self.hand_over().await?;
+        self.publish(reader);
+        Ok(())
+    }
+
+    /// Reports what has become durable, and how the stream ends, if it does.
+    async fn outcomes(&mut self, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
+        while let Some(outcome) = self.applier.outcome() {
             match outcome {
                 Outcome::Pending => {}
                 Outcome::Durable { lsn, transaction } => {
@@ -90,12 +115,23 @@ impl Stream<'_> {
                     if let Some(applied) = transaction {
                         self.note(lsn, applied).await?;
                     }
-                    self.hand_over().await?;
+                }
+                Outcome::Batch { lsn, last, tally, took } => {
+                    self.advance(lsn, reader);
+                    BatchApplied { subscription: self.context.name(), tally, duration: took }.emit();
+                    self.note(lsn, last).await?;
+                }
+                Outcome::Planned { source, exact_because } => {
+                    let because = exact_because.map(ExactBecause::as_str);
+                    self.context.store.set_exact_because(self.context.name(), &source, because).await?;
+                }
+                Outcome::FellBack { cause } => {
+                    FellBack { subscription: self.context.name(), cause: &cause }.emit();
                 }
                 Outcome::Conflict(report) => return Ok(Some(StreamEnd::Conflict(report))),
             }
+            self.publish(reader);
         }
-        self.publish(reader);
         Ok(None)
     }
 
@@ -118,10 +154,6 @@ impl Stream<'_> {
     /// What a transaction's end means beyond its rows: a retried conflict is settled, a skip spent.
     async fn note(&mut self, lsn: Lsn, applied: Applied) -> Result<(), Failure> {
         let (store, name) = (&self.context.store, self.context.name());
-        let duration = self.batch_began.take().map(|began| began.elapsed()).unwrap_or_default();
-        if applied.how == How::Committed {
-            BatchApplied { subscription: name, tally: applied.tally, duration }.emit();
-        }
         match applied.how {
             How::Skipped => {
                 let lsn = applied.commit_lsn;
@@ -138,9 +170,21 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Takes in a table whose sync has come as far as the stream. Only between transactions.
+    /// Whether ending here throws nothing away: neither part of a transaction nor of a table's sync,
+    /// which may be hours long. (A table that joins waits for the running sync in any case.)
+    fn may_begin_anew(&self) -> bool {
+        self.applier.received().is_some() && !self.syncs.is_running()
+    }
+
+    /// Whether the stream keeps still because a table's sync is about to reach it.
+    fn waits_for_sync(&self) -> bool {
+        self.applier.received().is_some_and(|received| self.syncs.is_close_to(received))
+    }
+
+    /// Takes in a table whose sync has come as far as the stream has been received. Only between
+    /// transactions.
     async fn hand_over(&mut self) -> Result<(), Failure> {
-        if !self.applier.is_between_transactions() || !self.syncs.is_waiting_at(self.durable) {
+        if !self.applier.received().is_some_and(|received| self.syncs.is_waiting_at(received)) {
             return Ok(());
         }
         let event = self.syncs.finish().await;
@@ -160,7 +204,11 @@ impl Stream<'_> {
                 self.report_held_back(None).await;
             }
             SyncEvent::Failed { source, diagnosis } => {
-                self.context.attention(Some(&source), &diagnosis);
+                // It is tried again every few seconds: said once, until it fails of something else.
+                if self.failed.get(&source) != Some(&diagnosis) {
+                    self.context.attention(Some(&source), &diagnosis);
+                    self.failed.insert(source.clone(), diagnosis.clone());
+                }
                 store.set_table_state(name, &source, TableState::Pending, Some(&diagnosis)).await?;
                 self.report_held_back(Some(diagnosis)).await;
             }

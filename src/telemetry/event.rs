@@ -34,6 +34,18 @@ impl Tally {
         self.inserts + self.updates + self.deletes + self.truncates
     }
 
+    /// Both together.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            inserts: self.inserts + other.inserts,
+            updates: self.updates + other.updates,
+            deletes: self.deletes + other.deletes,
+            truncates: self.truncates + other.truncates,
+            transactions: self.transactions + other.transactions,
+        }
+    }
+
     /// Counts what the stream has brought.
     pub fn count(&mut self, message: &Message) {
         match message {

@@ -80,7 +80,9 @@ async fn read_tables<C: GenericClient + Sync>(
                 pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS schema_usage,
                 {select} AS can_select, {insert} AS can_insert, {update} AS can_update,
                 pg_catalog.has_table_privilege(c.oid, 'DELETE') AS can_delete,
-                pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') AS can_truncate
+                pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') AS can_truncate,
+                (SELECT pg_catalog.count(*)::pg_catalog.int4 FROM pg_catalog.pg_index i
+                  WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)) AS unique_indexes
            FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2))
                 WITH ORDINALITY AS q(schema, name, ord)
            JOIN pg_catalog.pg_namespace n
@@ -127,6 +129,7 @@ fn bare_table(name: &QualifiedName, row: &Row) -> TargetTable {
             truncate: row.get("can_truncate"),
         },
         checks: Vec::new(),
+        unique_indexes: u32::try_from(row.get::<_, i32>("unique_indexes")).unwrap_or(u32::MAX),
         partitioning: None,
     }
 }
@@ -204,7 +207,7 @@ async fn read_checks<C: GenericClient + Sync>(
                              WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)
                              ORDER BY a.attnum) AS columns
                  FROM pg_catalog.pg_constraint k
-                WHERE k.conrelid = ANY ($1) AND k.contype = 'c' ORDER BY k.conname";
+                WHERE k.conrelid = ANY ($1) AND k.contype IN ('c', 'x') ORDER BY k.conname";
     let rows = client.query_typed(sql, &[(&tables, Type::OID_ARRAY)]).await;
     let mut checks: HashMap<u32, Vec<CheckConstraint>> = HashMap::new();
     for row in rows.map_err(failed("check constraints"))? {
@@ -321,18 +324,17 @@ pub struct TargetFacts {
     pub may_be_replica: bool,
     /// Whether applied transactions can carry a replication origin.
     pub may_use_origins: bool,
+    /// Origins that the server has room for.
+    pub origins_max: u32,
+    /// Whether the role may create schemas in the database, which pgsluice's own needs once.
+    pub may_create_schema: bool,
     /// A standby: it takes no writes.
     pub in_recovery: bool,
 }
 
 /// Functions that a session needs for marking its transactions with an origin.
-const ORIGIN_FUNCTIONS: &[&str] = &[
-    "pg_replication_origin_create",
-    "pg_replication_origin_oid",
-    "pg_replication_origin_session_setup",
-    "pg_replication_origin_session_reset",
-    "pg_replication_origin_xact_setup",
-];
+const ORIGIN_FUNCTIONS: &[&str] =
+    &["pg_replication_origin_create", "pg_replication_origin_oid", "pg_replication_origin_session_setup"];
 
 /// Facts about the target's server and role.
 ///
@@ -347,6 +349,8 @@ pub async fn target_facts(client: &tokio_postgres::Client) -> Result<TargetFacts
                       pg_catalog.current_setting('server_encoding') AS encoding,
                       r.rolname::pg_catalog.text AS role, r.rolsuper,
                       pg_catalog.pg_is_in_recovery() AS in_recovery,
+                      pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
+                        AS may_create,
                       COALESCE(pg_catalog.current_setting('max_active_replication_origins', true),
                                pg_catalog.current_setting('max_replication_slots'))::pg_catalog.int8
                         AS origins,
@@ -367,6 +371,8 @@ pub async fn target_facts(client: &tokio_postgres::Client) -> Result<TargetFacts
         role_is_superuser: superuser,
         may_be_replica: may_be_replica(client).await?,
         may_use_origins: executable && unsigned(&row, "origins") > 0,
+        origins_max: unsigned(&row, "origins"),
+        may_create_schema: row.get("may_create"),
         in_recovery: row.get("in_recovery"),
     })
 }
