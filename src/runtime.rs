@@ -21,7 +21,7 @@ use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::SubscriptionName;
 use crate::store::{Registration, State, StateChange, Store, StoreError, Verb, lock_key};
-use crate::subscription::{Wish, Worker};
+use crate::subscription::{Wish, Worker, end_abandoned_creations};
 
 /// How long workers may take to stop, and the tasks after them.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -307,6 +307,10 @@ pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Resu
         .map_err(|error| Failure::new(Exit::Unreachable, error.diagnosis()))?;
     let session = take_over(&store, config, name).await?;
     drop_slot(&publisher, subscription).await?;
+    if let Err(error) = session.drop_origins(name).await {
+        // Harmless but for the room that they take.
+        warn!(subscription = %name, %error, "replication origins named pgsluice_{name}… stay on the target");
+    }
     store.remove_subscription(name.as_str()).await?;
     drop(session);
     store.close().await;
@@ -363,6 +367,9 @@ async fn take_over(
 
 /// Drops the replication slot; one that is not there is no error.
 async fn drop_slot(client: &PgClient, subscription: &Subscription) -> Result<(), Failure> {
+    end_abandoned_creations(client, &subscription.slot)
+        .await
+        .map_err(|error| Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string())))?;
     let slot = subscription.slot.as_str();
     let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
     loop {

@@ -54,20 +54,15 @@ impl Finding {
     }
 
     /// Names the COMMIT after so many changes as what was refused, unless it was an earlier row.
-    pub(super) fn of_commit(&mut self, source: Option<QualifiedName>, changes: u64) {
+    pub(super) fn of_commit(&mut self, touched: &[Arc<TableContext>], changes: u64) {
         if self.change_index > 0 {
             return;
         }
         self.operation = Operation::Commit;
         self.change_index = changes;
-        if let Some(source) = source {
-            self.source = source;
+        if let Some(table) = touched.iter().find(|table| table.plan.target == self.target) {
+            self.source = table.plan.source.clone();
         }
-    }
-
-    /// The target's table.
-    pub(super) fn target(&self) -> &QualifiedName {
-        &self.target
     }
 
     pub(super) fn into_report(

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use crate::apply::{Applier, Member, Membership, Replica, TargetSession, progress};
+use crate::apply::{Applier, Member, Membership, Replica, Start, TargetSession, progress};
 use crate::config::Subscription;
 use crate::copy::{self, CopyJob, CopyPlan};
 use crate::error::{Diagnosis, PauseReason};
@@ -27,6 +27,7 @@ use crate::store::{NewTables, Store, TableMapping, TableRow, TableState};
 
 use super::failure::{Failure, schema_failure};
 use super::positions::StreamPositions;
+use super::publications::{self, Publications};
 use super::publisher::{Publisher, copy_options};
 use super::reader::Reader;
 use super::slot::{self, OnMissing, SlotPlan};
@@ -43,9 +44,23 @@ pub(super) struct Context {
     pub(super) target: ConnInfo,
     pub(super) store: Store,
     pub(super) positions: watch::Sender<StreamPositions>,
+    /// What is published, as taken up and as last seen.
+    pub(super) publications: watch::Sender<Publications>,
+    pub(super) take_up: TakeUp,
     pub(super) phases: mpsc::Sender<Phase>,
     /// The warnings that were said last.
     pub(super) warned: watch::Sender<Vec<String>>,
+    /// Apply row by row until the transaction that finishes here is through.
+    pub(super) exact_until: Option<Lsn>,
+}
+
+/// Which tables an attempt that goes on from a recorded position follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TakeUp {
+    /// Whatever is published with `auto_refresh`, those already known without.
+    AsConfigured,
+    /// Whatever is published: an operator asked for it.
+    WhatIsPublished,
 }
 
 /// How an attempt goes on.
@@ -83,13 +98,14 @@ pub(super) async fn run(
     link: &mut Option<Reader>,
 ) -> Result<StreamEnd, Failure> {
     *link = None;
+    context.publications.send_replace(Publications::default());
     let subscription = &context.subscription;
     let publisher = Publisher::connect(subscription, session).await?;
     let mut replication = publisher.replication(subscription).await?;
     check_identity(context, &mut replication).await?;
     let recorded = progress::load(session.client(), &subscription.name).await?;
-    let view =
-        slot::view(&publisher.client, &subscription.slot).await.map_err(|error| publisher_lost(&error))?;
+    let view = slot::settled_view(&publisher.client, &subscription.slot).await;
+    let view = view.map_err(|error| publisher_lost(&error))?;
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(
         &subscription.slot,
@@ -122,8 +138,13 @@ pub(super) async fn run(
     context.tell(Phase::Streaming).await;
     let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
     let skip = armed_skip(context, from).await?;
-    let applier = Applier::new(session, subscription.name.clone(), from, members, skip);
-    stream::run(context, applier, reader, syncs, from).await
+    let start = Start { recorded: from, skip, exact_until: context.exact_until };
+    let applier = Applier::new(session, subscription.name.clone(), members, start);
+    match stream::run(context, applier, reader, syncs, from).await {
+        // Not a failure: the publisher sends it again, and row by row it will be judged.
+        Err(Failure { restart: Some(until), .. }) => Ok(StreamEnd::SendAgain { until }),
+        end => end,
+    }
 }
 
 /// The skip that is armed, unless the stream is already past it.
@@ -161,20 +182,24 @@ async fn check_identity(context: &Context, replication: &mut ReplicationConnecti
     }
 }
 
-/// Lists what is published now, and makes the recorded tables agree.
+/// Lists what is published now, and makes the recorded tables agree. Without `auto_refresh`, tables
+/// join and leave only when an operator asks for it.
 async fn take_up_tables(
     context: &Context,
     publisher: &Publisher,
     plan: SlotPlan,
 ) -> Result<Vec<PreparedTable>, Failure> {
     let subscription = &context.subscription;
-    let published = catalog::published_tables(
-        &*publisher.client,
-        publisher.facts.server_version_num,
-        &subscription.publications,
-    )
-    .await?;
-    let names = published.iter().map(|table| &table.relation.name);
+    let published = list_published(context, publisher).await?;
+    let known = context.store.subscription(context.name()).await?.map(|row| row.tables).unwrap_or_default();
+    let fixed = matches!(plan, SlotPlan::Continue { .. })
+        && !subscription.auto_refresh
+        && context.take_up == TakeUp::AsConfigured;
+    let names: Vec<&QualifiedName> = if fixed {
+        known.iter().map(|row| &row.source).collect()
+    } else {
+        published.iter().map(|table| &table.relation.name).collect()
+    };
     let (mapping, notes) = Mapping::new(&subscription.tables, names);
     for note in notes {
         warn!(subscription = context.name(), "{}", note.diagnosis());
@@ -198,6 +223,16 @@ async fn take_up_tables(
         }
     }
     Ok(prepared)
+}
+
+async fn list_published(context: &Context, publisher: &Publisher) -> Result<Vec<PublishedTable>, Failure> {
+    let publications = &context.subscription.publications;
+    // First the fingerprint: what changes in between will look changed.
+    let fingerprint = publications::fingerprint(&publisher.client, publications).await;
+    let fingerprint = fingerprint.map_err(|error| publisher_lost(&error))?;
+    context.publications.send_modify(|publications| publications.taken_up = Some(fingerprint));
+    let version = publisher.facts.server_version_num;
+    Ok(catalog::published_tables(&*publisher.client, version, publications).await?)
 }
 
 /// Says what works less well than it could.
@@ -265,7 +300,8 @@ async fn compare_pending(
         }
         misfits.extend(compared.misfits);
         if let Some(plan) = compared.plan {
-            let member = Member { target: table.target.clone(), actions, position: None };
+            let catalog = Arc::new(relation.clone());
+            let member = Member { catalog, target: table.target.clone(), actions, position: None };
             pending.push(PendingTable { published: table.published.clone(), member, plan });
         }
     }
@@ -410,6 +446,7 @@ fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn)]) -> Memb
             let just_copied = copied.iter().find(|(name, _)| name == source).map(|&(_, lsn)| lsn);
             let recorded = if table.row.state == TableState::Ready { table.row.synced_lsn } else { None };
             let member = Member {
+                catalog: Arc::new(table.published.relation.clone()),
                 target: table.target.clone(),
                 actions: table.published.actions,
                 position: just_copied.or(recorded),

@@ -18,6 +18,7 @@ mod commands;
 mod failure;
 mod monitor;
 mod positions;
+mod publications;
 mod publisher;
 mod reader;
 mod slot;
@@ -28,5 +29,6 @@ mod worker;
 
 pub use failure::{Failure, TargetLink};
 pub use positions::{LagClock, StreamPositions};
+pub(crate) use slot::end_abandoned_creations;
 pub use state::{Action, Event, Illegal, State, step};
 pub(crate) use worker::{Wish, Worker};

@@ -22,11 +22,12 @@ use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::pg::conninfo::ConnInfo;
 use crate::store::{self, Answer, Command, Desired, Registration, StateChange, Store, Verb, lock_key};
 
-use super::attempt::{self, Context, Phase};
+use super::attempt::{self, Context, Phase, TakeUp};
 use super::commands;
 use super::failure::{Failure, TargetLink};
 use super::monitor::{Monitor, MonitorEvent};
 use super::positions::StreamPositions;
+use super::publications::Publications;
 use super::reader::Reader;
 use super::state::{Action, Event, State, step};
 use super::stream::StreamEnd;
@@ -126,8 +127,11 @@ impl Worker {
             target,
             store: store.clone(),
             positions: watch::Sender::new(StreamPositions::default()),
+            publications: watch::Sender::new(Publications::default()),
+            take_up: TakeUp::AsConfigured,
             phases: phase_sender,
             warned: watch::Sender::new(Vec::new()),
+            exact_until: None,
         };
         Self {
             context,
@@ -297,6 +301,7 @@ impl Worker {
                 subscription: Arc::clone(&self.context.subscription),
                 store: self.store.clone(),
                 positions: self.context.positions.subscribe(),
+                publications: self.context.publications.clone(),
                 events: self.monitor_sender.clone(),
             };
             self.monitor.spawn(monitor.run());
@@ -352,8 +357,6 @@ impl Worker {
         match wake {
             Wake::Wish => (*self.wish.borrow() == Wish::ShutDown).then_some(Event::ShutdownAsked),
             Wake::Commands => self.on_commands().await,
-            Wake::Monitor(MonitorEvent::PublicationsChanged) => Some(Event::RestartAsked)
-                .filter(|_| matches!(self.state, State::Streaming | State::Starting { .. })),
             Wake::Monitor(MonitorEvent::PublisherLost) => {
                 if matches!(self.state, State::Paused(_)) {
                     // A publisher that shuts down waits for our acknowledgement: let go of it.
@@ -364,6 +367,12 @@ impl Worker {
             Wake::Phase(phase) => self.on_phase(phase).await,
             Wake::Attempt(end) => Some(match *end {
                 Ok(StreamEnd::Conflict(report)) => self.on_conflict(&report).await,
+                Ok(StreamEnd::SendAgain { until }) => {
+                    info!(subscription = self.context.name(), lsn = %until, "streaming a large transaction again");
+                    self.context.exact_until = Some(until);
+                    Event::RestartAsked
+                }
+                Ok(StreamEnd::PublicationsChanged) => Event::RestartAsked,
                 Err(failure) => self.fail(failure),
             }),
             Wake::Due => None,
@@ -373,7 +382,10 @@ impl Worker {
     async fn on_phase(&mut self, phase: Phase) -> Option<Event> {
         let event = match phase {
             Phase::Copying => Event::CopyStarted,
-            Phase::Streaming => Event::StreamStarted,
+            Phase::Streaming => {
+                self.context.take_up = TakeUp::AsConfigured;
+                Event::StreamStarted
+            }
             Phase::TableHeldBack(diagnosis) => {
                 self.held_back = diagnosis;
                 self.report().await;
@@ -475,8 +487,7 @@ impl Worker {
                 self.session = None;
                 self.lose_target();
             }
-            if self.state == State::Paused(PauseReason::Schema) && self.fits_now().await {
-                info!(subscription = self.context.name(), "the target's tables have changed, looking again");
+            if self.state == State::Paused(PauseReason::Schema) && self.may_fit_now().await {
                 return Event::TargetFits;
             }
         }
@@ -490,9 +501,21 @@ impl Worker {
         }
     }
 
-    /// Whether the target's catalog has changed since the pause began: what does not fit may fit
-    /// now. The attempt that follows judges.
-    async fn fits_now(&mut self) -> bool {
+    /// Whether either side has changed since the pause began: what does not fit may fit now, or may
+    /// no longer be published. The attempt that follows judges.
+    async fn may_fit_now(&mut self) -> bool {
+        let what = if self.target_has_changed().await {
+            "the target's tables"
+        } else if self.context.publications.borrow().have_changed() {
+            "the publications"
+        } else {
+            return false;
+        };
+        info!(subscription = self.context.name(), "{what} have changed, looking again");
+        true
+    }
+
+    async fn target_has_changed(&mut self) -> bool {
         let Some(session) = &self.session else { return false };
         let read = session.client().query_one(SCHEMA_FINGERPRINT, &[]).await;
         match read.and_then(|row| row.try_get::<_, String>(0)) {
@@ -564,7 +587,10 @@ impl Worker {
             },
             Verb::Skip => self.on_skip(),
             Verb::Resolve => self.on_resolve(&command.args, &command.created_by).await,
-            Verb::Refresh => (Answer::done("takes up its publications"), Some(Event::RestartAsked)),
+            Verb::Refresh => {
+                self.context.take_up = TakeUp::WhatIsPublished;
+                (Answer::done("takes up its publications"), Some(Event::RestartAsked))
+            }
             Verb::Resync => (commands::not_supported(command.verb), None),
             // Whoever asked takes the lock next, removes the slot and the state.
             Verb::Drop => (Answer::done("let go"), Some(Event::ShutdownAsked)),

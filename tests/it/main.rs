@@ -4,15 +4,22 @@
 //! that); what they share is in `support`.
 
 #[cfg(test)]
+mod batches;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod conflicts;
 #[cfg(test)]
 mod crash;
+mod hand_over;
 #[cfg(test)]
 mod operations;
 #[cfg(test)]
+mod publications;
+#[cfg(test)]
 mod replication;
+#[cfg(test)]
+mod schema;
 #[cfg(test)]
 mod store;
 #[cfg(test)]
@@ -20,5 +27,7 @@ mod store;
 mod support;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod values;
 #[cfg(test)]
 mod walkthrough;
