@@ -27,6 +27,7 @@ use crate::store::{NewTables, Store, TableMapping, TableRow, TableState};
 
 use super::failure::{Cause, Failure, schema_failure};
 use super::findings;
+use super::monitor::published_mark;
 use super::positions::StreamPositions;
 use super::publisher::{Publisher, copy_options};
 use super::reader::Reader;
@@ -44,6 +45,8 @@ pub(super) struct Context {
     pub(super) target: ConnInfo,
     pub(super) store: Store,
     pub(super) positions: watch::Sender<StreamPositions>,
+    /// What the attempt has taken up of the publications; none until it has.
+    pub(super) taken_up: watch::Sender<Option<String>>,
     pub(super) phases: mpsc::Sender<Phase>,
 }
 
@@ -82,6 +85,7 @@ pub(super) async fn run(
     link: &mut Option<Reader>,
 ) -> Result<StreamEnd, Failure> {
     *link = None;
+    context.taken_up.send_replace(None);
     let subscription = &context.subscription;
     let publisher = Publisher::connect(subscription, session).await?;
     let mut replication = publisher.replication(subscription).await?;
@@ -100,6 +104,8 @@ pub(super) async fn run(
         on_missing,
         &subscription.publisher.dbname,
     )?;
+    let mark = published_mark(&publisher.client, &subscription.publications).await;
+    context.taken_up.send_replace(mark);
     let mut warnings = Vec::new();
     let tables = take_up_tables(context, &publisher, plan, &mut warnings).await?;
     let pending = compare_pending(session, &tables, &mut warnings).await?;

@@ -49,7 +49,17 @@ pub(super) struct Monitor {
     pub(super) subscription: Arc<Subscription>,
     pub(super) store: Store,
     pub(super) positions: watch::Receiver<StreamPositions>,
+    /// What the running attempt has taken up, as [`published_mark`] has it.
+    pub(super) taken_up: watch::Receiver<Option<String>>,
     pub(super) events: mpsc::Sender<MonitorEvent>,
+}
+
+/// What the publications hold, in a text to compare; none if the publisher does not answer.
+///
+/// An attempt reads it before it takes up the tables, so that a change in between shows as one.
+pub(super) async fn published_mark(client: &PgClient, publications: &[String]) -> Option<String> {
+    let row = client.query_one(PUBLISHED, &[&publications]).await.ok()?;
+    row.try_get(0).ok()
 }
 
 /// What one round found.
@@ -66,7 +76,6 @@ impl Monitor {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut session: Option<PgClient> = None;
         let mut lag = LagClock::default();
-        let mut published: Option<String> = None;
         let mut published_at = Instant::now();
         let (mut pause, mut not_before) = (INTERVAL, Instant::now());
         loop {
@@ -89,12 +98,13 @@ impl Monitor {
                     let _ = self.events.send(MonitorEvent::PublisherLost).await;
                 }
             }
-            if let Some(now) = round.as_ref().and_then(|round| round.published.clone()) {
+            if let Some(now) = round.as_ref().and_then(|round| round.published.as_deref()) {
                 published_at = Instant::now();
-                if published.as_ref().is_some_and(|before| *before != now) {
+                // Said again as long as it is so: a worker that copies does not listen.
+                let differs = self.taken_up.borrow().as_deref().is_some_and(|mark| mark != now);
+                if differs {
                     let _ = self.events.send(MonitorEvent::PublicationsChanged).await;
                 }
-                published = Some(now);
             }
             self.report(round.map(|round| round.view), &mut lag, started.elapsed()).await;
         }
@@ -109,8 +119,7 @@ impl Monitor {
         let client = session.as_ref()?;
         let view = slot::view(client, &self.subscription.slot).await.ok()?;
         let published = if publications {
-            let row = client.query_one(PUBLISHED, &[&self.subscription.publications]).await.ok()?;
-            row.try_get(0).ok()
+            Some(published_mark(client, &self.subscription.publications).await?)
         } else {
             None
         };

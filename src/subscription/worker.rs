@@ -109,6 +109,7 @@ impl Worker {
             target,
             store: store.clone(),
             positions: watch::Sender::new(StreamPositions::default()),
+            taken_up: watch::Sender::new(None),
             phases: phase_sender,
         };
         Self {
@@ -245,6 +246,7 @@ impl Worker {
                 subscription: Arc::clone(&self.context.subscription),
                 store: self.store.clone(),
                 positions: self.context.positions.subscribe(),
+                taken_up: self.context.taken_up.subscribe(),
                 events: self.monitor_sender.clone(),
             };
             self.monitor.spawn(monitor.run());
