@@ -7,7 +7,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 
 use futures_util::FutureExt as _;
 use tokio_postgres::Statement;
@@ -113,14 +112,17 @@ impl Executor {
         subject: FailedChange,
         expects: Rows,
     ) -> Result<(), ApplyError> {
-        let statement = self.prepared(&subject.table, planned.shape).await?;
+        let statement = match self.prepared(&subject.table, planned.shape).await {
+            Ok(statement) => statement,
+            // What cannot even be prepared (a table that has gone) is this change's failure.
+            Err(error) => return Err(error.of_change(subject)),
+        };
         let bytes = planned.params.iter().map(plan::Param::size_bytes).sum();
         let client = Arc::clone(&self.client);
         let params = planned.params;
         let mut answer: Answer = Box::pin(async move { client.execute_raw(&statement, params).await });
         // The first poll hands the statement to the connection; the answer is awaited later.
-        let early = std::future::poll_fn(|cx| Poll::Ready(answer.poll_unpin(cx))).await;
-        let early = if let Poll::Ready(result) = early { Some(result) } else { None };
+        let early = (&mut answer).now_or_never();
         self.in_flight_bytes += bytes;
         self.in_flight.push_back(InFlight { answer, early, subject, bytes, expects });
         Ok(())

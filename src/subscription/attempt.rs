@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use crate::apply::{Applier, Member, Membership, Replica, TargetSession, progress};
+use crate::apply::{Applier, Member, Membership, Replica, Start, TargetSession, progress};
 use crate::config::Subscription;
 use crate::copy::{self, CopyJob, CopyPlan};
 use crate::error::{Diagnosis, PauseReason};
@@ -27,8 +27,8 @@ use crate::store::{NewTables, Store, TableMapping, TableRow, TableState};
 
 use super::failure::{Cause, Failure, schema_failure};
 use super::findings;
-use super::monitor::published_mark;
 use super::positions::StreamPositions;
+use super::publications::{self, Publications};
 use super::publisher::{Publisher, copy_options};
 use super::reader::Reader;
 use super::slot::{self, OnMissing, SlotPlan};
@@ -45,9 +45,23 @@ pub(super) struct Context {
     pub(super) target: ConnInfo,
     pub(super) store: Store,
     pub(super) positions: watch::Sender<StreamPositions>,
-    /// What the attempt has taken up of the publications; none until it has.
-    pub(super) taken_up: watch::Sender<Option<String>>,
+    /// What is published, as taken up and as last seen.
+    pub(super) publications: watch::Sender<Publications>,
+    pub(super) take_up: TakeUp,
     pub(super) phases: mpsc::Sender<Phase>,
+    /// Apply row by row until the transaction that finishes here is through.
+    pub(super) exact_until: Option<Lsn>,
+    /// The warnings that were said last.
+    pub(super) warned: watch::Sender<Vec<String>>,
+}
+
+/// Which tables an attempt that goes on from a recorded position follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TakeUp {
+    /// Whatever is published with `auto_refresh`, those already known without.
+    AsConfigured,
+    /// Whatever is published: an operator asked for it.
+    WhatIsPublished,
 }
 
 /// How an attempt goes on.
@@ -85,7 +99,7 @@ pub(super) async fn run(
     link: &mut Option<Reader>,
 ) -> Result<StreamEnd, Failure> {
     *link = None;
-    context.taken_up.send_replace(None);
+    context.publications.send_replace(Publications::default());
     let subscription = &context.subscription;
     let publisher = Publisher::connect(subscription, session).await?;
     let mut replication = publisher.replication(subscription).await?;
@@ -94,7 +108,7 @@ pub(super) async fn run(
     }
     check_identity(context, &mut replication).await?;
     let recorded = progress::load(session.client(), &subscription.name).await?;
-    let view = slot::view(&publisher.client, &subscription.slot).await?;
+    let view = slot::settled_view(&publisher.client, &subscription.slot).await?;
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(
         &subscription.slot,
@@ -104,8 +118,6 @@ pub(super) async fn run(
         on_missing,
         &subscription.publisher.dbname,
     )?;
-    let mark = published_mark(&publisher.client, &subscription.publications).await;
-    context.taken_up.send_replace(mark);
     let mut warnings = Vec::new();
     let tables = take_up_tables(context, &publisher, plan, &mut warnings).await?;
     let pending = compare_pending(session, &tables, &mut warnings).await?;
@@ -135,8 +147,13 @@ pub(super) async fn run(
     context.tell(Phase::Streaming).await;
     let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
     let skip = armed_skip(context, from).await?;
-    let applier = Applier::new(session, subscription.name.clone(), from, members, skip);
-    stream::run(context, applier, reader, syncs, from).await
+    let start = Start { recorded: from, skip, exact_until: context.exact_until };
+    let applier = Applier::new(session, subscription.name.clone(), members, start);
+    match stream::run(context, applier, reader, syncs, from).await {
+        // Not a failure: the publisher sends it again, and row by row it will be judged.
+        Err(Failure { restart: Some(until), .. }) => Ok(StreamEnd::SendAgain { until }),
+        end => end,
+    }
 }
 
 /// The skip that is armed, unless the stream is already past it.
@@ -165,7 +182,8 @@ async fn check_identity(context: &Context, replication: &mut ReplicationConnecti
     }
 }
 
-/// Lists what is published now, and makes the recorded tables agree.
+/// Lists what is published now, and makes the recorded tables agree. Without `auto_refresh`, tables
+/// join and leave only when an operator asks for it.
 async fn take_up_tables(
     context: &Context,
     publisher: &Publisher,
@@ -173,13 +191,16 @@ async fn take_up_tables(
     warnings: &mut Vec<Diagnosis>,
 ) -> Result<Vec<PreparedTable>, Failure> {
     let subscription = &context.subscription;
-    let published = catalog::published_tables(
-        &*publisher.client,
-        publisher.facts.server_version_num,
-        &subscription.publications,
-    )
-    .await?;
-    let names = published.iter().map(|table| &table.relation.name);
+    let published = list_published(context, publisher).await?;
+    let known = context.store.subscription(context.name()).await?.map(|row| row.tables).unwrap_or_default();
+    let fixed = matches!(plan, SlotPlan::Continue { .. })
+        && !subscription.auto_refresh
+        && context.take_up == TakeUp::AsConfigured;
+    let names: Vec<&QualifiedName> = if fixed {
+        known.iter().map(|row| &row.source).collect()
+    } else {
+        published.iter().map(|table| &table.relation.name).collect()
+    };
     let (mapping, notes) = Mapping::new(&subscription.tables, names);
     warnings.extend(notes.iter().map(|note| note.diagnosis(&subscription.publications)));
     if published.is_empty() {
@@ -206,6 +227,15 @@ async fn take_up_tables(
     Ok(prepared)
 }
 
+async fn list_published(context: &Context, publisher: &Publisher) -> Result<Vec<PublishedTable>, Failure> {
+    let publications = &context.subscription.publications;
+    // First the fingerprint: what changes in between will look changed.
+    let fingerprint = publications::fingerprint(&publisher.client, publications).await?;
+    context.publications.send_modify(|publications| publications.taken_up = Some(fingerprint));
+    let version = publisher.facts.server_version_num;
+    Ok(catalog::published_tables(&*publisher.client, version, publications).await?)
+}
+
 /// Says what works less well than it could.
 async fn report_warnings(
     context: &Context,
@@ -213,7 +243,14 @@ async fn report_warnings(
     warnings: Vec<Diagnosis>,
 ) -> Result<(), Failure> {
     let warnings: Vec<String> = session.warnings().iter().chain(&warnings).map(ToString::to_string).collect();
-    for warning in &warnings {
+    // Said once, not at every attempt.
+    let mut said = true;
+    context.warned.send_if_modified(|warned| {
+        said = *warned == warnings;
+        warned.clone_from(&warnings);
+        false
+    });
+    for warning in warnings.iter().filter(|_| !said) {
         warn!(subscription = context.name(), "{warning}");
     }
     Ok(context.store.set_warnings(context.name(), &warnings).await?)
@@ -255,7 +292,8 @@ async fn compare_pending(
         warnings.extend(compared.warnings.iter().map(schema::Warning::diagnosis));
         misfits.extend(compared.misfits);
         if let Some(plan) = compared.plan {
-            let member = Member { target: table.target.clone(), actions, position: None };
+            let catalog = Arc::new(relation.clone());
+            let member = Member { catalog, target: table.target.clone(), actions, position: None };
             pending.push(PendingTable { published: table.published.clone(), member, plan });
         }
     }
@@ -365,7 +403,9 @@ async fn copy_all(
                 Ok(_) => copied.push((result.source, position)),
                 Err(error) => {
                     let diagnosis = error.diagnosis(&result.source, &context.subscription.publisher.user);
-                    warn!(subscription = context.name(), relation = %result.source, "{diagnosis}");
+                    // Its detail may quote rows: that is for whoever asks for the status.
+                    let hint = diagnosis.hint.as_deref().unwrap_or_default();
+                    warn!(subscription = context.name(), relation = %result.source, hint, "{}", diagnosis.primary);
                     let state = TableState::Pending;
                     context
                         .store
@@ -398,6 +438,7 @@ fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn)]) -> Memb
             let just_copied = copied.iter().find(|(name, _)| name == source).map(|&(_, lsn)| lsn);
             let recorded = if table.row.state == TableState::Ready { table.row.synced_lsn } else { None };
             let member = Member {
+                catalog: Arc::new(table.published.relation.clone()),
                 target: table.target.clone(),
                 actions: table.published.actions,
                 position: just_copied.or(recorded),

@@ -3,6 +3,7 @@
 use crate::apply::{ApplyError, OpenError};
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
 use crate::net::{ConnectError, Step};
+use crate::pg::Lsn;
 use crate::pgoutput::DecodeError;
 use crate::replication::{CommandError, Fault};
 use crate::schema::catalog::{CatalogError, Side};
@@ -16,6 +17,8 @@ pub struct Failure {
     pub disposition: Disposition,
     pub diagnosis: Diagnosis,
     pub target: TargetLink,
+    /// Begin anew at once, row by row until the transaction that finishes here is through.
+    pub restart: Option<Lsn>,
     pub cause: Cause,
 }
 
@@ -91,7 +94,7 @@ impl Failure {
     }
 
     fn of(disposition: Disposition, diagnosis: Diagnosis, cause: Cause) -> Self {
-        Self { disposition, diagnosis, target: TargetLink::Kept, cause }
+        Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause }
     }
 
     fn target_lost(diagnosis: Diagnosis) -> Self {
@@ -112,6 +115,7 @@ impl From<OpenError> for Failure {
                 disposition: error.disposition(),
                 diagnosis: error.diagnosis(),
                 target: TargetLink::Lost,
+                restart: None,
                 cause: Cause::Target,
             },
             OpenError::Prepare(error) => error.into(),
@@ -171,15 +175,20 @@ impl From<ApplyError> for Failure {
                     .detail("a statement may be waiting for a lock that another session holds")
                     .hint("see pg_stat_activity and pg_locks on the target; apply goes on by itself"),
             ),
-            ApplyError::Server(error) => of_target(&error, None),
-            ApplyError::Refused { error, change } => {
-                of_target(&error, Some(format!("{} on {}", change.operation(), change.table.plan.target)))
+            ApplyError::NotASet => Self::retry(Diagnosis::new(error.to_string())),
+            ApplyError::SendAgain { until } => {
+                Self { restart: Some(until), ..Self::retry(Diagnosis::new(error.to_string())) }
             }
+            ApplyError::Server(error) => of_target(&error, None),
+            ApplyError::Refused { error, change } => of_target(
+                &error,
+                Some(format!("{} on {}", change.change.operation(), change.table.plan.target)),
+            ),
             ApplyError::RowCount { found, change } => Self::pause(
                 PauseReason::TargetError,
                 Diagnosis::new(format!(
                     "{} of one row in {} met {found} rows",
-                    change.operation(),
+                    change.change.operation(),
                     change.table.plan.target
                 ))
                 .hint("check the unique indexes of the table (amcheck), then \"pgsluice resume\""),
@@ -258,7 +267,13 @@ fn of_target(error: &ServerError, doing: Option<String>) -> Failure {
     if error.is_transient() {
         // After a deadlock or a cancelled statement the session is good; after a shutdown it is gone.
         let target = if matches!(error.class(), "40" | "55") { TargetLink::Kept } else { TargetLink::Lost };
-        return Failure { disposition: Disposition::Retry, diagnosis, target, cause: Cause::Target };
+        return Failure {
+            disposition: Disposition::Retry,
+            diagnosis,
+            target,
+            restart: None,
+            cause: Cause::Target,
+        };
     }
     if diagnosis.hint.is_none() {
         diagnosis.hint = Some("fix the cause on the target, then \"pgsluice resume\"".to_owned());

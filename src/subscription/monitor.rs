@@ -17,6 +17,7 @@ use crate::net::{self, PgClient};
 use crate::store::{Positions, Store};
 
 use super::positions::{LagClock, StreamPositions};
+use super::publications::{self, Publications};
 use super::publisher::monitor_options;
 use super::slot::{self, SlotView};
 
@@ -35,31 +36,22 @@ const BACKOFF_MAX: Duration = Duration::from_secs(15);
 pub(super) enum MonitorEvent {
     /// The session on the publisher was lost.
     PublisherLost,
-    /// The publications no longer hold the same tables.
-    PublicationsChanged,
 }
-
-/// The tables of the publications, in one text that changes when they do: names, and (15+) column
-/// lists and row filters.
-const PUBLISHED: &str = "SELECT pg_catalog.md5(coalesce(pg_catalog.string_agg(pg_catalog.format('%I.%I %I', \
-    t.pubname, t.schemaname, t.tablename), ',' ORDER BY t.pubname, t.schemaname, t.tablename), '')) \
-    FROM pg_catalog.pg_publication_tables t WHERE t.pubname = ANY ($1) AND t.schemaname <> 'pgsluice'";
 
 pub(super) struct Monitor {
     pub(super) subscription: Arc<Subscription>,
     pub(super) store: Store,
     pub(super) positions: watch::Receiver<StreamPositions>,
-    /// What the running attempt has taken up, as [`published_mark`] has it.
-    pub(super) taken_up: watch::Receiver<Option<String>>,
+    /// Where it tells what is published now, if changes are taken up by themselves.
+    pub(super) publications: watch::Sender<Publications>,
     pub(super) events: mpsc::Sender<MonitorEvent>,
 }
 
-/// What the publications hold, in a text to compare; none if the publisher does not answer.
-///
-/// An attempt reads it before it takes up the tables, so that a change in between shows as one.
-pub(super) async fn published_mark(client: &PgClient, publications: &[String]) -> Option<String> {
-    let row = client.query_one(PUBLISHED, &[&publications]).await.ok()?;
-    row.try_get(0).ok()
+/// What one round looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Positions,
+    PublicationsToo,
 }
 
 /// What one round found.
@@ -85,8 +77,9 @@ impl Monitor {
                 continue;
             }
             let due = self.subscription.auto_refresh && published_at.elapsed() >= PUBLICATIONS_INTERVAL;
+            let look = if due { Look::PublicationsToo } else { Look::Positions };
             let had_session = session.is_some();
-            let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(&mut session, due)).await;
+            let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(&mut session, look)).await;
             let round = if let Ok(Some(round)) = round { Some(round) } else { None };
             if round.is_some() {
                 pause = INTERVAL;
@@ -98,19 +91,18 @@ impl Monitor {
                     let _ = self.events.send(MonitorEvent::PublisherLost).await;
                 }
             }
-            if let Some(now) = round.as_ref().and_then(|round| round.published.as_deref()) {
+            if let Some(now) = round.as_ref().and_then(|round| round.published.clone()) {
                 published_at = Instant::now();
-                // Said again as long as it is so: a worker that copies does not listen.
-                let differs = self.taken_up.borrow().as_deref().is_some_and(|mark| mark != now);
-                if differs {
-                    let _ = self.events.send(MonitorEvent::PublicationsChanged).await;
-                }
+                self.publications.send_if_modified(|publications| {
+                    let changed = publications.seen.replace(now);
+                    changed != publications.seen
+                });
             }
             self.report(round.map(|round| round.view), &mut lag, started.elapsed()).await;
         }
     }
 
-    async fn round(&self, session: &mut Option<PgClient>, publications: bool) -> Option<Round> {
+    async fn round(&self, session: &mut Option<PgClient>, look: Look) -> Option<Round> {
         if session.is_none() {
             let client =
                 net::client(&self.subscription.publisher, &monitor_options(&self.subscription)).await;
@@ -118,8 +110,8 @@ impl Monitor {
         }
         let client = session.as_ref()?;
         let view = slot::view(client, &self.subscription.slot).await.ok()?;
-        let published = if publications {
-            Some(published_mark(client, &self.subscription.publications).await?)
+        let published = if look == Look::PublicationsToo {
+            Some(publications::fingerprint(client, &self.subscription.publications).await.ok()?)
         } else {
             None
         };

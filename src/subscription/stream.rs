@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use tracing::{debug, info, warn};
 
-use crate::apply::{Applied, Applier, How, Outcome};
+use crate::apply::{Applied, Applier, ExactBecause, How, Outcome};
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
@@ -13,6 +13,7 @@ use crate::store::TableState;
 
 use super::attempt::{Context, Phase};
 use super::failure::Failure;
+use super::publications::Publications;
 use super::reader::{Chunk, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
 
@@ -21,14 +22,22 @@ use super::table_sync::{SyncEvent, TableSyncs};
 pub(super) enum StreamEnd {
     /// A transaction was rolled back on a conflict.
     Conflict(Box<ConflictReport>),
+    /// A transaction too large to keep has to be streamed again, and applied row by row up to the
+    /// one that finishes here.
+    SendAgain { until: Lsn },
+    /// Something else is published now: an attempt from here on takes it up.
+    PublicationsChanged,
 }
 
 /// What happened next.
 enum Event {
     Chunk(Chunk),
+    /// A batch has been answered.
+    Settled,
     /// The reader has stopped.
     Ended,
     Sync(SyncEvent),
+    PublicationsChanged,
 }
 
 /// Applies what comes, from `from` on, until a conflict or a failure.
@@ -41,22 +50,30 @@ pub(super) async fn run(
 ) -> Result<StreamEnd, Failure> {
     let mut stream = Stream { context, applier, syncs, durable: from, first: true, said: HashMap::new() };
     stream.publish(reader);
+    let mut publications = context.publications.subscribe();
     loop {
+        let (busy, open) = (stream.applier.is_busy(), !stream.waits_for_sync());
         let event = tokio::select! {
-            // Hand-overs are rare and somebody waits for them.
+            // Hand-overs are rare and somebody waits for them; what is done makes room.
             biased;
             event = stream.syncs.next() => Event::Sync(event),
-            chunk = reader.chunks.recv() => chunk.map_or(Event::Ended, Event::Chunk),
-        };
-        match event {
-            Event::Chunk(chunk) => {
-                if let Some(end) = stream.take(chunk, reader).await? {
-                    return Ok(end);
-                }
+            () = stream.applier.wait(), if busy => Event::Settled,
+            Ok(_) = publications.wait_for(Publications::have_changed), if stream.may_begin_anew() => {
+                Event::PublicationsChanged
             }
+            chunk = reader.chunks.recv(), if open => chunk.map_or(Event::Ended, Event::Chunk),
+        };
+        let done = match event {
+            Event::Chunk(chunk) => stream.take(chunk, reader).await,
+            Event::Settled => stream.applier.settle().await.map_err(Failure::from),
             Event::Ended => return Err(reader.end().await.into()),
-            Event::Sync(event) => stream.on_sync(event).await?,
+            Event::Sync(event) => stream.on_sync(event).await,
+            Event::PublicationsChanged => return Ok(StreamEnd::PublicationsChanged),
+        };
+        if let Some(end) = stream.outcomes(reader).await? {
+            return Ok(end);
         }
+        done?;
     }
 }
 
@@ -68,17 +85,27 @@ struct Stream<'a> {
     durable: Lsn,
     /// No transaction has been applied by this attempt yet.
     first: bool,
-    /// What has been said of tables that are held back: their syncs are tried again and again.
+    /// What was last said of a table whose copy fails.
     said: HashMap<QualifiedName, Diagnosis>,
 }
 
 impl Stream<'_> {
-    async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
+    async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<(), Failure> {
         for event in chunk.events {
-            let outcome = match event {
-                StreamEvent::Message(message) => self.applier.handle(message).await?,
+            match event {
+                StreamEvent::Message(message) => self.applier.take(message).await?,
                 StreamEvent::Keepalive(wal_end) => self.applier.keepalive(wal_end),
-            };
+            }
+        }
+        self.applier.flush().await?;
+        self.hand_over().await?;
+        self.publish(reader);
+        Ok(())
+    }
+
+    /// Reports what has become durable, and how the stream ends, if it does.
+    async fn outcomes(&mut self, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
+        while let Some(outcome) = self.applier.outcome() {
             match outcome {
                 Outcome::Pending => {}
                 Outcome::Durable { lsn, transaction } => {
@@ -86,12 +113,22 @@ impl Stream<'_> {
                     if let Some(applied) = transaction {
                         self.note(lsn, applied).await?;
                     }
-                    self.hand_over().await?;
+                }
+                Outcome::Batch { lsn, last, summary: _ } => {
+                    self.advance(lsn, reader);
+                    self.note(lsn, last).await?;
+                }
+                Outcome::Planned { source, exact_because } => {
+                    let because = exact_because.map(ExactBecause::as_str);
+                    self.context.store.set_exact_because(self.context.name(), &source, because).await?;
+                }
+                Outcome::FellBack => {
+                    debug!(subscription = self.context.name(), "fell back to the exact path");
                 }
                 Outcome::Conflict(report) => return Ok(Some(StreamEnd::Conflict(report))),
             }
+            self.publish(reader);
         }
-        self.publish(reader);
         Ok(None)
     }
 
@@ -130,9 +167,21 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Takes in a table whose sync has come as far as the stream. Only between transactions.
+    /// Whether ending here throws nothing away: neither part of a transaction nor of a table's sync,
+    /// which may be hours long. (A table that joins waits for the running sync in any case.)
+    fn may_begin_anew(&self) -> bool {
+        self.applier.received().is_some() && !self.syncs.is_running()
+    }
+
+    /// Whether the stream keeps still because a table's sync is about to reach it.
+    fn waits_for_sync(&self) -> bool {
+        self.applier.received().is_some_and(|received| self.syncs.is_close_to(received))
+    }
+
+    /// Takes in a table whose sync has come as far as the stream has been received. Only between
+    /// transactions.
     async fn hand_over(&mut self) -> Result<(), Failure> {
-        if !self.applier.is_between_transactions() || !self.syncs.is_waiting_at(self.durable) {
+        if !self.applier.received().is_some_and(|received| self.syncs.is_waiting_at(received)) {
             return Ok(());
         }
         let event = self.syncs.finish().await;
@@ -152,8 +201,13 @@ impl Stream<'_> {
                 self.report_held_back(None).await;
             }
             SyncEvent::Failed { source, diagnosis } => {
-                if self.said.insert(source.clone(), diagnosis.clone()).as_ref() != Some(&diagnosis) {
-                    warn!(subscription = name, relation = %source, "{diagnosis}");
+                // Its detail may quote rows: that is for whoever asks for the status.
+                let hint = diagnosis.hint.as_deref().unwrap_or_default();
+                if self.said.get(&source) == Some(&diagnosis) {
+                    debug!(subscription = name, relation = %source, "{} again", diagnosis.primary);
+                } else {
+                    warn!(subscription = name, relation = %source, hint, "{}", diagnosis.primary);
+                    self.said.insert(source.clone(), diagnosis.clone());
                 }
                 store.set_table_state(name, &source, TableState::Pending, Some(&diagnosis)).await?;
                 self.report_held_back(Some(diagnosis)).await;

@@ -22,12 +22,13 @@ use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::pg::conninfo::ConnInfo;
 use crate::store::{self, Answer, Command, Desired, Registration, StateChange, Store, Verb, lock_key};
 
-use super::attempt::{self, Context, Phase};
+use super::attempt::{self, Context, Phase, TakeUp};
 use super::because::Because;
 use super::commands;
 use super::failure::{Failure, TargetLink};
 use super::monitor::{Monitor, MonitorEvent};
 use super::positions::StreamPositions;
+use super::publications::Publications;
 use super::reader::Reader;
 use super::schema_watch::{SCHEMA_FINGERPRINT, SchemaWatch};
 use super::state::{Action, Event, State, step};
@@ -74,6 +75,17 @@ pub(crate) struct Worker {
     owner: Owner,
     schema: SchemaWatch,
     reported: Option<StateChange>,
+    stood_by: Option<StoodBy>,
+    /// The last conflict that was logged: one that is met again and again is said once, and once
+    /// more for each person who asks to go on.
+    conflict_said: Option<i64>,
+}
+
+/// What another instance has been seen to apply.
+#[derive(Debug, Clone, Copy)]
+struct StoodBy {
+    /// When that subscription was created; none where it was not known yet.
+    created_at: Option<jiff::Timestamp>,
 }
 
 /// Whose the subscription is.
@@ -109,8 +121,11 @@ impl Worker {
             target,
             store: store.clone(),
             positions: watch::Sender::new(StreamPositions::default()),
-            taken_up: watch::Sender::new(None),
+            publications: watch::Sender::new(Publications::default()),
+            take_up: TakeUp::AsConfigured,
             phases: phase_sender,
+            exact_until: None,
+            warned: watch::Sender::new(Vec::new()),
         };
         Self {
             context,
@@ -130,6 +145,8 @@ impl Worker {
             owner: Owner::Other,
             schema: SchemaWatch::default(),
             reported: None,
+            stood_by: None,
+            conflict_said: None,
         }
     }
 
@@ -158,17 +175,15 @@ impl Worker {
                 debug!(subscription = self.context.name(), ?event, ?state, ?action, "step");
                 self.state = state;
                 let action = if action == Action::Continue { doing } else { action };
-                // Whatever comes next needs the lock; without a session it is asked for first.
-                if self.session.is_none() && matches!(action, Action::Attempt) {
-                    Action::AwaitLock
-                } else {
-                    action
-                }
+                // An attempt needs the lock; who does not have it, or no longer, asks for it first.
+                let ready = self.session.is_some() && self.owner == Owner::Us;
+                if matches!(action, Action::Attempt) && !ready { Action::AwaitLock } else { action }
             }
             Err(illegal) => {
                 error!(subscription = self.context.name(), error = %illegal, "the worker begins anew");
                 self.state = State::Starting { failures: 0 };
                 self.session = None;
+                self.lose_target();
                 Action::AwaitLock
             }
         }
@@ -181,16 +196,33 @@ impl Worker {
             match self.try_lock().await {
                 Ok(Some(event)) => return event,
                 Ok(None) => {
+                    if self.stood_by.is_none() {
+                        info!(subscription = self.context.name(), "standby: another instance applies");
+                        self.stand_by().await;
+                    }
                     if self.state != State::Standby {
                         return Event::LockHeldElsewhere;
                     }
                 }
-                Err(failure) => return self.fail(failure),
+                Err(failure) => {
+                    // Half-way to being the owner is not being it: begin with a new session.
+                    self.session = None;
+                    return self.fail(failure);
+                }
             }
             if let Some(event) = self.wait(LOCK_POLL).await {
                 return event;
             }
         }
+    }
+
+    /// What the owner reports is the owner's to report, and its stream the owner's to hold.
+    async fn stand_by(&mut self) {
+        self.lose_target();
+        self.monitor.shutdown().await;
+        // Remembered, so that a subscription that is dropped meanwhile is not made anew.
+        let row = self.store.subscription(self.context.name()).await;
+        self.stood_by = Some(StoodBy { created_at: row.ok().flatten().map(|row| row.created_at) });
     }
 
     /// Opens the session if need be and tries for the lock; with it, reads where we stand.
@@ -204,7 +236,20 @@ impl Worker {
         if session.try_lock(lock_key(subscription.name.as_str())).await? == Lock::HeldElsewhere {
             return Ok(None);
         }
+        if let Some(StoodBy { created_at: Some(known) }) = self.stood_by {
+            let row = self.store.subscription(subscription.name.as_str()).await?;
+            if row.is_none_or(|row| row.created_at != known) {
+                info!(subscription = %subscription.name, "dropped while standing by; restart to start over");
+                return Ok(Some(Event::ShutdownAsked));
+            }
+        }
         session.set_origin(&origin_name(&subscription.name)).await?;
+        self.claim().await.map(Some)
+    }
+
+    /// The lock is ours: says so, and reads what was left.
+    async fn claim(&mut self) -> Result<Event, Failure> {
+        let subscription = Arc::clone(&self.context.subscription);
         self.store
             .register_subscription(Registration {
                 name: &subscription.name,
@@ -213,18 +258,22 @@ impl Worker {
             })
             .await?;
         self.store.claim_subscription(self.context.name(), &self.instance).await?;
+        if self.stood_by.take().is_some() {
+            info!(subscription = self.context.name(), "the other instance has gone, taking over");
+        }
         self.owner = Owner::Us;
+        // Another instance may have reported in between.
+        self.reported = None;
         self.start_monitor();
         let row = self.store.subscription(self.context.name()).await?;
-        let event = match row {
+        Ok(match row {
             Some(row) if row.desired == Desired::Pause => {
                 self.because = Some(Because::operator());
                 Event::LockedWhilePaused(PauseReason::Operator)
             }
             Some(row) if row.state == store::State::Paused => self.left_paused(row),
             _ => Event::Locked,
-        };
-        Ok(Some(event))
+        })
     }
 
     /// A conflict waits for a person through restarts; other causes are simply looked at again.
@@ -246,7 +295,7 @@ impl Worker {
                 subscription: Arc::clone(&self.context.subscription),
                 store: self.store.clone(),
                 positions: self.context.positions.subscribe(),
-                taken_up: self.context.taken_up.subscribe(),
+                publications: self.context.publications.clone(),
                 events: self.monitor_sender.clone(),
             };
             self.monitor.spawn(monitor.run());
@@ -273,6 +322,8 @@ impl Worker {
     }
 
     async fn attempt_with(&mut self, session: &TargetSession) -> Event {
+        // Left over from an attempt that has ended.
+        while self.phases.try_recv().is_ok() {}
         let context = self.context.clone();
         let mut link = self.link.take();
         let event = {
@@ -300,8 +351,6 @@ impl Worker {
         match wake {
             Wake::Wish => (*self.wish.borrow() == Wish::ShutDown).then_some(Event::ShutdownAsked),
             Wake::Commands => self.on_commands().await,
-            Wake::Monitor(MonitorEvent::PublicationsChanged) => Some(Event::RestartAsked)
-                .filter(|_| matches!(self.state, State::Streaming | State::Starting { .. })),
             Wake::Monitor(MonitorEvent::PublisherLost) => {
                 if matches!(self.state, State::Paused(_)) {
                     // A publisher that shuts down waits for our acknowledgement: let go of it.
@@ -312,6 +361,12 @@ impl Worker {
             Wake::Phase(phase) => self.on_phase(phase).await,
             Wake::Attempt(end) => Some(match *end {
                 Ok(StreamEnd::Conflict(report)) => self.on_conflict(&report).await,
+                Ok(StreamEnd::SendAgain { until }) => {
+                    info!(subscription = self.context.name(), lsn = %until, "streaming a large transaction again");
+                    self.context.exact_until = Some(until);
+                    Event::RestartAsked
+                }
+                Ok(StreamEnd::PublicationsChanged) => Event::RestartAsked,
                 Err(failure) => self.fail(failure),
             }),
             Wake::Due => None,
@@ -321,7 +376,10 @@ impl Worker {
     async fn on_phase(&mut self, phase: Phase) -> Option<Event> {
         let event = match phase {
             Phase::Copying => Event::CopyStarted,
-            Phase::Streaming => Event::StreamStarted,
+            Phase::Streaming => {
+                self.context.take_up = TakeUp::AsConfigured;
+                Event::StreamStarted
+            }
             Phase::TableHeldBack(diagnosis) => {
                 self.held_back = diagnosis;
                 self.report().await;
@@ -337,11 +395,16 @@ impl Worker {
     async fn on_conflict(&mut self, report: &crate::conflict::ConflictReport) -> Event {
         match self.store.open_conflict(report).await {
             Ok(id) => {
-                warn!(
-                    subscription = self.context.name(), conflict = id, kind = %report.kind,
-                    relation = %report.target, lsn = %report.commit_lsn, xid = report.xid,
-                    "paused on a conflict; see \"pgsluice conflicts show {id}\""
-                );
+                if self.conflict_said == Some(id) {
+                    debug!(subscription = self.context.name(), conflict = id, "the same conflict again");
+                } else {
+                    warn!(
+                        subscription = self.context.name(), conflict = id, kind = %report.kind,
+                        relation = %report.target, lsn = %report.commit_lsn, xid = report.xid,
+                        "paused on a conflict; see \"pgsluice conflicts show {id}\""
+                    );
+                    self.conflict_said = Some(id);
+                }
                 self.because = Some(Because {
                     reason: PauseReason::Conflict.as_str().to_owned(),
                     diagnosis: Diagnosis::new(report.summary()).hint(report.hint(id)),
@@ -403,51 +466,50 @@ impl Worker {
             _ => None,
         };
         loop {
+            if self.session.is_none() {
+                // Whoever has the lock next may have gone on from here: ask for it, then look.
+                return Event::LockHeldElsewhere;
+            }
             if let Some(event) = self.wait(HOLD_POLL).await {
                 return event;
             }
             if retry_at.is_some_and(|at| Instant::now() >= at) {
                 return Event::RetryDue;
             }
-            match self.keep_lock().await {
-                Ok(Lock::Held) => self.owner = Owner::Us,
-                Ok(Lock::HeldElsewhere) => {
-                    self.owner = Owner::Other;
-                    return Event::LockHeldElsewhere;
-                }
-                Err(failure) => {
-                    debug!(subscription = self.context.name(), "{}", failure.diagnosis);
-                    self.session = None;
-                    self.lose_target();
-                    continue;
-                }
+            if let Err(failure) = self.keep_lock().await {
+                debug!(subscription = self.context.name(), "{}", failure.diagnosis);
+                self.session = None;
+                self.lose_target();
             }
-            if self.state == State::Paused(PauseReason::Schema) && self.fits_now().await {
-                info!(subscription = self.context.name(), "the target's tables have changed, looking again");
+            if self.state == State::Paused(PauseReason::Schema) && self.may_fit_now().await {
                 return Event::TargetFits;
             }
         }
     }
 
-    async fn keep_lock(&mut self) -> Result<Lock, Failure> {
-        if let Some(session) = &self.session {
-            session.reset().await?;
-            return Ok(Lock::Held);
+    /// The session that holds the lock is still there.
+    async fn keep_lock(&self) -> Result<(), Failure> {
+        match &self.session {
+            Some(session) => Ok(session.reset().await?),
+            None => Err(Failure::retry(Diagnosis::new("the target session has ended"))),
         }
-        let subscription = &self.context.subscription;
-        let name = format!("pgsluice {}", subscription.name);
-        let mut session = TargetSession::open(&self.context.target, &name).await?;
-        let lock = session.try_lock(lock_key(subscription.name.as_str())).await?;
-        if lock == Lock::Held {
-            session.set_origin(&origin_name(&subscription.name)).await?;
-        }
-        self.session = Some(session);
-        Ok(lock)
     }
 
-    /// Whether the target's catalog has changed since the pause began: what does not fit may fit
-    /// now. The attempt that follows judges.
-    async fn fits_now(&mut self) -> bool {
+    /// Whether either side has changed since the pause began: what does not fit may fit now, or may
+    /// no longer be published. The attempt that follows judges.
+    async fn may_fit_now(&mut self) -> bool {
+        let what = if self.target_has_changed().await {
+            "the target's tables"
+        } else if self.context.publications.borrow().have_changed() {
+            "the publications"
+        } else {
+            return false;
+        };
+        info!(subscription = self.context.name(), "{what} have changed, looking again");
+        true
+    }
+
+    async fn target_has_changed(&mut self) -> bool {
         let Some(session) = &self.session else { return false };
         let read = session.client().query_one(SCHEMA_FINGERPRINT, &[]).await;
         match read.and_then(|row| row.try_get::<_, String>(0)) {
@@ -512,13 +574,17 @@ impl Worker {
             }
             Verb::Resume => match self.state {
                 State::Paused(_) | State::Retrying { .. } => {
+                    self.conflict_said = None;
                     (Answer::done("goes on from where it stopped"), Some(Event::ResumeAsked))
                 }
                 _ => (Answer::done("is running already"), None),
             },
             Verb::Skip => self.on_skip(),
             Verb::Resolve => self.on_resolve(&command.args, &command.created_by).await,
-            Verb::Refresh => (Answer::done("takes up its publications"), Some(Event::RestartAsked)),
+            Verb::Refresh => {
+                self.context.take_up = TakeUp::WhatIsPublished;
+                (Answer::done("takes up its publications"), Some(Event::RestartAsked))
+            }
             Verb::Resync => (commands::not_supported(command.verb), None),
             // Whoever asked takes the lock next, removes the slot and the state.
             Verb::Drop => (Answer::done("let go"), Some(Event::ShutdownAsked)),
@@ -556,8 +622,11 @@ impl Worker {
         }
     }
 
-    /// What the world is to see; none where another instance speaks for the subscription.
+    /// What the world is to see; none where another instance may speak for the subscription.
     fn state_change(&self) -> Option<StateChange> {
+        if self.owner != Owner::Us {
+            return None;
+        }
         let shown = match self.state {
             State::Standby | State::Stopped => return None,
             State::Starting { failures: 0 } => store::State::Starting,

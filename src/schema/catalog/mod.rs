@@ -22,7 +22,7 @@ pub use error::{CatalogError, Side};
 pub use listing::user_tables;
 pub use publisher::{
     PublisherFacts, UnselectableReason, UnselectableTable, published_tables, publisher_facts,
-    unselectable_tables,
+    publisher_query, unselectable_tables,
 };
 pub use slot::slot_row;
 pub use target::{TargetFacts, target_facts, target_tables};

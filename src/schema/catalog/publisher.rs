@@ -7,7 +7,7 @@ use tokio_postgres::{GenericClient, Row};
 
 use crate::pg::QualifiedName;
 use crate::schema::publication::{
-    Attribute, Contradiction, Generated, Member, Publication, Publications, Relation, Resolved,
+    Attribute, Contradiction, Generated, Member, Publication, Publications, Relation, Resolved, WholeList,
 };
 use crate::schema::{
     OWN_SCHEMA, PublishedActions, PublishedColumn, PublishedRelation, PublishedTable, ReplicaIdentity,
@@ -19,6 +19,11 @@ use super::error::{CatalogError, Side};
 
 /// Lowest OID of anything that is not the system's own (`FirstNormalObjectId`).
 const FIRST_NORMAL_OID: u32 = 16384;
+
+/// A failed query on the publisher's catalogs, as an error that says what it was for.
+pub fn publisher_query(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogError {
+    failed(what)
+}
 
 fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogError {
     move |source| CatalogError::Query { side: Side::Publisher, what, source }
@@ -39,6 +44,7 @@ pub async fn published_tables<C: GenericClient + Sync>(
     let version = Version(server_version_num);
     let mut facts = Publications {
         publications: read_publications(client, version, publications).await?,
+        whole_list: if version.0 >= 160_000 { WholeList::AllPublished } else { WholeList::EveryAttribute },
         ..Publications::default()
     };
     read_members(client, version, &mut facts).await?;
@@ -160,7 +166,7 @@ async fn read_relations<C: GenericClient + Sync>(
            UNION SELECT e.parent FROM tree t JOIN edge e ON e.child = t.oid
          )
          SELECT c.oid, n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name,
-                c.relnamespace, c.relkind, c.relreplident, e.parent,
+                c.relnamespace, c.relkind, c.relreplident, c.relnatts, e.parent,
                 CASE WHEN c.reltuples >= 0 AND {counted} THEN c.reltuples::pg_catalog.float8 END AS rows
            FROM tree t
            JOIN pg_catalog.pg_class c ON c.oid = t.oid
@@ -195,6 +201,7 @@ fn relation(row: &Row) -> Relation {
             _ => ReplicaIdentity::Default,
         },
         rows: row.get("rows"),
+        attributes: usize::try_from(row.get::<_, i16>("relnatts")).unwrap_or(0),
     }
 }
 
@@ -208,7 +215,7 @@ async fn read_columns<C: GenericClient + Sync>(
     relations: &[u32],
 ) -> Result<Columns, CatalogError> {
     let sql = format!(
-        r"WITH RECURSIVE col AS (
+        "WITH RECURSIVE col AS (
            SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, {generated} AS generated
              FROM pg_catalog.pg_attribute a
             WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
