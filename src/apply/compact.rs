@@ -68,7 +68,7 @@ pub(super) fn compact<'a>(events: impl IntoIterator<Item = &'a Event>) -> Result
     for event in events {
         match event {
             Event::Change { table, change, .. } => compactor.change(table, change)?,
-            Event::Truncate { tables, restart_seqs } => {
+            Event::Truncate { tables, restart_seqs, .. } => {
                 compactor.close_all();
                 let (tables, restart_seqs) = (tables.clone(), *restart_seqs);
                 compactor.steps.push(Step::Truncate { tables, restart_seqs });
@@ -159,8 +159,7 @@ impl<'a> Keyed<'a> {
     fn of(plan: &TablePlan, change: &'a RowChange) -> Result<Self, Uncompactable> {
         let columns: &[usize] = match &plan.row_identity {
             RowIdentity::Key { columns, .. } => columns,
-            RowIdentity::None => &[],
-            RowIdentity::FullRow => return Err(Uncompactable),
+            RowIdentity::None | RowIdentity::FullRow => &[],
         };
         let width = plan.columns.len();
         match change {

@@ -7,10 +7,11 @@
 
 use std::fmt::Write as _;
 
+use super::Replica;
 use super::compact::SetKind;
 use super::statement::{ColumnSet, identity_columns, scan_target};
 use crate::pg::quote_ident;
-use crate::schema::{ArrayInput, ColumnPlan, TablePlan};
+use crate::schema::{ArrayInput, ColumnPlan, RowIdentity, TablePlan};
 
 /// Settings of a transaction of sets. Rows are found by their key's index, whatever a statement
 /// prepared while the table was small would prefer; the estimates behind `unnest` are constants.
@@ -18,21 +19,45 @@ pub(super) const BEGIN_SETS: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET 
     SET LOCAL enable_mergejoin = off; SET LOCAL enable_material = off; SET LOCAL jit = off; \
     SET LOCAL plan_cache_mode = force_generic_plan";
 
-/// Why a table's changes are applied one by one, for `status` and `check`; none if they are not.
+/// Why a table's changes are applied row by row, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExactBecause {
+    NoColumns,
+    TriggersFire,
+    TriggersAct,
+    ForeignKeysAct,
+    /// Only its updates and deletes: without a key, rows can be put in together, but not found.
+    NoKey,
+}
+
+impl ExactBecause {
+    /// For `status` and `check`, after "exact apply because".
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoColumns => "it has no published columns",
+            Self::TriggersFire => "triggers fire on its replicated rows",
+            Self::TriggersAct => "its triggers cannot be suppressed",
+            Self::ForeignKeysAct => "its foreign keys cannot be suppressed",
+            Self::NoKey => "it has no key to find rows by (inserts go in sets)",
+        }
+    }
+}
+
+/// Judges a table, for a session that writes as a replica or not; none if sets suit it.
 #[must_use]
-pub fn exact_because(table: &TablePlan, replica: super::Replica) -> Option<&'static str> {
-    use crate::schema::RowIdentity;
-    let acts = replica == super::Replica::No;
+pub fn exact_because(table: &TablePlan, replica: Replica) -> Option<ExactBecause> {
+    let acts = replica == Replica::No;
     if table.columns.is_empty() {
-        Some("it has no published columns")
+        Some(ExactBecause::NoColumns)
     } else if table.fires.any {
-        Some("triggers fire on its replicated rows")
+        Some(ExactBecause::TriggersFire)
     } else if acts && table.has_ordinary_triggers {
-        Some("its triggers cannot be suppressed")
+        Some(ExactBecause::TriggersAct)
     } else if acts && table.has_foreign_keys {
-        Some("its foreign keys cannot be suppressed")
+        Some(ExactBecause::ForeignKeysAct)
     } else if matches!(table.row_identity, RowIdentity::FullRow) {
-        Some("it has no key to find rows by")
+        Some(ExactBecause::NoKey)
     } else {
         None
     }
@@ -108,7 +133,7 @@ fn assignments(table: &TablePlan, set: &ColumnSet, source: &Source) -> String {
     text
 }
 
-/// `unnest($1::…[], $2::…[]) AS s(c1, c2)`, and how its columns are read.
+/// `ROWS FROM (unnest($1::…[]), unnest($2::…[])) AS s (c1, c2)`, and how its columns are read.
 struct Source {
     from: String,
     values: Vec<String>,
@@ -123,7 +148,7 @@ impl Source {
         let mut read = |&i: &usize| -> Option<String> {
             let column = table.columns.get(i)?;
             let n = arrays.len() + 1;
-            arrays.push(format!("${n}::{}[]", element_type(column)));
+            arrays.push(format!("pg_catalog.unnest(${n}::{}[])", element_type(column)));
             names.push(format!("c{n}"));
             Some(match column.array_input {
                 ArrayInput::OfType => format!("s.c{n}"),
@@ -135,7 +160,7 @@ impl Source {
         let from = if arrays.is_empty() {
             "(SELECT) AS s".to_owned()
         } else {
-            format!("ROWS FROM (pg_catalog.unnest({})) AS s ({})", arrays.join(", "), names.join(", "))
+            format!("ROWS FROM ({}) AS s ({})", arrays.join(", "), names.join(", "))
         };
         Self { from, values, identity, parameters: arrays.len() }
     }

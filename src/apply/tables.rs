@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{ApplyError, Replica, TargetSession};
+use super::plan::RowChange;
+use super::{ApplyError, ExactBecause, Replica, TargetSession};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
 use crate::schema::{self, Pairing, PublishedActions, PublishedRelation, Session, TablePlan, catalog};
@@ -33,7 +34,33 @@ pub struct TableContext {
     pub published: Arc<PublishedRelation>,
     pub plan: TablePlan,
     /// Why its changes are applied row by row; none if sets suit it.
-    pub exact_because: Option<&'static str>,
+    pub exact_because: Option<ExactBecause>,
+}
+
+/// A table that has just been planned.
+#[derive(Debug)]
+pub(super) struct Announced {
+    /// The id of the plan that it replaces.
+    pub(super) replaced: Option<u64>,
+    pub(super) source: QualifiedName,
+    pub(super) exact_because: Option<ExactBecause>,
+}
+
+impl TableContext {
+    /// Whether something acts on the table's rows by itself, so that order means something.
+    pub(super) fn acts(&self) -> bool {
+        !matches!(self.exact_because, None | Some(ExactBecause::NoKey))
+    }
+
+    /// Whether the change can be part of a set. Without a key, rows can be put in together, but
+    /// not found together.
+    pub(super) fn suits_sets(&self, change: &RowChange) -> bool {
+        match self.exact_because {
+            None => true,
+            Some(ExactBecause::NoKey) => matches!(change, RowChange::Insert { .. }),
+            Some(_) => false,
+        }
+    }
 }
 
 /// What the stream's relation ids stand for, in this session.
@@ -74,17 +101,22 @@ impl Tables {
         &mut self.members
     }
 
+    /// The published table that is written to `target`.
+    pub(super) fn source_of(&self, target: &QualifiedName) -> Option<QualifiedName> {
+        self.members.iter().find(|(_, member)| member.target == *target).map(|(source, _)| source.clone())
+    }
+
     pub(super) fn announce_type(&mut self, message: Type) -> Result<(), RelationError> {
         self.cache.note_type(message)
     }
 
-    /// Takes a Relation message: compares it with the target as it is now. Returns the id of the
-    /// plan that it replaces. Tables outside the subscription are noted and left alone.
+    /// Takes a Relation message: compares it with the target as it is now. None if that is nothing
+    /// new, or of a table outside the subscription.
     pub(super) async fn announce(
         &mut self,
         message: Relation,
         session: &TargetSession,
-    ) -> Result<Option<u64>, ApplyError> {
+    ) -> Result<Option<Announced>, ApplyError> {
         let oid = message.oid;
         let name = QualifiedName::new(&message.schema, &message.name);
         let Some(member) = self.members.get(&name) else {
@@ -113,9 +145,10 @@ impl Tables {
         let Some(plan) = comparison.plan else { return Err(ApplyError::Unfit(comparison.misfits)) };
         self.next_id += 1;
         let exact_because = super::exact_because(&plan, session.replica());
+        let announced = Announced { replaced, source: name.clone(), exact_because };
         let context = Arc::new(TableContext { id: self.next_id, published, plan, exact_because });
         self.relations.insert(oid, Known::Member { name, context });
-        Ok(replaced)
+        Ok(Some(announced))
     }
 
     /// Finds what a change of relation `oid`, committed at `commit_lsn`, is to be applied to.

@@ -147,7 +147,7 @@ fn into_text(from: Side<'_>, to: Side<'_>) -> Option<Fit> {
     }
     Some(match (from.name, to.modifier) {
         ("bytea", _) if from.builtin => Fit::Risky("bytes are kept as text, in hexadecimal"),
-        ("money", _) if from.builtin => Fit::Risky("amounts are kept as text, in the publisher's locale"),
+        ("money", _) if from.builtin => Fit::Risky("amounts are kept as text, as locale C has them"),
         (_, Modifier::Length(length)) if longest(from).is_some_and(|longest| longest <= length) => Fit::Fits,
         (_, Modifier::Length(_)) => Fit::Risky(TOO_LONG),
         _ => Fit::Fits,

@@ -1,16 +1,20 @@
 //! The streaming part of an attempt: what the reader brings goes to the applier, what is durable
 //! goes back, and tables that are still being copied are taken in at a transaction's boundary.
 
+use std::collections::HashMap;
+
 use tracing::{debug, info};
 
-use crate::apply::{Applied, Applier, How, Outcome};
+use crate::apply::{Applied, Applier, ExactBecause, How, Outcome};
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
-use crate::pg::Lsn;
+use crate::pg::{Lsn, QualifiedName};
 use crate::store::TableState;
+use crate::telemetry::{BatchApplied, FellBack, Received};
 
 use super::attempt::{Context, Phase};
 use super::failure::Failure;
+use super::publications::Publications;
 use super::reader::{Chunk, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
 
@@ -22,6 +26,8 @@ pub(super) enum StreamEnd {
     /// A transaction too large to keep has to be streamed again, and applied row by row up to the
     /// one that finishes here.
     SendAgain { until: Lsn },
+    /// Something else is published now: an attempt from here on takes it up.
+    PublicationsChanged,
 }
 
 /// What happened next.
@@ -32,6 +38,7 @@ enum Event {
     /// The reader has stopped.
     Ended,
     Sync(SyncEvent),
+    PublicationsChanged,
 }
 
 /// Applies what comes, from `from` on, until a conflict or a failure.
@@ -42,8 +49,9 @@ pub(super) async fn run(
     syncs: TableSyncs,
     from: Lsn,
 ) -> Result<StreamEnd, Failure> {
-    let mut stream = Stream { context, applier, syncs, durable: from, first: true };
+    let mut stream = Stream { context, applier, syncs, durable: from, first: true, said: HashMap::new() };
     stream.publish(reader);
+    let mut publications = context.publications.subscribe();
     loop {
         let (busy, open) = (stream.applier.is_busy(), !stream.waits_for_sync());
         let event = tokio::select! {
@@ -51,6 +59,9 @@ pub(super) async fn run(
             biased;
             event = stream.syncs.next() => Event::Sync(event),
             () = stream.applier.wait(), if busy => Event::Settled,
+            Ok(_) = publications.wait_for(Publications::have_changed), if stream.may_begin_anew() => {
+                Event::PublicationsChanged
+            }
             chunk = reader.chunks.recv(), if open => chunk.map_or(Event::Ended, Event::Chunk),
         };
         let done = match event {
@@ -58,6 +69,7 @@ pub(super) async fn run(
             Event::Settled => stream.applier.settle().await.map_err(Failure::from),
             Event::Ended => return Err(reader.end().await.into()),
             Event::Sync(event) => stream.on_sync(event).await,
+            Event::PublicationsChanged => return Ok(StreamEnd::PublicationsChanged),
         };
         if let Some(end) = stream.outcomes(reader).await? {
             return Ok(end);
@@ -74,10 +86,13 @@ struct Stream<'a> {
     durable: Lsn,
     /// No transaction has been applied by this attempt yet.
     first: bool,
+    /// What was last said of a table whose copy fails.
+    said: HashMap<QualifiedName, Diagnosis>,
 }
 
 impl Stream<'_> {
     async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<(), Failure> {
+        Received { subscription: self.context.name(), tally: chunk.received }.emit();
         for event in chunk.events {
             match event {
                 StreamEvent::Message(message) => self.applier.take(message).await?,
@@ -101,12 +116,17 @@ impl Stream<'_> {
                         self.note(lsn, applied).await?;
                     }
                 }
-                Outcome::Batch { lsn, last, summary: _ } => {
+                Outcome::Batch { lsn, last, tally, took } => {
                     self.advance(lsn, reader);
+                    BatchApplied { subscription: self.context.name(), tally, duration: took }.emit();
                     self.note(lsn, last).await?;
                 }
-                Outcome::FellBack => {
-                    debug!(subscription = self.context.name(), "fell back to the exact path");
+                Outcome::Planned { source, exact_because } => {
+                    let because = exact_because.map(ExactBecause::as_str);
+                    self.context.store.set_exact_because(self.context.name(), &source, because).await?;
+                }
+                Outcome::FellBack { cause } => {
+                    FellBack { subscription: self.context.name(), cause: &cause }.emit();
                 }
                 Outcome::Conflict(report) => return Ok(Some(StreamEnd::Conflict(report))),
             }
@@ -150,6 +170,12 @@ impl Stream<'_> {
         Ok(())
     }
 
+    /// Whether ending here throws nothing away: neither part of a transaction nor of a table's sync,
+    /// which may be hours long. (A table that joins waits for the running sync in any case.)
+    fn may_begin_anew(&self) -> bool {
+        self.applier.received().is_some() && !self.syncs.is_running()
+    }
+
     /// Whether the stream keeps still because a table's sync is about to reach it.
     fn waits_for_sync(&self) -> bool {
         self.applier.received().is_some_and(|received| self.syncs.is_close_to(received))
@@ -178,7 +204,11 @@ impl Stream<'_> {
                 self.report_held_back(None).await;
             }
             SyncEvent::Failed { source, diagnosis } => {
-                tracing::warn!(subscription = name, relation = %source, "{diagnosis}");
+                // It is tried again every few seconds: said once, until it fails of something else.
+                if self.said.get(&source) != Some(&diagnosis) {
+                    self.context.attention(Some(&source), &diagnosis);
+                    self.said.insert(source.clone(), diagnosis.clone());
+                }
                 store.set_table_state(name, &source, TableState::Pending, Some(&diagnosis)).await?;
                 self.report_held_back(Some(diagnosis)).await;
             }

@@ -4,7 +4,31 @@
 //! that); what they share is in `support`.
 
 #[cfg(test)]
+mod batches;
+#[cfg(test)]
+mod check;
+#[cfg(test)]
 mod cluster;
+#[cfg(test)]
+mod conflicts;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod faults_network;
+#[cfg(test)]
+mod hand_over;
+#[cfg(test)]
+mod http;
+#[cfg(test)]
+mod logs;
+#[cfg(test)]
+mod metrics;
+#[cfg(test)]
+mod operations;
+#[cfg(test)]
+mod publications;
 #[cfg(test)]
 mod replication;
 #[cfg(test)]
@@ -16,5 +40,7 @@ mod store;
 mod support;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod values;
 #[cfg(test)]
 mod walkthrough;
