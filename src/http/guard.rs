@@ -142,7 +142,7 @@ pub(super) async fn with_headers(request: Request, next: Next) -> Response<Body>
     for (name, value) in HEADERS {
         response.headers_mut().insert(name, value);
     }
-    tracing::debug!(%method, path, status = response.status().as_u16(), "request answered");
+    tracing::trace!(%method, path, status = response.status().as_u16(), "request answered");
     response
 }
 

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
+use super::failure::Cause;
 use crate::copy::CopyJob;
 use crate::error::Diagnosis;
 use crate::pg::{QualifiedName, SubscriptionName};
@@ -204,7 +205,7 @@ impl View {
 #[must_use]
 pub fn target_unavailable(diagnosis: &Diagnosis) -> Snapshot {
     Snapshot {
-        shown: StateChange::new(State::Retrying).because("connection", diagnosis),
+        shown: StateChange::new(State::Retrying).because(Cause::Target.as_str(), diagnosis),
         target: Link::Down,
         ..Snapshot::new(State::Retrying)
     }

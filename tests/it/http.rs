@@ -107,7 +107,7 @@ async fn it_answers_while_the_target_is_down() {
 
     // Down from the start: healthy, not ready, and it says why.
     let service = world.run();
-    let reason = wait_unready(&service, "retrying", "connection").await;
+    let reason = wait_unready(&service, "retrying", "target").await;
     assert!(reason["detail"].as_str().is_some_and(|text| !text.is_empty()), "{reason}");
     get(service.http_port, "/healthz").await.unwrap().expect(200);
     world.target_server().launch().await.unwrap();
@@ -115,7 +115,8 @@ async fn it_answers_while_the_target_is_down() {
 
     // Down in the middle: what the publisher keeps for us is seen all the same.
     world.target_server().stop(StopMode::Immediate).await.unwrap();
-    wait_unready(&service, "retrying", "connection").await;
+    world.publisher.exec("INSERT INTO widgets VALUES (2, 'two')").await;
+    wait_unready(&service, "retrying", "target").await;
     let status = until("the API tells what the service sees itself", async || {
         let answer = get(service.http_port, "/api/v1/subscriptions").await?.json();
         let status = answer["subscriptions"][0].clone();
@@ -137,7 +138,6 @@ async fn it_answers_while_the_target_is_down() {
     .await;
     world.target_server().launch().await.unwrap();
     wait_ready(&service).await;
-    world.publisher.exec("INSERT INTO widgets VALUES (2, 'two')").await;
     world.wait_same_rows("widgets").await;
     assert_eq!(service.sigterm().await, 0);
 }
