@@ -13,6 +13,7 @@ use super::evidence::{self, Finding};
 use super::executor::Executor;
 use super::plan::RowChange;
 use super::progress::{self, Step};
+use super::stamp::Stamps;
 use super::statement::{Sequences, truncate_sql};
 use super::{Applied, ApplyError, How, Outcome, TableContext, TargetSession, unix_time_us};
 use crate::pg::{Lsn, SubscriptionName};
@@ -34,6 +35,8 @@ pub(super) struct Exact<'a> {
 struct Transaction {
     begin: Begin,
     stage: Stage,
+    /// The tables that it has written to.
+    stamps: Stamps,
 }
 
 #[derive(Debug)]
@@ -91,7 +94,7 @@ impl<'a> Exact<'a> {
             return Err(ApplyError::OutOfOrder("BEGIN within a transaction".to_owned()));
         }
         let stage = if self.skips(begin.final_lsn) { Stage::Skipped } else { Stage::Empty };
-        self.transaction = Some(Transaction { begin, stage });
+        self.transaction = Some(Transaction { begin, stage, stamps: Stamps::default() });
         Ok(Outcome::Pending)
     }
 
@@ -104,7 +107,7 @@ impl<'a> Exact<'a> {
         if !self.applies()? {
             return Ok(Outcome::Pending);
         }
-        self.open().await?;
+        self.open([table]).await?;
         let result = self.executor.submit(table, change, index).await;
         self.settle(result).await
     }
@@ -117,14 +120,30 @@ impl<'a> Exact<'a> {
         if !self.applies()? {
             return Ok(Outcome::Pending);
         }
-        self.open().await?;
+        self.open(tables).await?;
         let sequences = if restart_seqs { Sequences::Restart } else { Sequences::Continue };
         let sql = truncate_sql(tables.iter().map(|table| &table.plan), sequences);
         let result = match self.executor.drain().await {
             Ok(()) => self.session.client().batch_execute(&sql).await.map_err(ApplyError::from),
             Err(error) => Err(error),
         };
+        if let Err(ApplyError::Server(_)) = &result {
+            self.roll_back().await?;
+            for table in tables {
+                table.check_current(self.session).await?;
+            }
+        }
         self.settle(result).await
+    }
+
+    /// Waits for what is in flight, and judges it: whatever is asked of the session next must not
+    /// meet a transaction that an earlier change has aborted.
+    pub(super) async fn come_to_rest(&mut self) -> Result<(), ApplyError> {
+        let result = self.executor.drain().await;
+        if result.is_err() {
+            self.settle(result).await?;
+        }
+        Ok(())
     }
 
     /// Whether changes of the transaction are still applied.
@@ -141,7 +160,7 @@ impl<'a> Exact<'a> {
         changes: u64,
         recorded: &mut Lsn,
     ) -> Result<Outcome, ApplyError> {
-        let Some(Transaction { begin, stage }) = self.transaction.take() else {
+        let Some(Transaction { begin, stage, stamps }) = self.transaction.take() else {
             return Err(ApplyError::OutOfOrder("COMMIT outside a transaction".to_owned()));
         };
         let how = match stage {
@@ -169,7 +188,7 @@ impl<'a> Exact<'a> {
             commit_time_us: applied.commit_time_us,
             transactions: 1,
         };
-        match self.finish(step).await {
+        match self.finish(step, &stamps).await {
             Ok(()) => {
                 *recorded = commit.end_lsn;
                 Ok(durable)
@@ -187,19 +206,24 @@ impl<'a> Exact<'a> {
     }
 
     /// Rows, progress, COMMIT.
-    async fn finish(&mut self, step: Step) -> Result<(), ApplyError> {
+    async fn finish(&mut self, step: Step, stamps: &Stamps) -> Result<(), ApplyError> {
         self.executor.drain().await?;
-        progress::advance(self.session.client(), &self.subscription, step).await?;
+        let client = self.session.client();
+        tokio::try_join!(stamps.check(client), progress::advance(client, &self.subscription, step))?;
         fail::fail_point!("apply::before_commit");
         self.session.client().batch_execute("COMMIT").await?;
         fail::fail_point!("apply::after_commit");
         Ok(())
     }
 
-    async fn open(&mut self) -> Result<(), ApplyError> {
-        if let Some(Transaction { stage: stage @ Stage::Empty, .. }) = &mut self.transaction {
+    async fn open(&mut self, tables: impl IntoIterator<Item = &Arc<TableContext>>) -> Result<(), ApplyError> {
+        let Some(transaction) = &mut self.transaction else { return Ok(()) };
+        for table in tables {
+            transaction.stamps.add(table);
+        }
+        if matches!(transaction.stage, Stage::Empty) {
             self.session.client().batch_execute("BEGIN").await?;
-            *stage = Stage::Open;
+            transaction.stage = Stage::Open;
         }
         Ok(())
     }

@@ -112,7 +112,10 @@ impl Executor {
         subject: FailedChange,
         expects: Rows,
     ) -> Result<(), ApplyError> {
-        let statement = self.prepared(&subject.table, planned.shape).await?;
+        let statement = match self.prepared(&subject.table, planned.shape).await {
+            Ok(statement) => statement,
+            Err(error) => return Err(error.of_change(subject)),
+        };
         let bytes = planned.params.iter().map(plan::Param::size_bytes).sum();
         let client = Arc::clone(&self.client);
         let params = planned.params;

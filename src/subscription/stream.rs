@@ -10,7 +10,7 @@ use crate::pg::Lsn;
 use crate::store::TableState;
 
 use super::attempt::{Context, Phase};
-use super::failure::Failure;
+use super::failure::{Failure, Restart};
 use super::reader::{Chunk, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
 
@@ -19,9 +19,8 @@ use super::table_sync::{SyncEvent, TableSyncs};
 pub(super) enum StreamEnd {
     /// A transaction was rolled back on a conflict.
     Conflict(Box<ConflictReport>),
-    /// A transaction too large to keep has to be streamed again, and applied row by row up to the
-    /// one that finishes here.
-    SendAgain { until: Lsn },
+    /// Not a failure: what could not be applied is streamed again, and judged then.
+    Restart(Restart, Failure),
 }
 
 /// What happened next.

@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod identity;
+#[cfg(test)]
 mod replication;
 #[cfg(test)]
 mod schema;
@@ -15,7 +17,11 @@ mod store;
 #[expect(dead_code, reason = "made for the capabilities' tests, which arrive one after the other")]
 mod support;
 #[cfg(test)]
+mod target_ddl;
+#[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod triggers;
 #[cfg(test)]
 mod values;
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub use publisher::{
     PublisherFacts, UnselectableReason, UnselectableTable, published_tables, publisher_facts,
     unselectable_tables,
 };
-pub use target::{TargetFacts, target_facts, target_tables};
+pub use target::{TargetFacts, table_stamp_sql, target_facts, target_tables};
 
 /// `typtype`, `relkind` and their like: PostgreSQL's `"char"`, one ASCII character.
 fn catalog_char(row: &tokio_postgres::Row, column: &str) -> char {
