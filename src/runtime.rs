@@ -21,7 +21,7 @@ use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::net::{self, ClientOptions};
 use crate::pg::SubscriptionName;
 use crate::store::{self, Registration, State, StateChange, Store, StoreError, Verb, lock_key};
-use crate::subscription::{Wish, Worker};
+use crate::subscription::{Wish, Worker, end_abandoned_creations};
 
 /// How long workers may take to stop, and the tasks after them.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -293,6 +293,10 @@ pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Resu
     };
     let session = take_over(&store, config, name, row.owned).await?;
     drop_slot(subscription).await?;
+    if let Err(error) = session.drop_origins(name).await {
+        // Harmless but for the room that they take.
+        warn!(subscription = %name, %error, "replication origins named pgsluice_{name}… stay on the target");
+    }
     store.remove_subscription(name.as_str()).await?;
     drop(session);
     store.close().await;
@@ -341,6 +345,9 @@ async fn drop_slot(subscription: &Subscription) -> Result<(), Failure> {
     let client = net::client(&subscription.publisher, &ClientOptions::default())
         .await
         .map_err(|error| unreachable(error.diagnosis()))?;
+    end_abandoned_creations(&client, &subscription.slot)
+        .await
+        .map_err(|error| unreachable(Diagnosis::new(error.to_string())))?;
     let slot = subscription.slot.as_str();
     let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
     loop {

@@ -467,6 +467,9 @@ impl<'a> Applier<'a> {
         if self.pipeline.open() == Open::Yes {
             return Err(self.send_again());
         }
+        if let Some(refused) = error.server_error() {
+            tracing::warn!(error = %refused, "a set statement could not be prepared; rows go one by one");
+        }
         self.gathered.put_back(events);
         self.fall_back(error).await
     }

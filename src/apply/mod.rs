@@ -41,6 +41,9 @@ fn unix_time_us(postgres_time_us: i64) -> i64 {
 }
 
 pub use pipeline::BatchSummary;
-pub use session::{Lock, OpenError, Replica, TargetSession, origin_name};
+pub use session::{
+    COPY_ORIGINS_MAX, Lock, OpenError, OriginLack, Replica, TargetSession, copy_origin_name, no_origin,
+    no_replica_role, origin_name, sync_origin_name,
+};
 pub use sets::{ExactBecause, exact_because};
 pub use tables::{Member, Membership, TableContext};

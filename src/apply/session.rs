@@ -45,6 +45,13 @@ const RESET_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// PostgreSQL's error for a missing privilege.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
+/// And for an origin that another session has.
+const OBJECT_IN_USE: &str = "55006";
+
+/// How often, and how many times, an origin is asked for that a session which has just been let go
+/// of still holds: a backend gives up its locks a moment before its origin.
+const ORIGIN_POLL: Duration = Duration::from_millis(100);
+const ORIGIN_ATTEMPTS_MAX: u32 = 50;
 
 /// A connection that applies, with what its role was allowed to have.
 #[derive(Debug)]
@@ -56,6 +63,8 @@ pub struct TargetSession {
     role: String,
     /// What the role lacks and what that costs.
     warnings: Vec<Diagnosis>,
+    /// The session's replication origin, if it has one.
+    origin: Option<String>,
 }
 
 /// Whether the session writes as a replica.
@@ -82,7 +91,8 @@ impl TargetSession {
         }
         let role = client.query_one("SELECT current_user::pg_catalog.text", &[]).await;
         let role = role.and_then(|row| row.try_get(0)).map_err(ApplyError::from)?;
-        let mut session = Self { client: Arc::new(client), replica: Replica::No, role, warnings: Vec::new() };
+        let mut session =
+            Self { client: Arc::new(client), replica: Replica::No, role, warnings: Vec::new(), origin: None };
         session.become_replica().await?;
         Ok(session)
     }
@@ -126,17 +136,7 @@ impl TargetSession {
         match allowed(&self.client, "SET session_replication_role = replica").await? {
             Allowed::Yes => self.replica = Replica::Yes,
             Allowed::No => {
-                self.warnings.push(
-                    Diagnosis::new("the target role may not set session_replication_role")
-                        .detail(
-                            "ordinary triggers fire and foreign keys are checked for replicated rows, too",
-                        )
-                        .hint(format!(
-                            "on the target, as a superuser (PostgreSQL 15 or later): \
-                             GRANT SET ON PARAMETER session_replication_role TO {};",
-                            quote_ident(&self.role)
-                        )),
-                );
+                self.warnings.push(no_replica_role(&self.role));
             }
         }
         Ok(())
@@ -147,42 +147,121 @@ impl TargetSession {
     /// goes on without, with a warning.
     ///
     /// # Errors
-    /// Also while a session of a writer that has just died still holds the origin (55006).
+    /// Also if another session keeps the origin for seconds (55006).
     pub async fn set_origin(&mut self, origin: &str) -> Result<(), ApplyError> {
         let create = "DO $do$ BEGIN \
             IF pg_catalog.pg_replication_origin_oid(NAME) IS NULL THEN \
                 PERFORM pg_catalog.pg_replication_origin_create(NAME); END IF; \
             PERFORM pg_catalog.pg_replication_origin_session_setup(NAME); END $do$"
             .replace("NAME", &crate::pg::quote_literal(origin));
-        let Some(problem) = refused(&self.client, &create).await? else {
-            return Ok(());
+        let mut attempts = 1;
+        let problem = loop {
+            match refused(&self.client, &create).await? {
+                None => {
+                    self.origin = Some(origin.to_owned());
+                    return Ok(());
+                }
+                // A session that has just been let go of still ends.
+                Some(problem) if problem.code == OBJECT_IN_USE && attempts < ORIGIN_ATTEMPTS_MAX => {
+                    attempts += 1;
+                    tokio::time::sleep(ORIGIN_POLL).await;
+                }
+                Some(problem) if problem.code == OBJECT_IN_USE => {
+                    return Err(ApplyError::Server(Box::new(problem)));
+                }
+                Some(problem) => break problem,
+            }
         };
-        // In use: a writer that has just been lost still ends; the caller tries again.
-        if problem.code == "55006" {
-            return Err(ApplyError::Server(Box::new(problem)));
-        }
-        let role = quote_ident(&self.role);
-        let hint = if problem.code == INSUFFICIENT_PRIVILEGE {
-            format!(
-                "on the target, as a superuser: GRANT EXECUTE ON FUNCTION \
-                 pg_catalog.pg_replication_origin_oid(text), pg_catalog.pg_replication_origin_create(text), \
-                 pg_catalog.pg_replication_origin_session_setup(text) TO {role};"
-            )
-        } else {
-            "set max_replication_slots (PostgreSQL 18: max_active_replication_origins) above 0 on the target"
-                .to_owned()
-        };
-        self.warnings.push(
-            Diagnosis::new("replicated transactions carry no replication origin")
-                .detail(format!(
-                    "{}; a subscriber of this target with origin = none would receive them, and a \
-                     bidirectional set-up would loop",
-                    problem.message
-                ))
-                .hint(hint),
-        );
+        let lacks =
+            if problem.code == INSUFFICIENT_PRIVILEGE { OriginLack::Privilege } else { OriginLack::Room };
+        let warning = no_origin(&self.role, lacks);
+        let detail = warning.detail.clone().unwrap_or_default();
+        self.warnings.push(warning.detail(format!("{}; {detail}", problem.message)));
         Ok(())
     }
+
+    /// Gives the session's origin up and removes it: a target has room for few
+    /// (`max_replication_slots`), and a copy needs its own only while it runs. One that the role may
+    /// not remove stays for the next copy.
+    pub async fn release_origin(&mut self) -> Result<(), ApplyError> {
+        let Some(origin) = self.origin.take() else { return Ok(()) };
+        let release = "SELECT pg_catalog.pg_replication_origin_session_reset(); \
+            SELECT pg_catalog.pg_replication_origin_drop(NAME)"
+            .replace("NAME", &crate::pg::quote_literal(&origin));
+        if let Some(problem) = refused(&self.client, &release).await? {
+            tracing::debug!(origin, error = %problem, "a replication origin is left behind");
+        }
+        Ok(())
+    }
+
+    /// Removes every origin of a subscription that is being dropped, however its sessions ended.
+    ///
+    /// # Errors
+    /// Also without the privilege, or if a session keeps one of them for seconds.
+    pub async fn drop_origins(&self, subscription: &SubscriptionName) -> Result<(), ApplyError> {
+        let of_copies = (0..COPY_ORIGINS_MAX).map(|worker| copy_origin_name(subscription, worker));
+        let names = [origin_name(subscription), sync_origin_name(subscription)];
+        let names: Vec<String> = names.into_iter().chain(of_copies).collect();
+        let sql = "SELECT pg_catalog.pg_replication_origin_drop(o.roname) \
+            FROM pg_catalog.pg_replication_origin o WHERE o.roname = ANY ($1)";
+        let mut attempts = 1;
+        loop {
+            let error = match self.client.execute(sql, &[&names]).await {
+                Ok(_) => return Ok(()),
+                Err(error) => ApplyError::from(error),
+            };
+            let in_use = error.server_error().is_some_and(|error| error.code == OBJECT_IN_USE);
+            if !in_use || attempts >= ORIGIN_ATTEMPTS_MAX {
+                return Err(error);
+            }
+            attempts += 1;
+            tokio::time::sleep(ORIGIN_POLL).await;
+        }
+    }
+}
+
+/// What it costs that `role` may not set `session_replication_role`.
+#[must_use]
+pub fn no_replica_role(role: &str) -> Diagnosis {
+    Diagnosis::new("the target role may not set session_replication_role")
+        .detail("ordinary triggers fire and foreign keys are checked for replicated rows, too")
+        .hint(format!(
+            "on the target, as a superuser (PostgreSQL 15 or later): \
+             GRANT SET ON PARAMETER session_replication_role TO {};",
+            quote_ident(role)
+        ))
+}
+
+/// Why transactions cannot have an origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OriginLack {
+    /// The role may not execute the functions for it.
+    Privilege,
+    /// The server has no room for any.
+    Room,
+}
+
+/// What it costs that transactions carry no origin.
+#[must_use]
+pub fn no_origin(role: &str, lacks: OriginLack) -> Diagnosis {
+    let hint = match lacks {
+        OriginLack::Privilege => format!(
+            "on the target, as a superuser: GRANT EXECUTE ON FUNCTION \
+             pg_catalog.pg_replication_origin_oid(text), pg_catalog.pg_replication_origin_create(text), \
+             pg_catalog.pg_replication_origin_session_setup(text) TO {};",
+            quote_ident(role)
+        ),
+        OriginLack::Room => {
+            "set max_replication_slots (PostgreSQL 18: max_active_replication_origins) above 0 on the target"
+                .to_owned()
+        }
+    };
+    Diagnosis::new("replicated transactions carry no replication origin")
+        .detail(
+            "a subscriber of this target with origin = none would receive them, and a bidirectional set-up \
+             would loop",
+        )
+        .hint(hint)
 }
 
 /// Whether the advisory lock is ours.
@@ -223,8 +302,23 @@ pub enum OpenError {
     Prepare(#[from] ApplyError),
 }
 
+/// Copies that have an origin at the same time, at most: an origin is one session's.
+pub const COPY_ORIGINS_MAX: usize = 2;
+
 /// The name of the replication origin of a subscription's transactions.
 #[must_use]
 pub fn origin_name(subscription: &SubscriptionName) -> String {
     format!("pgsluice_{subscription}")
+}
+
+/// The origin of the rows that one of the initial copy's workers writes.
+#[must_use]
+pub fn copy_origin_name(subscription: &SubscriptionName, worker: usize) -> String {
+    format!("{}_copy{worker}", origin_name(subscription))
+}
+
+/// The origin of a table that joins a running stream.
+#[must_use]
+pub fn sync_origin_name(subscription: &SubscriptionName) -> String {
+    format!("{}_sync", origin_name(subscription))
 }

@@ -133,7 +133,7 @@ fn assignments(table: &TablePlan, set: &ColumnSet, source: &Source) -> String {
     text
 }
 
-/// `unnest($1::…[], $2::…[]) AS s(c1, c2)`, and how its columns are read.
+/// `ROWS FROM (unnest($1::…[]), unnest($2::…[])) AS s (c1, c2)`, and how its columns are read.
 struct Source {
     from: String,
     values: Vec<String>,
@@ -148,7 +148,7 @@ impl Source {
         let mut read = |&i: &usize| -> Option<String> {
             let column = table.columns.get(i)?;
             let n = arrays.len() + 1;
-            arrays.push(format!("${n}::{}[]", element_type(column)));
+            arrays.push(format!("pg_catalog.unnest(${n}::{}[])", element_type(column)));
             names.push(format!("c{n}"));
             Some(match column.array_input {
                 ArrayInput::OfType => format!("s.c{n}"),
@@ -160,7 +160,7 @@ impl Source {
         let from = if arrays.is_empty() {
             "(SELECT) AS s".to_owned()
         } else {
-            format!("ROWS FROM (pg_catalog.unnest({})) AS s ({})", arrays.join(", "), names.join(", "))
+            format!("ROWS FROM ({}) AS s ({})", arrays.join(", "), names.join(", "))
         };
         Self { from, values, identity, parameters: arrays.len() }
     }

@@ -50,8 +50,17 @@ pub(super) fn report(diagnosis: &Diagnosis) {
     let _ = anstream::stderr().lock().write_all(failure_text(diagnosis).as_bytes());
 }
 
+/// Writes to stderr what somebody should look at although it prevents nothing.
+pub(super) fn report_warning(diagnosis: &Diagnosis) {
+    let _ = anstream::stderr().lock().write_all(told(BUSY, "warning", diagnosis).as_bytes());
+}
+
 fn failure_text(diagnosis: &Diagnosis) -> String {
-    let mut text = format!("{BAD}error:{BAD:#} {}\n", plain_lines(&diagnosis.primary));
+    told(BAD, "error", diagnosis)
+}
+
+fn told(style: Style, what: &str, diagnosis: &Diagnosis) -> String {
+    let mut text = format!("{style}{what}:{style:#} {}\n", plain_lines(&diagnosis.primary));
     for (name, part) in [("detail", &diagnosis.detail), ("hint", &diagnosis.hint)] {
         if let Some(part) = part {
             let part = plain_lines(part).replace('\n', "\n    ");

@@ -9,17 +9,17 @@ use std::sync::atomic::AtomicU64;
 
 use tokio::sync::Mutex;
 use tokio::sync::mpsc;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::transfer::{finish_table, transfer};
 use super::{CopyError, Side};
-use crate::apply::{ApplyError, OpenError, TargetSession};
+use crate::apply::{ApplyError, COPY_ORIGINS_MAX, OpenError, TargetSession, copy_origin_name};
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_literal};
 
-/// Tables copied at a time: one keeps a core of each server busy.
-pub(super) const COPY_WORKERS: usize = 2;
+/// Tables copied at a time: one keeps a core of each server busy. Each has an origin of its own.
+const COPY_WORKERS: usize = COPY_ORIGINS_MAX;
 
 /// Results waiting to be taken, at most.
 const RESULTS_MAX: usize = 16;
@@ -74,7 +74,9 @@ pub fn run(plan: CopyPlan, jobs: Vec<CopyJob>) -> (mpsc::Receiver<CopyResult>, t
         tasks.spawn(async move {
             let mut sessions = None;
             loop {
-                let Some(job) = queue.lock().await.pop_front() else { return };
+                let Some(job) = queue.lock().await.pop_front() else {
+                    return end(sessions).await;
+                };
                 let outcome = copy_one(&plan, &job, worker, &mut sessions).await;
                 let failed = outcome.is_err();
                 let result = CopyResult { source: job.source, outcome };
@@ -126,15 +128,21 @@ async fn copy_one(
     Ok(rows)
 }
 
+async fn end(sessions: Option<Sessions>) {
+    let Some(Sessions { mut target, .. }) = sessions else { return };
+    if let Err(error) = target.release_origin().await {
+        debug!(%error, "a copy's session ended early");
+    }
+}
+
 async fn open(plan: &CopyPlan, worker: usize) -> Result<Sessions, CopyError> {
     let source =
         net::client(&plan.publisher, &plan.publisher_options).await.map_err(CopyError::ConnectPublisher)?;
     let application_name = format!("{} copy", plan.subscription);
     let mut target =
         TargetSession::open(&plan.target, &application_name).await.map_err(CopyError::OpenTarget)?;
-    let origin = format!("{}_copy{worker}", crate::apply::origin_name(&plan.subscription));
     target
-        .set_origin(&origin)
+        .set_origin(&copy_origin_name(&plan.subscription, worker))
         .await
         .map_err(|error: ApplyError| CopyError::OpenTarget(OpenError::Prepare(error)))?;
     Ok(Sessions { source, target })

@@ -306,7 +306,10 @@ fn not_admitted(server: &ServerError, facts: &Facts) -> Diagnosis {
             }
             Encryption::None | Encryption::Tls => "",
         };
-        format!("add to the server's pg_hba.conf: {line} -- then SELECT pg_reload_conf(){encryption}")
+        format!(
+            "add to the server's pg_hba.conf: {line} -- then SELECT pg_reload_conf(){encryption} (a line for the \
+             keyword replication does not do: logical replication goes by the database's name)"
+        )
     } else if message.starts_with("pg_hba.conf rejects") {
         let line = hba_line(server, facts);
         format!(

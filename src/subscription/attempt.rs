@@ -25,8 +25,10 @@ use crate::replication::{CreatedSlot, ReplicationConnection, SlotLifetime, SlotS
 use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, Session, TablePlan, catalog};
 use crate::store::{NewTables, Store, TableMapping, TableRow, TableState};
 
-use super::failure::{Failure, schema_failure};
+use super::failure::{Cause, Failure, schema_failure};
+use super::findings;
 use super::positions::StreamPositions;
+use super::publications::{self, Publications};
 use super::publisher::{Publisher, copy_options};
 use super::reader::Reader;
 use super::slot::{self, OnMissing, SlotPlan};
@@ -43,9 +45,21 @@ pub(super) struct Context {
     pub(super) target: ConnInfo,
     pub(super) store: Store,
     pub(super) positions: watch::Sender<StreamPositions>,
+    /// What is published, as taken up and as last seen.
+    pub(super) publications: watch::Sender<Publications>,
+    pub(super) take_up: TakeUp,
     pub(super) phases: mpsc::Sender<Phase>,
     /// Apply row by row until the transaction that finishes here is through.
     pub(super) exact_until: Option<Lsn>,
+}
+
+/// Which tables an attempt that goes on from a recorded position follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TakeUp {
+    /// Whatever is published with `auto_refresh`, those already known without.
+    AsConfigured,
+    /// Whatever is published: an operator asked for it.
+    WhatIsPublished,
 }
 
 /// How an attempt goes on.
@@ -83,13 +97,16 @@ pub(super) async fn run(
     link: &mut Option<Reader>,
 ) -> Result<StreamEnd, Failure> {
     *link = None;
+    context.publications.send_replace(Publications::default());
     let subscription = &context.subscription;
     let publisher = Publisher::connect(subscription, session).await?;
     let mut replication = publisher.replication(subscription).await?;
+    if let Some(diagnosis) = findings::wal_level(&publisher.facts) {
+        return Err(Failure::retry(diagnosis).because_of(Cause::WalLevel));
+    }
     check_identity(context, &mut replication).await?;
     let recorded = progress::load(session.client(), &subscription.name).await?;
-    let view =
-        slot::view(&publisher.client, &subscription.slot).await.map_err(|error| publisher_lost(&error))?;
+    let view = slot::settled_view(&publisher.client, &subscription.slot).await?;
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(
         &subscription.slot,
@@ -99,17 +116,23 @@ pub(super) async fn run(
         on_missing,
         &subscription.publisher.dbname,
     )?;
-    let tables = take_up_tables(context, &publisher, plan).await?;
-    report_warnings(context, session, &tables).await?;
-    let pending = compare_pending(session, &tables).await?;
+    let mut warnings = Vec::new();
+    let tables = take_up_tables(context, &publisher, plan, &mut warnings).await?;
+    let pending = compare_pending(session, &tables, &mut warnings).await?;
     let (from, copied) = match plan {
-        SlotPlan::Continue { from } => (from, Vec::new()),
+        SlotPlan::Continue { from } => {
+            report_warnings(context, session, warnings).await?;
+            (from, Vec::new())
+        }
         SlotPlan::Adopt { from } => {
+            report_warnings(context, session, warnings).await?;
             progress::create(session.client(), &subscription.name, from).await?;
             (from, Vec::new())
         }
         SlotPlan::Create => {
             let slot = create_slot(context, &mut replication).await?;
+            // Only now: attempts that fail at the slot, again and again, would repeat them as often.
+            report_warnings(context, session, warnings).await?;
             progress::create(session.client(), &subscription.name, slot.consistent_point).await?;
             let copied = first_rows(context, &publisher, &slot, &tables, &pending).await?;
             (slot.consistent_point, copied)
@@ -152,39 +175,36 @@ async fn check_identity(context: &Context, replication: &mut ReplicationConnecti
     match known {
         Some(known) if known != identity.system_id => Err(Failure::pause(
             PauseReason::PublisherError,
-            Diagnosis::new("the publisher is not the server that this subscription was created from")
-                .detail(format!(
-                    "its system identifier is {}, the recorded one is {known}: positions of one mean nothing on \
-                     the other",
-                    identity.system_id
-                ))
-                .hint(format!(
-                    "point \"publisher\" back at the right server, or start over with \"pgsluice drop {}\"",
-                    context.name()
-                )),
+            findings::other_publisher(&identity.system_id, &known, &context.subscription.name),
         )),
         Some(_) => Ok(()),
         None => Ok(context.store.set_publisher(context.name(), &identity.system_id).await?),
     }
 }
 
-/// Lists what is published now, and makes the recorded tables agree.
+/// Lists what is published now, and makes the recorded tables agree. Without `auto_refresh`, tables
+/// join and leave only when an operator asks for it.
 async fn take_up_tables(
     context: &Context,
     publisher: &Publisher,
     plan: SlotPlan,
+    warnings: &mut Vec<Diagnosis>,
 ) -> Result<Vec<PreparedTable>, Failure> {
     let subscription = &context.subscription;
-    let published = catalog::published_tables(
-        &*publisher.client,
-        publisher.facts.server_version_num,
-        &subscription.publications,
-    )
-    .await?;
-    let names = published.iter().map(|table| &table.relation.name);
+    let published = list_published(context, publisher).await?;
+    let known = context.store.subscription(context.name()).await?.map(|row| row.tables).unwrap_or_default();
+    let fixed = matches!(plan, SlotPlan::Continue { .. })
+        && !subscription.auto_refresh
+        && context.take_up == TakeUp::AsConfigured;
+    let names: Vec<&QualifiedName> = if fixed {
+        known.iter().map(|row| &row.source).collect()
+    } else {
+        published.iter().map(|table| &table.relation.name).collect()
+    };
     let (mapping, notes) = Mapping::new(&subscription.tables, names);
-    for note in notes {
-        warn!(subscription = context.name(), "{}", note.diagnosis());
+    warnings.extend(notes.iter().map(|note| note.diagnosis(&subscription.publications)));
+    if published.is_empty() {
+        warnings.push(findings::nothing_published(&subscription.publications));
     }
     let mappings: Vec<TableMapping> = mapping
         .iter()
@@ -207,21 +227,22 @@ async fn take_up_tables(
     Ok(prepared)
 }
 
+async fn list_published(context: &Context, publisher: &Publisher) -> Result<Vec<PublishedTable>, Failure> {
+    let publications = &context.subscription.publications;
+    // First the fingerprint: what changes in between will look changed.
+    let fingerprint = publications::fingerprint(&publisher.client, publications).await?;
+    context.publications.send_modify(|publications| publications.taken_up = Some(fingerprint));
+    let version = publisher.facts.server_version_num;
+    Ok(catalog::published_tables(&*publisher.client, version, publications).await?)
+}
+
 /// Says what works less well than it could.
 async fn report_warnings(
     context: &Context,
     session: &TargetSession,
-    tables: &[PreparedTable],
+    warnings: Vec<Diagnosis>,
 ) -> Result<(), Failure> {
-    let mut warnings: Vec<String> = session.warnings().iter().map(ToString::to_string).collect();
-    if tables.is_empty() {
-        let publications = context.subscription.publications.join(", ");
-        let first = context.subscription.publications.first().map_or("", String::as_str);
-        let nothing = Diagnosis::new("nothing is published: the publications hold no table")
-            .detail(format!("publications: {publications}"))
-            .hint(format!("on the publisher: ALTER PUBLICATION {} ADD TABLE …;", quote_ident(first)));
-        warnings.push(nothing.to_string());
-    }
+    let warnings: Vec<String> = session.warnings().iter().chain(&warnings).map(ToString::to_string).collect();
     for warning in &warnings {
         warn!(subscription = context.name(), "{warning}");
     }
@@ -239,6 +260,7 @@ pub(super) struct PendingTable {
 async fn compare_pending(
     session: &TargetSession,
     tables: &[PreparedTable],
+    warnings: &mut Vec<Diagnosis>,
 ) -> Result<Vec<PendingTable>, Failure> {
     let waiting: Vec<&PreparedTable> =
         tables.iter().filter(|table| table.row.state != TableState::Ready).collect();
@@ -260,9 +282,7 @@ async fn compare_pending(
             session: replica,
             role: session.role(),
         });
-        for warning in &compared.warnings {
-            warn!(relation = %relation.name, "{}", warning.diagnosis());
-        }
+        warnings.extend(compared.warnings.iter().map(schema::Warning::diagnosis));
         misfits.extend(compared.misfits);
         if let Some(plan) = compared.plan {
             let catalog = Arc::new(relation.clone());
@@ -375,7 +395,7 @@ async fn copy_all(
             Some(result) => match result.outcome {
                 Ok(_) => copied.push((result.source, position)),
                 Err(error) => {
-                    let diagnosis = error.diagnosis(&result.source);
+                    let diagnosis = error.diagnosis(&result.source, &context.subscription.publisher.user);
                     warn!(subscription = context.name(), relation = %result.source, "{diagnosis}");
                     let state = TableState::Pending;
                     context
@@ -427,18 +447,4 @@ fn still_pending(pending: Vec<PendingTable>, members: &Membership) -> Vec<SyncJo
         })
         .map(SyncJob::new)
         .collect()
-}
-
-fn publisher_lost(error: &tokio_postgres::Error) -> Failure {
-    match crate::net::server_error(error) {
-        Some(server) if !server.is_transient() => {
-            Failure::pause(PauseReason::PublisherError, server.diagnosis())
-        }
-        Some(server) => Failure::retry(server.diagnosis()),
-        None => Failure::retry(
-            Diagnosis::new("the connection to the publisher was lost")
-                .detail(super::failure::chain(error))
-                .hint("it is made again by itself"),
-        ),
-    }
 }

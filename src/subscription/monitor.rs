@@ -17,6 +17,7 @@ use crate::net::{self, PgClient};
 use crate::store::{Positions, Store};
 
 use super::positions::{LagClock, StreamPositions};
+use super::publications::{self, Publications};
 use super::publisher::monitor_options;
 use super::slot::{self, SlotView};
 
@@ -26,27 +27,31 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const PUBLICATIONS_INTERVAL: Duration = Duration::from_secs(3);
 /// How long one round on the publisher may take.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the publisher is left alone after a round that failed: doubling from the interval up
+/// to here. Each try that it refuses is a line in its log.
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
 
 /// What the monitor tells the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MonitorEvent {
     /// The session on the publisher was lost.
     PublisherLost,
-    /// The publications no longer hold the same tables.
-    PublicationsChanged,
 }
-
-/// The tables of the publications, in one text that changes when they do: names, and (15+) column
-/// lists and row filters.
-const PUBLISHED: &str = "SELECT pg_catalog.md5(coalesce(pg_catalog.string_agg(pg_catalog.format('%I.%I %I', \
-    t.pubname, t.schemaname, t.tablename), ',' ORDER BY t.pubname, t.schemaname, t.tablename), '')) \
-    FROM pg_catalog.pg_publication_tables t WHERE t.pubname = ANY ($1) AND t.schemaname <> 'pgsluice'";
 
 pub(super) struct Monitor {
     pub(super) subscription: Arc<Subscription>,
     pub(super) store: Store,
     pub(super) positions: watch::Receiver<StreamPositions>,
+    /// Where it tells what is published now, if changes are taken up by themselves.
+    pub(super) publications: watch::Sender<Publications>,
     pub(super) events: mpsc::Sender<MonitorEvent>,
+}
+
+/// What one round looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Positions,
+    PublicationsToo,
 }
 
 /// What one round found.
@@ -63,32 +68,41 @@ impl Monitor {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut session: Option<PgClient> = None;
         let mut lag = LagClock::default();
-        let mut published: Option<String> = None;
         let mut published_at = Instant::now();
+        let (mut pause, mut not_before) = (INTERVAL, Instant::now());
         loop {
             ticks.tick().await;
+            if Instant::now() < not_before {
+                self.report(None, &mut lag, started.elapsed()).await;
+                continue;
+            }
             let due = self.subscription.auto_refresh && published_at.elapsed() >= PUBLICATIONS_INTERVAL;
+            let look = if due { Look::PublicationsToo } else { Look::Positions };
             let had_session = session.is_some();
-            let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(&mut session, due)).await;
+            let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(&mut session, look)).await;
             let round = if let Ok(Some(round)) = round { Some(round) } else { None };
-            if round.is_none() {
+            if round.is_some() {
+                pause = INTERVAL;
+            } else {
                 session = None;
+                not_before = Instant::now() + pause;
+                pause = (pause * 2).min(BACKOFF_MAX);
                 if had_session {
                     let _ = self.events.send(MonitorEvent::PublisherLost).await;
                 }
             }
             if let Some(now) = round.as_ref().and_then(|round| round.published.clone()) {
                 published_at = Instant::now();
-                if published.as_ref().is_some_and(|before| *before != now) {
-                    let _ = self.events.send(MonitorEvent::PublicationsChanged).await;
-                }
-                published = Some(now);
+                self.publications.send_if_modified(|publications| {
+                    let changed = publications.seen.replace(now);
+                    changed != publications.seen
+                });
             }
             self.report(round.map(|round| round.view), &mut lag, started.elapsed()).await;
         }
     }
 
-    async fn round(&self, session: &mut Option<PgClient>, publications: bool) -> Option<Round> {
+    async fn round(&self, session: &mut Option<PgClient>, look: Look) -> Option<Round> {
         if session.is_none() {
             let client =
                 net::client(&self.subscription.publisher, &monitor_options(&self.subscription)).await;
@@ -96,9 +110,8 @@ impl Monitor {
         }
         let client = session.as_ref()?;
         let view = slot::view(client, &self.subscription.slot).await.ok()?;
-        let published = if publications {
-            let row = client.query_one(PUBLISHED, &[&self.subscription.publications]).await.ok()?;
-            row.try_get(0).ok()
+        let published = if look == Look::PublicationsToo {
+            Some(publications::fingerprint(client, &self.subscription.publications).await.ok()?)
         } else {
             None
         };

@@ -3,17 +3,25 @@
 //! The decision is pure. A slot that has gone is never made anew by itself: what was committed in
 //! between would be missing from the target without a word (a failover's silent gap).
 
+use std::time::Duration;
+
 use serde::Deserialize;
+use tracing::info;
 
 use crate::error::{Diagnosis, PauseReason};
 use crate::net::PgClient;
 use crate::pg::{Lsn, SlotName, SubscriptionName};
+use crate::schema::catalog::{self, CatalogError};
 
 use super::failure::Failure;
 
+/// How often, and how many times, a slot is looked at that is still being created.
+const CREATION_POLL: Duration = Duration::from_millis(100);
+const CREATION_POLLS_MAX: u32 = 30;
+
 /// `pg_replication_slots`, as far as the publisher's version has the columns.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct SlotInfo {
+pub(crate) struct SlotInfo {
     pub slot_type: String,
     pub plugin: Option<String>,
     pub database: Option<String>,
@@ -33,14 +41,14 @@ pub(super) struct SlotInfo {
 
 /// The publisher's position and the slot's state, read together.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SlotView {
+pub(crate) struct SlotView {
     pub publisher_lsn: Lsn,
     pub slot: Option<SlotInfo>,
 }
 
 /// What to do about the slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SlotPlan {
+pub(crate) enum SlotPlan {
     Create,
     /// It is there and nothing was recorded yet: ours from an interrupted start, or made ready by
     /// hand. Changes from this position on will come.
@@ -53,16 +61,17 @@ pub(super) enum SlotPlan {
     },
 }
 
-const VIEW: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-        ELSE pg_catalog.pg_current_wal_flush_lsn() END)::pg_catalog.text, \
-    (SELECT pg_catalog.row_to_json(s)::pg_catalog.text FROM pg_catalog.pg_replication_slots s \
-        WHERE s.slot_name = $1::pg_catalog.text)";
-
 impl SlotInfo {
     /// Bytes of WAL that the slot keeps the publisher from removing.
-    pub(super) fn retained_bytes(&self, publisher: Lsn) -> Option<u64> {
+    pub(crate) fn retained_bytes(&self, publisher: Lsn) -> Option<u64> {
         let restart: Lsn = self.restart_lsn.as_ref()?.parse().ok()?;
         Some(publisher.bytes_since(restart))
+    }
+
+    /// Whether a connection is still creating it, most often waiting for transactions of the
+    /// publisher that are older than the slot.
+    fn is_in_creation(&self) -> bool {
+        self.confirmed_flush_lsn.is_none() && self.active_pid.is_some()
     }
 
     fn is_lost(&self) -> bool {
@@ -73,25 +82,63 @@ impl SlotInfo {
 }
 
 /// Reads the publisher's position and the slot.
-pub(super) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView, tokio_postgres::Error> {
-    let row = client.query_one(VIEW, &[&slot.as_str()]).await?;
-    let position: String = row.try_get(0)?;
-    let slot: Option<String> = row.try_get(1)?;
-    Ok(SlotView {
-        publisher_lsn: position.parse().unwrap_or_default(),
-        slot: slot.and_then(|json| serde_json::from_str(&json).ok()),
-    })
+pub(crate) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView, CatalogError> {
+    let (publisher_lsn, row) = catalog::slot_row(&**client, slot).await?;
+    Ok(SlotView { publisher_lsn, slot: row.and_then(|json| serde_json::from_str(&json).ok()) })
+}
+
+/// A walsender that waits for old transactions while it creates a slot does not notice that its
+/// client has gone (`SnapBuildWaitSnapshot`, snapbuild.c): it and its slot would stay until they end.
+/// Only walsenders of our own role, in the middle of creating this slot or one for a table of it.
+const END_CREATIONS: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) \
+    FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
+    WHERE s.slot_type = 'logical' AND s.confirmed_flush_lsn IS NULL AND a.usename = current_user \
+    AND (s.slot_name = $1::pg_catalog.text \
+        OR s.temporary AND pg_catalog.left(s.slot_name::pg_catalog.text, pg_catalog.length($2)) = $2)";
+
+/// Ends what former connections of this subscription left half created. Whoever calls it has the
+/// subscription's lock, so there are no others. Returns how many there were.
+pub(crate) async fn end_abandoned_creations(client: &PgClient, slot: &SlotName) -> Result<u64, CatalogError> {
+    let ended = client.execute(END_CREATIONS, &[&slot.as_str(), &sync_prefix(slot)]).await;
+    ended.map_err(catalog::publisher_query("abandoned slots"))
+}
+
+/// Reads the publisher's position and the slot, after former connections have been given a moment to
+/// end what they were creating.
+pub(super) async fn settled_view(client: &PgClient, slot: &SlotName) -> Result<SlotView, CatalogError> {
+    let abandoned = end_abandoned_creations(client, slot).await?;
+    if abandoned > 0 {
+        info!(%slot, abandoned, "a former connection was still creating a slot, and has been ended");
+    }
+    let mut seen = view(client, slot).await?;
+    for _ in 0..CREATION_POLLS_MAX {
+        if !seen.slot.as_ref().is_some_and(SlotInfo::is_in_creation) {
+            break;
+        }
+        tokio::time::sleep(CREATION_POLL).await;
+        seen = view(client, slot).await?;
+    }
+    Ok(seen)
+}
+
+/// How the names of temporary slots begin that feed tables of this slot's subscription. With the
+/// eight characters that follow, a name stays within PostgreSQL's 63 bytes.
+pub(super) fn sync_prefix(slot: &SlotName) -> String {
+    const KEPT_MAX: usize = 48;
+    let slot = slot.as_str();
+    // Slot names are ASCII.
+    format!("{}_sync_", slot.get(..KEPT_MAX).unwrap_or(slot))
 }
 
 /// Whether a missing slot is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum OnMissing {
+pub(crate) enum OnMissing {
     Create,
     Refuse,
 }
 
 /// Decides. `recorded` is the progress row's position.
-pub(super) fn plan(
+pub(crate) fn plan(
     name: &SlotName,
     subscription: &SubscriptionName,
     recorded: Option<Lsn>,
@@ -119,6 +166,9 @@ pub(super) fn plan(
     if let Some(database) = slot.database.as_deref().filter(|database| *database != dbname) {
         return Err(foreign(name, format!("it belongs to database \"{database}\"")));
     }
+    if recorded.is_none() && slot.is_in_creation() {
+        return Err(in_creation(name));
+    }
     if slot.is_lost() {
         return Err(lost(name, subscription, slot));
     }
@@ -141,6 +191,16 @@ fn missing_and_not_to_be_made(name: &SlotName) -> Failure {
                 "on the publisher: SELECT pg_create_logical_replication_slot('{name}', 'pgoutput'); or set \
                  create_slot = true; then \"pgsluice resume\""
             )),
+    )
+}
+
+fn in_creation(name: &SlotName) -> Failure {
+    Failure::retry(
+        Diagnosis::new(format!("replication slot \"{name}\" is still being created by another connection"))
+            .detail("on the publisher, that waits for every transaction which is older than the slot to end")
+            .hint(
+                "look for old transactions in pg_stat_activity on the publisher; it is tried again by itself",
+            ),
     )
 }
 
@@ -207,13 +267,12 @@ mod tests {
 
     fn check(
         recorded: Option<u64>,
-        slot: Option<SlotInfo>,
+        slot: Option<&SlotInfo>,
         on_missing: OnMissing,
         expected: Result<SlotPlan, PauseReason>,
     ) {
         let (name, subscription) = ("sub".parse().unwrap(), "sub".parse().unwrap());
-        let planned =
-            plan(&name, &subscription, recorded.map(Lsn::new), slot.as_ref(), on_missing, "example");
+        let planned = plan(&name, &subscription, recorded.map(Lsn::new), slot, on_missing, "example");
         match (planned, expected) {
             (Ok(plan), Ok(expected)) => assert_eq!(plan, expected),
             (Err(failure), Err(reason)) => assert_eq!(failure.disposition, Disposition::Pause(reason)),
@@ -225,24 +284,40 @@ mod tests {
     fn a_first_start_creates_or_adopts() {
         check(None, None, OnMissing::Create, Ok(SlotPlan::Create));
         check(None, None, OnMissing::Refuse, Err(PauseReason::SlotLost));
-        check(None, Some(logical()), OnMissing::Create, Ok(SlotPlan::Adopt { from: Lsn::new(0x200) }));
+        check(None, Some(&logical()), OnMissing::Create, Ok(SlotPlan::Adopt { from: Lsn::new(0x200) }));
     }
 
     #[test]
     fn a_slot_that_has_gone_is_never_made_anew() {
         check(Some(7), None, OnMissing::Create, Err(PauseReason::SlotLost));
-        check(Some(7), Some(logical()), OnMissing::Create, Ok(SlotPlan::Continue { from: Lsn::new(7) }));
+        check(Some(7), Some(&logical()), OnMissing::Create, Ok(SlotPlan::Continue { from: Lsn::new(7) }));
+    }
+
+    #[test]
+    fn a_slot_in_creation_is_waited_for() {
+        let half = SlotInfo { confirmed_flush_lsn: None, active_pid: Some(7), ..logical() };
+        let (name, subscription) = ("sub".parse().unwrap(), "sub".parse().unwrap());
+        let failure =
+            plan(&name, &subscription, None, Some(&half), OnMissing::Create, "example").unwrap_err();
+        assert_eq!(failure.disposition, Disposition::Retry);
+    }
+
+    #[test]
+    fn slots_for_tables_are_recognizable_and_never_too_long() {
+        let long: SlotName = "s".repeat(63).parse().unwrap();
+        assert_eq!(sync_prefix(&"sub".parse().unwrap()), "sub_sync_");
+        assert_eq!(sync_prefix(&long).len() + 8, 62);
     }
 
     #[test]
     fn a_slot_that_lost_wal_or_belongs_to_others_stops_it() {
         let lost = SlotInfo { wal_status: Some("lost".into()), ..logical() };
-        check(Some(7), Some(lost), OnMissing::Create, Err(PauseReason::SlotLost));
+        check(Some(7), Some(&lost), OnMissing::Create, Err(PauseReason::SlotLost));
         let idle = SlotInfo { invalidation_reason: Some("idle_timeout".into()), ..logical() };
-        check(Some(7), Some(idle), OnMissing::Create, Err(PauseReason::SlotLost));
+        check(Some(7), Some(&idle), OnMissing::Create, Err(PauseReason::SlotLost));
         let physical = SlotInfo { slot_type: "physical".into(), plugin: None, ..logical() };
-        check(None, Some(physical), OnMissing::Create, Err(PauseReason::PublisherError));
+        check(None, Some(&physical), OnMissing::Create, Err(PauseReason::PublisherError));
         let elsewhere = SlotInfo { database: Some("other".into()), ..logical() };
-        check(None, Some(elsewhere), OnMissing::Create, Err(PauseReason::PublisherError));
+        check(None, Some(&elsewhere), OnMissing::Create, Err(PauseReason::PublisherError));
     }
 }

@@ -1,16 +1,19 @@
 //! The streaming part of an attempt: what the reader brings goes to the applier, what is durable
 //! goes back, and tables that are still being copied are taken in at a transaction's boundary.
 
-use tracing::{debug, info};
+use std::collections::HashMap;
+
+use tracing::{debug, info, warn};
 
 use crate::apply::{Applied, Applier, ExactBecause, How, Outcome};
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
-use crate::pg::Lsn;
+use crate::pg::{Lsn, QualifiedName};
 use crate::store::TableState;
 
 use super::attempt::{Context, Phase};
 use super::failure::{Failure, Restart};
+use super::publications::Publications;
 use super::reader::{Chunk, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
 
@@ -21,6 +24,8 @@ pub(super) enum StreamEnd {
     Conflict(Box<ConflictReport>),
     /// Not a failure: what could not be applied is streamed again, and judged then.
     Restart(Restart, Failure),
+    /// Something else is published now: an attempt from here on takes it up.
+    PublicationsChanged,
 }
 
 /// What happened next.
@@ -31,6 +36,7 @@ enum Event {
     /// The reader has stopped.
     Ended,
     Sync(SyncEvent),
+    PublicationsChanged,
 }
 
 /// Applies what comes, from `from` on, until a conflict or a failure.
@@ -41,8 +47,9 @@ pub(super) async fn run(
     syncs: TableSyncs,
     from: Lsn,
 ) -> Result<StreamEnd, Failure> {
-    let mut stream = Stream { context, applier, syncs, durable: from, first: true };
+    let mut stream = Stream { context, applier, syncs, durable: from, first: true, failed: HashMap::new() };
     stream.publish(reader);
+    let mut publications = context.publications.subscribe();
     loop {
         let (busy, open) = (stream.applier.is_busy(), !stream.waits_for_sync());
         let event = tokio::select! {
@@ -50,6 +57,9 @@ pub(super) async fn run(
             biased;
             event = stream.syncs.next() => Event::Sync(event),
             () = stream.applier.wait(), if busy => Event::Settled,
+            Ok(_) = publications.wait_for(Publications::have_changed), if stream.may_begin_anew() => {
+                Event::PublicationsChanged
+            }
             chunk = reader.chunks.recv(), if open => chunk.map_or(Event::Ended, Event::Chunk),
         };
         let done = match event {
@@ -57,6 +67,7 @@ pub(super) async fn run(
             Event::Settled => stream.applier.settle().await.map_err(Failure::from),
             Event::Ended => return Err(reader.end().await.into()),
             Event::Sync(event) => stream.on_sync(event).await,
+            Event::PublicationsChanged => return Ok(StreamEnd::PublicationsChanged),
         };
         if let Some(end) = stream.outcomes(reader).await? {
             return Ok(end);
@@ -73,6 +84,8 @@ struct Stream<'a> {
     durable: Lsn,
     /// No transaction has been applied by this attempt yet.
     first: bool,
+    /// Why tables could not be synchronised when it was last tried.
+    failed: HashMap<QualifiedName, Diagnosis>,
 }
 
 impl Stream<'_> {
@@ -153,6 +166,12 @@ impl Stream<'_> {
         Ok(())
     }
 
+    /// Whether ending here throws nothing away: neither part of a transaction nor of a table's sync,
+    /// which may be hours long. (A table that joins waits for the running sync in any case.)
+    fn may_begin_anew(&self) -> bool {
+        self.applier.received().is_some() && !self.syncs.is_running()
+    }
+
     /// Whether the stream keeps still because a table's sync is about to reach it.
     fn waits_for_sync(&self) -> bool {
         self.applier.received().is_some_and(|received| self.syncs.is_close_to(received))
@@ -181,7 +200,11 @@ impl Stream<'_> {
                 self.report_held_back(None).await;
             }
             SyncEvent::Failed { source, diagnosis } => {
-                tracing::warn!(subscription = name, relation = %source, "{diagnosis}");
+                // It is tried again every few seconds: said once, until it fails of something else.
+                if self.failed.get(&source) != Some(&diagnosis) {
+                    warn!(subscription = name, relation = %source, "{diagnosis}");
+                    self.failed.insert(source.clone(), diagnosis.clone());
+                }
                 store.set_table_state(name, &source, TableState::Pending, Some(&diagnosis)).await?;
                 self.report_held_back(Some(diagnosis)).await;
             }

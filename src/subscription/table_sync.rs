@@ -10,15 +10,15 @@
 //! the main stream applies the table's changes; before L it passes them over.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{debug, info};
 
-use crate::apply::{CatchUp, Member, TargetSession, origin_name};
+use crate::apply::{CatchUp, Member, TargetSession, sync_origin_name};
 use crate::copy::{self, CopyJob};
 use crate::error::Diagnosis;
 use crate::net;
@@ -31,6 +31,7 @@ use super::attempt::{Context, PendingTable, copy_job};
 use super::failure::Failure;
 use super::publisher::{Encoding, Publisher};
 use super::reader::{Reader, StreamEvent};
+use super::slot;
 
 /// How long a table whose sync failed waits for the next attempt.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
@@ -38,8 +39,6 @@ const RETRY_DELAY: Duration = Duration::from_secs(5);
 const EVENTS_MAX: usize = 16;
 /// How near a sync must have come to the stream, bytes of WAL, for the stream to wait for it.
 const CLOSE_BYTES: u64 = 1 << 20;
-/// Distinguishes the temporary slots of one process.
-static SLOT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// A table to synchronise.
 pub(super) struct SyncJob {
@@ -109,6 +108,11 @@ impl TableSyncs {
 
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.running.is_none()
+    }
+
+    /// Whether a sync is under way.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
     }
 
     /// Whether the running sync has reached `position` and can be handed over there.
@@ -227,7 +231,7 @@ impl Sync {
         let subscription = &context.subscription;
         let job = copy_job(context, table).await?;
         let mut target = TargetSession::open(&context.target, &format!("{} sync", subscription.name)).await?;
-        target.set_origin(&format!("{}_sync", origin_name(&subscription.name))).await?;
+        target.set_origin(&sync_origin_name(&subscription.name)).await?;
         let publisher = Publisher {
             client: net::client(&subscription.publisher, &self.copy_options()).await?,
             facts: self.facts.clone(),
@@ -253,9 +257,13 @@ impl Sync {
         let position = self.catch_up(table, &target, &mut reader, from, &reports, finish).await?;
         copy::finish_table(target.client(), &subscription.name, &job, position, rows)
             .await
-            .map_err(|error| Failure::retry(error.diagnosis(source)))?;
+            .map_err(|error| Failure::retry(error.diagnosis(source, &subscription.publisher.user)))?;
         fail::fail_point!("table_sync::before_commit");
         target.client().batch_execute("COMMIT").await.map_err(crate::apply::ApplyError::from)?;
+        // The rows are in; whatever happens to this session now is no failure of the sync.
+        if let Err(error) = target.release_origin().await {
+            debug!(subscription = %subscription.name, %error, "a sync's session ended early");
+        }
         Ok(position)
     }
 
@@ -266,7 +274,8 @@ impl Sync {
         job: &CopyJob,
         snapshot: &str,
     ) -> Result<u64, Failure> {
-        let failed = |error: copy::CopyError| Failure::retry(error.diagnosis(&job.source));
+        let role = &self.context.subscription.publisher.user;
+        let failed = |error: copy::CopyError| Failure::retry(error.diagnosis(&job.source, role));
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
             quote_literal(snapshot)
@@ -331,9 +340,8 @@ impl Sync {
     }
 }
 
-/// `pgsluice_sync_…`: unique among the processes that may ever share the publisher.
+/// Unique among the processes that may ever share the publisher, and recognizable as this slot's.
 fn temporary_slot_name(slot: &SlotName) -> SlotName {
-    let number = SLOT_NUMBER.fetch_add(1, Ordering::Relaxed);
-    let unique = format!("pgsluice_sync_{}_{number}_{:08x}", std::process::id(), rand::random::<u32>());
+    let unique = format!("{}{:08x}", slot::sync_prefix(slot), rand::random::<u32>());
     unique.parse().unwrap_or_else(|_| slot.clone())
 }

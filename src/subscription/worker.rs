@@ -23,12 +23,15 @@ use crate::pg::Lsn;
 use crate::pg::conninfo::ConnInfo;
 use crate::store::{self, Answer, Command, Desired, Registration, StateChange, Store, Verb, lock_key};
 
-use super::attempt::{self, Context, Phase};
+use super::attempt::{self, Context, Phase, TakeUp};
+use super::because::Because;
 use super::commands;
 use super::failure::{Failure, Restart, TargetLink};
 use super::monitor::{Monitor, MonitorEvent};
 use super::positions::StreamPositions;
+use super::publications::Publications;
 use super::reader::Reader;
+use super::schema_watch::{SCHEMA_FINGERPRINT, SchemaWatch};
 use super::state::{Action, Event, State, step};
 use super::stream::StreamEnd;
 
@@ -77,14 +80,6 @@ pub(crate) struct Worker {
     restarted_at: Option<Lsn>,
 }
 
-/// The reason behind `retrying` and `paused`.
-#[derive(Debug, Clone)]
-struct Because {
-    reason: String,
-    diagnosis: Diagnosis,
-    conflict_id: Option<i64>,
-}
-
 /// Whose the subscription is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owner {
@@ -118,6 +113,8 @@ impl Worker {
             target,
             store: store.clone(),
             positions: watch::Sender::new(StreamPositions::default()),
+            publications: watch::Sender::new(Publications::default()),
+            take_up: TakeUp::AsConfigured,
             phases: phase_sender,
             exact_until: None,
         };
@@ -256,6 +253,7 @@ impl Worker {
                 subscription: Arc::clone(&self.context.subscription),
                 store: self.store.clone(),
                 positions: self.context.positions.subscribe(),
+                publications: self.context.publications.clone(),
                 events: self.monitor_sender.clone(),
             };
             self.monitor.spawn(monitor.run());
@@ -309,8 +307,6 @@ impl Worker {
         match wake {
             Wake::Wish => (*self.wish.borrow() == Wish::ShutDown).then_some(Event::ShutdownAsked),
             Wake::Commands => self.on_commands().await,
-            Wake::Monitor(MonitorEvent::PublicationsChanged) => Some(Event::RestartAsked)
-                .filter(|_| matches!(self.state, State::Streaming | State::Starting { .. })),
             Wake::Monitor(MonitorEvent::PublisherLost) => {
                 if matches!(self.state, State::Paused(_)) {
                     // A publisher that shuts down waits for our acknowledgement: let go of it.
@@ -322,6 +318,7 @@ impl Worker {
             Wake::Attempt(end) => Some(match *end {
                 Ok(StreamEnd::Conflict(report)) => self.on_conflict(&report).await,
                 Ok(StreamEnd::Restart(restart, failure)) => self.on_restart(restart, failure),
+                Ok(StreamEnd::PublicationsChanged) => Event::RestartAsked,
                 Err(failure) => self.fail(failure),
             }),
             Wake::Due => None,
@@ -331,7 +328,10 @@ impl Worker {
     async fn on_phase(&mut self, phase: Phase) -> Option<Event> {
         let event = match phase {
             Phase::Copying => Event::CopyStarted,
-            Phase::Streaming => Event::StreamStarted,
+            Phase::Streaming => {
+                self.context.take_up = TakeUp::AsConfigured;
+                Event::StreamStarted
+            }
             Phase::TableHeldBack(diagnosis) => {
                 self.held_back = diagnosis;
                 self.report().await;
@@ -386,7 +386,7 @@ impl Worker {
 
     fn fail(&mut self, failure: Failure) -> Event {
         let (reason, attention) = match failure.disposition {
-            Disposition::Retry => ("connection".to_owned(), "will try again"),
+            Disposition::Retry => (failure.cause.as_str().to_owned(), "will try again"),
             Disposition::Pause(reason) => (reason.as_str().to_owned(), "paused"),
         };
         let same = self.because.as_ref().is_some_and(|because| because.diagnosis == failure.diagnosis);
@@ -452,8 +452,7 @@ impl Worker {
                     continue;
                 }
             }
-            if self.state == State::Paused(PauseReason::Schema) && self.fits_now().await {
-                info!(subscription = self.context.name(), "the target's tables have changed, looking again");
+            if self.state == State::Paused(PauseReason::Schema) && self.may_fit_now().await {
                 return Event::TargetFits;
             }
         }
@@ -475,9 +474,21 @@ impl Worker {
         Ok(lock)
     }
 
-    /// Whether the target's catalog has changed since the pause began: what does not fit may fit
-    /// now. The attempt that follows judges.
-    async fn fits_now(&mut self) -> bool {
+    /// Whether either side has changed since the pause began: what does not fit may fit now, or may
+    /// no longer be published. The attempt that follows judges.
+    async fn may_fit_now(&mut self) -> bool {
+        let what = if self.target_has_changed().await {
+            "the target's tables"
+        } else if self.context.publications.borrow().have_changed() {
+            "the publications"
+        } else {
+            return false;
+        };
+        info!(subscription = self.context.name(), "{what} have changed, looking again");
+        true
+    }
+
+    async fn target_has_changed(&mut self) -> bool {
         let Some(session) = &self.session else { return false };
         let read = session.client().query_one(SCHEMA_FINGERPRINT, &[]).await;
         match read.and_then(|row| row.try_get::<_, String>(0)) {
@@ -548,7 +559,10 @@ impl Worker {
             },
             Verb::Skip => self.on_skip(),
             Verb::Resolve => self.on_resolve(&command.args, &command.created_by).await,
-            Verb::Refresh => (Answer::done("takes up its publications"), Some(Event::RestartAsked)),
+            Verb::Refresh => {
+                self.context.take_up = TakeUp::WhatIsPublished;
+                (Answer::done("takes up its publications"), Some(Event::RestartAsked))
+            }
             Verb::Resync => (commands::not_supported(command.verb), None),
             // Whoever asked takes the lock next, removes the slot and the state.
             Verb::Drop => (Answer::done("let go"), Some(Event::ShutdownAsked)),
@@ -625,44 +639,5 @@ async fn commands_due(signal: &mut watch::Receiver<u64>) {
     if let Ok(Err(_)) = tokio::time::timeout(COMMAND_POLL, signal.changed()).await {
         // The sender has gone, which only happens at the very end: poll on.
         tokio::time::sleep(COMMAND_POLL).await;
-    }
-}
-
-/// Everything about user tables whose change may make them fit.
-const SCHEMA_FINGERPRINT: &str = "SELECT pg_catalog.md5(pg_catalog.concat( \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, \
-        a.atttypmod, a.attnotnull, a.atthasdef, a.attidentity, a.attisdropped), ',' \
-        ORDER BY a.attrelid, a.attnum) \
-     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
-     WHERE c.relkind IN ('r', 'p') AND c.relnamespace NOT IN (SELECT n.oid FROM pg_catalog.pg_namespace n \
-        WHERE n.nspname IN ('pg_catalog', 'information_schema', 'pg_toast', 'pgsluice'))), \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', i.indexrelid, i.indisvalid, i.indimmediate), ',' \
-        ORDER BY i.indexrelid) FROM pg_catalog.pg_index i WHERE i.indisunique), \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, c.relname, c.relnamespace, c.relacl, \
-        c.relrowsecurity), ',' ORDER BY c.oid) FROM pg_catalog.pg_class c WHERE c.relkind IN ('r', 'p')), \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', n.oid, n.nspname, n.nspacl), ',' ORDER BY n.oid) \
-     FROM pg_catalog.pg_namespace n)))";
-
-/// Notices a change of the target's catalog.
-#[derive(Debug, Default)]
-struct SchemaWatch(Option<String>);
-
-impl SchemaWatch {
-    /// The first look counts as a change, too: the pause may be older than what it sees. It is kept
-    /// from pause to pause, so that one judged anew and still unfit waits for the next change.
-    fn changed(&mut self, now: String) -> bool {
-        let changed = self.0.as_ref() != Some(&now);
-        self.0 = Some(now);
-        changed
-    }
-}
-
-impl Because {
-    fn operator() -> Self {
-        Self {
-            reason: PauseReason::Operator.as_str().to_owned(),
-            diagnosis: Diagnosis::new("paused by an operator").hint("\"pgsluice resume\" goes on"),
-            conflict_id: None,
-        }
     }
 }

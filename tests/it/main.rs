@@ -4,9 +4,21 @@
 //! that); what they share is in `support`.
 
 #[cfg(test)]
+mod batches;
+#[cfg(test)]
+mod check;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod faults_network;
+#[cfg(test)]
+mod hand_over;
+#[cfg(test)]
 mod identity;
+#[cfg(test)]
+mod publications;
 #[cfg(test)]
 mod replication;
 #[cfg(test)]

@@ -59,8 +59,8 @@ async fn changed_tables_are_planned_afresh_without_a_person() {
         "BEGIN; ALTER TABLE t RENAME c TO old_c; ALTER TABLE t ADD c bigint; UPDATE t SET c = old_c::bigint; ALTER TABLE t DROP old_c; COMMIT",
         "VACUUM FULL t",
         "CLUSTER t USING t_pkey",
-        "BEGIN; ALTER TABLE t RENAME TO old_t; CREATE TABLE t (c int, b text, a int, id int PRIMARY KEY); INSERT INTO t SELECT c, b, a, id FROM old_t; DROP TABLE old_t; COMMIT",
-        "ALTER TABLE t DROP CONSTRAINT t_pkey; ALTER TABLE t ADD UNIQUE (id)",
+        "BEGIN; ALTER TABLE t RENAME TO old_t; CREATE TABLE t (c int, b text, a int, id int CONSTRAINT t_key PRIMARY KEY); INSERT INTO t SELECT c, b, a, id FROM old_t; DROP TABLE old_t; COMMIT",
+        "ALTER TABLE t DROP CONSTRAINT t_key; ALTER TABLE t ADD UNIQUE (id)",
         "CREATE UNIQUE INDEX whole_id ON whole (id); ALTER TABLE whole ALTER id SET NOT NULL",
         "DROP INDEX whole_id",
     ] {

@@ -26,6 +26,10 @@ const PURE: &[&str] = &[
     "apply::plan",
     "apply::compact",
     "subscription::state",
+    "check::report",
+    "check::findings",
+    "check::verdict",
+    "check::tables",
     "error",
 ];
 /// Parts of these that are not pure.
@@ -62,13 +66,13 @@ const LAYERS: &[&[&str]] = &[
     &["pg", "error"],
     &["pgoutput", "conflict", "schema", "apply::plan", "apply::compact", "subscription::state", "config"],
     &["replication", "copy", "apply", "store", "schema::catalog", "net", "telemetry"],
-    &["http", "subscription"],
+    &["http", "subscription", "check"],
     &["runtime"],
     &["demo"],
     &["cli"],
     &["main", "lib"],
 ];
-const LAYERS_REASON: &str = "dependencies point down: main, cli, demo, runtime; http and subscription; the \
+const LAYERS_REASON: &str = "dependencies point down: main, cli, demo, runtime; http, subscription and check; the \
                              shell; the pure core; pg and error";
 
 /// What `http` must not touch.
