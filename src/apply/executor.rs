@@ -114,6 +114,7 @@ impl Executor {
     ) -> Result<(), ApplyError> {
         let statement = match self.prepared(&subject.table, planned.shape).await {
             Ok(statement) => statement,
+            // What cannot even be prepared (a table that has gone) is this change's failure.
             Err(error) => return Err(error.of_change(subject)),
         };
         let bytes = planned.params.iter().map(plan::Param::size_bytes).sum();

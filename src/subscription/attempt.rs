@@ -51,6 +51,8 @@ pub(super) struct Context {
     pub(super) phases: mpsc::Sender<Phase>,
     /// Apply row by row until the transaction that finishes here is through.
     pub(super) exact_until: Option<Lsn>,
+    /// The warnings that were said last.
+    pub(super) warned: watch::Sender<Vec<String>>,
 }
 
 /// Which tables an attempt that goes on from a recorded position follows.
@@ -243,7 +245,14 @@ async fn report_warnings(
     warnings: Vec<Diagnosis>,
 ) -> Result<(), Failure> {
     let warnings: Vec<String> = session.warnings().iter().chain(&warnings).map(ToString::to_string).collect();
-    for warning in &warnings {
+    // Said once, not at every attempt.
+    let mut said = true;
+    context.warned.send_if_modified(|warned| {
+        said = *warned == warnings;
+        warned.clone_from(&warnings);
+        false
+    });
+    for warning in warnings.iter().filter(|_| !said) {
         warn!(subscription = context.name(), "{warning}");
     }
     Ok(context.store.set_warnings(context.name(), &warnings).await?)
@@ -396,7 +405,9 @@ async fn copy_all(
                 Ok(_) => copied.push((result.source, position)),
                 Err(error) => {
                     let diagnosis = error.diagnosis(&result.source, &context.subscription.publisher.user);
-                    warn!(subscription = context.name(), relation = %result.source, "{diagnosis}");
+                    // Its detail may quote rows: that is for whoever asks for the status.
+                    let hint = diagnosis.hint.as_deref().unwrap_or_default();
+                    warn!(subscription = context.name(), relation = %result.source, hint, "{}", diagnosis.primary);
                     let state = TableState::Pending;
                     context
                         .store

@@ -47,7 +47,7 @@ pub(super) async fn run(
     syncs: TableSyncs,
     from: Lsn,
 ) -> Result<StreamEnd, Failure> {
-    let mut stream = Stream { context, applier, syncs, durable: from, first: true, failed: HashMap::new() };
+    let mut stream = Stream { context, applier, syncs, durable: from, first: true, said: HashMap::new() };
     stream.publish(reader);
     let mut publications = context.publications.subscribe();
     loop {
@@ -84,8 +84,8 @@ struct Stream<'a> {
     durable: Lsn,
     /// No transaction has been applied by this attempt yet.
     first: bool,
-    /// Why tables could not be synchronised when it was last tried.
-    failed: HashMap<QualifiedName, Diagnosis>,
+    /// What was last said of a table whose copy fails.
+    said: HashMap<QualifiedName, Diagnosis>,
 }
 
 impl Stream<'_> {
@@ -200,10 +200,13 @@ impl Stream<'_> {
                 self.report_held_back(None).await;
             }
             SyncEvent::Failed { source, diagnosis } => {
-                // It is tried again every few seconds: said once, until it fails of something else.
-                if self.failed.get(&source) != Some(&diagnosis) {
-                    warn!(subscription = name, relation = %source, "{diagnosis}");
-                    self.failed.insert(source.clone(), diagnosis.clone());
+                // Its detail may quote rows: that is for whoever asks for the status.
+                let hint = diagnosis.hint.as_deref().unwrap_or_default();
+                if self.said.get(&source) == Some(&diagnosis) {
+                    debug!(subscription = name, relation = %source, "{} again", diagnosis.primary);
+                } else {
+                    warn!(subscription = name, relation = %source, hint, "{}", diagnosis.primary);
+                    self.said.insert(source.clone(), diagnosis.clone());
                 }
                 store.set_table_state(name, &source, TableState::Pending, Some(&diagnosis)).await?;
                 self.report_held_back(Some(diagnosis)).await;

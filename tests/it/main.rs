@@ -10,6 +10,10 @@ mod check;
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod conflicts;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod faults_network;
@@ -17,6 +21,8 @@ mod faults_network;
 mod hand_over;
 #[cfg(test)]
 mod identity;
+#[cfg(test)]
+mod operations;
 #[cfg(test)]
 mod publications;
 #[cfg(test)]
