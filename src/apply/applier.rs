@@ -207,10 +207,11 @@ impl<'a> Applier<'a> {
                 self.event(Event::Commit { commit, changes: receiving.changes }).await
             }
             Message::Relation(relation) => {
-                // Within an open target transaction a failed slice would fail the look-up, too.
+                // Within an open target transaction a failed change would fail the look-up, too.
                 while self.pipeline.open() == Open::Yes && self.is_busy() {
                     self.settle().await?;
                 }
+                self.exact.come_to_rest().await?;
                 let Some(announced) = self.tables.announce(relation, self.session).await? else {
                     return Ok(());
                 };

@@ -103,8 +103,12 @@ impl Finding {
 /// Gathers the evidence for a failed change. The session's transaction has been rolled back.
 ///
 /// # Errors
-/// The failure itself, if it is not a conflict; or that of looking.
+/// The failure itself, if it is not a conflict; [`ApplyError::TargetChanged`] if the change was
+/// planned for a table that is no longer like that; or that of looking.
 pub(super) async fn collect(error: ApplyError, session: &TargetSession) -> Result<Finding, ApplyError> {
+    if let ApplyError::RowCount { change, .. } | ApplyError::Refused { change, .. } = &error {
+        change.table.check_current(session).await?;
+    }
     match error {
         ApplyError::RowCount { found, change } => missing_row(found, *change),
         ApplyError::Refused { error, change } => refused(*error, *change, session).await,

@@ -14,6 +14,7 @@ use super::evidence::{self, Finding};
 use super::executor::Executor;
 use super::plan::RowChange;
 use super::progress::{self, Step};
+use super::stamp::Stamps;
 use super::statement::{Sequences, truncate_sql};
 use super::tables::Tables;
 use super::{Applied, ApplyError, How, Outcome, TableContext, TargetSession, unix_time_us};
@@ -39,6 +40,8 @@ struct Transaction {
     /// What has been applied of it.
     tally: Tally,
     stage: Stage,
+    /// The tables that it has written to.
+    stamps: Stamps,
 }
 
 #[derive(Debug)]
@@ -104,7 +107,8 @@ impl<'a> Exact<'a> {
             return Err(ApplyError::OutOfOrder("BEGIN within a transaction".to_owned()));
         }
         let stage = if self.skips(begin.final_lsn) { Stage::Skipped } else { Stage::Empty };
-        self.transaction = Some(Transaction { begin, tally: Tally::default(), stage });
+        let (tally, stamps) = (Tally::default(), Stamps::default());
+        self.transaction = Some(Transaction { begin, tally, stage, stamps });
         Ok(Outcome::Pending)
     }
 
@@ -117,7 +121,7 @@ impl<'a> Exact<'a> {
         if !self.applies()? {
             return Ok(Outcome::Pending);
         }
-        self.open().await?;
+        self.open([table]).await?;
         if let Some(transaction) = &mut self.transaction {
             match change {
                 RowChange::Insert { .. } => transaction.tally.inserts += 1,
@@ -138,7 +142,7 @@ impl<'a> Exact<'a> {
         if !self.applies()? {
             return Ok(Outcome::Pending);
         }
-        self.open().await?;
+        self.open(tables).await?;
         if let Some(transaction) = &mut self.transaction {
             transaction.tally.truncates += tables.len() as u64;
         }
@@ -148,7 +152,23 @@ impl<'a> Exact<'a> {
             Ok(()) => self.session.client().batch_execute(&sql).await.map_err(ApplyError::from),
             Err(error) => Err(error),
         };
+        if let Err(ApplyError::Server(_)) = &result {
+            self.roll_back().await?;
+            for table in tables {
+                table.check_current(self.session).await?;
+            }
+        }
         self.settle(result, |finding| finding.of_truncate(tables, index)).await
+    }
+
+    /// Waits for what is in flight, and judges it: whatever is asked of the session next must not
+    /// meet a transaction that an earlier change has aborted.
+    pub(super) async fn come_to_rest(&mut self) -> Result<(), ApplyError> {
+        let result = self.executor.drain().await;
+        if result.is_err() {
+            self.settle(result, |_| ()).await?;
+        }
+        Ok(())
     }
 
     /// Whether changes of the transaction are still applied.
@@ -166,7 +186,7 @@ impl<'a> Exact<'a> {
         recorded: &mut Lsn,
         names: &Tables,
     ) -> Result<Outcome, ApplyError> {
-        let Some(Transaction { begin, tally, stage }) = self.transaction.take() else {
+        let Some(Transaction { begin, tally, stage, stamps }) = self.transaction.take() else {
             return Err(ApplyError::OutOfOrder("COMMIT outside a transaction".to_owned()));
         };
         let (how, since) = match stage {
@@ -202,7 +222,7 @@ impl<'a> Exact<'a> {
             commit_time_us: applied.commit_time_us,
             transactions: 1,
         };
-        match self.finish(step).await {
+        match self.finish(step, &stamps).await {
             Ok(()) => {
                 *recorded = commit.end_lsn;
                 Ok(durable())
@@ -221,19 +241,24 @@ impl<'a> Exact<'a> {
     }
 
     /// Rows, progress, COMMIT.
-    async fn finish(&mut self, step: Step) -> Result<(), ApplyError> {
+    async fn finish(&mut self, step: Step, stamps: &Stamps) -> Result<(), ApplyError> {
         self.executor.drain().await?;
-        progress::advance(self.session.client(), &self.subscription, step).await?;
+        let client = self.session.client();
+        tokio::try_join!(stamps.check(client), progress::advance(client, &self.subscription, step))?;
         fail::fail_point!("apply::before_commit");
         self.session.client().batch_execute("COMMIT").await?;
         fail::fail_point!("apply::after_commit");
         Ok(())
     }
 
-    async fn open(&mut self) -> Result<(), ApplyError> {
-        if let Some(Transaction { stage: stage @ Stage::Empty, .. }) = &mut self.transaction {
+    async fn open(&mut self, tables: impl IntoIterator<Item = &Arc<TableContext>>) -> Result<(), ApplyError> {
+        let Some(transaction) = &mut self.transaction else { return Ok(()) };
+        for table in tables {
+            transaction.stamps.add(table);
+        }
+        if matches!(transaction.stage, Stage::Empty) {
             self.session.client().batch_execute("BEGIN").await?;
-            *stage = Stage::Open { since: Instant::now() };
+            transaction.stage = Stage::Open { since: Instant::now() };
         }
         Ok(())
     }

@@ -26,6 +26,7 @@ pub mod plan;
 pub mod progress;
 mod session;
 mod sets;
+mod stamp;
 pub mod statement;
 mod tables;
 

@@ -5,8 +5,8 @@
 //! send n+1: BEGIN · sets · progress n→n+1 · COMMIT      (before the answers to n are in)
 //! ```
 //! # Why a COMMIT may be sent unseen
-//! Every statement guards itself (`sets`, and the progress row's compare-and-set fails the same
-//! way), so a batch whose rows differ from the plan is aborted by the server, and its COMMIT rolls
+//! Every statement guards itself (`sets`; the tables' `stamp` and the progress row's compare-and-set
+//! fail the same way), so a batch whose rows differ from the plan is aborted by the server, and its COMMIT rolls
 //! back. The next batch then finds the progress row not where it expects it, and fails, too: commits
 //! stay in order and nothing overtakes a failure. A long way to the target costs latency, not speed.
 //!
@@ -31,6 +31,7 @@ use super::event::Event;
 use super::plan::Param;
 use super::progress::{ADVANCE_GUARDED, Step as ProgressStep};
 use super::sets::{self, BEGIN_SETS};
+use super::stamp::{self, Stamps};
 use super::statement::{Sequences, truncate_sql};
 use super::{ApplyError, TableContext};
 use crate::net::PgClient;
@@ -50,6 +51,8 @@ pub(super) struct Pipeline {
     subscription: SubscriptionName,
     statements: HashMap<(u64, SetKind), Statement>,
     progress: Option<Statement>,
+    /// Fails if a table has changed since it was planned.
+    guard: Option<Statement>,
     under_way: VecDeque<UnderWay>,
     /// A slice has been sent whose transaction is still open on the target.
     open: Open,
@@ -105,6 +108,7 @@ impl Pipeline {
             subscription,
             statements: HashMap::new(),
             progress: None,
+            guard: None,
             under_way: VecDeque::new(),
             open: Open::No,
         }
@@ -160,6 +164,8 @@ impl Pipeline {
         for step in &batch.steps {
             statements.push(self.statement(step).await?);
         }
+        let stamps = stamps(&batch.steps);
+        let guard = if stamps.is_empty() { None } else { Some(self.guard_statement().await?) };
         let progress = match batch.end {
             Some(end) => Some((self.progress_statement().await?, end)),
             None => None,
@@ -172,6 +178,9 @@ impl Pipeline {
                 Sendable::Text(sql) => self.text(sql),
                 Sendable::Prepared(statement, params) => self.prepared(statement, params),
             });
+        }
+        if let Some(statement) = guard {
+            answers.push_back(self.guard(statement, &stamps));
         }
         if let Some((statement, end)) = progress {
             answers.push_back(self.advance(statement, end));
@@ -214,6 +223,21 @@ impl Pipeline {
         let statement = self.client.prepare(ADVANCE_GUARDED).await?;
         self.progress = Some(statement.clone());
         Ok(statement)
+    }
+
+    async fn guard_statement(&mut self) -> Result<Statement, ApplyError> {
+        if let Some(statement) = &self.guard {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(&stamp::guard_sql()).await?;
+        self.guard = Some(statement.clone());
+        Ok(statement)
+    }
+
+    fn guard(&self, statement: Statement, stamps: &Stamps) -> Answer {
+        let client = Arc::clone(&self.client);
+        let (oids, stamps) = stamps.parameters();
+        Self::dispatch(async move { client.execute(&statement, &[&oids, &stamps]).await })
     }
 
     /// Hands a request to the connection, in order, by its first poll.
@@ -288,6 +312,18 @@ impl Pipeline {
         self.client.batch_execute("ROLLBACK").await?;
         Ok(whole.then_some(events))
     }
+}
+
+/// The tables that the steps write to.
+fn stamps(steps: &[Step]) -> Stamps {
+    let mut stamps = Stamps::default();
+    for step in steps {
+        match step {
+            Step::Set { table, .. } => stamps.add(table),
+            Step::Truncate { tables, .. } => tables.iter().for_each(|table| stamps.add(table)),
+        }
+    }
+    stamps
 }
 
 enum Sendable {

@@ -158,8 +158,10 @@ pub(super) async fn run(
     let start = Start { recorded: from, skip, exact_until: context.exact_until };
     let applier = Applier::new(session, subscription.name.clone(), members, start);
     match stream::run(context, applier, reader, syncs, from).await {
-        // Not a failure: the publisher sends it again, and row by row it will be judged.
-        Err(Failure { restart: Some(until), .. }) => Ok(StreamEnd::SendAgain { until }),
+        Err(failure) => match failure.restart.clone() {
+            Some(restart) => Ok(StreamEnd::Restart(restart, failure)),
+            None => Err(failure),
+        },
         end => end,
     }
 }

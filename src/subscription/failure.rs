@@ -3,7 +3,7 @@
 use crate::apply::{ApplyError, OpenError};
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
 use crate::net::{ConnectError, Step};
-use crate::pg::Lsn;
+use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::DecodeError;
 use crate::replication::{CommandError, Fault};
 use crate::schema::catalog::{CatalogError, Side};
@@ -17,9 +17,19 @@ pub struct Failure {
     pub disposition: Disposition,
     pub diagnosis: Diagnosis,
     pub target: TargetLink,
-    /// Begin anew at once, row by row until the transaction that finishes here is through.
-    pub restart: Option<Lsn>,
+    /// Nothing that anybody need know of: begin anew at once.
+    pub restart: Option<Restart>,
     pub cause: Cause,
+}
+
+/// Why an attempt begins anew by itself, from the durable position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Restart {
+    /// A transaction too large to keep has to be streamed again, and applied row by row up to the
+    /// one that finishes here.
+    SendAgain { until: Lsn },
+    /// DDL has changed this table of the target: plans and statements are made afresh.
+    TargetChanged(Box<QualifiedName>),
 }
 
 /// What stands in the way, as the word that `status` shows as the reason of `retrying`. Where
@@ -95,6 +105,13 @@ impl Failure {
 
     fn of(disposition: Disposition, diagnosis: Diagnosis, cause: Cause) -> Self {
         Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause }
+    }
+
+    pub(super) fn target_changed(table: QualifiedName) -> Self {
+        let diagnosis = Diagnosis::new(format!("target table {table} has been changed by DDL"))
+            .detail("nothing of this transaction was applied; it is tried again with the table as it is now")
+            .hint("apply goes on by itself once the table is no longer being changed");
+        Self { restart: Some(Restart::TargetChanged(Box::new(table))), ..Self::retry(diagnosis) }
     }
 
     fn target_lost(diagnosis: Diagnosis) -> Self {
@@ -177,8 +194,10 @@ impl From<ApplyError> for Failure {
             ),
             ApplyError::NotASet => Self::retry(Diagnosis::new(error.to_string())),
             ApplyError::SendAgain { until } => {
-                Self { restart: Some(until), ..Self::retry(Diagnosis::new(error.to_string())) }
+                let restart = Some(Restart::SendAgain { until });
+                Self { restart, ..Self::retry(Diagnosis::new(error.to_string())) }
             }
+            ApplyError::TargetChanged(ref table) => Self::target_changed(table.clone()),
             ApplyError::Server(error) => of_target(&error, None),
             ApplyError::Refused { error, change } => of_target(
                 &error,

@@ -13,7 +13,7 @@ use crate::store::TableState;
 use crate::telemetry::{BatchApplied, FellBack, Received};
 
 use super::attempt::{Context, Phase};
-use super::failure::Failure;
+use super::failure::{Failure, Restart};
 use super::publications::Publications;
 use super::reader::{Chunk, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
@@ -23,9 +23,8 @@ use super::table_sync::{SyncEvent, TableSyncs};
 pub(super) enum StreamEnd {
     /// A transaction was rolled back on a conflict.
     Conflict(Box<ConflictReport>),
-    /// A transaction too large to keep has to be streamed again, and applied row by row up to the
-    /// one that finishes here.
-    SendAgain { until: Lsn },
+    /// Not a failure: what could not be applied is streamed again, and judged then.
+    Restart(Restart, Failure),
     /// Something else is published now: an attempt from here on takes it up.
     PublicationsChanged,
 }

@@ -19,6 +19,7 @@ use tracing::{debug, error, info, warn};
 use crate::apply::{Lock, TargetSession, origin_name};
 use crate::config::Subscription;
 use crate::error::{Diagnosis, Disposition, PauseReason};
+use crate::pg::Lsn;
 use crate::pg::conninfo::ConnInfo;
 use crate::store::{self, Answer, Command, Desired, Registration, StateChange, Store, Verb, lock_key};
 use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
@@ -26,7 +27,7 @@ use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 use super::attempt::{self, Context, Phase, TakeUp};
 use super::because::Because;
 use super::commands;
-use super::failure::{Failure, TargetLink};
+use super::failure::{Failure, Restart, TargetLink};
 use super::monitor::{Monitor, MonitorEvent};
 use super::positions::StreamPositions;
 use super::publications::Publications;
@@ -79,6 +80,8 @@ pub(crate) struct Worker {
     last_conflict: Option<i64>,
     schema: SchemaWatch,
     reported: Option<StateChange>,
+    /// Where a changed target table last made it begin anew.
+    restarted_at: Option<Lsn>,
     stood_by: Option<StoodBy>,
     /// The last conflict that was logged: one that is met again and again is said once, and once
     /// more for each person who asks to go on.
@@ -152,6 +155,7 @@ impl Worker {
             last_conflict: None,
             schema: SchemaWatch::default(),
             reported: None,
+            restarted_at: None,
             stood_by: None,
             conflict_said: None,
         }
@@ -373,11 +377,7 @@ impl Worker {
             Wake::Phase(phase) => self.on_phase(phase).await,
             Wake::Attempt(end) => Some(match *end {
                 Ok(StreamEnd::Conflict(report)) => self.on_conflict(&report).await,
-                Ok(StreamEnd::SendAgain { until }) => {
-                    info!(subscription = self.context.name(), lsn = %until, "streaming a large transaction again");
-                    self.context.exact_until = Some(until);
-                    Event::RestartAsked
-                }
+                Ok(StreamEnd::Restart(restart, failure)) => self.on_restart(restart, failure),
                 Ok(StreamEnd::PublicationsChanged) => Event::RestartAsked,
                 Err(failure) => self.fail(failure),
             }),
@@ -420,6 +420,26 @@ impl Worker {
             // Without its evidence there is no pause: it will be found again.
             Err(error) => self.fail(error.into()),
         }
+    }
+
+    /// Begins anew at once. A table that is being changed again and again at one position is waited
+    /// for as any failure is.
+    fn on_restart(&mut self, restart: Restart, failure: Failure) -> Event {
+        match restart {
+            Restart::SendAgain { until } => {
+                info!(subscription = self.context.name(), lsn = %until, "streaming a large transaction again");
+                self.context.exact_until = Some(until);
+            }
+            Restart::TargetChanged(table) => {
+                let at = self.context.positions.borrow().applied;
+                if self.restarted_at == at {
+                    return self.fail(failure);
+                }
+                self.restarted_at = at;
+                info!(subscription = self.context.name(), relation = %table, "a target table has changed");
+            }
+        }
+        Event::RestartAsked
     }
 
     fn fail(&mut self, failure: Failure) -> Event {

@@ -22,6 +22,8 @@ mod hand_over;
 #[cfg(test)]
 mod http;
 #[cfg(test)]
+mod identity;
+#[cfg(test)]
 mod logs;
 #[cfg(test)]
 mod metrics;
@@ -39,7 +41,11 @@ mod store;
 #[expect(dead_code, reason = "made for the capabilities' tests, which arrive one after the other")]
 mod support;
 #[cfg(test)]
+mod target_ddl;
+#[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod triggers;
 #[cfg(test)]
 mod values;
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub use publisher::{
     publisher_query, unselectable_tables,
 };
 pub use slot::slot_row;
-pub use target::{TargetFacts, target_facts, target_tables};
+pub use target::{TargetFacts, table_stamp_sql, target_facts, target_tables};
 pub use unreadable::{refused_copy, unreadable};
 
 /// `typtype`, `relkind` and their like: PostgreSQL's `"char"`, one ASCII character.
