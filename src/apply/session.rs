@@ -36,8 +36,14 @@ const SETTINGS: &[(&str, &str)] = &[
     ("tcp_keepalives_count", "3"),
 ];
 
-/// How long an abandoned statement may keep a session from being used again.
+/// How long an abandoned statement may go on before it is cancelled, and how long that may take
+/// before the session is given up.
+const RESET_GRACE: Duration = Duration::from_millis(200);
 const RESET_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How often the target looks, in the middle of a statement, whether its client is still there: one
+/// that waits for a lock would otherwise outlive a killed writer, and keep the subscription's lock.
+const CONNECTION_CHECK: &str = "SET client_connection_check_interval = '2s'";
 
 /// PostgreSQL's error for a missing privilege.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
@@ -90,6 +96,10 @@ impl TargetSession {
         let mut session =
             Self { client: Arc::new(client), replica: Replica::No, role, warnings: Vec::new(), origin: None };
         session.become_replica().await?;
+        // Not every platform can tell; there, TCP keepalives have to do.
+        if let Some(error) = refused(&session.client, CONNECTION_CHECK).await? {
+            tracing::debug!(%error, "the target does not look for lost clients");
+        }
         Ok(session)
     }
 
@@ -116,13 +126,21 @@ impl TargetSession {
         Ok(if row.try_get(0)? { Lock::Held } else { Lock::HeldElsewhere })
     }
 
-    /// Ends whatever transaction an abandoned attempt left open.
+    /// Ends whatever an abandoned attempt left open: its statements, which may wait for somebody's
+    /// lock, and its transaction.
     ///
     /// # Errors
-    /// If the server does not answer in time, a statement of it still runs or waits there: the
-    /// session is then lost, and with it the lock.
+    /// If the server does not answer in time the session is lost, and with it the lock.
     pub async fn reset(&self) -> Result<(), ApplyError> {
-        match tokio::time::timeout(RESET_TIMEOUT, self.client.batch_execute("ROLLBACK")).await {
+        let mut rollback = std::pin::pin!(self.client.batch_execute("ROLLBACK"));
+        if let Ok(done) = tokio::time::timeout(RESET_GRACE, &mut rollback).await {
+            return Ok(done?);
+        }
+        let cancelled = async {
+            self.client.cancel().await;
+            rollback.await
+        };
+        match tokio::time::timeout(RESET_TIMEOUT, cancelled).await {
             Ok(done) => Ok(done?),
             Err(_) => Err(ApplyError::Unresponsive(RESET_TIMEOUT)),
         }

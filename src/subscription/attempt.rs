@@ -135,7 +135,14 @@ pub(super) async fn run(
     let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
     let skip = armed_skip(context, from).await?;
     let applier = Applier::new(session, subscription.name.clone(), from, members, skip);
-    stream::run(context, applier, reader, syncs, from).await
+    let streaming = stream::run(context, applier, reader, syncs, from);
+    tokio::select! {
+        // A failed statement tells more than that the session has ended.
+        biased;
+        end = streaming => end,
+        // The lock has gone with the session, whether or not there is anything to apply.
+        ended = session.client().closed() => Err(Failure::target_ended(&ended)),
+    }
 }
 
 /// The skip that is armed, unless the stream is already past it.

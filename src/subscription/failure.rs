@@ -2,7 +2,7 @@
 
 use crate::apply::{ApplyError, OpenError};
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
-use crate::net::ConnectError;
+use crate::net::{ConnectError, Ended};
 use crate::pgoutput::DecodeError;
 use crate::replication::CommandError;
 use crate::schema::catalog::CatalogError;
@@ -32,6 +32,16 @@ impl Failure {
 
     pub fn pause(reason: PauseReason, diagnosis: Diagnosis) -> Self {
         Self { disposition: Disposition::Pause(reason), diagnosis, target: TargetLink::Kept }
+    }
+
+    /// The applying session has ended, with the lock.
+    pub(super) fn target_ended(ended: &Ended) -> Self {
+        let why = match (ended.server_error(), &ended.error) {
+            (Some(server), _) => server.to_string(),
+            (None, Some(error)) => chain(&**error),
+            (None, None) => "it was closed".to_owned(),
+        };
+        Self::target_lost(connection_lost(why))
     }
 
     fn target_lost(diagnosis: Diagnosis) -> Self {
@@ -102,11 +112,7 @@ impl From<ReadError> for Failure {
 impl From<ApplyError> for Failure {
     fn from(error: ApplyError) -> Self {
         match error {
-            ApplyError::Connection(source) => Self::target_lost(
-                Diagnosis::new("the connection to the target was lost").detail(chain(&source)).hint(
-                    "apply goes on by itself, from the last committed transaction, once the target is back",
-                ),
-            ),
+            ApplyError::Connection(source) => Self::target_lost(connection_lost(chain(&source))),
             ApplyError::Unresponsive(waited) => Self::target_lost(
                 Diagnosis::new(format!("the target has not answered for {} s", waited.as_secs()))
                     .detail("a statement may be waiting for a lock that another session holds")
@@ -182,6 +188,12 @@ pub(super) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
     }
     let hint = format!("on the target, then it goes on by itself:\n{}", hints.join("\n"));
     Failure::pause(PauseReason::Schema, diagnosis.hint(hint))
+}
+
+fn connection_lost(why: String) -> Diagnosis {
+    Diagnosis::new("the connection to the target was lost")
+        .detail(why)
+        .hint("apply goes on by itself, from the last committed transaction, once the target is back")
 }
 
 fn of_target(error: &ServerError, doing: Option<String>) -> Failure {

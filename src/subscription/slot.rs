@@ -286,8 +286,7 @@ mod tests {
         expected: Result<SlotPlan, PauseReason>,
     ) {
         let (name, subscription) = ("sub".parse().unwrap(), "sub".parse().unwrap());
-        let planned =
-            plan(&name, &subscription, recorded.map(Lsn::new), slot, on_missing, "example");
+        let planned = plan(&name, &subscription, recorded.map(Lsn::new), slot, on_missing, "example");
         match (planned, expected) {
             (Ok(plan), Ok(expected)) => assert_eq!(plan, expected),
             (Err(failure), Err(reason)) => assert_eq!(failure.disposition, Disposition::Pause(reason)),

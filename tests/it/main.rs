@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod feedback;
+#[cfg(test)]
 mod hand_over;
 #[cfg(test)]
 mod publications;
