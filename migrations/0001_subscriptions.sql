@@ -46,7 +46,7 @@ COMMENT ON COLUMN pgsluice.subscription.slot IS 'Replication slot on the publish
 COMMENT ON COLUMN pgsluice.subscription.publisher_system_id IS 'The publisher''s system identifier: positions mean nothing on another one.';
 COMMENT ON COLUMN pgsluice.subscription.publications IS 'Publications that are subscribed to.';
 COMMENT ON COLUMN pgsluice.subscription.state IS 'starting, copying, streaming, retrying, paused, standby or disabled.';
-COMMENT ON COLUMN pgsluice.subscription.reason IS 'Why it is in that state, as a word: conflict, schema, operator…';
+COMMENT ON COLUMN pgsluice.subscription.reason IS 'Why it is in that state, as a word: conflict, schema, operator...';
 COMMENT ON COLUMN pgsluice.subscription.detail IS 'The facts behind the reason, for a person.';
 COMMENT ON COLUMN pgsluice.subscription.hint IS 'What to do next.';
 COMMENT ON COLUMN pgsluice.subscription.conflict_id IS 'The conflict that holds it, if it is paused on one.';

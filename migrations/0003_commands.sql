@@ -19,7 +19,7 @@ CREATE INDEX command_pending ON pgsluice.command (subscription, id) WHERE done_a
 COMMENT ON TABLE pgsluice.command IS 'Wishes for the service. NOTIFY pgsluice with the subscription''s name tells it to look.';
 COMMENT ON COLUMN pgsluice.command.id IS 'Order in which commands are carried out.';
 COMMENT ON COLUMN pgsluice.command.subscription IS 'The subscription.';
-COMMENT ON COLUMN pgsluice.command.verb IS 'pause, resume, skip, resolve…';
+COMMENT ON COLUMN pgsluice.command.verb IS 'pause, resume, skip, resolve...';
 COMMENT ON COLUMN pgsluice.command.args IS 'What the verb needs: a position, a conflict''s number.';
 COMMENT ON COLUMN pgsluice.command.created_at IS 'When it was asked for.';
 COMMENT ON COLUMN pgsluice.command.created_by IS 'Who asked.';
@@ -44,6 +44,6 @@ COMMENT ON TABLE pgsluice.event IS 'Audit: what changed, when. Outlives the subs
 COMMENT ON COLUMN pgsluice.event.id IS 'Order of events.';
 COMMENT ON COLUMN pgsluice.event.at IS 'When it happened.';
 COMMENT ON COLUMN pgsluice.event.subscription IS 'The subscription it is about; null for the service as a whole.';
-COMMENT ON COLUMN pgsluice.event.kind IS 'What happened, as a word: state, conflict, resolved, command, skip, table, removed…';
+COMMENT ON COLUMN pgsluice.event.kind IS 'What happened, as a word: state, conflict, resolved, command, skip, table, removed...';
 COMMENT ON COLUMN pgsluice.event.message IS 'What happened, for a person.';
 COMMENT ON COLUMN pgsluice.event.detail IS 'Facts, for a program.';

@@ -1,72 +1,107 @@
-//! The exact path: one publisher transaction is one target transaction, row by row in order.
+//! Decides how the stream is applied: gathered into batches of sets, or exactly, row by row.
 //!
-//! Messages go in as they come, also of a transaction too large to keep: its rows flow into the
-//! open target transaction, so memory stays bounded. A failed transaction is rolled back at once;
-//! the rest of its messages are only counted, so that the evidence can say how large it is.
+//! ```text
+//! message ─▶ event ─▶ gathered ─whole transactions─▶ compact ─▶ pipeline ─▶ Durable
+//!                        │                                        │ any error, any count that differs
+//!                        └── tables or moments that sets don't suit ┴──▶ exact ─▶ Durable | Conflict
+//! ```
+//! While the target works on one batch the next gathers; an idle target gets what there is at once.
+//! Sets are an optimisation and nothing else: whatever goes wrong with one is rolled back and
+//! applied again on the exact path, which commits everything before the offending change's
+//! transaction and names the change.
 
-use tracing::debug;
+use std::collections::VecDeque;
+use std::sync::Arc;
 
-use super::evidence::{self, Finding};
-use super::executor::Executor;
+use super::compact::compact;
+use super::event::Event;
+use super::exact::Exact;
+use super::pipeline::{Batch, BatchSummary, Open, Pipeline};
 use super::plan::RowChange;
-use super::progress::{self, Step};
-use super::statement::{Sequences, truncate_sql};
+use super::progress;
 use super::tables::{Lookup, Tables};
-use super::{ApplyError, FailedChange, Membership, TargetSession, unix_time_us};
+use super::{ApplyError, ExactBecause, Membership, TableContext, TargetSession, unix_time_us};
 use crate::conflict::ConflictReport;
-use crate::pg::{Lsn, SubscriptionName};
-use crate::pgoutput::{Begin, Commit, Message, Truncate};
+use crate::pg::{Lsn, QualifiedName, SubscriptionName};
+use crate::pgoutput::{Begin, Message};
+
+/// A batch holds at most so many changes…
+const BATCH_CHANGES_MAX: usize = 8192;
+/// …and bytes, roughly. A transaction larger than this goes in slices.
+const BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// Applies one subscription's stream through one session.
+#[derive(Debug)]
 pub struct Applier<'a> {
     session: &'a TargetSession,
-    executor: Executor,
-    subscription: SubscriptionName,
-    /// The position in the progress row.
-    recorded: Lsn,
     tables: Tables,
-    /// Pass over exactly the transaction that finishes here.
-    skip: Option<Lsn>,
-    transaction: Option<Transaction>,
+    exact: Exact<'a>,
+    pipeline: Pipeline,
+    /// The progress row's position when everything that has been sent is through.
+    recorded: Lsn,
+    mode: Mode,
+    gathered: Gathered,
+    /// The publisher's transaction that is being received.
+    receiving: Option<Receiving>,
+    /// The end of the last transaction received.
+    received: Lsn,
+    /// The finish LSN of the last transaction that went in slices.
+    sliced: Lsn,
+    outcomes: VecDeque<Outcome>,
 }
 
-/// The publisher's transaction that is being received.
-struct Transaction {
+/// How events are applied as they come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Sets,
+    /// Row by row, to the end of the transaction at least, and up to this finish LSN.
+    Exact {
+        until: Option<Lsn>,
+    },
+    /// A conflict was found: whatever comes after it must not be applied.
+    Stopped,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Receiving {
     begin: Begin,
-    /// Row changes and truncations seen, those of other tables included.
     changes: u64,
-    stage: Stage,
 }
 
-enum Stage {
-    /// Nothing to apply so far.
-    Empty,
-    /// The target transaction is open.
-    Open,
-    /// Passed over on an operator's word.
-    Skipped,
-    /// Rolled back; waiting for the end to know its size.
-    Failed(Box<Finding>),
+/// Events that have not been sent yet.
+#[derive(Debug, Default)]
+struct Gathered {
+    events: Vec<Event>,
+    bytes: usize,
+    /// How many of them, from the first on, are whole transactions.
+    whole: usize,
 }
 
-/// What a message led to.
+/// What became of the stream so far.
 #[derive(Debug)]
 pub enum Outcome {
     /// Nothing durable yet.
     Pending,
     /// Everything up to `lsn` is durable in the target, or needs nothing there.
     Durable { lsn: Lsn, transaction: Option<Applied> },
+    /// A batch of sets is durable.
+    Batch { lsn: Lsn, last: Applied, summary: BatchSummary },
+    /// How changes of a table will be applied: row by row for this reason, or in sets.
+    Planned { source: QualifiedName, exact_because: Option<ExactBecause> },
+    /// A batch could not be applied as sets and goes row by row.
+    FellBack,
     /// A transaction was rolled back; this is why.
     Conflict(Box<ConflictReport>),
 }
 
-/// A transaction that ended well.
+/// A transaction (the last of several, for a batch) that ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Applied {
     /// Where it finishes: its commit record.
     pub commit_lsn: Lsn,
     /// When it committed on the publisher, µs since the Unix epoch.
     pub commit_time_us: i64,
+    /// Changes in it, those of other tables included.
     pub changes: u64,
     pub how: How,
 }
@@ -82,24 +117,40 @@ pub enum How {
     Skipped,
 }
 
+/// Where an applier begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// The progress row's position.
+    pub recorded: Lsn,
+    /// Pass over the transaction that finishes here.
+    pub skip: Option<Lsn>,
+    /// Apply exactly until the transaction that finishes here is through.
+    pub exact_until: Option<Lsn>,
+}
+
 impl<'a> Applier<'a> {
-    /// `recorded` is the progress row's position; `skip` the finish LSN of a transaction to pass over.
     pub fn new(
         session: &'a TargetSession,
         subscription: SubscriptionName,
-        recorded: Lsn,
         members: Membership,
-        skip: Option<Lsn>,
+        start: Start,
     ) -> Self {
-        let executor = Executor::new(std::sync::Arc::clone(session.client()));
+        let mode = match start.exact_until {
+            Some(_) => Mode::Exact { until: start.exact_until },
+            None => Mode::Sets,
+        };
         Self {
             session,
-            executor,
-            subscription,
-            recorded,
             tables: Tables::new(members),
-            skip,
-            transaction: None,
+            exact: Exact::new(session, subscription.clone(), start.skip),
+            pipeline: Pipeline::new(Arc::clone(session.client()), subscription),
+            recorded: start.recorded,
+            mode,
+            gathered: Gathered::default(),
+            receiving: None,
+            received: start.recorded,
+            sliced: Lsn::ZERO,
+            outcomes: VecDeque::new(),
         }
     }
 
@@ -107,9 +158,25 @@ impl<'a> Applier<'a> {
         self.tables.members_mut()
     }
 
-    /// Whether the stream is between two transactions.
-    pub fn is_between_transactions(&self) -> bool {
-        self.transaction.is_none()
+    /// The position up to which the stream has been received, between two transactions; none within
+    /// one. What belongs to which table has been decided up to here.
+    pub fn received(&self) -> Option<Lsn> {
+        self.receiving.is_none().then_some(self.received)
+    }
+
+    /// Whether everything received is applied, and the stream is between two transactions.
+    fn is_at_rest(&self) -> bool {
+        self.receiving.is_none() && self.gathered.events.is_empty() && self.pipeline.is_idle()
+    }
+
+    /// Whether batches are under way whose end [`Self::wait`] waits for.
+    pub fn is_busy(&self) -> bool {
+        !self.pipeline.is_idle()
+    }
+
+    /// What has happened since it was last asked.
+    pub fn outcome(&mut self) -> Option<Outcome> {
+        self.outcomes.pop_front()
     }
 
     /// Takes the stream's next message.
@@ -117,191 +184,391 @@ impl<'a> Applier<'a> {
     /// # Errors
     /// After an error the applier is of no more use, and the session's transaction may be open
     /// ([`TargetSession::reset`]).
-    pub async fn handle(&mut self, message: Message) -> Result<Outcome, ApplyError> {
+    pub async fn take(&mut self, message: Message) -> Result<(), ApplyError> {
         match message {
-            Message::Begin(begin) => self.begin(begin),
-            Message::Commit(commit) => self.commit(&commit).await,
-            Message::Relation(relation) => {
-                if let Some(replaced) = self.tables.announce(relation, self.session).await? {
-                    self.executor.forget(replaced);
+            Message::Begin(begin) => {
+                if self.receiving.replace(Receiving { begin, changes: 0 }).is_some() {
+                    return Err(ApplyError::OutOfOrder("BEGIN within a transaction".to_owned()));
                 }
-                Ok(Outcome::Pending)
+                self.event(Event::Begin(begin)).await
             }
-            Message::Type(message) => {
-                self.tables.announce_type(message)?;
-                Ok(Outcome::Pending)
+            Message::Commit(commit) => {
+                let receiving = self.receiving.take().ok_or_else(|| outside("COMMIT"))?;
+                self.received = commit.end_lsn;
+                self.event(Event::Commit { commit, changes: receiving.changes }).await
             }
+            Message::Relation(relation) => {
+                // Within an open target transaction a failed slice would fail the look-up, too.
+                while self.pipeline.open() == Open::Yes && self.is_busy() {
+                    self.settle().await?;
+                }
+                let Some(announced) = self.tables.announce(relation, self.session).await? else {
+                    return Ok(());
+                };
+                if let Some(replaced) = announced.replaced {
+                    self.exact.forget(replaced);
+                    self.pipeline.forget(replaced);
+                }
+                let (source, exact_because) = (announced.source, announced.exact_because);
+                self.outcomes.push_back(Outcome::Planned { source, exact_because });
+                Ok(())
+            }
+            Message::Type(message) => Ok(self.tables.announce_type(message)?),
             Message::Insert(m) => self.change(m.relation_oid, RowChange::Insert { new: m.new }).await,
             Message::Update(m) => {
                 self.change(m.relation_oid, RowChange::Update { old: m.old, new: m.new }).await
             }
             Message::Delete(m) => self.change(m.relation_oid, RowChange::Delete { old: m.old.into() }).await,
-            Message::Truncate(truncate) => self.truncate(&truncate).await,
+            Message::Truncate(m) => self.truncate(&m.relation_oids, m.restart_seqs).await,
             // Neither carries anything for a table: where a transaction first came from, and what
             // an application said beside its rows.
-            Message::Origin(_) | Message::Logical(_) => Ok(Outcome::Pending),
+            Message::Origin(_) | Message::Logical(_) => Ok(()),
         }
     }
 
-    /// The publisher's position while it has nothing to send: everything before it is done with,
-    /// unless a transaction is still being received.
-    pub fn keepalive(&self, wal_end: Lsn) -> Outcome {
-        match self.transaction {
-            Some(_) => Outcome::Pending,
-            None => Outcome::Durable { lsn: wal_end, transaction: None },
+    /// The publisher's position while it has nothing to send: once everything before it is done,
+    /// it is done with, too; unless a transaction is still being received.
+    pub fn keepalive(&mut self, wal_end: Lsn) {
+        if self.receiving.is_some() || self.mode == Mode::Stopped {
+            return;
+        }
+        self.received = self.received.max(wal_end);
+        if self.is_at_rest() {
+            self.outcomes.push_back(Outcome::Durable { lsn: wal_end, transaction: None });
+        } else if let Some(Event::Idle(lsn)) = self.gathered.events.last_mut() {
+            *lsn = wal_end.max(*lsn);
+        } else {
+            self.gathered.push(Event::Idle(wal_end));
+            self.gathered.whole = self.gathered.events.len();
         }
     }
 
-    fn begin(&mut self, begin: Begin) -> Result<Outcome, ApplyError> {
-        if self.transaction.is_some() {
-            return Err(ApplyError::OutOfOrder("BEGIN within a transaction".to_owned()));
-        }
-        let stage = if self.skip == Some(begin.final_lsn) { Stage::Skipped } else { Stage::Empty };
-        self.transaction = Some(Transaction { begin, changes: 0, stage });
-        Ok(Outcome::Pending)
-    }
-
-    async fn change(&mut self, relation: u32, change: RowChange) -> Result<Outcome, ApplyError> {
-        let transaction = self.transaction.as_mut().ok_or_else(|| outside(change.operation()))?;
-        transaction.changes += 1;
-        if matches!(transaction.stage, Stage::Skipped | Stage::Failed(_)) {
-            return Ok(Outcome::Pending);
-        }
-        let table = match self.tables.lookup(relation, transaction.begin.final_lsn) {
-            Lookup::Apply(table) => std::sync::Arc::clone(table),
-            Lookup::PassOver => return Ok(Outcome::Pending),
-            Lookup::Unannounced => return Err(unannounced(relation)),
-        };
-        let index = transaction.changes;
-        self.open().await?;
-        let result = self.executor.submit(&table, change, index).await;
-        self.settle(result).await
-    }
-
-    async fn truncate(&mut self, truncate: &Truncate) -> Result<Outcome, ApplyError> {
-        let transaction = self.transaction.as_mut().ok_or_else(|| outside("TRUNCATE"))?;
-        transaction.changes += 1;
-        if matches!(transaction.stage, Stage::Skipped | Stage::Failed(_)) {
-            return Ok(Outcome::Pending);
-        }
-        let mut tables = Vec::new();
-        for &relation in &truncate.relation_oids {
-            match self.tables.lookup(relation, transaction.begin.final_lsn) {
-                Lookup::Apply(table) => tables.push(std::sync::Arc::clone(table)),
-                Lookup::PassOver => {}
-                Lookup::Unannounced => return Err(unannounced(relation)),
-            }
-        }
-        if tables.is_empty() {
-            return Ok(Outcome::Pending);
-        }
-        self.open().await?;
-        let identity = if truncate.restart_seqs { Sequences::Restart } else { Sequences::Continue };
-        let sql = truncate_sql(tables.iter().map(|table| &table.plan), identity);
-        let result = match self.executor.drain().await {
-            Ok(()) => self.session.client().batch_execute(&sql).await.map_err(ApplyError::from),
-            Err(error) => Err(error),
-        };
-        self.settle(result).await
-    }
-
-    async fn commit(&mut self, commit: &Commit) -> Result<Outcome, ApplyError> {
-        let transaction = self.transaction.take().ok_or_else(|| outside("COMMIT"))?;
-        let applied = |how| Applied {
-            commit_lsn: commit.commit_lsn,
-            commit_time_us: unix_time_us(commit.commit_time),
-            changes: transaction.changes,
-            how,
-        };
-        match transaction.stage {
-            Stage::Failed(finding) => {
-                let report = finding.into_report(&self.subscription, &transaction.begin, transaction.changes);
-                return Ok(Outcome::Conflict(Box::new(report)));
-            }
-            // Nothing to write, and nothing to remember: should it come again, it is empty again.
-            Stage::Empty => {
-                return Ok(Outcome::Durable { lsn: commit.end_lsn, transaction: Some(applied(How::Empty)) });
-            }
-            Stage::Skipped => self.session.client().batch_execute("BEGIN").await?,
-            Stage::Open => {}
-        }
-        let how = if matches!(transaction.stage, Stage::Skipped) { How::Skipped } else { How::Committed };
-        let applied = applied(how);
-        if let Err(error) = self.finish(commit.end_lsn, applied.commit_time_us).await {
-            // Put it back, so that the failure is judged as that of this transaction.
-            let changes = transaction.changes;
-            self.transaction = Some(Transaction { begin: transaction.begin, changes, stage: Stage::Open });
-            self.settle(Err(error)).await?;
-            return match self.transaction.take() {
-                Some(Transaction { begin, stage: Stage::Failed(finding), .. }) => {
-                    Ok(Outcome::Conflict(Box::new(finding.into_report(&self.subscription, &begin, changes))))
-                }
-                _ => Err(ApplyError::OutOfOrder("a failed COMMIT left no finding".to_owned())),
-            };
-        }
-        self.recorded = commit.end_lsn;
-        Ok(Outcome::Durable { lsn: commit.end_lsn, transaction: Some(applied) })
-    }
-
-    /// Rows, progress, COMMIT.
-    async fn finish(&mut self, end_lsn: Lsn, commit_time_us: i64) -> Result<(), ApplyError> {
-        self.executor.drain().await?;
-        let step = Step { from: self.recorded, to: end_lsn, commit_time_us, transactions: 1 };
-        progress::advance(self.session.client(), &self.subscription, step).await?;
-        fail::fail_point!("apply::before_commit");
-        self.session.client().batch_execute("COMMIT").await?;
-        fail::fail_point!("apply::after_commit");
-        Ok(())
-    }
-
-    async fn open(&mut self) -> Result<(), ApplyError> {
-        if let Some(Transaction { stage: stage @ Stage::Empty, .. }) = &mut self.transaction {
-            self.session.client().batch_execute("BEGIN").await?;
-            *stage = Stage::Open;
+    /// Nothing more has come for now: an idle target gets what there is.
+    pub async fn flush(&mut self) -> Result<(), ApplyError> {
+        if self.pipeline.is_idle() && self.pipeline.open() == Open::No && self.gathered.whole > 0 {
+            self.send_whole().await?;
         }
         Ok(())
     }
 
-    /// Judges a statement's result. A conflict ends the target transaction and keeps its evidence;
-    /// anything else goes up.
-    async fn settle(&mut self, result: Result<(), ApplyError>) -> Result<Outcome, ApplyError> {
-        let Err(error) = result else { return Ok(Outcome::Pending) };
-        self.roll_back_open().await?;
-        let finding = evidence::collect(error, self.session).await?;
-        debug!(subscription = %self.subscription, "transaction rolled back on a conflict");
-        if let Some(transaction) = &mut self.transaction {
-            transaction.stage = Stage::Failed(Box::new(finding));
-        }
-        Ok(Outcome::Pending)
+    /// Waits until the oldest batch has been answered. Cancel safe; [`Self::settle`] takes it up.
+    pub async fn wait(&mut self) {
+        self.pipeline.wait_oldest().await;
     }
 
-    async fn roll_back_open(&mut self) -> Result<(), ApplyError> {
-        self.executor.abandon();
-        Ok(self.session.client().batch_execute("ROLLBACK").await?)
+    /// Takes up the oldest batch's answers.
+    pub async fn settle(&mut self) -> Result<(), ApplyError> {
+        if self.pipeline.is_idle() {
+            return Ok(());
+        }
+        self.pipeline.wait_oldest().await;
+        match self.pipeline.take_oldest() {
+            Ok(Some(done)) => {
+                self.report(&done);
+                self.flush().await
+            }
+            Ok(None) => Ok(()),
+            Err(error) => self.fall_back(error).await,
+        }
+    }
+
+    // --- events ---------------------------------------------------------------------------
+
+    async fn change(&mut self, relation: u32, change: RowChange) -> Result<(), ApplyError> {
+        let Some((table, index)) = self.find(relation, change.operation())? else { return Ok(()) };
+        self.event(Event::Change { table, change, index }).await
+    }
+
+    async fn truncate(&mut self, relations: &[u32], restart_seqs: bool) -> Result<(), ApplyError> {
+        let mut tables = Vec::with_capacity(relations.len());
+        for &relation in relations {
+            if let Some((table, _)) = self.find(relation, "TRUNCATE")? {
+                tables.push(table);
+            }
+        }
+        if tables.is_empty() { Ok(()) } else { self.event(Event::Truncate { tables, restart_seqs }).await }
+    }
+
+    /// Counts a change and finds its table; none if it is not to be applied.
+    fn find(&mut self, relation: u32, what: &str) -> Result<Option<(Arc<TableContext>, u64)>, ApplyError> {
+        let receiving = self.receiving.as_mut().ok_or_else(|| outside(what))?;
+        receiving.changes += 1;
+        match self.tables.lookup(relation, receiving.begin.final_lsn) {
+            Lookup::Apply(table) => Ok(Some((Arc::clone(table), receiving.changes))),
+            Lookup::PassOver => Ok(None),
+            Lookup::Unannounced => Err(ApplyError::OutOfOrder(format!(
+                "a change of relation {relation}, which no Relation message announced"
+            ))),
+        }
+    }
+
+    async fn event(&mut self, event: Event) -> Result<(), ApplyError> {
+        if self.mode == Mode::Sets && self.needs_exact(&event) {
+            self.enter_exact().await?;
+        }
+        match self.mode {
+            Mode::Stopped => return Ok(()),
+            Mode::Exact { .. } => return self.apply_exactly(event).await,
+            Mode::Sets => {}
+        }
+        let ends = matches!(event, Event::Commit { .. });
+        self.gathered.push(event);
+        if ends {
+            self.gathered.whole = self.gathered.events.len();
+            if self.pipeline.open() == Open::Yes {
+                // The last slice of a transaction that the target has had open.
+                return self.send_whole().await;
+            }
+        }
+        if self.gathered.is_full() { self.send_full().await } else { Ok(()) }
+    }
+
+    fn needs_exact(&self, event: &Event) -> bool {
+        match event {
+            Event::Begin(begin) => self.exact.skips(begin.final_lsn),
+            Event::Change { table, change, .. } => !table.suits_sets(change),
+            Event::Truncate { tables, .. } => tables.iter().any(|table| table.acts()),
+            Event::Commit { .. } | Event::Idle(_) => false,
+        }
+    }
+
+    // --- the exact path -------------------------------------------------------------------
+
+    async fn apply_exactly(&mut self, event: Event) -> Result<(), ApplyError> {
+        let finished = match &event {
+            Event::Commit { commit, .. } => Some(commit.commit_lsn),
+            _ => None,
+        };
+        let outcome = self.exact.handle(event, &mut self.recorded).await?;
+        if matches!(outcome, Outcome::Conflict(_)) {
+            self.mode = Mode::Stopped;
+        }
+        if !matches!(outcome, Outcome::Pending) {
+            self.outcomes.push_back(outcome);
+        }
+        if let (Some(finished), Mode::Exact { until }) = (finished, self.mode)
+            && until.is_none_or(|until| finished >= until)
+        {
+            self.mode = Mode::Sets;
+        }
+        Ok(())
+    }
+
+    /// Finishes everything before the open transaction, and goes on with it row by row.
+    async fn enter_exact(&mut self) -> Result<(), ApplyError> {
+        if self.pipeline.open() == Open::Yes {
+            return Err(self.send_again());
+        }
+        if self.gathered.whole > 0 {
+            self.send_whole().await?;
+        }
+        while self.is_busy() {
+            self.settle().await?;
+        }
+        if self.mode == Mode::Stopped {
+            return Ok(());
+        }
+        self.mode = Mode::Exact { until: None };
+        for event in self.gathered.take_all() {
+            self.apply_exactly(event).await?;
+        }
+        Ok(())
+    }
+
+    /// A batch failed: rolls back, and applies what was under way and what has gathered since row
+    /// by row. A conflict found there ends it.
+    async fn fall_back(&mut self, error: ApplyError) -> Result<(), ApplyError> {
+        if matches!(error, ApplyError::Connection(_)) {
+            return Err(error);
+        }
+        tracing::debug!(%error, cause = ?error.server_error(), "a batch is applied row by row");
+        let Some(mut events) = self.pipeline.abandon().await? else { return Err(self.send_again()) };
+        self.outcomes.push_back(Outcome::FellBack);
+        let subscription = self.exact.subscription().clone();
+        if let Some(recorded) = progress::load(self.session.client(), &subscription).await? {
+            self.recorded = recorded;
+        }
+        events.extend(self.gathered.take_all());
+        self.mode = Mode::Exact { until: None };
+        for event in events {
+            // Stays exact over all of them: they were one failure.
+            self.mode = Mode::Exact { until: None };
+            self.apply_exactly(event).await?;
+            if self.mode == Mode::Stopped {
+                return Ok(());
+            }
+        }
+        self.mode =
+            if self.exact.is_between_transactions() { Mode::Sets } else { Mode::Exact { until: None } };
+        Ok(())
+    }
+
+    fn send_again(&self) -> ApplyError {
+        ApplyError::SendAgain { until: self.sliced }
+    }
+
+    // --- batches --------------------------------------------------------------------------
+
+    /// Sends all whole transactions.
+    async fn send_whole(&mut self) -> Result<(), ApplyError> {
+        let events = self.gathered.take_whole();
+        self.send(events, Ends::Whole).await
+    }
+
+    /// The gathered events have reached their bound: sends whole transactions, or a slice of one.
+    async fn send_full(&mut self) -> Result<(), ApplyError> {
+        while self.pipeline.is_full() && self.mode == Mode::Sets {
+            self.settle().await?;
+        }
+        // Settling may have sent or applied everything that was gathered.
+        if !self.gathered.is_full() {
+            return Ok(());
+        }
+        if self.gathered.whole > 0 {
+            return self.send_whole().await;
+        }
+        self.sliced = self.receiving.map_or(self.sliced, |receiving| receiving.begin.final_lsn);
+        let events = self.gathered.take_all();
+        self.send(events, Ends::Within).await
+    }
+
+    async fn send(&mut self, events: Vec<Event>, ends: Ends) -> Result<(), ApplyError> {
+        let open = self.pipeline.open();
+        let Ok(steps) = compact(&events) else { return self.not_sent(ApplyError::NotASet, events).await };
+        let writes = !steps.is_empty() || open == Open::Yes;
+        let summary = summarize(&events);
+        let last = last_applied(&events);
+        let end = match (ends, last) {
+            (Ends::Whole, Some((lsn, applied))) if writes => Some(progress::Step {
+                from: self.recorded,
+                to: lsn,
+                commit_time_us: applied.commit_time_us,
+                transactions: summary.transactions,
+            }),
+            _ => None,
+        };
+        let recorded = end.map_or(self.recorded, |end| end.to);
+        let batch = Batch { steps, events, end, summary };
+        match self.pipeline.send(batch).await {
+            Ok(()) => {
+                self.recorded = recorded;
+                Ok(())
+            }
+            Err((error, batch)) => self.not_sent(error, batch.events).await,
+        }
+    }
+
+    /// What could not be sent follows, row by row, what has been.
+    async fn not_sent(&mut self, error: ApplyError, events: Vec<Event>) -> Result<(), ApplyError> {
+        if matches!(error, ApplyError::Connection(_)) {
+            return Err(error);
+        }
+        if self.pipeline.open() == Open::Yes {
+            return Err(self.send_again());
+        }
+        if let Some(refused) = error.server_error() {
+            tracing::warn!(error = %refused, "a set statement could not be prepared; rows go one by one");
+        }
+        self.gathered.put_back(events);
+        self.fall_back(error).await
+    }
+
+    fn report(&mut self, done: &super::pipeline::Settled) {
+        let Some((lsn, last)) = last_applied(&done.events).or_else(|| {
+            // Slices keep no events; the last one of a transaction has its end.
+            done.end.map(|end| {
+                let applied = Applied {
+                    commit_lsn: end.to,
+                    commit_time_us: end.commit_time_us,
+                    changes: 0,
+                    how: How::Committed,
+                };
+                (end.to, applied)
+            })
+        }) else {
+            let idle = done.events.iter().rev().find_map(Event::idle);
+            self.outcomes.extend(idle.map(|lsn| Outcome::Durable { lsn, transaction: None }));
+            return;
+        };
+        let lsn = done.events.iter().rev().find_map(Event::idle).unwrap_or(lsn).max(lsn);
+        if done.end.is_some() {
+            self.outcomes.push_back(Outcome::Batch { lsn, last, summary: done.summary });
+        } else {
+            let last = Applied { how: How::Empty, ..last };
+            self.outcomes.push_back(Outcome::Durable { lsn, transaction: Some(last) });
+        }
     }
 }
 
-impl std::fmt::Debug for Applier<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Applier")
-            .field("subscription", &self.subscription)
-            .field("recorded", &self.recorded)
-            .finish_non_exhaustive()
+/// Whether a batch ends with a whole transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    Whole,
+    Within,
+}
+
+impl Gathered {
+    fn push(&mut self, event: Event) {
+        self.bytes += event.size_bytes();
+        self.events.push(event);
     }
+
+    fn is_full(&self) -> bool {
+        self.events.len() >= BATCH_CHANGES_MAX || self.bytes >= BATCH_BYTES_MAX
+    }
+
+    fn take_all(&mut self) -> Vec<Event> {
+        self.bytes = 0;
+        self.whole = 0;
+        std::mem::take(&mut self.events)
+    }
+
+    fn take_whole(&mut self) -> Vec<Event> {
+        let rest = self.events.split_off(self.whole);
+        let whole = self.take_all();
+        rest.into_iter().for_each(|event| self.push(event));
+        whole
+    }
+
+    fn put_back(&mut self, mut events: Vec<Event>) {
+        events.append(&mut self.events);
+        self.take_all();
+        events.into_iter().for_each(|event| self.push(event));
+    }
+}
+
+/// The last commit among the events: its end and what there is to say of it.
+fn last_applied(events: &[Event]) -> Option<(Lsn, Applied)> {
+    events.iter().rev().find_map(|event| match event {
+        Event::Commit { commit, changes } => {
+            let applied = Applied {
+                commit_lsn: commit.commit_lsn,
+                commit_time_us: unix_time_us(commit.commit_time),
+                changes: *changes,
+                how: How::Committed,
+            };
+            Some((commit.end_lsn, applied))
+        }
+        _ => None,
+    })
+}
+
+/// Counts what the events hold, before compaction.
+fn summarize(events: &[Event]) -> BatchSummary {
+    let mut summary = BatchSummary::default();
+    for event in events {
+        match event {
+            Event::Commit { .. } => summary.transactions += 1,
+            Event::Change { change: RowChange::Insert { .. }, .. } => summary.inserts += 1,
+            Event::Change { change: RowChange::Update { .. }, .. } => summary.updates += 1,
+            Event::Change { change: RowChange::Delete { .. }, .. } => summary.deletes += 1,
+            Event::Truncate { .. } => summary.truncates += 1,
+            Event::Begin(_) | Event::Idle(_) => {}
+        }
+    }
+    summary
 }
 
 fn outside(what: &str) -> ApplyError {
     ApplyError::OutOfOrder(format!("{what} outside a transaction"))
-}
-
-fn unannounced(relation: u32) -> ApplyError {
-    ApplyError::OutOfOrder(format!("a change of relation {relation}, which no Relation message announced"))
-}
-
-/// A change, as evidence names it.
-impl FailedChange {
-    #[must_use]
-    pub fn operation(&self) -> &'static str {
-        self.change.operation()
-    }
 }

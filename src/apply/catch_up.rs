@@ -50,7 +50,8 @@ impl<'a> CatchUp<'a> {
                 return Ok(Some(commit.end_lsn));
             }
             Message::Relation(relation) => {
-                if let Some(replaced) = self.tables.announce(relation, self.session).await? {
+                let announced = self.tables.announce(relation, self.session).await?;
+                if let Some(replaced) = announced.and_then(|announced| announced.replaced) {
                     self.executor.forget(replaced);
                 }
             }

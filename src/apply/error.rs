@@ -52,6 +52,13 @@ pub enum ApplyError {
     Plan(#[from] PlanError),
     #[error("a relation could not be understood")]
     Relation(#[from] RelationError),
+    /// A batch holds a value that no array can hold; row by row it can be applied.
+    #[error("a batch cannot be applied as sets")]
+    NotASet,
+    /// A slice of a transaction too large to keep failed; the publisher has to send it again, to be
+    /// applied row by row until the transaction that finishes here is through.
+    #[error("the transaction that finishes at {until} has to be sent again")]
+    SendAgain { until: Lsn },
     /// The target does not answer.
     #[error("the target has not answered for {} s", .0.as_secs())]
     Unresponsive(Duration),

@@ -7,7 +7,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 
 use futures_util::FutureExt as _;
 use tokio_postgres::Statement;
@@ -119,8 +118,7 @@ impl Executor {
         let params = planned.params;
         let mut answer: Answer = Box::pin(async move { client.execute_raw(&statement, params).await });
         // The first poll hands the statement to the connection; the answer is awaited later.
-        let early = std::future::poll_fn(|cx| Poll::Ready(answer.poll_unpin(cx))).await;
-        let early = if let Poll::Ready(result) = early { Some(result) } else { None };
+        let early = (&mut answer).now_or_never();
         self.in_flight_bytes += bytes;
         self.in_flight.push_back(InFlight { answer, early, subject, bytes, expects });
         Ok(())

@@ -11,18 +11,24 @@
 //! - This module never sees wire bytes (`pgoutput`) and never reads the clock.
 
 mod applier;
+mod array;
 mod bind;
 mod catch_up;
+mod compact;
 mod error;
+mod event;
 mod evidence;
+mod exact;
 mod executor;
+mod pipeline;
 pub mod plan;
 pub mod progress;
 mod session;
+mod sets;
 pub mod statement;
 mod tables;
 
-pub use applier::{Applied, Applier, How, Outcome};
+pub use applier::{Applied, Applier, How, Outcome, Start};
 pub use catch_up::CatchUp;
 pub use error::{ApplyError, FailedChange};
 /// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01).
@@ -33,8 +39,10 @@ fn unix_time_us(postgres_time_us: i64) -> i64 {
     postgres_time_us.saturating_add(POSTGRES_EPOCH_US)
 }
 
+pub use pipeline::BatchSummary;
 pub use session::{
     COPY_ORIGINS_MAX, Lock, OpenError, Replica, TargetSession, copy_origin_name, origin_name,
     sync_origin_name,
 };
+pub use sets::{ExactBecause, exact_because};
 pub use tables::{Member, Membership, TableContext};

@@ -29,6 +29,17 @@ impl RowChange {
         }
     }
 
+    /// Bytes that it keeps alive.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        let old = |old: &OldRow| old.tuple().map_or(0, Tuple::size_bytes);
+        match self {
+            Self::Insert { new } => new.size_bytes(),
+            Self::Update { old: row, new } => new.size_bytes() + old(row),
+            Self::Delete { old: row } => old(row),
+        }
+    }
+
     /// The row after the change.
     #[must_use]
     pub fn new_row(&self) -> Option<&Tuple> {

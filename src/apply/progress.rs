@@ -21,6 +21,14 @@ const ADVANCE: &str = "UPDATE pgsluice.progress \
         transactions = transactions + $5, updated_at = pg_catalog.clock_timestamp() \
     WHERE subscription = $1 AND applied_lsn = $2";
 
+/// The same, failing by itself (a division by zero) if another writer has moved the position, so
+/// that COMMIT can be sent behind it unseen.
+pub(super) const ADVANCE_GUARDED: &str = "WITH moved AS (UPDATE pgsluice.progress \
+    SET applied_lsn = $3, commit_time = pg_catalog.to_timestamp($4::pg_catalog.int8 / 1000000.0), \
+        transactions = transactions + $5, updated_at = pg_catalog.clock_timestamp() \
+    WHERE subscription = $1 AND applied_lsn = $2 RETURNING 1) \
+    SELECT 1 / pg_catalog.count(*)::pg_catalog.int4 FROM moved";
+
 const CREATE: &str = "INSERT INTO pgsluice.progress (subscription, applied_lsn, transactions, updated_at) \
     VALUES ($1, $2, 0, pg_catalog.clock_timestamp()) ON CONFLICT (subscription) DO NOTHING";
 

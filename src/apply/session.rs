@@ -22,6 +22,10 @@ const SETTINGS: &[(&str, &str)] = &[
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("extra_float_digits", "3"),
+    // Input functions ask these; each would change or refuse a value that the publisher had.
+    ("array_nulls", "on"),
+    ("xmloption", "content"),
+    ("lc_monetary", "C"),
     ("synchronous_commit", "on"),
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_read_only", "off"),

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{ApplyError, Replica, TargetSession};
+use super::plan::RowChange;
+use super::{ApplyError, ExactBecause, Replica, TargetSession};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
 use crate::schema::{self, Pairing, PublishedActions, PublishedRelation, Session, TablePlan, catalog};
@@ -11,6 +12,9 @@ use crate::schema::{self, Pairing, PublishedActions, PublishedRelation, Session,
 /// A table of the subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
+    /// The table as the publisher's catalog described it when the attempt began. It knows what a
+    /// Relation message hides: the type modifiers of domains.
+    pub catalog: Arc<PublishedRelation>,
     pub target: QualifiedName,
     pub actions: PublishedActions,
     /// Where its copy stands: a change applies if its commit lies at or beyond. None while the
@@ -29,6 +33,34 @@ pub struct TableContext {
     pub id: u64,
     pub published: Arc<PublishedRelation>,
     pub plan: TablePlan,
+    /// Why its changes are applied row by row; none if sets suit it.
+    pub exact_because: Option<ExactBecause>,
+}
+
+/// A table that has just been planned.
+#[derive(Debug)]
+pub(super) struct Announced {
+    /// The id of the plan that it replaces.
+    pub(super) replaced: Option<u64>,
+    pub(super) source: QualifiedName,
+    pub(super) exact_because: Option<ExactBecause>,
+}
+
+impl TableContext {
+    /// Whether something acts on the table's rows by itself, so that order means something.
+    pub(super) fn acts(&self) -> bool {
+        !matches!(self.exact_because, None | Some(ExactBecause::NoKey))
+    }
+
+    /// Whether the change can be part of a set. Without a key, rows can be put in together, but
+    /// not found together.
+    pub(super) fn suits_sets(&self, change: &RowChange) -> bool {
+        match self.exact_because {
+            None => true,
+            Some(ExactBecause::NoKey) => matches!(change, RowChange::Insert { .. }),
+            Some(_) => false,
+        }
+    }
 }
 
 /// What the stream's relation ids stand for, in this session.
@@ -73,13 +105,13 @@ impl Tables {
         self.cache.note_type(message)
     }
 
-    /// Takes a Relation message: compares it with the target as it is now. Returns the id of the
-    /// plan that it replaces. Tables outside the subscription are noted and left alone.
+    /// Takes a Relation message: compares it with the target as it is now. None if that is nothing
+    /// new, or of a table outside the subscription.
     pub(super) async fn announce(
         &mut self,
         message: Relation,
         session: &TargetSession,
-    ) -> Result<Option<u64>, ApplyError> {
+    ) -> Result<Option<Announced>, ApplyError> {
         let oid = message.oid;
         let name = QualifiedName::new(&message.schema, &message.name);
         let Some(member) = self.members.get(&name) else {
@@ -94,10 +126,11 @@ impl Tables {
             Some(Known::Member { context, .. }) => Some(context.id),
             Some(Known::Foreign) | None => None,
         };
+        let described = PublishedRelation::clone(&published).with_domains_of(&member.catalog);
         let target =
             catalog::target_tables(&***session.client(), std::slice::from_ref(&member.target)).await?;
         let comparison = schema::compare(&Pairing {
-            published: &published,
+            published: &described,
             actions: member.actions,
             target_name: &member.target,
             target: target.first().and_then(Option::as_ref),
@@ -106,9 +139,11 @@ impl Tables {
         });
         let Some(plan) = comparison.plan else { return Err(ApplyError::Unfit(comparison.misfits)) };
         self.next_id += 1;
-        let context = Arc::new(TableContext { id: self.next_id, published, plan });
+        let exact_because = super::exact_because(&plan, session.replica());
+        let announced = Announced { replaced, source: name.clone(), exact_because };
+        let context = Arc::new(TableContext { id: self.next_id, published, plan, exact_because });
         self.relations.insert(oid, Known::Member { name, context });
-        Ok(replaced)
+        Ok(Some(announced))
     }
 
     /// Finds what a change of relation `oid`, committed at `commit_lsn`, is to be applied to.

@@ -137,6 +137,39 @@ impl Tuple {
         self.cells.get(index).map(|&cell| value(&self.payload, cell))
     }
 
+    /// This row on top of an older one: where a value is unchanged here, the older row's is taken.
+    /// Shares bytes if nothing has to be taken.
+    #[must_use]
+    pub fn over(&self, older: &Self) -> Self {
+        if !self.cells.iter().any(|cell| matches!(cell, Cell::Unchanged)) {
+            return self.clone();
+        }
+        let mut payload = Vec::with_capacity(self.payload.len() + older.payload.len());
+        let cells = self.iter().enumerate().map(|(i, value)| {
+            let value = if value == Value::Unchanged { older.get(i).unwrap_or(value) } else { value };
+            // Each row came in one message of less than 4 GiB, but two of them might not fit.
+            let start = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+            let mut keep = |bytes: &[u8]| {
+                payload.extend_from_slice(bytes);
+                u32::try_from(bytes.len()).unwrap_or(u32::MAX)
+            };
+            match value {
+                Value::Null => Cell::Null,
+                Value::Unchanged => Cell::Unchanged,
+                Value::Text(bytes) => Cell::Text { start, len: keep(bytes) },
+                Value::Binary(bytes) => Cell::Binary { start, len: keep(bytes) },
+            }
+        });
+        let cells: Box<[Cell]> = cells.collect();
+        Self { payload: Bytes::from(payload), cells }
+    }
+
+    /// Bytes of the message that the row came in, which it keeps alive.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.payload.len() + self.cells.len() * size_of::<Cell>()
+    }
+
     /// All values in column order.
     #[must_use]
     pub fn iter(&self) -> Values<'_> {

@@ -34,6 +34,7 @@ use crate::pg::{Lsn, SlotName};
 
 /// Settings that the session relies on; the user's own `options` come first and yield to these.
 const OPTIONS: &str = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 \
+                       -c lc_monetary=C -c search_path= \
                        -c standard_conforming_strings=on -c statement_timeout=0 -c lock_timeout=0 \
                        -c idle_in_transaction_session_timeout=0";
 

@@ -131,8 +131,10 @@ pub struct TargetTable {
     /// Row-level security is on, and the applying role does not bypass it.
     pub row_security: bool,
     pub privileges: TablePrivileges,
-    /// CHECK constraints, validated or not: both bind new rows.
+    /// CHECK and exclusion constraints, validated or not: both bind new rows.
     pub checks: Vec<CheckConstraint>,
+    /// Unique indexes of any kind, those that are no key (partial, on expressions, deferrable) included.
+    pub unique_indexes: u32,
     /// Only of a partitioned table.
     pub partitioning: Option<Partitioning>,
 }
@@ -175,6 +177,8 @@ pub struct TargetColumn {
     pub type_oid: u32,
     /// The typmod that binds values: the column's or, below a domain, the domain's; -1 if none.
     pub typmod: i32,
+    /// How many of its values at once become a parameter.
+    pub array_input: ArrayInput,
     /// What `ty` is below its domains; `ty` itself if it is no domain.
     pub base_type: TypeName,
     /// The type in PostgreSQL's words (`format_type`), for messages and DDL: `numeric(12,2)`.
@@ -191,6 +195,16 @@ pub struct TargetColumn {
     /// The type's equality operator, as `schema` and name, for `OPERATOR(schema.=)`; none where
     /// the type has no equality (json, point…).
     pub equality: Option<TypeName>,
+}
+
+/// How an array of a type's values is written as a parameter for `unnest`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ArrayInput {
+    /// As an array of the base type: each element goes through that type's own input function.
+    OfType,
+    /// As an array of text, cast row by row: for arrays, composites and types that have no array
+    /// type with a comma between elements, which `unnest` would take apart.
+    OfText,
 }
 
 /// What gives a value to a column that an INSERT does not name.
@@ -234,4 +248,29 @@ pub struct TablePrivileges {
     pub update: bool,
     pub delete: bool,
     pub truncate: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_keeps_its_typmod_through_a_relation_message() {
+        let column = |name: &str, typmod, domain| PublishedColumn {
+            name: name.to_owned(),
+            ty: TypeName { schema: "pg_catalog".to_owned(), name: "numeric".to_owned() },
+            typmod,
+            key: false,
+            domain,
+        };
+        let relation = |columns| PublishedRelation {
+            name: QualifiedName::new("public", "widgets"),
+            identity: ReplicaIdentity::Default,
+            columns,
+        };
+        let catalog = relation(vec![column("price", 100, true), column("plain", 100, false)]);
+        let message = relation(vec![column("price", -1, false), column("plain", -1, false)]);
+        let expected = relation(vec![column("price", 100, true), column("plain", -1, false)]);
+        assert_eq!(message.with_domains_of(&catalog), expected);
+    }
 }

@@ -265,6 +265,17 @@ impl Findings<'_> {
     }
 
     /// `None` while a column is missing.
+    /// See [`TablePlan::order_free`].
+    fn is_order_free(&self, table: &TargetTable) -> bool {
+        let domain = |column: &TargetColumn| column.ty != column.base_type;
+        let risky = self.warnings.iter().any(|warning| matches!(warning.kind, WarningKind::RiskyType { .. }));
+        table.kind == TableKind::Table
+            && table.unique_indexes <= 1
+            && table.checks.is_empty()
+            && !risky
+            && !table.columns.iter().any(domain)
+    }
+
     fn plan(
         &self,
         table: &TargetTable,
@@ -272,13 +283,14 @@ impl Findings<'_> {
         row_identity: RowIdentity,
     ) -> Option<TablePlan> {
         let published = self.pairing.published;
-        let planned = |(source, found): (&PublishedColumn, &Option<&TargetColumn>)| {
+        let planned = |(source, found): (&PublishedColumn, Option<&TargetColumn>)| {
             found.map(|found| ColumnPlan {
                 source: source.name.clone(),
                 target: found.name.clone(),
                 ty: found.ty.clone(),
                 type_oid: found.type_oid,
                 base_type: found.base_type.clone(),
+                array_input: found.array_input,
                 equality: found.equality.clone(),
                 not_null: found.not_null,
                 key: source.key,
@@ -286,7 +298,7 @@ impl Findings<'_> {
             })
         };
         let columns: Vec<ColumnPlan> =
-            published.columns.iter().zip(columns).map(planned).collect::<Option<_>>()?;
+            published.columns.iter().zip(columns.iter().copied()).map(planned).collect::<Option<_>>()?;
         Some(TablePlan {
             source: published.name.clone(),
             target: table.name.clone(),
@@ -296,6 +308,7 @@ impl Findings<'_> {
             columns,
             target_columns: table.columns.iter().map(|column| column.name.clone()).collect(),
             row_identity,
+            order_free: self.is_order_free(table),
             fires: table.fires,
             has_foreign_keys: table.has_foreign_keys,
             has_ordinary_triggers: table.has_ordinary_triggers,

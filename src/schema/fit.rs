@@ -147,7 +147,7 @@ fn into_text(from: Side<'_>, to: Side<'_>) -> Option<Fit> {
     }
     Some(match (from.name, to.modifier) {
         ("bytea", _) if from.builtin => Fit::Risky("bytes are kept as text, in hexadecimal"),
-        ("money", _) if from.builtin => Fit::Risky("amounts are kept as text, in the publisher's locale"),
+        ("money", _) if from.builtin => Fit::Risky("amounts are kept as text, as locale C has them"),
         (_, Modifier::Length(length)) if longest(from).is_some_and(|longest| longest <= length) => Fit::Fits,
         (_, Modifier::Length(_)) => Fit::Risky(TOO_LONG),
         _ => Fit::Fits,
@@ -187,7 +187,12 @@ fn judge_builtin(from: Side<'_>, to: Side<'_>) -> Fit {
         (_, "name" | "char") if is_character(from.name) => Fit::Unfit(CUTS),
         (_, "bytea") if is_character(from.name) => Fit::Unfit(REREADS),
         ("json", "jsonb") => Fit::Risky("white space, the order of keys and duplicate keys are not kept"),
-        ("cidr", "inet") | ("jsonb", "json") => Fit::Fits,
+        ("cidr", "inet")
+        | ("jsonb", "json")
+        | ("int4range", "int8range" | "numrange")
+        | ("int8range", "numrange")
+        | ("int4multirange", "int8multirange" | "nummultirange")
+        | ("int8multirange", "nummultirange") => Fit::Fits,
         ("inet", "cidr") => Fit::Risky("an address with host bits is refused"),
         ("macaddr", "macaddr8") => Fit::Risky("addresses are kept in their 8-byte form"),
         ("bit", "varbit") => match (from.modifier, to.modifier) {
@@ -196,10 +201,6 @@ fn judge_builtin(from: Side<'_>, to: Side<'_>) -> Fit {
             _ => Fit::Risky(TOO_LONG),
         },
         ("varbit", "bit") => Fit::Risky("a bit string of another length is refused"),
-        ("int4range", "int8range" | "numrange")
-        | ("int8range", "numrange")
-        | ("int4multirange", "int8multirange" | "nummultirange")
-        | ("int8multirange", "nummultirange") => Fit::Fits,
         _ => Fit::Unfit(FOREIGN),
     }
 }
@@ -272,12 +273,20 @@ fn times(from: Side<'_>, to: Side<'_>) -> Fit {
     }
 }
 
-/// At least one side is a type that somebody created: what its text looks like only it knows.
+/// At least one side is a type that somebody created: what its text looks like only it knows. Its
+/// array type is named after it, with an underscore, like the built-in ones.
 fn judge_custom(from: Side<'_>, to: Side<'_>) -> Fit {
+    let (from, to) = match (from.name.strip_prefix('_'), to.name.strip_prefix('_')) {
+        (Some(from_name), Some(to_name)) => (Side { name: from_name, ..from }, Side { name: to_name, ..to }),
+        (None, None) => (from, to),
+        (Some(_), None) | (None, Some(_)) => return Fit::Unfit(FOREIGN),
+    };
+    if let Some(fit) = into_text(from, to) {
+        return fit;
+    }
     match (from.builtin, to.builtin) {
         (true, false) if is_character(from.name) => Fit::Risky(LABELS),
         (false, false) => Fit::Risky(LABELS),
-        // citext is text with another idea of equality, and text went above.
         (true, false) | (false, true) => Fit::Unfit(FOREIGN),
         (true, true) => judge_builtin(from, to),
     }
@@ -427,6 +436,10 @@ mod tests {
             ('f', "varchar(5)[]", "text[]"),
             ('r', "json", "jsonb"),
             ('f', "jsonb", "json"),
+            ('f', "shop.mood[]", "text[]"),
+            ('r', "text[]", "shop.mood[]"),
+            ('u', "shop.mood[]", "int4[]"),
+            ('u', "shop.mood", "text[]"),
             ('f', "cidr", "inet"),
             ('r', "inet", "cidr"),
             ('u', "bit(3)", "bit(4)"),

@@ -5,7 +5,7 @@
 
 use crate::pg::QualifiedName;
 
-use super::{FiringTriggers, TableKind, TypeName, UniqueKey};
+use super::{ArrayInput, FiringTriggers, TableKind, TypeName, UniqueKey};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TablePlan {
@@ -21,6 +21,9 @@ pub struct TablePlan {
     pub fires: FiringTriggers,
     pub has_foreign_keys: bool,
     pub has_ordinary_triggers: bool,
+    /// No constraint but the row identity's key can refuse a row, and no type a value: the order in
+    /// which different rows change means nothing, nor do states that a row only passes through.
+    pub order_free: bool,
     /// An INSERT needs OVERRIDING SYSTEM VALUE; COPY does not.
     pub identity_always: bool,
     /// The target's unique keys, in target column names, the primary key first.
@@ -36,6 +39,7 @@ pub struct ColumnPlan {
     pub type_oid: u32,
     /// `ty` below its domains.
     pub base_type: TypeName,
+    pub array_input: ArrayInput,
     /// For `OPERATOR(schema.name)`; none where the type has no equality.
     pub equality: Option<TypeName>,
     pub not_null: bool,

@@ -56,6 +56,19 @@ pub struct Relation {
     pub identity: ReplicaIdentity,
     /// `pg_class.reltuples`; `None` if it was never counted.
     pub rows: Option<f64>,
+    /// `pg_class.relnatts`: columns that it ever had, dropped and generated ones included.
+    pub attributes: usize,
+}
+
+/// When a column list counts as no list at all, for comparing publications.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WholeList {
+    /// If it names every column that would be published without a list (16+).
+    #[default]
+    AllPublished,
+    /// If it is as long as the table ever had columns (15), which no list of a table with a dropped
+    /// or generated column is.
+    EveryAttribute,
 }
 
 /// A live column of a published relation.
@@ -83,6 +96,7 @@ pub struct Publications {
     /// `FOR TABLES IN SCHEMA` (15+): pairs of publication and namespace.
     pub schemas: HashSet<(u32, u32)>,
     pub relations: BTreeMap<u32, Relation>,
+    pub whole_list: WholeList,
 }
 
 /// A name that the stream will carry.
@@ -245,6 +259,13 @@ impl Publications {
             })
             .map(|attribute| attribute.number)
             .collect();
+        if self.whole_list == WholeList::EveryAttribute {
+            let ever = self.relations.get(&resolved.oid).map_or(0, |relation| relation.attributes);
+            let whole = |list: Option<&Vec<i16>>| list.is_none_or(|list| list.len() == ever);
+            if lists().any(|(_, list)| whole(list)) && !lists().all(|(_, list)| whole(list)) {
+                return Err(Contradiction::ColumnLists);
+            }
+        }
         let mut agreed: Option<HashSet<i16>> = None;
         for (_, list) in lists() {
             let columns = list.map_or_else(|| whole.clone(), |list| list.iter().copied().collect());
@@ -318,6 +339,7 @@ mod tests {
                 parent,
                 identity: ReplicaIdentity::Default,
                 rows,
+                attributes: 4,
             };
             (oid, relation)
         };
@@ -441,6 +463,12 @@ mod tests {
         check(&[(Some(&[1]), false), (Some(&[2]), false)], Err(Contradiction::ColumnLists));
         check(&[(None, false), (None, true)], Err(Contradiction::GeneratedColumns));
         check(&[(Some(&[1, 2, 3]), false), (None, true)], Ok(&[1, 2, 3]));
+        // 15 counts the dropped and generated columns, too.
+        let mut facts = with(with(tree(), "listed", false, &[20]), "whole", false, &[20]);
+        facts.members.get_mut(&(1, 20)).expect("just put there").columns = Some(vec![1, 2]);
+        facts.whole_list = WholeList::EveryAttribute;
+        let found = facts.columns(&facts.resolve()[0], &attributes);
+        assert_eq!(found, Err(Contradiction::ColumnLists));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::pg::{Lsn, QualifiedName};
 
 use super::codec::{Time, serialize_time};
 use super::subscription::{saturate, set_state, time, unsigned, word};
-use super::{EventKind, State, StateChange, Store, StoreError, StoreErrorKind, event};
+use super::{EventKind, State, StateChange, Store, StoreError, StoreErrorKind, event, spelling};
 
 /// Who settles a conflict when no person does.
 const BY_ITSELF: &str = "pgsluice";
@@ -83,30 +83,38 @@ impl Store {
     /// number. The same conflict met again (by a retry) keeps its number and is counted.
     pub async fn open_conflict(&self, report: &ConflictReport) -> Result<i64, StoreError> {
         self.run("record the conflict", async {
-            let mut tx = self.pool.begin().await?;
-            // First the subscription's row: everybody locks it before its conflicts.
-            let change = StateChange {
-                reason: Some(PauseReason::Conflict.as_str().to_owned()),
-                detail: Some(report.summary()),
-                ..StateChange::new(State::Paused)
-            };
-            lock_subscription(&mut tx, &report.subscription).await?;
-            let (id, occurrences) = insert(&mut tx, report).await?;
-            settle_others(&mut tx, report, id).await?;
-            let change = StateChange { hint: Some(report.hint(id)), conflict_id: Some(id), ..change };
-            set_state(&mut tx, &report.subscription, &change).await?;
-            if occurrences == 1 {
-                let facts = json!({
-                    "conflict_id": id, "kind": report.kind, "table": report.target, "commit_lsn": report.commit_lsn,
-                });
-                let message = format!("conflict {id}: {} on {}", report.kind, report.target);
-                event::insert(&mut tx, Some(&report.subscription), EventKind::Conflict, &message, Some(facts))
-                    .await?;
+            let opened = self.write_conflict(report).await;
+            if !spelling::is_untranslatable(&opened) {
+                return opened;
             }
-            tx.commit().await?;
-            Ok(id)
+            self.write_conflict(&spelling::report(report)).await
         })
         .await
+    }
+
+    async fn write_conflict(&self, report: &ConflictReport) -> Result<i64, StoreErrorKind> {
+        let mut tx = self.pool.begin().await?;
+        // First the subscription's row: everybody locks it before its conflicts.
+        let change = StateChange {
+            reason: Some(PauseReason::Conflict.as_str().to_owned()),
+            detail: Some(report.summary()),
+            ..StateChange::new(State::Paused)
+        };
+        lock_subscription(&mut tx, &report.subscription).await?;
+        let (id, occurrences) = insert(&mut tx, report).await?;
+        settle_others(&mut tx, report, id).await?;
+        let change = StateChange { hint: Some(report.hint(id)), conflict_id: Some(id), ..change };
+        set_state(&mut tx, &report.subscription, &change).await?;
+        if occurrences == 1 {
+            let facts = json!({
+                "conflict_id": id, "kind": report.kind, "table": report.target, "commit_lsn": report.commit_lsn,
+            });
+            let message = format!("conflict {id}: {} on {}", report.kind, report.target);
+            event::insert(&mut tx, Some(&report.subscription), EventKind::Conflict, &message, Some(facts))
+                .await?;
+        }
+        tx.commit().await?;
+        Ok(id)
     }
 
     /// The latest conflicts, newest first, at most a thousand.

@@ -27,6 +27,7 @@ mod event;
 mod lock;
 mod migrate;
 mod options;
+mod spelling;
 mod state;
 mod status;
 mod subscription;
@@ -64,6 +65,10 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a session may take to prove itself before it goes back to the pool.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Our transactions are ours to shape, whatever database or role prefer for theirs.
+const TRANSACTIONS: &str = "SET default_transaction_read_only = off; \
+     SET default_transaction_isolation = 'read committed'; SET default_transaction_deferrable = off";
 
 /// The state of pgsluice in one target database. Cheap to clone; clones share their sessions.
 #[derive(Clone)]
@@ -187,17 +192,24 @@ async fn prepare(session: &mut PgConnection, wanted: TargetSessionAttrs) -> Resu
          SET idle_in_transaction_session_timeout = {limit}"
     );
     session.execute(sqlx::AssertSqlSafe(settings)).await?;
+    if is_refused(session, wanted).await? {
+        let reason = "the server is read-only, and target_session_attrs asks for one that is not";
+        return Err(sqlx::Error::Io(std::io::Error::other(reason)));
+    }
+    // Last, because target_session_attrs asks what the server's own defaults are.
+    session.execute(TRANSACTIONS).await?;
+    Ok(())
+}
+
+/// Whether this server is not of the wanted kind.
+async fn is_refused(session: &mut PgConnection, wanted: TargetSessionAttrs) -> Result<bool, sqlx::Error> {
     let refuses = match wanted {
-        TargetSessionAttrs::Any => return Ok(()),
+        TargetSessionAttrs::Any => return Ok(false),
         TargetSessionAttrs::ReadWrite => {
             "SELECT pg_catalog.pg_is_in_recovery() \
              OR pg_catalog.current_setting('default_transaction_read_only')::pg_catalog.bool"
         }
         TargetSessionAttrs::Primary => "SELECT pg_catalog.pg_is_in_recovery()",
     };
-    if sqlx::query_scalar::<_, bool>(refuses).fetch_one(session).await? {
-        let reason = "the server is read-only, and target_session_attrs asks for one that is not";
-        return Err(sqlx::Error::Io(std::io::Error::other(reason)));
-    }
-    Ok(())
+    sqlx::query_scalar::<_, bool>(refuses).fetch_one(session).await
 }

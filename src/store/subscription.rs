@@ -12,7 +12,7 @@ use crate::pg::{Lsn, SlotName, SubscriptionName};
 use super::codec::Time;
 use super::error::SkipRefusal;
 use super::table::{self, TableRow};
-use super::{Desired, EventKind, State, Store, StoreError, StoreErrorKind, event, lock};
+use super::{Desired, EventKind, State, Store, StoreError, StoreErrorKind, event, lock, spelling};
 
 /// What the configuration says of a subscription.
 #[derive(Debug, Clone, Copy)]
@@ -134,7 +134,7 @@ const SET_STATE: &str = "\
         FROM old WHERE s.name = old.name RETURNING old.changed, old.state\
     ), logged AS (\
         INSERT INTO pgsluice.event (subscription, kind, message, detail) \
-        SELECT $1, 'state', state || ' → ' || $2 || coalesce(' (' || $3 || ')', ''), $7 FROM updated WHERE changed\
+        SELECT $1, 'state', state || ' -> ' || $2 || coalesce(' (' || $3 || ')', ''), $7 FROM updated WHERE changed\
     ) SELECT changed FROM updated";
 
 impl Store {
@@ -225,7 +225,12 @@ impl Store {
     /// detail or hint alone is written without one.
     pub async fn set_state(&self, name: &str, change: &StateChange) -> Result<bool, StoreError> {
         self.run("report the subscription's state", async {
-            set_state(&mut *self.pool.acquire().await?, name, change).await
+            let mut session = self.pool.acquire().await?;
+            let reported = set_state(&mut session, name, change).await;
+            if !spelling::is_untranslatable(&reported) {
+                return reported;
+            }
+            set_state(&mut session, name, &spelling::state_change(change)).await
         })
         .await
     }
@@ -256,14 +261,23 @@ impl Store {
     /// Replaces the list of what works, but not as fully as it could.
     pub async fn set_warnings(&self, name: &str, warnings: &[String]) -> Result<(), StoreError> {
         self.run("report the subscription's warnings", async {
-            let done = sqlx::query("UPDATE pgsluice.subscription SET warnings = $2 WHERE name = $1")
-                .bind(name)
-                .bind(Json(warnings))
-                .execute(&self.pool)
-                .await?;
-            found(done.rows_affected(), name)
+            let written = self.write_warnings(name, warnings).await;
+            if !spelling::is_untranslatable(&written) {
+                return written;
+            }
+            let ascii: Vec<String> = warnings.iter().map(|warning| spelling::text(warning)).collect();
+            self.write_warnings(name, &ascii).await
         })
         .await
+    }
+
+    async fn write_warnings(&self, name: &str, warnings: &[String]) -> Result<(), StoreErrorKind> {
+        let done = sqlx::query("UPDATE pgsluice.subscription SET warnings = $2 WHERE name = $1")
+            .bind(name)
+            .bind(Json(warnings))
+            .execute(&self.pool)
+            .await?;
+        found(done.rows_affected(), name)
     }
 
     /// Arms a skip of exactly the transaction that finishes at `lsn`, now or once it comes.

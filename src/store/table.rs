@@ -17,7 +17,7 @@ use crate::pg::{Lsn, QualifiedName};
 
 use super::codec::Time;
 use super::subscription::{saturate, unknown, unsigned, word};
-use super::{EventKind, Store, StoreError, StoreErrorKind, TableState, event};
+use super::{EventKind, Store, StoreError, StoreErrorKind, TableState, event, spelling};
 
 /// A published table and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,20 +103,34 @@ impl Store {
         error: Option<&Diagnosis>,
     ) -> Result<(), StoreError> {
         self.run("report a table's state", async {
-            let done = sqlx::query(
-                "UPDATE pgsluice.table_sync SET state = $4, error = $5, updated_at = now() \
-                 WHERE subscription = $1 AND source_schema = $2 AND source_table = $3",
-            )
-            .bind(name)
-            .bind(&source.schema)
-            .bind(&source.name)
-            .bind(state.as_str())
-            .bind(error.map(Json))
-            .execute(&self.pool)
-            .await?;
-            found(done.rows_affected(), name, source)
+            let written = self.write_table_state(name, source, state, error).await;
+            if !spelling::is_untranslatable(&written) {
+                return written;
+            }
+            self.write_table_state(name, source, state, error.map(spelling::diagnosis).as_ref()).await
         })
         .await
+    }
+
+    async fn write_table_state(
+        &self,
+        name: &str,
+        source: &QualifiedName,
+        state: TableState,
+        error: Option<&Diagnosis>,
+    ) -> Result<(), StoreErrorKind> {
+        let done = sqlx::query(
+            "UPDATE pgsluice.table_sync SET state = $4, error = $5, updated_at = now() \
+             WHERE subscription = $1 AND source_schema = $2 AND source_table = $3",
+        )
+        .bind(name)
+        .bind(&source.schema)
+        .bind(&source.name)
+        .bind(state.as_str())
+        .bind(error.map(Json))
+        .execute(&self.pool)
+        .await?;
+        found(done.rows_affected(), name, source)
     }
 
     /// Makes a table that is not copied `ready`: changes that commit from `position` on apply.

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use crate::apply::{Applier, Member, Membership, Replica, TargetSession, progress};
+use crate::apply::{Applier, Member, Membership, Replica, Start, TargetSession, progress};
 use crate::config::Subscription;
 use crate::copy::{self, CopyJob, CopyPlan};
 use crate::error::{Diagnosis, PauseReason};
@@ -48,6 +48,8 @@ pub(super) struct Context {
     pub(super) publications: watch::Sender<Publications>,
     pub(super) take_up: TakeUp,
     pub(super) phases: mpsc::Sender<Phase>,
+    /// Apply row by row until the transaction that finishes here is through.
+    pub(super) exact_until: Option<Lsn>,
 }
 
 /// Which tables an attempt that goes on from a recorded position follows.
@@ -134,14 +136,20 @@ pub(super) async fn run(
     context.tell(Phase::Streaming).await;
     let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
     let skip = armed_skip(context, from).await?;
-    let applier = Applier::new(session, subscription.name.clone(), from, members, skip);
+    let start = Start { recorded: from, skip, exact_until: context.exact_until };
+    let applier = Applier::new(session, subscription.name.clone(), members, start);
     let streaming = stream::run(context, applier, reader, syncs, from);
-    tokio::select! {
+    let end = tokio::select! {
         // A failed statement tells more than that the session has ended.
         biased;
         end = streaming => end,
         // The lock has gone with the session, whether or not there is anything to apply.
         ended = session.client().closed() => Err(Failure::target_ended(&ended)),
+    };
+    match end {
+        // Not a failure: the publisher sends it again, and row by row it will be judged.
+        Err(Failure { restart: Some(until), .. }) => Ok(StreamEnd::SendAgain { until }),
+        end => end,
     }
 }
 
@@ -291,7 +299,8 @@ async fn compare_pending(
         }
         misfits.extend(compared.misfits);
         if let Some(plan) = compared.plan {
-            let member = Member { target: table.target.clone(), actions, position: None };
+            let catalog = Arc::new(relation.clone());
+            let member = Member { catalog, target: table.target.clone(), actions, position: None };
             pending.push(PendingTable { published: table.published.clone(), member, plan });
         }
     }
@@ -434,6 +443,7 @@ fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn)]) -> Memb
             let just_copied = copied.iter().find(|(name, _)| name == source).map(|&(_, lsn)| lsn);
             let recorded = if table.row.state == TableState::Ready { table.row.synced_lsn } else { None };
             let member = Member {
+                catalog: Arc::new(table.published.relation.clone()),
                 target: table.target.clone(),
                 actions: table.published.actions,
                 position: just_copied.or(recorded),

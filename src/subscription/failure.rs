@@ -3,6 +3,7 @@
 use crate::apply::{ApplyError, OpenError};
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
 use crate::net::{ConnectError, Ended};
+use crate::pg::Lsn;
 use crate::pgoutput::DecodeError;
 use crate::replication::CommandError;
 use crate::schema::catalog::CatalogError;
@@ -16,6 +17,8 @@ pub struct Failure {
     pub disposition: Disposition,
     pub diagnosis: Diagnosis,
     pub target: TargetLink,
+    /// Begin anew at once, row by row until the transaction that finishes here is through.
+    pub restart: Option<Lsn>,
 }
 
 /// Whether the applying connection (and with it the lock) is still ours.
@@ -27,11 +30,11 @@ pub enum TargetLink {
 
 impl Failure {
     pub fn retry(diagnosis: Diagnosis) -> Self {
-        Self { disposition: Disposition::Retry, diagnosis, target: TargetLink::Kept }
+        Self { disposition: Disposition::Retry, diagnosis, target: TargetLink::Kept, restart: None }
     }
 
     pub fn pause(reason: PauseReason, diagnosis: Diagnosis) -> Self {
-        Self { disposition: Disposition::Pause(reason), diagnosis, target: TargetLink::Kept }
+        Self { disposition: Disposition::Pause(reason), diagnosis, target: TargetLink::Kept, restart: None }
     }
 
     /// The applying session has ended, with the lock.
@@ -45,13 +48,18 @@ impl Failure {
     }
 
     fn target_lost(diagnosis: Diagnosis) -> Self {
-        Self { disposition: Disposition::Retry, diagnosis, target: TargetLink::Lost }
+        Self { disposition: Disposition::Retry, diagnosis, target: TargetLink::Lost, restart: None }
     }
 }
 
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
-        Self { disposition: error.disposition(), diagnosis: error.diagnosis(), target: TargetLink::Kept }
+        Self {
+            disposition: error.disposition(),
+            diagnosis: error.diagnosis(),
+            target: TargetLink::Kept,
+            restart: None,
+        }
     }
 }
 
@@ -62,6 +70,7 @@ impl From<OpenError> for Failure {
                 disposition: error.disposition(),
                 diagnosis: error.diagnosis(),
                 target: TargetLink::Lost,
+                restart: None,
             },
             OpenError::Prepare(error) => error.into(),
         }
@@ -70,13 +79,23 @@ impl From<OpenError> for Failure {
 
 impl From<CommandError> for Failure {
     fn from(error: CommandError) -> Self {
-        Self { disposition: error.disposition(), diagnosis: error.diagnosis(), target: TargetLink::Kept }
+        Self {
+            disposition: error.disposition(),
+            diagnosis: error.diagnosis(),
+            target: TargetLink::Kept,
+            restart: None,
+        }
     }
 }
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self { disposition: error.disposition(), diagnosis: error.diagnosis(), target: TargetLink::Kept }
+        Self {
+            disposition: error.disposition(),
+            diagnosis: error.diagnosis(),
+            target: TargetLink::Kept,
+            restart: None,
+        }
     }
 }
 
@@ -98,6 +117,7 @@ impl From<ReadError> for Failure {
                 disposition: error.disposition(),
                 diagnosis: error.diagnosis(),
                 target: TargetLink::Kept,
+                restart: None,
             },
             ReadError::Decode(error) => error.into(),
             ReadError::Ended => Self::retry(
@@ -118,15 +138,20 @@ impl From<ApplyError> for Failure {
                     .detail("a statement may be waiting for a lock that another session holds")
                     .hint("see pg_stat_activity and pg_locks on the target; apply goes on by itself"),
             ),
-            ApplyError::Server(error) => of_target(&error, None),
-            ApplyError::Refused { error, change } => {
-                of_target(&error, Some(format!("{} on {}", change.operation(), change.table.plan.target)))
+            ApplyError::NotASet => Self::retry(Diagnosis::new(error.to_string())),
+            ApplyError::SendAgain { until } => {
+                Self { restart: Some(until), ..Self::retry(Diagnosis::new(error.to_string())) }
             }
+            ApplyError::Server(error) => of_target(&error, None),
+            ApplyError::Refused { error, change } => of_target(
+                &error,
+                Some(format!("{} on {}", change.change.operation(), change.table.plan.target)),
+            ),
             ApplyError::RowCount { found, change } => Self::pause(
                 PauseReason::TargetError,
                 Diagnosis::new(format!(
                     "{} of one row in {} met {found} rows",
-                    change.operation(),
+                    change.change.operation(),
                     change.table.plan.target
                 ))
                 .hint("check the unique indexes of the table (amcheck), then \"pgsluice resume\""),
@@ -147,7 +172,12 @@ impl From<ApplyError> for Failure {
 
 impl From<CatalogError> for Failure {
     fn from(error: CatalogError) -> Self {
-        Self { disposition: error.disposition(), diagnosis: error.diagnosis(), target: TargetLink::Kept }
+        Self {
+            disposition: error.disposition(),
+            diagnosis: error.diagnosis(),
+            target: TargetLink::Kept,
+            restart: None,
+        }
     }
 }
 
@@ -204,7 +234,7 @@ fn of_target(error: &ServerError, doing: Option<String>) -> Failure {
     if error.is_transient() {
         // After a deadlock or a cancelled statement the session is good; after a shutdown it is gone.
         let target = if matches!(error.class(), "40" | "55") { TargetLink::Kept } else { TargetLink::Lost };
-        return Failure { disposition: Disposition::Retry, diagnosis, target };
+        return Failure { disposition: Disposition::Retry, diagnosis, target, restart: None };
     }
     if diagnosis.hint.is_none() {
         diagnosis.hint = Some("fix the cause on the target, then \"pgsluice resume\"".to_owned());

@@ -16,8 +16,13 @@ use super::failure::Failure;
 
 /// Values on a publisher session must look as PostgreSQL's own subscriber asks for them
 /// (EDGE_CASES 11), in the copy as in the stream.
-const VALUE_SETTINGS: &[(&str, &str)] =
-    &[("datestyle", "ISO"), ("intervalstyle", "postgres"), ("extra_float_digits", "3")];
+const VALUE_SETTINGS: &[(&str, &str)] = &[
+    ("datestyle", "ISO"),
+    ("intervalstyle", "postgres"),
+    ("extra_float_digits", "3"),
+    // Money is text in a locale: both sides use the one that every server has.
+    ("lc_monetary", "C"),
+];
 
 /// The slot may still be active for a walsender that has not noticed yet that we went away.
 const SLOT_RELEASE_TIMEOUT: Duration = Duration::from_secs(5);

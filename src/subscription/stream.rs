@@ -1,12 +1,14 @@
 //! The streaming part of an attempt: what the reader brings goes to the applier, what is durable
 //! goes back, and tables that are still being copied are taken in at a transaction's boundary.
 
-use tracing::{debug, info};
+use std::collections::HashMap;
 
-use crate::apply::{Applied, Applier, How, Outcome};
+use tracing::{debug, info, warn};
+
+use crate::apply::{Applied, Applier, ExactBecause, How, Outcome};
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
-use crate::pg::Lsn;
+use crate::pg::{Lsn, QualifiedName};
 use crate::store::TableState;
 
 use super::attempt::{Context, Phase};
@@ -20,6 +22,9 @@ use super::table_sync::{SyncEvent, TableSyncs};
 pub(super) enum StreamEnd {
     /// A transaction was rolled back on a conflict.
     Conflict(Box<ConflictReport>),
+    /// A transaction too large to keep has to be streamed again, and applied row by row up to the
+    /// one that finishes here.
+    SendAgain { until: Lsn },
     /// Something else is published now: an attempt from here on takes it up.
     PublicationsChanged,
 }
@@ -27,6 +32,8 @@ pub(super) enum StreamEnd {
 /// What happened next.
 enum Event {
     Chunk(Chunk),
+    /// A batch has been answered.
+    Settled,
     /// The reader has stopped.
     Ended,
     Sync(SyncEvent),
@@ -41,29 +48,32 @@ pub(super) async fn run(
     syncs: TableSyncs,
     from: Lsn,
 ) -> Result<StreamEnd, Failure> {
-    let mut stream = Stream { context, applier, syncs, durable: from, first: true };
+    let mut stream = Stream { context, applier, syncs, durable: from, first: true, failed: HashMap::new() };
     stream.publish(reader);
     let mut publications = context.publications.subscribe();
     loop {
+        let (busy, open) = (stream.applier.is_busy(), !stream.waits_for_sync());
         let event = tokio::select! {
-            // Hand-overs are rare and somebody waits for them.
+            // Hand-overs are rare and somebody waits for them; what is done makes room.
             biased;
             event = stream.syncs.next() => Event::Sync(event),
+            () = stream.applier.wait(), if busy => Event::Settled,
             Ok(_) = publications.wait_for(Publications::have_changed), if stream.may_begin_anew() => {
                 Event::PublicationsChanged
             }
-            chunk = reader.chunks.recv() => chunk.map_or(Event::Ended, Event::Chunk),
+            chunk = reader.chunks.recv(), if open => chunk.map_or(Event::Ended, Event::Chunk),
         };
-        match event {
-            Event::Chunk(chunk) => {
-                if let Some(end) = stream.take(chunk, reader).await? {
-                    return Ok(end);
-                }
-            }
+        let done = match event {
+            Event::Chunk(chunk) => stream.take(chunk, reader).await,
+            Event::Settled => stream.applier.settle().await.map_err(Failure::from),
             Event::Ended => return Err(reader.end().await.into()),
-            Event::Sync(event) => stream.on_sync(event).await?,
+            Event::Sync(event) => stream.on_sync(event).await,
             Event::PublicationsChanged => return Ok(StreamEnd::PublicationsChanged),
+        };
+        if let Some(end) = stream.outcomes(reader).await? {
+            return Ok(end);
         }
+        done?;
     }
 }
 
@@ -75,15 +85,27 @@ struct Stream<'a> {
     durable: Lsn,
     /// No transaction has been applied by this attempt yet.
     first: bool,
+    /// Why tables could not be synchronised when it was last tried.
+    failed: HashMap<QualifiedName, Diagnosis>,
 }
 
 impl Stream<'_> {
-    async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
+    async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<(), Failure> {
         for event in chunk.events {
-            let outcome = match event {
-                StreamEvent::Message(message) => self.applier.handle(message).await?,
+            match event {
+                StreamEvent::Message(message) => self.applier.take(message).await?,
                 StreamEvent::Keepalive(wal_end) => self.applier.keepalive(wal_end),
-            };
+            }
+        }
+        self.applier.flush().await?;
+        self.hand_over().await?;
+        self.publish(reader);
+        Ok(())
+    }
+
+    /// Reports what has become durable, and how the stream ends, if it does.
+    async fn outcomes(&mut self, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
+        while let Some(outcome) = self.applier.outcome() {
             match outcome {
                 Outcome::Pending => {}
                 Outcome::Durable { lsn, transaction } => {
@@ -91,15 +113,22 @@ impl Stream<'_> {
                     if let Some(applied) = transaction {
                         self.note(lsn, applied).await?;
                     }
-                    self.hand_over().await?;
-                    if self.may_begin_anew() && self.context.publications.borrow().have_changed() {
-                        return Ok(Some(StreamEnd::PublicationsChanged));
-                    }
+                }
+                Outcome::Batch { lsn, last, summary: _ } => {
+                    self.advance(lsn, reader);
+                    self.note(lsn, last).await?;
+                }
+                Outcome::Planned { source, exact_because } => {
+                    let because = exact_because.map(ExactBecause::as_str);
+                    self.context.store.set_exact_because(self.context.name(), &source, because).await?;
+                }
+                Outcome::FellBack => {
+                    debug!(subscription = self.context.name(), "fell back to the exact path");
                 }
                 Outcome::Conflict(report) => return Ok(Some(StreamEnd::Conflict(report))),
             }
+            self.publish(reader);
         }
-        self.publish(reader);
         Ok(None)
     }
 
@@ -141,12 +170,18 @@ impl Stream<'_> {
     /// Whether ending here throws nothing away: neither part of a transaction nor of a table's sync,
     /// which may be hours long. (A table that joins waits for the running sync in any case.)
     fn may_begin_anew(&self) -> bool {
-        self.applier.is_between_transactions() && !self.syncs.is_running()
+        self.applier.received().is_some() && !self.syncs.is_running()
     }
 
-    /// Takes in a table whose sync has come as far as the stream. Only between transactions.
+    /// Whether the stream keeps still because a table's sync is about to reach it.
+    fn waits_for_sync(&self) -> bool {
+        self.applier.received().is_some_and(|received| self.syncs.is_close_to(received))
+    }
+
+    /// Takes in a table whose sync has come as far as the stream has been received. Only between
+    /// transactions.
     async fn hand_over(&mut self) -> Result<(), Failure> {
-        if !self.applier.is_between_transactions() || !self.syncs.is_waiting_at(self.durable) {
+        if !self.applier.received().is_some_and(|received| self.syncs.is_waiting_at(received)) {
             return Ok(());
         }
         let event = self.syncs.finish().await;
@@ -166,7 +201,11 @@ impl Stream<'_> {
                 self.report_held_back(None).await;
             }
             SyncEvent::Failed { source, diagnosis } => {
-                tracing::warn!(subscription = name, relation = %source, "{diagnosis}");
+                // It is tried again every few seconds: said once, until it fails of something else.
+                if self.failed.get(&source) != Some(&diagnosis) {
+                    warn!(subscription = name, relation = %source, "{diagnosis}");
+                    self.failed.insert(source.clone(), diagnosis.clone());
+                }
                 store.set_table_state(name, &source, TableState::Pending, Some(&diagnosis)).await?;
                 self.report_held_back(Some(diagnosis)).await;
             }

@@ -37,6 +37,8 @@ use super::slot;
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 /// Events waiting to be taken, at most.
 const EVENTS_MAX: usize = 16;
+/// How near a sync must have come to the stream, bytes of WAL, for the stream to wait for it.
+const CLOSE_BYTES: u64 = 1 << 20;
 
 /// A table to synchronise.
 pub(super) struct SyncJob {
@@ -118,6 +120,14 @@ impl TableSyncs {
         self.running
             .as_ref()
             .is_some_and(|run| run.finish.is_some() && run.reached.is_some_and(|reached| reached >= position))
+    }
+
+    /// Whether the running sync has nearly reached `position`: worth waiting for.
+    pub(super) fn is_close_to(&self, position: Lsn) -> bool {
+        self.running.as_ref().is_some_and(|run| {
+            run.finish.is_some()
+                && run.reached.is_some_and(|reached| position.bytes_since(reached) <= CLOSE_BYTES)
+        })
     }
 
     /// The next event. Waits for ever if there is nothing to synchronise. Cancel safe.

@@ -119,6 +119,7 @@ impl Worker {
             publications: watch::Sender::new(Publications::default()),
             take_up: TakeUp::AsConfigured,
             phases: phase_sender,
+            exact_until: None,
         };
         Self {
             context,
@@ -318,6 +319,11 @@ impl Worker {
             Wake::Phase(phase) => self.on_phase(phase).await,
             Wake::Attempt(end) => Some(match *end {
                 Ok(StreamEnd::Conflict(report)) => self.on_conflict(&report).await,
+                Ok(StreamEnd::SendAgain { until }) => {
+                    info!(subscription = self.context.name(), lsn = %until, "streaming a large transaction again");
+                    self.context.exact_until = Some(until);
+                    Event::RestartAsked
+                }
                 Ok(StreamEnd::PublicationsChanged) => Event::RestartAsked,
                 Err(failure) => self.fail(failure),
             }),

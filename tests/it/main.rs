@@ -4,6 +4,8 @@
 //! that); what they share is in `support`.
 
 #[cfg(test)]
+mod batches;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod feedback;
@@ -14,11 +16,15 @@ mod publications;
 #[cfg(test)]
 mod replication;
 #[cfg(test)]
+mod schema;
+#[cfg(test)]
 mod store;
 #[cfg(test)]
 #[expect(dead_code, reason = "made for the capabilities' tests, which arrive one after the other")]
 mod support;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod values;
 #[cfg(test)]
 mod walkthrough;

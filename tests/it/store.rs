@@ -395,7 +395,7 @@ async fn a_state_is_one_event_when_it_changes() {
     assert!(row.state_since > since);
     let events = store.events(Some(NAME), 10).await.unwrap();
     let messages: Vec<_> = events.iter().map(|event| event.message.as_str()).collect();
-    assert_eq!(messages, ["streaming → paused (schema)", "starting → streaming"]);
+    assert_eq!(messages, ["streaming -> paused (schema)", "starting -> streaming"]);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use tokio_postgres::{GenericClient, Row};
 
 use crate::pg::QualifiedName;
 use crate::schema::publication::{
-    Attribute, Contradiction, Generated, Member, Publication, Publications, Relation, Resolved,
+    Attribute, Contradiction, Generated, Member, Publication, Publications, Relation, Resolved, WholeList,
 };
 use crate::schema::{
     OWN_SCHEMA, PublishedActions, PublishedColumn, PublishedRelation, PublishedTable, ReplicaIdentity,
@@ -39,6 +39,7 @@ pub async fn published_tables<C: GenericClient + Sync>(
     let version = Version(server_version_num);
     let mut facts = Publications {
         publications: read_publications(client, version, publications).await?,
+        whole_list: if version.0 >= 160_000 { WholeList::AllPublished } else { WholeList::EveryAttribute },
         ..Publications::default()
     };
     read_members(client, version, &mut facts).await?;
@@ -160,7 +161,7 @@ async fn read_relations<C: GenericClient + Sync>(
            UNION SELECT e.parent FROM tree t JOIN edge e ON e.child = t.oid
          )
          SELECT c.oid, n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name,
-                c.relnamespace, c.relkind, c.relreplident, e.parent,
+                c.relnamespace, c.relkind, c.relreplident, c.relnatts, e.parent,
                 CASE WHEN c.reltuples >= 0 AND {counted} THEN c.reltuples::pg_catalog.float8 END AS rows
            FROM tree t
            JOIN pg_catalog.pg_class c ON c.oid = t.oid
@@ -195,6 +196,7 @@ fn relation(row: &Row) -> Relation {
             _ => ReplicaIdentity::Default,
         },
         rows: row.get("rows"),
+        attributes: usize::try_from(row.get::<_, i16>("relnatts")).unwrap_or(0),
     }
 }
 
@@ -208,7 +210,7 @@ async fn read_columns<C: GenericClient + Sync>(
     relations: &[u32],
 ) -> Result<Columns, CatalogError> {
     let sql = format!(
-        r"WITH RECURSIVE col AS (
+        "WITH RECURSIVE col AS (
            SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, {generated} AS generated
              FROM pg_catalog.pg_attribute a
             WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped

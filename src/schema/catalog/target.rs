@@ -80,7 +80,9 @@ async fn read_tables<C: GenericClient + Sync>(
                 pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS schema_usage,
                 {select} AS can_select, {insert} AS can_insert, {update} AS can_update,
                 pg_catalog.has_table_privilege(c.oid, 'DELETE') AS can_delete,
-                pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') AS can_truncate
+                pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') AS can_truncate,
+                (SELECT pg_catalog.count(*)::pg_catalog.int4 FROM pg_catalog.pg_index i
+                  WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)) AS unique_indexes
            FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2))
                 WITH ORDINALITY AS q(schema, name, ord)
            JOIN pg_catalog.pg_namespace n
@@ -127,6 +129,7 @@ fn bare_table(name: &QualifiedName, row: &Row) -> TargetTable {
             truncate: row.get("can_truncate"),
         },
         checks: Vec::new(),
+        unique_indexes: u32::try_from(row.get::<_, i32>("unique_indexes")).unwrap_or(u32::MAX),
         partitioning: None,
     }
 }
@@ -204,7 +207,7 @@ async fn read_checks<C: GenericClient + Sync>(
                              WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)
                              ORDER BY a.attnum) AS columns
                  FROM pg_catalog.pg_constraint k
-                WHERE k.conrelid = ANY ($1) AND k.contype = 'c' ORDER BY k.conname";
+                WHERE k.conrelid = ANY ($1) AND k.contype IN ('c', 'x') ORDER BY k.conname";
     let rows = client.query_typed(sql, &[(&tables, Type::OID_ARRAY)]).await;
     let mut checks: HashMap<u32, Vec<CheckConstraint>> = HashMap::new();
     for row in rows.map_err(failed("check constraints"))? {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tokio_postgres::types::Type;
 use tokio_postgres::{GenericClient, Row};
 
-use crate::schema::{ColumnDefault, TargetColumn, TypeName};
+use crate::schema::{ArrayInput, ColumnDefault, TargetColumn, TypeName};
 
 use super::catalog_char;
 use super::error::CatalogError;
@@ -38,6 +38,8 @@ pub(super) async fn read_columns<C: GenericClient + Sync>(
                 a.attnotnull OR b.not_null IS NOT NULL AS not_null,
                 nn.nspname::pg_catalog.text AS domain_schema, nt.typname::pg_catalog.text AS domain_name,
                 a.attidentity, a.attgenerated,
+                bt.typtype IN ('b', 'e', 'r', 'm') AND bt.typcategory <> 'A' AND bt.typarray <> 0
+                    AND bt.typdelim = ',' AS arrays,
                 COALESCE(pg_catalog.pg_get_expr(d.adbin, d.adrelid), t.typdefault) AS default_sql
            FROM pg_catalog.pg_attribute a
            JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
@@ -81,6 +83,7 @@ fn column(row: &Row, equality: Option<TypeName>) -> TargetColumn {
         ty: TypeName { schema: row.get("type_schema"), name: row.get("type_name") },
         type_oid: row.get("atttypid"),
         typmod: row.get("typmod"),
+        array_input: if row.get("arrays") { ArrayInput::OfType } else { ArrayInput::OfText },
         base_type: TypeName { schema: row.get("base_schema"), name: row.get("base_name") },
         display_type: row.get("display"),
         not_null: row.get("not_null"),

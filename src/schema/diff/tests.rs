@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::schema::{
-    CheckConstraint, FiringTriggers, Partitioning, TablePrivileges, TypeName, UniqueKey, render,
+    ArrayInput, CheckConstraint, FiringTriggers, Partitioning, TablePrivileges, TypeName, UniqueKey,
 };
 
 fn builtin(name: &str) -> TypeName {
@@ -33,7 +33,8 @@ fn target_column(attnum: i16, text: &str) -> TargetColumn {
         type_oid: 0,
         typmod: -1,
         base_type: builtin(ty),
-        display_type: render::type_sql(&builtin(ty), -1),
+        array_input: ArrayInput::OfType,
+        display_type: type_sql(&builtin(ty), -1),
         not_null: rest.contains("not null"),
         not_null_domain: None,
         default: match rest {
@@ -74,6 +75,7 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
             truncate: true,
         },
         checks: Vec::new(),
+        unique_indexes: 1,
         partitioning: None,
     }
 }

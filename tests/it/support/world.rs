@@ -183,6 +183,11 @@ pub(crate) fn conninfo(database: &Database, role: &str) -> String {
     )
 }
 
+/// The same database and role, reached through another port of this machine.
+pub(crate) fn conninfo_through(database: &Database, role: &str, port: u16) -> String {
+    conninfo(database, role).replace(&format!("port={}", database.port), &format!("port={port}"))
+}
+
 /// What docs and README tell an operator to grant on the publisher.
 fn publisher_roles(database: &str) -> String {
     format!(

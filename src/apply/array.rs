@@ -1,0 +1,173 @@
+//! One column of many rows as an array parameter.
+//!
+//! Types whose binary form is their text (text, varchar, json…) go as binary arrays: a length and
+//! the bytes. Everything else goes as an array literal, which the target's `array_in` takes apart
+//! and hands to the element type's input function. Values that came in binary go as they came.
+
+use bytes::{BufMut as _, BytesMut};
+use tokio_postgres::types::{Kind, Type};
+
+use super::plan::Param;
+use crate::pgoutput::{Tuple, Value};
+
+/// A value cannot be an element: it was not sent, or not in a form that an array can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NoElement;
+
+/// Column `column` of `rows` as a parameter of the array type `ty`.
+pub(super) fn column_array(rows: &[&Tuple], column: usize, ty: &Type) -> Result<Param, NoElement> {
+    let array = ColumnArray { rows, column };
+    let mut out = BytesMut::with_capacity(rows.len() * 16);
+    match layout(ty) {
+        Layout::Binary(element) => {
+            array.binary(element, &mut out)?;
+            Ok(Param::Binary(out.freeze()))
+        }
+        Layout::Literal(quoting) => {
+            array.literal(quoting, &mut out)?;
+            Ok(Param::Text(out.freeze()))
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct ColumnArray<'a> {
+    rows: &'a [&'a Tuple],
+    column: usize,
+}
+
+/// How an array of a type is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// Binary, with this element type OID.
+    Binary(u32),
+    Literal(Quoting),
+}
+
+/// Whether elements can hold characters that an array literal gives a meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Quoting {
+    Never,
+    Always,
+}
+
+fn layout(array: &Type) -> Layout {
+    let Kind::Array(element) = array.kind() else { return Layout::Literal(Quoting::Always) };
+    match *element {
+        Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::JSON => Layout::Binary(element.oid()),
+        Type::INT2
+        | Type::INT4
+        | Type::INT8
+        | Type::OID
+        | Type::BOOL
+        | Type::FLOAT4
+        | Type::FLOAT8
+        | Type::NUMERIC
+        | Type::UUID => Layout::Literal(Quoting::Never),
+        _ => Layout::Literal(Quoting::Always),
+    }
+}
+
+impl ColumnArray<'_> {
+    fn values(&self) -> impl Iterator<Item = Option<Value<'_>>> {
+        self.rows.iter().map(|row| row.get(self.column))
+    }
+
+    /// `array_recv` in PostgreSQL's `arrayfuncs.c`: one dimension from 1 on.
+    fn binary(&self, element: u32, out: &mut BytesMut) -> Result<(), NoElement> {
+        out.put_i32(1);
+        out.put_i32(1);
+        out.put_u32(element);
+        out.put_i32(i32::try_from(self.rows.len()).map_err(|_| NoElement)?);
+        out.put_i32(1);
+        for value in self.values() {
+            match value {
+                Some(Value::Null) => out.put_i32(-1),
+                Some(Value::Text(bytes) | Value::Binary(bytes)) => {
+                    out.put_i32(i32::try_from(bytes.len()).map_err(|_| NoElement)?);
+                    out.put_slice(bytes);
+                }
+                Some(Value::Unchanged) | None => return Err(NoElement),
+            }
+        }
+        Ok(())
+    }
+
+    /// `array_in` in PostgreSQL's `arrayfuncs.c`.
+    fn literal(&self, quoting: Quoting, out: &mut BytesMut) -> Result<(), NoElement> {
+        out.put_u8(b'{');
+        for (n, value) in self.values().enumerate() {
+            if n > 0 {
+                out.put_u8(b',');
+            }
+            match (value, quoting) {
+                (Some(Value::Null), _) => out.put_slice(b"NULL"),
+                (Some(Value::Text(bytes)), Quoting::Never) => out.put_slice(bytes),
+                (Some(Value::Text(bytes)), Quoting::Always) => quoted(bytes, out),
+                (Some(Value::Binary(_) | Value::Unchanged) | None, _) => return Err(NoElement),
+            }
+        }
+        out.put_u8(b'}');
+        Ok(())
+    }
+}
+
+fn quoted(bytes: &[u8], out: &mut BytesMut) {
+    out.reserve(bytes.len() + 2);
+    out.put_u8(b'"');
+    let mut rest = bytes;
+    while let Some(at) = rest.iter().position(|&byte| byte == b'"' || byte == b'\\') {
+        let (before, special) = rest.split_at(at);
+        out.put_slice(before);
+        out.put_u8(b'\\');
+        out.put_slice(&special[..1]);
+        rest = &special[1..];
+    }
+    out.put_slice(rest);
+    out.put_u8(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pgoutput::testing::tuple;
+
+    fn check(ty: &Type, values: &[Value<'_>], expected: &[u8]) {
+        let rows: Vec<Tuple> = values.iter().map(|&value| tuple(&[value])).collect();
+        let rows: Vec<&Tuple> = rows.iter().collect();
+        let (Param::Text(out) | Param::Binary(out)) = column_array(&rows, 0, ty).unwrap() else {
+            panic!("an array is not NULL");
+        };
+        assert_eq!(out.as_ref(), expected, "{}", String::from_utf8_lossy(&out));
+    }
+
+    #[test]
+    fn literals_quote_what_an_array_would_take_apart() {
+        check(&Type::INT8_ARRAY, &[Value::Text(b"1"), Value::Null, Value::Text(b"-3")], b"{1,NULL,-3}");
+        check(
+            &Type::TIMESTAMPTZ_ARRAY,
+            &[Value::Text(b"2024-01-01 10:00:00+00"), Value::Text(b"NULL"), Value::Text(b"")],
+            br#"{"2024-01-01 10:00:00+00","NULL",""}"#,
+        );
+        check(&Type::BYTEA_ARRAY, &[Value::Text(br#"\x"{,}"#)], br#"{"\\x\"{,}"}"#);
+    }
+
+    #[test]
+    fn text_goes_in_binary() {
+        let mut expected = Vec::new();
+        for word in [1_u32, 1, 25, 2, 1, 2] {
+            expected.extend_from_slice(&word.to_be_bytes());
+        }
+        expected.extend_from_slice(b"a\"");
+        expected.extend_from_slice(&(-1_i32).to_be_bytes());
+        check(&Type::TEXT_ARRAY, &[Value::Text(b"a\""), Value::Null], &expected);
+    }
+
+    #[test]
+    fn what_was_not_sent_is_an_error() {
+        let row = tuple(&[Value::Unchanged]);
+        for ty in [Type::TEXT_ARRAY, Type::INT4_ARRAY] {
+            assert_eq!(column_array(&[&row], 0, &ty), Err(NoElement));
+        }
+    }
+}

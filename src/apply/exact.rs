@@ -1,0 +1,224 @@
+//! The exact path: one publisher transaction is one target transaction, row by row in order.
+//!
+//! Events go in as they come, also of a transaction too large to keep: its rows flow into the open
+//! target transaction, so memory stays bounded. A failed transaction is rolled back at once; the
+//! rest of its events are only counted, so that the evidence can say how large it is.
+
+use std::sync::Arc;
+
+use tracing::debug;
+
+use super::event::Event;
+use super::evidence::{self, Finding};
+use super::executor::Executor;
+use super::plan::RowChange;
+use super::progress::{self, Step};
+use super::statement::{Sequences, truncate_sql};
+use super::{Applied, ApplyError, How, Outcome, TableContext, TargetSession, unix_time_us};
+use crate::pg::{Lsn, SubscriptionName};
+use crate::pgoutput::{Begin, Commit};
+
+/// Applies events one by one.
+#[derive(Debug)]
+pub(super) struct Exact<'a> {
+    session: &'a TargetSession,
+    executor: Executor,
+    subscription: SubscriptionName,
+    /// Pass over exactly the transaction that finishes here.
+    skip: Option<Lsn>,
+    transaction: Option<Transaction>,
+}
+
+/// The publisher's transaction that is being applied.
+#[derive(Debug)]
+struct Transaction {
+    begin: Begin,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Nothing to apply so far.
+    Empty,
+    /// The target transaction is open.
+    Open,
+    /// Passed over on an operator's word.
+    Skipped,
+    /// Rolled back; waiting for the end to know its size.
+    Failed(Box<Finding>),
+}
+
+impl<'a> Exact<'a> {
+    pub(super) fn new(session: &'a TargetSession, subscription: SubscriptionName, skip: Option<Lsn>) -> Self {
+        let executor = Executor::new(Arc::clone(session.client()));
+        Self { session, executor, subscription, skip, transaction: None }
+    }
+
+    /// Whether the transaction that finishes at `lsn` is to be passed over.
+    pub(super) fn skips(&self, lsn: Lsn) -> bool {
+        self.skip == Some(lsn)
+    }
+
+    pub(super) fn subscription(&self) -> &SubscriptionName {
+        &self.subscription
+    }
+
+    pub(super) fn is_between_transactions(&self) -> bool {
+        self.transaction.is_none()
+    }
+
+    pub(super) fn forget(&mut self, table: u64) {
+        self.executor.forget(table);
+    }
+
+    /// Takes the next event. `recorded` is the progress row's position and moves with it.
+    ///
+    /// # Errors
+    /// After an error nothing more can be applied, and the session's transaction may be open
+    /// ([`TargetSession::reset`]).
+    pub(super) async fn handle(&mut self, event: Event, recorded: &mut Lsn) -> Result<Outcome, ApplyError> {
+        match event {
+            Event::Begin(begin) => self.begin(begin),
+            Event::Change { table, change, index } => self.change(&table, change, index).await,
+            Event::Truncate { tables, restart_seqs } => self.truncate(&tables, restart_seqs).await,
+            Event::Commit { commit, changes } => self.commit(&commit, changes, recorded).await,
+            Event::Idle(lsn) => Ok(Outcome::Durable { lsn, transaction: None }),
+        }
+    }
+
+    fn begin(&mut self, begin: Begin) -> Result<Outcome, ApplyError> {
+        if self.transaction.is_some() {
+            return Err(ApplyError::OutOfOrder("BEGIN within a transaction".to_owned()));
+        }
+        let stage = if self.skips(begin.final_lsn) { Stage::Skipped } else { Stage::Empty };
+        self.transaction = Some(Transaction { begin, stage });
+        Ok(Outcome::Pending)
+    }
+
+    async fn change(
+        &mut self,
+        table: &Arc<TableContext>,
+        change: RowChange,
+        index: u64,
+    ) -> Result<Outcome, ApplyError> {
+        if !self.applies()? {
+            return Ok(Outcome::Pending);
+        }
+        self.open().await?;
+        let result = self.executor.submit(table, change, index).await;
+        self.settle(result).await
+    }
+
+    async fn truncate(
+        &mut self,
+        tables: &[Arc<TableContext>],
+        restart_seqs: bool,
+    ) -> Result<Outcome, ApplyError> {
+        if !self.applies()? {
+            return Ok(Outcome::Pending);
+        }
+        self.open().await?;
+        let sequences = if restart_seqs { Sequences::Restart } else { Sequences::Continue };
+        let sql = truncate_sql(tables.iter().map(|table| &table.plan), sequences);
+        let result = match self.executor.drain().await {
+            Ok(()) => self.session.client().batch_execute(&sql).await.map_err(ApplyError::from),
+            Err(error) => Err(error),
+        };
+        self.settle(result).await
+    }
+
+    /// Whether changes of the transaction are still applied.
+    fn applies(&self) -> Result<bool, ApplyError> {
+        match &self.transaction {
+            None => Err(ApplyError::OutOfOrder("a change outside a transaction".to_owned())),
+            Some(transaction) => Ok(matches!(transaction.stage, Stage::Empty | Stage::Open)),
+        }
+    }
+
+    async fn commit(
+        &mut self,
+        commit: &Commit,
+        changes: u64,
+        recorded: &mut Lsn,
+    ) -> Result<Outcome, ApplyError> {
+        let Some(Transaction { begin, stage }) = self.transaction.take() else {
+            return Err(ApplyError::OutOfOrder("COMMIT outside a transaction".to_owned()));
+        };
+        let how = match stage {
+            Stage::Failed(finding) => return Ok(self.conflict(*finding, &begin, changes)),
+            Stage::Empty => How::Empty,
+            Stage::Skipped => How::Skipped,
+            Stage::Open => How::Committed,
+        };
+        let applied = Applied {
+            commit_lsn: commit.commit_lsn,
+            commit_time_us: unix_time_us(commit.commit_time),
+            changes,
+            how,
+        };
+        let durable = Outcome::Durable { lsn: commit.end_lsn, transaction: Some(applied) };
+        match how {
+            // Nothing to write, and nothing to remember: should it come again, it is empty again.
+            How::Empty => return Ok(durable),
+            How::Skipped => self.session.client().batch_execute("BEGIN").await?,
+            How::Committed => {}
+        }
+        let step = Step {
+            from: *recorded,
+            to: commit.end_lsn,
+            commit_time_us: applied.commit_time_us,
+            transactions: 1,
+        };
+        match self.finish(step).await {
+            Ok(()) => {
+                *recorded = commit.end_lsn;
+                Ok(durable)
+            }
+            Err(error) => {
+                self.roll_back().await?;
+                let finding = evidence::collect(error, self.session).await?;
+                Ok(self.conflict(finding, &begin, changes))
+            }
+        }
+    }
+
+    fn conflict(&self, finding: Finding, begin: &Begin, changes: u64) -> Outcome {
+        Outcome::Conflict(Box::new(finding.into_report(&self.subscription, begin, changes)))
+    }
+
+    /// Rows, progress, COMMIT.
+    async fn finish(&mut self, step: Step) -> Result<(), ApplyError> {
+        self.executor.drain().await?;
+        progress::advance(self.session.client(), &self.subscription, step).await?;
+        fail::fail_point!("apply::before_commit");
+        self.session.client().batch_execute("COMMIT").await?;
+        fail::fail_point!("apply::after_commit");
+        Ok(())
+    }
+
+    async fn open(&mut self) -> Result<(), ApplyError> {
+        if let Some(Transaction { stage: stage @ Stage::Empty, .. }) = &mut self.transaction {
+            self.session.client().batch_execute("BEGIN").await?;
+            *stage = Stage::Open;
+        }
+        Ok(())
+    }
+
+    /// Judges a statement's result. A conflict ends the target transaction and keeps its evidence;
+    /// anything else goes up.
+    async fn settle(&mut self, result: Result<(), ApplyError>) -> Result<Outcome, ApplyError> {
+        let Err(error) = result else { return Ok(Outcome::Pending) };
+        self.roll_back().await?;
+        let finding = evidence::collect(error, self.session).await?;
+        debug!(subscription = %self.subscription, "transaction rolled back on a conflict");
+        if let Some(transaction) = &mut self.transaction {
+            transaction.stage = Stage::Failed(Box::new(finding));
+        }
+        Ok(Outcome::Pending)
+    }
+
+    async fn roll_back(&mut self) -> Result<(), ApplyError> {
+        self.executor.abandon();
+        Ok(self.session.client().batch_execute("ROLLBACK").await?)
+    }
+}

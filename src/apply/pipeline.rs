@@ -1,0 +1,322 @@
+//! Sends batches of set statements without waiting, and learns later how they fared.
+//!
+//! ```text
+//! send n:   BEGIN · sets · progress n-1→n · COMMIT
+//! send n+1: BEGIN · sets · progress n→n+1 · COMMIT      (before the answers to n are in)
+//! ```
+//! # Why a COMMIT may be sent unseen
+//! Every statement guards itself (`sets`, and the progress row's compare-and-set fails the same
+//! way), so a batch whose rows differ from the plan is aborted by the server, and its COMMIT rolls
+//! back. The next batch then finds the progress row not where it expects it, and fails, too: commits
+//! stay in order and nothing overtakes a failure. A long way to the target costs latency, not speed.
+//!
+//! # Invariants
+//! - At most [`BATCHES_MAX`] batches are under way; each is bounded by its sender.
+//! - A batch's events are kept until its COMMIT has been answered, for the exact path; only a slice
+//!   of a transaction too large to keep is let go, and would be sent again by the publisher.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use tokio_postgres::Statement;
+use tokio_postgres::types::PgLsn;
+
+use super::array::column_array;
+use super::compact::{SetKind, SetRow, Step};
+use super::event::Event;
+use super::plan::Param;
+use super::progress::{ADVANCE_GUARDED, Step as ProgressStep};
+use super::sets::{self, BEGIN_SETS};
+use super::statement::{Sequences, truncate_sql};
+use super::{ApplyError, TableContext};
+use crate::net::PgClient;
+use crate::pg::SubscriptionName;
+use crate::pgoutput::Tuple;
+
+/// Batches under way, at most: one that the target works on, and those that are on their way.
+pub(super) const BATCHES_MAX: usize = 3;
+/// Prepared set statements kept on the server. Beyond it all are let go, and the live ones return.
+const PREPARED_STATEMENTS_MAX: usize = 512;
+
+type Answer = Pin<Box<dyn Future<Output = Result<u64, tokio_postgres::Error>> + Send>>;
+
+pub(super) struct Pipeline {
+    client: Arc<PgClient>,
+    subscription: SubscriptionName,
+    statements: HashMap<(u64, SetKind), Statement>,
+    progress: Option<Statement>,
+    under_way: VecDeque<UnderWay>,
+    /// A slice has been sent whose transaction is still open on the target.
+    open: Open,
+}
+
+/// Whether a target transaction is open between two sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Open {
+    No,
+    Yes,
+}
+
+/// What is sent at once.
+pub(super) struct Batch {
+    pub(super) steps: Vec<Step>,
+    /// Kept for the exact path; empty for a slice.
+    pub(super) events: Vec<Event>,
+    /// Where the transaction ends, with its progress; none for a slice that leaves it open.
+    pub(super) end: Option<ProgressStep>,
+    pub(super) summary: BatchSummary,
+}
+
+/// What a batch amounts to, for whoever reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BatchSummary {
+    pub transactions: u64,
+    pub inserts: u64,
+    pub updates: u64,
+    pub deletes: u64,
+    pub truncates: u64,
+}
+
+struct UnderWay {
+    answers: VecDeque<Answer>,
+    failed: Option<tokio_postgres::Error>,
+    batch: Settled,
+}
+
+/// A batch whose answers are in.
+pub(super) struct Settled {
+    pub(super) events: Vec<Event>,
+    pub(super) slice: bool,
+    pub(super) end: Option<ProgressStep>,
+    pub(super) summary: BatchSummary,
+}
+
+impl std::fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pipeline")
+            .field("under_way", &self.under_way.len())
+            .field("open", &self.open)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Pipeline {
+    pub(super) fn new(client: Arc<PgClient>, subscription: SubscriptionName) -> Self {
+        Self {
+            client,
+            subscription,
+            statements: HashMap::new(),
+            progress: None,
+            under_way: VecDeque::new(),
+            open: Open::No,
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.under_way.len() >= BATCHES_MAX
+    }
+
+    pub(super) fn open(&self) -> Open {
+        self.open
+    }
+
+    /// Lets go of a table's prepared statements: its definition has changed.
+    pub(super) fn forget(&mut self, table: u64) {
+        self.statements.retain(|(id, _), _| *id != table);
+    }
+
+    /// Sends a batch. Waits only for statements that are not prepared yet.
+    ///
+    /// # Errors
+    /// The batch comes back: it could not be sent, and nothing of it was.
+    pub(super) async fn send(&mut self, batch: Batch) -> Result<(), (ApplyError, Batch)> {
+        match self.answers(&batch).await {
+            Ok(answers) => {
+                let leaves_open = batch.end.is_none() && !answers.is_empty();
+                // The end of a transaction that went in slices cannot be applied again by itself.
+                let slice = leaves_open || self.open == Open::Yes;
+                self.open = if leaves_open { Open::Yes } else { Open::No };
+                let Batch { mut events, end, summary, .. } = batch;
+                if leaves_open {
+                    events = Vec::new();
+                }
+                let batch = Settled { events, slice, end, summary };
+                self.under_way.push_back(UnderWay { answers, failed: None, batch });
+                Ok(())
+            }
+            Err(error) => Err((error, batch)),
+        }
+    }
+
+    async fn answers(&mut self, batch: &Batch) -> Result<VecDeque<Answer>, ApplyError> {
+        let mut answers = VecDeque::new();
+        if batch.steps.is_empty() && self.open == Open::No {
+            return Ok(answers);
+        }
+        // Everything that can fail here comes first, so that a batch is sent whole or not at all.
+        let mut statements = Vec::with_capacity(batch.steps.len());
+        for step in &batch.steps {
+            statements.push(self.statement(step).await?);
+        }
+        let progress = match batch.end {
+            Some(end) => Some((self.progress_statement().await?, end)),
+            None => None,
+        };
+        if self.open == Open::No {
+            answers.push_back(self.text(BEGIN_SETS.to_owned()));
+        }
+        for statement in statements {
+            answers.push_back(match statement {
+                Sendable::Text(sql) => self.text(sql),
+                Sendable::Prepared(statement, params) => self.prepared(statement, params),
+            });
+        }
+        if let Some((statement, end)) = progress {
+            answers.push_back(self.advance(statement, end));
+            answers.push_back(self.text("COMMIT".to_owned()));
+        }
+        Ok(answers)
+    }
+
+    async fn statement(&mut self, step: &Step) -> Result<Sendable, ApplyError> {
+        match step {
+            Step::Truncate { tables, restart_seqs } => {
+                let sequences = if *restart_seqs { Sequences::Restart } else { Sequences::Continue };
+                Ok(Sendable::Text(truncate_sql(tables.iter().map(|table| &table.plan), sequences)))
+            }
+            Step::Set { table, kind, rows } => {
+                let statement = self.set_statement(table, kind).await?;
+                let params = bind(&statement, table, kind, rows)?;
+                Ok(Sendable::Prepared(statement, params))
+            }
+        }
+    }
+
+    async fn set_statement(&mut self, table: &TableContext, kind: &SetKind) -> Result<Statement, ApplyError> {
+        let key = (table.id, kind.clone());
+        if let Some(statement) = self.statements.get(&key) {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(&sets::set_sql(&table.plan, kind)).await?;
+        if self.statements.len() >= PREPARED_STATEMENTS_MAX {
+            self.statements.clear();
+        }
+        self.statements.insert(key, statement.clone());
+        Ok(statement)
+    }
+
+    async fn progress_statement(&mut self) -> Result<Statement, ApplyError> {
+        if let Some(statement) = &self.progress {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(ADVANCE_GUARDED).await?;
+        self.progress = Some(statement.clone());
+        Ok(statement)
+    }
+
+    /// Hands a request to the connection, in order, by its first poll.
+    fn dispatch(future: impl Future<Output = Result<u64, tokio_postgres::Error>> + Send + 'static) -> Answer {
+        let mut answer: Answer = Box::pin(future);
+        match (&mut answer).now_or_never() {
+            None => answer,
+            Some(result) => Box::pin(std::future::ready(result)),
+        }
+    }
+
+    fn text(&self, sql: String) -> Answer {
+        let client = Arc::clone(&self.client);
+        Self::dispatch(async move { client.batch_execute(&sql).await.map(|()| 0) })
+    }
+
+    fn prepared(&self, statement: Statement, params: Vec<Param>) -> Answer {
+        let client = Arc::clone(&self.client);
+        Self::dispatch(async move { client.execute_raw(&statement, params).await })
+    }
+
+    fn advance(&self, statement: Statement, step: ProgressStep) -> Answer {
+        let client = Arc::clone(&self.client);
+        let name = self.subscription.to_string();
+        let (from, to) = (PgLsn::from(step.from.as_u64()), PgLsn::from(step.to.as_u64()));
+        let transactions = i64::try_from(step.transactions).unwrap_or(i64::MAX);
+        Self::dispatch(async move {
+            client.execute(&statement, &[&name, &from, &to, &step.commit_time_us, &transactions]).await
+        })
+    }
+
+    /// Waits until the oldest batch's answers are all in. Cancel safe.
+    pub(super) async fn wait_oldest(&mut self) {
+        let Some(oldest) = self.under_way.front_mut() else { return std::future::pending().await };
+        while let Some(answer) = oldest.answers.front_mut() {
+            let result = answer.await;
+            oldest.answers.pop_front();
+            if let Err(error) = result
+                && oldest.failed.is_none()
+            {
+                oldest.failed = Some(error);
+            }
+        }
+    }
+
+    /// Takes the oldest batch, whose answers must be in ([`Self::wait_oldest`]).
+    ///
+    /// # Errors
+    /// It failed and was rolled back; it is still the oldest, for [`Self::abandon`].
+    pub(super) fn take_oldest(&mut self) -> Result<Option<Settled>, ApplyError> {
+        match self.under_way.front_mut().and_then(|oldest| oldest.failed.take()) {
+            Some(error) => Err(error.into()),
+            None => Ok(self.under_way.pop_front().map(|done| done.batch)),
+        }
+    }
+
+    /// After a failure: rolls back whatever is open and gives back the events of everything that
+    /// is under way. None if some of them are no longer kept.
+    pub(super) async fn abandon(&mut self) -> Result<Option<Vec<Event>>, ApplyError> {
+        let mut events = Vec::new();
+        let mut whole = true;
+        for batch in self.under_way.drain(..) {
+            whole &= !batch.batch.slice;
+            events.extend(batch.batch.events);
+        }
+        whole &= self.open == Open::No;
+        self.open = Open::No;
+        // Queued behind what has been sent: when it is answered, nothing of that is left.
+        self.client.batch_execute("ROLLBACK").await?;
+        Ok(whole.then_some(events))
+    }
+}
+
+enum Sendable {
+    Text(String),
+    Prepared(Statement, Vec<Param>),
+}
+
+/// One array a column, and for what guards itself the number of rows.
+fn bind(
+    statement: &Statement,
+    table: &TableContext,
+    kind: &SetKind,
+    rows: &[SetRow],
+) -> Result<Vec<Param>, ApplyError> {
+    let (values, identity) = sets::parameters(&table.plan, kind);
+    let images: Vec<&Tuple> = rows.iter().filter_map(|row| row.image.as_ref()).collect();
+    let identities: Vec<&Tuple> = rows.iter().filter_map(|row| row.identity.as_ref()).collect();
+    let columns = values
+        .into_iter()
+        .map(|column| (&images, column))
+        .chain(identity.into_iter().map(|column| (&identities, column)));
+    let mut params = Vec::with_capacity(statement.params().len());
+    for ((tuples, column), ty) in columns.zip(statement.params()) {
+        let array = column_array(tuples, column, ty).map_err(|_| ApplyError::NotASet)?;
+        params.push(array);
+    }
+    if *kind != SetKind::Insert {
+        params.push(Param::Text(rows.len().to_string().into()));
+    }
+    Ok(params)
+}

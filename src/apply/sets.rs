@@ -1,0 +1,203 @@
+//! SQL text of set statements: many rows of one table by arrays and `unnest`.
+//!
+//! Pure. Values stay what the publisher sent: each column of the set is one array parameter, whose
+//! elements go through the target type's own input function. A statement guards itself: if the
+//! number of rows that it meets is not the number of rows that it was given, it fails by dividing
+//! by zero, so that nothing has to be read back before COMMIT is sent.
+
+use std::fmt::Write as _;
+
+use super::Replica;
+use super::compact::SetKind;
+use super::statement::{ColumnSet, identity_columns, scan_target};
+use crate::pg::quote_ident;
+use crate::schema::{ArrayInput, ColumnPlan, RowIdentity, TablePlan};
+
+/// Settings of a transaction of sets. Rows are found by their key's index, whatever a statement
+/// prepared while the table was small would prefer; the estimates behind `unnest` are constants.
+pub(super) const BEGIN_SETS: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
+    SET LOCAL enable_mergejoin = off; SET LOCAL enable_material = off; SET LOCAL jit = off; \
+    SET LOCAL plan_cache_mode = force_generic_plan";
+
+/// Why a table's changes are applied row by row, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExactBecause {
+    NoColumns,
+    TriggersFire,
+    TriggersAct,
+    ForeignKeysAct,
+    /// Only its updates and deletes: without a key, rows can be put in together, but not found.
+    NoKey,
+}
+
+impl ExactBecause {
+    /// For `status` and `check`, after "exact apply because".
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoColumns => "it has no published columns",
+            Self::TriggersFire => "triggers fire on its replicated rows",
+            Self::TriggersAct => "its triggers cannot be suppressed",
+            Self::ForeignKeysAct => "its foreign keys cannot be suppressed",
+            Self::NoKey => "it has no key to find rows by (inserts go in sets)",
+        }
+    }
+}
+
+/// Judges a table, for a session that writes as a replica or not; none if sets suit it.
+#[must_use]
+pub fn exact_because(table: &TablePlan, replica: Replica) -> Option<ExactBecause> {
+    let acts = replica == Replica::No;
+    if table.columns.is_empty() {
+        Some(ExactBecause::NoColumns)
+    } else if table.fires.any {
+        Some(ExactBecause::TriggersFire)
+    } else if acts && table.has_ordinary_triggers {
+        Some(ExactBecause::TriggersAct)
+    } else if acts && table.has_foreign_keys {
+        Some(ExactBecause::ForeignKeysAct)
+    } else if matches!(table.row_identity, RowIdentity::FullRow) {
+        Some(ExactBecause::NoKey)
+    } else {
+        None
+    }
+}
+
+/// The columns whose arrays the statement takes, in parameter order: the row's values, then its
+/// old identity.
+pub(super) fn parameters(table: &TablePlan, kind: &SetKind) -> (Vec<usize>, Vec<usize>) {
+    match kind {
+        SetKind::Insert => ((0..table.columns.len()).collect(), Vec::new()),
+        SetKind::Update(set) => (set.iter().collect(), identity_columns(table)),
+        SetKind::Delete | SetKind::Absent => (Vec::new(), identity_columns(table)),
+    }
+}
+
+/// The statement. Its last parameter (but for INSERT) is the number of rows, an int8.
+pub(super) fn set_sql(table: &TablePlan, kind: &SetKind) -> String {
+    let (values, identity) = parameters(table, kind);
+    let source = Source::new(table, &values, &identity);
+    let target = scan_target(table);
+    let same = source.identity_condition(table, &identity);
+    let count = source.parameters + 1;
+    match kind {
+        SetKind::Insert => {
+            let names: Vec<String> = table.columns.iter().map(|c| quote_ident(&c.target)).collect();
+            let overriding = if table.identity_always { " OVERRIDING SYSTEM VALUE" } else { "" };
+            format!(
+                "INSERT INTO {} ({}){overriding} SELECT {} FROM {}",
+                table.target.quoted(),
+                names.join(", "),
+                source.select(),
+                source.from
+            )
+        }
+        SetKind::Update(set) => {
+            let assignments = assignments(table, set, &source);
+            guarded(
+                &format!(
+                    "UPDATE {target} AS t SET {assignments} FROM {} WHERE {same} RETURNING 1",
+                    source.from
+                ),
+                count,
+            )
+        }
+        SetKind::Delete => guarded(
+            &format!("DELETE FROM {target} AS t USING {} WHERE {same} RETURNING 1", source.from),
+            count,
+        ),
+        SetKind::Absent => format!(
+            "SELECT 1 / (CASE WHEN EXISTS (SELECT FROM {target} AS t, {} WHERE {same}) THEN 0 ELSE 1 END) \
+             WHERE ${count}::pg_catalog.int8 > 0",
+            source.from
+        ),
+    }
+}
+
+/// Fails unless exactly `$count` rows were changed.
+fn guarded(change: &str, count: usize) -> String {
+    format!(
+        "WITH changed AS ({change}) SELECT 1 / (CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) \
+         ${count}::pg_catalog.int8 THEN 1 ELSE 0 END) FROM changed"
+    )
+}
+
+fn assignments(table: &TablePlan, set: &ColumnSet, source: &Source) -> String {
+    let mut text = String::new();
+    for (column, value) in set.iter().filter_map(|i| table.columns.get(i)).zip(&source.values) {
+        if !text.is_empty() {
+            text.push_str(", ");
+        }
+        let _ = write!(text, "{} = {value}", quote_ident(&column.target));
+    }
+    text
+}
+
+/// `ROWS FROM (unnest($1::…[]), unnest($2::…[])) AS s (c1, c2)`, and how its columns are read.
+struct Source {
+    from: String,
+    values: Vec<String>,
+    identity: Vec<String>,
+    parameters: usize,
+}
+
+impl Source {
+    fn new(table: &TablePlan, values: &[usize], identity: &[usize]) -> Self {
+        let mut arrays = Vec::new();
+        let mut names = Vec::new();
+        let mut read = |&i: &usize| -> Option<String> {
+            let column = table.columns.get(i)?;
+            let n = arrays.len() + 1;
+            arrays.push(format!("pg_catalog.unnest(${n}::{}[])", element_type(column)));
+            names.push(format!("c{n}"));
+            Some(match column.array_input {
+                ArrayInput::OfType => format!("s.c{n}"),
+                ArrayInput::OfText => format!("s.c{n}::{}", type_sql(column)),
+            })
+        };
+        let values: Vec<String> = values.iter().filter_map(&mut read).collect();
+        let identity: Vec<String> = identity.iter().filter_map(&mut read).collect();
+        let from = if arrays.is_empty() {
+            "(SELECT) AS s".to_owned()
+        } else {
+            format!("ROWS FROM ({}) AS s ({})", arrays.join(", "), names.join(", "))
+        };
+        Self { from, values, identity, parameters: arrays.len() }
+    }
+
+    fn select(&self) -> String {
+        self.values.join(", ")
+    }
+
+    fn identity_condition(&self, table: &TablePlan, identity: &[usize]) -> String {
+        let conditions: Vec<String> = identity
+            .iter()
+            .filter_map(|&i| table.columns.get(i))
+            .zip(&self.identity)
+            .map(|(column, value)| {
+                let (schema, operator) = column
+                    .equality
+                    .as_ref()
+                    .map_or(("pg_catalog", "="), |op| (op.schema.as_str(), op.name.as_str()));
+                let name = quote_ident(&column.target);
+                format!("t.{name} OPERATOR({}.{operator}) {value}", quote_ident(schema))
+            })
+            .collect();
+        if conditions.is_empty() { "true".to_owned() } else { conditions.join(" AND ") }
+    }
+}
+
+/// What the array's elements are. Below a domain, so that its constraints act when the value is
+/// assigned; text where arrays of the type cannot be taken apart.
+fn element_type(column: &ColumnPlan) -> String {
+    match column.array_input {
+        ArrayInput::OfType => {
+            format!("{}.{}", quote_ident(&column.base_type.schema), quote_ident(&column.base_type.name))
+        }
+        ArrayInput::OfText => "pg_catalog.text".to_owned(),
+    }
+}
+
+fn type_sql(column: &ColumnPlan) -> String {
+    format!("{}.{}", quote_ident(&column.ty.schema), quote_ident(&column.ty.name))
+}
