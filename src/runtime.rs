@@ -274,13 +274,13 @@ impl Service {
 /// rows stay. A running service is asked to let go of it first.
 pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Result<(), Failure> {
     let store = Store::connect(&config.target.conninfo).await?;
-    let Some(row) = store.subscription(name.as_str()).await? else {
+    if store.subscription(name.as_str()).await?.is_none() {
         return Err(Failure::new(
             Exit::No,
             Diagnosis::new(format!("there is no subscription \"{name}\" in the target"))
                 .hint("\"pgsluice status\" lists them"),
         ));
-    };
+    }
     let Some(subscription) = config.subscriptions.iter().find(|known| known.name == *name) else {
         return Err(Failure::new(
             Exit::No,
@@ -291,7 +291,7 @@ pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Resu
                 )),
         ));
     };
-    let session = take_over(&store, config, name, row.owned).await?;
+    let session = take_over(&store, config, name).await?;
     drop_slot(subscription).await?;
     if let Err(error) = session.drop_origins(name).await {
         // Harmless but for the room that they take.
@@ -308,21 +308,23 @@ async fn take_over(
     store: &Store,
     config: &Config,
     name: &SubscriptionName,
-    owned: bool,
 ) -> Result<TargetSession, Failure> {
-    if owned {
-        store.submit(name.as_str(), Verb::Drop, &serde_json::json!({}), "drop").await?;
-    }
     let refused =
         |error: &dyn std::error::Error| Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string()));
     let session = TargetSession::open(&config.target.conninfo, &format!("pgsluice drop {name}"))
         .await
         .map_err(|error| refused(&error))?;
     let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
+    let mut asked = false;
     loop {
         match session.try_lock(lock_key(name.as_str())).await {
             Ok(Lock::Held) => return Ok(session),
             Ok(Lock::HeldElsewhere) if tokio::time::Instant::now() < deadline => {
+                // Whoever has it now may have started after we did.
+                if !asked {
+                    store.submit(name.as_str(), Verb::Drop, &serde_json::json!({}), "drop").await?;
+                    asked = true;
+                }
                 tokio::time::sleep(LET_GO_POLL).await;
             }
             Ok(Lock::HeldElsewhere) => {
