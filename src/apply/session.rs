@@ -103,7 +103,10 @@ impl TargetSession {
         if client.parameter("server_encoding") == Some("SQL_ASCII") {
             client.batch_execute("SET client_encoding = 'SQL_ASCII'").await.map_err(ApplyError::from)?;
         }
-        refused(&client, NOTICE_A_DEAD_CLIENT).await?;
+        // Not every platform can tell; there, TCP keepalives have to do.
+        if let Some(error) = refused(&client, NOTICE_A_DEAD_CLIENT).await? {
+            tracing::debug!(%error, "the target does not look for lost clients");
+        }
         let row = client
             .query_one("SELECT current_user::pg_catalog.text, pg_catalog.pg_backend_pid()", &[])
             .await

@@ -157,7 +157,15 @@ pub(super) async fn run(
     let skip = armed_skip(context, from).await?;
     let start = Start { recorded: from, skip, exact_until: context.exact_until };
     let applier = Applier::new(session, subscription.name.clone(), members, start);
-    match stream::run(context, applier, reader, syncs, from).await {
+    let streaming = stream::run(context, applier, reader, syncs, from);
+    let end = tokio::select! {
+        // A failed statement tells more than that the session has ended.
+        biased;
+        end = streaming => end,
+        // The lock has gone with the session, whether or not there is anything to apply.
+        ended = session.client().closed() => Err(Failure::target_ended(&ended)),
+    };
+    match end {
         Err(failure) => match failure.restart.clone() {
             Some(restart) => Ok(StreamEnd::Restart(restart, failure)),
             None => Err(failure),

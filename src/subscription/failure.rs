@@ -2,7 +2,7 @@
 
 use crate::apply::{ApplyError, OpenError};
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
-use crate::net::{ConnectError, Step};
+use crate::net::{ConnectError, Ended, Step};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::DecodeError;
 use crate::replication::{CommandError, Fault};
@@ -114,6 +114,16 @@ impl Failure {
         Self { restart: Some(Restart::TargetChanged(Box::new(table))), ..Self::retry(diagnosis) }
     }
 
+    /// The applying session has ended, with the lock.
+    pub(super) fn target_ended(ended: &Ended) -> Self {
+        let why = match (ended.server_error(), &ended.error) {
+            (Some(server), _) => server.to_string(),
+            (None, Some(error)) => chain(&**error),
+            (None, None) => "it was closed".to_owned(),
+        };
+        Self::target_lost(connection_lost(why))
+    }
+
     fn target_lost(diagnosis: Diagnosis) -> Self {
         Self { target: TargetLink::Lost, ..Self::of(Disposition::Retry, diagnosis, Cause::Target) }
     }
@@ -182,11 +192,7 @@ impl From<ReadError> for Failure {
 impl From<ApplyError> for Failure {
     fn from(error: ApplyError) -> Self {
         match error {
-            ApplyError::Connection(source) => Self::target_lost(
-                Diagnosis::new("the connection to the target was lost").detail(chain(&source)).hint(
-                    "apply goes on by itself, from the last committed transaction, once the target is back",
-                ),
-            ),
+            ApplyError::Connection(source) => Self::target_lost(connection_lost(chain(&source))),
             ApplyError::Unresponsive(waited) => Self::target_lost(
                 Diagnosis::new(format!("the target has not answered for {} s", waited.as_secs()))
                     .detail("a statement may be waiting for a lock that another session holds")
@@ -276,6 +282,12 @@ pub(crate) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
     }
     let hint = format!("on the target, then it goes on by itself:\n{}", hints.join("\n"));
     Failure::pause(PauseReason::Schema, diagnosis.hint(hint))
+}
+
+fn connection_lost(why: String) -> Diagnosis {
+    Diagnosis::new("the connection to the target was lost")
+        .detail(why)
+        .hint("apply goes on by itself, from the last committed transaction, once the target is back")
 }
 
 fn of_target(error: &ServerError, doing: Option<String>) -> Failure {

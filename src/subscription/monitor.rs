@@ -35,7 +35,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// What the monitor tells the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MonitorEvent {
-    /// The session on the publisher was lost.
+    /// The publisher cannot be asked; said again as long as that lasts.
     PublisherLost,
 }
 
@@ -80,7 +80,6 @@ impl Monitor {
             }
             let due = self.subscription.auto_refresh && published_at.elapsed() >= PUBLICATIONS_INTERVAL;
             let look = if due { Look::PublicationsToo } else { Look::Positions };
-            let had_session = session.is_some();
             let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(&mut session, look)).await;
             let round = if let Ok(Some(round)) = round { Some(round) } else { None };
             if round.is_some() {
@@ -89,9 +88,8 @@ impl Monitor {
                 session = None;
                 not_before = Instant::now() + pause;
                 pause = (pause * 2).min(BACKOFF_MAX);
-                if had_session {
-                    let _ = self.events.send(MonitorEvent::PublisherLost).await;
-                }
+                // Also without a session to lose: the stream may be older than our last attempt.
+                let _ = self.events.send(MonitorEvent::PublisherLost).await;
             }
             if let Some(now) = round.as_ref().and_then(|round| round.published.clone()) {
                 published_at = Instant::now();

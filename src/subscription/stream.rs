@@ -52,13 +52,16 @@ pub(super) async fn run(
     stream.publish(reader);
     let mut publications = context.publications.subscribe();
     loop {
-        let (busy, open) = (stream.applier.is_busy(), !stream.waits_for_sync());
+        let may_end = stream.may_begin_anew();
+        // What has been sent to the target is not thrown away either: first it settles.
+        let ending = may_end && publications.borrow().have_changed();
+        let (busy, open) = (stream.applier.is_busy(), !ending && !stream.waits_for_sync());
         let event = tokio::select! {
             // Hand-overs are rare and somebody waits for them; what is done makes room.
             biased;
             event = stream.syncs.next() => Event::Sync(event),
             () = stream.applier.wait(), if busy => Event::Settled,
-            Ok(_) = publications.wait_for(Publications::have_changed), if stream.may_begin_anew() => {
+            Ok(_) = publications.wait_for(Publications::have_changed), if may_end && !busy => {
                 Event::PublicationsChanged
             }
             chunk = reader.chunks.recv(), if open => chunk.map_or(Event::Ended, Event::Chunk),

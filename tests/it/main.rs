@@ -18,6 +18,8 @@ mod faults;
 #[cfg(test)]
 mod faults_network;
 #[cfg(test)]
+mod feedback;
+#[cfg(test)]
 mod hand_over;
 #[cfg(test)]
 mod http;
