@@ -24,9 +24,9 @@ use crate::apply::{Lock, TargetSession};
 use crate::config::{Config, Subscription};
 use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::http::Server;
-use crate::net::{self, ClientOptions};
+use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::SubscriptionName;
-use crate::store::{self, Registration, State, StateChange, Store, StoreError, Verb, lock_key};
+use crate::store::{Registration, State, StateChange, Store, StoreError, Verb, lock_key};
 use crate::subscription::{Board, Wish, Worker, end_abandoned_creations, target_unavailable};
 use crate::telemetry::{self, Attention, Bars};
 
@@ -37,6 +37,10 @@ const TARGET_RETRY: Duration = Duration::from_secs(2);
 /// How long `drop` waits for a running service to let go.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
 const LET_GO_POLL: Duration = Duration::from_millis(200);
+/// How long one instance may take to answer that it lets go.
+const LET_GO_ANSWER: Duration = Duration::from_secs(3);
+/// PostgreSQL's error for a slot that is still active.
+const OBJECT_IN_USE: &str = "55006";
 
 fn signals_failed(error: &std::io::Error) -> Failure {
     Failure::new(Exit::No, Diagnosis::new("signals cannot be received").detail(error.to_string()))
@@ -316,28 +320,38 @@ impl Service {
 }
 
 /// Removes a subscription: its slot on the publisher and its state in the target. The target's
-/// rows stay. A running service is asked to let go of it first.
+/// rows stay. A running service is asked to let go of it first, but only once the publisher has
+/// been reached: a drop that cannot be finished leaves everything as it was.
 pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Result<(), Failure> {
     let store = Store::connect(&config.target.conninfo).await?;
-    let Some(row) = store.subscription(name.as_str()).await? else {
-        return Err(Failure::new(
-            Exit::No,
-            Diagnosis::new(format!("there is no subscription \"{name}\" in the target"))
-                .hint("\"pgsluice status\" lists them"),
-        ));
+    store.require_schema().await?;
+    let configured = config.subscriptions.iter().find(|known| known.name == *name);
+    let known = store.subscription(name.as_str()).await?.is_some();
+    let subscription = match (configured, known) {
+        (Some(subscription), true) => subscription,
+        (Some(_), false) => {
+            return Err(Failure::new(
+                Exit::No,
+                Diagnosis::new(format!("subscription \"{name}\" has never run: there is nothing to drop")),
+            ));
+        }
+        (None, true) => {
+            return Err(Failure::new(
+                Exit::Usage,
+                Diagnosis::new(format!("subscription \"{name}\" is not in the configuration"))
+                    .detail("its slot can only be removed with the publisher's address")
+                    .hint(format!(
+                        "put it back into the configuration (enabled = false), then \"pgsluice drop {name}\""
+                    )),
+            ));
+        }
+        (None, false) => return Err(unknown(name)),
     };
-    let Some(subscription) = config.subscriptions.iter().find(|known| known.name == *name) else {
-        return Err(Failure::new(
-            Exit::No,
-            Diagnosis::new(format!("subscription \"{name}\" is not in the configuration"))
-                .detail("its slot can only be removed with the publisher's address")
-                .hint(format!(
-                    "put it back into the configuration (enabled = false), then \"pgsluice drop {name}\""
-                )),
-        ));
-    };
-    let session = take_over(&store, config, name, row.owned).await?;
-    drop_slot(subscription).await?;
+    let publisher = net::client(&subscription.publisher, &ClientOptions::default())
+        .await
+        .map_err(|error| Failure::new(Exit::Unreachable, error.diagnosis()))?;
+    let session = take_over(&store, config, name).await?;
+    drop_slot(&publisher, subscription).await?;
     if let Err(error) = session.drop_origins(name).await {
         // Harmless but for the room that they take.
         warn!(subscription = %name, %error, "replication origins named pgsluice_{name}… stay on the target");
@@ -348,26 +362,38 @@ pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Resu
     Ok(())
 }
 
-/// Gets the subscription's lock, asking whoever has it to let go.
+/// Neither the configuration nor the target knows the name.
+pub(crate) fn unknown(name: &SubscriptionName) -> Failure {
+    let diagnosis = Diagnosis::new(format!("there is no subscription \"{name}\""))
+        .detail("neither the configuration nor the target's state knows it")
+        .hint("\"pgsluice status\" lists them");
+    Failure::new(Exit::Usage, diagnosis)
+}
+
+/// Gets the subscription's lock, asking whoever has it to let go: the instance that applies it,
+/// then, it may be, one that stood by and was faster than we are.
 async fn take_over(
     store: &Store,
     config: &Config,
     name: &SubscriptionName,
-    owned: bool,
 ) -> Result<TargetSession, Failure> {
-    if owned {
-        store.submit(name.as_str(), Verb::Drop, &serde_json::json!({}), "drop").await?;
-    }
-    let refused =
-        |error: &dyn std::error::Error| Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string()));
+    let failed = |failure: crate::subscription::Failure| {
+        let exit = match failure.disposition {
+            Disposition::Retry => Exit::Unreachable,
+            Disposition::Pause(_) => Exit::No,
+        };
+        Failure::new(exit, failure.diagnosis)
+    };
     let session = TargetSession::open(&config.target.conninfo, &format!("pgsluice drop {name}"))
         .await
-        .map_err(|error| refused(&error))?;
+        .map_err(|error| failed(error.into()))?;
     let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
     loop {
         match session.try_lock(lock_key(name.as_str())).await {
             Ok(Lock::Held) => return Ok(session),
             Ok(Lock::HeldElsewhere) if tokio::time::Instant::now() < deadline => {
+                let id = store.submit(name.as_str(), Verb::Drop, &serde_json::json!({}), "drop").await?;
+                store.wait_answer(id, LET_GO_ANSWER).await?;
                 tokio::time::sleep(LET_GO_POLL).await;
             }
             Ok(Lock::HeldElsewhere) => {
@@ -379,20 +405,16 @@ async fn take_over(
                     .hint("stop that service, then drop the subscription"),
                 ));
             }
-            Err(error) => return Err(refused(&error)),
+            Err(error) => return Err(failed(error.into())),
         }
     }
 }
 
 /// Drops the replication slot; one that is not there is no error.
-async fn drop_slot(subscription: &Subscription) -> Result<(), Failure> {
-    let unreachable = |diagnosis: Diagnosis| Failure::new(Exit::Unreachable, diagnosis);
-    let client = net::client(&subscription.publisher, &ClientOptions::default())
+async fn drop_slot(client: &PgClient, subscription: &Subscription) -> Result<(), Failure> {
+    end_abandoned_creations(client, &subscription.slot)
         .await
-        .map_err(|error| unreachable(error.diagnosis()))?;
-    end_abandoned_creations(&client, &subscription.slot)
-        .await
-        .map_err(|error| unreachable(Diagnosis::new(error.to_string())))?;
+        .map_err(|error| Failure::new(Exit::Unreachable, error.diagnosis()))?;
     let slot = subscription.slot.as_str();
     let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
     loop {
@@ -405,19 +427,13 @@ async fn drop_slot(subscription: &Subscription) -> Result<(), Failure> {
             )
             .await;
         let Err(error) = dropped else { return Ok(()) };
-        let server = net::server_error(&error);
-        let in_use = server.as_ref().is_some_and(|error| error.code == "55006");
-        if in_use && tokio::time::Instant::now() < deadline {
+        let Some(server) = net::server_error(&error) else {
+            return Err(Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string())));
+        };
+        if server.code == OBJECT_IN_USE && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(LET_GO_POLL).await;
             continue;
         }
-        let diagnosis = server.map_or_else(|| Diagnosis::new(error.to_string()), |server| server.diagnosis());
-        return Err(unreachable(diagnosis));
+        return Err(Failure::new(Exit::No, server.diagnosis()));
     }
-}
-
-/// What the command line calls a row's owner, for messages.
-#[must_use]
-pub fn owner(row: &store::SubscriptionRow) -> Option<&str> {
-    row.owned.then_some(row.instance.as_deref()).flatten()
 }

@@ -284,26 +284,35 @@ impl<'a> Applier<'a> {
     // --- events ---------------------------------------------------------------------------
 
     async fn change(&mut self, relation: u32, change: RowChange) -> Result<(), ApplyError> {
-        let Some((table, index)) = self.find(relation, change.operation())? else { return Ok(()) };
+        let (commit_lsn, index) = self.count(change.operation())?;
+        let Some(table) = self.find(relation, commit_lsn)? else { return Ok(()) };
         self.event(Event::Change { table, change, index }).await
     }
 
     async fn truncate(&mut self, relations: &[u32], restart_seqs: bool) -> Result<(), ApplyError> {
         let mut tables = Vec::with_capacity(relations.len());
+        let (commit_lsn, index) = self.count("TRUNCATE")?;
         for &relation in relations {
-            if let Some((table, _)) = self.find(relation, "TRUNCATE")? {
-                tables.push(table);
-            }
+            tables.extend(self.find(relation, commit_lsn)?);
         }
-        if tables.is_empty() { Ok(()) } else { self.event(Event::Truncate { tables, restart_seqs }).await }
+        if tables.is_empty() {
+            Ok(())
+        } else {
+            self.event(Event::Truncate { tables, restart_seqs, index }).await
+        }
     }
 
-    /// Counts a change and finds its table; none if it is not to be applied.
-    fn find(&mut self, relation: u32, what: &str) -> Result<Option<(Arc<TableContext>, u64)>, ApplyError> {
+    /// Counts a change: where its transaction finishes, and the change's place in it.
+    fn count(&mut self, what: &str) -> Result<(Lsn, u64), ApplyError> {
         let receiving = self.receiving.as_mut().ok_or_else(|| outside(what))?;
         receiving.changes += 1;
-        match self.tables.lookup(relation, receiving.begin.final_lsn) {
-            Lookup::Apply(table) => Ok(Some((Arc::clone(table), receiving.changes))),
+        Ok((receiving.begin.final_lsn, receiving.changes))
+    }
+
+    /// Finds the table of a relation; none if its changes are not to be applied.
+    fn find(&self, relation: u32, commit_lsn: Lsn) -> Result<Option<Arc<TableContext>>, ApplyError> {
+        match self.tables.lookup(relation, commit_lsn) {
+            Lookup::Apply(table) => Ok(Some(Arc::clone(table))),
             Lookup::PassOver => Ok(None),
             Lookup::Unannounced => Err(ApplyError::OutOfOrder(format!(
                 "a change of relation {relation}, which no Relation message announced"
@@ -348,7 +357,7 @@ impl<'a> Applier<'a> {
             Event::Commit { commit, .. } => Some(commit.commit_lsn),
             _ => None,
         };
-        let outcome = self.exact.handle(event, &mut self.recorded).await?;
+        let outcome = self.exact.handle(event, &mut self.recorded, &self.tables).await?;
         if matches!(outcome, Outcome::Conflict(_)) {
             self.mode = Mode::Stopped;
         }
@@ -543,14 +552,18 @@ impl Gathered {
     fn take_whole(&mut self) -> Vec<Event> {
         let rest = self.events.split_off(self.whole);
         let whole = self.take_all();
-        rest.into_iter().for_each(|event| self.push(event));
+        for event in rest {
+            self.push(event);
+        }
         whole
     }
 
     fn put_back(&mut self, mut events: Vec<Event>) {
         events.append(&mut self.events);
         self.take_all();
-        events.into_iter().for_each(|event| self.push(event));
+        for event in events {
+            self.push(event);
+        }
     }
 }
 

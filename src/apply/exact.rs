@@ -15,6 +15,7 @@ use super::executor::Executor;
 use super::plan::RowChange;
 use super::progress::{self, Step};
 use super::statement::{Sequences, truncate_sql};
+use super::tables::Tables;
 use super::{Applied, ApplyError, How, Outcome, TableContext, TargetSession, unix_time_us};
 use crate::pg::{Lsn, SubscriptionName};
 use crate::pgoutput::{Begin, Commit};
@@ -75,17 +76,25 @@ impl<'a> Exact<'a> {
         self.executor.forget(table);
     }
 
-    /// Takes the next event. `recorded` is the progress row's position and moves with it.
+    /// Takes the next event. `recorded` is the progress row's position and moves with it; `names`
+    /// tells which published table is meant by a target table that the server names.
     ///
     /// # Errors
     /// After an error nothing more can be applied, and the session's transaction may be open
     /// ([`TargetSession::reset`]).
-    pub(super) async fn handle(&mut self, event: Event, recorded: &mut Lsn) -> Result<Outcome, ApplyError> {
+    pub(super) async fn handle(
+        &mut self,
+        event: Event,
+        recorded: &mut Lsn,
+        names: &Tables,
+    ) -> Result<Outcome, ApplyError> {
         match event {
             Event::Begin(begin) => self.begin(begin),
             Event::Change { table, change, index } => self.change(&table, change, index).await,
-            Event::Truncate { tables, restart_seqs } => self.truncate(&tables, restart_seqs).await,
-            Event::Commit { commit, changes } => self.commit(&commit, changes, recorded).await,
+            Event::Truncate { tables, restart_seqs, index } => {
+                self.truncate(&tables, restart_seqs, index).await
+            }
+            Event::Commit { commit, changes } => self.commit(&commit, changes, recorded, names).await,
             Event::Idle(lsn) => Ok(Outcome::Durable { lsn, transaction: None }),
         }
     }
@@ -117,13 +126,14 @@ impl<'a> Exact<'a> {
             }
         }
         let result = self.executor.submit(table, change, index).await;
-        self.settle(result).await
+        self.settle(result, |_| ()).await
     }
 
     async fn truncate(
         &mut self,
         tables: &[Arc<TableContext>],
         restart_seqs: bool,
+        index: u64,
     ) -> Result<Outcome, ApplyError> {
         if !self.applies()? {
             return Ok(Outcome::Pending);
@@ -138,7 +148,7 @@ impl<'a> Exact<'a> {
             Ok(()) => self.session.client().batch_execute(&sql).await.map_err(ApplyError::from),
             Err(error) => Err(error),
         };
-        self.settle(result).await
+        self.settle(result, |finding| finding.of_truncate(tables, index)).await
     }
 
     /// Whether changes of the transaction are still applied.
@@ -154,6 +164,7 @@ impl<'a> Exact<'a> {
         commit: &Commit,
         changes: u64,
         recorded: &mut Lsn,
+        names: &Tables,
     ) -> Result<Outcome, ApplyError> {
         let Some(Transaction { begin, tally, stage }) = self.transaction.take() else {
             return Err(ApplyError::OutOfOrder("COMMIT outside a transaction".to_owned()));
@@ -198,7 +209,8 @@ impl<'a> Exact<'a> {
             }
             Err(error) => {
                 self.roll_back().await?;
-                let finding = evidence::collect(error, self.session).await?;
+                let mut finding = evidence::collect(error, self.session).await?;
+                finding.of_commit(names.source_of(finding.target()), changes);
                 Ok(self.conflict(finding, &begin, changes))
             }
         }
@@ -227,11 +239,16 @@ impl<'a> Exact<'a> {
     }
 
     /// Judges a statement's result. A conflict ends the target transaction and keeps its evidence;
-    /// anything else goes up.
-    async fn settle(&mut self, result: Result<(), ApplyError>) -> Result<Outcome, ApplyError> {
+    /// anything else goes up. `name` says what a refusal that belongs to no row belongs to.
+    async fn settle(
+        &mut self,
+        result: Result<(), ApplyError>,
+        name: impl FnOnce(&mut Finding),
+    ) -> Result<Outcome, ApplyError> {
         let Err(error) = result else { return Ok(Outcome::Pending) };
         self.roll_back().await?;
-        let finding = evidence::collect(error, self.session).await?;
+        let mut finding = evidence::collect(error, self.session).await?;
+        name(&mut finding);
         debug!(subscription = %self.subscription, "transaction rolled back on a conflict");
         if let Some(transaction) = &mut self.transaction {
             transaction.stage = Stage::Failed(Box::new(finding));

@@ -40,8 +40,19 @@ const SETTINGS: &[(&str, &str)] = &[
     ("tcp_keepalives_count", "3"),
 ];
 
+/// How long an abandoned statement may go on before the server is asked to cancel it.
+const RESET_PATIENCE: Duration = Duration::from_millis(200);
 /// How long an abandoned statement may keep a session from being used again.
 const RESET_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Lets a backend that waits for a lock notice that its client has died: it would otherwise keep
+/// the subscription's lock for as long as it waits. Not every platform has it.
+const NOTICE_A_DEAD_CLIENT: &str = "SET client_connection_check_interval = '2s'";
+
+/// Cancels what the backend `$1` does, unless that is a COMMIT waiting for a synchronous standby:
+/// cancelled, it would count as done before it is as durable as it has to be.
+const CANCEL: &str = "SELECT pg_catalog.pg_cancel_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
+    WHERE a.pid = $1 AND a.state <> 'idle' AND a.wait_event IS DISTINCT FROM 'SyncRep'";
 
 /// PostgreSQL's error for a missing privilege.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
@@ -57,6 +68,9 @@ const ORIGIN_ATTEMPTS_MAX: u32 = 50;
 #[derive(Debug)]
 pub struct TargetSession {
     client: Arc<PgClient>,
+    conninfo: ConnInfo,
+    /// The server's process that serves this session.
+    pid: i32,
     /// `session_replication_role` is `replica`: ordinary triggers and foreign keys do not act.
     replica: Replica,
     /// The applying role.
@@ -89,10 +103,20 @@ impl TargetSession {
         if client.parameter("server_encoding") == Some("SQL_ASCII") {
             client.batch_execute("SET client_encoding = 'SQL_ASCII'").await.map_err(ApplyError::from)?;
         }
-        let role = client.query_one("SELECT current_user::pg_catalog.text", &[]).await;
-        let role = role.and_then(|row| row.try_get(0)).map_err(ApplyError::from)?;
-        let mut session =
-            Self { client: Arc::new(client), replica: Replica::No, role, warnings: Vec::new(), origin: None };
+        refused(&client, NOTICE_A_DEAD_CLIENT).await?;
+        let row = client
+            .query_one("SELECT current_user::pg_catalog.text, pg_catalog.pg_backend_pid()", &[])
+            .await
+            .map_err(ApplyError::from)?;
+        let mut session = Self {
+            client: Arc::new(client),
+            conninfo: conninfo.clone(),
+            pid: row.try_get(1).map_err(ApplyError::from)?,
+            replica: Replica::No,
+            role: row.try_get(0).map_err(ApplyError::from)?,
+            warnings: Vec::new(),
+            origin: None,
+        };
         session.become_replica().await?;
         Ok(session)
     }
@@ -120,16 +144,34 @@ impl TargetSession {
         Ok(if row.try_get(0)? { Lock::Held } else { Lock::HeldElsewhere })
     }
 
-    /// Ends whatever transaction an abandoned attempt left open.
+    /// Ends whatever transaction an abandoned attempt left open. A statement that still runs, or
+    /// waits for somebody else's lock, is cancelled: who asked for a pause or a stop gets it now.
     ///
     /// # Errors
-    /// If the server does not answer in time, a statement of it still runs or waits there: the
-    /// session is then lost, and with it the lock.
+    /// If the server does not answer in time even so: the session is then lost, and with it the lock.
     pub async fn reset(&self) -> Result<(), ApplyError> {
-        match tokio::time::timeout(RESET_TIMEOUT, self.client.batch_execute("ROLLBACK")).await {
-            Ok(done) => Ok(done?),
-            Err(_) => Err(ApplyError::Unresponsive(RESET_TIMEOUT)),
+        let mut rollback = std::pin::pin!(self.client.batch_execute("ROLLBACK"));
+        if let Ok(done) = tokio::time::timeout(RESET_PATIENCE, &mut rollback).await {
+            return Ok(done?);
         }
+        let unresponsive = |_| ApplyError::Unresponsive(RESET_TIMEOUT);
+        let cancelled = async {
+            let options =
+                ClientOptions { application_name: Some("pgsluice cancel".to_owned()), settings: Vec::new() };
+            // Without it, what remains is to wait.
+            let canceller = net::client(&self.conninfo, &options).await.ok();
+            loop {
+                if let Some(client) = &canceller {
+                    // What it was about to say next may be waiting for the same lock.
+                    let asked = client.execute(CANCEL, &[&self.pid]).await;
+                    tracing::debug!(pid = self.pid, ?asked, "cancels what the target session is doing");
+                }
+                if let Ok(done) = tokio::time::timeout(RESET_PATIENCE, &mut rollback).await {
+                    return done;
+                }
+            }
+        };
+        Ok(tokio::time::timeout(RESET_TIMEOUT, cancelled).await.map_err(unresponsive)??)
     }
 
     async fn become_replica(&mut self) -> Result<(), ApplyError> {

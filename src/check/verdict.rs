@@ -184,7 +184,7 @@ pub(super) fn slot(
         Ok(SlotPlan::Create) if matches!(recorded, Recorded::Unknown) => {}
         Ok(SlotPlan::Create) => findings.ok(Step::Slot, format!("\"{name}\" will be created")),
         Ok(SlotPlan::Adopt { from }) => {
-            findings.ok(Step::Slot, format!("\"{name}\" is there, from {from} on"))
+            findings.ok(Step::Slot, format!("\"{name}\" is there, from {from} on"));
         }
         Ok(SlotPlan::Continue { from }) => findings.ok(Step::Slot, format!("\"{name}\" goes on from {from}")),
     }
@@ -279,7 +279,7 @@ fn rules_without_table(
     };
     Diagnosis::new(primary)
         .detail(format!("publications: {}", publications.join(", ")))
-        .hint(hints.join("; "))
+        .hint(hints.join("\n"))
 }
 
 fn add_tables(publications: &[String], tables: &[&QualifiedName]) -> Option<String> {

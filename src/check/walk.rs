@@ -175,7 +175,7 @@ async fn reach_target(subscription: &Subscription, target: &ConnInfo) -> Result<
     let client = connect(subscription, target).await?;
     let facts = asked(Side::Target, catalog::target_facts(&client)).await;
     let existing = asked(Side::Target, catalog::user_tables(&*client, Side::Target)).await;
-    let state = asked(Side::Target, read_state(subscription, target)).await;
+    let state = Box::pin(asked(Side::Target, read_state(subscription, target))).await;
     Ok(Target { client, facts, existing, state })
 }
 

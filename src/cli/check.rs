@@ -39,9 +39,9 @@ pub(super) async fn run(config: &Config, args: &CheckArgs) -> Result<Exit, Failu
     let document = crate::check::check(config, name).await;
     let columns = if name.is_some() { Columns::All } else { Columns::Unfit };
     if args.json {
-        output::print_json(&document)?
+        output::print_json(&document)?;
     } else {
-        output::print(&render(&document, columns))?
+        output::print(&render(&document, columns))?;
     }
     Ok(document.exit())
 }

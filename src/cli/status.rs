@@ -11,8 +11,8 @@ use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::pg::{Lsn, SubscriptionName};
 use crate::store::{State, StatusDocument, Store, StoreError, SubscriptionStatus, TableState, TableStatus};
 
+use super::StatusArgs;
 use super::output::{self, BAD, BOLD, BUSY, DIM, GOOD, Screen, field, plain};
-use super::{StatusArgs, context};
 
 /// How often `--watch` looks again.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -156,7 +156,7 @@ async fn look(
     if let Some(name) = name {
         document.subscriptions.retain(|status| status.name == name.as_str());
         if document.subscriptions.is_empty() {
-            return Err(LookError::Other(context::unknown(name)));
+            return Err(LookError::Other(crate::runtime::unknown(name)));
         }
     }
     Ok(document)

@@ -54,6 +54,8 @@ pub(super) struct Context {
     pub(super) snapshot: watch::Sender<Snapshot>,
     /// Apply row by row until the transaction that finishes here is through.
     pub(super) exact_until: Option<Lsn>,
+    /// The warnings that were said last.
+    pub(super) warned: watch::Sender<Vec<String>>,
 }
 
 /// Which tables an attempt that goes on from a recorded position follows.
@@ -249,7 +251,15 @@ async fn report_warnings(
     warnings: Vec<Diagnosis>,
 ) -> Result<(), Failure> {
     let warnings: Vec<&Diagnosis> = session.warnings().iter().chain(&warnings).collect();
-    for warning in &warnings {
+    let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    // Said once, not at every attempt.
+    let mut said = true;
+    context.warned.send_if_modified(|warned| {
+        said = *warned == texts;
+        warned.clone_from(&texts);
+        false
+    });
+    for warning in warnings.iter().filter(|_| !said) {
         context.attention(None, warning);
     }
     let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();

@@ -49,7 +49,7 @@ pub(super) async fn run(
     syncs: TableSyncs,
     from: Lsn,
 ) -> Result<StreamEnd, Failure> {
-    let mut stream = Stream { context, applier, syncs, durable: from, first: true, failed: HashMap::new() };
+    let mut stream = Stream { context, applier, syncs, durable: from, first: true, said: HashMap::new() };
     stream.publish(reader);
     let mut publications = context.publications.subscribe();
     loop {
@@ -86,8 +86,8 @@ struct Stream<'a> {
     durable: Lsn,
     /// No transaction has been applied by this attempt yet.
     first: bool,
-    /// Why tables could not be synchronised when it was last tried.
-    failed: HashMap<QualifiedName, Diagnosis>,
+    /// What was last said of a table whose copy fails.
+    said: HashMap<QualifiedName, Diagnosis>,
 }
 
 impl Stream<'_> {
@@ -205,9 +205,9 @@ impl Stream<'_> {
             }
             SyncEvent::Failed { source, diagnosis } => {
                 // It is tried again every few seconds: said once, until it fails of something else.
-                if self.failed.get(&source) != Some(&diagnosis) {
+                if self.said.get(&source) != Some(&diagnosis) {
                     self.context.attention(Some(&source), &diagnosis);
-                    self.failed.insert(source.clone(), diagnosis.clone());
+                    self.said.insert(source.clone(), diagnosis.clone());
                 }
                 store.set_table_state(name, &source, TableState::Pending, Some(&diagnosis)).await?;
                 self.report_held_back(Some(diagnosis)).await;

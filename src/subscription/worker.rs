@@ -79,6 +79,17 @@ pub(crate) struct Worker {
     last_conflict: Option<i64>,
     schema: SchemaWatch,
     reported: Option<StateChange>,
+    stood_by: Option<StoodBy>,
+    /// The last conflict that was logged: one that is met again and again is said once, and once
+    /// more for each person who asks to go on.
+    conflict_said: Option<i64>,
+}
+
+/// What another instance has been seen to apply.
+#[derive(Debug, Clone, Copy)]
+struct StoodBy {
+    /// When that subscription was created; none where it was not known yet.
+    created_at: Option<jiff::Timestamp>,
 }
 
 /// Whose the subscription is.
@@ -120,6 +131,7 @@ impl Worker {
             phases: phase_sender,
             snapshot,
             exact_until: None,
+            warned: watch::Sender::new(Vec::new()),
         };
         Self {
             context,
@@ -140,6 +152,8 @@ impl Worker {
             last_conflict: None,
             schema: SchemaWatch::default(),
             reported: None,
+            stood_by: None,
+            conflict_said: None,
         }
     }
 
@@ -168,17 +182,15 @@ impl Worker {
                 debug!(subscription = self.context.name(), ?event, ?state, ?action, "step");
                 self.state = state;
                 let action = if action == Action::Continue { doing } else { action };
-                // Whatever comes next needs the lock; without a session it is asked for first.
-                if self.session.is_none() && matches!(action, Action::Attempt) {
-                    Action::AwaitLock
-                } else {
-                    action
-                }
+                // An attempt needs the lock; who does not have it, or no longer, asks for it first.
+                let ready = self.session.is_some() && self.owner == Owner::Us;
+                if matches!(action, Action::Attempt) && !ready { Action::AwaitLock } else { action }
             }
             Err(illegal) => {
                 error!(subscription = self.context.name(), error = %illegal, "the worker begins anew");
                 self.state = State::Starting { failures: 0 };
                 self.session = None;
+                self.lose_target();
                 Action::AwaitLock
             }
         }
@@ -191,16 +203,33 @@ impl Worker {
             match self.try_lock().await {
                 Ok(Some(event)) => return event,
                 Ok(None) => {
+                    if self.stood_by.is_none() {
+                        info!(subscription = self.context.name(), "standby: another instance applies");
+                        self.stand_by().await;
+                    }
                     if self.state != State::Standby {
                         return Event::LockHeldElsewhere;
                     }
                 }
-                Err(failure) => return self.fail(failure),
+                Err(failure) => {
+                    // Half-way to being the owner is not being it: begin with a new session.
+                    self.session = None;
+                    return self.fail(failure);
+                }
             }
             if let Some(event) = self.wait(LOCK_POLL).await {
                 return event;
             }
         }
+    }
+
+    /// What the owner reports is the owner's to report, and its stream the owner's to hold.
+    async fn stand_by(&mut self) {
+        self.lose_target();
+        self.monitor.shutdown().await;
+        // Remembered, so that a subscription that is dropped meanwhile is not made anew.
+        let row = self.store.subscription(self.context.name()).await;
+        self.stood_by = Some(StoodBy { created_at: row.ok().flatten().map(|row| row.created_at) });
     }
 
     /// Opens the session if need be and tries for the lock; with it, reads where we stand.
@@ -216,7 +245,20 @@ impl Worker {
         if lock == Lock::HeldElsewhere {
             return Ok(None);
         }
+        if let Some(StoodBy { created_at: Some(known) }) = self.stood_by {
+            let row = self.store.subscription(subscription.name.as_str()).await?;
+            if row.is_none_or(|row| row.created_at != known) {
+                info!(subscription = %subscription.name, "dropped while standing by; restart to start over");
+                return Ok(Some(Event::ShutdownAsked));
+            }
+        }
         session.set_origin(&origin_name(&subscription.name)).await?;
+        self.claim().await.map(Some)
+    }
+
+    /// The lock is ours: says so, and reads what was left.
+    async fn claim(&mut self) -> Result<Event, Failure> {
+        let subscription = Arc::clone(&self.context.subscription);
         self.store
             .register_subscription(Registration {
                 name: &subscription.name,
@@ -225,18 +267,22 @@ impl Worker {
             })
             .await?;
         self.store.claim_subscription(self.context.name(), &self.instance).await?;
+        if self.stood_by.take().is_some() {
+            info!(subscription = self.context.name(), "the other instance has gone, taking over");
+        }
         self.owner = Owner::Us;
+        // Another instance may have reported in between.
+        self.reported = None;
         self.start_monitor();
         let row = self.store.subscription(self.context.name()).await?;
-        let event = match row {
+        Ok(match row {
             Some(row) if row.desired == Desired::Pause => {
                 self.because = Some(Because::operator());
                 Event::LockedWhilePaused(PauseReason::Operator)
             }
             Some(row) if row.state == store::State::Paused => self.left_paused(row),
             _ => Event::Locked,
-        };
-        Ok(Some(event))
+        })
     }
 
     /// A conflict waits for a person through restarts; other causes are simply looked at again.
@@ -288,6 +334,8 @@ impl Worker {
     }
 
     async fn attempt_with(&mut self, session: &TargetSession) -> Event {
+        // Left over from an attempt that has ended.
+        while self.phases.try_recv().is_ok() {}
         let context = self.context.clone();
         let mut link = self.link.take();
         let event = {
@@ -425,29 +473,25 @@ impl Worker {
             _ => None,
         };
         loop {
+            if self.session.is_none() {
+                // Whoever has the lock next may have gone on from here: ask for it, then look.
+                return Event::LockHeldElsewhere;
+            }
             if let Some(event) = self.wait(HOLD_POLL).await {
                 return event;
             }
             if retry_at.is_some_and(|at| Instant::now() >= at) {
                 return Event::RetryDue;
             }
-            match self.keep_lock().await {
-                Ok(Lock::Held) => self.owner = Owner::Us,
-                Ok(Lock::HeldElsewhere) => {
-                    self.owner = Owner::Other;
-                    return Event::LockHeldElsewhere;
-                }
-                Err(failure) => {
-                    debug!(
-                        subscription = self.context.name(),
-                        error = failure.diagnosis.told_to_log().primary,
-                        "lock lost"
-                    );
-                    self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Down);
-                    self.session = None;
-                    self.lose_target();
-                    continue;
-                }
+            if let Err(failure) = self.keep_lock().await {
+                debug!(
+                    subscription = self.context.name(),
+                    error = failure.diagnosis.told_to_log().primary,
+                    "lock lost"
+                );
+                self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Down);
+                self.session = None;
+                self.lose_target();
             }
             if self.state == State::Paused(PauseReason::Schema) && self.may_fit_now().await {
                 return Event::TargetFits;
@@ -455,20 +499,12 @@ impl Worker {
         }
     }
 
-    async fn keep_lock(&mut self) -> Result<Lock, Failure> {
-        if let Some(session) = &self.session {
-            session.reset().await?;
-            return Ok(Lock::Held);
+    /// The session that holds the lock is still there.
+    async fn keep_lock(&self) -> Result<(), Failure> {
+        match &self.session {
+            Some(session) => Ok(session.reset().await?),
+            None => Err(Failure::retry(Diagnosis::new("the target session has ended"))),
         }
-        let subscription = &self.context.subscription;
-        let name = format!("pgsluice {}", subscription.name);
-        let mut session = TargetSession::open(&self.context.target, &name).await?;
-        let lock = session.try_lock(lock_key(subscription.name.as_str())).await?;
-        if lock == Lock::Held {
-            session.set_origin(&origin_name(&subscription.name)).await?;
-        }
-        self.session = Some(session);
-        Ok(lock)
     }
 
     /// Whether either side has changed since the pause began: what does not fit may fit now, or may
@@ -550,6 +586,7 @@ impl Worker {
             }
             Verb::Resume => match self.state {
                 State::Paused(_) | State::Retrying { .. } => {
+                    self.conflict_said = None;
                     (Answer::done("goes on from where it stopped"), Some(Event::ResumeAsked))
                 }
                 _ => (Answer::done("is running already"), None),
@@ -590,7 +627,7 @@ impl Worker {
         let Some(change) = self.state_change() else { return };
         // First what everybody sees: it must not wait for a target that is down.
         self.context.snapshot.send_modify(|snapshot| snapshot.shown.clone_from(&change));
-        if change.state == store::State::Standby {
+        if self.owner != Owner::Us {
             // What the target records is its owner's word.
             return;
         }

@@ -10,6 +10,10 @@ mod check;
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod conflicts;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod faults_network;
@@ -21,6 +25,8 @@ mod http;
 mod logs;
 #[cfg(test)]
 mod metrics;
+#[cfg(test)]
+mod operations;
 #[cfg(test)]
 mod publications;
 #[cfg(test)]
