@@ -13,8 +13,8 @@ use super::metrics::CopyGauges;
 
 /// Bars at a time; a copy has few tables under way at once.
 const BARS_MAX: usize = 8;
-const WITH_ESTIMATE: &str = "{prefix:<32!} [{bar:24}] {human_pos} of about {human_len} rows, {per_sec}";
-const WITHOUT_ESTIMATE: &str = "{prefix:<32!} {spinner} {human_pos} rows, {per_sec}";
+const WITH_ESTIMATE: &str = "{prefix:<32!} [{bar:24}] {human_pos} of about {human_len} rows, {elapsed}";
+const WITHOUT_ESTIMATE: &str = "{prefix:<32!} {spinner} {human_pos} rows, {elapsed}";
 
 /// The bars of a process. Clones draw the same ones.
 #[derive(Debug, Clone)]

@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use pgsluice::demo::cluster::StopMode;
+use pgsluice::demo::process::{Guarded, Signal};
 
+use crate::support::cli;
 use crate::support::service::Service;
 use crate::support::wait::until;
 use crate::support::world::{PASSWORD, Servers, World};
@@ -144,4 +146,61 @@ fn every_line_is_json(log: &str, subscription: &str) {
         }
     }
     assert!(conflicts >= 1, "no conflict was told of");
+}
+
+/// `pgsluice run` in a terminal (script(1) makes one): bars while a table is copied, and log lines
+/// that stay whole above them.
+#[tokio::test]
+async fn a_copy_in_a_terminal_shows_its_progress_and_whole_log_lines() {
+    const ROWS: u32 = 100_000;
+    let load =
+        format!("INSERT INTO widgets SELECT n, 'x' FROM generate_series(1, {ROWS}) n; ANALYZE widgets");
+    let world = World::builder()
+        .both_sql("CREATE TABLE widgets (id int PRIMARY KEY, name text)")
+        .publisher_sql(&load)
+        // Slow enough to be watched: two seconds for the whole table.
+        .target_sql(
+            "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             IF NEW.id % 10000 = 0 THEN PERFORM pg_sleep(0.2); END IF; RETURN NEW; END $$; \
+             CREATE TRIGGER slowly BEFORE INSERT ON widgets FOR EACH ROW EXECUTE FUNCTION slowly(); \
+             ALTER TABLE widgets ENABLE ALWAYS TRIGGER slowly",
+        )
+        .start()
+        .await;
+    let output = tempfile::NamedTempFile::new().unwrap();
+    let port = pgsluice::demo::cluster::free_port().unwrap();
+    let program = cli::executable().get_program().to_str().unwrap().to_owned();
+    let line = format!("stty cols 200; exec {program} --config {} run", world.config.display());
+    let mut command = std::process::Command::new("script");
+    command.args(["-q", "-f", "-e", "-c", &line, "/dev/null"]);
+    command.env("NO_COLOR", "1").env("TERM", "xterm");
+    command.env("PGSLUICE__SERVICE__LISTEN", format!("127.0.0.1:{port}"));
+    let process = Guarded::spawn(&mut command, output.as_file(), Signal::Kill, None).unwrap();
+    let told = || String::from_utf8_lossy(&std::fs::read(output.path()).unwrap()).into_owned();
+    let name = format!("{}: public.widgets", world.subscription);
+    until("a bar is drawn", async || {
+        let told = told();
+        if told.contains(&name) && told.contains("of about 100,000 rows") { Ok(()) } else { Err(told) }
+    })
+    .await;
+    until("the copy has been told of", async || told().contains("table copied")).await;
+    drop(process);
+    let told = told();
+    // A log line begins at the left edge, after whatever clears the bars, and ends whole.
+    for line in told.lines().filter(|line| line.contains("pgsluice::")) {
+        let visible = last_drawn(line);
+        assert!(visible.starts_with("20") && !visible.contains("of about"), "{line:?}\n{told:?}");
+    }
+    assert!(!told.contains("\x1b[3"), "colours in spite of NO_COLOR: {told:?}");
+}
+
+/// What a terminal's line shows in the end: what follows the last control sequence, which cleared
+/// the bars.
+fn last_drawn(line: &str) -> &str {
+    match line.rsplit_once('\x1b') {
+        None => line,
+        Some((_, sequence)) => {
+            sequence.split_once(|c: char| c.is_ascii_alphabetic()).map_or("", |(_, text)| text)
+        }
+    }
 }
