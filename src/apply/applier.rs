@@ -387,7 +387,11 @@ impl<'a> Applier<'a> {
         if matches!(error, ApplyError::Connection(_)) {
             return Err(error);
         }
-        tracing::debug!(%error, cause = ?error.server_error(), "a batch is applied row by row");
+        // Its message and detail may quote rows.
+        let refused = error.server_error();
+        let (sqlstate, constraint) =
+            (refused.map(|error| &error.code), refused.and_then(|error| error.constraint.as_ref()));
+        tracing::debug!(%error, ?sqlstate, ?constraint, "a batch is applied row by row");
         let Some(mut events) = self.pipeline.abandon().await? else { return Err(self.send_again()) };
         self.outcomes.push_back(Outcome::FellBack);
         let subscription = self.exact.subscription().clone();
