@@ -14,6 +14,7 @@ pub mod conflict;
 pub mod copy;
 pub mod demo;
 pub mod error;
+pub mod http;
 pub mod net;
 pub mod pg;
 pub mod pgoutput;

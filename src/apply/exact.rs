@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::event::Event;
@@ -19,6 +20,7 @@ use super::tables::Tables;
 use super::{Applied, ApplyError, How, Outcome, TableContext, TargetSession, unix_time_us};
 use crate::pg::{Lsn, SubscriptionName};
 use crate::pgoutput::{Begin, Commit};
+use crate::telemetry::Tally;
 
 /// Applies events one by one.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub(super) struct Exact<'a> {
 #[derive(Debug)]
 struct Transaction {
     begin: Begin,
+    /// What has been applied of it.
+    tally: Tally,
     stage: Stage,
     /// The tables that it has written to.
     stamps: Stamps,
@@ -45,7 +49,7 @@ enum Stage {
     /// Nothing to apply so far.
     Empty,
     /// The target transaction is open.
-    Open,
+    Open { since: Instant },
     /// Passed over on an operator's word.
     Skipped,
     /// Rolled back; waiting for the end to know its size.
@@ -103,7 +107,8 @@ impl<'a> Exact<'a> {
             return Err(ApplyError::OutOfOrder("BEGIN within a transaction".to_owned()));
         }
         let stage = if self.skips(begin.final_lsn) { Stage::Skipped } else { Stage::Empty };
-        self.transaction = Some(Transaction { begin, stage, stamps: Stamps::default() });
+        let (tally, stamps) = (Tally::default(), Stamps::default());
+        self.transaction = Some(Transaction { begin, tally, stage, stamps });
         Ok(Outcome::Pending)
     }
 
@@ -117,6 +122,13 @@ impl<'a> Exact<'a> {
             return Ok(Outcome::Pending);
         }
         self.open([table]).await?;
+        if let Some(transaction) = &mut self.transaction {
+            match change {
+                RowChange::Insert { .. } => transaction.tally.inserts += 1,
+                RowChange::Update { .. } => transaction.tally.updates += 1,
+                RowChange::Delete { .. } => transaction.tally.deletes += 1,
+            }
+        }
         let result = self.executor.submit(table, change, index).await;
         self.settle(result, |_| ()).await
     }
@@ -131,6 +143,9 @@ impl<'a> Exact<'a> {
             return Ok(Outcome::Pending);
         }
         self.open(tables).await?;
+        if let Some(transaction) = &mut self.transaction {
+            transaction.tally.truncates += tables.len() as u64;
+        }
         let sequences = if restart_seqs { Sequences::Restart } else { Sequences::Continue };
         let sql = truncate_sql(tables.iter().map(|table| &table.plan), sequences);
         let result = match self.executor.drain().await {
@@ -160,7 +175,7 @@ impl<'a> Exact<'a> {
     fn applies(&self) -> Result<bool, ApplyError> {
         match &self.transaction {
             None => Err(ApplyError::OutOfOrder("a change outside a transaction".to_owned())),
-            Some(transaction) => Ok(matches!(transaction.stage, Stage::Empty | Stage::Open)),
+            Some(transaction) => Ok(matches!(transaction.stage, Stage::Empty | Stage::Open { .. })),
         }
     }
 
@@ -171,14 +186,14 @@ impl<'a> Exact<'a> {
         recorded: &mut Lsn,
         names: &Tables,
     ) -> Result<Outcome, ApplyError> {
-        let Some(Transaction { begin, stage, stamps }) = self.transaction.take() else {
+        let Some(Transaction { begin, tally, stage, stamps }) = self.transaction.take() else {
             return Err(ApplyError::OutOfOrder("COMMIT outside a transaction".to_owned()));
         };
-        let how = match stage {
+        let (how, since) = match stage {
             Stage::Failed(finding) => return Ok(self.conflict(*finding, &begin, changes)),
-            Stage::Empty => How::Empty,
-            Stage::Skipped => How::Skipped,
-            Stage::Open => How::Committed,
+            Stage::Empty => (How::Empty, None),
+            Stage::Skipped => (How::Skipped, None),
+            Stage::Open { since } => (How::Committed, Some(since)),
         };
         let applied = Applied {
             commit_lsn: commit.commit_lsn,
@@ -186,10 +201,18 @@ impl<'a> Exact<'a> {
             changes,
             how,
         };
-        let durable = Outcome::Durable { lsn: commit.end_lsn, transaction: Some(applied) };
+        let durable = || match since {
+            Some(since) => Outcome::Batch {
+                lsn: commit.end_lsn,
+                last: applied,
+                tally: Tally { transactions: 1, ..tally },
+                took: since.elapsed(),
+            },
+            None => Outcome::Durable { lsn: commit.end_lsn, transaction: Some(applied) },
+        };
         match how {
             // Nothing to write, and nothing to remember: should it come again, it is empty again.
-            How::Empty => return Ok(durable),
+            How::Empty => return Ok(durable()),
             How::Skipped => self.session.client().batch_execute("BEGIN").await?,
             How::Committed => {}
         }
@@ -202,7 +225,7 @@ impl<'a> Exact<'a> {
         match self.finish(step, &stamps).await {
             Ok(()) => {
                 *recorded = commit.end_lsn;
-                Ok(durable)
+                Ok(durable())
             }
             Err(error) => {
                 self.roll_back().await?;
@@ -235,7 +258,7 @@ impl<'a> Exact<'a> {
         }
         if matches!(transaction.stage, Stage::Empty) {
             self.session.client().batch_execute("BEGIN").await?;
-            transaction.stage = Stage::Open;
+            transaction.stage = Stage::Open { since: Instant::now() };
         }
         Ok(())
     }

@@ -156,22 +156,22 @@ impl TargetSession {
         }
         let unresponsive = |_| ApplyError::Unresponsive(RESET_TIMEOUT);
         let cancelled = async {
-            self.cancel().await;
-            rollback.await
+            let options =
+                ClientOptions { application_name: Some("pgsluice cancel".to_owned()), settings: Vec::new() };
+            // Without it, what remains is to wait.
+            let canceller = net::client(&self.conninfo, &options).await.ok();
+            loop {
+                if let Some(client) = &canceller {
+                    // What it was about to say next may be waiting for the same lock.
+                    let asked = client.execute(CANCEL, &[&self.pid]).await;
+                    tracing::debug!(pid = self.pid, ?asked, "cancels what the target session is doing");
+                }
+                if let Ok(done) = tokio::time::timeout(RESET_PATIENCE, &mut rollback).await {
+                    return done;
+                }
+            }
         };
         Ok(tokio::time::timeout(RESET_TIMEOUT, cancelled).await.map_err(unresponsive)??)
-    }
-
-    /// Asks the server, through a session of its own, to cancel what this one does. Best effort.
-    async fn cancel(&self) {
-        let options =
-            ClientOptions { application_name: Some("pgsluice cancel".to_owned()), settings: Vec::new() };
-        let asked = async {
-            let client = net::client(&self.conninfo, &options).await.ok()?;
-            client.execute(CANCEL, &[&self.pid]).await.ok()
-        };
-        let asked = asked.await;
-        tracing::debug!(pid = self.pid, ?asked, "cancelled what the target session was doing");
     }
 
     async fn become_replica(&mut self) -> Result<(), ApplyError> {

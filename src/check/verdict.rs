@@ -279,7 +279,7 @@ fn rules_without_table(
     };
     Diagnosis::new(primary)
         .detail(format!("publications: {}", publications.join(", ")))
-        .hint(hints.join("; "))
+        .hint(hints.join("\n"))
 }
 
 fn add_tables(publications: &[String], tables: &[&QualifiedName]) -> Option<String> {

@@ -82,7 +82,10 @@ impl CopyError {
                     detail = format!("{detail}; {more}");
                 }
                 let hint = error.hint.clone().unwrap_or_else(|| remedy(*side, error, table));
-                Diagnosis::new(copying).detail(detail).hint(hint)
+                let logged =
+                    error.may_quote_values().then(|| format!("{copying}: {side}: {}", error.to_code()));
+                let diagnosis = Diagnosis::new(copying).detail(detail).hint(hint);
+                Diagnosis { logged_as: logged, ..diagnosis }
             }
         }
     }

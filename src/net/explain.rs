@@ -145,6 +145,7 @@ fn timed_out(error: &ConnectError, after_s: f32) -> Diagnosis {
                  both servers are on one (private) network",
                 error.port
             )),
+            logged_as: None,
         },
         Step::Tls | Step::Authentication | Step::Database | Step::Replication => Diagnosis {
             primary: format!("{at} accepted the connection, but did not finish start-up{waited}"),
@@ -157,6 +158,7 @@ fn timed_out(error: &ConnectError, after_s: f32) -> Diagnosis {
                  slow to answer"
                     .to_owned(),
             ),
+            logged_as: None,
         },
     }
 }

@@ -24,6 +24,7 @@ use crate::pg::{Lsn, QualifiedName, quote_ident};
 use crate::replication::{CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec};
 use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, Session, TablePlan, catalog};
 use crate::store::{NewTables, Store, TableMapping, TableRow, TableState};
+use crate::telemetry::Attention;
 
 use super::failure::{Cause, Failure, schema_failure};
 use super::findings;
@@ -32,6 +33,7 @@ use super::publications::{self, Publications};
 use super::publisher::{Publisher, copy_options};
 use super::reader::Reader;
 use super::slot::{self, OnMissing, SlotPlan};
+use super::snapshot::Snapshot;
 use super::stream::{self, StreamEnd};
 use super::table_sync::{SyncJob, TableSyncs};
 
@@ -49,6 +51,7 @@ pub(super) struct Context {
     pub(super) publications: watch::Sender<Publications>,
     pub(super) take_up: TakeUp,
     pub(super) phases: mpsc::Sender<Phase>,
+    pub(super) snapshot: watch::Sender<Snapshot>,
     /// Apply row by row until the transaction that finishes here is through.
     pub(super) exact_until: Option<Lsn>,
     /// The warnings that were said last.
@@ -83,6 +86,11 @@ struct PreparedTable {
 impl Context {
     pub(super) fn name(&self) -> &str {
         self.subscription.name.as_str()
+    }
+
+    /// Says something worth a person's look to the log.
+    pub(super) fn attention(&self, relation: Option<&QualifiedName>, diagnosis: &Diagnosis) {
+        Attention { subscription: Some(self.name()), relation, diagnosis }.emit();
     }
 
     pub(super) async fn tell(&self, phase: Phase) {
@@ -244,18 +252,20 @@ async fn report_warnings(
     session: &TargetSession,
     warnings: Vec<Diagnosis>,
 ) -> Result<(), Failure> {
-    let warnings: Vec<String> = session.warnings().iter().chain(&warnings).map(ToString::to_string).collect();
+    let warnings: Vec<&Diagnosis> = session.warnings().iter().chain(&warnings).collect();
+    let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     // Said once, not at every attempt.
     let mut said = true;
     context.warned.send_if_modified(|warned| {
-        said = *warned == warnings;
-        warned.clone_from(&warnings);
+        said = *warned == texts;
+        warned.clone_from(&texts);
         false
     });
     for warning in warnings.iter().filter(|_| !said) {
-        warn!(subscription = context.name(), "{warning}");
+        context.attention(None, warning);
     }
-    Ok(context.store.set_warnings(context.name(), &warnings).await?)
+    let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    Ok(context.store.set_warnings(context.name(), &texts).await?)
 }
 
 /// A table that has to be copied, and how.
@@ -387,6 +397,7 @@ async fn copy_all(
 ) -> Result<Vec<(QualifiedName, Lsn)>, Failure> {
     let position = plan.position;
     let watched = jobs.clone();
+    context.snapshot.send_modify(|snapshot| snapshot.copies_begin(&watched));
     let (mut results, mut tasks) = copy::run(plan, jobs);
     let mut ticks = interval(COPY_REPORT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -401,25 +412,29 @@ async fn copy_all(
         };
         match finished {
             None => report_copies(context, &watched).await?,
-            Some(result) => match result.outcome {
-                Ok(_) => copied.push((result.source, position)),
-                Err(error) => {
-                    let diagnosis = error.diagnosis(&result.source, &context.subscription.publisher.user);
-                    // Its detail may quote rows: that is for whoever asks for the status.
-                    let hint = diagnosis.hint.as_deref().unwrap_or_default();
-                    warn!(subscription = context.name(), relation = %result.source, hint, "{}", diagnosis.primary);
-                    let state = TableState::Pending;
-                    context
-                        .store
-                        .set_table_state(context.name(), &result.source, state, Some(&diagnosis))
-                        .await?;
-                    context.tell(Phase::TableHeldBack(Some(diagnosis))).await;
+            Some(result) => {
+                context.snapshot.send_modify(|snapshot| snapshot.copy_ends(&result.source));
+                let role = &context.subscription.publisher.user;
+                match result.outcome {
+                    Ok(_) => copied.push((result.source, position)),
+                    Err(error) => {
+                        hold_back(context, &result.source, error.diagnosis(&result.source, role)).await?;
+                    }
                 }
-            },
+            }
         }
     }
     while tasks.join_next().await.is_some() {}
     Ok(copied)
+}
+
+/// A table's copy has failed: the others go on, and the stream's table syncs take it up again.
+async fn hold_back(context: &Context, source: &QualifiedName, diagnosis: Diagnosis) -> Result<(), Failure> {
+    context.attention(Some(source), &diagnosis);
+    let state = TableState::Pending;
+    context.store.set_table_state(context.name(), source, state, Some(&diagnosis)).await?;
+    context.tell(Phase::TableHeldBack(Some(diagnosis))).await;
+    Ok(())
 }
 
 async fn report_copies(context: &Context, jobs: &[CopyJob]) -> Result<(), Failure> {

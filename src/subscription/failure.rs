@@ -282,6 +282,7 @@ fn of_target(error: &ServerError, doing: Option<String>) -> Failure {
     let mut diagnosis = error.diagnosis();
     if let Some(doing) = doing {
         diagnosis.primary = format!("{doing} failed: {}", diagnosis.primary);
+        diagnosis.logged_as = diagnosis.logged_as.map(|logged| format!("{doing} failed: {logged}"));
     }
     if error.is_transient() {
         // After a deadlock or a cancelled statement the session is good; after a shutdown it is gone.

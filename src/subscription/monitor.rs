@@ -20,6 +20,7 @@ use super::positions::{LagClock, StreamPositions};
 use super::publications::{self, Publications};
 use super::publisher::monitor_options;
 use super::slot::{self, SlotView};
+use super::snapshot::{Link, Snapshot};
 
 /// How often positions are read and reported.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -45,6 +46,7 @@ pub(super) struct Monitor {
     /// Where it tells what is published now, if changes are taken up by themselves.
     pub(super) publications: watch::Sender<Publications>,
     pub(super) events: mpsc::Sender<MonitorEvent>,
+    pub(super) snapshot: watch::Sender<Snapshot>,
 }
 
 /// What one round looks at.
@@ -134,7 +136,14 @@ impl Monitor {
             wal_status: slot.and_then(|slot| slot.wal_status.clone()),
             retained_bytes: publisher.zip(slot).and_then(|(lsn, slot)| slot.retained_bytes(lsn)),
         };
-        if let Err(error) = self.store.report_positions(self.subscription.name.as_str(), &positions).await {
+        // First what everybody sees: it must not wait for a target that is down.
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.positions.clone_from(&positions);
+            snapshot.publisher = if view.is_some() { Link::Up } else { Link::Down };
+        });
+        let reported = self.store.report_positions(self.subscription.name.as_str(), &positions).await;
+        self.snapshot.send_modify(|snapshot| snapshot.target = Link::of(&reported));
+        if let Err(error) = reported {
             // The worker meets a lost target on its own connection and says so.
             debug!(subscription = %self.subscription.name, %error, "positions not reported");
         }

@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::apply::{Applied, Applier, ExactBecause, How, Outcome};
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
 use crate::store::TableState;
+use crate::telemetry::{BatchApplied, FellBack, Received};
 
 use super::attempt::{Context, Phase};
 use super::failure::{Failure, Restart};
@@ -90,6 +91,7 @@ struct Stream<'a> {
 
 impl Stream<'_> {
     async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<(), Failure> {
+        Received { subscription: self.context.name(), tally: chunk.received }.emit();
         for event in chunk.events {
             match event {
                 StreamEvent::Message(message) => self.applier.take(message).await?,
@@ -113,16 +115,17 @@ impl Stream<'_> {
                         self.note(lsn, applied).await?;
                     }
                 }
-                Outcome::Batch { lsn, last, summary: _ } => {
+                Outcome::Batch { lsn, last, tally, took } => {
                     self.advance(lsn, reader);
+                    BatchApplied { subscription: self.context.name(), tally, duration: took }.emit();
                     self.note(lsn, last).await?;
                 }
                 Outcome::Planned { source, exact_because } => {
                     let because = exact_because.map(ExactBecause::as_str);
                     self.context.store.set_exact_because(self.context.name(), &source, because).await?;
                 }
-                Outcome::FellBack => {
-                    debug!(subscription = self.context.name(), "fell back to the exact path");
+                Outcome::FellBack { cause } => {
+                    FellBack { subscription: self.context.name(), cause: &cause }.emit();
                 }
                 Outcome::Conflict(report) => return Ok(Some(StreamEnd::Conflict(report))),
             }
@@ -200,12 +203,9 @@ impl Stream<'_> {
                 self.report_held_back(None).await;
             }
             SyncEvent::Failed { source, diagnosis } => {
-                // Its detail may quote rows: that is for whoever asks for the status.
-                let hint = diagnosis.hint.as_deref().unwrap_or_default();
-                if self.said.get(&source) == Some(&diagnosis) {
-                    debug!(subscription = name, relation = %source, "{} again", diagnosis.primary);
-                } else {
-                    warn!(subscription = name, relation = %source, hint, "{}", diagnosis.primary);
+                // It is tried again every few seconds: said once, until it fails of something else.
+                if self.said.get(&source) != Some(&diagnosis) {
+                    self.context.attention(Some(&source), &diagnosis);
                     self.said.insert(source.clone(), diagnosis.clone());
                 }
                 store.set_table_state(name, &source, TableState::Pending, Some(&diagnosis)).await?;

@@ -248,7 +248,10 @@ impl Sync {
         };
         let slot = replication.create_slot(&spec).await?;
         let snapshot = slot.snapshot.unwrap_or_default();
-        let rows = self.copy(&publisher, &target, &job, &snapshot).await?;
+        context.snapshot.send_modify(|seen| seen.copies_begin(std::slice::from_ref(&job)));
+        let rows = self.copy(&publisher, &target, &job, &snapshot).await;
+        context.snapshot.send_modify(|seen| seen.copy_ends(source));
+        let rows = rows?;
         info!(subscription = %subscription.name, relation = %source, rows, "table copied, catching up");
         let _ = reports.send(Report::CatchingUp).await;
         let from = slot.consistent_point;

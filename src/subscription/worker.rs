@@ -22,6 +22,7 @@ use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::pg::Lsn;
 use crate::pg::conninfo::ConnInfo;
 use crate::store::{self, Answer, Command, Desired, Registration, StateChange, Store, Verb, lock_key};
+use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
 use super::attempt::{self, Context, Phase, TakeUp};
 use super::because::Because;
@@ -32,6 +33,7 @@ use super::positions::StreamPositions;
 use super::publications::Publications;
 use super::reader::Reader;
 use super::schema_watch::{SCHEMA_FINGERPRINT, SchemaWatch};
+use super::snapshot::{Link, Snapshot};
 use super::state::{Action, Event, State, step};
 use super::stream::StreamEnd;
 
@@ -74,6 +76,8 @@ pub(crate) struct Worker {
     held_back: Option<Diagnosis>,
     /// The lock is ours, as far as we know.
     owner: Owner,
+    /// The last conflict met, so that one met again is known.
+    last_conflict: Option<i64>,
     schema: SchemaWatch,
     reported: Option<StateChange>,
     /// Where a changed target table last made it begin anew.
@@ -116,6 +120,7 @@ impl Worker {
         instance: String,
         wish: watch::Receiver<Wish>,
         signal: watch::Receiver<u64>,
+        snapshot: watch::Sender<Snapshot>,
     ) -> Self {
         let (phase_sender, phases) = mpsc::channel(EVENTS_MAX);
         let (monitor_sender, monitor_events) = mpsc::channel(EVENTS_MAX);
@@ -127,6 +132,7 @@ impl Worker {
             publications: watch::Sender::new(Publications::default()),
             take_up: TakeUp::AsConfigured,
             phases: phase_sender,
+            snapshot,
             exact_until: None,
             warned: watch::Sender::new(Vec::new()),
         };
@@ -146,6 +152,7 @@ impl Worker {
             because: None,
             held_back: None,
             owner: Owner::Other,
+            last_conflict: None,
             schema: SchemaWatch::default(),
             reported: None,
             restarted_at: None,
@@ -237,7 +244,9 @@ impl Worker {
             self.session = Some(TargetSession::open(&self.context.target, &name).await?);
         }
         let Some(session) = &mut self.session else { return Ok(None) };
-        if session.try_lock(lock_key(subscription.name.as_str())).await? == Lock::HeldElsewhere {
+        let lock = session.try_lock(lock_key(subscription.name.as_str())).await?;
+        self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Up);
+        if lock == Lock::HeldElsewhere {
             return Ok(None);
         }
         if let Some(StoodBy { created_at: Some(known) }) = self.stood_by {
@@ -285,9 +294,10 @@ impl Worker {
         if row.reason.as_deref() != Some(PauseReason::Conflict.as_str()) || row.skip_lsn.is_some() {
             return Event::Locked;
         }
+        self.last_conflict = row.conflict_id;
         self.because = Some(Because {
             reason: PauseReason::Conflict.as_str().to_owned(),
-            diagnosis: Diagnosis { primary: row.detail.unwrap_or_default(), detail: None, hint: row.hint },
+            diagnosis: Diagnosis { hint: row.hint, ..Diagnosis::new(row.detail.unwrap_or_default()) },
             conflict_id: row.conflict_id,
         });
         Event::LockedWhilePaused(PauseReason::Conflict)
@@ -301,6 +311,7 @@ impl Worker {
                 positions: self.context.positions.subscribe(),
                 publications: self.context.publications.clone(),
                 events: self.monitor_sender.clone(),
+                snapshot: self.context.snapshot.clone(),
             };
             self.monitor.spawn(monitor.run());
         }
@@ -312,6 +323,7 @@ impl Worker {
         let Some(session) = self.session.take() else { return Event::LockHeldElsewhere };
         self.held_back = None;
         let event = Box::pin(self.attempt_with(&session)).await;
+        self.context.snapshot.send_modify(|snapshot| snapshot.copies.clear());
         // The attempt may have been dropped within a transaction; a session that does not come
         // clean is given up, and the lock with it.
         match session.reset().await {
@@ -395,16 +407,9 @@ impl Worker {
     async fn on_conflict(&mut self, report: &crate::conflict::ConflictReport) -> Event {
         match self.store.open_conflict(report).await {
             Ok(id) => {
-                if self.conflict_said == Some(id) {
-                    debug!(subscription = self.context.name(), conflict = id, "the same conflict again");
-                } else {
-                    warn!(
-                        subscription = self.context.name(), conflict = id, kind = %report.kind,
-                        relation = %report.target, lsn = %report.commit_lsn, xid = report.xid,
-                        "paused on a conflict; see \"pgsluice conflicts show {id}\""
-                    );
-                    self.conflict_said = Some(id);
-                }
+                let again = self.last_conflict.replace(id) == Some(id);
+                let encounter = if again { Encounter::Again } else { Encounter::First };
+                ConflictFound { report, id, encounter }.emit();
                 self.because = Some(Because {
                     reason: PauseReason::Conflict.as_str().to_owned(),
                     diagnosis: Diagnosis::new(report.summary()).hint(report.hint(id)),
@@ -438,17 +443,19 @@ impl Worker {
     }
 
     fn fail(&mut self, failure: Failure) -> Event {
-        let (reason, attention) = match failure.disposition {
-            Disposition::Retry => (failure.cause.as_str().to_owned(), "will try again"),
-            Disposition::Pause(reason) => (reason.as_str().to_owned(), "paused"),
+        let reason = match failure.disposition {
+            Disposition::Retry => failure.cause.as_str().to_owned(),
+            Disposition::Pause(reason) => reason.as_str().to_owned(),
         };
-        let same = self.because.as_ref().is_some_and(|because| because.diagnosis == failure.diagnosis);
-        if same {
-            debug!(subscription = self.context.name(), "{attention}: {}", failure.diagnosis);
-        } else {
-            warn!(subscription = self.context.name(), reason, "{attention}: {}", failure.diagnosis);
+        AttemptFailed {
+            subscription: self.context.name(),
+            disposition: failure.disposition,
+            reason: &reason,
+            diagnosis: &failure.diagnosis,
         }
+        .emit();
         if failure.target == TargetLink::Lost {
+            self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Down);
             self.session = None;
             self.lose_target();
         }
@@ -497,7 +504,12 @@ impl Worker {
                 return Event::RetryDue;
             }
             if let Err(failure) = self.keep_lock().await {
-                debug!(subscription = self.context.name(), "{}", failure.diagnosis);
+                debug!(
+                    subscription = self.context.name(),
+                    error = failure.diagnosis.told_to_log().primary,
+                    "lock lost"
+                );
+                self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Down);
                 self.session = None;
                 self.lose_target();
             }
@@ -633,6 +645,12 @@ impl Worker {
 
     async fn report(&mut self) {
         let Some(change) = self.state_change() else { return };
+        // First what everybody sees: it must not wait for a target that is down.
+        self.context.snapshot.send_modify(|snapshot| snapshot.shown.clone_from(&change));
+        if self.owner != Owner::Us {
+            // What the target records is its owner's word.
+            return;
+        }
         if self.reported.as_ref() == Some(&change) {
             return;
         }
@@ -642,13 +660,11 @@ impl Worker {
         }
     }
 
-    /// What the world is to see; none where another instance may speak for the subscription.
+    /// What the world is to see; none once the worker has stopped.
     fn state_change(&self) -> Option<StateChange> {
-        if self.owner != Owner::Us {
-            return None;
-        }
         let shown = match self.state {
-            State::Standby | State::Stopped => return None,
+            State::Stopped => return None,
+            State::Standby => store::State::Standby,
             State::Starting { failures: 0 } => store::State::Starting,
             State::Starting { .. } | State::Retrying { .. } => store::State::Retrying,
             State::Copying { .. } => store::State::Copying,

@@ -141,8 +141,18 @@ async fn what_works_less_than_fully_is_a_warning() {
         .start()
         .await;
     let checked = Checked::of(&world).await;
-    insta::assert_snapshot!(checked.with_status("warning").join("\n"), @"");
-    insta::assert_snapshot!(checked.told("publications"), @"");
+    insta::assert_snapshot!(checked.with_status("warning").join("\n"), @r#"
+    publications: 2 table rules match no published table: public.gadgets, public.widgts
+    replica_role: the target role may not set session_replication_role
+    origins: replicated transactions carry no replication origin
+    tables: column "n" of target table public.wide is integer, the publisher's is bigint
+    "#);
+    insta::assert_snapshot!(checked.told("publications"), @r#"
+    2 table rules match no published table: public.gadgets, public.widgts
+    publications: my_publication
+    on the publisher: ALTER PUBLICATION "my_publication" ADD TABLE public.gadgets;
+    public.widgts does not exist on the publisher: did you mean "public.widgets"?
+    "#);
     assert_eq!(checked.with_status("failed"), [""; 0]);
     assert_eq!(checked.outcome.code, 0);
 }
@@ -197,8 +207,12 @@ async fn a_full_publisher_and_a_foreign_slot_are_found() {
         .start()
         .await;
     let checked = Checked::of(&world).await;
-    insta::assert_snapshot!(checked.with_status("failed").join("\n"), @"");
-    insta::assert_snapshot!(checked.told("slots"), @"");
+    insta::assert_snapshot!(checked.with_status("failed").join("\n"), @r"slots: no replication slot is free on the publisher");
+    insta::assert_snapshot!(checked.told("slots"), @r"
+    no replication slot is free on the publisher
+    1 of 1 in use
+    raise max_replication_slots on the publisher (a restart), or drop slots that are not needed: SELECT slot_name, active FROM pg_replication_slots;
+    ");
     assert_eq!(checked.step("wal_senders")["status"], "warning");
 
     // A slot of the right name that is somebody else's.

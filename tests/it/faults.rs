@@ -25,9 +25,9 @@ const SIGNS: [(u8, &str, &str, &str); 11] = [
     (3, "wal_level", "failed", "wal_level is"),
     (4, "authentication", "failed", "pg_hba.conf"),
     (5, "port", "failed", "packets vanish on the way"),
-    (6, "tables", "failed", "public."),
+    (6, "tables", "failed", "target"),
     (7, "database", "failed", "permission denied for database"),
-    (8, "replication", "failed", "walsender"),
+    (8, "replication", "failed", "to start"),
     (9, "privileges", "failed", "may not read"),
     (10, "publications", "warning", "nothing is published"),
     (10, "publications", "warning", "no published table"),
@@ -115,7 +115,11 @@ async fn nobody_listens_on_the_address() {
 
     let checked = wait_named(&world, 2).await;
     assert_eq!(checked.outcome.code, 3);
-    insta::assert_snapshot!(told(&world, &checked, 2), @"");
+    insta::assert_snapshot!(told(&world, &checked, 2), @r"
+    127.0.0.2:PORT refused the connection: nothing listens on that address and port
+    Connection refused (os error 111)
+    on that server, check that PostgreSQL runs, that listen_addresses holds this address or '*' (a change needs a restart), and that port is PORT
+    ");
     let service = world.run();
     wait_same(&world, &checked, 2, "retrying", "port").await;
     assert_said_once(&service, "nothing listens").await;
@@ -136,7 +140,11 @@ async fn wal_level_is_not_logical() {
         .await;
     let checked = wait_named(&world, 3).await;
     assert_eq!(checked.outcome.code, 1);
-    insta::assert_snapshot!(told(&world, &checked, 3), @"");
+    insta::assert_snapshot!(told(&world, &checked, 3), @r#"
+    wal_level is "replica" on the publisher, not "logical"
+    its WAL does not hold what changes of rows are decoded from
+    on the publisher: ALTER SYSTEM SET wal_level = logical; then restart it (a reload is not enough)
+    "#);
     let service = world.run();
     wait_same(&world, &checked, 3, "retrying", "wal_level").await;
     assert_said_once(&service, "wal_level is").await;
@@ -163,14 +171,15 @@ fn admit(world: &mut World, lines: &[&str]) {
     server.reload().unwrap();
 }
 
-/// One way of being kept out: seen by check, seen by the service, cured.
+/// One way of being kept out, seen by check and by the service. Returns the remedy; the rest of the
+/// text is the server's own, which differs from version to version.
 async fn kept_out(world: &World, service: &Service, fault: u8) -> String {
     let checked = wait_named(world, fault).await;
     assert_eq!(checked.outcome.code, 1);
     cut_off(world).await;
     wait_same(world, &checked, fault, "retrying", step_of(fault)).await;
     assert_said_once(service, &text(&checked.step(step_of(fault))["primary"])).await;
-    told(world, &checked, fault)
+    text(&checked.step(step_of(fault))["hint"])
 }
 
 #[tokio::test]
@@ -189,7 +198,9 @@ async fn the_publisher_does_not_let_the_role_in() {
         let service = world.run();
         let told = kept_out(&world, &service, 4).await;
         insta::allow_duplicates! {
-            insta::assert_snapshot!(told, @"");
+            insta::assert_snapshot!(told, @r#"
+            add to the server's pg_hba.conf: host publisher sammy 127.0.0.1/32 scram-sha-256 -- then SELECT pg_reload_conf(); if the file has hostssl lines only, use sslmode=require instead (a line for the keyword replication does not do: logical replication goes by the database's name)
+            "#);
         }
         admit(&mut world, &[&cured]);
         world.wait_state("streaming").await;
@@ -204,12 +215,18 @@ async fn the_publisher_does_not_let_the_role_in() {
         .publisher
         .exec(format!("REVOKE CONNECT ON DATABASE {database} FROM PUBLIC, {PUBLISHER_ROLE}"))
         .await;
-    insta::assert_snapshot!(kept_out(&world, &service, 7).await, @"");
+    insta::assert_snapshot!(
+        kept_out(&world, &service, 7).await,
+        @r#"on the server: GRANT CONNECT ON DATABASE "publisher" TO "sammy""#
+    );
     world.publisher.exec(format!("GRANT CONNECT ON DATABASE {database} TO {PUBLISHER_ROLE}")).await;
     world.wait_state("streaming").await;
 
     world.publisher.exec(format!("ALTER ROLE {PUBLISHER_ROLE} NOREPLICATION")).await;
-    insta::assert_snapshot!(kept_out(&world, &service, 8).await, @"");
+    insta::assert_snapshot!(
+        kept_out(&world, &service, 8).await,
+        @r#"on the publisher: ALTER ROLE "sammy" REPLICATION"#
+    );
     world.publisher.exec(format!("ALTER ROLE {PUBLISHER_ROLE} REPLICATION")).await;
     world.wait_state("streaming").await;
     world.publisher.exec("INSERT INTO widgets (name) VALUES ('Hammer')").await;
@@ -227,9 +244,11 @@ async fn tables_are_not_published_do_not_fit_or_may_not_be_read() {
     let world = World::builder()
         .publisher_sql(WIDGETS)
         .publisher_sql("INSERT INTO widgets (name) VALUES ('Hammer')")
+        .publisher_sql("CREATE TABLE gadgets (id int PRIMARY KEY)")
         .publisher_sql("CREATE TABLE secrets (id int PRIMARY KEY); INSERT INTO secrets VALUES (1)")
         .publisher_sql(&format!("CREATE PUBLICATION {PUBLICATION}; REVOKE SELECT ON secrets FROM {PUBLISHER_ROLE}"))
         .target_sql("CREATE TABLE widgets (id serial PRIMARY KEY, title text); CREATE TABLE secrets (id int PRIMARY KEY)")
+        .target_sql("CREATE TABLE gadget (id int PRIMARY KEY)")
         .start()
         .await;
     not_in_the_publication(&world).await;
@@ -237,7 +256,7 @@ async fn tables_are_not_published_do_not_fit_or_may_not_be_read() {
     let view = world.wait_state("streaming").await;
     assert!(warnings(&view).contains("nothing is published"), "{:#}", view.json);
 
-    world.publisher.exec(format!("ALTER PUBLICATION {PUBLICATION} ADD TABLE widgets")).await;
+    world.publisher.exec(format!("ALTER PUBLICATION {PUBLICATION} ADD TABLE widgets, gadgets")).await;
     names_and_fields_differ(&world).await;
 
     world.publisher.exec(format!("ALTER PUBLICATION {PUBLICATION} ADD TABLE secrets")).await;
@@ -249,19 +268,32 @@ async fn tables_are_not_published_do_not_fit_or_may_not_be_read() {
 async fn not_in_the_publication(world: &World) {
     let checked = wait_named(world, 10).await;
     assert_eq!(checked.outcome.code, 0, "a warning: {:#}", checked.json);
-    insta::assert_snapshot!(told(world, &checked, 10), @"");
+    insta::assert_snapshot!(told(world, &checked, 10), @r#"
+    nothing is published: the publications hold no table
+    publications: my_publication
+    on the publisher: ALTER PUBLICATION "my_publication" ADD TABLE public.secrets, public.widgets;
+    "#);
 }
 
 /// 6
 async fn names_and_fields_differ(world: &World) {
     let checked = wait_named(world, 6).await;
     assert_eq!(checked.outcome.code, 1);
-    insta::assert_snapshot!(told(world, &checked, 6), @"");
+    insta::assert_snapshot!(told(world, &checked, 6), @r#"
+    3 problems keep published tables from fitting into the target
+    target table public.gadgets does not exist: Published as public.gadgets.
+    target table public.widgets lacks the published column "name": Published as public.widgets.
+    target table public.widgets lacks the published column "price": Published as public.widgets.
+    on the target, then it goes on by itself:
+    CREATE TABLE public.gadgets ("id" integer, PRIMARY KEY ("id"));
+    ALTER TABLE public.widgets ADD COLUMN "name" text;
+    ALTER TABLE public.widgets ADD COLUMN "price" numeric(12,2);
+    "#);
     wait_same(world, &checked, 6, "paused", "schema").await;
     let hint = text(&checked.step("tables")["hint"]);
-    let statements =
-        hint.lines().filter(|line| line.starts_with("ALTER TABLE")).collect::<Vec<_>>().join(" ");
-    world.target.exec(statements).await;
+    let is_statement = |line: &&str| line.starts_with("ALTER TABLE") || line.starts_with("CREATE TABLE");
+    let statements: Vec<&str> = hint.lines().filter(is_statement).collect();
+    world.target.exec(statements.join(" ")).await;
     world.wait_state("streaming").await;
     world.wait_same_rows("widgets").await;
 }
@@ -270,12 +302,16 @@ async fn names_and_fields_differ(world: &World) {
 async fn no_select(world: &World, service: &Service) {
     let checked = wait_named(world, 9).await;
     assert_eq!(checked.outcome.code, 1);
-    insta::assert_snapshot!(told(world, &checked, 9), @"");
+    insta::assert_snapshot!(told(world, &checked, 9), @r#"
+    role "sammy" may not read public.secrets, which the initial copy needs
+    no SELECT on id
+    on the publisher: GRANT SELECT ON TABLE public.secrets TO "sammy";
+    "#);
     wait_same(world, &checked, 9, "retrying", "copy").await;
     // The others stream on.
     world.publisher.exec("INSERT INTO widgets (name) VALUES ('Cupholder')").await;
     world.wait_same_rows("widgets").await;
-    let tries = "SELECT copy_attempt >= 3 FROM pgsluice.subscription_table WHERE source_table = 'secrets'";
+    let tries = "SELECT attempt >= 3 FROM pgsluice.table_sync WHERE source_table = 'secrets'";
     until("the copy was tried again", async || world.target.value(tries).await.as_deref() == Some("t")).await;
     let said =
         service.log().lines().filter(|line| line.contains(" WARN ") && line.contains("may not read")).count();

@@ -139,17 +139,17 @@ impl Elsewhere {
     }
 }
 
-/// Has packets to the port vanish; what undoes it.
+/// Has packets from pgsluice to the port vanish; what undoes it.
 fn drop_packets(port: u16) -> String {
     let chain = "add chain inet faults input { type filter hook input priority 0 ; }";
-    let rule = format!("add rule inet faults input tcp dport {port} drop");
+    let rule = format!("add rule inet faults input iifname near tcp dport {port} drop");
     let nft = ["add table inet faults", chain, &rule]
         .iter()
         .try_for_each(|line| tried("nft", &line.split(' ').collect::<Vec<_>>()));
     if nft.is_ok() {
         return "nft delete table inet faults".to_owned();
     }
-    let rule = format!("INPUT -p tcp --dport {port} -j DROP");
+    let rule = format!("INPUT -i near -p tcp --dport {port} -j DROP");
     let iptables = format!("-A {rule}");
     if tried("iptables", &iptables.split(' ').collect::<Vec<_>>()).is_ok() {
         return format!("iptables -D {rule}");
@@ -195,7 +195,11 @@ async fn inside() {
 
     let (checked, _) = elsewhere.check(&world).await;
     assert_eq!((named(&checked), checked.outcome.code), (vec![1], 3), "{:#}", checked.json);
-    insta::assert_snapshot!(told(&world, &checked, 1), @"");
+    insta::assert_snapshot!(told(&world, &checked, 1), @r"
+    there is no route to 10.77.2.1:PORT: the network is unreachable
+    Network is unreachable (os error 101)
+    put both servers on one (private) network, or add the route
+    ");
     wait_same(&world, &checked, 1, "retrying", "route").await;
     assert_said_once(&service, "no route to").await;
     elsewhere.done(&format!("ip route add {PUBLISHER}/32 via 10.77.1.1"));
@@ -205,7 +209,11 @@ async fn inside() {
     let (checked, took) = elsewhere.check(&world).await;
     assert_eq!((named(&checked), checked.outcome.code), (vec![5], 3), "{:#}", checked.json);
     assert!(took >= CONNECT_TIMEOUT && took < CONNECT_TIMEOUT + SLACK, "{took:?}");
-    insta::assert_snapshot!(told(&world, &checked, 5), @"");
+    insta::assert_snapshot!(told(&world, &checked, 5), @r"
+    10.77.2.1:PORT did not answer within 2 s: packets vanish on the way
+
+    let the firewalls on the way (and the cloud's security groups) pass TCP port PORT, and check that both servers are on one (private) network
+    ");
     cut_off(&world).await;
     wait_same(&world, &checked, 5, "retrying", "port").await;
     assert_said_once(&service, "packets vanish").await;

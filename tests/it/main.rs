@@ -20,7 +20,13 @@ mod faults_network;
 #[cfg(test)]
 mod hand_over;
 #[cfg(test)]
+mod http;
+#[cfg(test)]
 mod identity;
+#[cfg(test)]
+mod logs;
+#[cfg(test)]
+mod metrics;
 #[cfg(test)]
 mod operations;
 #[cfg(test)]

@@ -57,6 +57,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["sqlx"], &["store"]),
     (&["postgres_protocol"], &["replication"]),
     (&["tokio_postgres"], &["net", "apply", "copy", "schema::catalog", "demo"]),
+    (&["metrics", "metrics_exporter_prometheus", "indicatif", "tracing_subscriber"], &["telemetry"]),
     (&["rustls", "tokio_rustls", "rustls_native_certs"], &["net"]),
 ];
 const HOMES_REASON: &str = "one dependency has one home, so that replacing it touches one module";
