@@ -117,7 +117,7 @@ impl PublishedActions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetTable {
     pub oid: u32,
-    /// Differs as soon as DDL has touched the table's columns, triggers or rules. Means nothing
+    /// Differs as soon as DDL has touched the table's columns, indexes, triggers or rules. Means nothing
     /// else; read before everything else here.
     pub stamp: i64,
     pub name: QualifiedName,

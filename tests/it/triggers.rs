@@ -253,6 +253,7 @@ async fn a_trigger_that_swallows_rows_is_no_conflict() {
             .publisher
             .exec("UPDATE t SET b = 'kept out' WHERE id = 1; UPDATE t SET a = 20 WHERE id = 2")
             .await;
+        world.wait_caught_up().await;
         world
             .target
             .exec("ALTER TABLE t DISABLE TRIGGER swallow; UPDATE t SET b = 'kept out' WHERE id = 2")

@@ -62,8 +62,9 @@ pub async fn target_tables<C: GenericClient + Sync>(
 
 /// An expression for [`TargetTable::stamp`] of the table whose OID is `oid`; NULL if it is gone.
 ///
-/// The transactions that wrote the catalog's rows of columns, triggers and rules, summed up: DDL
-/// replaces rows by younger ones. TRUNCATE, ANALYZE, VACUUM and new partitions leave them alone.
+/// The transactions that wrote the catalog's rows of columns, indexes, triggers and rules, summed
+/// up: DDL replaces rows by younger ones. TRUNCATE, ANALYZE, VACUUM and new partitions leave them
+/// alone.
 #[must_use]
 pub fn table_stamp_sql(oid: &str) -> String {
     let sum = |catalog: &str, key: &str| {
@@ -73,8 +74,10 @@ pub fn table_stamp_sql(oid: &str) -> String {
         )
     };
     format!(
-        "({} OPERATOR(pg_catalog.+) COALESCE({}, 0) OPERATOR(pg_catalog.+) COALESCE({}, 0))::pg_catalog.int8",
+        "({} OPERATOR(pg_catalog.+) COALESCE({}, 0) OPERATOR(pg_catalog.+) COALESCE({}, 0) \
+         OPERATOR(pg_catalog.+) COALESCE({}, 0))::pg_catalog.int8",
         sum("pg_attribute", "attrelid"),
+        sum("pg_index", "indrelid"),
         sum("pg_trigger", "tgrelid"),
         sum("pg_rewrite", "ev_class")
     )
