@@ -161,7 +161,10 @@ impl Workload {
             }
             _ => {
                 let tables = self.tables();
-                tables.iter().map(|table| format!("CREATE TABLE {table} {ORDER_COLUMNS};")).collect()
+                tables.iter().fold(String::new(), |mut sql, table| {
+                    let _ = write!(sql, "CREATE TABLE {table} {ORDER_COLUMNS};");
+                    sql
+                })
             }
         }
     }
