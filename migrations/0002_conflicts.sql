@@ -39,7 +39,7 @@ COMMENT ON TABLE pgsluice.conflict IS 'Changes that could not be applied as they
 COMMENT ON COLUMN pgsluice.conflict.id IS 'Number that the command line calls it by.';
 COMMENT ON COLUMN pgsluice.conflict.subscription IS 'The subscription.';
 COMMENT ON COLUMN pgsluice.conflict.kind IS 'PostgreSQL''s conflict type, or the kind of failure.';
-COMMENT ON COLUMN pgsluice.conflict.operation IS 'insert, update, delete or truncate.';
+COMMENT ON COLUMN pgsluice.conflict.operation IS 'insert, update, delete, truncate; commit for a deferred constraint.';
 COMMENT ON COLUMN pgsluice.conflict.source_schema IS 'Schema on the publisher.';
 COMMENT ON COLUMN pgsluice.conflict.source_table IS 'Table on the publisher.';
 COMMENT ON COLUMN pgsluice.conflict.target_schema IS 'Schema in this database.';

@@ -1,11 +1,14 @@
 //! The service: state in the target, one worker a subscription, signals, the order of stopping.
 //!
 //! ```text
-//! SIGTERM, SIGINT ─▶ wish: shut down ─▶ workers end (rolled back or committed) ─▶ store closes
+//! SIGTERM, SIGINT ─▶ wish: shut down ─▶ workers end (rolled back or committed) ─▶ store, HTTP close
 //! SIGHUP ─▶ reload ─▶ workers of changed subscriptions end and begin anew
 //! NOTIFY ─▶ signal ─▶ workers look for commands
 //! ```
-//! Nothing here knows what a worker does. Every task belongs to a set that is joined or aborted.
+//! The HTTP service has its address before anything else begins, and answers while the target is
+//! still waited for. Nothing here knows what a worker does. Every task belongs to a set that is joined or aborted.
+
+mod side;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,13 +18,17 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use self::side::Side;
+
 use crate::apply::{Lock, TargetSession};
 use crate::config::{Config, Subscription};
 use crate::error::{Diagnosis, Disposition, Exit, Failure};
-use crate::net::{self, ClientOptions};
+use crate::http::Server;
+use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::SubscriptionName;
-use crate::store::{self, Registration, State, StateChange, Store, StoreError, Verb, lock_key};
-use crate::subscription::{Wish, Worker, end_abandoned_creations};
+use crate::store::{Registration, State, StateChange, Store, StoreError, Verb, lock_key};
+use crate::subscription::{Board, Wish, Worker, end_abandoned_creations, target_unavailable};
+use crate::telemetry::{self, Attention, Bars};
 
 /// How long workers may take to stop, and the tasks after them.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,6 +37,10 @@ const TARGET_RETRY: Duration = Duration::from_secs(2);
 /// How long `drop` waits for a running service to let go.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
 const LET_GO_POLL: Duration = Duration::from_millis(200);
+/// How long one instance may take to answer that it lets go.
+const LET_GO_ANSWER: Duration = Duration::from_secs(3);
+/// PostgreSQL's error for a slot that is still active.
+const OBJECT_IN_USE: &str = "55006";
 
 fn signals_failed(error: &std::io::Error) -> Failure {
     Failure::new(Exit::No, Diagnosis::new("signals cannot be received").detail(error.to_string()))
@@ -74,14 +85,27 @@ impl Signals {
 }
 
 /// Runs every subscription of the configuration until SIGTERM or SIGINT. `reload` reads the
-/// configuration again (SIGHUP); what it cannot read is said by it, and nothing changes.
-pub async fn run(config: Config, reload: impl Fn() -> Option<Config>) -> Result<(), Failure> {
+/// configuration again (SIGHUP); what it cannot read is said by it, and nothing changes. `bars` show
+/// the copies' progress.
+pub async fn run(
+    config: Config,
+    bars: Option<Bars>,
+    reload: impl Fn() -> Option<Config>,
+) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
+    let server = Server::bind(&config.service).await?;
+    let board = Board::default();
+    announce(&config, &board, State::Starting);
+    let side = Side::start(server, board.view(), bars);
     let store = tokio::select! {
-        store = open_store(&config) => store?,
-        () = signals.stop() => return Ok(()),
+        store = open_store(&config, &board) => store,
+        () = signals.stop() => {
+            side.stop().await;
+            return Ok(());
+        }
     };
-    let mut service = Service::new(config, store);
+    side.store_opened(&store);
+    let mut service = Service::new(config, store, board);
     service.start_all().await;
     let mut commands = service.store.listen();
     loop {
@@ -102,12 +126,28 @@ pub async fn run(config: Config, reload: impl Fn() -> Option<Config>) -> Result<
     }
     info!("stopping");
     service.stop_all().await;
+    side.stop().await;
     Ok(())
 }
 
+/// Puts every subscription on the board before anything runs.
+fn announce(config: &Config, board: &Board, state: State) {
+    for subscription in &config.subscriptions {
+        let state = if subscription.enabled { state } else { State::Disabled };
+        drop(board.add(&subscription.name, state));
+        telemetry::register(subscription.name.as_str());
+    }
+}
+
+/// The target's state cannot be opened: said on the board of every enabled subscription.
+fn announce_waiting(config: &Config, board: &Board, diagnosis: &Diagnosis) {
+    for subscription in config.subscriptions.iter().filter(|subscription| subscription.enabled) {
+        board.add(&subscription.name, State::Retrying).send_replace(target_unavailable(diagnosis));
+    }
+}
+
 /// Waits for the target, if need be, and brings schema `pgsluice` up to date.
-async fn open_store(config: &Config) -> Result<Store, Failure> {
-    let mut said: Option<Diagnosis> = None;
+async fn open_store(config: &Config, board: &Board) -> Store {
     loop {
         let opened = async {
             let store = Store::connect(&config.target.conninfo).await?;
@@ -119,14 +159,14 @@ async fn open_store(config: &Config) -> Result<Store, Failure> {
                 for migration in applied {
                     info!(version = migration.version, "schema pgsluice: {}", migration.description);
                 }
-                return Ok(store);
+                return store;
             }
             Err(error) => {
                 let diagnosis = error.diagnosis();
-                if said.as_ref() != Some(&diagnosis) {
-                    warn!("the target's state cannot be opened yet: {diagnosis}");
-                    said = Some(diagnosis);
-                }
+                announce_waiting(config, board, &diagnosis);
+                let told = diagnosis.told_to_log();
+                let (error_text, detail, hint) = (told.primary, told.detail, told.hint);
+                warn!(error = error_text, detail, hint, "waiting for the target");
                 if error.disposition() != Disposition::Retry {
                     // A person has to do something there; they need not restart the service, too.
                     tokio::time::sleep(TARGET_RETRY).await;
@@ -143,12 +183,13 @@ struct Service {
     store: Store,
     instance: String,
     signal: watch::Sender<u64>,
+    board: Board,
     workers: HashMap<SubscriptionName, watch::Sender<Wish>>,
     tasks: JoinSet<SubscriptionName>,
 }
 
 impl Service {
-    fn new(config: Config, store: Store) -> Self {
+    fn new(config: Config, store: Store, board: Board) -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let instance = format!("{} (pid {})", host.trim(), std::process::id());
         Self {
@@ -156,6 +197,7 @@ impl Service {
             store,
             instance,
             signal: watch::Sender::new(0),
+            board,
             workers: HashMap::new(),
             tasks: JoinSet::new(),
         }
@@ -169,9 +211,12 @@ impl Service {
 
     async fn start(&mut self, subscription: Subscription) {
         let name = subscription.name.clone();
+        telemetry::register(name.as_str());
         if !subscription.enabled {
+            drop(self.board.add(&name, State::Disabled));
             if let Err(error) = self.report_disabled(&subscription).await {
-                warn!(subscription = %name, "{}", error.diagnosis());
+                let diagnosis = error.diagnosis();
+                Attention { subscription: Some(name.as_str()), relation: None, diagnosis: &diagnosis }.emit();
             }
             return;
         }
@@ -183,6 +228,7 @@ impl Service {
             self.instance.clone(),
             wish.subscribe(),
             self.signal.subscribe(),
+            self.board.add(&name, State::Starting),
         );
         self.workers.insert(name.clone(), wish);
         self.tasks.spawn(async move {
@@ -237,6 +283,9 @@ impl Service {
         info!(added = added.len(), changed = changed.len(), ended = ending.len(), "reloaded");
         let target = self.config.target.clone();
         self.stop(&ending).await;
+        for name in &ending {
+            self.board.remove(name);
+        }
         self.config = Config { target, ..config };
         for subscription in changed.into_iter().chain(added) {
             self.start(subscription).await;
@@ -271,28 +320,38 @@ impl Service {
 }
 
 /// Removes a subscription: its slot on the publisher and its state in the target. The target's
-/// rows stay. A running service is asked to let go of it first.
+/// rows stay. A running service is asked to let go of it first, but only once the publisher has
+/// been reached: a drop that cannot be finished leaves everything as it was.
 pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Result<(), Failure> {
     let store = Store::connect(&config.target.conninfo).await?;
-    if store.subscription(name.as_str()).await?.is_none() {
-        return Err(Failure::new(
-            Exit::No,
-            Diagnosis::new(format!("there is no subscription \"{name}\" in the target"))
-                .hint("\"pgsluice status\" lists them"),
-        ));
-    }
-    let Some(subscription) = config.subscriptions.iter().find(|known| known.name == *name) else {
-        return Err(Failure::new(
-            Exit::No,
-            Diagnosis::new(format!("subscription \"{name}\" is not in the configuration"))
-                .detail("its slot can only be removed with the publisher's address")
-                .hint(format!(
-                    "put it back into the configuration (enabled = false), then \"pgsluice drop {name}\""
-                )),
-        ));
+    store.require_schema().await?;
+    let configured = config.subscriptions.iter().find(|known| known.name == *name);
+    let known = store.subscription(name.as_str()).await?.is_some();
+    let subscription = match (configured, known) {
+        (Some(subscription), true) => subscription,
+        (Some(_), false) => {
+            return Err(Failure::new(
+                Exit::No,
+                Diagnosis::new(format!("subscription \"{name}\" has never run: there is nothing to drop")),
+            ));
+        }
+        (None, true) => {
+            return Err(Failure::new(
+                Exit::Usage,
+                Diagnosis::new(format!("subscription \"{name}\" is not in the configuration"))
+                    .detail("its slot can only be removed with the publisher's address")
+                    .hint(format!(
+                        "put it back into the configuration (enabled = false), then \"pgsluice drop {name}\""
+                    )),
+            ));
+        }
+        (None, false) => return Err(unknown(name)),
     };
+    let publisher = net::client(&subscription.publisher, &ClientOptions::default())
+        .await
+        .map_err(|error| Failure::new(Exit::Unreachable, error.diagnosis()))?;
     let session = take_over(&store, config, name).await?;
-    drop_slot(subscription).await?;
+    drop_slot(&publisher, subscription).await?;
     if let Err(error) = session.drop_origins(name).await {
         // Harmless but for the room that they take.
         warn!(subscription = %name, %error, "replication origins named pgsluice_{name}… stay on the target");
@@ -303,28 +362,38 @@ pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Resu
     Ok(())
 }
 
-/// Gets the subscription's lock, asking whoever has it to let go.
+/// Neither the configuration nor the target knows the name.
+pub(crate) fn unknown(name: &SubscriptionName) -> Failure {
+    let diagnosis = Diagnosis::new(format!("there is no subscription \"{name}\""))
+        .detail("neither the configuration nor the target's state knows it")
+        .hint("\"pgsluice status\" lists them");
+    Failure::new(Exit::Usage, diagnosis)
+}
+
+/// Gets the subscription's lock, asking whoever has it to let go: the instance that applies it,
+/// then, it may be, one that stood by and was faster than we are.
 async fn take_over(
     store: &Store,
     config: &Config,
     name: &SubscriptionName,
 ) -> Result<TargetSession, Failure> {
-    let refused =
-        |error: &dyn std::error::Error| Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string()));
+    let failed = |failure: crate::subscription::Failure| {
+        let exit = match failure.disposition {
+            Disposition::Retry => Exit::Unreachable,
+            Disposition::Pause(_) => Exit::No,
+        };
+        Failure::new(exit, failure.diagnosis)
+    };
     let session = TargetSession::open(&config.target.conninfo, &format!("pgsluice drop {name}"))
         .await
-        .map_err(|error| refused(&error))?;
+        .map_err(|error| failed(error.into()))?;
     let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
-    let mut asked = false;
     loop {
         match session.try_lock(lock_key(name.as_str())).await {
             Ok(Lock::Held) => return Ok(session),
             Ok(Lock::HeldElsewhere) if tokio::time::Instant::now() < deadline => {
-                // Whoever has it now may have started after we did.
-                if !asked {
-                    store.submit(name.as_str(), Verb::Drop, &serde_json::json!({}), "drop").await?;
-                    asked = true;
-                }
+                let id = store.submit(name.as_str(), Verb::Drop, &serde_json::json!({}), "drop").await?;
+                store.wait_answer(id, LET_GO_ANSWER).await?;
                 tokio::time::sleep(LET_GO_POLL).await;
             }
             Ok(Lock::HeldElsewhere) => {
@@ -336,20 +405,16 @@ async fn take_over(
                     .hint("stop that service, then drop the subscription"),
                 ));
             }
-            Err(error) => return Err(refused(&error)),
+            Err(error) => return Err(failed(error.into())),
         }
     }
 }
 
 /// Drops the replication slot; one that is not there is no error.
-async fn drop_slot(subscription: &Subscription) -> Result<(), Failure> {
-    let unreachable = |diagnosis: Diagnosis| Failure::new(Exit::Unreachable, diagnosis);
-    let client = net::client(&subscription.publisher, &ClientOptions::default())
+async fn drop_slot(client: &PgClient, subscription: &Subscription) -> Result<(), Failure> {
+    end_abandoned_creations(client, &subscription.slot)
         .await
-        .map_err(|error| unreachable(error.diagnosis()))?;
-    end_abandoned_creations(&client, &subscription.slot)
-        .await
-        .map_err(|error| unreachable(Diagnosis::new(error.to_string())))?;
+        .map_err(|error| Failure::new(Exit::Unreachable, error.diagnosis()))?;
     let slot = subscription.slot.as_str();
     let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
     loop {
@@ -362,19 +427,13 @@ async fn drop_slot(subscription: &Subscription) -> Result<(), Failure> {
             )
             .await;
         let Err(error) = dropped else { return Ok(()) };
-        let server = net::server_error(&error);
-        let in_use = server.as_ref().is_some_and(|error| error.code == "55006");
-        if in_use && tokio::time::Instant::now() < deadline {
+        let Some(server) = net::server_error(&error) else {
+            return Err(Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string())));
+        };
+        if server.code == OBJECT_IN_USE && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(LET_GO_POLL).await;
             continue;
         }
-        let diagnosis = server.map_or_else(|| Diagnosis::new(error.to_string()), |server| server.diagnosis());
-        return Err(unreachable(diagnosis));
+        return Err(Failure::new(Exit::No, server.diagnosis()));
     }
-}
-
-/// What the command line calls a row's owner, for messages.
-#[must_use]
-pub fn owner(row: &store::SubscriptionRow) -> Option<&str> {
-    row.owned.then_some(row.instance.as_deref()).flatten()
 }

@@ -68,7 +68,7 @@ pub(super) fn compact<'a>(events: impl IntoIterator<Item = &'a Event>) -> Result
     for event in events {
         match event {
             Event::Change { table, change, .. } => compactor.change(table, change)?,
-            Event::Truncate { tables, restart_seqs } => {
+            Event::Truncate { tables, restart_seqs, .. } => {
                 compactor.close_all();
                 let (tables, restart_seqs) = (tables.clone(), *restart_seqs);
                 compactor.steps.push(Step::Truncate { tables, restart_seqs });

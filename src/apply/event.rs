@@ -20,6 +20,8 @@ pub(super) enum Event {
     Truncate {
         tables: Vec<Arc<TableContext>>,
         restart_seqs: bool,
+        /// Its place among the transaction's changes, from 1.
+        index: u64,
     },
     Commit {
         commit: Commit,

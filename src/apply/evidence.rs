@@ -3,6 +3,8 @@
 //! Values are rendered by the target's own output functions, as text, so that evidence of both
 //! sides compares. Nothing here decides: what is no conflict is handed back as the error it was.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
 use super::error::{ApplyError, FailedChange};
@@ -33,10 +35,41 @@ pub(super) struct Finding {
     local_rows: Vec<RowImage>,
     error: Option<ServerError>,
     message: String,
+    /// From 1; 0 while it is nobody's ([`Finding::of_truncate`], [`Finding::of_commit`]).
     change_index: u64,
 }
 
 impl Finding {
+    /// Names the tables' TRUNCATE as what was refused, unless it was an earlier row.
+    pub(super) fn of_truncate(&mut self, tables: &[Arc<TableContext>], index: u64) {
+        if self.change_index > 0 {
+            return;
+        }
+        self.change_index = index;
+        let named = tables.iter().find(|table| table.plan.target == self.target);
+        if let Some(table) = named.or_else(|| tables.first()) {
+            self.source = table.plan.source.clone();
+            self.target = table.plan.target.clone();
+        }
+    }
+
+    /// Names the COMMIT after so many changes as what was refused, unless it was an earlier row.
+    pub(super) fn of_commit(&mut self, source: Option<QualifiedName>, changes: u64) {
+        if self.change_index > 0 {
+            return;
+        }
+        self.operation = Operation::Commit;
+        self.change_index = changes;
+        if let Some(source) = source {
+            self.source = source;
+        }
+    }
+
+    /// The target's table.
+    pub(super) fn target(&self) -> &QualifiedName {
+        &self.target
+    }
+
     pub(super) fn into_report(
         self,
         subscription: &SubscriptionName,
@@ -175,18 +208,16 @@ async fn rows_in_the_way(
 ) -> Result<(Vec<RowImage>, usize), ApplyError> {
     let plan = &failed.table.plan;
     let Some(new) = failed.change.new_row() else { return Ok((Vec::new(), 0)) };
+    // An update finds its own row under the keys that it leaves alone.
+    let own = row_itself(failed, session).await?;
     let (mut rows, mut hits) = (Vec::new(), 0);
     for unique in &plan.unique_keys {
         let Some(columns) = positions(plan, &unique.columns) else { continue };
         let Some(params) = columns.iter().map(|&i| text(new, i)).collect::<Option<Vec<_>>>() else {
             continue;
         };
-        // An update that keeps its key finds its own row here, which is not in the way.
-        let before = failed.change.identity_row();
-        if before.is_some_and(|old| columns.iter().all(|&i| old.get(i) == new.get(i))) {
-            continue;
-        }
-        let found = read_rows(session, &local_rows_by_key_sql(plan, &columns), params).await?;
+        let mut found = read_rows(session, &local_rows_by_key_sql(plan, &columns), params).await?;
+        found.retain(|row| !own.contains(row));
         hits += usize::from(!found.is_empty());
         for row in found {
             if !rows.contains(&row) {

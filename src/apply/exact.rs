@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::event::Event;
@@ -14,9 +15,11 @@ use super::executor::Executor;
 use super::plan::RowChange;
 use super::progress::{self, Step};
 use super::statement::{Sequences, truncate_sql};
+use super::tables::Tables;
 use super::{Applied, ApplyError, How, Outcome, TableContext, TargetSession, unix_time_us};
 use crate::pg::{Lsn, SubscriptionName};
 use crate::pgoutput::{Begin, Commit};
+use crate::telemetry::Tally;
 
 /// Applies events one by one.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub(super) struct Exact<'a> {
 #[derive(Debug)]
 struct Transaction {
     begin: Begin,
+    /// What has been applied of it.
+    tally: Tally,
     stage: Stage,
 }
 
@@ -41,7 +46,7 @@ enum Stage {
     /// Nothing to apply so far.
     Empty,
     /// The target transaction is open.
-    Open,
+    Open { since: Instant },
     /// Passed over on an operator's word.
     Skipped,
     /// Rolled back; waiting for the end to know its size.
@@ -71,17 +76,25 @@ impl<'a> Exact<'a> {
         self.executor.forget(table);
     }
 
-    /// Takes the next event. `recorded` is the progress row's position and moves with it.
+    /// Takes the next event. `recorded` is the progress row's position and moves with it; `names`
+    /// tells which published table is meant by a target table that the server names.
     ///
     /// # Errors
     /// After an error nothing more can be applied, and the session's transaction may be open
     /// ([`TargetSession::reset`]).
-    pub(super) async fn handle(&mut self, event: Event, recorded: &mut Lsn) -> Result<Outcome, ApplyError> {
+    pub(super) async fn handle(
+        &mut self,
+        event: Event,
+        recorded: &mut Lsn,
+        names: &Tables,
+    ) -> Result<Outcome, ApplyError> {
         match event {
             Event::Begin(begin) => self.begin(begin),
             Event::Change { table, change, index } => self.change(&table, change, index).await,
-            Event::Truncate { tables, restart_seqs } => self.truncate(&tables, restart_seqs).await,
-            Event::Commit { commit, changes } => self.commit(&commit, changes, recorded).await,
+            Event::Truncate { tables, restart_seqs, index } => {
+                self.truncate(&tables, restart_seqs, index).await
+            }
+            Event::Commit { commit, changes } => self.commit(&commit, changes, recorded, names).await,
             Event::Idle(lsn) => Ok(Outcome::Durable { lsn, transaction: None }),
         }
     }
@@ -91,7 +104,7 @@ impl<'a> Exact<'a> {
             return Err(ApplyError::OutOfOrder("BEGIN within a transaction".to_owned()));
         }
         let stage = if self.skips(begin.final_lsn) { Stage::Skipped } else { Stage::Empty };
-        self.transaction = Some(Transaction { begin, stage });
+        self.transaction = Some(Transaction { begin, tally: Tally::default(), stage });
         Ok(Outcome::Pending)
     }
 
@@ -105,33 +118,44 @@ impl<'a> Exact<'a> {
             return Ok(Outcome::Pending);
         }
         self.open().await?;
+        if let Some(transaction) = &mut self.transaction {
+            match change {
+                RowChange::Insert { .. } => transaction.tally.inserts += 1,
+                RowChange::Update { .. } => transaction.tally.updates += 1,
+                RowChange::Delete { .. } => transaction.tally.deletes += 1,
+            }
+        }
         let result = self.executor.submit(table, change, index).await;
-        self.settle(result).await
+        self.settle(result, |_| ()).await
     }
 
     async fn truncate(
         &mut self,
         tables: &[Arc<TableContext>],
         restart_seqs: bool,
+        index: u64,
     ) -> Result<Outcome, ApplyError> {
         if !self.applies()? {
             return Ok(Outcome::Pending);
         }
         self.open().await?;
+        if let Some(transaction) = &mut self.transaction {
+            transaction.tally.truncates += tables.len() as u64;
+        }
         let sequences = if restart_seqs { Sequences::Restart } else { Sequences::Continue };
         let sql = truncate_sql(tables.iter().map(|table| &table.plan), sequences);
         let result = match self.executor.drain().await {
             Ok(()) => self.session.client().batch_execute(&sql).await.map_err(ApplyError::from),
             Err(error) => Err(error),
         };
-        self.settle(result).await
+        self.settle(result, |finding| finding.of_truncate(tables, index)).await
     }
 
     /// Whether changes of the transaction are still applied.
     fn applies(&self) -> Result<bool, ApplyError> {
         match &self.transaction {
             None => Err(ApplyError::OutOfOrder("a change outside a transaction".to_owned())),
-            Some(transaction) => Ok(matches!(transaction.stage, Stage::Empty | Stage::Open)),
+            Some(transaction) => Ok(matches!(transaction.stage, Stage::Empty | Stage::Open { .. })),
         }
     }
 
@@ -140,15 +164,16 @@ impl<'a> Exact<'a> {
         commit: &Commit,
         changes: u64,
         recorded: &mut Lsn,
+        names: &Tables,
     ) -> Result<Outcome, ApplyError> {
-        let Some(Transaction { begin, stage }) = self.transaction.take() else {
+        let Some(Transaction { begin, tally, stage }) = self.transaction.take() else {
             return Err(ApplyError::OutOfOrder("COMMIT outside a transaction".to_owned()));
         };
-        let how = match stage {
+        let (how, since) = match stage {
             Stage::Failed(finding) => return Ok(self.conflict(*finding, &begin, changes)),
-            Stage::Empty => How::Empty,
-            Stage::Skipped => How::Skipped,
-            Stage::Open => How::Committed,
+            Stage::Empty => (How::Empty, None),
+            Stage::Skipped => (How::Skipped, None),
+            Stage::Open { since } => (How::Committed, Some(since)),
         };
         let applied = Applied {
             commit_lsn: commit.commit_lsn,
@@ -156,10 +181,18 @@ impl<'a> Exact<'a> {
             changes,
             how,
         };
-        let durable = Outcome::Durable { lsn: commit.end_lsn, transaction: Some(applied) };
+        let durable = || match since {
+            Some(since) => Outcome::Batch {
+                lsn: commit.end_lsn,
+                last: applied,
+                tally: Tally { transactions: 1, ..tally },
+                took: since.elapsed(),
+            },
+            None => Outcome::Durable { lsn: commit.end_lsn, transaction: Some(applied) },
+        };
         match how {
             // Nothing to write, and nothing to remember: should it come again, it is empty again.
-            How::Empty => return Ok(durable),
+            How::Empty => return Ok(durable()),
             How::Skipped => self.session.client().batch_execute("BEGIN").await?,
             How::Committed => {}
         }
@@ -172,11 +205,12 @@ impl<'a> Exact<'a> {
         match self.finish(step).await {
             Ok(()) => {
                 *recorded = commit.end_lsn;
-                Ok(durable)
+                Ok(durable())
             }
             Err(error) => {
                 self.roll_back().await?;
-                let finding = evidence::collect(error, self.session).await?;
+                let mut finding = evidence::collect(error, self.session).await?;
+                finding.of_commit(names.source_of(finding.target()), changes);
                 Ok(self.conflict(finding, &begin, changes))
             }
         }
@@ -199,17 +233,22 @@ impl<'a> Exact<'a> {
     async fn open(&mut self) -> Result<(), ApplyError> {
         if let Some(Transaction { stage: stage @ Stage::Empty, .. }) = &mut self.transaction {
             self.session.client().batch_execute("BEGIN").await?;
-            *stage = Stage::Open;
+            *stage = Stage::Open { since: Instant::now() };
         }
         Ok(())
     }
 
     /// Judges a statement's result. A conflict ends the target transaction and keeps its evidence;
-    /// anything else goes up.
-    async fn settle(&mut self, result: Result<(), ApplyError>) -> Result<Outcome, ApplyError> {
+    /// anything else goes up. `name` says what a refusal that belongs to no row belongs to.
+    async fn settle(
+        &mut self,
+        result: Result<(), ApplyError>,
+        name: impl FnOnce(&mut Finding),
+    ) -> Result<Outcome, ApplyError> {
         let Err(error) = result else { return Ok(Outcome::Pending) };
         self.roll_back().await?;
-        let finding = evidence::collect(error, self.session).await?;
+        let mut finding = evidence::collect(error, self.session).await?;
+        name(&mut finding);
         debug!(subscription = %self.subscription, "transaction rolled back on a conflict");
         if let Some(transaction) = &mut self.transaction {
             transaction.stage = Stage::Failed(Box::new(finding));

@@ -112,7 +112,11 @@ impl Executor {
         subject: FailedChange,
         expects: Rows,
     ) -> Result<(), ApplyError> {
-        let statement = self.prepared(&subject.table, planned.shape).await?;
+        let statement = match self.prepared(&subject.table, planned.shape).await {
+            Ok(statement) => statement,
+            // What cannot even be prepared (a table that has gone) is this change's failure.
+            Err(error) => return Err(error.of_change(subject)),
+        };
         let bytes = planned.params.iter().map(plan::Param::size_bytes).sum();
         let client = Arc::clone(&self.client);
         let params = planned.params;

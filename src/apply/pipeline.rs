@@ -18,8 +18,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use tokio::time::Instant;
 use tokio_postgres::Statement;
 use tokio_postgres::types::PgLsn;
 
@@ -34,6 +36,7 @@ use super::{ApplyError, TableContext};
 use crate::net::PgClient;
 use crate::pg::SubscriptionName;
 use crate::pgoutput::Tuple;
+use crate::telemetry::Tally;
 
 /// Batches under way, at most: one that the target works on, and those that are on their way.
 pub(super) const BATCHES_MAX: usize = 3;
@@ -66,22 +69,13 @@ pub(super) struct Batch {
     pub(super) events: Vec<Event>,
     /// Where the transaction ends, with its progress; none for a slice that leaves it open.
     pub(super) end: Option<ProgressStep>,
-    pub(super) summary: BatchSummary,
-}
-
-/// What a batch amounts to, for whoever reports it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct BatchSummary {
-    pub transactions: u64,
-    pub inserts: u64,
-    pub updates: u64,
-    pub deletes: u64,
-    pub truncates: u64,
+    pub(super) tally: Tally,
 }
 
 struct UnderWay {
     answers: VecDeque<Answer>,
     failed: Option<tokio_postgres::Error>,
+    sent: Instant,
     batch: Settled,
 }
 
@@ -90,7 +84,9 @@ pub(super) struct Settled {
     pub(super) events: Vec<Event>,
     pub(super) slice: bool,
     pub(super) end: Option<ProgressStep>,
-    pub(super) summary: BatchSummary,
+    pub(super) tally: Tally,
+    /// From its sending to its last answer.
+    pub(super) took: Duration,
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -142,12 +138,12 @@ impl Pipeline {
                 // The end of a transaction that went in slices cannot be applied again by itself.
                 let slice = leaves_open || self.open == Open::Yes;
                 self.open = if leaves_open { Open::Yes } else { Open::No };
-                let Batch { mut events, end, summary, .. } = batch;
+                let Batch { mut events, end, tally, .. } = batch;
                 if leaves_open {
                     events = Vec::new();
                 }
-                let batch = Settled { events, slice, end, summary };
-                self.under_way.push_back(UnderWay { answers, failed: None, batch });
+                let batch = Settled { events, slice, end, tally, took: Duration::ZERO };
+                self.under_way.push_back(UnderWay { answers, failed: None, sent: Instant::now(), batch });
                 Ok(())
             }
             Err(error) => Err((error, batch)),
@@ -270,7 +266,10 @@ impl Pipeline {
     pub(super) fn take_oldest(&mut self) -> Result<Option<Settled>, ApplyError> {
         match self.under_way.front_mut().and_then(|oldest| oldest.failed.take()) {
             Some(error) => Err(error.into()),
-            None => Ok(self.under_way.pop_front().map(|done| done.batch)),
+            None => {
+                let done = self.under_way.pop_front();
+                Ok(done.map(|done| Settled { took: done.sent.elapsed(), ..done.batch }))
+            }
         }
     }
 

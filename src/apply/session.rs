@@ -40,14 +40,19 @@ const SETTINGS: &[(&str, &str)] = &[
     ("tcp_keepalives_count", "3"),
 ];
 
-/// How long an abandoned statement may go on before it is cancelled, and how long that may take
-/// before the session is given up.
-const RESET_GRACE: Duration = Duration::from_millis(200);
+/// How long an abandoned statement may go on before the server is asked to cancel it.
+const RESET_PATIENCE: Duration = Duration::from_millis(200);
+/// How long an abandoned statement may keep a session from being used again.
 const RESET_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How often the target looks, in the middle of a statement, whether its client is still there: one
-/// that waits for a lock would otherwise outlive a killed writer, and keep the subscription's lock.
-const CONNECTION_CHECK: &str = "SET client_connection_check_interval = '2s'";
+/// Lets a backend that waits for a lock notice that its client has died: it would otherwise keep
+/// the subscription's lock for as long as it waits. Not every platform has it.
+const NOTICE_A_DEAD_CLIENT: &str = "SET client_connection_check_interval = '2s'";
+
+/// Cancels what the backend `$1` does, unless that is a COMMIT waiting for a synchronous standby:
+/// cancelled, it would count as done before it is as durable as it has to be.
+const CANCEL: &str = "SELECT pg_catalog.pg_cancel_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
+    WHERE a.pid = $1 AND a.state <> 'idle' AND a.wait_event IS DISTINCT FROM 'SyncRep'";
 
 /// PostgreSQL's error for a missing privilege.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
@@ -63,6 +68,9 @@ const ORIGIN_ATTEMPTS_MAX: u32 = 50;
 #[derive(Debug)]
 pub struct TargetSession {
     client: Arc<PgClient>,
+    conninfo: ConnInfo,
+    /// The server's process that serves this session.
+    pid: i32,
     /// `session_replication_role` is `replica`: ordinary triggers and foreign keys do not act.
     replica: Replica,
     /// The applying role.
@@ -95,15 +103,21 @@ impl TargetSession {
         if client.parameter("server_encoding") == Some("SQL_ASCII") {
             client.batch_execute("SET client_encoding = 'SQL_ASCII'").await.map_err(ApplyError::from)?;
         }
-        let role = client.query_one("SELECT current_user::pg_catalog.text", &[]).await;
-        let role = role.and_then(|row| row.try_get(0)).map_err(ApplyError::from)?;
-        let mut session =
-            Self { client: Arc::new(client), replica: Replica::No, role, warnings: Vec::new(), origin: None };
+        refused(&client, NOTICE_A_DEAD_CLIENT).await?;
+        let row = client
+            .query_one("SELECT current_user::pg_catalog.text, pg_catalog.pg_backend_pid()", &[])
+            .await
+            .map_err(ApplyError::from)?;
+        let mut session = Self {
+            client: Arc::new(client),
+            conninfo: conninfo.clone(),
+            pid: row.try_get(1).map_err(ApplyError::from)?,
+            replica: Replica::No,
+            role: row.try_get(0).map_err(ApplyError::from)?,
+            warnings: Vec::new(),
+            origin: None,
+        };
         session.become_replica().await?;
-        // Not every platform can tell; there, TCP keepalives have to do.
-        if let Some(error) = refused(&session.client, CONNECTION_CHECK).await? {
-            tracing::debug!(%error, "the target does not look for lost clients");
-        }
         Ok(session)
     }
 
@@ -130,41 +144,41 @@ impl TargetSession {
         Ok(if row.try_get(0)? { Lock::Held } else { Lock::HeldElsewhere })
     }
 
-    /// Ends whatever an abandoned attempt left open: its statements, which may wait for somebody's
-    /// lock, and its transaction.
+    /// Ends whatever transaction an abandoned attempt left open. A statement that still runs, or
+    /// waits for somebody else's lock, is cancelled: who asked for a pause or a stop gets it now.
     ///
     /// # Errors
-    /// If the server does not answer in time the session is lost, and with it the lock.
+    /// If the server does not answer in time even so: the session is then lost, and with it the lock.
     pub async fn reset(&self) -> Result<(), ApplyError> {
         let mut rollback = std::pin::pin!(self.client.batch_execute("ROLLBACK"));
-        if let Ok(done) = tokio::time::timeout(RESET_GRACE, &mut rollback).await {
+        if let Ok(done) = tokio::time::timeout(RESET_PATIENCE, &mut rollback).await {
             return Ok(done?);
         }
+        let unresponsive = |_| ApplyError::Unresponsive(RESET_TIMEOUT);
         let cancelled = async {
-            self.client.cancel().await;
-            rollback.await
+            let options =
+                ClientOptions { application_name: Some("pgsluice cancel".to_owned()), settings: Vec::new() };
+            // Without it, what remains is to wait.
+            let canceller = net::client(&self.conninfo, &options).await.ok();
+            loop {
+                if let Some(client) = &canceller {
+                    // What it was about to say next may be waiting for the same lock.
+                    let asked = client.execute(CANCEL, &[&self.pid]).await;
+                    tracing::debug!(pid = self.pid, ?asked, "cancels what the target session is doing");
+                }
+                if let Ok(done) = tokio::time::timeout(RESET_PATIENCE, &mut rollback).await {
+                    return done;
+                }
+            }
         };
-        match tokio::time::timeout(RESET_TIMEOUT, cancelled).await {
-            Ok(done) => Ok(done?),
-            Err(_) => Err(ApplyError::Unresponsive(RESET_TIMEOUT)),
-        }
+        Ok(tokio::time::timeout(RESET_TIMEOUT, cancelled).await.map_err(unresponsive)??)
     }
 
     async fn become_replica(&mut self) -> Result<(), ApplyError> {
         match allowed(&self.client, "SET session_replication_role = replica").await? {
             Allowed::Yes => self.replica = Replica::Yes,
             Allowed::No => {
-                self.warnings.push(
-                    Diagnosis::new("the target role may not set session_replication_role")
-                        .detail(
-                            "ordinary triggers fire and foreign keys are checked for replicated rows, too",
-                        )
-                        .hint(format!(
-                            "on the target, as a superuser (PostgreSQL 15 or later): \
-                             GRANT SET ON PARAMETER session_replication_role TO {};",
-                            quote_ident(&self.role)
-                        )),
-                );
+                self.warnings.push(no_replica_role(&self.role));
             }
         }
         Ok(())
@@ -200,28 +214,11 @@ impl TargetSession {
                 Some(problem) => break problem,
             }
         };
-        let role = quote_ident(&self.role);
-        let hint = if problem.code == INSUFFICIENT_PRIVILEGE {
-            format!(
-                "on the target, as a superuser: GRANT EXECUTE ON FUNCTION \
-                 pg_catalog.pg_replication_origin_oid(text), pg_catalog.pg_replication_origin_create(text), \
-                 pg_catalog.pg_replication_origin_session_setup(text), \
-                 pg_catalog.pg_replication_origin_session_reset(), \
-                 pg_catalog.pg_replication_origin_drop(text) TO {role};"
-            )
-        } else {
-            "set max_replication_slots (PostgreSQL 18: max_active_replication_origins) above 0 on the target"
-                .to_owned()
-        };
-        self.warnings.push(
-            Diagnosis::new("replicated transactions carry no replication origin")
-                .detail(format!(
-                    "{}; a subscriber of this target with origin = none would receive them, and a \
-                     bidirectional set-up would loop",
-                    problem.message
-                ))
-                .hint(hint),
-        );
+        let lacks =
+            if problem.code == INSUFFICIENT_PRIVILEGE { OriginLack::Privilege } else { OriginLack::Room };
+        let warning = no_origin(&self.role, lacks);
+        let detail = warning.detail.clone().unwrap_or_default();
+        self.warnings.push(warning.detail(format!("{}; {detail}", problem.message)));
         Ok(())
     }
 
@@ -263,6 +260,50 @@ impl TargetSession {
             tokio::time::sleep(ORIGIN_POLL).await;
         }
     }
+}
+
+/// What it costs that `role` may not set `session_replication_role`.
+#[must_use]
+pub fn no_replica_role(role: &str) -> Diagnosis {
+    Diagnosis::new("the target role may not set session_replication_role")
+        .detail("ordinary triggers fire and foreign keys are checked for replicated rows, too")
+        .hint(format!(
+            "on the target, as a superuser (PostgreSQL 15 or later): \
+             GRANT SET ON PARAMETER session_replication_role TO {};",
+            quote_ident(role)
+        ))
+}
+
+/// Why transactions cannot have an origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OriginLack {
+    /// The role may not execute the functions for it.
+    Privilege,
+    /// The server has no room for any.
+    Room,
+}
+
+/// What it costs that transactions carry no origin.
+#[must_use]
+pub fn no_origin(role: &str, lacks: OriginLack) -> Diagnosis {
+    let hint = match lacks {
+        OriginLack::Privilege => format!(
+            "on the target, as a superuser: GRANT EXECUTE ON FUNCTION \
+             pg_catalog.pg_replication_origin_oid(text), pg_catalog.pg_replication_origin_create(text), \
+             pg_catalog.pg_replication_origin_session_setup(text) TO {};",
+            quote_ident(role)
+        ),
+        OriginLack::Room => {
+            "set max_replication_slots (PostgreSQL 18: max_active_replication_origins) above 0 on the target"
+                .to_owned()
+        }
+    };
+    Diagnosis::new("replicated transactions carry no replication origin")
+        .detail(
+            "a subscriber of this target with origin = none would receive them, and a bidirectional set-up \
+             would loop",
+        )
+        .hint(hint)
 }
 
 /// Whether the advisory lock is ours.

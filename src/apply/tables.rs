@@ -101,6 +101,11 @@ impl Tables {
         &mut self.members
     }
 
+    /// The published table that is written to `target`.
+    pub(super) fn source_of(&self, target: &QualifiedName) -> Option<QualifiedName> {
+        self.members.iter().find(|(_, member)| member.target == *target).map(|(source, _)| source.clone())
+    }
+
     pub(super) fn announce_type(&mut self, message: Type) -> Result<(), RelationError> {
         self.cache.note_type(message)
     }

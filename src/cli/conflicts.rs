@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::config::Config;
-use crate::conflict::{ConflictReport, FieldValue, Resolution, RowImage};
+use crate::conflict::{ConflictReport, FieldValue, Operation, Resolution, RowImage};
 use crate::error::{Diagnosis, Exit, Failure};
 use crate::store::{ConflictFilter, ConflictRow, Verb};
 
@@ -14,6 +14,8 @@ use super::{ConflictsArgs, ConflictsCommand, ResolveArgs, ask, context, later};
 
 /// Local rows shown beside the incoming one; JSON has them all.
 const LOCAL_ROWS_MAX: usize = 4;
+/// A list shows so much of a key.
+const KEY_CHARS_MAX: usize = 60;
 
 #[derive(Serialize)]
 struct ConflictsDocument {
@@ -95,15 +97,23 @@ fn render_list(conflicts: &[ConflictRow]) -> String {
             plain(&report.subscription),
             report.kind.to_string(),
             plain(&report.target.to_string()),
-            report.key.as_ref().map_or_else(String::new, |key| plain(&key.to_string())),
+            report.key.as_ref().map_or_else(String::new, |key| short(&plain(&key.to_string()))),
             report.commit_lsn.to_string(),
             output::time(row.created_at),
             row.settled.as_ref().map_or_else(|| "open".to_owned(), |it| it.resolution.to_string()),
         ]);
     }
+    // A line a conflict, whatever the width: wrapped words could neither be read nor searched for.
+    table.set_content_arrangement(comfy_table::ContentArrangement::Disabled);
     let mut text = String::new();
     output::push_table(&mut text, &table);
     text
+}
+
+/// As much of a key as a line has room for; `show` has all of it.
+fn short(key: &str) -> String {
+    let cut = if key.chars().count() > KEY_CHARS_MAX { "…" } else { "" };
+    key.chars().take(KEY_CHARS_MAX).chain(cut.chars()).collect()
 }
 
 fn render(row: &ConflictRow) -> String {
@@ -144,7 +154,11 @@ fn facts(text: &mut String, row: &ConflictRow) {
     };
     field(text, "table", &tables);
     let count = report.change_count.map_or_else(String::new, |count| format!(" of {count}"));
-    field(text, "operation", &format!("{}, change {}{count}", report.operation, report.change_index));
+    let place = match report.operation {
+        Operation::Commit => format!("commit, after {} changes", report.change_index),
+        other => format!("{other}, change {}{count}", report.change_index),
+    };
+    field(text, "operation", &place);
     let committed =
         report.commit_time.map_or_else(String::new, |at| format!(", committed {}", output::time(at)));
     let transaction = format!("{}, finishes at {}{committed}", report.xid, report.commit_lsn);
@@ -224,7 +238,7 @@ fn cell(value: Option<&FieldValue>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conflict::{ConflictKind, Operation};
+    use crate::conflict::ConflictKind;
     use crate::pg::{Lsn, QualifiedName};
     use crate::store::Settlement;
 
@@ -311,12 +325,10 @@ mod tests {
             ..conflict()
         };
         insta::assert_snapshot!(output::uncoloured(&render_list(&[conflict(), settled])), @r#"
-          id   subscription      type            table               key          finish LSN   first met      state
-        ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-          7    my_subscription   insert_exists   reporting.widget    (id) = (4)   0/16B3748    2024-02-29     open
-                                                                                               12:00:01 UTC
-          6    my_subscription   insert_exists   reporting.widget    (id) = (4)   0/16B3748    2024-02-29     skip-transaction
-                                                                                               12:00:01 UTC
+          id   subscription      type            table              key          finish LSN   first met                 state
+        ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+          7    my_subscription   insert_exists   reporting.widget   (id) = (4)   0/16B3748    2024-02-29 12:00:01 UTC   open
+          6    my_subscription   insert_exists   reporting.widget   (id) = (4)   0/16B3748    2024-02-29 12:00:01 UTC   skip-transaction
         "#);
         insta::assert_snapshot!(render_list(&[]), @"no conflicts");
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::config::{Config, process_environment};
 use crate::error::{Diagnosis, Exit, Failure};
 use crate::pg::SubscriptionName;
+use crate::runtime::unknown;
 use crate::store::{Registration, Store};
 
 /// Reads the configuration; all that is wrong with it ends the command with 2.
@@ -35,14 +36,6 @@ pub(super) async fn make_known(
     let registration =
         Registration { name, slot: &subscription.slot, publications: &subscription.publications };
     Ok(store.register_subscription(registration).await?)
-}
-
-/// Neither the configuration nor the database knows the name.
-pub(super) fn unknown(name: &SubscriptionName) -> Failure {
-    let diagnosis = Diagnosis::new(format!("there is no subscription \"{name}\""))
-        .detail("neither the configuration nor the target's state knows it")
-        .hint("\"pgsluice status\" lists them");
-    Failure::new(Exit::Usage, diagnosis)
 }
 
 /// Who asks, for the audit: `user@host`, as far as the environment tells.

@@ -28,7 +28,7 @@ pub enum LocalRow {
 pub fn classify_row(operation: Operation, row: LocalRow, unique_hits: usize) -> Option<ConflictKind> {
     use ConflictKind as K;
     use LocalRow::{Missing, OtherOrigin, SameOrigin};
-    use Operation::{Delete, Insert, Truncate, Update};
+    use Operation::{Commit, Delete, Insert, Truncate, Update};
 
     match (operation, row, unique_hits) {
         (Update, Missing, _) => Some(K::UpdateMissing),
@@ -38,7 +38,9 @@ pub fn classify_row(operation: Operation, row: LocalRow, unique_hits: usize) -> 
         (Update, OtherOrigin, 0) => Some(K::UpdateOriginDiffers),
         (Delete, Missing, _) => Some(K::DeleteMissing),
         (Delete, OtherOrigin, _) => Some(K::DeleteOriginDiffers),
-        (Insert, _, 0) | (Update, SameOrigin, 0) | (Delete, SameOrigin, _) | (Truncate, _, _) => None,
+        (Insert, _, 0) | (Update, SameOrigin, 0) | (Delete, SameOrigin, _) | (Truncate | Commit, _, _) => {
+            None
+        }
     }
 }
 
@@ -55,8 +57,8 @@ pub fn classify_error(operation: Operation, error: &ServerError, unique_hits: us
             (Operation::Insert | Operation::Update, 2..) => K::MultipleUniqueConflicts,
             (Operation::Insert, _) => K::InsertExists,
             (Operation::Update, _) => K::UpdateExists,
-            // A trigger or a cascade wrote the row that does not fit.
-            (Operation::Delete | Operation::Truncate, _) => K::ConstraintViolation,
+            // A trigger or a cascade wrote the row that does not fit, or the constraint is deferred.
+            (Operation::Delete | Operation::Truncate | Operation::Commit, _) => K::ConstraintViolation,
         }),
         // 23502 not null, 23503 foreign key, 23514 check, 23P01 exclusion, 23001 restrict;
         // 0A000 is what TRUNCATE says of a table that a foreign key references.

@@ -125,17 +125,19 @@ impl Serialize for ConflictKind {
     }
 }
 
-/// What the publisher did to the row (or, for TRUNCATE, to the table).
+/// What the publisher did to the row (or, for TRUNCATE, to the table), or the COMMIT itself: that
+/// is where a deferred constraint speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
     Insert,
     Update,
     Delete,
     Truncate,
+    Commit,
 }
 
 impl Operation {
-    pub const ALL: [Self; 4] = [Self::Insert, Self::Update, Self::Delete, Self::Truncate];
+    pub const ALL: [Self; 5] = [Self::Insert, Self::Update, Self::Delete, Self::Truncate, Self::Commit];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -144,6 +146,7 @@ impl Operation {
             Self::Update => "update",
             Self::Delete => "delete",
             Self::Truncate => "truncate",
+            Self::Commit => "commit",
         }
     }
 }
@@ -188,7 +191,7 @@ mod tests {
     fn an_unknown_name_is_refused_with_what_is_known() {
         insta::assert_snapshot!(
             "upsert".parse::<Operation>().unwrap_err(),
-            @r#""upsert" is not an operation: expected insert, update, delete, truncate"#
+            @r#""upsert" is not an operation: expected insert, update, delete, truncate, commit"#
         );
         assert!("INSERT_EXISTS".parse::<ConflictKind>().is_err());
     }

@@ -27,12 +27,11 @@ use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 use tokio_postgres::error::DbError;
 use tokio_postgres::tls::{self, TlsConnect, TlsStream};
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, SimpleQueryMessage};
-use tracing::debug;
 
 use super::error::{ConnectError, ConnectErrorKind, Purpose, Step};
 use super::establish::{Login, LoginError, establish};
 use super::stream::{Encryption, NetStream};
-use super::{Dialed, dial, server_version_num};
+use super::{Dialed, server_version_num};
 use crate::error::ServerError;
 use crate::pg::conninfo::{self, ConnInfo, Host, TargetSessionAttrs};
 use crate::pg::{Secret, quote_literal};
@@ -78,9 +77,8 @@ pub struct PgClient {
     ended: watch::Receiver<Option<Ended>>,
     parameters: Vec<(&'static str, String)>,
     server_version_num: u32,
-    /// How this very host is reached again, to cancel a statement.
-    info: Box<ConnInfo>,
     host: Host,
+    encryption: Encryption,
 }
 
 /// Why a connection is no longer there.
@@ -150,6 +148,12 @@ impl PgClient {
         &self.host
     }
 
+    /// Whether TLS protects the session.
+    #[must_use]
+    pub fn encryption(&self) -> Encryption {
+        self.encryption
+    }
+
     /// Why the connection ended; `None` while it lasts.
     #[must_use]
     pub fn closed_error(&self) -> Option<Ended> {
@@ -161,22 +165,6 @@ impl PgClient {
         let mut ended = self.ended.clone();
         let outcome = ended.wait_for(Option::is_some).await;
         outcome.ok().and_then(|ended| ended.clone()).unwrap_or_default()
-    }
-
-    /// Asks the server, over a connection of its own, to cancel the statement that this session is
-    /// executing. Whether that succeeds shows in the statement's outcome only; bounded by
-    /// `connect_timeout`.
-    pub async fn cancel(&self) {
-        let stream = match dial(&self.info).await {
-            Ok(Dialed { stream, .. }) => stream,
-            Err(error) => {
-                debug!(%error, "a statement could not be cancelled");
-                return;
-            }
-        };
-        if let Err(error) = self.client.cancel_token().cancel_query_raw(stream, Negotiated).await {
-            debug!(%error, "a statement could not be cancelled");
-        }
     }
 
     /// Ends the session with a Terminate message, for a few seconds at most.
@@ -250,7 +238,8 @@ impl Login for SqlLogin<'_> {
     async fn log_in(&self, dialed: Dialed) -> Result<PgClient, LoginError> {
         let Dialed { stream, host } = dialed;
         let password = self.info.password_for(&host);
-        let config = driver_config(self.info, password, self.options, stream.encryption());
+        let encryption = stream.encryption();
+        let config = driver_config(self.info, password, self.options, encryption);
         let (client, connection) =
             config.connect_raw(stream, Negotiated).await.map_err(|error| login_error(error, password))?;
         let parameters: Vec<(&'static str, String)> = REPORTED
@@ -263,8 +252,7 @@ impl Login for SqlLogin<'_> {
             LoginError::new(Step::Database, ConnectErrorKind::Protocol(what))
         })?;
         let (driver, ended) = drive(connection);
-        let info = Box::new(ConnInfo { hosts: vec![host.clone()], ..self.info.clone() });
-        let client = PgClient { client, driver, ended, parameters, server_version_num, info, host };
+        let client = PgClient { client, driver, ended, parameters, server_version_num, host, encryption };
         set_up(&client, &self.options.settings).await?;
         check_session(&client, self.info.target_session_attrs).await?;
         Ok(client)

@@ -2,11 +2,11 @@
 
 use crate::apply::{ApplyError, OpenError};
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
-use crate::net::{ConnectError, Ended};
+use crate::net::{ConnectError, Ended, Step};
 use crate::pg::Lsn;
 use crate::pgoutput::DecodeError;
-use crate::replication::CommandError;
-use crate::schema::catalog::CatalogError;
+use crate::replication::{CommandError, Fault};
+use crate::schema::catalog::{CatalogError, Side};
 use crate::store::StoreError;
 
 use super::reader::ReadError;
@@ -19,6 +19,56 @@ pub struct Failure {
     pub target: TargetLink,
     /// Begin anew at once, row by row until the transaction that finishes here is through.
     pub restart: Option<Lsn>,
+    pub cause: Cause,
+}
+
+/// What stands in the way, as the word that `status` shows as the reason of `retrying`. Where
+/// `check` has a step for it, the word is that step's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The publisher cannot be reached: how far the way to it leads.
+    Connect(Step),
+    WalLevel,
+    /// No replication slot is free.
+    Slots,
+    /// The subscription's slot is in use.
+    Slot,
+    Publications,
+    /// A connection that stood was lost.
+    Connection,
+    Target,
+}
+
+impl Cause {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect(step) => step.as_str(),
+            Self::WalLevel => "wal_level",
+            Self::Slots => "slots",
+            Self::Slot => "slot",
+            Self::Publications => "publications",
+            Self::Connection => "connection",
+            Self::Target => "target",
+        }
+    }
+
+    fn of(fault: Option<Fault>) -> Self {
+        match fault {
+            Some(Fault::WalLevel) => Self::WalLevel,
+            Some(Fault::NoSlotFree) => Self::Slots,
+            Some(
+                Fault::SlotInUse
+                | Fault::SlotExists
+                | Fault::SlotElsewhere
+                | Fault::SlotMissing
+                | Fault::SlotInvalidated,
+            ) => Self::Slot,
+            Some(Fault::PublicationMissing) => Self::Publications,
+            Some(Fault::Privilege) => Self::Connect(Step::Replication),
+            Some(Fault::Transient | Fault::Other) | None => Self::Connection,
+        }
+    }
 }
 
 /// Whether the applying connection (and with it the lock) is still ours.
@@ -30,11 +80,21 @@ pub enum TargetLink {
 
 impl Failure {
     pub fn retry(diagnosis: Diagnosis) -> Self {
-        Self { disposition: Disposition::Retry, diagnosis, target: TargetLink::Kept, restart: None }
+        Self::of(Disposition::Retry, diagnosis, Cause::Connection)
     }
 
     pub fn pause(reason: PauseReason, diagnosis: Diagnosis) -> Self {
-        Self { disposition: Disposition::Pause(reason), diagnosis, target: TargetLink::Kept, restart: None }
+        Self::of(Disposition::Pause(reason), diagnosis, Cause::Connection)
+    }
+
+    /// The same with what stands in the way.
+    #[must_use]
+    pub(super) fn because_of(self, cause: Cause) -> Self {
+        Self { cause, ..self }
+    }
+
+    fn of(disposition: Disposition, diagnosis: Diagnosis, cause: Cause) -> Self {
+        Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause }
     }
 
     /// The applying session has ended, with the lock.
@@ -48,18 +108,13 @@ impl Failure {
     }
 
     fn target_lost(diagnosis: Diagnosis) -> Self {
-        Self { disposition: Disposition::Retry, diagnosis, target: TargetLink::Lost, restart: None }
+        Self { target: TargetLink::Lost, ..Self::of(Disposition::Retry, diagnosis, Cause::Target) }
     }
 }
 
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
-        Self {
-            disposition: error.disposition(),
-            diagnosis: error.diagnosis(),
-            target: TargetLink::Kept,
-            restart: None,
-        }
+        Self::of(error.disposition(), error.diagnosis(), Cause::Connect(error.step))
     }
 }
 
@@ -71,6 +126,7 @@ impl From<OpenError> for Failure {
                 diagnosis: error.diagnosis(),
                 target: TargetLink::Lost,
                 restart: None,
+                cause: Cause::Target,
             },
             OpenError::Prepare(error) => error.into(),
         }
@@ -79,23 +135,13 @@ impl From<OpenError> for Failure {
 
 impl From<CommandError> for Failure {
     fn from(error: CommandError) -> Self {
-        Self {
-            disposition: error.disposition(),
-            diagnosis: error.diagnosis(),
-            target: TargetLink::Kept,
-            restart: None,
-        }
+        Self::of(error.disposition(), error.diagnosis(), Cause::of(error.fault()))
     }
 }
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self {
-            disposition: error.disposition(),
-            diagnosis: error.diagnosis(),
-            target: TargetLink::Kept,
-            restart: None,
-        }
+        Self::of(error.disposition(), error.diagnosis(), Cause::Target)
     }
 }
 
@@ -113,12 +159,9 @@ impl From<DecodeError> for Failure {
 impl From<ReadError> for Failure {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::Stream(error) => Self {
-                disposition: error.disposition(),
-                diagnosis: error.diagnosis(),
-                target: TargetLink::Kept,
-                restart: None,
-            },
+            ReadError::Stream(error) => {
+                Self::of(error.disposition(), error.diagnosis(), Cause::of(error.fault()))
+            }
             ReadError::Decode(error) => error.into(),
             ReadError::Ended => Self::retry(
                 Diagnosis::new("the publisher ended the replication stream")
@@ -172,17 +215,19 @@ impl From<ApplyError> for Failure {
 
 impl From<CatalogError> for Failure {
     fn from(error: CatalogError) -> Self {
-        Self {
-            disposition: error.disposition(),
-            diagnosis: error.diagnosis(),
-            target: TargetLink::Kept,
-            restart: None,
-        }
+        let cause = match &error {
+            CatalogError::Query { side: Side::Publisher, .. } => Cause::Connection,
+            CatalogError::Query { side: Side::Target, .. } => Cause::Target,
+            CatalogError::MissingPublications { .. }
+            | CatalogError::DifferentColumnLists { .. }
+            | CatalogError::DifferentGeneratedColumns { .. } => Cause::Publications,
+        };
+        Self::of(error.disposition(), error.diagnosis(), cause)
     }
 }
 
 /// A pause that lists every misfit, with the DDL that cures them all.
-pub(super) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
+pub(crate) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
     let diagnoses: Vec<Diagnosis> = misfits.iter().map(crate::schema::Misfit::diagnosis).collect();
     let primary = match diagnoses.as_slice() {
         [one] => one.primary.clone(),
@@ -230,11 +275,18 @@ fn of_target(error: &ServerError, doing: Option<String>) -> Failure {
     let mut diagnosis = error.diagnosis();
     if let Some(doing) = doing {
         diagnosis.primary = format!("{doing} failed: {}", diagnosis.primary);
+        diagnosis.logged_as = diagnosis.logged_as.map(|logged| format!("{doing} failed: {logged}"));
     }
     if error.is_transient() {
         // After a deadlock or a cancelled statement the session is good; after a shutdown it is gone.
         let target = if matches!(error.class(), "40" | "55") { TargetLink::Kept } else { TargetLink::Lost };
-        return Failure { disposition: Disposition::Retry, diagnosis, target, restart: None };
+        return Failure {
+            disposition: Disposition::Retry,
+            diagnosis,
+            target,
+            restart: None,
+            cause: Cause::Target,
+        };
     }
     if diagnosis.hint.is_none() {
         diagnosis.hint = Some("fix the cause on the target, then \"pgsluice resume\"".to_owned());

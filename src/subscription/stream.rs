@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::apply::{Applied, Applier, ExactBecause, How, Outcome};
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
 use crate::store::TableState;
+use crate::telemetry::{BatchApplied, FellBack, Received};
 
 use super::attempt::{Context, Phase};
 use super::failure::Failure;
@@ -48,7 +49,7 @@ pub(super) async fn run(
     syncs: TableSyncs,
     from: Lsn,
 ) -> Result<StreamEnd, Failure> {
-    let mut stream = Stream { context, applier, syncs, durable: from, first: true, failed: HashMap::new() };
+    let mut stream = Stream { context, applier, syncs, durable: from, first: true, said: HashMap::new() };
     stream.publish(reader);
     let mut publications = context.publications.subscribe();
     loop {
@@ -88,12 +89,13 @@ struct Stream<'a> {
     durable: Lsn,
     /// No transaction has been applied by this attempt yet.
     first: bool,
-    /// Why tables could not be synchronised when it was last tried.
-    failed: HashMap<QualifiedName, Diagnosis>,
+    /// What was last said of a table whose copy fails.
+    said: HashMap<QualifiedName, Diagnosis>,
 }
 
 impl Stream<'_> {
     async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<(), Failure> {
+        Received { subscription: self.context.name(), tally: chunk.received }.emit();
         for event in chunk.events {
             match event {
                 StreamEvent::Message(message) => self.applier.take(message).await?,
@@ -117,16 +119,17 @@ impl Stream<'_> {
                         self.note(lsn, applied).await?;
                     }
                 }
-                Outcome::Batch { lsn, last, summary: _ } => {
+                Outcome::Batch { lsn, last, tally, took } => {
                     self.advance(lsn, reader);
+                    BatchApplied { subscription: self.context.name(), tally, duration: took }.emit();
                     self.note(lsn, last).await?;
                 }
                 Outcome::Planned { source, exact_because } => {
                     let because = exact_because.map(ExactBecause::as_str);
                     self.context.store.set_exact_because(self.context.name(), &source, because).await?;
                 }
-                Outcome::FellBack => {
-                    debug!(subscription = self.context.name(), "fell back to the exact path");
+                Outcome::FellBack { cause } => {
+                    FellBack { subscription: self.context.name(), cause: &cause }.emit();
                 }
                 Outcome::Conflict(report) => return Ok(Some(StreamEnd::Conflict(report))),
             }
@@ -205,9 +208,9 @@ impl Stream<'_> {
             }
             SyncEvent::Failed { source, diagnosis } => {
                 // It is tried again every few seconds: said once, until it fails of something else.
-                if self.failed.get(&source) != Some(&diagnosis) {
-                    warn!(subscription = name, relation = %source, "{diagnosis}");
-                    self.failed.insert(source.clone(), diagnosis.clone());
+                if self.said.get(&source) != Some(&diagnosis) {
+                    self.context.attention(Some(&source), &diagnosis);
+                    self.said.insert(source.clone(), diagnosis.clone());
                 }
                 store.set_table_state(name, &source, TableState::Pending, Some(&diagnosis)).await?;
                 self.report_held_back(Some(diagnosis)).await;

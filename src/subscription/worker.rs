@@ -21,14 +21,18 @@ use crate::config::Subscription;
 use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::pg::conninfo::ConnInfo;
 use crate::store::{self, Answer, Command, Desired, Registration, StateChange, Store, Verb, lock_key};
+use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
 use super::attempt::{self, Context, Phase, TakeUp};
+use super::because::Because;
 use super::commands;
 use super::failure::{Failure, TargetLink};
 use super::monitor::{Monitor, MonitorEvent};
 use super::positions::StreamPositions;
 use super::publications::Publications;
 use super::reader::Reader;
+use super::schema_watch::{SCHEMA_FINGERPRINT, SchemaWatch};
+use super::snapshot::{Link, Snapshot};
 use super::state::{Action, Event, State, step};
 use super::stream::StreamEnd;
 
@@ -71,16 +75,21 @@ pub(crate) struct Worker {
     held_back: Option<Diagnosis>,
     /// The lock is ours, as far as we know.
     owner: Owner,
+    /// The last conflict met, so that one met again is known.
+    last_conflict: Option<i64>,
     schema: SchemaWatch,
     reported: Option<StateChange>,
+    stood_by: Option<StoodBy>,
+    /// The last conflict that was logged: one that is met again and again is said once, and once
+    /// more for each person who asks to go on.
+    conflict_said: Option<i64>,
 }
 
-/// The reason behind `retrying` and `paused`.
-#[derive(Debug, Clone)]
-struct Because {
-    reason: String,
-    diagnosis: Diagnosis,
-    conflict_id: Option<i64>,
+/// What another instance has been seen to apply.
+#[derive(Debug, Clone, Copy)]
+struct StoodBy {
+    /// When that subscription was created; none where it was not known yet.
+    created_at: Option<jiff::Timestamp>,
 }
 
 /// Whose the subscription is.
@@ -108,6 +117,7 @@ impl Worker {
         instance: String,
         wish: watch::Receiver<Wish>,
         signal: watch::Receiver<u64>,
+        snapshot: watch::Sender<Snapshot>,
     ) -> Self {
         let (phase_sender, phases) = mpsc::channel(EVENTS_MAX);
         let (monitor_sender, monitor_events) = mpsc::channel(EVENTS_MAX);
@@ -119,7 +129,9 @@ impl Worker {
             publications: watch::Sender::new(Publications::default()),
             take_up: TakeUp::AsConfigured,
             phases: phase_sender,
+            snapshot,
             exact_until: None,
+            warned: watch::Sender::new(Vec::new()),
         };
         Self {
             context,
@@ -137,8 +149,11 @@ impl Worker {
             because: None,
             held_back: None,
             owner: Owner::Other,
+            last_conflict: None,
             schema: SchemaWatch::default(),
             reported: None,
+            stood_by: None,
+            conflict_said: None,
         }
     }
 
@@ -167,17 +182,15 @@ impl Worker {
                 debug!(subscription = self.context.name(), ?event, ?state, ?action, "step");
                 self.state = state;
                 let action = if action == Action::Continue { doing } else { action };
-                // Whatever comes next needs the lock; without a session it is asked for first.
-                if self.session.is_none() && matches!(action, Action::Attempt) {
-                    Action::AwaitLock
-                } else {
-                    action
-                }
+                // An attempt needs the lock; who does not have it, or no longer, asks for it first.
+                let ready = self.session.is_some() && self.owner == Owner::Us;
+                if matches!(action, Action::Attempt) && !ready { Action::AwaitLock } else { action }
             }
             Err(illegal) => {
                 error!(subscription = self.context.name(), error = %illegal, "the worker begins anew");
                 self.state = State::Starting { failures: 0 };
                 self.session = None;
+                self.lose_target();
                 Action::AwaitLock
             }
         }
@@ -190,16 +203,33 @@ impl Worker {
             match self.try_lock().await {
                 Ok(Some(event)) => return event,
                 Ok(None) => {
+                    if self.stood_by.is_none() {
+                        info!(subscription = self.context.name(), "standby: another instance applies");
+                        self.stand_by().await;
+                    }
                     if self.state != State::Standby {
                         return Event::LockHeldElsewhere;
                     }
                 }
-                Err(failure) => return self.fail(failure),
+                Err(failure) => {
+                    // Half-way to being the owner is not being it: begin with a new session.
+                    self.session = None;
+                    return self.fail(failure);
+                }
             }
             if let Some(event) = self.wait(LOCK_POLL).await {
                 return event;
             }
         }
+    }
+
+    /// What the owner reports is the owner's to report, and its stream the owner's to hold.
+    async fn stand_by(&mut self) {
+        self.lose_target();
+        self.monitor.shutdown().await;
+        // Remembered, so that a subscription that is dropped meanwhile is not made anew.
+        let row = self.store.subscription(self.context.name()).await;
+        self.stood_by = Some(StoodBy { created_at: row.ok().flatten().map(|row| row.created_at) });
     }
 
     /// Opens the session if need be and tries for the lock; with it, reads where we stand.
@@ -210,10 +240,25 @@ impl Worker {
             self.session = Some(TargetSession::open(&self.context.target, &name).await?);
         }
         let Some(session) = &mut self.session else { return Ok(None) };
-        if session.try_lock(lock_key(subscription.name.as_str())).await? == Lock::HeldElsewhere {
+        let lock = session.try_lock(lock_key(subscription.name.as_str())).await?;
+        self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Up);
+        if lock == Lock::HeldElsewhere {
             return Ok(None);
         }
+        if let Some(StoodBy { created_at: Some(known) }) = self.stood_by {
+            let row = self.store.subscription(subscription.name.as_str()).await?;
+            if row.is_none_or(|row| row.created_at != known) {
+                info!(subscription = %subscription.name, "dropped while standing by; restart to start over");
+                return Ok(Some(Event::ShutdownAsked));
+            }
+        }
         session.set_origin(&origin_name(&subscription.name)).await?;
+        self.claim().await.map(Some)
+    }
+
+    /// The lock is ours: says so, and reads what was left.
+    async fn claim(&mut self) -> Result<Event, Failure> {
+        let subscription = Arc::clone(&self.context.subscription);
         self.store
             .register_subscription(Registration {
                 name: &subscription.name,
@@ -222,18 +267,22 @@ impl Worker {
             })
             .await?;
         self.store.claim_subscription(self.context.name(), &self.instance).await?;
+        if self.stood_by.take().is_some() {
+            info!(subscription = self.context.name(), "the other instance has gone, taking over");
+        }
         self.owner = Owner::Us;
+        // Another instance may have reported in between.
+        self.reported = None;
         self.start_monitor();
         let row = self.store.subscription(self.context.name()).await?;
-        let event = match row {
+        Ok(match row {
             Some(row) if row.desired == Desired::Pause => {
                 self.because = Some(Because::operator());
                 Event::LockedWhilePaused(PauseReason::Operator)
             }
             Some(row) if row.state == store::State::Paused => self.left_paused(row),
             _ => Event::Locked,
-        };
-        Ok(Some(event))
+        })
     }
 
     /// A conflict waits for a person through restarts; other causes are simply looked at again.
@@ -241,9 +290,10 @@ impl Worker {
         if row.reason.as_deref() != Some(PauseReason::Conflict.as_str()) || row.skip_lsn.is_some() {
             return Event::Locked;
         }
+        self.last_conflict = row.conflict_id;
         self.because = Some(Because {
             reason: PauseReason::Conflict.as_str().to_owned(),
-            diagnosis: Diagnosis { primary: row.detail.unwrap_or_default(), detail: None, hint: row.hint },
+            diagnosis: Diagnosis { hint: row.hint, ..Diagnosis::new(row.detail.unwrap_or_default()) },
             conflict_id: row.conflict_id,
         });
         Event::LockedWhilePaused(PauseReason::Conflict)
@@ -257,6 +307,7 @@ impl Worker {
                 positions: self.context.positions.subscribe(),
                 publications: self.context.publications.clone(),
                 events: self.monitor_sender.clone(),
+                snapshot: self.context.snapshot.clone(),
             };
             self.monitor.spawn(monitor.run());
         }
@@ -268,6 +319,7 @@ impl Worker {
         let Some(session) = self.session.take() else { return Event::LockHeldElsewhere };
         self.held_back = None;
         let event = Box::pin(self.attempt_with(&session)).await;
+        self.context.snapshot.send_modify(|snapshot| snapshot.copies.clear());
         // The attempt may have been dropped within a transaction; a session that does not come
         // clean is given up, and the lock with it.
         match session.reset().await {
@@ -282,6 +334,8 @@ impl Worker {
     }
 
     async fn attempt_with(&mut self, session: &TargetSession) -> Event {
+        // Left over from an attempt that has ended.
+        while self.phases.try_recv().is_ok() {}
         let context = self.context.clone();
         let mut link = self.link.take();
         let event = {
@@ -353,11 +407,9 @@ impl Worker {
     async fn on_conflict(&mut self, report: &crate::conflict::ConflictReport) -> Event {
         match self.store.open_conflict(report).await {
             Ok(id) => {
-                warn!(
-                    subscription = self.context.name(), conflict = id, kind = %report.kind,
-                    relation = %report.target, lsn = %report.commit_lsn, xid = report.xid,
-                    "paused on a conflict; see \"pgsluice conflicts show {id}\""
-                );
+                let again = self.last_conflict.replace(id) == Some(id);
+                let encounter = if again { Encounter::Again } else { Encounter::First };
+                ConflictFound { report, id, encounter }.emit();
                 self.because = Some(Because {
                     reason: PauseReason::Conflict.as_str().to_owned(),
                     diagnosis: Diagnosis::new(report.summary()).hint(report.hint(id)),
@@ -371,17 +423,19 @@ impl Worker {
     }
 
     fn fail(&mut self, failure: Failure) -> Event {
-        let (reason, attention) = match failure.disposition {
-            Disposition::Retry => ("connection".to_owned(), "will try again"),
-            Disposition::Pause(reason) => (reason.as_str().to_owned(), "paused"),
+        let reason = match failure.disposition {
+            Disposition::Retry => failure.cause.as_str().to_owned(),
+            Disposition::Pause(reason) => reason.as_str().to_owned(),
         };
-        let same = self.because.as_ref().is_some_and(|because| because.diagnosis == failure.diagnosis);
-        if same {
-            debug!(subscription = self.context.name(), "{attention}: {}", failure.diagnosis);
-        } else {
-            warn!(subscription = self.context.name(), reason, "{attention}: {}", failure.diagnosis);
+        AttemptFailed {
+            subscription: self.context.name(),
+            disposition: failure.disposition,
+            reason: &reason,
+            diagnosis: &failure.diagnosis,
         }
+        .emit();
         if failure.target == TargetLink::Lost {
+            self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Down);
             self.session = None;
             self.lose_target();
         }
@@ -419,24 +473,25 @@ impl Worker {
             _ => None,
         };
         loop {
+            if self.session.is_none() {
+                // Whoever has the lock next may have gone on from here: ask for it, then look.
+                return Event::LockHeldElsewhere;
+            }
             if let Some(event) = self.wait(HOLD_POLL).await {
                 return event;
             }
             if retry_at.is_some_and(|at| Instant::now() >= at) {
                 return Event::RetryDue;
             }
-            match self.keep_lock().await {
-                Ok(Lock::Held) => self.owner = Owner::Us,
-                Ok(Lock::HeldElsewhere) => {
-                    self.owner = Owner::Other;
-                    return Event::LockHeldElsewhere;
-                }
-                Err(failure) => {
-                    debug!(subscription = self.context.name(), "{}", failure.diagnosis);
-                    self.session = None;
-                    self.lose_target();
-                    continue;
-                }
+            if let Err(failure) = self.keep_lock().await {
+                debug!(
+                    subscription = self.context.name(),
+                    error = failure.diagnosis.told_to_log().primary,
+                    "lock lost"
+                );
+                self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Down);
+                self.session = None;
+                self.lose_target();
             }
             if self.state == State::Paused(PauseReason::Schema) && self.may_fit_now().await {
                 return Event::TargetFits;
@@ -444,20 +499,12 @@ impl Worker {
         }
     }
 
-    async fn keep_lock(&mut self) -> Result<Lock, Failure> {
-        if let Some(session) = &self.session {
-            session.reset().await?;
-            return Ok(Lock::Held);
+    /// The session that holds the lock is still there.
+    async fn keep_lock(&self) -> Result<(), Failure> {
+        match &self.session {
+            Some(session) => Ok(session.reset().await?),
+            None => Err(Failure::retry(Diagnosis::new("the target session has ended"))),
         }
-        let subscription = &self.context.subscription;
-        let name = format!("pgsluice {}", subscription.name);
-        let mut session = TargetSession::open(&self.context.target, &name).await?;
-        let lock = session.try_lock(lock_key(subscription.name.as_str())).await?;
-        if lock == Lock::Held {
-            session.set_origin(&origin_name(&subscription.name)).await?;
-        }
-        self.session = Some(session);
-        Ok(lock)
     }
 
     /// Whether either side has changed since the pause began: what does not fit may fit now, or may
@@ -539,6 +586,7 @@ impl Worker {
             }
             Verb::Resume => match self.state {
                 State::Paused(_) | State::Retrying { .. } => {
+                    self.conflict_said = None;
                     (Answer::done("goes on from where it stopped"), Some(Event::ResumeAsked))
                 }
                 _ => (Answer::done("is running already"), None),
@@ -577,6 +625,12 @@ impl Worker {
 
     async fn report(&mut self) {
         let Some(change) = self.state_change() else { return };
+        // First what everybody sees: it must not wait for a target that is down.
+        self.context.snapshot.send_modify(|snapshot| snapshot.shown.clone_from(&change));
+        if self.owner != Owner::Us {
+            // What the target records is its owner's word.
+            return;
+        }
         if self.reported.as_ref() == Some(&change) {
             return;
         }
@@ -586,10 +640,11 @@ impl Worker {
         }
     }
 
-    /// What the world is to see; none where another instance speaks for the subscription.
+    /// What the world is to see; none once the worker has stopped.
     fn state_change(&self) -> Option<StateChange> {
         let shown = match self.state {
-            State::Standby | State::Stopped => return None,
+            State::Stopped => return None,
+            State::Standby => store::State::Standby,
             State::Starting { failures: 0 } => store::State::Starting,
             State::Starting { .. } | State::Retrying { .. } => store::State::Retrying,
             State::Copying { .. } => store::State::Copying,
@@ -625,44 +680,5 @@ async fn commands_due(signal: &mut watch::Receiver<u64>) {
     if let Ok(Err(_)) = tokio::time::timeout(COMMAND_POLL, signal.changed()).await {
         // The sender has gone, which only happens at the very end: poll on.
         tokio::time::sleep(COMMAND_POLL).await;
-    }
-}
-
-/// Everything about user tables whose change may make them fit.
-const SCHEMA_FINGERPRINT: &str = "SELECT pg_catalog.md5(pg_catalog.concat( \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, \
-        a.atttypmod, a.attnotnull, a.atthasdef, a.attidentity, a.attisdropped), ',' \
-        ORDER BY a.attrelid, a.attnum) \
-     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
-     WHERE c.relkind IN ('r', 'p') AND c.relnamespace NOT IN (SELECT n.oid FROM pg_catalog.pg_namespace n \
-        WHERE n.nspname IN ('pg_catalog', 'information_schema', 'pg_toast', 'pgsluice'))), \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', i.indexrelid, i.indisvalid, i.indimmediate), ',' \
-        ORDER BY i.indexrelid) FROM pg_catalog.pg_index i WHERE i.indisunique), \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, c.relname, c.relnamespace, c.relacl, \
-        c.relrowsecurity), ',' ORDER BY c.oid) FROM pg_catalog.pg_class c WHERE c.relkind IN ('r', 'p')), \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', n.oid, n.nspname, n.nspacl), ',' ORDER BY n.oid) \
-     FROM pg_catalog.pg_namespace n)))";
-
-/// Notices a change of the target's catalog.
-#[derive(Debug, Default)]
-struct SchemaWatch(Option<String>);
-
-impl SchemaWatch {
-    /// The first look counts as a change, too: the pause may be older than what it sees. It is kept
-    /// from pause to pause, so that one judged anew and still unfit waits for the next change.
-    fn changed(&mut self, now: String) -> bool {
-        let changed = self.0.as_ref() != Some(&now);
-        self.0 = Some(now);
-        changed
-    }
-}
-
-impl Because {
-    fn operator() -> Self {
-        Self {
-            reason: PauseReason::Operator.as_str().to_owned(),
-            diagnosis: Diagnosis::new("paused by an operator").hint("\"pgsluice resume\" goes on"),
-            conflict_id: None,
-        }
     }
 }

@@ -6,11 +6,29 @@
 #[cfg(test)]
 mod batches;
 #[cfg(test)]
+mod check;
+#[cfg(test)]
 mod cluster;
+#[cfg(test)]
+mod conflicts;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod faults_network;
 #[cfg(test)]
 mod feedback;
 #[cfg(test)]
 mod hand_over;
+#[cfg(test)]
+mod http;
+#[cfg(test)]
+mod logs;
+#[cfg(test)]
+mod metrics;
+#[cfg(test)]
+mod operations;
 #[cfg(test)]
 mod publications;
 #[cfg(test)]

@@ -324,18 +324,17 @@ pub struct TargetFacts {
     pub may_be_replica: bool,
     /// Whether applied transactions can carry a replication origin.
     pub may_use_origins: bool,
+    /// Origins that the server has room for.
+    pub origins_max: u32,
+    /// Whether the role may create schemas in the database, which pgsluice's own needs once.
+    pub may_create_schema: bool,
     /// A standby: it takes no writes.
     pub in_recovery: bool,
 }
 
 /// Functions that a session needs for marking its transactions with an origin.
-const ORIGIN_FUNCTIONS: &[&str] = &[
-    "pg_replication_origin_create",
-    "pg_replication_origin_oid",
-    "pg_replication_origin_session_setup",
-    "pg_replication_origin_session_reset",
-    "pg_replication_origin_xact_setup",
-];
+const ORIGIN_FUNCTIONS: &[&str] =
+    &["pg_replication_origin_create", "pg_replication_origin_oid", "pg_replication_origin_session_setup"];
 
 /// Facts about the target's server and role.
 ///
@@ -350,6 +349,8 @@ pub async fn target_facts(client: &tokio_postgres::Client) -> Result<TargetFacts
                       pg_catalog.current_setting('server_encoding') AS encoding,
                       r.rolname::pg_catalog.text AS role, r.rolsuper,
                       pg_catalog.pg_is_in_recovery() AS in_recovery,
+                      pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
+                        AS may_create,
                       COALESCE(pg_catalog.current_setting('max_active_replication_origins', true),
                                pg_catalog.current_setting('max_replication_slots'))::pg_catalog.int8
                         AS origins,
@@ -370,6 +371,8 @@ pub async fn target_facts(client: &tokio_postgres::Client) -> Result<TargetFacts
         role_is_superuser: superuser,
         may_be_replica: may_be_replica(client).await?,
         may_use_origins: executable && unsigned(&row, "origins") > 0,
+        origins_max: unsigned(&row, "origins"),
+        may_create_schema: row.get("may_create"),
         in_recovery: row.get("in_recovery"),
     })
 }
