@@ -72,9 +72,12 @@ impl Monitor {
         let mut lag = LagClock::default();
         let mut published_at = Instant::now();
         let (mut pause, mut not_before) = (INTERVAL, Instant::now());
+        let mut reached = self.publications.subscribe();
         loop {
             ticks.tick().await;
-            if Instant::now() < not_before {
+            // Whoever has reached the publisher since saves us the wait.
+            let again = reached.has_changed().unwrap_or(false) && reached.borrow().taken_up.is_some();
+            if Instant::now() < not_before && !again {
                 self.report(None, &mut lag, started.elapsed()).await;
                 continue;
             }
@@ -88,7 +91,8 @@ impl Monitor {
                 session = None;
                 not_before = Instant::now() + pause;
                 pause = (pause * 2).min(BACKOFF_MAX);
-                // Also without a session to lose: the stream may be older than our last attempt.
+                reached.mark_unchanged();
+                // Also without a session to lose: the stream may be younger than our last attempt.
                 let _ = self.events.send(MonitorEvent::PublisherLost).await;
             }
             if let Some(now) = round.as_ref().and_then(|round| round.published.clone()) {
