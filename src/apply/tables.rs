@@ -8,7 +8,8 @@ use super::{ApplyError, ExactBecause, Replica, TargetSession};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
 use crate::schema::{
-    self, Comparison, Pairing, PublishedActions, PublishedRelation, Session, TablePlan, catalog,
+    self, Comparison, Misfit, MisfitKind, Pairing, PublishedActions, PublishedRelation, Session, TablePlan,
+    catalog,
 };
 
 /// A table of the subscription.
@@ -57,7 +58,12 @@ impl TableContext {
     /// The session must not be within a transaction.
     pub(super) async fn check_current(&self, session: &TargetSession) -> Result<(), ApplyError> {
         let now = compare(&self.described, self.actions, &self.plan.target, session).await?;
-        if now.plan.as_ref() == Some(&self.plan) {
+        // A privilege that was taken away is no change of the table: the refusal itself tells it all.
+        let refused = |misfit: &Misfit| {
+            matches!(misfit.kind, MisfitKind::MissingPrivilege { .. } | MisfitKind::NoSchemaUsage { .. })
+        };
+        let only_refused = !now.misfits.is_empty() && now.misfits.iter().all(refused);
+        if only_refused || now.plan.as_ref() == Some(&self.plan) {
             return Ok(());
         }
         Err(ApplyError::TargetChanged(self.plan.target.clone()))

@@ -407,8 +407,13 @@ impl Worker {
     async fn on_conflict(&mut self, report: &crate::conflict::ConflictReport) -> Event {
         match self.store.open_conflict(report).await {
             Ok(id) => {
-                let again = self.last_conflict.replace(id) == Some(id);
-                let encounter = if again { Encounter::Again } else { Encounter::First };
+                let known = self.last_conflict.replace(id) == Some(id);
+                let said = self.conflict_said.replace(id) == Some(id);
+                let encounter = match (known, said) {
+                    (_, true) => Encounter::Again,
+                    (true, false) => Encounter::Asked,
+                    (false, false) => Encounter::First,
+                };
                 ConflictFound { report, id, encounter }.emit();
                 self.because = Some(Because {
                     reason: PauseReason::Conflict.as_str().to_owned(),
@@ -447,11 +452,13 @@ impl Worker {
             Disposition::Retry => failure.cause.as_str().to_owned(),
             Disposition::Pause(reason) => reason.as_str().to_owned(),
         };
+        let same = self.because.as_ref().is_some_and(|because| because.diagnosis == failure.diagnosis);
         AttemptFailed {
             subscription: self.context.name(),
             disposition: failure.disposition,
             reason: &reason,
             diagnosis: &failure.diagnosis,
+            encounter: if same { Encounter::Again } else { Encounter::First },
         }
         .emit();
         if failure.target == TargetLink::Lost {

@@ -139,7 +139,9 @@ impl FellBack<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encounter {
     First,
-    /// Tried again, and still there.
+    /// Tried again because a person asked, and still there.
+    Asked,
+    /// Tried again by itself, and still there: known, and not said again.
     Again,
 }
 
@@ -155,6 +157,10 @@ pub struct ConflictFound<'a> {
 impl ConflictFound<'_> {
     pub fn emit(&self) {
         let Self { report, id, encounter } = self;
+        if *encounter == Encounter::Again {
+            debug!(subscription = report.subscription, conflict = id, "the same conflict again");
+            return;
+        }
         warn!(
             subscription = report.subscription,
             conflict = id,
@@ -183,17 +189,26 @@ pub struct AttemptFailed<'a> {
     pub disposition: Disposition,
     pub reason: &'a str,
     pub diagnosis: &'a Diagnosis,
+    pub encounter: Encounter,
 }
 
 impl AttemptFailed<'_> {
+    /// Said once, until an attempt fails of something else; counted each time.
     pub fn emit(&self) {
-        let Self { subscription, disposition, reason, diagnosis } = self;
+        let Self { subscription, disposition, reason, diagnosis, encounter } = self;
         let told = diagnosis.told_to_log();
         let (error, detail, hint) = (told.primary, told.detail, told.hint);
         match disposition {
             Disposition::Retry => {
-                warn!(subscription, reason, error, detail, hint, "will try again");
+                if *encounter == Encounter::Again {
+                    debug!(subscription, reason, error, "will try again");
+                } else {
+                    warn!(subscription, reason, error, detail, hint, "will try again");
+                }
                 counter!(RECONNECTS, LABEL_SUBSCRIPTION => (*subscription).to_owned()).increment(1);
+            }
+            Disposition::Pause(_) if *encounter == Encounter::Again => {
+                debug!(subscription, reason, error, "paused");
             }
             Disposition::Pause(_) => warn!(subscription, reason, error, detail, hint, "paused"),
         }
