@@ -26,9 +26,9 @@ use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
-use super::TableContext;
 use super::event::Event;
 use super::plan::RowChange;
+use super::planned::TableContext;
 use super::statement::ColumnSet;
 use crate::pgoutput::{OldRow, Tuple, Value};
 use crate::schema::{RowIdentity, TablePlan};

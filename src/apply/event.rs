@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::TableContext;
 use super::plan::RowChange;
+use super::planned::TableContext;
 use crate::pg::Lsn;
 use crate::pgoutput::{Begin, Commit};
 

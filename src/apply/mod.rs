@@ -23,6 +23,7 @@ mod exact;
 mod executor;
 mod pipeline;
 pub mod plan;
+mod planned;
 pub mod progress;
 mod session;
 mod sets;
@@ -41,9 +42,10 @@ fn unix_time_us(postgres_time_us: i64) -> i64 {
     postgres_time_us.saturating_add(POSTGRES_EPOCH_US)
 }
 
+pub use planned::{Replica, TableContext};
 pub use session::{
-    COPY_ORIGINS_MAX, Lock, OpenError, OriginLack, Replica, TargetSession, copy_origin_name, no_origin,
+    COPY_ORIGINS_MAX, Lock, OpenError, OriginLack, TargetSession, copy_origin_name, no_origin,
     no_replica_role, origin_name, sync_origin_name,
 };
 pub use sets::{ExactBecause, exact_because};
-pub use tables::{Member, Membership, TableContext};
+pub use tables::{Member, Membership};

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::ApplyError;
+use super::planned::Replica;
 use crate::error::Diagnosis;
 use crate::net::{self, ClientOptions, ConnectError, PgClient};
 use crate::pg::conninfo::ConnInfo;
@@ -79,15 +80,6 @@ pub struct TargetSession {
     warnings: Vec<Diagnosis>,
     /// The session's replication origin, if it has one.
     origin: Option<String>,
-}
-
-/// Whether the session writes as a replica.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Replica {
-    /// Only triggers marked REPLICA or ALWAYS fire; foreign keys are not checked.
-    Yes,
-    /// The role may not set `session_replication_role`: everything acts as for any client.
-    No,
 }
 
 impl TargetSession {

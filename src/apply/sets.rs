@@ -7,8 +7,8 @@
 
 use std::fmt::Write as _;
 
-use super::Replica;
 use super::compact::SetKind;
+use super::planned::Replica;
 use super::statement::{ColumnSet, identity_columns, scan_target};
 use crate::pg::quote_ident;
 use crate::schema::{ArrayInput, ColumnPlan, RowIdentity, TablePlan};

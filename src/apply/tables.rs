@@ -3,13 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::plan::RowChange;
-use super::{ApplyError, ExactBecause, Replica, TargetSession};
+use super::planned::{Replica, TableContext};
+use super::{ApplyError, ExactBecause, TargetSession};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
 use crate::schema::{
-    self, Comparison, Misfit, MisfitKind, Pairing, PublishedActions, PublishedRelation, Session, TablePlan,
-    catalog,
+    self, Comparison, Misfit, MisfitKind, Pairing, PublishedActions, PublishedRelation, Session, catalog,
 };
 
 /// A table of the subscription.
@@ -28,20 +27,6 @@ pub struct Member {
 /// The subscription's tables by their names on the publisher. A table that exists on both sides
 /// but is not listed here is never written (EDGE_CASES 19).
 pub type Membership = HashMap<QualifiedName, Member>;
-
-/// One published relation, compared with its target and planned.
-#[derive(Debug)]
-pub struct TableContext {
-    /// Distinguishes this plan from earlier plans of the same table.
-    pub id: u64,
-    pub published: Arc<PublishedRelation>,
-    pub plan: TablePlan,
-    /// What the plan was made from on the publisher's side.
-    described: PublishedRelation,
-    actions: PublishedActions,
-    /// Why its changes are applied row by row; none if sets suit it.
-    pub exact_because: Option<ExactBecause>,
-}
 
 /// A table that has just been planned.
 #[derive(Debug)]
@@ -67,21 +52,6 @@ impl TableContext {
             return Ok(());
         }
         Err(ApplyError::TargetChanged(self.plan.target.clone()))
-    }
-
-    /// Whether something acts on the table's rows by itself, so that order means something.
-    pub(super) fn acts(&self) -> bool {
-        !matches!(self.exact_because, None | Some(ExactBecause::NoKey))
-    }
-
-    /// Whether the change can be part of a set. Without a key, rows can be put in together, but
-    /// not found together.
-    pub(super) fn suits_sets(&self, change: &RowChange) -> bool {
-        match self.exact_because {
-            None => true,
-            Some(ExactBecause::NoKey) => matches!(change, RowChange::Insert { .. }),
-            Some(_) => false,
-        }
     }
 }
 

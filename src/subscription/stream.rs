@@ -1,7 +1,7 @@
 //! The streaming part of an attempt: what the reader brings goes to the applier, what is durable
 //! goes back, and tables that are still being copied are taken in at a transaction's boundary.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use tracing::{debug, info};
 
@@ -32,6 +32,8 @@ pub(super) enum StreamEnd {
 /// What happened next.
 enum Event {
     Chunk(Chunk),
+    /// What was received before can be applied now.
+    Pending,
     /// A batch has been answered.
     Settled,
     /// The reader has stopped.
@@ -48,7 +50,15 @@ pub(super) async fn run(
     syncs: TableSyncs,
     from: Lsn,
 ) -> Result<StreamEnd, Failure> {
-    let mut stream = Stream { context, applier, syncs, durable: from, first: true, said: HashMap::new() };
+    let mut stream = Stream {
+        context,
+        applier,
+        syncs,
+        durable: from,
+        first: true,
+        pending: VecDeque::new(),
+        said: HashMap::new(),
+    };
     stream.publish(reader);
     let mut publications = context.publications.subscribe();
     loop {
@@ -64,10 +74,12 @@ pub(super) async fn run(
             Ok(_) = publications.wait_for(Publications::have_changed), if may_end && !busy => {
                 Event::PublicationsChanged
             }
+            () = std::future::ready(()), if open && !stream.pending.is_empty() => Event::Pending,
             chunk = reader.chunks.recv(), if open => chunk.map_or(Event::Ended, Event::Chunk),
         };
         let done = match event {
             Event::Chunk(chunk) => stream.take(chunk, reader).await,
+            Event::Pending => stream.work_off(reader).await,
             Event::Settled => stream.applier.settle().await.map_err(Failure::from),
             Event::Ended => return Err(reader.end().await.into()),
             Event::Sync(event) => stream.on_sync(event).await,
@@ -88,6 +100,8 @@ struct Stream<'a> {
     durable: Lsn,
     /// No transaction has been applied by this attempt yet.
     first: bool,
+    /// Received, and not applied yet because a table's sync is waited for.
+    pending: VecDeque<StreamEvent>,
     /// What was last said of a table whose copy fails.
     said: HashMap<QualifiedName, Diagnosis>,
 }
@@ -95,7 +109,14 @@ struct Stream<'a> {
 impl Stream<'_> {
     async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<(), Failure> {
         Received { subscription: self.context.name(), tally: chunk.received }.emit();
-        for event in chunk.events {
+        self.pending.extend(chunk.events);
+        self.work_off(reader).await
+    }
+
+    /// Applies what is pending, as far as no table's sync is waited for.
+    async fn work_off(&mut self, reader: &Reader) -> Result<(), Failure> {
+        while !self.waits_for_sync() {
+            let Some(event) = self.pending.pop_front() else { break };
             match event {
                 StreamEvent::Message(message) => self.applier.take(message).await?,
                 StreamEvent::Keepalive(wal_end) => self.applier.keepalive(wal_end),
@@ -180,7 +201,7 @@ impl Stream<'_> {
 
     /// Whether the stream keeps still because a table's sync is about to reach it.
     fn waits_for_sync(&self) -> bool {
-        self.applier.received().is_some_and(|received| self.syncs.is_close_to(received))
+        self.applier.received().is_some_and(|received| self.syncs.is_awaited_at(received))
     }
 
     /// Takes in a table whose sync has come as far as the stream has been received. Only between

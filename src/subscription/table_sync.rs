@@ -37,6 +37,8 @@ use super::slot;
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 /// Events waiting to be taken, at most.
 const EVENTS_MAX: usize = 16;
+/// How long a sync follows the stream before the stream waits for it.
+const FOLLOW_MAX: Duration = Duration::from_secs(5);
 /// How near a sync must have come to the stream, bytes of WAL, for the stream to wait for it.
 const CLOSE_BYTES: u64 = 1 << 20;
 
@@ -88,6 +90,8 @@ struct Running {
     finish: Option<oneshot::Sender<()>>,
     /// How far it has come.
     reached: Option<Lsn>,
+    /// Since when it has followed the stream, its copy done.
+    following: Option<Instant>,
 }
 
 enum Report {
@@ -122,11 +126,14 @@ impl TableSyncs {
             .is_some_and(|run| run.finish.is_some() && run.reached.is_some_and(|reached| reached >= position))
     }
 
-    /// Whether the running sync has nearly reached `position`: worth waiting for.
-    pub(super) fn is_close_to(&self, position: Lsn) -> bool {
-        self.running.as_ref().is_some_and(|run| {
-            run.finish.is_some()
-                && run.reached.is_some_and(|reached| position.bytes_since(reached) <= CLOSE_BYTES)
+    /// Whether the stream is to wait at `position` for the running sync: because it is nearly there,
+    /// or because it has followed for long without catching up. It applies row by row, the stream in
+    /// sets; under a steady load it would never arrive by itself (PostgreSQL's apply worker waits for
+    /// its sync workers, too: `wait_for_relation_state_change` in tablesync.c).
+    pub(super) fn is_awaited_at(&self, position: Lsn) -> bool {
+        self.running.as_ref().filter(|run| run.finish.is_some()).is_some_and(|run| {
+            let near = run.reached.is_some_and(|reached| position.bytes_since(reached) <= CLOSE_BYTES);
+            near || run.following.is_some_and(|since| since.elapsed() >= FOLLOW_MAX)
         })
     }
 
@@ -145,6 +152,7 @@ impl TableSyncs {
             match report {
                 Some(Report::Reached(lsn)) => {
                     run.reached = Some(lsn);
+                    run.following.get_or_insert_with(Instant::now);
                     return SyncEvent::CaughtUp;
                 }
                 Some(Report::CatchingUp) => {
@@ -188,7 +196,14 @@ impl TableSyncs {
             let result = sync.run(&job.table, reports, finish_asked).await;
             (job.table, result)
         });
-        self.running = Some(Running { task, source, reports: received, finish: Some(finish), reached: None });
+        self.running = Some(Running {
+            task,
+            source,
+            reports: received,
+            finish: Some(finish),
+            reached: None,
+            following: None,
+        });
     }
 
     fn ended(

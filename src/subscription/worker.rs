@@ -45,7 +45,7 @@ const COMMAND_POLL: Duration = Duration::from_secs(1);
 const HOLD_POLL: Duration = Duration::from_secs(2);
 /// Back-off between attempts: from here, doubling, with jitter, to there.
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
-const BACKOFF_MAX: Duration = Duration::from_secs(15);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Phases and monitor events waiting to be taken, at most.
 const EVENTS_MAX: usize = 16;
 

@@ -96,7 +96,8 @@ pub(crate) async fn cut_off(world: &World) {
 /// However often an attempt fails for the same reason, it is said once.
 pub(crate) async fn assert_said_once(service: &Service, primary: &str) {
     let lines = |level: &str| {
-        let log = service.log();
+        // A field's value is quoted.
+        let log = service.log().replace("\\\"", "\"");
         let said = log.lines().filter(|line| line.contains(level) && line.contains(primary));
         said.filter(|line| line.contains("will try again")).count()
     };

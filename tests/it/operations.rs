@@ -85,7 +85,9 @@ async fn commands_are_answered_within_a_second_whatever_is_under_way() {
     command(&world, "pause").await.expect(0);
     world.wait_paused("operator").await;
     until("its target transaction has ended", async || world.target.value(open).await.is_none()).await;
-    assert_eq!(world.target.value("SELECT count(*) FROM item").await.as_deref(), Some("1"));
+    // Sets may have been quicker than the pause: all of it, or nothing.
+    let rows = world.target.value("SELECT count(*) FROM item").await.unwrap();
+    assert!(["1", "60001"].contains(&rows.as_str()), "{rows} rows");
     command(&world, "resume").await.expect(0);
     world.wait_same_rows("item").await;
 
@@ -380,8 +382,8 @@ async fn last_commit(world: &World) -> String {
 async fn a_drop_removes_slot_and_state_and_everything_starts_over() {
     let world = world().publisher_sql("INSERT INTO item VALUES (1, 'there before')").start().await;
     let service = world.run();
-    let standby = world.run();
     world.wait_state("streaming").await;
+    let standby = world.run();
     until("the second instance stands by", async || standby.log().contains("standby")).await;
 
     // A drop that cannot reach the publisher leaves everything as it was.
@@ -447,7 +449,7 @@ async fn a_stop_is_clean_and_quick_in_every_state() {
     // The target is away: nothing can be told anywhere but in the log.
     world.target_server().stop(StopMode::Fast).await.unwrap();
     let service = world.run();
-    until("it says what it waits for", async || service.log().contains("cannot be opened yet")).await;
+    until("it says what it waits for", async || service.log().contains("waiting for the target")).await;
     stops_cleanly(service, "the target is away").await;
     world.target_server().launch().await.unwrap();
 
@@ -496,7 +498,7 @@ async fn a_stop_is_clean_and_quick_in_every_state() {
     world.publisher_server().stop(StopMode::Fast).await.unwrap();
     let service = world.run();
     let view = world.wait_state("retrying").await;
-    assert_eq!(view.reason.as_deref(), Some("connection"), "{:#}", view.json);
+    assert_eq!(view.reason.as_deref(), Some("port"), "{:#}", view.json);
     stops_cleanly(service, "retrying").await;
     world.publisher_server().launch().await.unwrap();
     let mut service = world.run();

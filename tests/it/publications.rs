@@ -149,7 +149,8 @@ async fn column_lists_that_contradict_each_other_are_told() {
     )
     .await;
     let _service = world.run();
-    let view = world.wait_state("paused").await;
+    let view = world.wait_state("retrying").await;
+    assert_eq!(view.reason.as_deref(), Some("publications"));
     let told = view.told();
     assert!(told.contains("column list") && told.contains("public.t"), "{told}");
 }

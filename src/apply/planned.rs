@@ -1,0 +1,50 @@
+//! A table as apply works with it: compared, planned, and judged for sets.
+//!
+//! Pure data, shared by everything that plans. How it comes about (catalogs, Relation messages) is
+//! `tables`' story.
+
+use std::sync::Arc;
+
+use super::plan::RowChange;
+use super::sets::ExactBecause;
+use crate::schema::{PublishedActions, PublishedRelation, TablePlan};
+
+/// One published relation, compared with its target and planned.
+#[derive(Debug)]
+pub struct TableContext {
+    /// Distinguishes this plan from earlier plans of the same table.
+    pub id: u64,
+    pub published: Arc<PublishedRelation>,
+    pub plan: TablePlan,
+    /// What the plan was made from on the publisher's side.
+    pub(super) described: PublishedRelation,
+    pub(super) actions: PublishedActions,
+    /// Why its changes are applied row by row; none if sets suit it.
+    pub exact_because: Option<ExactBecause>,
+}
+
+impl TableContext {
+    /// Whether something acts on the table's rows by itself, so that order means something.
+    pub(super) fn acts(&self) -> bool {
+        !matches!(self.exact_because, None | Some(ExactBecause::NoKey))
+    }
+
+    /// Whether the change can be part of a set. Without a key, rows can be put in together, but
+    /// not found together.
+    pub(super) fn suits_sets(&self, change: &RowChange) -> bool {
+        match self.exact_because {
+            None => true,
+            Some(ExactBecause::NoKey) => matches!(change, RowChange::Insert { .. }),
+            Some(_) => false,
+        }
+    }
+}
+
+/// Whether the session writes as a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replica {
+    /// Only triggers marked REPLICA or ALWAYS fire; foreign keys are not checked.
+    Yes,
+    /// The role may not set `session_replication_role`: everything acts as for any client.
+    No,
+}
