@@ -15,11 +15,43 @@ pub struct Diagnosis {
     pub primary: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
+    /// What logs say instead, where the rest may quote a row's values. Operators with access to the
+    /// target read the whole in `status`; logs travel further.
+    #[serde(skip)]
+    pub logged_as: Option<String>,
 }
+
+/// A diagnosis as logs may tell it ([`Diagnosis::told_to_log`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Told<'a> {
+    pub primary: &'a str,
+    pub detail: Option<&'a str>,
+    pub hint: Option<&'a str>,
+}
+
+const WITHHELD: &str = "withheld, it may quote row values; \"pgsluice status\" shows it";
 
 impl Diagnosis {
     pub fn new(primary: impl Into<String>) -> Self {
-        Self { primary: primary.into(), detail: None, hint: None }
+        Self { primary: primary.into(), detail: None, hint: None, logged_as: None }
+    }
+
+    /// Without anything that may be a row's value.
+    #[must_use]
+    pub fn told_to_log(&self) -> Told<'_> {
+        match &self.logged_as {
+            Some(primary) => Told { primary, detail: Some(WITHHELD), hint: None },
+            None => {
+                Told { primary: &self.primary, detail: self.detail.as_deref(), hint: self.hint.as_deref() }
+            }
+        }
+    }
+
+    /// Has logs say `primary` and nothing else: the rest may quote a row's values.
+    #[must_use]
+    pub fn logged_as(mut self, primary: impl Into<String>) -> Self {
+        self.logged_as = Some(primary.into());
+        self
     }
 
     #[must_use]
@@ -166,7 +198,27 @@ impl ServerError {
             primary: format!("{} (SQLSTATE {})", self.message, self.code),
             detail: self.detail.clone(),
             hint: self.hint.clone(),
+            logged_as: self.may_quote_values().then(|| self.to_code()),
         }
+    }
+
+    /// The error without the server's words.
+    #[must_use]
+    pub fn to_code(&self) -> String {
+        let constraint =
+            self.constraint.as_ref().map(|name| format!(", constraint \"{name}\"")).unwrap_or_default();
+        format!("the server refused with SQLSTATE {}{constraint}", self.code)
+    }
+
+    /// Whether message, detail or hint may quote a row's values. Data exceptions, constraint
+    /// violations and whatever functions and triggers raise do; of the rest, only the classes that
+    /// speak of connections, privileges, names and resources are known not to (PostgreSQL's
+    /// `errcodes.txt`).
+    #[must_use]
+    pub fn may_quote_values(&self) -> bool {
+        const FREE_OF_VALUES: &[&str] =
+            &["08", "0A", "25", "26", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "F0", "XX"];
+        !FREE_OF_VALUES.contains(&self.class())
     }
 
     /// The class of the SQLSTATE: its first two characters.

@@ -7,12 +7,14 @@
 //! ARCHITECTURE.md is the map; each module's own page says what it does and what it does not.
 
 pub mod apply;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod conflict;
 pub mod copy;
 pub mod demo;
 pub mod error;
+pub mod http;
 pub mod net;
 pub mod pg;
 pub mod pgoutput;

@@ -1,11 +1,14 @@
 //! The service: state in the target, one worker a subscription, signals, the order of stopping.
 //!
 //! ```text
-//! SIGTERM, SIGINT ─▶ wish: shut down ─▶ workers end (rolled back or committed) ─▶ store closes
+//! SIGTERM, SIGINT ─▶ wish: shut down ─▶ workers end (rolled back or committed) ─▶ store, HTTP close
 //! SIGHUP ─▶ reload ─▶ workers of changed subscriptions end and begin anew
 //! NOTIFY ─▶ signal ─▶ workers look for commands
 //! ```
-//! Nothing here knows what a worker does. Every task belongs to a set that is joined or aborted.
+//! The HTTP service has its address before anything else begins, and answers while the target is
+//! still waited for. Nothing here knows what a worker does. Every task belongs to a set that is joined or aborted.
+
+mod side;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,13 +18,17 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use self::side::Side;
+
 use crate::apply::{Lock, TargetSession};
 use crate::config::{Config, Subscription};
 use crate::error::{Diagnosis, Disposition, Exit, Failure};
+use crate::http::Server;
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::SubscriptionName;
 use crate::store::{Registration, State, StateChange, Store, StoreError, Verb, lock_key};
-use crate::subscription::{Wish, Worker, end_abandoned_creations};
+use crate::subscription::{Board, Wish, Worker, end_abandoned_creations, target_unavailable};
+use crate::telemetry::{self, Attention, Bars};
 
 /// How long workers may take to stop, and the tasks after them.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -78,14 +85,27 @@ impl Signals {
 }
 
 /// Runs every subscription of the configuration until SIGTERM or SIGINT. `reload` reads the
-/// configuration again (SIGHUP); what it cannot read is said by it, and nothing changes.
-pub async fn run(config: Config, reload: impl Fn() -> Option<Config>) -> Result<(), Failure> {
+/// configuration again (SIGHUP); what it cannot read is said by it, and nothing changes. `bars` show
+/// the copies' progress.
+pub async fn run(
+    config: Config,
+    bars: Option<Bars>,
+    reload: impl Fn() -> Option<Config>,
+) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
+    let server = Server::bind(&config.service).await?;
+    let board = Board::default();
+    announce(&config, &board, State::Starting);
+    let side = Side::start(server, board.view(), bars);
     let store = tokio::select! {
-        store = open_store(&config) => store?,
-        () = signals.stop() => return Ok(()),
+        store = open_store(&config, &board) => store,
+        () = signals.stop() => {
+            side.stop().await;
+            return Ok(());
+        }
     };
-    let mut service = Service::new(config, store);
+    side.store_opened(&store);
+    let mut service = Service::new(config, store, board);
     service.start_all().await;
     let mut commands = service.store.listen();
     loop {
@@ -106,12 +126,28 @@ pub async fn run(config: Config, reload: impl Fn() -> Option<Config>) -> Result<
     }
     info!("stopping");
     service.stop_all().await;
+    side.stop().await;
     Ok(())
 }
 
+/// Puts every subscription on the board before anything runs.
+fn announce(config: &Config, board: &Board, state: State) {
+    for subscription in &config.subscriptions {
+        let state = if subscription.enabled { state } else { State::Disabled };
+        drop(board.add(&subscription.name, state));
+        telemetry::register(subscription.name.as_str());
+    }
+}
+
+/// The target's state cannot be opened: said on the board of every enabled subscription.
+fn announce_waiting(config: &Config, board: &Board, diagnosis: &Diagnosis) {
+    for subscription in config.subscriptions.iter().filter(|subscription| subscription.enabled) {
+        board.add(&subscription.name, State::Retrying).send_replace(target_unavailable(diagnosis));
+    }
+}
+
 /// Waits for the target, if need be, and brings schema `pgsluice` up to date.
-async fn open_store(config: &Config) -> Result<Store, Failure> {
-    let mut said: Option<Diagnosis> = None;
+async fn open_store(config: &Config, board: &Board) -> Store {
     loop {
         let opened = async {
             let store = Store::connect(&config.target.conninfo).await?;
@@ -123,14 +159,14 @@ async fn open_store(config: &Config) -> Result<Store, Failure> {
                 for migration in applied {
                     info!(version = migration.version, "schema pgsluice: {}", migration.description);
                 }
-                return Ok(store);
+                return store;
             }
             Err(error) => {
                 let diagnosis = error.diagnosis();
-                if said.as_ref() != Some(&diagnosis) {
-                    warn!("the target's state cannot be opened yet: {diagnosis}");
-                    said = Some(diagnosis);
-                }
+                announce_waiting(config, board, &diagnosis);
+                let told = diagnosis.told_to_log();
+                let (error_text, detail, hint) = (told.primary, told.detail, told.hint);
+                warn!(error = error_text, detail, hint, "waiting for the target");
                 if error.disposition() != Disposition::Retry {
                     // A person has to do something there; they need not restart the service, too.
                     tokio::time::sleep(TARGET_RETRY).await;
@@ -147,12 +183,13 @@ struct Service {
     store: Store,
     instance: String,
     signal: watch::Sender<u64>,
+    board: Board,
     workers: HashMap<SubscriptionName, watch::Sender<Wish>>,
     tasks: JoinSet<SubscriptionName>,
 }
 
 impl Service {
-    fn new(config: Config, store: Store) -> Self {
+    fn new(config: Config, store: Store, board: Board) -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let instance = format!("{} (pid {})", host.trim(), std::process::id());
         Self {
@@ -160,6 +197,7 @@ impl Service {
             store,
             instance,
             signal: watch::Sender::new(0),
+            board,
             workers: HashMap::new(),
             tasks: JoinSet::new(),
         }
@@ -173,9 +211,12 @@ impl Service {
 
     async fn start(&mut self, subscription: Subscription) {
         let name = subscription.name.clone();
+        telemetry::register(name.as_str());
         if !subscription.enabled {
+            drop(self.board.add(&name, State::Disabled));
             if let Err(error) = self.report_disabled(&subscription).await {
-                warn!(subscription = %name, "{}", error.diagnosis());
+                let diagnosis = error.diagnosis();
+                Attention { subscription: Some(name.as_str()), relation: None, diagnosis: &diagnosis }.emit();
             }
             return;
         }
@@ -187,6 +228,7 @@ impl Service {
             self.instance.clone(),
             wish.subscribe(),
             self.signal.subscribe(),
+            self.board.add(&name, State::Starting),
         );
         self.workers.insert(name.clone(), wish);
         self.tasks.spawn(async move {
@@ -241,6 +283,9 @@ impl Service {
         info!(added = added.len(), changed = changed.len(), ended = ending.len(), "reloaded");
         let target = self.config.target.clone();
         self.stop(&ending).await;
+        for name in &ending {
+            self.board.remove(name);
+        }
         self.config = Config { target, ..config };
         for subscription in changed.into_iter().chain(added) {
             self.start(subscription).await;
@@ -369,7 +414,7 @@ async fn take_over(
 async fn drop_slot(client: &PgClient, subscription: &Subscription) -> Result<(), Failure> {
     end_abandoned_creations(client, &subscription.slot)
         .await
-        .map_err(|error| Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string())))?;
+        .map_err(|error| Failure::new(Exit::Unreachable, error.diagnosis()))?;
     let slot = subscription.slot.as_str();
     let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
     loop {

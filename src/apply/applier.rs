@@ -12,18 +12,21 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::compact::compact;
 use super::event::Event;
 use super::exact::Exact;
-use super::pipeline::{Batch, BatchSummary, Open, Pipeline};
+use super::pipeline::{Batch, Open, Pipeline};
 use super::plan::RowChange;
 use super::progress;
 use super::tables::{Lookup, Tables};
 use super::{ApplyError, ExactBecause, Membership, TableContext, TargetSession, unix_time_us};
 use crate::conflict::ConflictReport;
+use crate::error::ServerError;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
 use crate::pgoutput::{Begin, Message};
+use crate::telemetry::Tally;
 
 /// A batch holds at most so many changes…
 const BATCH_CHANGES_MAX: usize = 8192;
@@ -47,6 +50,8 @@ pub struct Applier<'a> {
     received: Lsn,
     /// The finish LSN of the last transaction that went in slices.
     sliced: Lsn,
+    /// What the slices applied so far hold, of a transaction whose last one has not been.
+    slices: Option<Tally>,
     outcomes: VecDeque<Outcome>,
 }
 
@@ -84,12 +89,15 @@ pub enum Outcome {
     Pending,
     /// Everything up to `lsn` is durable in the target, or needs nothing there.
     Durable { lsn: Lsn, transaction: Option<Applied> },
-    /// A batch of sets is durable.
-    Batch { lsn: Lsn, last: Applied, summary: BatchSummary },
+    /// A target transaction is durable: a batch of sets, or one transaction applied exactly.
+    Batch { lsn: Lsn, last: Applied, tally: Tally, took: Duration },
     /// How changes of a table will be applied: row by row for this reason, or in sets.
     Planned { source: QualifiedName, exact_because: Option<ExactBecause> },
     /// A batch could not be applied as sets and goes row by row.
-    FellBack,
+    FellBack {
+        /// Without the server's words, which may quote a row's values.
+        cause: String,
+    },
     /// A transaction was rolled back; this is why.
     Conflict(Box<ConflictReport>),
 }
@@ -150,6 +158,7 @@ impl<'a> Applier<'a> {
             receiving: None,
             received: start.recorded,
             sliced: Lsn::ZERO,
+            slices: None,
             outcomes: VecDeque::new(),
         }
     }
@@ -198,10 +207,11 @@ impl<'a> Applier<'a> {
                 self.event(Event::Commit { commit, changes: receiving.changes }).await
             }
             Message::Relation(relation) => {
-                // Within an open target transaction a failed slice would fail the look-up, too.
+                // Within an open target transaction a failed change would fail the look-up, too.
                 while self.pipeline.open() == Open::Yes && self.is_busy() {
                     self.settle().await?;
                 }
+                self.exact.come_to_rest().await?;
                 let Some(announced) = self.tables.announce(relation, self.session).await? else {
                     return Ok(());
                 };
@@ -275,18 +285,16 @@ impl<'a> Applier<'a> {
     // --- events ---------------------------------------------------------------------------
 
     async fn change(&mut self, relation: u32, change: RowChange) -> Result<(), ApplyError> {
-        let Some((table, index)) = self.find(relation, change.operation())? else { return Ok(()) };
+        let (commit_lsn, index) = self.count(change.operation())?;
+        let Some(table) = self.find(relation, commit_lsn)? else { return Ok(()) };
         self.event(Event::Change { table, change, index }).await
     }
 
     async fn truncate(&mut self, relations: &[u32], restart_seqs: bool) -> Result<(), ApplyError> {
         let mut tables = Vec::with_capacity(relations.len());
-        let mut index = 0;
+        let (commit_lsn, index) = self.count("TRUNCATE")?;
         for &relation in relations {
-            if let Some((table, at)) = self.find(relation, "TRUNCATE")? {
-                tables.push(table);
-                index = at;
-            }
+            tables.extend(self.find(relation, commit_lsn)?);
         }
         if tables.is_empty() {
             Ok(())
@@ -295,12 +303,17 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// Counts a change and finds its table; none if it is not to be applied.
-    fn find(&mut self, relation: u32, what: &str) -> Result<Option<(Arc<TableContext>, u64)>, ApplyError> {
+    /// Counts a change: where its transaction finishes, and the change's place in it.
+    fn count(&mut self, what: &str) -> Result<(Lsn, u64), ApplyError> {
         let receiving = self.receiving.as_mut().ok_or_else(|| outside(what))?;
         receiving.changes += 1;
-        match self.tables.lookup(relation, receiving.begin.final_lsn) {
-            Lookup::Apply(table) => Ok(Some((Arc::clone(table), receiving.changes))),
+        Ok((receiving.begin.final_lsn, receiving.changes))
+    }
+
+    /// Finds the table of a relation; none if its changes are not to be applied.
+    fn find(&self, relation: u32, commit_lsn: Lsn) -> Result<Option<Arc<TableContext>>, ApplyError> {
+        match self.tables.lookup(relation, commit_lsn) {
+            Lookup::Apply(table) => Ok(Some(Arc::clone(table))),
             Lookup::PassOver => Ok(None),
             Lookup::Unannounced => Err(ApplyError::OutOfOrder(format!(
                 "a change of relation {relation}, which no Relation message announced"
@@ -345,7 +358,7 @@ impl<'a> Applier<'a> {
             Event::Commit { commit, .. } => Some(commit.commit_lsn),
             _ => None,
         };
-        let outcome = self.exact.handle(event, &mut self.recorded).await?;
+        let outcome = self.exact.handle(event, &mut self.recorded, &self.tables).await?;
         if matches!(outcome, Outcome::Conflict(_)) {
             self.mode = Mode::Stopped;
         }
@@ -387,13 +400,9 @@ impl<'a> Applier<'a> {
         if matches!(error, ApplyError::Connection(_)) {
             return Err(error);
         }
-        // Its message and detail may quote rows.
-        let refused = error.server_error();
-        let (sqlstate, constraint) =
-            (refused.map(|error| &error.code), refused.and_then(|error| error.constraint.as_ref()));
-        tracing::debug!(%error, ?sqlstate, ?constraint, "a batch is applied row by row");
+        let cause = error.server_error().map_or_else(|| error.to_string(), ServerError::to_code);
         let Some(mut events) = self.pipeline.abandon().await? else { return Err(self.send_again()) };
-        self.outcomes.push_back(Outcome::FellBack);
+        self.outcomes.push_back(Outcome::FellBack { cause });
         let subscription = self.exact.subscription().clone();
         if let Some(recorded) = progress::load(self.session.client(), &subscription).await? {
             self.recorded = recorded;
@@ -446,19 +455,19 @@ impl<'a> Applier<'a> {
         let open = self.pipeline.open();
         let Ok(steps) = compact(&events) else { return self.not_sent(ApplyError::NotASet, events).await };
         let writes = !steps.is_empty() || open == Open::Yes;
-        let summary = summarize(&events);
+        let tally = summarize(&events);
         let last = last_applied(&events);
         let end = match (ends, last) {
             (Ends::Whole, Some((lsn, applied))) if writes => Some(progress::Step {
                 from: self.recorded,
                 to: lsn,
                 commit_time_us: applied.commit_time_us,
-                transactions: summary.transactions,
+                transactions: tally.transactions,
             }),
             _ => None,
         };
         let recorded = end.map_or(self.recorded, |end| end.to);
-        let batch = Batch { steps, events, end, summary };
+        let batch = Batch { steps, events, end, tally };
         match self.pipeline.send(batch).await {
             Ok(()) => {
                 self.recorded = recorded;
@@ -477,13 +486,20 @@ impl<'a> Applier<'a> {
             return Err(self.send_again());
         }
         if let Some(refused) = error.server_error() {
-            tracing::warn!(error = %refused, "a set statement could not be prepared; rows go one by one");
+            tracing::warn!(
+                error = refused.to_code(),
+                "a set statement could not be prepared; rows go one by one"
+            );
         }
         self.gathered.put_back(events);
         self.fall_back(error).await
     }
 
     fn report(&mut self, done: &super::pipeline::Settled) {
+        if done.slice && done.end.is_none() {
+            // Durable, and told of, with the last slice.
+            self.slices = Some(self.slices.take().unwrap_or_default().plus(done.tally));
+        }
         let Some((lsn, last)) = last_applied(&done.events).or_else(|| {
             // Slices keep no events; the last one of a transaction has its end.
             done.end.map(|end| {
@@ -502,7 +518,8 @@ impl<'a> Applier<'a> {
         };
         let lsn = done.events.iter().rev().find_map(Event::idle).unwrap_or(lsn).max(lsn);
         if done.end.is_some() {
-            self.outcomes.push_back(Outcome::Batch { lsn, last, summary: done.summary });
+            let tally = self.slices.take().unwrap_or_default().plus(done.tally);
+            self.outcomes.push_back(Outcome::Batch { lsn, last, tally, took: done.took });
         } else {
             let last = Applied { how: How::Empty, ..last };
             self.outcomes.push_back(Outcome::Durable { lsn, transaction: Some(last) });
@@ -536,14 +553,18 @@ impl Gathered {
     fn take_whole(&mut self) -> Vec<Event> {
         let rest = self.events.split_off(self.whole);
         let whole = self.take_all();
-        rest.into_iter().for_each(|event| self.push(event));
+        for event in rest {
+            self.push(event);
+        }
         whole
     }
 
     fn put_back(&mut self, mut events: Vec<Event>) {
         events.append(&mut self.events);
         self.take_all();
-        events.into_iter().for_each(|event| self.push(event));
+        for event in events {
+            self.push(event);
+        }
     }
 }
 
@@ -564,19 +585,19 @@ fn last_applied(events: &[Event]) -> Option<(Lsn, Applied)> {
 }
 
 /// Counts what the events hold, before compaction.
-fn summarize(events: &[Event]) -> BatchSummary {
-    let mut summary = BatchSummary::default();
+fn summarize(events: &[Event]) -> Tally {
+    let mut tally = Tally::default();
     for event in events {
         match event {
-            Event::Commit { .. } => summary.transactions += 1,
-            Event::Change { change: RowChange::Insert { .. }, .. } => summary.inserts += 1,
-            Event::Change { change: RowChange::Update { .. }, .. } => summary.updates += 1,
-            Event::Change { change: RowChange::Delete { .. }, .. } => summary.deletes += 1,
-            Event::Truncate { .. } => summary.truncates += 1,
+            Event::Commit { .. } => tally.transactions += 1,
+            Event::Change { change: RowChange::Insert { .. }, .. } => tally.inserts += 1,
+            Event::Change { change: RowChange::Update { .. }, .. } => tally.updates += 1,
+            Event::Change { change: RowChange::Delete { .. }, .. } => tally.deletes += 1,
+            Event::Truncate { tables, .. } => tally.truncates += tables.len() as u64,
             Event::Begin(_) | Event::Idle(_) => {}
         }
     }
-    summary
+    tally
 }
 
 fn outside(what: &str) -> ApplyError {

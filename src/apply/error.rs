@@ -7,7 +7,7 @@ use super::TableContext;
 use super::plan::{PlanError, RowChange};
 use crate::error::ServerError;
 use crate::net::server_error;
-use crate::pg::Lsn;
+use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::RelationError;
 use crate::schema::Misfit;
 use crate::schema::catalog::CatalogError;
@@ -42,6 +42,10 @@ pub enum ApplyError {
     /// Another writer has moved the progress row.
     #[error("another writer has moved the progress row on from {expected}")]
     ProgressMoved { expected: Lsn },
+    /// DDL has changed a table of the target since its changes were planned. Nothing of the
+    /// transaction was applied.
+    #[error("table {0} of the target has been changed by DDL")]
+    TargetChanged(QualifiedName),
     /// Tables that the published rows do not fit into.
     #[error("{} problem(s) keep published tables from fitting into the target", .0.len())]
     Unfit(Vec<Misfit>),

@@ -20,7 +20,7 @@ pub(super) enum Event {
     Truncate {
         tables: Vec<Arc<TableContext>>,
         restart_seqs: bool,
-        /// Its place among the transaction's changes, from 1: each table counts as one, this is the last.
+        /// Its place among the transaction's changes, from 1.
         index: u64,
     },
     Commit {

@@ -54,15 +54,20 @@ impl Finding {
     }
 
     /// Names the COMMIT after so many changes as what was refused, unless it was an earlier row.
-    pub(super) fn of_commit(&mut self, touched: &[Arc<TableContext>], changes: u64) {
+    pub(super) fn of_commit(&mut self, source: Option<QualifiedName>, changes: u64) {
         if self.change_index > 0 {
             return;
         }
         self.operation = Operation::Commit;
         self.change_index = changes;
-        if let Some(table) = touched.iter().find(|table| table.plan.target == self.target) {
-            self.source = table.plan.source.clone();
+        if let Some(source) = source {
+            self.source = source;
         }
+    }
+
+    /// The target's table.
+    pub(super) fn target(&self) -> &QualifiedName {
+        &self.target
     }
 
     pub(super) fn into_report(
@@ -98,8 +103,12 @@ impl Finding {
 /// Gathers the evidence for a failed change. The session's transaction has been rolled back.
 ///
 /// # Errors
-/// The failure itself, if it is not a conflict; or that of looking.
+/// The failure itself, if it is not a conflict; [`ApplyError::TargetChanged`] if the change was
+/// planned for a table that is no longer like that; or that of looking.
 pub(super) async fn collect(error: ApplyError, session: &TargetSession) -> Result<Finding, ApplyError> {
+    if let ApplyError::RowCount { change, .. } | ApplyError::Refused { change, .. } = &error {
+        change.table.check_current(session).await?;
+    }
     match error {
         ApplyError::RowCount { found, change } => missing_row(found, *change),
         ApplyError::Refused { error, change } => refused(*error, *change, session).await,

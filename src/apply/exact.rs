@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::event::Event;
@@ -13,10 +14,13 @@ use super::evidence::{self, Finding};
 use super::executor::Executor;
 use super::plan::RowChange;
 use super::progress::{self, Step};
+use super::stamp::Stamps;
 use super::statement::{Sequences, truncate_sql};
+use super::tables::Tables;
 use super::{Applied, ApplyError, How, Outcome, TableContext, TargetSession, unix_time_us};
 use crate::pg::{Lsn, SubscriptionName};
 use crate::pgoutput::{Begin, Commit};
+use crate::telemetry::Tally;
 
 /// Applies events one by one.
 #[derive(Debug)]
@@ -33,15 +37,11 @@ pub(super) struct Exact<'a> {
 #[derive(Debug)]
 struct Transaction {
     begin: Begin,
+    /// What has been applied of it.
+    tally: Tally,
     stage: Stage,
-    /// The tables that it has changed so far.
-    touched: Vec<Arc<TableContext>>,
-}
-
-/// What a refusal may belong to.
-enum Doing<'a> {
-    Row,
-    Truncate { tables: &'a [Arc<TableContext>], index: u64 },
+    /// The tables that it has written to.
+    stamps: Stamps,
 }
 
 #[derive(Debug)]
@@ -49,7 +49,7 @@ enum Stage {
     /// Nothing to apply so far.
     Empty,
     /// The target transaction is open.
-    Open,
+    Open { since: Instant },
     /// Passed over on an operator's word.
     Skipped,
     /// Rolled back; waiting for the end to know its size.
@@ -79,19 +79,25 @@ impl<'a> Exact<'a> {
         self.executor.forget(table);
     }
 
-    /// Takes the next event. `recorded` is the progress row's position and moves with it.
+    /// Takes the next event. `recorded` is the progress row's position and moves with it; `names`
+    /// tells which published table is meant by a target table that the server names.
     ///
     /// # Errors
     /// After an error nothing more can be applied, and the session's transaction may be open
     /// ([`TargetSession::reset`]).
-    pub(super) async fn handle(&mut self, event: Event, recorded: &mut Lsn) -> Result<Outcome, ApplyError> {
+    pub(super) async fn handle(
+        &mut self,
+        event: Event,
+        recorded: &mut Lsn,
+        names: &Tables,
+    ) -> Result<Outcome, ApplyError> {
         match event {
             Event::Begin(begin) => self.begin(begin),
             Event::Change { table, change, index } => self.change(&table, change, index).await,
             Event::Truncate { tables, restart_seqs, index } => {
                 self.truncate(&tables, restart_seqs, index).await
             }
-            Event::Commit { commit, changes } => self.commit(&commit, changes, recorded).await,
+            Event::Commit { commit, changes } => self.commit(&commit, changes, recorded, names).await,
             Event::Idle(lsn) => Ok(Outcome::Durable { lsn, transaction: None }),
         }
     }
@@ -101,7 +107,8 @@ impl<'a> Exact<'a> {
             return Err(ApplyError::OutOfOrder("BEGIN within a transaction".to_owned()));
         }
         let stage = if self.skips(begin.final_lsn) { Stage::Skipped } else { Stage::Empty };
-        self.transaction = Some(Transaction { begin, stage, touched: Vec::new() });
+        let (tally, stamps) = (Tally::default(), Stamps::default());
+        self.transaction = Some(Transaction { begin, tally, stage, stamps });
         Ok(Outcome::Pending)
     }
 
@@ -114,10 +121,16 @@ impl<'a> Exact<'a> {
         if !self.applies()? {
             return Ok(Outcome::Pending);
         }
-        self.open().await?;
-        self.touch(table);
+        self.open([table]).await?;
+        if let Some(transaction) = &mut self.transaction {
+            match change {
+                RowChange::Insert { .. } => transaction.tally.inserts += 1,
+                RowChange::Update { .. } => transaction.tally.updates += 1,
+                RowChange::Delete { .. } => transaction.tally.deletes += 1,
+            }
+        }
         let result = self.executor.submit(table, change, index).await;
-        self.settle(result, Doing::Row).await
+        self.settle(result, |_| ()).await
     }
 
     async fn truncate(
@@ -129,21 +142,40 @@ impl<'a> Exact<'a> {
         if !self.applies()? {
             return Ok(Outcome::Pending);
         }
-        self.open().await?;
+        self.open(tables).await?;
+        if let Some(transaction) = &mut self.transaction {
+            transaction.tally.truncates += tables.len() as u64;
+        }
         let sequences = if restart_seqs { Sequences::Restart } else { Sequences::Continue };
         let sql = truncate_sql(tables.iter().map(|table| &table.plan), sequences);
         let result = match self.executor.drain().await {
             Ok(()) => self.session.client().batch_execute(&sql).await.map_err(ApplyError::from),
             Err(error) => Err(error),
         };
-        self.settle(result, Doing::Truncate { tables, index }).await
+        if let Err(ApplyError::Server(_)) = &result {
+            self.roll_back().await?;
+            for table in tables {
+                table.check_current(self.session).await?;
+            }
+        }
+        self.settle(result, |finding| finding.of_truncate(tables, index)).await
+    }
+
+    /// Waits for what is in flight, and judges it: whatever is asked of the session next must not
+    /// meet a transaction that an earlier change has aborted.
+    pub(super) async fn come_to_rest(&mut self) -> Result<(), ApplyError> {
+        let result = self.executor.drain().await;
+        if result.is_err() {
+            self.settle(result, |_| ()).await?;
+        }
+        Ok(())
     }
 
     /// Whether changes of the transaction are still applied.
     fn applies(&self) -> Result<bool, ApplyError> {
         match &self.transaction {
             None => Err(ApplyError::OutOfOrder("a change outside a transaction".to_owned())),
-            Some(transaction) => Ok(matches!(transaction.stage, Stage::Empty | Stage::Open)),
+            Some(transaction) => Ok(matches!(transaction.stage, Stage::Empty | Stage::Open { .. })),
         }
     }
 
@@ -152,15 +184,16 @@ impl<'a> Exact<'a> {
         commit: &Commit,
         changes: u64,
         recorded: &mut Lsn,
+        names: &Tables,
     ) -> Result<Outcome, ApplyError> {
-        let Some(Transaction { begin, stage, touched }) = self.transaction.take() else {
+        let Some(Transaction { begin, tally, stage, stamps }) = self.transaction.take() else {
             return Err(ApplyError::OutOfOrder("COMMIT outside a transaction".to_owned()));
         };
-        let how = match stage {
+        let (how, since) = match stage {
             Stage::Failed(finding) => return Ok(self.conflict(*finding, &begin, changes)),
-            Stage::Empty => How::Empty,
-            Stage::Skipped => How::Skipped,
-            Stage::Open => How::Committed,
+            Stage::Empty => (How::Empty, None),
+            Stage::Skipped => (How::Skipped, None),
+            Stage::Open { since } => (How::Committed, Some(since)),
         };
         let applied = Applied {
             commit_lsn: commit.commit_lsn,
@@ -168,10 +201,18 @@ impl<'a> Exact<'a> {
             changes,
             how,
         };
-        let durable = Outcome::Durable { lsn: commit.end_lsn, transaction: Some(applied) };
+        let durable = || match since {
+            Some(since) => Outcome::Batch {
+                lsn: commit.end_lsn,
+                last: applied,
+                tally: Tally { transactions: 1, ..tally },
+                took: since.elapsed(),
+            },
+            None => Outcome::Durable { lsn: commit.end_lsn, transaction: Some(applied) },
+        };
         match how {
             // Nothing to write, and nothing to remember: should it come again, it is empty again.
-            How::Empty => return Ok(durable),
+            How::Empty => return Ok(durable()),
             How::Skipped => self.session.client().batch_execute("BEGIN").await?,
             How::Committed => {}
         }
@@ -181,15 +222,15 @@ impl<'a> Exact<'a> {
             commit_time_us: applied.commit_time_us,
             transactions: 1,
         };
-        match self.finish(step).await {
+        match self.finish(step, &stamps).await {
             Ok(()) => {
                 *recorded = commit.end_lsn;
-                Ok(durable)
+                Ok(durable())
             }
             Err(error) => {
                 self.roll_back().await?;
                 let mut finding = evidence::collect(error, self.session).await?;
-                finding.of_commit(&touched, changes);
+                finding.of_commit(names.source_of(finding.target()), changes);
                 Ok(self.conflict(finding, &begin, changes))
             }
         }
@@ -200,45 +241,39 @@ impl<'a> Exact<'a> {
     }
 
     /// Rows, progress, COMMIT.
-    async fn finish(&mut self, step: Step) -> Result<(), ApplyError> {
+    async fn finish(&mut self, step: Step, stamps: &Stamps) -> Result<(), ApplyError> {
         self.executor.drain().await?;
-        progress::advance(self.session.client(), &self.subscription, step).await?;
+        let client = self.session.client();
+        tokio::try_join!(stamps.check(client), progress::advance(client, &self.subscription, step))?;
         fail::fail_point!("apply::before_commit");
         self.session.client().batch_execute("COMMIT").await?;
         fail::fail_point!("apply::after_commit");
         Ok(())
     }
 
-    /// Remembers a table that the transaction changes.
-    fn touch(&mut self, table: &Arc<TableContext>) {
-        if let Some(Transaction { touched, .. }) = &mut self.transaction
-            && !touched.iter().rev().any(|known| known.id == table.id)
-        {
-            touched.push(Arc::clone(table));
+    async fn open(&mut self, tables: impl IntoIterator<Item = &Arc<TableContext>>) -> Result<(), ApplyError> {
+        let Some(transaction) = &mut self.transaction else { return Ok(()) };
+        for table in tables {
+            transaction.stamps.add(table);
         }
-    }
-
-    async fn open(&mut self) -> Result<(), ApplyError> {
-        if let Some(Transaction { stage: stage @ Stage::Empty, .. }) = &mut self.transaction {
+        if matches!(transaction.stage, Stage::Empty) {
             self.session.client().batch_execute("BEGIN").await?;
-            *stage = Stage::Open;
+            transaction.stage = Stage::Open { since: Instant::now() };
         }
         Ok(())
     }
 
     /// Judges a statement's result. A conflict ends the target transaction and keeps its evidence;
-    /// anything else goes up.
+    /// anything else goes up. `name` says what a refusal that belongs to no row belongs to.
     async fn settle(
         &mut self,
         result: Result<(), ApplyError>,
-        doing: Doing<'_>,
+        name: impl FnOnce(&mut Finding),
     ) -> Result<Outcome, ApplyError> {
         let Err(error) = result else { return Ok(Outcome::Pending) };
         self.roll_back().await?;
         let mut finding = evidence::collect(error, self.session).await?;
-        if let Doing::Truncate { tables, index } = doing {
-            finding.of_truncate(tables, index);
-        }
+        name(&mut finding);
         debug!(subscription = %self.subscription, "transaction rolled back on a conflict");
         if let Some(transaction) = &mut self.transaction {
             transaction.stage = Stage::Failed(Box::new(finding));

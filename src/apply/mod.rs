@@ -8,7 +8,8 @@
 //! - Rows and progress commit together (`progress`).
 //! - A position is handed back as applied only after its COMMIT returned.
 //! - Nothing here retries or pauses: failures go up to `subscription`, which decides.
-//! - This module never sees wire bytes (`pgoutput`) and never reads the clock.
+//! - This module never sees wire bytes (`pgoutput`) and decides nothing by a clock: it only
+//!   measures how long the target takes.
 
 mod applier;
 mod array;
@@ -25,6 +26,7 @@ pub mod plan;
 pub mod progress;
 mod session;
 mod sets;
+mod stamp;
 pub mod statement;
 mod tables;
 
@@ -39,10 +41,9 @@ fn unix_time_us(postgres_time_us: i64) -> i64 {
     postgres_time_us.saturating_add(POSTGRES_EPOCH_US)
 }
 
-pub use pipeline::BatchSummary;
 pub use session::{
-    COPY_ORIGINS_MAX, Lock, OpenError, Replica, TargetSession, copy_origin_name, origin_name,
-    sync_origin_name,
+    COPY_ORIGINS_MAX, Lock, OpenError, OriginLack, Replica, TargetSession, copy_origin_name, no_origin,
+    no_replica_role, origin_name, sync_origin_name,
 };
 pub use sets::{ExactBecause, exact_because};
 pub use tables::{Member, Membership, TableContext};

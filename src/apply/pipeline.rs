@@ -5,8 +5,8 @@
 //! send n+1: BEGIN · sets · progress n→n+1 · COMMIT      (before the answers to n are in)
 //! ```
 //! # Why a COMMIT may be sent unseen
-//! Every statement guards itself (`sets`, and the progress row's compare-and-set fails the same
-//! way), so a batch whose rows differ from the plan is aborted by the server, and its COMMIT rolls
+//! Every statement guards itself (`sets`; the tables' `stamp` and the progress row's compare-and-set
+//! fail the same way), so a batch whose rows differ from the plan is aborted by the server, and its COMMIT rolls
 //! back. The next batch then finds the progress row not where it expects it, and fails, too: commits
 //! stay in order and nothing overtakes a failure. A long way to the target costs latency, not speed.
 //!
@@ -18,8 +18,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use tokio::time::Instant;
 use tokio_postgres::Statement;
 use tokio_postgres::types::PgLsn;
 
@@ -29,11 +31,13 @@ use super::event::Event;
 use super::plan::Param;
 use super::progress::{ADVANCE_GUARDED, Step as ProgressStep};
 use super::sets::{self, BEGIN_SETS};
+use super::stamp::{self, Stamps};
 use super::statement::{Sequences, truncate_sql};
 use super::{ApplyError, TableContext};
 use crate::net::PgClient;
 use crate::pg::SubscriptionName;
 use crate::pgoutput::Tuple;
+use crate::telemetry::Tally;
 
 /// Batches under way, at most: one that the target works on, and those that are on their way.
 pub(super) const BATCHES_MAX: usize = 3;
@@ -47,6 +51,8 @@ pub(super) struct Pipeline {
     subscription: SubscriptionName,
     statements: HashMap<(u64, SetKind), Statement>,
     progress: Option<Statement>,
+    /// Fails if a table has changed since it was planned.
+    guard: Option<Statement>,
     under_way: VecDeque<UnderWay>,
     /// A slice has been sent whose transaction is still open on the target.
     open: Open,
@@ -66,22 +72,13 @@ pub(super) struct Batch {
     pub(super) events: Vec<Event>,
     /// Where the transaction ends, with its progress; none for a slice that leaves it open.
     pub(super) end: Option<ProgressStep>,
-    pub(super) summary: BatchSummary,
-}
-
-/// What a batch amounts to, for whoever reports it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct BatchSummary {
-    pub transactions: u64,
-    pub inserts: u64,
-    pub updates: u64,
-    pub deletes: u64,
-    pub truncates: u64,
+    pub(super) tally: Tally,
 }
 
 struct UnderWay {
     answers: VecDeque<Answer>,
     failed: Option<tokio_postgres::Error>,
+    sent: Instant,
     batch: Settled,
 }
 
@@ -90,7 +87,9 @@ pub(super) struct Settled {
     pub(super) events: Vec<Event>,
     pub(super) slice: bool,
     pub(super) end: Option<ProgressStep>,
-    pub(super) summary: BatchSummary,
+    pub(super) tally: Tally,
+    /// From its sending to its last answer.
+    pub(super) took: Duration,
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -109,6 +108,7 @@ impl Pipeline {
             subscription,
             statements: HashMap::new(),
             progress: None,
+            guard: None,
             under_way: VecDeque::new(),
             open: Open::No,
         }
@@ -142,12 +142,12 @@ impl Pipeline {
                 // The end of a transaction that went in slices cannot be applied again by itself.
                 let slice = leaves_open || self.open == Open::Yes;
                 self.open = if leaves_open { Open::Yes } else { Open::No };
-                let Batch { mut events, end, summary, .. } = batch;
+                let Batch { mut events, end, tally, .. } = batch;
                 if leaves_open {
                     events = Vec::new();
                 }
-                let batch = Settled { events, slice, end, summary };
-                self.under_way.push_back(UnderWay { answers, failed: None, batch });
+                let batch = Settled { events, slice, end, tally, took: Duration::ZERO };
+                self.under_way.push_back(UnderWay { answers, failed: None, sent: Instant::now(), batch });
                 Ok(())
             }
             Err(error) => Err((error, batch)),
@@ -164,6 +164,8 @@ impl Pipeline {
         for step in &batch.steps {
             statements.push(self.statement(step).await?);
         }
+        let stamps = stamps(&batch.steps);
+        let guard = if stamps.is_empty() { None } else { Some(self.guard_statement().await?) };
         let progress = match batch.end {
             Some(end) => Some((self.progress_statement().await?, end)),
             None => None,
@@ -176,6 +178,9 @@ impl Pipeline {
                 Sendable::Text(sql) => self.text(sql),
                 Sendable::Prepared(statement, params) => self.prepared(statement, params),
             });
+        }
+        if let Some(statement) = guard {
+            answers.push_back(self.guard(statement, &stamps));
         }
         if let Some((statement, end)) = progress {
             answers.push_back(self.advance(statement, end));
@@ -218,6 +223,21 @@ impl Pipeline {
         let statement = self.client.prepare(ADVANCE_GUARDED).await?;
         self.progress = Some(statement.clone());
         Ok(statement)
+    }
+
+    async fn guard_statement(&mut self) -> Result<Statement, ApplyError> {
+        if let Some(statement) = &self.guard {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(&stamp::guard_sql()).await?;
+        self.guard = Some(statement.clone());
+        Ok(statement)
+    }
+
+    fn guard(&self, statement: Statement, stamps: &Stamps) -> Answer {
+        let client = Arc::clone(&self.client);
+        let (oids, stamps) = stamps.parameters();
+        Self::dispatch(async move { client.execute(&statement, &[&oids, &stamps]).await })
     }
 
     /// Hands a request to the connection, in order, by its first poll.
@@ -270,7 +290,10 @@ impl Pipeline {
     pub(super) fn take_oldest(&mut self) -> Result<Option<Settled>, ApplyError> {
         match self.under_way.front_mut().and_then(|oldest| oldest.failed.take()) {
             Some(error) => Err(error.into()),
-            None => Ok(self.under_way.pop_front().map(|done| done.batch)),
+            None => {
+                let done = self.under_way.pop_front();
+                Ok(done.map(|done| Settled { took: done.sent.elapsed(), ..done.batch }))
+            }
         }
     }
 
@@ -289,6 +312,18 @@ impl Pipeline {
         self.client.batch_execute("ROLLBACK").await?;
         Ok(whole.then_some(events))
     }
+}
+
+/// The tables that the steps write to.
+fn stamps(steps: &[Step]) -> Stamps {
+    let mut stamps = Stamps::default();
+    for step in steps {
+        match step {
+            Step::Set { table, .. } => stamps.add(table),
+            Step::Truncate { tables, .. } => tables.iter().for_each(|table| stamps.add(table)),
+        }
+    }
+    stamps
 }
 
 enum Sendable {

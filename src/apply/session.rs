@@ -103,7 +103,10 @@ impl TargetSession {
         if client.parameter("server_encoding") == Some("SQL_ASCII") {
             client.batch_execute("SET client_encoding = 'SQL_ASCII'").await.map_err(ApplyError::from)?;
         }
-        refused(&client, NOTICE_A_DEAD_CLIENT).await?;
+        // Not every platform can tell; there, TCP keepalives have to do.
+        if let Some(error) = refused(&client, NOTICE_A_DEAD_CLIENT).await? {
+            tracing::debug!(%error, "the target does not look for lost clients");
+        }
         let row = client
             .query_one("SELECT current_user::pg_catalog.text, pg_catalog.pg_backend_pid()", &[])
             .await
@@ -178,17 +181,7 @@ impl TargetSession {
         match allowed(&self.client, "SET session_replication_role = replica").await? {
             Allowed::Yes => self.replica = Replica::Yes,
             Allowed::No => {
-                self.warnings.push(
-                    Diagnosis::new("the target role may not set session_replication_role")
-                        .detail(
-                            "ordinary triggers fire and foreign keys are checked for replicated rows, too",
-                        )
-                        .hint(format!(
-                            "on the target, as a superuser (PostgreSQL 15 or later): \
-                             GRANT SET ON PARAMETER session_replication_role TO {};",
-                            quote_ident(&self.role)
-                        )),
-                );
+                self.warnings.push(no_replica_role(&self.role));
             }
         }
         Ok(())
@@ -224,28 +217,11 @@ impl TargetSession {
                 Some(problem) => break problem,
             }
         };
-        let role = quote_ident(&self.role);
-        let hint = if problem.code == INSUFFICIENT_PRIVILEGE {
-            format!(
-                "on the target, as a superuser: GRANT EXECUTE ON FUNCTION \
-                 pg_catalog.pg_replication_origin_oid(text), pg_catalog.pg_replication_origin_create(text), \
-                 pg_catalog.pg_replication_origin_session_setup(text), \
-                 pg_catalog.pg_replication_origin_session_reset(), \
-                 pg_catalog.pg_replication_origin_drop(text) TO {role};"
-            )
-        } else {
-            "set max_replication_slots (PostgreSQL 18: max_active_replication_origins) above 0 on the target"
-                .to_owned()
-        };
-        self.warnings.push(
-            Diagnosis::new("replicated transactions carry no replication origin")
-                .detail(format!(
-                    "{}; a subscriber of this target with origin = none would receive them, and a \
-                     bidirectional set-up would loop",
-                    problem.message
-                ))
-                .hint(hint),
-        );
+        let lacks =
+            if problem.code == INSUFFICIENT_PRIVILEGE { OriginLack::Privilege } else { OriginLack::Room };
+        let warning = no_origin(&self.role, lacks);
+        let detail = warning.detail.clone().unwrap_or_default();
+        self.warnings.push(warning.detail(format!("{}; {detail}", problem.message)));
         Ok(())
     }
 
@@ -287,6 +263,50 @@ impl TargetSession {
             tokio::time::sleep(ORIGIN_POLL).await;
         }
     }
+}
+
+/// What it costs that `role` may not set `session_replication_role`.
+#[must_use]
+pub fn no_replica_role(role: &str) -> Diagnosis {
+    Diagnosis::new("the target role may not set session_replication_role")
+        .detail("ordinary triggers fire and foreign keys are checked for replicated rows, too")
+        .hint(format!(
+            "on the target, as a superuser (PostgreSQL 15 or later): \
+             GRANT SET ON PARAMETER session_replication_role TO {};",
+            quote_ident(role)
+        ))
+}
+
+/// Why transactions cannot have an origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OriginLack {
+    /// The role may not execute the functions for it.
+    Privilege,
+    /// The server has no room for any.
+    Room,
+}
+
+/// What it costs that transactions carry no origin.
+#[must_use]
+pub fn no_origin(role: &str, lacks: OriginLack) -> Diagnosis {
+    let hint = match lacks {
+        OriginLack::Privilege => format!(
+            "on the target, as a superuser: GRANT EXECUTE ON FUNCTION \
+             pg_catalog.pg_replication_origin_oid(text), pg_catalog.pg_replication_origin_create(text), \
+             pg_catalog.pg_replication_origin_session_setup(text) TO {};",
+            quote_ident(role)
+        ),
+        OriginLack::Room => {
+            "set max_replication_slots (PostgreSQL 18: max_active_replication_origins) above 0 on the target"
+                .to_owned()
+        }
+    };
+    Diagnosis::new("replicated transactions carry no replication origin")
+        .detail(
+            "a subscriber of this target with origin = none would receive them, and a bidirectional set-up \
+             would loop",
+        )
+        .hint(hint)
 }
 
 /// Whether the advisory lock is ours.

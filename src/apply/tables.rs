@@ -7,7 +7,10 @@ use super::plan::RowChange;
 use super::{ApplyError, ExactBecause, Replica, TargetSession};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
-use crate::schema::{self, Pairing, PublishedActions, PublishedRelation, Session, TablePlan, catalog};
+use crate::schema::{
+    self, Comparison, Misfit, MisfitKind, Pairing, PublishedActions, PublishedRelation, Session, TablePlan,
+    catalog,
+};
 
 /// A table of the subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +36,9 @@ pub struct TableContext {
     pub id: u64,
     pub published: Arc<PublishedRelation>,
     pub plan: TablePlan,
+    /// What the plan was made from on the publisher's side.
+    described: PublishedRelation,
+    actions: PublishedActions,
     /// Why its changes are applied row by row; none if sets suit it.
     pub exact_because: Option<ExactBecause>,
 }
@@ -47,6 +53,22 @@ pub(super) struct Announced {
 }
 
 impl TableContext {
+    /// Fails if the table would be planned otherwise now, or not at all: what went wrong with its
+    /// changes is then the plan's fault, and theirs only if it happens again under a fresh one.
+    /// The session must not be within a transaction.
+    pub(super) async fn check_current(&self, session: &TargetSession) -> Result<(), ApplyError> {
+        let now = compare(&self.described, self.actions, &self.plan.target, session).await?;
+        // A privilege that was taken away is no change of the table: the refusal itself tells it all.
+        let refused = |misfit: &Misfit| {
+            matches!(misfit.kind, MisfitKind::MissingPrivilege { .. } | MisfitKind::NoSchemaUsage { .. })
+        };
+        let only_refused = !now.misfits.is_empty() && now.misfits.iter().all(refused);
+        if only_refused || now.plan.as_ref() == Some(&self.plan) {
+            return Ok(());
+        }
+        Err(ApplyError::TargetChanged(self.plan.target.clone()))
+    }
+
     /// Whether something acts on the table's rows by itself, so that order means something.
     pub(super) fn acts(&self) -> bool {
         !matches!(self.exact_because, None | Some(ExactBecause::NoKey))
@@ -101,6 +123,11 @@ impl Tables {
         &mut self.members
     }
 
+    /// The published table that is written to `target`.
+    pub(super) fn source_of(&self, target: &QualifiedName) -> Option<QualifiedName> {
+        self.members.iter().find(|(_, member)| member.target == *target).map(|(source, _)| source.clone())
+    }
+
     pub(super) fn announce_type(&mut self, message: Type) -> Result<(), RelationError> {
         self.cache.note_type(message)
     }
@@ -127,21 +154,14 @@ impl Tables {
             Some(Known::Foreign) | None => None,
         };
         let described = PublishedRelation::clone(&published).with_domains_of(&member.catalog);
-        let target =
-            catalog::target_tables(&***session.client(), std::slice::from_ref(&member.target)).await?;
-        let comparison = schema::compare(&Pairing {
-            published: &described,
-            actions: member.actions,
-            target_name: &member.target,
-            target: target.first().and_then(Option::as_ref),
-            session: session_role(session),
-            role: session.role(),
-        });
+        let actions = member.actions;
+        let comparison = compare(&described, actions, &member.target, session).await?;
         let Some(plan) = comparison.plan else { return Err(ApplyError::Unfit(comparison.misfits)) };
         self.next_id += 1;
         let exact_because = super::exact_because(&plan, session.replica());
         let announced = Announced { replaced, source: name.clone(), exact_because };
-        let context = Arc::new(TableContext { id: self.next_id, published, plan, exact_because });
+        let context = TableContext { id: self.next_id, published, plan, described, actions, exact_because };
+        let context = Arc::new(context);
         self.relations.insert(oid, Known::Member { name, context });
         Ok(Some(announced))
     }
@@ -160,6 +180,24 @@ impl Tables {
             }
         }
     }
+}
+
+/// Compares a published table with its target as that is now.
+async fn compare(
+    published: &PublishedRelation,
+    actions: PublishedActions,
+    target_name: &QualifiedName,
+    session: &TargetSession,
+) -> Result<Comparison, ApplyError> {
+    let target = catalog::target_tables(&***session.client(), std::slice::from_ref(target_name)).await?;
+    Ok(schema::compare(&Pairing {
+        published,
+        actions,
+        target_name,
+        target: target.first().and_then(Option::as_ref),
+        session: session_role(session),
+        role: session.role(),
+    }))
 }
 
 /// What the comparison needs to know about the session.

@@ -2,12 +2,7 @@
 
 use crate::error::{Diagnosis, Exit, Failure};
 
-use super::{CheckArgs, RefreshArgs, ResyncArgs};
-
-pub(super) fn check(args: &CheckArgs) -> Result<Exit, Failure> {
-    let CheckArgs { name: _, json: _ } = args;
-    Err(not_supported("check"))
-}
+use super::{RefreshArgs, ResyncArgs};
 
 pub(super) fn refresh(args: &RefreshArgs) -> Result<Exit, Failure> {
     let RefreshArgs { name: _, no_copy: _ } = args;

@@ -9,6 +9,7 @@
 //! failures to stderr as primary, detail and hint; exit codes are [`crate::error::Exit`].
 
 mod ask;
+mod check;
 mod completions;
 mod conflicts;
 mod context;
@@ -187,7 +188,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     let config = || context::load(cli.config.as_deref());
     match cli.command {
         Command::Run => run::run(config()?, cli.config.as_deref()).await,
-        Command::Check(args) => later::check(&args),
+        Command::Check(args) => check::run(&config()?, &args).await,
         Command::Status(args) => status::run(&config()?, args).await,
         Command::Pause(args) => pause::pause(&config()?, &args.name).await,
         Command::Resume(args) => pause::resume(&config()?, &args.name).await,

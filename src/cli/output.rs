@@ -4,7 +4,7 @@
 //! the operator's terminal, so [`plain`] makes control characters visible first.
 
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 
 use anstyle::{AnsiColor, Style};
 use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle, presets};
@@ -14,6 +14,12 @@ use crate::error::{Diagnosis, Exit, Failure};
 
 /// Wider tables wrap their cells.
 const TABLE_WIDTH: u16 = 120;
+/// Control sequences (ECMA-48): to the top left; the rest of the line cleared, and to the next; all
+/// below cleared; everything cleared.
+const HOME: &str = "\x1b[H";
+const TO_NEXT_LINE: &str = "\x1b[K\r\n";
+const CLEAR_BELOW: &str = "\x1b[J";
+const CLEAR: &str = "\x1b[2J\x1b[H";
 /// A line under the headings, nothing else.
 const LINES: TableStyle = presets::NOTHING.header_separator(LineStyle::new('─', '─', '─', '─'));
 
@@ -26,13 +32,64 @@ pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
 /// Writes to stdout. A reader that has gone (`| head`) is no failure.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = anstream::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    written(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
+}
+
+fn written(result: std::io::Result<()>) -> Result<(), Failure> {
+    match result {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             let diagnosis = Diagnosis::new("the answer could not be written").detail(error.to_string());
             Err(Failure::new(Exit::No, diagnosis))
         }
         _ => Ok(()),
     }
+}
+
+/// Where a text that changes is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Screen {
+    /// A terminal: each text takes the place of the one before.
+    Terminal,
+    /// A pipe or a file: lines follow each other.
+    Lines,
+}
+
+impl Screen {
+    /// What stdout is.
+    pub(super) fn of_stdout() -> Self {
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        if std::io::stdout().is_terminal() && !dumb { Self::Terminal } else { Self::Lines }
+    }
+
+    /// Shows `text` in place of what was shown before. Moves the cursor rather than clearing the
+    /// screen, which would flicker. The movements bypass `anstream`: NO_COLOR is about colours.
+    pub(super) fn redraw(self, text: &str) -> Result<(), Failure> {
+        match self {
+            Self::Lines => print(text),
+            Self::Terminal => {
+                control(HOME)?;
+                for line in text.lines() {
+                    print(line)?;
+                    control(TO_NEXT_LINE)?;
+                }
+                control(CLEAR_BELOW)
+            }
+        }
+    }
+
+    /// An empty screen to draw on.
+    pub(super) fn clear(self) -> Result<(), Failure> {
+        match self {
+            Self::Lines => Ok(()),
+            Self::Terminal => control(CLEAR),
+        }
+    }
+}
+
+/// Writes a control sequence to the terminal.
+fn control(sequence: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    written(stdout.write_all(sequence.as_bytes()).and_then(|()| stdout.flush()))
 }
 
 /// Writes one JSON document to stdout.
@@ -50,8 +107,17 @@ pub(super) fn report(diagnosis: &Diagnosis) {
     let _ = anstream::stderr().lock().write_all(failure_text(diagnosis).as_bytes());
 }
 
-fn failure_text(diagnosis: &Diagnosis) -> String {
-    let mut text = format!("{BAD}error:{BAD:#} {}\n", plain_lines(&diagnosis.primary));
+/// Writes to stderr what somebody should look at although it prevents nothing.
+pub(super) fn report_warning(diagnosis: &Diagnosis) {
+    let _ = anstream::stderr().lock().write_all(told(BUSY, "warning", diagnosis).as_bytes());
+}
+
+pub(super) fn failure_text(diagnosis: &Diagnosis) -> String {
+    told(BAD, "error", diagnosis)
+}
+
+fn told(style: Style, what: &str, diagnosis: &Diagnosis) -> String {
+    let mut text = format!("{style}{what}:{style:#} {}\n", plain_lines(&diagnosis.primary));
     for (name, part) in [("detail", &diagnosis.detail), ("hint", &diagnosis.hint)] {
         if let Some(part) = part {
             let part = plain_lines(part).replace('\n', "\n    ");

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use tracing::{error, warn};
+use tracing::error;
 
 use crate::config::Config;
 use crate::error::{Diagnosis, Exit, Failure};
+use crate::telemetry::{self, Attention};
 
 use super::context;
 
@@ -13,11 +14,12 @@ pub(super) async fn run(config: Config, path: Option<&Path>) -> Result<Exit, Fai
     config
         .require_subscription()
         .map_err(|errors| Failure::new(Exit::Usage, Diagnosis::new(errors.to_string())))?;
-    crate::telemetry::start(config.service.log_format);
-    for warning in &config.warnings {
-        warn!("{warning}");
+    let bars = telemetry::start(config.service.log_format);
+    telemetry::start_metrics();
+    for diagnosis in &config.warnings {
+        Attention { subscription: None, relation: None, diagnosis }.emit();
     }
-    crate::runtime::run(config, || reload(path)).await?;
+    crate::runtime::run(config, bars, || reload(path)).await?;
     Ok(Exit::Fine)
 }
 
@@ -26,7 +28,8 @@ fn reload(path: Option<&Path>) -> Option<Config> {
     match context::load(path) {
         Ok(config) => Some(config),
         Err(failure) => {
-            error!("{failure}");
+            let Diagnosis { primary, detail, hint, .. } = &failure.diagnosis;
+            error!(error = primary, detail, hint, "the configuration cannot be read again");
             None
         }
     }

@@ -4,21 +4,20 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anstyle::Style;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
-use crate::error::{Disposition, Exit, Failure};
+use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::pg::{Lsn, SubscriptionName};
 use crate::store::{State, StatusDocument, Store, StoreError, SubscriptionStatus, TableState, TableStatus};
 
 use super::StatusArgs;
-use super::output::{self, BAD, BOLD, BUSY, DIM, GOOD, field, plain};
+use super::output::{self, BAD, BOLD, BUSY, DIM, GOOD, Screen, field, plain};
 
 /// How often `--watch` looks again.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// An overview shows so many tables a subscription at most; more are summed up.
 const TABLES_MAX: usize = 10;
-/// Clears the screen and goes to its top; stripped where stdout is no terminal.
-const CLEAR: &str = "\x1b[2J\x1b[H";
 
 /// How many of a subscription's tables are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,25 +48,71 @@ async fn watch(
     name: Option<&SubscriptionName>,
     tables: Tables,
 ) -> Result<Exit, Failure> {
+    // Caught from here on: an interrupt while the target is asked must not get lost.
+    let mut interrupts = signal(SignalKind::interrupt()).map_err(|error| {
+        Failure::new(Exit::No, Diagnosis::new("Ctrl-C cannot be caught").detail(error.to_string()))
+    })?;
+    let screen = Screen::of_stdout();
+    screen.clear()?;
+    let mut code = Exit::No;
+    let mut shown = String::new();
     loop {
-        let code = match look(store, config, name).await {
+        let looked = tokio::select! {
+            _ = interrupts.recv() => return Ok(code),
+            looked = look(store, config, name) => looked,
+        };
+        let text = match looked {
             Ok(document) => {
-                output::print(&format!("{CLEAR}{}", render(&document, tables)))?;
-                exit(&document)
+                code = exit(&document);
+                match screen {
+                    Screen::Terminal => render(&document, tables),
+                    Screen::Lines => lines(&document),
+                }
             }
             // The target may come back, and whoever watches wants to see it.
             Err(LookError::Store(error)) if error.disposition() == Disposition::Retry => {
-                output::print(CLEAR)?;
-                output::report(&error.diagnosis());
-                error.exit()
+                code = error.exit();
+                output::failure_text(&error.diagnosis())
             }
             Err(error) => return Err(error.into()),
         };
+        // Lines that say nothing new are not written again.
+        if screen == Screen::Terminal || text != shown {
+            screen.redraw(&text)?;
+        }
+        shown = text;
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => return Ok(code),
+            _ = interrupts.recv() => return Ok(code),
             () = tokio::time::sleep(WATCH_INTERVAL) => {}
         }
     }
+}
+
+/// A line a subscription: what `--watch` writes where it cannot draw in place.
+fn lines(document: &StatusDocument) -> String {
+    let mut text = String::new();
+    for status in &document.subscriptions {
+        let _ = write!(text, "{} {}", plain(&status.name), status.state);
+        if let Some(reason) = &status.reason {
+            let _ = write!(text, " ({})", plain(reason));
+        }
+        if let Some(lsn) = status.applied_lsn {
+            let _ = write!(text, " applied {lsn}");
+        }
+        if let Some(bytes) = status.lag_bytes {
+            let _ = write!(text, " lag {}", output::bytes(bytes));
+        }
+        if let Some(seconds) = status.lag_seconds {
+            let _ = write!(text, " {}", output::seconds(seconds));
+        }
+        let copying = status.tables.iter().filter(|table| table.state != TableState::Ready).count();
+        if copying > 0 {
+            let _ =
+                write!(text, " tables {} of {} ready", status.tables.len() - copying, status.tables.len());
+        }
+        text.push('\n');
+    }
+    text
 }
 
 enum LookError {
@@ -251,7 +296,6 @@ fn note(row: &TableStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Diagnosis;
     use crate::pg::QualifiedName;
     use crate::store::SlotStatus;
 
@@ -341,6 +385,14 @@ mod tests {
           ────────────────────────────────────────────────────────────────────────────────────────────────
             public.widgets → reporting.widget   paused   3             column "price" is missing; add it
         "#);
+    }
+
+    #[test]
+    fn where_nothing_can_be_drawn_a_subscription_is_a_line() {
+        insta::assert_snapshot!(
+            lines(&StatusDocument { subscriptions: vec![streaming()] }),
+            @"my_subscription streaming applied 0/16B3748 lag 72 B 0.2 s tables 1 of 2 ready"
+        );
     }
 
     #[test]

@@ -6,6 +6,10 @@ use crate::apply::OpenError;
 use crate::error::{Diagnosis, ServerError};
 use crate::net::{ConnectError, server_error};
 use crate::pg::QualifiedName;
+use crate::schema::catalog;
+
+/// PostgreSQL's error for a missing privilege.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
 /// The server that an error came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,9 +62,9 @@ impl CopyError {
         Self::on(Side::Target)(error)
     }
 
-    /// What an operator is told, for `table`.
+    /// What an operator is told, for `table`, which `role` reads on the publisher.
     #[must_use]
-    pub fn diagnosis(&self, table: &QualifiedName) -> Diagnosis {
+    pub fn diagnosis(&self, table: &QualifiedName, role: &str) -> Diagnosis {
         let copying = format!("the initial copy of {table} failed");
         match self {
             Self::ConnectPublisher(error) | Self::OpenTarget(OpenError::Connect(error)) => error.diagnosis(),
@@ -69,13 +73,19 @@ impl CopyError {
                 Diagnosis::new(copying).detail(format!("the connection to the {side} was lost: {error}"))
             }
             Self::Superseded(_) => Diagnosis::new(copying).detail(self.to_string()),
+            Self::Server(Side::Publisher, error) if error.code == INSUFFICIENT_PRIVILEGE => {
+                catalog::refused_copy(role, table, &error.message)
+            }
             Self::Server(side, error) => {
                 let mut detail = format!("{side}: {error}");
                 if let Some(more) = &error.detail {
                     detail = format!("{detail}; {more}");
                 }
                 let hint = error.hint.clone().unwrap_or_else(|| remedy(*side, error, table));
-                Diagnosis::new(copying).detail(detail).hint(hint)
+                let logged =
+                    error.may_quote_values().then(|| format!("{copying}: {side}: {}", error.to_code()));
+                let diagnosis = Diagnosis::new(copying).detail(detail).hint(hint);
+                Diagnosis { logged_as: logged, ..diagnosis }
             }
         }
     }
@@ -83,12 +93,7 @@ impl CopyError {
 
 fn remedy(side: Side, error: &ServerError, table: &QualifiedName) -> String {
     match (side, error.code.as_str()) {
-        (Side::Publisher, "42501") => format!(
-            "on the publisher: GRANT SELECT ON {} TO the subscription's role (and USAGE on its schema); the \
-             copy is tried again by itself",
-            table.quoted()
-        ),
-        (Side::Target, "42501") => {
+        (Side::Target, INSUFFICIENT_PRIVILEGE) => {
             format!("on the target: GRANT INSERT ON {} TO the target role", table.quoted())
         }
         (Side::Target, "23505") => format!(

@@ -78,6 +78,7 @@ pub struct PgClient {
     parameters: Vec<(&'static str, String)>,
     server_version_num: u32,
     host: Host,
+    encryption: Encryption,
 }
 
 /// Why a connection is no longer there.
@@ -145,6 +146,12 @@ impl PgClient {
     #[must_use]
     pub fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// Whether TLS protects the session.
+    #[must_use]
+    pub fn encryption(&self) -> Encryption {
+        self.encryption
     }
 
     /// Why the connection ended; `None` while it lasts.
@@ -231,7 +238,8 @@ impl Login for SqlLogin<'_> {
     async fn log_in(&self, dialed: Dialed) -> Result<PgClient, LoginError> {
         let Dialed { stream, host } = dialed;
         let password = self.info.password_for(&host);
-        let config = driver_config(self.info, password, self.options, stream.encryption());
+        let encryption = stream.encryption();
+        let config = driver_config(self.info, password, self.options, encryption);
         let (client, connection) =
             config.connect_raw(stream, Negotiated).await.map_err(|error| login_error(error, password))?;
         let parameters: Vec<(&'static str, String)> = REPORTED
@@ -244,7 +252,7 @@ impl Login for SqlLogin<'_> {
             LoginError::new(Step::Database, ConnectErrorKind::Protocol(what))
         })?;
         let (driver, ended) = drive(connection);
-        let client = PgClient { client, driver, ended, parameters, server_version_num, host };
+        let client = PgClient { client, driver, ended, parameters, server_version_num, host, encryption };
         set_up(&client, &self.options.settings).await?;
         check_session(&client, self.info.target_session_attrs).await?;
         Ok(client)

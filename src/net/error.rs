@@ -34,16 +34,27 @@ pub enum Step {
     Replication,
 }
 
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Step {
+    /// Its name for programs: in `status --json` as the reason, in `check --json` as the step.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Name => "name",
             Self::Route => "route",
             Self::Port => "port",
-            Self::Tls => "TLS",
+            Self::Tls => "tls",
             Self::Authentication => "authentication",
             Self::Database => "database",
             Self::Replication => "replication",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tls => "TLS",
+            other => other.as_str(),
         })
     }
 }

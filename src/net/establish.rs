@@ -78,6 +78,9 @@ struct Attempt<'a> {
     host: &'a Host,
     facts: Facts,
     limit: Duration,
+    /// What one address may take of `limit`. What is reported as the time waited: the clock's own
+    /// reading would make a new diagnosis of every repetition of the same failure.
+    share: Duration,
 }
 
 impl<'a> Attempt<'a> {
@@ -86,7 +89,7 @@ impl<'a> Attempt<'a> {
             Duration::ZERO => CONNECT_TIMEOUT_FALLBACK,
             limit => limit,
         };
-        Self { info, host, facts: Facts::new(info, purpose), limit }
+        Self { info, host, facts: Facts::new(info, purpose), limit, share: limit }
     }
 
     /// Tries every address of the host; failures are pushed in order.
@@ -107,6 +110,7 @@ impl<'a> Attempt<'a> {
                 return None;
             }
         };
+        self.share = self.limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
         for (index, &address) in addresses.iter().enumerate() {
             let left = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
             let share = deadline.saturating_duration_since(Instant::now()) / left;
@@ -162,8 +166,8 @@ impl<'a> Attempt<'a> {
         deadline: Instant,
     ) -> Result<L::Session, ConnectError> {
         self.facts.encryption = Encryption::None;
-        let started = Instant::now();
-        let late = || ConnectErrorKind::TimedOut(started.elapsed());
+        let share = self.share;
+        let late = || ConnectErrorKind::TimedOut(share);
         let tcp = match timeout_at(deadline, connect_tcp(address, self.info)).await {
             Ok(Ok(tcp)) => tcp,
             Ok(Err(error)) => return Err(self.error(step_of_io(&error), ConnectErrorKind::Connect(error))),
@@ -198,11 +202,10 @@ impl<'a> Attempt<'a> {
     ) -> Result<L::Session, ConnectError> {
         self.facts.encryption = stream.encryption();
         let dialed = Dialed { stream, host: self.host.clone() };
-        let started = Instant::now();
         match timeout_at(deadline, login.log_in(dialed)).await {
             Ok(Ok(session)) => Ok(session),
             Ok(Err(error)) => Err(self.error(error.step, *error.kind)),
-            Err(_) => Err(self.error(Step::Authentication, ConnectErrorKind::TimedOut(started.elapsed()))),
+            Err(_) => Err(self.error(Step::Authentication, ConnectErrorKind::TimedOut(self.share))),
         }
     }
 

@@ -145,6 +145,7 @@ fn timed_out(error: &ConnectError, after_s: f32) -> Diagnosis {
                  both servers are on one (private) network",
                 error.port
             )),
+            logged_as: None,
         },
         Step::Tls | Step::Authentication | Step::Database | Step::Replication => Diagnosis {
             primary: format!("{at} accepted the connection, but did not finish start-up{waited}"),
@@ -157,6 +158,7 @@ fn timed_out(error: &ConnectError, after_s: f32) -> Diagnosis {
                  slow to answer"
                     .to_owned(),
             ),
+            logged_as: None,
         },
     }
 }
@@ -306,7 +308,10 @@ fn not_admitted(server: &ServerError, facts: &Facts) -> Diagnosis {
             }
             Encryption::None | Encryption::Tls => "",
         };
-        format!("add to the server's pg_hba.conf: {line} -- then SELECT pg_reload_conf(){encryption}")
+        format!(
+            "add to the server's pg_hba.conf: {line} -- then SELECT pg_reload_conf(){encryption} (a line for the \
+             keyword replication does not do: logical replication goes by the database's name)"
+        )
     } else if message.starts_with("pg_hba.conf rejects") {
         let line = hba_line(server, facts);
         format!(

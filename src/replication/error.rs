@@ -123,18 +123,18 @@ fn classify(error: &ServerError, moment: Moment) -> Fault {
 }
 
 impl Fault {
-    /// Retry what cures itself (privileges are granted without us noticing otherwise), pause on
-    /// what needs a decision.
+    /// Retry what can be tried again without harm until somebody has cured it (a grant, a restart:
+    /// we would not notice otherwise), pause on what needs a decision.
     #[must_use]
     pub fn disposition(self) -> Disposition {
         match self {
             Self::SlotMissing | Self::SlotInvalidated => Disposition::Pause(PauseReason::SlotLost),
-            Self::SlotElsewhere
-            | Self::SlotExists
-            | Self::PublicationMissing
-            | Self::WalLevel
-            | Self::Other => Disposition::Pause(PauseReason::PublisherError),
-            Self::SlotInUse | Self::NoSlotFree | Self::Privilege | Self::Transient => Disposition::Retry,
+            Self::SlotElsewhere | Self::SlotExists | Self::PublicationMissing | Self::Other => {
+                Disposition::Pause(PauseReason::PublisherError)
+            }
+            Self::SlotInUse | Self::NoSlotFree | Self::WalLevel | Self::Privilege | Self::Transient => {
+                Disposition::Retry
+            }
         }
     }
 

@@ -117,6 +117,9 @@ impl PublishedActions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetTable {
     pub oid: u32,
+    /// Differs as soon as DDL has touched the table's columns, indexes, triggers or rules. Means nothing
+    /// else; read before everything else here.
+    pub stamp: i64,
     pub name: QualifiedName,
     pub kind: TableKind,
     pub columns: Vec<TargetColumn>,
@@ -128,6 +131,8 @@ pub struct TargetTable {
     pub has_foreign_keys: bool,
     /// Ordinary triggers (also foreign keys'), which act only if the session is not a replica.
     pub has_ordinary_triggers: bool,
+    /// Ordinary triggers or rules among them that may make a row vanish ([`FiringTriggers::before_row`]).
+    pub ordinary_before_row: bool,
     /// Row-level security is on, and the applying role does not bypass it.
     pub row_security: bool,
     pub privileges: TablePrivileges,

@@ -18,8 +18,8 @@ use super::plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
 use super::render::type_sql;
 use super::warning::{Warning, WarningKind};
 use super::{
-    ColumnDefault, OWN_SCHEMA, PublishedActions, PublishedColumn, PublishedRelation, ReplicaIdentity,
-    TableKind, TargetColumn, TargetTable,
+    ColumnDefault, FiringTriggers, OWN_SCHEMA, PublishedActions, PublishedColumn, PublishedRelation,
+    ReplicaIdentity, TableKind, TargetColumn, TargetTable,
 };
 
 /// A published table and what the target has under the name it is mapped to.
@@ -299,17 +299,22 @@ impl Findings<'_> {
         };
         let columns: Vec<ColumnPlan> =
             published.columns.iter().zip(columns.iter().copied()).map(planned).collect::<Option<_>>()?;
+        let acts = self.pairing.session == Session::Origin;
         Some(TablePlan {
             source: published.name.clone(),
             target: table.name.clone(),
             target_oid: table.oid,
+            target_stamp: table.stamp,
             kind: table.kind,
             identity_always: columns.iter().any(|column| column.identity_always),
             columns,
             target_columns: table.columns.iter().map(|column| column.name.clone()).collect(),
             row_identity,
             order_free: self.is_order_free(table),
-            fires: table.fires,
+            fires: FiringTriggers {
+                before_row: table.fires.before_row || (acts && table.ordinary_before_row),
+                any: table.fires.any,
+            },
             has_foreign_keys: table.has_foreign_keys,
             has_ordinary_triggers: table.has_ordinary_triggers,
             unique_keys: table.unique_keys.clone(),

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use crate::config::TableRule;
 use crate::error::Diagnosis;
-use crate::pg::QualifiedName;
+use crate::pg::{QualifiedName, quote_ident};
+
+use super::render::table_sql;
 
 /// Source to target, for every table of the subscription.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -63,20 +65,26 @@ impl Mapping {
 }
 
 impl MappingNote {
+    /// `publications` are the subscription's: a table is best added to the first.
     #[must_use]
-    pub fn diagnosis(&self) -> Diagnosis {
+    pub fn diagnosis(&self, publications: &[String]) -> Diagnosis {
         match self {
             Self::UnmatchedRule(source) => {
+                let publication =
+                    publications.first().map_or_else(|| "…".to_owned(), |name| quote_ident(name));
                 Diagnosis::new(format!("the rule for {source} matches no published table")).hint(format!(
-                    "correct source in [[subscriptions.tables]], or run on the publisher: ALTER PUBLICATION … ADD TABLE {};",
-                    source.quoted()
+                    "correct source in [[subscriptions.tables]], or run on the publisher: ALTER PUBLICATION \
+                     {publication} ADD TABLE {};",
+                    table_sql(source)
                 ))
             }
             Self::SharedTarget { target, sources } => {
-                Diagnosis::new(format!("{} published tables go into {target}", sources.len())).detail(format!(
-                    "Sources: {}.",
-                    sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-                ))
+                Diagnosis::new(format!("{} published tables go into {target}", sources.len())).detail(
+                    format!(
+                        "Sources: {}.",
+                        sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+                    ),
+                )
             }
         }
     }

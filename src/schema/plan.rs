@@ -12,6 +12,8 @@ pub struct TablePlan {
     pub source: QualifiedName,
     pub target: QualifiedName,
     pub target_oid: u32,
+    /// [`TargetTable::stamp`](super::TargetTable::stamp) as it was when the plan was made.
+    pub target_stamp: i64,
     pub kind: TableKind,
     /// In the order of the publisher's tuples, one for each published column.
     pub columns: Vec<ColumnPlan>,

@@ -45,6 +45,7 @@ pub(super) fn diagnosis(diagnosis: &Diagnosis) -> Diagnosis {
         primary: text(&diagnosis.primary),
         detail: optional(diagnosis.detail.as_ref()),
         hint: optional(diagnosis.hint.as_ref()),
+        logged_as: diagnosis.logged_as.clone(),
     }
 }
 

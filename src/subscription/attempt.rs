@@ -24,13 +24,16 @@ use crate::pg::{Lsn, QualifiedName, quote_ident};
 use crate::replication::{CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec};
 use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, Session, TablePlan, catalog};
 use crate::store::{NewTables, Store, TableMapping, TableRow, TableState};
+use crate::telemetry::Attention;
 
-use super::failure::{Failure, schema_failure};
+use super::failure::{Cause, Failure, schema_failure};
+use super::findings;
 use super::positions::StreamPositions;
 use super::publications::{self, Publications};
 use super::publisher::{Publisher, copy_options};
 use super::reader::Reader;
 use super::slot::{self, OnMissing, SlotPlan};
+use super::snapshot::Snapshot;
 use super::stream::{self, StreamEnd};
 use super::table_sync::{SyncJob, TableSyncs};
 
@@ -48,10 +51,11 @@ pub(super) struct Context {
     pub(super) publications: watch::Sender<Publications>,
     pub(super) take_up: TakeUp,
     pub(super) phases: mpsc::Sender<Phase>,
-    /// The warnings that were said last.
-    pub(super) warned: watch::Sender<Vec<String>>,
+    pub(super) snapshot: watch::Sender<Snapshot>,
     /// Apply row by row until the transaction that finishes here is through.
     pub(super) exact_until: Option<Lsn>,
+    /// The warnings that were said last.
+    pub(super) warned: watch::Sender<Vec<String>>,
 }
 
 /// Which tables an attempt that goes on from a recorded position follows.
@@ -84,6 +88,11 @@ impl Context {
         self.subscription.name.as_str()
     }
 
+    /// Says something worth a person's look to the log.
+    pub(super) fn attention(&self, relation: Option<&QualifiedName>, diagnosis: &Diagnosis) {
+        Attention { subscription: Some(self.name()), relation, diagnosis }.emit();
+    }
+
     pub(super) async fn tell(&self, phase: Phase) {
         // The worker outlives its attempts; if it has gone, nobody needs to know.
         let _ = self.phases.send(phase).await;
@@ -102,10 +111,12 @@ pub(super) async fn run(
     let subscription = &context.subscription;
     let publisher = Publisher::connect(subscription, session).await?;
     let mut replication = publisher.replication(subscription).await?;
+    if let Some(diagnosis) = findings::wal_level(&publisher.facts) {
+        return Err(Failure::retry(diagnosis).because_of(Cause::WalLevel));
+    }
     check_identity(context, &mut replication).await?;
     let recorded = progress::load(session.client(), &subscription.name).await?;
-    let view = slot::settled_view(&publisher.client, &subscription.slot).await;
-    let view = view.map_err(|error| publisher_lost(&error))?;
+    let view = slot::settled_view(&publisher.client, &subscription.slot).await?;
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(
         &subscription.slot,
@@ -115,17 +126,23 @@ pub(super) async fn run(
         on_missing,
         &subscription.publisher.dbname,
     )?;
-    let tables = take_up_tables(context, &publisher, plan).await?;
-    report_warnings(context, session, &tables).await?;
-    let pending = compare_pending(session, &tables).await?;
+    let mut warnings = Vec::new();
+    let tables = take_up_tables(context, &publisher, plan, &mut warnings).await?;
+    let pending = compare_pending(session, &tables, &mut warnings).await?;
     let (from, copied) = match plan {
-        SlotPlan::Continue { from } => (from, Vec::new()),
+        SlotPlan::Continue { from } => {
+            report_warnings(context, session, warnings).await?;
+            (from, Vec::new())
+        }
         SlotPlan::Adopt { from } => {
+            report_warnings(context, session, warnings).await?;
             progress::create(session.client(), &subscription.name, from).await?;
             (from, Vec::new())
         }
         SlotPlan::Create => {
             let slot = create_slot(context, &mut replication).await?;
+            // Only now: attempts that fail at the slot, again and again, would repeat them as often.
+            report_warnings(context, session, warnings).await?;
             progress::create(session.client(), &subscription.name, slot.consistent_point).await?;
             let copied = first_rows(context, &publisher, &slot, &tables, &pending).await?;
             (slot.consistent_point, copied)
@@ -140,9 +157,19 @@ pub(super) async fn run(
     let skip = armed_skip(context, from).await?;
     let start = Start { recorded: from, skip, exact_until: context.exact_until };
     let applier = Applier::new(session, subscription.name.clone(), members, start);
-    match stream::run(context, applier, reader, syncs, from).await {
-        // Not a failure: the publisher sends it again, and row by row it will be judged.
-        Err(Failure { restart: Some(until), .. }) => Ok(StreamEnd::SendAgain { until }),
+    let streaming = stream::run(context, applier, reader, syncs, from);
+    let end = tokio::select! {
+        // A failed statement tells more than that the session has ended.
+        biased;
+        end = streaming => end,
+        // The lock has gone with the session, whether or not there is anything to apply.
+        ended = session.client().closed() => Err(Failure::target_ended(&ended)),
+    };
+    match end {
+        Err(failure) => match failure.restart.clone() {
+            Some(restart) => Ok(StreamEnd::Restart(restart, failure)),
+            None => Err(failure),
+        },
         end => end,
     }
 }
@@ -166,16 +193,7 @@ async fn check_identity(context: &Context, replication: &mut ReplicationConnecti
     match known {
         Some(known) if known != identity.system_id => Err(Failure::pause(
             PauseReason::PublisherError,
-            Diagnosis::new("the publisher is not the server that this subscription was created from")
-                .detail(format!(
-                    "its system identifier is {}, the recorded one is {known}: positions of one mean nothing on \
-                     the other",
-                    identity.system_id
-                ))
-                .hint(format!(
-                    "point \"publisher\" back at the right server, or start over with \"pgsluice drop {}\"",
-                    context.name()
-                )),
+            findings::other_publisher(&identity.system_id, &known, &context.subscription.name),
         )),
         Some(_) => Ok(()),
         None => Ok(context.store.set_publisher(context.name(), &identity.system_id).await?),
@@ -188,6 +206,7 @@ async fn take_up_tables(
     context: &Context,
     publisher: &Publisher,
     plan: SlotPlan,
+    warnings: &mut Vec<Diagnosis>,
 ) -> Result<Vec<PreparedTable>, Failure> {
     let subscription = &context.subscription;
     let published = list_published(context, publisher).await?;
@@ -201,8 +220,9 @@ async fn take_up_tables(
         published.iter().map(|table| &table.relation.name).collect()
     };
     let (mapping, notes) = Mapping::new(&subscription.tables, names);
-    for note in notes {
-        warn!(subscription = context.name(), "{}", note.diagnosis());
+    warnings.extend(notes.iter().map(|note| note.diagnosis(&subscription.publications)));
+    if published.is_empty() {
+        warnings.push(findings::nothing_published(&subscription.publications));
     }
     let mappings: Vec<TableMapping> = mapping
         .iter()
@@ -228,8 +248,7 @@ async fn take_up_tables(
 async fn list_published(context: &Context, publisher: &Publisher) -> Result<Vec<PublishedTable>, Failure> {
     let publications = &context.subscription.publications;
     // First the fingerprint: what changes in between will look changed.
-    let fingerprint = publications::fingerprint(&publisher.client, publications).await;
-    let fingerprint = fingerprint.map_err(|error| publisher_lost(&error))?;
+    let fingerprint = publications::fingerprint(&publisher.client, publications).await?;
     context.publications.send_modify(|publications| publications.taken_up = Some(fingerprint));
     let version = publisher.facts.server_version_num;
     Ok(catalog::published_tables(&*publisher.client, version, publications).await?)
@@ -239,28 +258,22 @@ async fn list_published(context: &Context, publisher: &Publisher) -> Result<Vec<
 async fn report_warnings(
     context: &Context,
     session: &TargetSession,
-    tables: &[PreparedTable],
+    warnings: Vec<Diagnosis>,
 ) -> Result<(), Failure> {
-    let mut warnings: Vec<String> = session.warnings().iter().map(ToString::to_string).collect();
-    if tables.is_empty() {
-        let publications = context.subscription.publications.join(", ");
-        let first = context.subscription.publications.first().map_or("", String::as_str);
-        let nothing = Diagnosis::new("nothing is published: the publications hold no table")
-            .detail(format!("publications: {publications}"))
-            .hint(format!("on the publisher: ALTER PUBLICATION {} ADD TABLE …;", quote_ident(first)));
-        warnings.push(nothing.to_string());
-    }
+    let warnings: Vec<&Diagnosis> = session.warnings().iter().chain(&warnings).collect();
+    let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     // Said once, not at every attempt.
     let mut said = true;
     context.warned.send_if_modified(|warned| {
-        said = *warned == warnings;
-        warned.clone_from(&warnings);
+        said = *warned == texts;
+        warned.clone_from(&texts);
         false
     });
     for warning in warnings.iter().filter(|_| !said) {
-        warn!(subscription = context.name(), "{warning}");
+        context.attention(None, warning);
     }
-    Ok(context.store.set_warnings(context.name(), &warnings).await?)
+    let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    Ok(context.store.set_warnings(context.name(), &texts).await?)
 }
 
 /// A table that has to be copied, and how.
@@ -274,6 +287,7 @@ pub(super) struct PendingTable {
 async fn compare_pending(
     session: &TargetSession,
     tables: &[PreparedTable],
+    warnings: &mut Vec<Diagnosis>,
 ) -> Result<Vec<PendingTable>, Failure> {
     let waiting: Vec<&PreparedTable> =
         tables.iter().filter(|table| table.row.state != TableState::Ready).collect();
@@ -295,9 +309,7 @@ async fn compare_pending(
             session: replica,
             role: session.role(),
         });
-        for warning in &compared.warnings {
-            warn!(relation = %relation.name, "{}", warning.diagnosis());
-        }
+        warnings.extend(compared.warnings.iter().map(schema::Warning::diagnosis));
         misfits.extend(compared.misfits);
         if let Some(plan) = compared.plan {
             let catalog = Arc::new(relation.clone());
@@ -393,6 +405,7 @@ async fn copy_all(
 ) -> Result<Vec<(QualifiedName, Lsn)>, Failure> {
     let position = plan.position;
     let watched = jobs.clone();
+    context.snapshot.send_modify(|snapshot| snapshot.copies_begin(&watched));
     let (mut results, mut tasks) = copy::run(plan, jobs);
     let mut ticks = interval(COPY_REPORT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -407,25 +420,29 @@ async fn copy_all(
         };
         match finished {
             None => report_copies(context, &watched).await?,
-            Some(result) => match result.outcome {
-                Ok(_) => copied.push((result.source, position)),
-                Err(error) => {
-                    let diagnosis = error.diagnosis(&result.source);
-                    // Its detail may quote rows: that is for whoever asks for the status.
-                    let hint = diagnosis.hint.as_deref().unwrap_or_default();
-                    warn!(subscription = context.name(), relation = %result.source, hint, "{}", diagnosis.primary);
-                    let state = TableState::Pending;
-                    context
-                        .store
-                        .set_table_state(context.name(), &result.source, state, Some(&diagnosis))
-                        .await?;
-                    context.tell(Phase::TableHeldBack(Some(diagnosis))).await;
+            Some(result) => {
+                context.snapshot.send_modify(|snapshot| snapshot.copy_ends(&result.source));
+                let role = &context.subscription.publisher.user;
+                match result.outcome {
+                    Ok(_) => copied.push((result.source, position)),
+                    Err(error) => {
+                        hold_back(context, &result.source, error.diagnosis(&result.source, role)).await?;
+                    }
                 }
-            },
+            }
         }
     }
     while tasks.join_next().await.is_some() {}
     Ok(copied)
+}
+
+/// A table's copy has failed: the others go on, and the stream's table syncs take it up again.
+async fn hold_back(context: &Context, source: &QualifiedName, diagnosis: Diagnosis) -> Result<(), Failure> {
+    context.attention(Some(source), &diagnosis);
+    let state = TableState::Pending;
+    context.store.set_table_state(context.name(), source, state, Some(&diagnosis)).await?;
+    context.tell(Phase::TableHeldBack(Some(diagnosis))).await;
+    Ok(())
 }
 
 async fn report_copies(context: &Context, jobs: &[CopyJob]) -> Result<(), Failure> {
@@ -464,18 +481,4 @@ fn still_pending(pending: Vec<PendingTable>, members: &Membership) -> Vec<SyncJo
         })
         .map(SyncJob::new)
         .collect()
-}
-
-fn publisher_lost(error: &tokio_postgres::Error) -> Failure {
-    match crate::net::server_error(error) {
-        Some(server) if !server.is_transient() => {
-            Failure::pause(PauseReason::PublisherError, server.diagnosis())
-        }
-        Some(server) => Failure::retry(server.diagnosis()),
-        None => Failure::retry(
-            Diagnosis::new("the connection to the publisher was lost")
-                .detail(super::failure::chain(error))
-                .hint("it is made again by itself"),
-        ),
-    }
 }

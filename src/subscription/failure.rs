@@ -2,11 +2,11 @@
 
 use crate::apply::{ApplyError, OpenError};
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
-use crate::net::ConnectError;
-use crate::pg::Lsn;
+use crate::net::{ConnectError, Ended, Step};
+use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::DecodeError;
-use crate::replication::CommandError;
-use crate::schema::catalog::CatalogError;
+use crate::replication::{CommandError, Fault};
+use crate::schema::catalog::{CatalogError, Side};
 use crate::store::StoreError;
 
 use super::reader::ReadError;
@@ -17,8 +17,68 @@ pub struct Failure {
     pub disposition: Disposition,
     pub diagnosis: Diagnosis,
     pub target: TargetLink,
-    /// Begin anew at once, row by row until the transaction that finishes here is through.
-    pub restart: Option<Lsn>,
+    /// Nothing that anybody need know of: begin anew at once.
+    pub restart: Option<Restart>,
+    pub cause: Cause,
+}
+
+/// Why an attempt begins anew by itself, from the durable position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Restart {
+    /// A transaction too large to keep has to be streamed again, and applied row by row up to the
+    /// one that finishes here.
+    SendAgain { until: Lsn },
+    /// DDL has changed this table of the target: plans and statements are made afresh.
+    TargetChanged(Box<QualifiedName>),
+}
+
+/// What stands in the way, as the word that `status` shows as the reason of `retrying`. Where
+/// `check` has a step for it, the word is that step's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The publisher cannot be reached: how far the way to it leads.
+    Connect(Step),
+    WalLevel,
+    /// No replication slot is free.
+    Slots,
+    /// The subscription's slot is in use.
+    Slot,
+    Publications,
+    /// A connection that stood was lost.
+    Connection,
+    Target,
+}
+
+impl Cause {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect(step) => step.as_str(),
+            Self::WalLevel => "wal_level",
+            Self::Slots => "slots",
+            Self::Slot => "slot",
+            Self::Publications => "publications",
+            Self::Connection => "connection",
+            Self::Target => "target",
+        }
+    }
+
+    fn of(fault: Option<Fault>) -> Self {
+        match fault {
+            Some(Fault::WalLevel) => Self::WalLevel,
+            Some(Fault::NoSlotFree) => Self::Slots,
+            Some(
+                Fault::SlotInUse
+                | Fault::SlotExists
+                | Fault::SlotElsewhere
+                | Fault::SlotMissing
+                | Fault::SlotInvalidated,
+            ) => Self::Slot,
+            Some(Fault::PublicationMissing) => Self::Publications,
+            Some(Fault::Privilege) => Self::Connect(Step::Replication),
+            Some(Fault::Transient | Fault::Other) | None => Self::Connection,
+        }
+    }
 }
 
 /// Whether the applying connection (and with it the lock) is still ours.
@@ -30,26 +90,48 @@ pub enum TargetLink {
 
 impl Failure {
     pub fn retry(diagnosis: Diagnosis) -> Self {
-        Self { disposition: Disposition::Retry, diagnosis, target: TargetLink::Kept, restart: None }
+        Self::of(Disposition::Retry, diagnosis, Cause::Connection)
     }
 
     pub fn pause(reason: PauseReason, diagnosis: Diagnosis) -> Self {
-        Self { disposition: Disposition::Pause(reason), diagnosis, target: TargetLink::Kept, restart: None }
+        Self::of(Disposition::Pause(reason), diagnosis, Cause::Connection)
+    }
+
+    /// The same with what stands in the way.
+    #[must_use]
+    pub(super) fn because_of(self, cause: Cause) -> Self {
+        Self { cause, ..self }
+    }
+
+    fn of(disposition: Disposition, diagnosis: Diagnosis, cause: Cause) -> Self {
+        Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause }
+    }
+
+    pub(super) fn target_changed(table: QualifiedName) -> Self {
+        let diagnosis = Diagnosis::new(format!("target table {table} has been changed by DDL"))
+            .detail("nothing of this transaction was applied; it is tried again with the table as it is now")
+            .hint("apply goes on by itself once the table is no longer being changed");
+        Self { restart: Some(Restart::TargetChanged(Box::new(table))), ..Self::retry(diagnosis) }
+    }
+
+    /// The applying session has ended, with the lock.
+    pub(super) fn target_ended(ended: &Ended) -> Self {
+        let why = match (ended.server_error(), &ended.error) {
+            (Some(server), _) => server.to_string(),
+            (None, Some(error)) => chain(&**error),
+            (None, None) => "it was closed".to_owned(),
+        };
+        Self::target_lost(connection_lost(why))
     }
 
     fn target_lost(diagnosis: Diagnosis) -> Self {
-        Self { disposition: Disposition::Retry, diagnosis, target: TargetLink::Lost, restart: None }
+        Self { target: TargetLink::Lost, ..Self::of(Disposition::Retry, diagnosis, Cause::Target) }
     }
 }
 
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
-        Self {
-            disposition: error.disposition(),
-            diagnosis: error.diagnosis(),
-            target: TargetLink::Kept,
-            restart: None,
-        }
+        Self::of(error.disposition(), error.diagnosis(), Cause::Connect(error.step))
     }
 }
 
@@ -61,6 +143,7 @@ impl From<OpenError> for Failure {
                 diagnosis: error.diagnosis(),
                 target: TargetLink::Lost,
                 restart: None,
+                cause: Cause::Target,
             },
             OpenError::Prepare(error) => error.into(),
         }
@@ -69,23 +152,13 @@ impl From<OpenError> for Failure {
 
 impl From<CommandError> for Failure {
     fn from(error: CommandError) -> Self {
-        Self {
-            disposition: error.disposition(),
-            diagnosis: error.diagnosis(),
-            target: TargetLink::Kept,
-            restart: None,
-        }
+        Self::of(error.disposition(), error.diagnosis(), Cause::of(error.fault()))
     }
 }
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self {
-            disposition: error.disposition(),
-            diagnosis: error.diagnosis(),
-            target: TargetLink::Kept,
-            restart: None,
-        }
+        Self::of(error.disposition(), error.diagnosis(), Cause::Target)
     }
 }
 
@@ -103,12 +176,9 @@ impl From<DecodeError> for Failure {
 impl From<ReadError> for Failure {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::Stream(error) => Self {
-                disposition: error.disposition(),
-                diagnosis: error.diagnosis(),
-                target: TargetLink::Kept,
-                restart: None,
-            },
+            ReadError::Stream(error) => {
+                Self::of(error.disposition(), error.diagnosis(), Cause::of(error.fault()))
+            }
             ReadError::Decode(error) => error.into(),
             ReadError::Ended => Self::retry(
                 Diagnosis::new("the publisher ended the replication stream")
@@ -122,11 +192,7 @@ impl From<ReadError> for Failure {
 impl From<ApplyError> for Failure {
     fn from(error: ApplyError) -> Self {
         match error {
-            ApplyError::Connection(source) => Self::target_lost(
-                Diagnosis::new("the connection to the target was lost").detail(chain(&source)).hint(
-                    "apply goes on by itself, from the last committed transaction, once the target is back",
-                ),
-            ),
+            ApplyError::Connection(source) => Self::target_lost(connection_lost(chain(&source))),
             ApplyError::Unresponsive(waited) => Self::target_lost(
                 Diagnosis::new(format!("the target has not answered for {} s", waited.as_secs()))
                     .detail("a statement may be waiting for a lock that another session holds")
@@ -134,8 +200,10 @@ impl From<ApplyError> for Failure {
             ),
             ApplyError::NotASet => Self::retry(Diagnosis::new(error.to_string())),
             ApplyError::SendAgain { until } => {
-                Self { restart: Some(until), ..Self::retry(Diagnosis::new(error.to_string())) }
+                let restart = Some(Restart::SendAgain { until });
+                Self { restart, ..Self::retry(Diagnosis::new(error.to_string())) }
             }
+            ApplyError::TargetChanged(ref table) => Self::target_changed(table.clone()),
             ApplyError::Server(error) => of_target(&error, None),
             ApplyError::Refused { error, change } => of_target(
                 &error,
@@ -166,17 +234,19 @@ impl From<ApplyError> for Failure {
 
 impl From<CatalogError> for Failure {
     fn from(error: CatalogError) -> Self {
-        Self {
-            disposition: error.disposition(),
-            diagnosis: error.diagnosis(),
-            target: TargetLink::Kept,
-            restart: None,
-        }
+        let cause = match &error {
+            CatalogError::Query { side: Side::Publisher, .. } => Cause::Connection,
+            CatalogError::Query { side: Side::Target, .. } => Cause::Target,
+            CatalogError::MissingPublications { .. }
+            | CatalogError::DifferentColumnLists { .. }
+            | CatalogError::DifferentGeneratedColumns { .. } => Cause::Publications,
+        };
+        Self::of(error.disposition(), error.diagnosis(), cause)
     }
 }
 
 /// A pause that lists every misfit, with the DDL that cures them all.
-pub(super) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
+pub(crate) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
     let diagnoses: Vec<Diagnosis> = misfits.iter().map(crate::schema::Misfit::diagnosis).collect();
     let primary = match diagnoses.as_slice() {
         [one] => one.primary.clone(),
@@ -214,15 +284,28 @@ pub(super) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
     Failure::pause(PauseReason::Schema, diagnosis.hint(hint))
 }
 
+fn connection_lost(why: String) -> Diagnosis {
+    Diagnosis::new("the connection to the target was lost")
+        .detail(why)
+        .hint("apply goes on by itself, from the last committed transaction, once the target is back")
+}
+
 fn of_target(error: &ServerError, doing: Option<String>) -> Failure {
     let mut diagnosis = error.diagnosis();
     if let Some(doing) = doing {
         diagnosis.primary = format!("{doing} failed: {}", diagnosis.primary);
+        diagnosis.logged_as = diagnosis.logged_as.map(|logged| format!("{doing} failed: {logged}"));
     }
     if error.is_transient() {
         // After a deadlock or a cancelled statement the session is good; after a shutdown it is gone.
         let target = if matches!(error.class(), "40" | "55") { TargetLink::Kept } else { TargetLink::Lost };
-        return Failure { disposition: Disposition::Retry, diagnosis, target, restart: None };
+        return Failure {
+            disposition: Disposition::Retry,
+            diagnosis,
+            target,
+            restart: None,
+            cause: Cause::Target,
+        };
     }
     if diagnosis.hint.is_none() {
         diagnosis.hint = Some("fix the cause on the target, then \"pgsluice resume\"".to_owned());

@@ -14,21 +14,27 @@
 //! SQL on user tables is not here (`apply`, `copy`), nor is what an operator sees (`store`, `cli`).
 
 mod attempt;
+mod because;
 mod commands;
 mod failure;
+pub(crate) mod findings;
 mod monitor;
 mod positions;
 mod publications;
 mod publisher;
 mod reader;
-mod slot;
+mod schema_watch;
+pub(crate) mod slot;
+mod snapshot;
 mod state;
 mod stream;
 mod table_sync;
 mod worker;
 
-pub use failure::{Failure, TargetLink};
+pub(crate) use failure::schema_failure;
+pub use failure::{Cause, Failure, TargetLink};
 pub use positions::{LagClock, StreamPositions};
 pub(crate) use slot::end_abandoned_creations;
+pub use snapshot::{Board, Link, Snapshot, View, target_unavailable};
 pub use state::{Action, Event, Illegal, State, step};
 pub(crate) use worker::{Wish, Worker};

@@ -20,6 +20,7 @@ use super::positions::{LagClock, StreamPositions};
 use super::publications::{self, Publications};
 use super::publisher::monitor_options;
 use super::slot::{self, SlotView};
+use super::snapshot::{Link, Snapshot};
 
 /// How often positions are read and reported.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -27,11 +28,14 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const PUBLICATIONS_INTERVAL: Duration = Duration::from_secs(3);
 /// How long one round on the publisher may take.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the publisher is left alone after a round that failed: doubling from the interval up
+/// to here. Each try that it refuses is a line in its log.
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
 
 /// What the monitor tells the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MonitorEvent {
-    /// The session on the publisher was lost.
+    /// The publisher cannot be asked; said again as long as that lasts.
     PublisherLost,
 }
 
@@ -42,6 +46,7 @@ pub(super) struct Monitor {
     /// Where it tells what is published now, if changes are taken up by themselves.
     pub(super) publications: watch::Sender<Publications>,
     pub(super) events: mpsc::Sender<MonitorEvent>,
+    pub(super) snapshot: watch::Sender<Snapshot>,
 }
 
 /// What one round looks at.
@@ -66,18 +71,29 @@ impl Monitor {
         let mut session: Option<PgClient> = None;
         let mut lag = LagClock::default();
         let mut published_at = Instant::now();
+        let (mut pause, mut not_before) = (INTERVAL, Instant::now());
+        let mut reached = self.publications.subscribe();
         loop {
             ticks.tick().await;
+            // Whoever has reached the publisher since saves us the wait.
+            let again = reached.has_changed().unwrap_or(false) && reached.borrow().taken_up.is_some();
+            if Instant::now() < not_before && !again {
+                self.report(None, &mut lag, started.elapsed()).await;
+                continue;
+            }
             let due = self.subscription.auto_refresh && published_at.elapsed() >= PUBLICATIONS_INTERVAL;
             let look = if due { Look::PublicationsToo } else { Look::Positions };
-            let had_session = session.is_some();
             let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(&mut session, look)).await;
             let round = if let Ok(Some(round)) = round { Some(round) } else { None };
-            if round.is_none() {
+            if round.is_some() {
+                pause = INTERVAL;
+            } else {
                 session = None;
-                if had_session {
-                    let _ = self.events.send(MonitorEvent::PublisherLost).await;
-                }
+                not_before = Instant::now() + pause;
+                pause = (pause * 2).min(BACKOFF_MAX);
+                reached.mark_unchanged();
+                // Also without a session to lose: the stream may be younger than our last attempt.
+                let _ = self.events.send(MonitorEvent::PublisherLost).await;
             }
             if let Some(now) = round.as_ref().and_then(|round| round.published.clone()) {
                 published_at = Instant::now();
@@ -122,7 +138,14 @@ impl Monitor {
             wal_status: slot.and_then(|slot| slot.wal_status.clone()),
             retained_bytes: publisher.zip(slot).and_then(|(lsn, slot)| slot.retained_bytes(lsn)),
         };
-        if let Err(error) = self.store.report_positions(self.subscription.name.as_str(), &positions).await {
+        // First what everybody sees: it must not wait for a target that is down.
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.positions.clone_from(&positions);
+            snapshot.publisher = if view.is_some() { Link::Up } else { Link::Down };
+        });
+        let reported = self.store.report_positions(self.subscription.name.as_str(), &positions).await;
+        self.snapshot.send_modify(|snapshot| snapshot.target = Link::of(&reported));
+        if let Err(error) = reported {
             // The worker meets a lost target on its own connection and says so.
             debug!(subscription = %self.subscription.name, %error, "positions not reported");
         }

@@ -5,6 +5,7 @@
 //! when, is not decided here.
 
 use crate::net::PgClient;
+use crate::schema::catalog::{self, CatalogError};
 
 /// The publications' definitions and tables, in one text that changes when they do: options, names
 /// and (15+) column lists, row filters and schemas. Tables of another pgsluice's state don't count.
@@ -35,11 +36,9 @@ impl Publications {
 }
 
 /// Reads the fingerprint of these publications.
-pub(super) async fn fingerprint(
-    client: &PgClient,
-    publications: &[String],
-) -> Result<String, tokio_postgres::Error> {
-    client.query_one(FINGERPRINT, &[&publications]).await?.try_get(0)
+pub(super) async fn fingerprint(client: &PgClient, publications: &[String]) -> Result<String, CatalogError> {
+    let row = client.query_one(FINGERPRINT, &[&publications]).await;
+    row.and_then(|row| row.try_get(0)).map_err(catalog::publisher_query("what is published"))
 }
 
 #[cfg(test)]

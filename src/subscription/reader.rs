@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use crate::pg::Lsn;
 use crate::pgoutput::{self, DecodeError, Message};
 use crate::replication::{Feedback, Frame, ReplicationStream, Reply, StreamError, micros_since_2000};
+use crate::telemetry::Tally;
 
 /// Chunks between reader and apply, at most.
 const CHUNKS_MAX: usize = 16;
@@ -43,6 +44,8 @@ pub(super) enum StreamEvent {
 pub(super) struct Chunk {
     pub(super) events: Vec<StreamEvent>,
     bytes: usize,
+    /// What its messages hold.
+    pub(super) received: Tally,
 }
 
 /// Why the stream ended.
@@ -177,7 +180,9 @@ impl Task {
                 Frame::XLogData { wal_start, wal_end, payload, .. } => {
                     received = Some(wal_end.max(wal_start));
                     chunk.bytes += payload.len();
-                    chunk.events.push(StreamEvent::Message(pgoutput::decode(payload)?));
+                    let message = pgoutput::decode(payload)?;
+                    chunk.received.count(&message);
+                    chunk.events.push(StreamEvent::Message(message));
                 }
                 Frame::Keepalive { wal_end, reply, .. } => {
                     received = Some(wal_end);

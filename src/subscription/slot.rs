@@ -11,6 +11,7 @@ use tracing::info;
 use crate::error::{Diagnosis, PauseReason};
 use crate::net::PgClient;
 use crate::pg::{Lsn, SlotName, SubscriptionName};
+use crate::schema::catalog::{self, CatalogError};
 
 use super::failure::Failure;
 
@@ -20,7 +21,7 @@ const CREATION_POLLS_MAX: u32 = 30;
 
 /// `pg_replication_slots`, as far as the publisher's version has the columns.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct SlotInfo {
+pub(crate) struct SlotInfo {
     pub slot_type: String,
     pub plugin: Option<String>,
     pub database: Option<String>,
@@ -40,14 +41,14 @@ pub(super) struct SlotInfo {
 
 /// The publisher's position and the slot's state, read together.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SlotView {
+pub(crate) struct SlotView {
     pub publisher_lsn: Lsn,
     pub slot: Option<SlotInfo>,
 }
 
 /// What to do about the slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SlotPlan {
+pub(crate) enum SlotPlan {
     Create,
     /// It is there and nothing was recorded yet: ours from an interrupted start, or made ready by
     /// hand. Changes from this position on will come.
@@ -60,14 +61,9 @@ pub(super) enum SlotPlan {
     },
 }
 
-const VIEW: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-        ELSE pg_catalog.pg_current_wal_flush_lsn() END)::pg_catalog.text, \
-    (SELECT pg_catalog.row_to_json(s)::pg_catalog.text FROM pg_catalog.pg_replication_slots s \
-        WHERE s.slot_name = $1::pg_catalog.text)";
-
 impl SlotInfo {
     /// Bytes of WAL that the slot keeps the publisher from removing.
-    pub(super) fn retained_bytes(&self, publisher: Lsn) -> Option<u64> {
+    pub(crate) fn retained_bytes(&self, publisher: Lsn) -> Option<u64> {
         let restart: Lsn = self.restart_lsn.as_ref()?.parse().ok()?;
         Some(publisher.bytes_since(restart))
     }
@@ -86,14 +82,9 @@ impl SlotInfo {
 }
 
 /// Reads the publisher's position and the slot.
-pub(super) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView, tokio_postgres::Error> {
-    let row = client.query_one(VIEW, &[&slot.as_str()]).await?;
-    let position: String = row.try_get(0)?;
-    let slot: Option<String> = row.try_get(1)?;
-    Ok(SlotView {
-        publisher_lsn: position.parse().unwrap_or_default(),
-        slot: slot.and_then(|json| serde_json::from_str(&json).ok()),
-    })
+pub(crate) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView, CatalogError> {
+    let (publisher_lsn, row) = catalog::slot_row(&**client, slot).await?;
+    Ok(SlotView { publisher_lsn, slot: row.and_then(|json| serde_json::from_str(&json).ok()) })
 }
 
 /// A walsender that waits for old transactions while it creates a slot does not notice that its
@@ -107,19 +98,14 @@ const END_CREATIONS: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) \
 
 /// Ends what former connections of this subscription left half created. Whoever calls it has the
 /// subscription's lock, so there are no others. Returns how many there were.
-pub(crate) async fn end_abandoned_creations(
-    client: &PgClient,
-    slot: &SlotName,
-) -> Result<u64, tokio_postgres::Error> {
-    client.execute(END_CREATIONS, &[&slot.as_str(), &sync_prefix(slot)]).await
+pub(crate) async fn end_abandoned_creations(client: &PgClient, slot: &SlotName) -> Result<u64, CatalogError> {
+    let ended = client.execute(END_CREATIONS, &[&slot.as_str(), &sync_prefix(slot)]).await;
+    ended.map_err(catalog::publisher_query("abandoned slots"))
 }
 
 /// Reads the publisher's position and the slot, after former connections have been given a moment to
 /// end what they were creating.
-pub(super) async fn settled_view(
-    client: &PgClient,
-    slot: &SlotName,
-) -> Result<SlotView, tokio_postgres::Error> {
+pub(super) async fn settled_view(client: &PgClient, slot: &SlotName) -> Result<SlotView, CatalogError> {
     let abandoned = end_abandoned_creations(client, slot).await?;
     if abandoned > 0 {
         info!(%slot, abandoned, "a former connection was still creating a slot, and has been ended");
@@ -146,13 +132,13 @@ pub(super) fn sync_prefix(slot: &SlotName) -> String {
 
 /// Whether a missing slot is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum OnMissing {
+pub(crate) enum OnMissing {
     Create,
     Refuse,
 }
 
 /// Decides. `recorded` is the progress row's position.
-pub(super) fn plan(
+pub(crate) fn plan(
     name: &SlotName,
     subscription: &SubscriptionName,
     recorded: Option<Lsn>,

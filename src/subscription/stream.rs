@@ -3,16 +3,17 @@
 
 use std::collections::HashMap;
 
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::apply::{Applied, Applier, ExactBecause, How, Outcome};
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
 use crate::store::TableState;
+use crate::telemetry::{BatchApplied, FellBack, Received};
 
 use super::attempt::{Context, Phase};
-use super::failure::Failure;
+use super::failure::{Failure, Restart};
 use super::publications::Publications;
 use super::reader::{Chunk, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
@@ -22,9 +23,8 @@ use super::table_sync::{SyncEvent, TableSyncs};
 pub(super) enum StreamEnd {
     /// A transaction was rolled back on a conflict.
     Conflict(Box<ConflictReport>),
-    /// A transaction too large to keep has to be streamed again, and applied row by row up to the
-    /// one that finishes here.
-    SendAgain { until: Lsn },
+    /// Not a failure: what could not be applied is streamed again, and judged then.
+    Restart(Restart, Failure),
     /// Something else is published now: an attempt from here on takes it up.
     PublicationsChanged,
 }
@@ -48,17 +48,20 @@ pub(super) async fn run(
     syncs: TableSyncs,
     from: Lsn,
 ) -> Result<StreamEnd, Failure> {
-    let mut stream = Stream { context, applier, syncs, durable: from, first: true, failed: HashMap::new() };
+    let mut stream = Stream { context, applier, syncs, durable: from, first: true, said: HashMap::new() };
     stream.publish(reader);
     let mut publications = context.publications.subscribe();
     loop {
-        let (busy, open) = (stream.applier.is_busy(), !stream.waits_for_sync());
+        let may_end = stream.may_begin_anew();
+        // What has been sent to the target is not thrown away either: first it settles.
+        let ending = may_end && publications.borrow().have_changed();
+        let (busy, open) = (stream.applier.is_busy(), !ending && !stream.waits_for_sync());
         let event = tokio::select! {
             // Hand-overs are rare and somebody waits for them; what is done makes room.
             biased;
             event = stream.syncs.next() => Event::Sync(event),
             () = stream.applier.wait(), if busy => Event::Settled,
-            Ok(_) = publications.wait_for(Publications::have_changed), if stream.may_begin_anew() => {
+            Ok(_) = publications.wait_for(Publications::have_changed), if may_end && !busy => {
                 Event::PublicationsChanged
             }
             chunk = reader.chunks.recv(), if open => chunk.map_or(Event::Ended, Event::Chunk),
@@ -85,12 +88,13 @@ struct Stream<'a> {
     durable: Lsn,
     /// No transaction has been applied by this attempt yet.
     first: bool,
-    /// Why tables could not be synchronised when it was last tried.
-    failed: HashMap<QualifiedName, Diagnosis>,
+    /// What was last said of a table whose copy fails.
+    said: HashMap<QualifiedName, Diagnosis>,
 }
 
 impl Stream<'_> {
     async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<(), Failure> {
+        Received { subscription: self.context.name(), tally: chunk.received }.emit();
         for event in chunk.events {
             match event {
                 StreamEvent::Message(message) => self.applier.take(message).await?,
@@ -114,16 +118,17 @@ impl Stream<'_> {
                         self.note(lsn, applied).await?;
                     }
                 }
-                Outcome::Batch { lsn, last, summary: _ } => {
+                Outcome::Batch { lsn, last, tally, took } => {
                     self.advance(lsn, reader);
+                    BatchApplied { subscription: self.context.name(), tally, duration: took }.emit();
                     self.note(lsn, last).await?;
                 }
                 Outcome::Planned { source, exact_because } => {
                     let because = exact_because.map(ExactBecause::as_str);
                     self.context.store.set_exact_because(self.context.name(), &source, because).await?;
                 }
-                Outcome::FellBack => {
-                    debug!(subscription = self.context.name(), "fell back to the exact path");
+                Outcome::FellBack { cause } => {
+                    FellBack { subscription: self.context.name(), cause: &cause }.emit();
                 }
                 Outcome::Conflict(report) => return Ok(Some(StreamEnd::Conflict(report))),
             }
@@ -201,12 +206,10 @@ impl Stream<'_> {
                 self.report_held_back(None).await;
             }
             SyncEvent::Failed { source, diagnosis } => {
-                // It is tried again every few seconds: said once, until it fails of something else. Its
-                // detail may quote rows: that is for whoever asks for the status.
-                if self.failed.get(&source) != Some(&diagnosis) {
-                    let hint = diagnosis.hint.as_deref().unwrap_or_default();
-                    warn!(subscription = name, relation = %source, hint, "{}", diagnosis.primary);
-                    self.failed.insert(source.clone(), diagnosis.clone());
+                // It is tried again every few seconds: said once, until it fails of something else.
+                if self.said.get(&source) != Some(&diagnosis) {
+                    self.context.attention(Some(&source), &diagnosis);
+                    self.said.insert(source.clone(), diagnosis.clone());
                 }
                 store.set_table_state(name, &source, TableState::Pending, Some(&diagnosis)).await?;
                 self.report_held_back(Some(diagnosis)).await;

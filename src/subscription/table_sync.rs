@@ -248,7 +248,10 @@ impl Sync {
         };
         let slot = replication.create_slot(&spec).await?;
         let snapshot = slot.snapshot.unwrap_or_default();
-        let rows = self.copy(&publisher, &target, &job, &snapshot).await?;
+        context.snapshot.send_modify(|seen| seen.copies_begin(std::slice::from_ref(&job)));
+        let rows = self.copy(&publisher, &target, &job, &snapshot).await;
+        context.snapshot.send_modify(|seen| seen.copy_ends(source));
+        let rows = rows?;
         info!(subscription = %subscription.name, relation = %source, rows, "table copied, catching up");
         let _ = reports.send(Report::CatchingUp).await;
         let from = slot.consistent_point;
@@ -257,7 +260,7 @@ impl Sync {
         let position = self.catch_up(table, &target, &mut reader, from, &reports, finish).await?;
         copy::finish_table(target.client(), &subscription.name, &job, position, rows)
             .await
-            .map_err(|error| Failure::retry(error.diagnosis(source)))?;
+            .map_err(|error| Failure::retry(error.diagnosis(source, &subscription.publisher.user)))?;
         fail::fail_point!("table_sync::before_commit");
         target.client().batch_execute("COMMIT").await.map_err(crate::apply::ApplyError::from)?;
         // The rows are in; whatever happens to this session now is no failure of the sync.
@@ -274,7 +277,8 @@ impl Sync {
         job: &CopyJob,
         snapshot: &str,
     ) -> Result<u64, Failure> {
-        let failed = |error: copy::CopyError| Failure::retry(error.diagnosis(&job.source));
+        let role = &self.context.subscription.publisher.user;
+        let failed = |error: copy::CopyError| Failure::retry(error.diagnosis(&job.source, role));
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
             quote_literal(snapshot)

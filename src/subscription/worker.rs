@@ -19,16 +19,21 @@ use tracing::{debug, error, info, warn};
 use crate::apply::{Lock, TargetSession, origin_name};
 use crate::config::Subscription;
 use crate::error::{Diagnosis, Disposition, PauseReason};
+use crate::pg::Lsn;
 use crate::pg::conninfo::ConnInfo;
 use crate::store::{self, Answer, Command, Desired, Registration, StateChange, Store, Verb, lock_key};
+use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
 use super::attempt::{self, Context, Phase, TakeUp};
+use super::because::Because;
 use super::commands;
-use super::failure::{Failure, TargetLink};
+use super::failure::{Failure, Restart, TargetLink};
 use super::monitor::{Monitor, MonitorEvent};
 use super::positions::StreamPositions;
 use super::publications::Publications;
 use super::reader::Reader;
+use super::schema_watch::{SCHEMA_FINGERPRINT, SchemaWatch};
+use super::snapshot::{Link, Snapshot};
 use super::state::{Action, Event, State, step};
 use super::stream::StreamEnd;
 
@@ -71,20 +76,16 @@ pub(crate) struct Worker {
     held_back: Option<Diagnosis>,
     /// The lock is ours, as far as we know.
     owner: Owner,
+    /// The last conflict met, so that one met again is known.
+    last_conflict: Option<i64>,
     schema: SchemaWatch,
     reported: Option<StateChange>,
+    /// Where a changed target table last made it begin anew.
+    restarted_at: Option<Lsn>,
     stood_by: Option<StoodBy>,
     /// The last conflict that was logged: one that is met again and again is said once, and once
     /// more for each person who asks to go on.
     conflict_said: Option<i64>,
-}
-
-/// The reason behind `retrying` and `paused`.
-#[derive(Debug, Clone)]
-struct Because {
-    reason: String,
-    diagnosis: Diagnosis,
-    conflict_id: Option<i64>,
 }
 
 /// What another instance has been seen to apply.
@@ -119,6 +120,7 @@ impl Worker {
         instance: String,
         wish: watch::Receiver<Wish>,
         signal: watch::Receiver<u64>,
+        snapshot: watch::Sender<Snapshot>,
     ) -> Self {
         let (phase_sender, phases) = mpsc::channel(EVENTS_MAX);
         let (monitor_sender, monitor_events) = mpsc::channel(EVENTS_MAX);
@@ -130,8 +132,9 @@ impl Worker {
             publications: watch::Sender::new(Publications::default()),
             take_up: TakeUp::AsConfigured,
             phases: phase_sender,
-            warned: watch::Sender::new(Vec::new()),
+            snapshot,
             exact_until: None,
+            warned: watch::Sender::new(Vec::new()),
         };
         Self {
             context,
@@ -149,8 +152,10 @@ impl Worker {
             because: None,
             held_back: None,
             owner: Owner::Other,
+            last_conflict: None,
             schema: SchemaWatch::default(),
             reported: None,
+            restarted_at: None,
             stood_by: None,
             conflict_said: None,
         }
@@ -239,7 +244,9 @@ impl Worker {
             self.session = Some(TargetSession::open(&self.context.target, &name).await?);
         }
         let Some(session) = &mut self.session else { return Ok(None) };
-        if session.try_lock(lock_key(subscription.name.as_str())).await? == Lock::HeldElsewhere {
+        let lock = session.try_lock(lock_key(subscription.name.as_str())).await?;
+        self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Up);
+        if lock == Lock::HeldElsewhere {
             return Ok(None);
         }
         if let Some(StoodBy { created_at: Some(known) }) = self.stood_by {
@@ -287,9 +294,10 @@ impl Worker {
         if row.reason.as_deref() != Some(PauseReason::Conflict.as_str()) || row.skip_lsn.is_some() {
             return Event::Locked;
         }
+        self.last_conflict = row.conflict_id;
         self.because = Some(Because {
             reason: PauseReason::Conflict.as_str().to_owned(),
-            diagnosis: Diagnosis { primary: row.detail.unwrap_or_default(), detail: None, hint: row.hint },
+            diagnosis: Diagnosis { hint: row.hint, ..Diagnosis::new(row.detail.unwrap_or_default()) },
             conflict_id: row.conflict_id,
         });
         Event::LockedWhilePaused(PauseReason::Conflict)
@@ -303,6 +311,7 @@ impl Worker {
                 positions: self.context.positions.subscribe(),
                 publications: self.context.publications.clone(),
                 events: self.monitor_sender.clone(),
+                snapshot: self.context.snapshot.clone(),
             };
             self.monitor.spawn(monitor.run());
         }
@@ -314,6 +323,7 @@ impl Worker {
         let Some(session) = self.session.take() else { return Event::LockHeldElsewhere };
         self.held_back = None;
         let event = Box::pin(self.attempt_with(&session)).await;
+        self.context.snapshot.send_modify(|snapshot| snapshot.copies.clear());
         // The attempt may have been dropped within a transaction; a session that does not come
         // clean is given up, and the lock with it.
         match session.reset().await {
@@ -367,11 +377,7 @@ impl Worker {
             Wake::Phase(phase) => self.on_phase(phase).await,
             Wake::Attempt(end) => Some(match *end {
                 Ok(StreamEnd::Conflict(report)) => self.on_conflict(&report).await,
-                Ok(StreamEnd::SendAgain { until }) => {
-                    info!(subscription = self.context.name(), lsn = %until, "streaming a large transaction again");
-                    self.context.exact_until = Some(until);
-                    Event::RestartAsked
-                }
+                Ok(StreamEnd::Restart(restart, failure)) => self.on_restart(restart, failure),
                 Ok(StreamEnd::PublicationsChanged) => Event::RestartAsked,
                 Err(failure) => self.fail(failure),
             }),
@@ -401,16 +407,14 @@ impl Worker {
     async fn on_conflict(&mut self, report: &crate::conflict::ConflictReport) -> Event {
         match self.store.open_conflict(report).await {
             Ok(id) => {
-                if self.conflict_said == Some(id) {
-                    debug!(subscription = self.context.name(), conflict = id, "the same conflict again");
-                } else {
-                    warn!(
-                        subscription = self.context.name(), conflict = id, kind = %report.kind,
-                        relation = %report.target, lsn = %report.commit_lsn, xid = report.xid,
-                        "paused on a conflict; see \"pgsluice conflicts show {id}\""
-                    );
-                    self.conflict_said = Some(id);
-                }
+                let known = self.last_conflict.replace(id) == Some(id);
+                let said = self.conflict_said.replace(id) == Some(id);
+                let encounter = match (known, said) {
+                    (_, true) => Encounter::Again,
+                    (true, false) => Encounter::Asked,
+                    (false, false) => Encounter::First,
+                };
+                ConflictFound { report, id, encounter }.emit();
                 self.because = Some(Because {
                     reason: PauseReason::Conflict.as_str().to_owned(),
                     diagnosis: Diagnosis::new(report.summary()).hint(report.hint(id)),
@@ -423,18 +427,42 @@ impl Worker {
         }
     }
 
+    /// Begins anew at once. A table that is being changed again and again at one position is waited
+    /// for as any failure is.
+    fn on_restart(&mut self, restart: Restart, failure: Failure) -> Event {
+        match restart {
+            Restart::SendAgain { until } => {
+                info!(subscription = self.context.name(), lsn = %until, "streaming a large transaction again");
+                self.context.exact_until = Some(until);
+            }
+            Restart::TargetChanged(table) => {
+                let at = self.context.positions.borrow().applied;
+                if self.restarted_at == at {
+                    return self.fail(failure);
+                }
+                self.restarted_at = at;
+                info!(subscription = self.context.name(), relation = %table, "a target table has changed");
+            }
+        }
+        Event::RestartAsked
+    }
+
     fn fail(&mut self, failure: Failure) -> Event {
-        let (reason, attention) = match failure.disposition {
-            Disposition::Retry => ("connection".to_owned(), "will try again"),
-            Disposition::Pause(reason) => (reason.as_str().to_owned(), "paused"),
+        let reason = match failure.disposition {
+            Disposition::Retry => failure.cause.as_str().to_owned(),
+            Disposition::Pause(reason) => reason.as_str().to_owned(),
         };
         let same = self.because.as_ref().is_some_and(|because| because.diagnosis == failure.diagnosis);
-        if same {
-            debug!(subscription = self.context.name(), "{attention}: {}", failure.diagnosis);
-        } else {
-            warn!(subscription = self.context.name(), reason, "{attention}: {}", failure.diagnosis);
+        AttemptFailed {
+            subscription: self.context.name(),
+            disposition: failure.disposition,
+            reason: &reason,
+            diagnosis: &failure.diagnosis,
+            encounter: if same { Encounter::Again } else { Encounter::First },
         }
+        .emit();
         if failure.target == TargetLink::Lost {
+            self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Down);
             self.session = None;
             self.lose_target();
         }
@@ -483,7 +511,12 @@ impl Worker {
                 return Event::RetryDue;
             }
             if let Err(failure) = self.keep_lock().await {
-                debug!(subscription = self.context.name(), "{}", failure.diagnosis);
+                debug!(
+                    subscription = self.context.name(),
+                    error = failure.diagnosis.told_to_log().primary,
+                    "lock lost"
+                );
+                self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Down);
                 self.session = None;
                 self.lose_target();
             }
@@ -619,6 +652,12 @@ impl Worker {
 
     async fn report(&mut self) {
         let Some(change) = self.state_change() else { return };
+        // First what everybody sees: it must not wait for a target that is down.
+        self.context.snapshot.send_modify(|snapshot| snapshot.shown.clone_from(&change));
+        if self.owner != Owner::Us {
+            // What the target records is its owner's word.
+            return;
+        }
         if self.reported.as_ref() == Some(&change) {
             return;
         }
@@ -628,13 +667,11 @@ impl Worker {
         }
     }
 
-    /// What the world is to see; none where another instance may speak for the subscription.
+    /// What the world is to see; none once the worker has stopped.
     fn state_change(&self) -> Option<StateChange> {
-        if self.owner != Owner::Us {
-            return None;
-        }
         let shown = match self.state {
-            State::Standby | State::Stopped => return None,
+            State::Stopped => return None,
+            State::Standby => store::State::Standby,
             State::Starting { failures: 0 } => store::State::Starting,
             State::Starting { .. } | State::Retrying { .. } => store::State::Retrying,
             State::Copying { .. } => store::State::Copying,
@@ -670,44 +707,5 @@ async fn commands_due(signal: &mut watch::Receiver<u64>) {
     if let Ok(Err(_)) = tokio::time::timeout(COMMAND_POLL, signal.changed()).await {
         // The sender has gone, which only happens at the very end: poll on.
         tokio::time::sleep(COMMAND_POLL).await;
-    }
-}
-
-/// Everything about user tables whose change may make them fit.
-const SCHEMA_FINGERPRINT: &str = "SELECT pg_catalog.md5(pg_catalog.concat( \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, \
-        a.atttypmod, a.attnotnull, a.atthasdef, a.attidentity, a.attisdropped), ',' \
-        ORDER BY a.attrelid, a.attnum) \
-     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
-     WHERE c.relkind IN ('r', 'p') AND c.relnamespace NOT IN (SELECT n.oid FROM pg_catalog.pg_namespace n \
-        WHERE n.nspname IN ('pg_catalog', 'information_schema', 'pg_toast', 'pgsluice'))), \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', i.indexrelid, i.indisvalid, i.indimmediate), ',' \
-        ORDER BY i.indexrelid) FROM pg_catalog.pg_index i WHERE i.indisunique), \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, c.relname, c.relnamespace, c.relacl, \
-        c.relrowsecurity), ',' ORDER BY c.oid) FROM pg_catalog.pg_class c WHERE c.relkind IN ('r', 'p')), \
-    (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', n.oid, n.nspname, n.nspacl), ',' ORDER BY n.oid) \
-     FROM pg_catalog.pg_namespace n)))";
-
-/// Notices a change of the target's catalog.
-#[derive(Debug, Default)]
-struct SchemaWatch(Option<String>);
-
-impl SchemaWatch {
-    /// The first look counts as a change, too: the pause may be older than what it sees. It is kept
-    /// from pause to pause, so that one judged anew and still unfit waits for the next change.
-    fn changed(&mut self, now: String) -> bool {
-        let changed = self.0.as_ref() != Some(&now);
-        self.0 = Some(now);
-        changed
-    }
-}
-
-impl Because {
-    fn operator() -> Self {
-        Self {
-            reason: PauseReason::Operator.as_str().to_owned(),
-            diagnosis: Diagnosis::new("paused by an operator").hint("\"pgsluice resume\" goes on"),
-            conflict_id: None,
-        }
     }
 }

@@ -6,12 +6,29 @@
 #[cfg(test)]
 mod batches;
 #[cfg(test)]
+mod check;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod conflicts;
 #[cfg(test)]
 mod crash;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod faults_network;
+#[cfg(test)]
+mod feedback;
+#[cfg(test)]
 mod hand_over;
+#[cfg(test)]
+mod http;
+#[cfg(test)]
+mod identity;
+#[cfg(test)]
+mod logs;
+#[cfg(test)]
+mod metrics;
 #[cfg(test)]
 mod operations;
 #[cfg(test)]
@@ -26,7 +43,11 @@ mod store;
 #[expect(dead_code, reason = "made for the capabilities' tests, which arrive one after the other")]
 mod support;
 #[cfg(test)]
+mod target_ddl;
+#[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod triggers;
 #[cfg(test)]
 mod values;
 #[cfg(test)]

@@ -38,7 +38,7 @@ fn pg_hba_hints_are_lines_to_paste() {
         Purpose::Replication,
     ), @r#"
         [authentication] no pg_hba.conf entry for host "10.0.0.7", user "sammy", database "example", no encryption (SQLSTATE 28000)
-          hint: add to the server's pg_hba.conf: host example sammy 10.0.0.7/32 scram-sha-256 -- then SELECT pg_reload_conf(); if the file has hostssl lines only, use sslmode=require instead
+          hint: add to the server's pg_hba.conf: host example sammy 10.0.0.7/32 scram-sha-256 -- then SELECT pg_reload_conf(); if the file has hostssl lines only, use sslmode=require instead (a line for the keyword replication does not do: logical replication goes by the database's name)
         "#);
     insta::assert_snapshot!(refused(
         "28000",
@@ -54,7 +54,7 @@ fn pg_hba_hints_are_lines_to_paste() {
         Purpose::Sql,
     ), @r#"
         [authentication] no pg_hba.conf entry for host "[local]", user "sammy", database "example", no encryption (SQLSTATE 28000)
-          hint: add to the server's pg_hba.conf: local example sammy scram-sha-256 -- then SELECT pg_reload_conf()
+          hint: add to the server's pg_hba.conf: local example sammy scram-sha-256 -- then SELECT pg_reload_conf() (a line for the keyword replication does not do: logical replication goes by the database's name)
         "#);
     insta::assert_snapshot!(refused("28000", "kein pg_hba.conf-Eintrag", Purpose::Sql), @r"
         [authentication] kein pg_hba.conf-Eintrag (SQLSTATE 28000)

@@ -91,7 +91,8 @@ impl CatalogError {
         }
     }
 
-    /// A lost connection or a transient refusal is worth another try; anything else needs a person.
+    /// A lost connection or a transient refusal is worth another try, and so are publications that
+    /// somebody may put right meanwhile; any other refusal needs a person.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
@@ -106,7 +107,7 @@ impl CatalogError {
             },
             Self::MissingPublications { .. }
             | Self::DifferentColumnLists { .. }
-            | Self::DifferentGeneratedColumns { .. } => Disposition::Pause(PauseReason::PublisherError),
+            | Self::DifferentGeneratedColumns { .. } => Disposition::Retry,
         }
     }
 }

@@ -11,16 +11,22 @@
 //! - Catalog text must be UTF-8 or converted to it by the server, as tokio-postgres demands.
 
 mod error;
+mod listing;
 mod publisher;
+mod slot;
 mod target;
 mod target_columns;
+mod unreadable;
 
 pub use error::{CatalogError, Side};
+pub use listing::user_tables;
 pub use publisher::{
     PublisherFacts, UnselectableReason, UnselectableTable, published_tables, publisher_facts,
-    unselectable_tables,
+    publisher_query, unselectable_tables,
 };
-pub use target::{TargetFacts, target_facts, target_tables};
+pub use slot::slot_row;
+pub use target::{TargetFacts, table_stamp_sql, target_facts, target_tables};
+pub use unreadable::{refused_copy, unreadable};
 
 /// `typtype`, `relkind` and their like: PostgreSQL's `"char"`, one ASCII character.
 fn catalog_char(row: &tokio_postgres::Row, column: &str) -> char {

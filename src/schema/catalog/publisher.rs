@@ -20,6 +20,11 @@ use super::error::{CatalogError, Side};
 /// Lowest OID of anything that is not the system's own (`FirstNormalObjectId`).
 const FIRST_NORMAL_OID: u32 = 16384;
 
+/// A failed query on the publisher's catalogs, as an error that says what it was for.
+pub fn publisher_query(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogError {
+    failed(what)
+}
+
 fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogError {
     move |source| CatalogError::Query { side: Side::Publisher, what, source }
 }

@@ -50,6 +50,7 @@ pub async fn target_tables<C: GenericClient + Sync>(
         table.checks = checks.get(&table.oid).cloned().unwrap_or_default();
         table.fires = acts.fires;
         table.has_ordinary_triggers = acts.ordinary;
+        table.ordinary_before_row = acts.ordinary_before_row;
         table.has_foreign_keys = foreign_keys.contains(&table.oid);
         table.partitioning = partitioning.get(&table.oid).cloned();
         table
@@ -57,6 +58,29 @@ pub async fn target_tables<C: GenericClient + Sync>(
     let mut described: HashMap<usize, TargetTable> =
         found.into_iter().map(|(at, table)| (at, describe(table))).collect();
     Ok((0..names.len()).map(|at| described.remove(&at)).collect())
+}
+
+/// An expression for [`TargetTable::stamp`] of the table whose OID is `oid`; NULL if it is gone.
+///
+/// The transactions that wrote the catalog's rows of columns, indexes, triggers and rules, summed
+/// up: DDL replaces rows by younger ones. TRUNCATE, ANALYZE, VACUUM and new partitions leave them
+/// alone.
+#[must_use]
+pub fn table_stamp_sql(oid: &str) -> String {
+    let sum = |catalog: &str, key: &str| {
+        format!(
+            "(SELECT pg_catalog.sum(s.xmin::pg_catalog.text::pg_catalog.int8) FROM pg_catalog.{catalog} s \
+             WHERE s.{key} OPERATOR(pg_catalog.=) {oid})"
+        )
+    };
+    format!(
+        "({} OPERATOR(pg_catalog.+) COALESCE({}, 0) OPERATOR(pg_catalog.+) COALESCE({}, 0) \
+         OPERATOR(pg_catalog.+) COALESCE({}, 0))::pg_catalog.int8",
+        sum("pg_attribute", "attrelid"),
+        sum("pg_index", "indrelid"),
+        sum("pg_trigger", "tgrelid"),
+        sum("pg_rewrite", "ev_class")
+    )
 }
 
 /// Relations by the position of their name, with what one row of `pg_class` tells.
@@ -76,7 +100,8 @@ async fn read_tables<C: GenericClient + Sync>(
         )
     };
     let sql = format!(
-        "SELECT q.ord, c.oid, c.relkind, pg_catalog.row_security_active(c.oid) AS row_security,
+        "SELECT q.ord, c.oid, c.relkind, {stamp} AS stamp,
+                pg_catalog.row_security_active(c.oid) AS row_security,
                 pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS schema_usage,
                 {select} AS can_select, {insert} AS can_insert, {update} AS can_update,
                 pg_catalog.has_table_privilege(c.oid, 'DELETE') AS can_delete,
@@ -89,6 +114,7 @@ async fn read_tables<C: GenericClient + Sync>(
              ON n.nspname = q.schema::pg_catalog.name AND n.nspname::pg_catalog.text = q.schema
            JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
             AND c.relname = q.name::pg_catalog.name AND c.relname::pg_catalog.text = q.name",
+        stamp = table_stamp_sql("c.oid"),
         select = privilege("SELECT"),
         insert = privilege("INSERT"),
         update = privilege("UPDATE"),
@@ -108,6 +134,7 @@ async fn read_tables<C: GenericClient + Sync>(
 fn bare_table(name: &QualifiedName, row: &Row) -> TargetTable {
     TargetTable {
         oid: row.get("oid"),
+        stamp: row.get::<_, Option<i64>>("stamp").unwrap_or_default(),
         name: name.clone(),
         kind: match catalog_char(row, "relkind") {
             'r' => TableKind::Table,
@@ -119,6 +146,7 @@ fn bare_table(name: &QualifiedName, row: &Row) -> TargetTable {
         fires: FiringTriggers::default(),
         has_foreign_keys: false,
         has_ordinary_triggers: false,
+        ordinary_before_row: false,
         row_security: row.get("row_security"),
         privileges: TablePrivileges {
             schema_usage: row.get("schema_usage"),
@@ -225,6 +253,7 @@ async fn read_checks<C: GenericClient + Sync>(
 struct Acts {
     fires: FiringTriggers,
     ordinary: bool,
+    ordinary_before_row: bool,
 }
 
 /// Triggers and rules of the tables and all their partitions.
@@ -239,7 +268,8 @@ async fn read_triggers<C: GenericClient + Sync>(
     let sql = "SELECT m.root,
                       pg_catalog.bool_or(x.enabled IN ('R', 'A')) AS fires,
                       pg_catalog.bool_or(x.enabled IN ('R', 'A') AND x.intercepts) AS before_row,
-                      pg_catalog.bool_or(x.enabled = 'O') AS ordinary
+                      pg_catalog.bool_or(x.enabled = 'O') AS ordinary,
+                      pg_catalog.bool_or(x.enabled = 'O' AND x.intercepts) AS ordinary_before_row
                  FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS m(root, member)
                  JOIN (SELECT t.tgrelid AS relation, t.tgenabled AS enabled,
                               (t.tgtype & 1) <> 0 AND (t.tgtype & 66) <> 0 AS intercepts
@@ -254,6 +284,7 @@ async fn read_triggers<C: GenericClient + Sync>(
     let acts = |row: &Row| Acts {
         fires: FiringTriggers { any: row.get("fires"), before_row: row.get("before_row") },
         ordinary: row.get("ordinary"),
+        ordinary_before_row: row.get("ordinary_before_row"),
     };
     Ok(rows.iter().map(|row| (row.get("root"), acts(row))).collect())
 }
@@ -324,18 +355,17 @@ pub struct TargetFacts {
     pub may_be_replica: bool,
     /// Whether applied transactions can carry a replication origin.
     pub may_use_origins: bool,
+    /// Origins that the server has room for.
+    pub origins_max: u32,
+    /// Whether the role may create schemas in the database, which pgsluice's own needs once.
+    pub may_create_schema: bool,
     /// A standby: it takes no writes.
     pub in_recovery: bool,
 }
 
 /// Functions that a session needs for marking its transactions with an origin.
-const ORIGIN_FUNCTIONS: &[&str] = &[
-    "pg_replication_origin_create",
-    "pg_replication_origin_oid",
-    "pg_replication_origin_session_setup",
-    "pg_replication_origin_session_reset",
-    "pg_replication_origin_xact_setup",
-];
+const ORIGIN_FUNCTIONS: &[&str] =
+    &["pg_replication_origin_create", "pg_replication_origin_oid", "pg_replication_origin_session_setup"];
 
 /// Facts about the target's server and role.
 ///
@@ -350,6 +380,8 @@ pub async fn target_facts(client: &tokio_postgres::Client) -> Result<TargetFacts
                       pg_catalog.current_setting('server_encoding') AS encoding,
                       r.rolname::pg_catalog.text AS role, r.rolsuper,
                       pg_catalog.pg_is_in_recovery() AS in_recovery,
+                      pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
+                        AS may_create,
                       COALESCE(pg_catalog.current_setting('max_active_replication_origins', true),
                                pg_catalog.current_setting('max_replication_slots'))::pg_catalog.int8
                         AS origins,
@@ -370,6 +402,8 @@ pub async fn target_facts(client: &tokio_postgres::Client) -> Result<TargetFacts
         role_is_superuser: superuser,
         may_be_replica: may_be_replica(client).await?,
         may_use_origins: executable && unsigned(&row, "origins") > 0,
+        origins_max: unsigned(&row, "origins"),
+        may_create_schema: row.get("may_create"),
         in_recovery: row.get("in_recovery"),
     })
 }

@@ -58,6 +58,7 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
     };
     TargetTable {
         oid: 7,
+        stamp: 0,
         name: QualifiedName::new("public", "widgets"),
         kind: TableKind::Table,
         columns: (1..).zip(columns.split(',')).map(|(at, text)| target_column(at, text)).collect(),
@@ -65,6 +66,7 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
         fires: FiringTriggers::default(),
         has_foreign_keys: false,
         has_ordinary_triggers: false,
+        ordinary_before_row: false,
         row_security: false,
         privileges: TablePrivileges {
             schema_usage: true,

@@ -198,11 +198,11 @@ async fn allow_and_prefer_try_the_other_encryption() {
     admitted(&tls(cluster.info("plainonly", None), SslMode::Prefer), "false").await;
     insta::assert_snapshot!(refused(&tls(cluster.info("plainonly", None), SslMode::Require)).await, @r#"
         [authentication] no pg_hba.conf entry for host "127.0.0.1", user "plainonly", database "postgres", SSL encryption (SQLSTATE 28000)
-          hint: add to the server's pg_hba.conf: hostssl postgres plainonly 127.0.0.1/32 scram-sha-256 -- then SELECT pg_reload_conf()
+          hint: add to the server's pg_hba.conf: hostssl postgres plainonly 127.0.0.1/32 scram-sha-256 -- then SELECT pg_reload_conf() (a line for the keyword replication does not do: logical replication goes by the database's name)
         "#);
     insta::assert_snapshot!(refused(&cluster.info("tlsonly", None)).await, @r#"
         [authentication] no pg_hba.conf entry for host "127.0.0.1", user "tlsonly", database "postgres", no encryption (SQLSTATE 28000)
-          hint: add to the server's pg_hba.conf: host postgres tlsonly 127.0.0.1/32 scram-sha-256 -- then SELECT pg_reload_conf(); if the file has hostssl lines only, use sslmode=require instead
+          hint: add to the server's pg_hba.conf: host postgres tlsonly 127.0.0.1/32 scram-sha-256 -- then SELECT pg_reload_conf(); if the file has hostssl lines only, use sslmode=require instead (a line for the keyword replication does not do: logical replication goes by the database's name)
         "#);
 }
 
@@ -240,7 +240,7 @@ async fn refusals_are_told_apart() {
         "#);
     insta::assert_snapshot!(refused(&cluster.info("nohba", None)).await, @r#"
         [authentication] no pg_hba.conf entry for host "127.0.0.1", user "nohba", database "postgres", no encryption (SQLSTATE 28000)
-          hint: add to the server's pg_hba.conf: host postgres nohba 127.0.0.1/32 scram-sha-256 -- then SELECT pg_reload_conf(); if the file has hostssl lines only, use sslmode=require instead
+          hint: add to the server's pg_hba.conf: host postgres nohba 127.0.0.1/32 scram-sha-256 -- then SELECT pg_reload_conf(); if the file has hostssl lines only, use sslmode=require instead (a line for the keyword replication does not do: logical replication goes by the database's name)
         "#);
     insta::assert_snapshot!(refused(&cluster.info("rejected", None)).await, @r#"
         [authentication] pg_hba.conf rejects connection for host "127.0.0.1", user "rejected", database "postgres", no encryption (SQLSTATE 28000)

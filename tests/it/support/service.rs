@@ -27,12 +27,19 @@ impl Service {
     /// Starts the service with a configuration file and additions to its environment, logging into
     /// `log`.
     pub(crate) fn start(config: &Path, log: PathBuf, environment: &[(&str, &str)]) -> Self {
-        let http_port = free_port().unwrap();
         let mut command = cli::executable();
+        command.arg("--config").arg(config).arg("run");
+        Self::spawn(command, log, environment)
+    }
+
+    /// Starts `command`, which becomes a `pgsluice run`.
+    pub(crate) fn spawn(
+        mut command: std::process::Command,
+        log: PathBuf,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let http_port = free_port().unwrap();
         command
-            .arg("--config")
-            .arg(config)
-            .arg("run")
             .env("RUST_LOG", "pgsluice=debug,info")
             .env("RUST_BACKTRACE", "1")
             .env("PGSLUICE__SERVICE__LISTEN", format!("127.0.0.1:{http_port}"))

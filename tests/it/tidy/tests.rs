@@ -31,7 +31,10 @@ fn the_pure_core_uses_nothing_impure() {
     assert_snapshot!(check("src/error.rs", "use std::time;\nfn f() { time::SystemTime::now(); }"), @"src/error.rs:3: uses std::time::SystemTime::now");
     assert_snapshot!(check("src/conflict/kind.rs", "fn f() -> bool {\n    std::env::var(\"X\").is_ok()\n}"), @"src/conflict/kind.rs:3: uses std::env::var");
     assert_snapshot!(check("src/subscription/state.rs", "use std::time::*;"), @"src/subscription/state.rs:2: uses std::time::*");
-    assert_snapshot!(check("src/apply/plan/mod.rs", "fn f() { ::metrics::counter!(\"x\"); }"), @"src/apply/plan/mod.rs:2: uses metrics::counter");
+    assert_snapshot!(check("src/apply/plan/mod.rs", "fn f() { ::metrics::counter!(\"x\"); }"), @r"
+        src/apply/plan/mod.rs:2: uses metrics::counter
+        src/apply/plan/mod.rs:2: uses metrics::counter, whose home is telemetry
+    ");
     assert_eq!(check("src/pg/lsn.rs", "use std::time::Duration;\nfn f(_: std::fmt::Error) {}"), "");
     assert_eq!(check("src/subscription/worker.rs", "use tokio::select;\nuse std::time::Instant;"), "");
     assert_eq!(check("src/schema/catalog.rs", "use tokio_postgres::Client;"), "");

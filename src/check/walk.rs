@@ -1,0 +1,317 @@
+//! Walks the steps: connects, asks, hands the answers to the verdicts. Only reads.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+
+use crate::config::{Config, Subscription};
+use crate::error::Diagnosis;
+use crate::net::{self, ClientOptions, ConnectError, PgClient};
+use crate::pg::conninfo::ConnInfo;
+use crate::pg::{QualifiedName, SubscriptionName};
+use crate::replication::{ReplicationConnection, SessionOptions, SystemIdentity};
+use crate::schema::catalog::{self, CatalogError, PublisherFacts, Side, TargetFacts, UnselectableTable};
+use crate::schema::{Mapping, PublishedTable, Session, TargetTable};
+use crate::store::{Store, StoreErrorKind};
+use crate::subscription::slot::{self, SlotView};
+
+use super::findings::Findings;
+use super::report::{Document, Report, Step, TableReport};
+use super::tables::{self, Pair};
+use super::verdict::{self, Published, Recorded};
+
+/// Subscriptions looked at together.
+const CHECKS_MAX: usize = 4;
+/// How long one side's questions may take once the connection stands.
+const QUESTIONS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a server may work on one of them.
+const STATEMENT_TIMEOUT: &str = "20s";
+
+/// Checks every subscription of the configuration, or the one of that name.
+pub async fn check(config: &Config, name: Option<&SubscriptionName>) -> Document {
+    let wanted =
+        config.subscriptions.iter().filter(|subscription| name.is_none_or(|n| subscription.name == *n));
+    let walks = wanted.map(|subscription| Box::pin(walk(subscription, &config.target.conninfo)));
+    let subscriptions = futures_util::stream::iter(walks).buffered(CHECKS_MAX).collect().await;
+    Document { subscriptions }
+}
+
+/// What the publisher answered, each question on its own.
+struct Publisher {
+    client: PgClient,
+    facts: Answer<PublisherFacts>,
+    view: Answer<SlotView>,
+    published: Answer<Vec<PublishedTable>>,
+    existing: Answer<BTreeSet<QualifiedName>>,
+    denied: Answer<Vec<UnselectableTable>>,
+    identity: Answer<SystemIdentity>,
+}
+
+/// What the target answered.
+struct Target {
+    client: PgClient,
+    facts: Answer<TargetFacts>,
+    existing: Answer<BTreeSet<QualifiedName>>,
+    state: Answer<State>,
+}
+
+type Answer<T> = Result<T, Diagnosis>;
+
+/// Schema `pgsluice`, and what it has of the subscription.
+enum State {
+    NotThere,
+    There(Recorded),
+    /// An older one, which `run` upgrades.
+    Old(Diagnosis),
+}
+
+async fn walk(subscription: &Subscription, target: &ConnInfo) -> Report {
+    let mut findings = Findings::default();
+    let (publisher, reached) =
+        tokio::join!(reach_publisher(subscription), reach_target(subscription, target));
+    let recorded = judge_target(&mut findings, target, reached.as_ref());
+    let connected = publisher.as_ref().map(|found| (found.client.host(), found.client.encryption()));
+    verdict::way(&mut findings, &subscription.publisher, connected);
+    let mut reports = Vec::new();
+    if let Ok(publisher) = &publisher {
+        judge_publisher(&mut findings, subscription, publisher, &recorded);
+        let target = reached.as_ref().ok();
+        judge_publications(&mut findings, subscription, publisher, target, &recorded);
+        if let Some(target) = target {
+            reports = judge_tables(&mut findings, subscription, publisher, target).await;
+            if let (Ok(source), Ok(sink)) = (&publisher.facts, &target.facts) {
+                verdict::versions(&mut findings, subscription, source, sink);
+            }
+        }
+    }
+    if let Ok(publisher) = publisher {
+        publisher.client.close().await;
+    }
+    if let Ok(target) = reached {
+        target.client.close().await;
+    }
+    findings.into_report(subscription.name.as_str(), reports)
+}
+
+fn options(subscription: &Subscription) -> ClientOptions {
+    ClientOptions {
+        application_name: Some(format!("{} check", subscription.name)),
+        settings: vec![("statement_timeout".to_owned(), STATEMENT_TIMEOUT.to_owned())],
+    }
+}
+
+/// A session that cannot write even by mistake. Set once it stands: `target_session_attrs` asks
+/// the server for the same parameter.
+async fn connect(subscription: &Subscription, info: &ConnInfo) -> Result<PgClient, ConnectError> {
+    let client = net::client(info, &options(subscription)).await?;
+    let read_only = client.batch_execute("SET default_transaction_read_only = on");
+    // A session that does not take this has ended or hangs, which the questions find out.
+    let _ = tokio::time::timeout(QUESTIONS_TIMEOUT, read_only).await;
+    Ok(client)
+}
+
+/// An answer within its time limit.
+async fn asked<T, E>(side: Side, question: impl Future<Output = Result<T, E>>) -> Answer<T>
+where
+    Diagnosis: From<Told<E>>,
+{
+    match tokio::time::timeout(QUESTIONS_TIMEOUT, question).await {
+        Ok(answer) => answer.map_err(|error| Told(error).into()),
+        Err(_) => {
+            Err(Diagnosis::new(format!("the {side} has not answered for {} s", QUESTIONS_TIMEOUT.as_secs()))
+                .hint("check the server's load and the network to it"))
+        }
+    }
+}
+
+/// An error on its way to what an operator reads.
+struct Told<E>(E);
+
+impl From<Told<CatalogError>> for Diagnosis {
+    fn from(error: Told<CatalogError>) -> Self {
+        error.0.diagnosis()
+    }
+}
+
+impl From<Told<Diagnosis>> for Diagnosis {
+    fn from(error: Told<Diagnosis>) -> Self {
+        error.0
+    }
+}
+
+async fn reach_publisher(subscription: &Subscription) -> Result<Publisher, ConnectError> {
+    let client = connect(subscription, &subscription.publisher).await?;
+    let side = Side::Publisher;
+    let version = client.server_version_num();
+    // Before our own WAL sender counts as one in use.
+    let facts = asked(side, catalog::publisher_facts(&*client)).await;
+    let view = asked(side, slot::view(&client, &subscription.slot)).await;
+    let published =
+        asked(side, catalog::published_tables(&*client, version, &subscription.publications)).await;
+    let existing = asked(side, catalog::user_tables(&*client, side)).await;
+    let denied = match &published {
+        Ok(tables) => asked(side, catalog::unselectable_tables(&*client, tables)).await,
+        Err(_) => Ok(Vec::new()),
+    };
+    let identity = asked(side, replicate(subscription)).await;
+    Ok(Publisher { client, facts, view, published, existing, denied, identity })
+}
+
+/// A replication connection, only to see that it can be made, and to whom it leads.
+async fn replicate(subscription: &Subscription) -> Result<SystemIdentity, Diagnosis> {
+    let options = SessionOptions {
+        application_name: format!("{} check", subscription.name),
+        client_encoding: "UTF8".to_owned(),
+    };
+    let connected = ReplicationConnection::connect(&subscription.publisher, &options).await;
+    let mut connection = connected.map_err(|error| error.diagnosis())?;
+    let identity = connection.identify_system().await.map_err(|error| error.diagnosis());
+    connection.close().await;
+    identity
+}
+
+async fn reach_target(subscription: &Subscription, target: &ConnInfo) -> Result<Target, ConnectError> {
+    let client = connect(subscription, target).await?;
+    let facts = asked(Side::Target, catalog::target_facts(&client)).await;
+    let existing = asked(Side::Target, catalog::user_tables(&*client, Side::Target)).await;
+    let state = Box::pin(asked(Side::Target, read_state(subscription, target))).await;
+    Ok(Target { client, facts, existing, state })
+}
+
+/// Reads the state as the command line does, with the driver that the service uses for it.
+async fn read_state(subscription: &Subscription, target: &ConnInfo) -> Result<State, Diagnosis> {
+    let store = Store::connect(target).await.map_err(|error| error.diagnosis())?;
+    let state = async {
+        if store.schema_version().await?.is_none() {
+            return Ok(State::NotThere);
+        }
+        match store.require_schema().await {
+            Err(error) if matches!(error.kind(), StoreErrorKind::NotMigrated { .. }) => {
+                return Ok(State::Old(error.diagnosis()));
+            }
+            outcome => outcome?,
+        }
+        let row = store.subscription(subscription.name.as_str()).await?;
+        Ok(State::There(row.map_or(Recorded::Nothing, |row| Recorded::Row(Box::new(row)))))
+    };
+    let state = state.await;
+    store.close().await;
+    state.map_err(|error: crate::store::StoreError| error.diagnosis())
+}
+
+fn judge_target(
+    findings: &mut Findings,
+    info: &ConnInfo,
+    target: Result<&Target, &ConnectError>,
+) -> Recorded {
+    let target = match target {
+        Ok(target) => target,
+        Err(error) => {
+            verdict::target(findings, Err(error));
+            return Recorded::Unknown;
+        }
+    };
+    let facts = match &target.facts {
+        Ok(facts) => facts,
+        Err(diagnosis) => {
+            findings.fail(Step::Target, diagnosis.clone());
+            return Recorded::Unknown;
+        }
+    };
+    verdict::target(findings, Ok((target.client.host(), facts)));
+    match &target.state {
+        Err(diagnosis) => findings.fail(Step::State, diagnosis.clone()),
+        Ok(State::NotThere) => {
+            verdict::state_to_be_made(findings, facts, &info.dbname);
+            return Recorded::Nothing;
+        }
+        Ok(State::Old(diagnosis)) => findings.warn(Step::State, diagnosis.clone()),
+        Ok(State::There(recorded)) => {
+            findings.ok(Step::State, format!("schema pgsluice, version {}", crate::store::SCHEMA_VERSION));
+            return recorded.clone();
+        }
+    }
+    Recorded::Unknown
+}
+
+fn judge_publisher(
+    findings: &mut Findings,
+    subscription: &Subscription,
+    publisher: &Publisher,
+    recorded: &Recorded,
+) {
+    let identity = publisher.identity.as_ref();
+    verdict::replication(findings, identity.map_err(Clone::clone));
+    match &publisher.facts {
+        Ok(facts) => verdict::wal_level(findings, facts),
+        Err(diagnosis) => findings.fail(Step::WalLevel, diagnosis.clone()),
+    }
+    match &publisher.view {
+        Ok(view) => {
+            if let Ok(facts) = &publisher.facts {
+                verdict::room(findings, facts, view, recorded);
+            }
+            verdict::slot(findings, subscription, view, recorded, identity.ok());
+        }
+        Err(diagnosis) => findings.fail(Step::Slot, diagnosis.clone()),
+    }
+}
+
+fn judge_publications(
+    findings: &mut Findings,
+    subscription: &Subscription,
+    publisher: &Publisher,
+    target: Option<&Target>,
+    recorded: &Recorded,
+) {
+    let tables = match &publisher.published {
+        Ok(tables) => tables,
+        Err(diagnosis) => return findings.fail(Step::Publications, diagnosis.clone()),
+    };
+    let (_, notes) = Mapping::new(&subscription.tables, tables.iter().map(|table| &table.relation.name));
+    match &publisher.existing {
+        Ok(existing) => {
+            let targets = target.and_then(|target| target.existing.as_ref().ok());
+            let published = Published { tables, notes: &notes, existing, targets };
+            verdict::publications(findings, subscription, &published);
+        }
+        Err(diagnosis) => findings.fail(Step::Publications, diagnosis.clone()),
+    }
+    let role =
+        publisher.facts.as_ref().map_or(subscription.publisher.user.as_str(), |facts| facts.role.as_str());
+    match &publisher.denied {
+        Ok(denied) => verdict::privileges(findings, subscription, role, denied, recorded),
+        Err(diagnosis) => findings.fail(Step::Privileges, diagnosis.clone()),
+    }
+}
+
+async fn judge_tables(
+    findings: &mut Findings,
+    subscription: &Subscription,
+    publisher: &Publisher,
+    target: &Target,
+) -> Vec<TableReport> {
+    let (Ok(published), Ok(facts)) = (&publisher.published, &target.facts) else { return Vec::new() };
+    let (mapping, _) = Mapping::new(&subscription.tables, published.iter().map(|table| &table.relation.name));
+    let paired: Vec<(&PublishedTable, &QualifiedName)> = published
+        .iter()
+        .filter_map(|table| mapping.target(&table.relation.name).map(|name| (table, name)))
+        .collect();
+    let names: Vec<QualifiedName> = paired.iter().map(|(_, name)| (*name).clone()).collect();
+    let found: Vec<Option<TargetTable>> =
+        match asked(Side::Target, catalog::target_tables(&*target.client, &names)).await {
+            Ok(found) => found,
+            Err(diagnosis) => {
+                findings.fail(Step::Tables, diagnosis);
+                return Vec::new();
+            }
+        };
+    let pairs: Vec<Pair<'_>> = paired
+        .iter()
+        .zip(&found)
+        .map(|((published, target_name), target)| Pair { published, target_name, target: target.as_ref() })
+        .collect();
+    let session = if facts.may_be_replica { Session::Replica } else { Session::Origin };
+    tables::judge(findings, &pairs, session, &facts.role)
+}

@@ -1,0 +1,75 @@
+//! `/healthz`: the process lives. `/readyz`: every subscription does what it should.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde::Serialize;
+
+use super::Sources;
+use super::guard::Guard;
+use crate::subscription::Snapshot;
+
+/// 200 for as long as the process answers.
+pub(super) async fn healthz() -> impl IntoResponse {
+    Json(Health { status: "ok" })
+}
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+}
+
+#[derive(Serialize)]
+struct Readiness {
+    ready: bool,
+    /// What keeps it from being ready; empty if it is.
+    reasons: Vec<Unwell>,
+}
+
+/// One subscription that does not do what it should.
+#[derive(Serialize)]
+struct Unwell {
+    subscription: String,
+    state: &'static str,
+    reason: Option<String>,
+    /// Only for whoever may see everything: it may name hosts and quote keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+/// How much of a reason is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Everything,
+    Words,
+}
+
+/// 200 if every enabled subscription streams, copies or stands by; else 503 and why.
+pub(super) async fn readyz(
+    State(sources): State<Sources>,
+    Extension(guard): Extension<Guard>,
+    headers: HeaderMap,
+) -> Response {
+    let told = if guard.admits(&headers) { Told::Everything } else { Told::Words };
+    let snapshots = sources.view.snapshots();
+    let unwell = snapshots.iter().filter(|(_, snapshot)| !snapshot.is_well());
+    let reasons: Vec<Unwell> = unwell.map(|(name, snapshot)| reason(name.as_str(), snapshot, told)).collect();
+    let ready = reasons.is_empty();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(Readiness { ready, reasons })).into_response()
+}
+
+fn reason(name: &str, snapshot: &Snapshot, told: Told) -> Unwell {
+    let shown = &snapshot.shown;
+    let text = |part: &Option<String>| part.clone().filter(|_| told == Told::Everything);
+    Unwell {
+        subscription: name.to_owned(),
+        state: shown.state.as_str(),
+        reason: shown.reason.clone(),
+        detail: text(&shown.detail),
+        hint: text(&shown.hint),
+    }
+}

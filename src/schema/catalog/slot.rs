@@ -1,0 +1,27 @@
+//! The publisher's position and one of its replication slots, read together.
+
+use tokio_postgres::GenericClient;
+
+use crate::pg::{Lsn, SlotName};
+
+use super::error::{CatalogError, Side};
+
+/// Versions differ in the columns of `pg_replication_slots`: the row comes as JSON.
+const VIEW: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+        ELSE pg_catalog.pg_current_wal_flush_lsn() END)::pg_catalog.text, \
+    (SELECT pg_catalog.row_to_json(s)::pg_catalog.text FROM pg_catalog.pg_replication_slots s \
+        WHERE s.slot_name = $1::pg_catalog.text)";
+
+/// The publisher's position, and the slot as JSON if it exists.
+///
+/// # Errors
+/// A failed query.
+pub async fn slot_row<C: GenericClient + Sync>(
+    client: &C,
+    slot: &SlotName,
+) -> Result<(Lsn, Option<String>), CatalogError> {
+    let failed = |source| CatalogError::Query { side: Side::Publisher, what: "the replication slot", source };
+    let row = client.query_one(VIEW, &[&slot.as_str()]).await.map_err(failed)?;
+    let position: String = row.try_get(0).map_err(failed)?;
+    Ok((position.parse().unwrap_or_default(), row.try_get(1).map_err(failed)?))
+}

@@ -1,0 +1,21 @@
+//! The reason behind `retrying` and `paused`, as the worker reports it.
+
+use crate::error::{Diagnosis, PauseReason};
+
+/// A reason's word, what an operator reads, and the conflict if it is one.
+#[derive(Debug, Clone)]
+pub(super) struct Because {
+    pub(super) reason: String,
+    pub(super) diagnosis: Diagnosis,
+    pub(super) conflict_id: Option<i64>,
+}
+
+impl Because {
+    pub(super) fn operator() -> Self {
+        Self {
+            reason: PauseReason::Operator.as_str().to_owned(),
+            diagnosis: Diagnosis::new("paused by an operator").hint("\"pgsluice resume\" goes on"),
+            conflict_id: None,
+        }
+    }
+}

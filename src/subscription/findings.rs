@@ -1,0 +1,41 @@
+//! What an attempt and `check` say in the same words about a publisher that is not ready.
+//!
+//! Pure. Whoever finds it decides what follows: an attempt ends or warns, `check` lists it.
+
+use crate::error::Diagnosis;
+use crate::pg::{SubscriptionName, quote_ident};
+use crate::schema::catalog::PublisherFacts;
+
+/// `wal_level` on the publisher, unless it is what logical decoding needs.
+pub(crate) fn wal_level(facts: &PublisherFacts) -> Option<Diagnosis> {
+    if facts.wal_level == "logical" {
+        return None;
+    }
+    let diagnosis = Diagnosis::new(format!(
+        "wal_level is \"{}\" on the publisher, not \"logical\"",
+        facts.wal_level
+    ))
+    .detail("its WAL does not hold what changes of rows are decoded from")
+    .hint("on the publisher: ALTER SYSTEM SET wal_level = logical; then restart it (a reload is not enough)");
+    Some(diagnosis)
+}
+
+/// The publications hold no table at all.
+pub(crate) fn nothing_published(publications: &[String]) -> Diagnosis {
+    let first = publications.first().map_or("", String::as_str);
+    Diagnosis::new("nothing is published: the publications hold no table")
+        .detail(format!("publications: {}", publications.join(", ")))
+        .hint(format!("on the publisher: ALTER PUBLICATION {} ADD TABLE …;", quote_ident(first)))
+}
+
+/// The server that answers is another one than the recorded publisher.
+pub(crate) fn other_publisher(found: &str, recorded: &str, subscription: &SubscriptionName) -> Diagnosis {
+    Diagnosis::new("the publisher is not the server that this subscription was created from")
+        .detail(format!(
+            "its system identifier is {found}, the recorded one is {recorded}: positions of one mean nothing on \
+             the other"
+        ))
+        .hint(format!(
+            "point \"publisher\" back at the right server, or start over with \"pgsluice drop {subscription}\""
+        ))
+}

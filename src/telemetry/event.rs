@@ -1,0 +1,254 @@
+//! Things that happen, each told once: what belongs together in log and metrics is one event.
+//!
+//! An event borrows what it tells of; `emit` writes the log line, if it is worth one, and counts.
+//! None carries a row's values: a conflict's evidence stays in the target.
+
+use std::time::Duration;
+
+use metrics::{counter, histogram};
+use tracing::{debug, warn};
+
+use super::names::{
+    APPLIED_ROWS, APPLIED_TRANSACTIONS, APPLY_DURATION, BATCH_ROWS, BATCHES, CONFLICTS, FALLBACKS,
+    LABEL_OPERATION, LABEL_SUBSCRIPTION, LABEL_TYPE, RECEIVED_ROWS, RECEIVED_TRANSACTIONS, RECONNECTS,
+};
+use crate::conflict::ConflictReport;
+use crate::error::{Diagnosis, Disposition};
+use crate::pgoutput::Message;
+
+/// Row changes by operation, and transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    pub inserts: u64,
+    pub updates: u64,
+    pub deletes: u64,
+    /// Tables truncated.
+    pub truncates: u64,
+    pub transactions: u64,
+}
+
+impl Tally {
+    /// Row changes of all kinds.
+    #[must_use]
+    pub const fn rows(&self) -> u64 {
+        self.inserts + self.updates + self.deletes + self.truncates
+    }
+
+    /// Both together.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            inserts: self.inserts + other.inserts,
+            updates: self.updates + other.updates,
+            deletes: self.deletes + other.deletes,
+            truncates: self.truncates + other.truncates,
+            transactions: self.transactions + other.transactions,
+        }
+    }
+
+    /// Counts what the stream has brought.
+    pub fn count(&mut self, message: &Message) {
+        match message {
+            Message::Insert(_) => self.inserts += 1,
+            Message::Update(_) => self.updates += 1,
+            Message::Delete(_) => self.deletes += 1,
+            Message::Truncate(truncate) => self.truncates += truncate.relation_oids.len() as u64,
+            Message::Commit(_) => self.transactions += 1,
+            Message::Begin(_)
+            | Message::Relation(_)
+            | Message::Type(_)
+            | Message::Origin(_)
+            | Message::Logical(_) => {}
+        }
+    }
+
+    pub(super) const fn by_operation(&self) -> [(&'static str, u64); 4] {
+        [
+            ("insert", self.inserts),
+            ("update", self.updates),
+            ("delete", self.deletes),
+            ("truncate", self.truncates),
+        ]
+    }
+
+    fn add_to(&self, subscription: &str, transactions: &'static str, rows: &'static str) {
+        counter!(transactions, LABEL_SUBSCRIPTION => subscription.to_owned()).increment(self.transactions);
+        for (operation, count) in self.by_operation() {
+            if count > 0 {
+                counter!(
+                    rows, LABEL_SUBSCRIPTION => subscription.to_owned(), LABEL_OPERATION => operation
+                )
+                .increment(count);
+            }
+        }
+    }
+}
+
+/// Part of the stream has arrived.
+#[derive(Debug, Clone, Copy)]
+pub struct Received<'a> {
+    pub subscription: &'a str,
+    pub tally: Tally,
+}
+
+impl Received<'_> {
+    pub fn emit(&self) {
+        self.tally.add_to(self.subscription, RECEIVED_TRANSACTIONS, RECEIVED_ROWS);
+    }
+}
+
+/// One target transaction has committed.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchApplied<'a> {
+    pub subscription: &'a str,
+    /// What it applied: rows, and the publisher's transactions that it made durable (0 for a slice
+    /// of a larger one).
+    pub tally: Tally,
+    /// From its first change to its commit.
+    pub duration: Duration,
+}
+
+impl BatchApplied<'_> {
+    pub fn emit(&self) {
+        self.tally.add_to(self.subscription, APPLIED_TRANSACTIONS, APPLIED_ROWS);
+        let labels = [(LABEL_SUBSCRIPTION, self.subscription.to_owned())];
+        counter!(BATCHES, &labels).increment(1);
+        #[expect(clippy::cast_precision_loss, reason = "a batch is far smaller than 2^53 rows")]
+        histogram!(BATCH_ROWS, &labels).record(self.tally.rows() as f64);
+        histogram!(APPLY_DURATION, &labels).record(self.duration.as_secs_f64());
+    }
+}
+
+/// A batch did not go in as sets and is replayed row by row.
+#[derive(Debug, Clone, Copy)]
+pub struct FellBack<'a> {
+    pub subscription: &'a str,
+    /// Why, without values: a fixed word or a SQLSTATE.
+    pub cause: &'a str,
+}
+
+impl FellBack<'_> {
+    pub fn emit(&self) {
+        let Self { subscription, cause } = self;
+        debug!(subscription, cause, "batch rolled back, replayed row by row");
+        counter!(FALLBACKS, LABEL_SUBSCRIPTION => (*subscription).to_owned()).increment(1);
+    }
+}
+
+/// Whether a conflict has been met before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encounter {
+    First,
+    /// Tried again because a person asked, and still there.
+    Asked,
+    /// Tried again by itself, and still there: known, and not said again.
+    Again,
+}
+
+/// A conflict holds the subscription.
+#[derive(Debug, Clone, Copy)]
+pub struct ConflictFound<'a> {
+    pub report: &'a ConflictReport,
+    /// Under which it is recorded.
+    pub id: i64,
+    pub encounter: Encounter,
+}
+
+impl ConflictFound<'_> {
+    pub fn emit(&self) {
+        let Self { report, id, encounter } = self;
+        if *encounter == Encounter::Again {
+            debug!(subscription = report.subscription, conflict = id, "the same conflict again");
+            return;
+        }
+        warn!(
+            subscription = report.subscription,
+            conflict = id,
+            kind = %report.kind,
+            relation = %report.target,
+            lsn = %report.commit_lsn,
+            xid = report.xid,
+            hint = format!("pgsluice conflicts show {id}"),
+            "paused on a conflict"
+        );
+        if *encounter == Encounter::First {
+            counter!(
+                CONFLICTS,
+                LABEL_SUBSCRIPTION => report.subscription.clone(),
+                LABEL_TYPE => report.kind.as_str()
+            )
+            .increment(1);
+        }
+    }
+}
+
+/// An attempt has ended: it is made again, or waits for a person.
+#[derive(Debug, Clone, Copy)]
+pub struct AttemptFailed<'a> {
+    pub subscription: &'a str,
+    pub disposition: Disposition,
+    pub reason: &'a str,
+    pub diagnosis: &'a Diagnosis,
+    pub encounter: Encounter,
+}
+
+impl AttemptFailed<'_> {
+    /// Said once, until an attempt fails of something else; counted each time.
+    pub fn emit(&self) {
+        let Self { subscription, disposition, reason, diagnosis, encounter } = self;
+        let told = diagnosis.told_to_log();
+        let (error, detail, hint) = (told.primary, told.detail, told.hint);
+        match disposition {
+            Disposition::Retry => {
+                if *encounter == Encounter::Again {
+                    debug!(subscription, reason, error, "will try again");
+                } else {
+                    warn!(subscription, reason, error, detail, hint, "will try again");
+                }
+                counter!(RECONNECTS, LABEL_SUBSCRIPTION => (*subscription).to_owned()).increment(1);
+            }
+            Disposition::Pause(_) if *encounter == Encounter::Again => {
+                debug!(subscription, reason, error, "paused");
+            }
+            Disposition::Pause(_) => warn!(subscription, reason, error, detail, hint, "paused"),
+        }
+    }
+}
+
+/// Something worth a person's look: a warning, or the failure of a part while the rest goes on.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
+    pub subscription: Option<&'a str>,
+    pub relation: Option<&'a crate::pg::QualifiedName>,
+    pub diagnosis: &'a Diagnosis,
+}
+
+impl Attention<'_> {
+    pub fn emit(&self) {
+        let relation = self.relation.map(ToString::to_string);
+        let told = self.diagnosis.told_to_log();
+        warn!(
+            subscription = self.subscription,
+            relation,
+            detail = told.detail,
+            hint = told.hint,
+            "{}",
+            one_line(told.primary)
+        );
+    }
+}
+
+/// A message as one line of the log; fields are quoted anyway.
+fn one_line(text: &str) -> String {
+    text.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_line() {
+        assert_eq!(one_line("two problems:\n  a\r\n  b\n"), "two problems:; a; b");
+    }
+}

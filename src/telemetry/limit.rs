@@ -1,0 +1,214 @@
+//! Keeps a log from filling up with one and the same complaint.
+//!
+//! Warnings and errors that are equal in every word are let through a few times a minute; what is
+//! held back is counted, and the next one that passes says how many (`repeated`). Other events tell
+//! of things that happened once each, and all pass. Memory is bounded: so many texts are remembered.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Equal events pass this often …
+const BURST: u32 = 3;
+/// … in so much time.
+const WINDOW: Duration = Duration::from_mins(1);
+/// Texts remembered, at most; beyond it, the one begun longest ago is forgotten.
+const REMEMBERED_MAX: usize = 256;
+
+/// What becomes of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Passes, and stands for so many that were held back before it.
+    Pass {
+        repeated: u64,
+    },
+    HoldBack,
+}
+
+/// One text's recent history.
+#[derive(Debug)]
+struct Seen {
+    window_began: Instant,
+    passed: u32,
+    held_back: u64,
+}
+
+/// Remembers what has been said.
+#[derive(Debug, Default)]
+struct Memory(HashMap<u64, Seen>);
+
+impl Memory {
+    fn judge(&mut self, text: u64, now: Instant) -> Verdict {
+        if self.0.len() >= REMEMBERED_MAX && !self.0.contains_key(&text) {
+            let oldest = self.0.iter().min_by_key(|(_, seen)| seen.window_began).map(|(&text, _)| text);
+            oldest.map(|text| self.0.remove(&text));
+        }
+        let seen = self.0.entry(text).or_insert(Seen { window_began: now, passed: 0, held_back: 0 });
+        if now.saturating_duration_since(seen.window_began) >= WINDOW {
+            (seen.window_began, seen.passed) = (now, 0);
+        }
+        if seen.passed >= BURST {
+            seen.held_back += 1;
+            return Verdict::HoldBack;
+        }
+        seen.passed += 1;
+        Verdict::Pass { repeated: std::mem::take(&mut seen.held_back) }
+    }
+}
+
+/// How a count is added to a finished line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Line {
+    Text,
+    Json,
+}
+
+impl Line {
+    /// The line, which ends in a line break, with the count.
+    fn with_count(self, line: &str, repeated: u64) -> String {
+        let line = line.trim_end();
+        match (self, line.strip_suffix('}')) {
+            (Self::Json, Some(open)) => format!("{open},\"repeated\":{repeated}}}\n"),
+            _ => format!("{line} repeated={repeated}\n"),
+        }
+    }
+}
+
+/// Formats events as `inner` does, but not too often the same.
+#[derive(Debug)]
+pub(super) struct Limited<F> {
+    inner: F,
+    line: Line,
+    memory: Mutex<Memory>,
+}
+
+impl<F> Limited<F> {
+    pub(super) fn new(inner: F, line: Line) -> Self {
+        Self { inner, line, memory: Mutex::default() }
+    }
+}
+
+impl<S, N, F> FormatEvent<S, N> for Limited<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        if *event.metadata().level() > Level::WARN {
+            return self.inner.format_event(context, writer, event);
+        }
+        let text = fingerprint(event);
+        // A panic elsewhere must not end logging: what is remembered stays usable.
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let verdict = memory.judge(text, Instant::now());
+        drop(memory);
+        match verdict {
+            Verdict::HoldBack => Ok(()),
+            Verdict::Pass { repeated: 0 } => self.inner.format_event(context, writer, event),
+            Verdict::Pass { repeated } => {
+                let mut line = String::new();
+                self.inner.format_event(context, Writer::new(&mut line), event)?;
+                writer.write_str(&self.line.with_count(&line, repeated))
+            }
+        }
+    }
+}
+
+/// A hash of where an event comes from and of all that it says.
+fn fingerprint(event: &Event<'_>) -> u64 {
+    struct Fields(DefaultHasher);
+    impl Visit for Fields {
+        fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+            field.name().hash(&mut self.0);
+            format!("{value:?}").hash(&mut self.0);
+        }
+    }
+    let mut fields = Fields(DefaultHasher::new());
+    event.metadata().callsite().hash(&mut fields.0);
+    event.record(&mut fields);
+    fields.0.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeats_are_held_back_and_counted() {
+        let mut memory = Memory::default();
+        let start = Instant::now();
+        let mut at = |seconds, text| memory.judge(text, start + Duration::from_secs(seconds));
+        for second in 0..u64::from(BURST) {
+            assert_eq!(at(second, 1), Verdict::Pass { repeated: 0 });
+        }
+        for second in 10..15 {
+            assert_eq!(at(second, 1), Verdict::HoldBack);
+        }
+        assert_eq!(at(15, 2), Verdict::Pass { repeated: 0 }, "another text has its own count");
+        assert_eq!(at(60, 1), Verdict::Pass { repeated: 5 });
+        assert_eq!(at(61, 1), Verdict::Pass { repeated: 0 });
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut memory = Memory::default();
+        for text in 0..10 * REMEMBERED_MAX as u64 {
+            memory.judge(text, Instant::now());
+        }
+        assert_eq!(memory.0.len(), REMEMBERED_MAX);
+    }
+
+    #[test]
+    fn the_count_becomes_a_field() {
+        assert_eq!(Line::Text.with_count("WARN gone\n", 7), "WARN gone repeated=7\n");
+        assert_eq!(Line::Json.with_count("{\"a\":1}\n", 7), "{\"a\":1,\"repeated\":7}\n");
+    }
+
+    /// Where a test's log goes.
+    #[derive(Clone, Default)]
+    struct Buffer(std::sync::Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn only_complaints_are_limited_and_only_equal_ones() {
+        use tracing_subscriber::prelude::*;
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let format = Limited::new(tracing_subscriber::fmt::format().with_ansi(false), Line::Text);
+        let layer = tracing_subscriber::fmt::layer().event_format(format).with_writer(move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            for attempt in 0..10 {
+                tracing::warn!(subscription = "a", "no answer");
+                tracing::warn!(subscription = "b", attempt, "no answer");
+                tracing::info!("command");
+            }
+        });
+        let log = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        let count = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+        let found = (count("subscription=\"a\""), count("subscription=\"b\""), count("command"));
+        assert_eq!(found, (BURST as usize, 10, 10), "{log}");
+    }
+}

@@ -1,0 +1,107 @@
+//! Progress bars of the copy, where `pgsluice run` is in a terminal.
+//!
+//! They are drawn from snapshots, so nothing that copies knows of them, and log lines are written
+//! above them ([`Bars::above`]). Nothing is drawn where stderr is no terminal.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::metrics::CopyGauges;
+
+/// Bars at a time; a copy has few tables under way at once.
+const BARS_MAX: usize = 8;
+const WITH_ESTIMATE: &str = "{prefix:<32!} [{bar:24}] {human_pos} of about {human_len} rows, {elapsed}";
+const WITHOUT_ESTIMATE: &str = "{prefix:<32!} {spinner} {human_pos} rows, {elapsed}";
+
+/// The bars of a process. Clones draw the same ones.
+#[derive(Debug, Clone)]
+pub struct Bars {
+    multi: MultiProgress,
+    shown: Arc<Mutex<BTreeMap<String, ProgressBar>>>,
+}
+
+impl Bars {
+    pub(super) fn new() -> Self {
+        // Draws on stderr, and nothing at all if that is no terminal.
+        Self { multi: MultiProgress::new(), shown: Arc::default() }
+    }
+
+    /// Draws the copies under way, and removes the bars of those that are not (any more).
+    pub fn update<'a>(&self, copies: impl Iterator<Item = (&'a str, &'a CopyGauges)>) {
+        let wanted: BTreeMap<String, &CopyGauges> = copies
+            .filter(|(_, copy)| !copy.is_ended && copy.rows > 0)
+            .map(|(subscription, copy)| (format!("{subscription}: {}", copy.table), copy))
+            .take(BARS_MAX)
+            .collect();
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.retain(|name, bar| {
+            let stays = wanted.contains_key(name);
+            if !stays {
+                bar.finish_and_clear();
+                self.multi.remove(bar);
+            }
+            stays
+        });
+        for (name, copy) in wanted {
+            let bar = shown.entry(name).or_insert_with_key(|name| self.multi.add(bar(name, copy)));
+            if copy.rows_estimated.is_some_and(|estimated| estimated < copy.rows) {
+                // An estimate that was too low grows with the truth.
+                bar.set_length(copy.rows);
+            }
+            bar.set_position(copy.rows);
+        }
+    }
+
+    /// Takes the bars away: nothing is copied any more.
+    pub fn clear(&self) {
+        self.update(std::iter::empty());
+    }
+
+    /// Writes something without the bars in the way.
+    pub(super) fn above<T>(&self, write: impl FnOnce() -> T) -> T {
+        self.multi.suspend(write)
+    }
+}
+
+fn bar(name: &str, copy: &CopyGauges) -> ProgressBar {
+    let (bar, template) = match copy.rows_estimated {
+        Some(estimated) if estimated > 0 => (ProgressBar::new(estimated.max(copy.rows)), WITH_ESTIMATE),
+        _ => (ProgressBar::no_length(), WITHOUT_ESTIMATE),
+    };
+    // The templates are ours and parse; should one not, the crate's own style is as good.
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.with_style(style.progress_chars("=> ")).with_prefix(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::QualifiedName;
+
+    #[test]
+    fn templates_parse() {
+        for template in [WITH_ESTIMATE, WITHOUT_ESTIMATE] {
+            ProgressStyle::with_template(template).unwrap();
+        }
+    }
+
+    #[test]
+    fn only_copies_under_way_have_bars() {
+        let bars = Bars::new();
+        let copy = |table: &str, rows, is_ended| CopyGauges {
+            table: QualifiedName::new("public", table),
+            rows,
+            rows_estimated: Some(10),
+            is_ended,
+        };
+        let copies = [copy("running", 20, false), copy("waiting", 0, false), copy("done", 10, true)];
+        bars.update(copies.iter().map(|copy| ("sub", copy)));
+        let names = |bars: &Bars| bars.shown.lock().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&bars), ["sub: public.running"]);
+        bars.clear();
+        assert!(names(&bars).is_empty());
+    }
+}

@@ -1,0 +1,225 @@
+//! `pgsluice check`: what it says of set-ups that work, of those that work less than fully, and of
+//! those that do not; that it leaves no trace, and runs beside the service.
+//!
+//! The ten usual faults, each for real, are in `faults`.
+
+use serde_json::Value;
+
+use crate::support::cli::Outcome;
+use crate::support::database::Database;
+use crate::support::world::{PUBLICATION, PUBLISHER_ROLE, ReplicaRole, Servers, TARGET_ROLE, World};
+
+pub(crate) const WIDGETS: &str =
+    "CREATE TABLE widgets (id serial PRIMARY KEY, name text, price numeric(12,2))";
+
+/// One subscription of `check --json`.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    pub(crate) outcome: Outcome,
+    pub(crate) json: Value,
+}
+
+impl Checked {
+    /// Checks the world's subscription.
+    pub(crate) async fn of(world: &World) -> Self {
+        Self::from(world.pgsluice(&["check", "--json"]).await)
+    }
+
+    pub(crate) fn from(outcome: Outcome) -> Self {
+        let json = outcome.json()["subscriptions"][0].clone();
+        assert!(json["name"].is_string(), "{outcome:?}");
+        Self { outcome, json }
+    }
+
+    pub(crate) fn step(&self, name: &str) -> &Value {
+        let steps = self.json["steps"].as_array().unwrap();
+        steps.iter().find(|step| step["step"] == name).unwrap_or_else(|| panic!("no step {name}: {steps:#?}"))
+    }
+
+    /// `name: primary` of every step with this status.
+    pub(crate) fn with_status(&self, status: &str) -> Vec<String> {
+        let steps = self.json["steps"].as_array().unwrap().iter();
+        let of_status = steps.filter(|step| step["status"] == status);
+        of_status.map(|step| format!("{}: {}", text(&step["step"]), text(&step["primary"]))).collect()
+    }
+
+    /// Primary, detail and hint of a step.
+    pub(crate) fn told(&self, step: &str) -> String {
+        let step = self.step(step);
+        ["primary", "detail", "hint"].map(|part| text(&step[part])).join("\n")
+    }
+}
+
+pub(crate) fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// Everything that a check might have left behind, in one text.
+async fn traces(publisher: &Database, target: &Database) -> Vec<String> {
+    let mut traces = publisher.lines("SELECT slot_name FROM pg_replication_slots").await;
+    for database in [publisher, target] {
+        traces.extend(database.lines("SELECT nspname FROM pg_namespace ORDER BY 1").await);
+        traces.extend(database.lines("SELECT roname FROM pg_replication_origin ORDER BY 1").await);
+        traces.extend(database.lines("SELECT oid, relname FROM pg_class ORDER BY 1").await);
+        traces.extend(database.lines("SELECT setrole, setconfig FROM pg_db_role_setting").await);
+    }
+    traces
+}
+
+#[tokio::test]
+async fn all_is_well_before_the_first_start_and_beside_the_running_service() {
+    let world = World::builder()
+        .publisher_sql(WIDGETS)
+        .target_sql("CREATE TABLE widgets (id serial PRIMARY KEY, name text, price numeric(12,2), note text)")
+        .target_sql(&format!(
+            "GRANT EXECUTE ON FUNCTION pg_replication_origin_oid(text), pg_replication_origin_create(text), \
+             pg_replication_origin_session_setup(text) TO {TARGET_ROLE}"
+        ))
+        .start()
+        .await;
+    let before = traces(&world.publisher, &world.target).await;
+    let checked = Checked::of(&world).await;
+    assert_eq!(checked.outcome.code, 0, "{:#}", checked.json);
+    assert_eq!(checked.with_status("ok").len(), 19, "{:#}", checked.json);
+    assert_eq!(checked.json["ok"], true);
+    assert_eq!(before, traces(&world.publisher, &world.target).await, "it leaves a trace");
+    let columns: Vec<String> = checked.json["tables"][0]["columns"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|column| {
+            ["name", "publisher", "target", "status", "note"].map(|key| text(&column[key])).join("|")
+        })
+        .collect();
+    assert_eq!(
+        columns,
+        [
+            "id|integer|integer|ok|",
+            "name|text|text|ok|",
+            "price|numeric(12,2)|numeric(12,2)|ok|",
+            "note||text|ok|the target's own: stays null"
+        ]
+    );
+
+    let service = world.run();
+    world.wait_state("streaming").await;
+    let checked = Checked::of(&world).await;
+    assert_eq!(checked.outcome.code, 0, "{:#}", checked.json);
+    assert_eq!(checked.with_status("ok").len(), 19, "{:#}", checked.json);
+    assert!(checked.told("slot").contains("goes on from"), "{:#}", checked.json);
+    // It streams on, undisturbed.
+    world.publisher.exec("INSERT INTO widgets (name) VALUES ('Hammer')").await;
+    world.wait_same_rows("widgets").await;
+
+    // A publisher's role that has lost SELECT since the copy matters for the next copy only.
+    world.publisher.exec(format!("REVOKE SELECT ON widgets FROM {PUBLISHER_ROLE}")).await;
+    let checked = Checked::of(&world).await.with_status("warning");
+    assert_eq!(checked.len(), 1, "{checked:#?}");
+    assert!(checked[0].starts_with("privileges:"), "{checked:#?}");
+    assert_eq!(service.sigterm().await, 0);
+
+    // Its slot has gone while it was down.
+    let drop = format!("SELECT pg_drop_replication_slot('{}')", world.subscription);
+    world.publisher.exec(drop).await;
+    let checked = Checked::of(&world).await;
+    assert_eq!(checked.outcome.code, 1, "{:#}", checked.json);
+    assert!(checked.told("slot").contains("no longer exists"), "{:#}", checked.json);
+}
+
+#[tokio::test]
+async fn what_works_less_than_fully_is_a_warning() {
+    let world = World::builder()
+        .replica_role(ReplicaRole::Withheld)
+        .both_sql(WIDGETS)
+        .both_sql(
+            "CREATE TABLE gadgets (id int PRIMARY KEY); CREATE TABLE wide (id int PRIMARY KEY, n bigint)",
+        )
+        .target_sql("ALTER TABLE wide ALTER n TYPE int")
+        .publisher_sql(&format!("CREATE PUBLICATION {PUBLICATION} FOR TABLE widgets, wide"))
+        .config_lines("[[subscriptions.tables]]\nsource = \"public.gadgets\"\ntarget = \"public.gadgets\"")
+        .config_lines("[[subscriptions.tables]]\nsource = \"public.widgts\"\ntarget = \"public.widgets\"")
+        .start()
+        .await;
+    let checked = Checked::of(&world).await;
+    insta::assert_snapshot!(checked.with_status("warning").join("\n"), @r#"
+    publications: 2 table rules match no published table: public.gadgets, public.widgts
+    replica_role: the target role may not set session_replication_role
+    origins: replicated transactions carry no replication origin
+    tables: column "n" of target table public.wide is integer, the publisher's is bigint
+    "#);
+    insta::assert_snapshot!(checked.told("publications"), @r#"
+    2 table rules match no published table: public.gadgets, public.widgts
+    publications: my_publication
+    on the publisher: ALTER PUBLICATION "my_publication" ADD TABLE public.gadgets;
+    public.widgts does not exist on the publisher: did you mean "public.widgets"?
+    "#);
+    assert_eq!(checked.with_status("failed"), [""; 0]);
+    assert_eq!(checked.outcome.code, 0);
+}
+
+#[tokio::test]
+async fn usage_is_told_from_findings() {
+    let world = World::builder().both_sql(WIDGETS).start().await;
+    let unknown = world.pgsluice(&["check", "nobody"]).await.expect(2);
+    assert!(unknown.stderr.contains(&world.subscription), "{unknown:?}");
+    let text = world.pgsluice(&["check", &world.subscription]).await.expect(0).stdout;
+    assert!(text.contains("ok, with 1 warning"), "{text}");
+    assert!(text.contains("GRANT EXECUTE ON FUNCTION"), "{text}");
+    assert!(text.contains("numeric(12,2)"), "{text}");
+    println!("{text}");
+}
+
+#[tokio::test]
+async fn the_target_is_walked_even_if_the_publisher_is_away() {
+    let mut world = World::builder().servers(Servers::Separate).both_sql(WIDGETS).start().await;
+    world.target.exec(format!("REVOKE CREATE ON DATABASE example FROM {TARGET_ROLE}")).await;
+    let stop = pgsluice::demo::cluster::StopMode::Fast;
+    world.publisher_server().stop(stop).await.unwrap();
+    let checked = Checked::of(&world).await;
+    assert_eq!(checked.outcome.code, 3, "{:#}", checked.json);
+    let failed = checked.with_status("failed");
+    assert_eq!(failed.len(), 2, "{failed:#?}");
+    assert!(failed[0].starts_with("port: ") && failed[0].contains("nothing listens"), "{failed:#?}");
+    assert_eq!(
+        failed[1],
+        format!("state: role \"{TARGET_ROLE}\" may not create schema pgsluice in the target")
+    );
+    assert!(checked.told("state").contains("GRANT CREATE ON DATABASE"), "{:#}", checked.json);
+    assert_eq!(checked.step("database")["primary"], "needs port");
+
+    world.publisher_server().launch().await.unwrap();
+    world.target_server().stop(stop).await.unwrap();
+    let checked = Checked::of(&world).await;
+    assert_eq!(checked.outcome.code, 3, "{:#}", checked.json);
+    assert_eq!(checked.with_status("failed").len(), 1, "{:#}", checked.json);
+    assert_eq!(checked.step("target")["status"], "failed");
+    assert_eq!(checked.step("tables")["primary"], "needs target");
+    assert_eq!(checked.step("privileges")["status"], "ok");
+}
+
+#[tokio::test]
+async fn a_full_publisher_and_a_foreign_slot_are_found() {
+    let world = World::builder()
+        .both_sql(WIDGETS)
+        .publisher_setting("max_replication_slots", "1")
+        .publisher_setting("max_wal_senders", "1")
+        .publisher_sql("SELECT pg_create_physical_replication_slot('other')")
+        .start()
+        .await;
+    let checked = Checked::of(&world).await;
+    insta::assert_snapshot!(checked.with_status("failed").join("\n"), @r"slots: no replication slot is free on the publisher");
+    insta::assert_snapshot!(checked.told("slots"), @r"
+    no replication slot is free on the publisher
+    1 of 1 in use
+    raise max_replication_slots on the publisher (a restart), or drop slots that are not needed: SELECT slot_name, active FROM pg_replication_slots;
+    ");
+    assert_eq!(checked.step("wal_senders")["status"], "warning");
+
+    // A slot of the right name that is somebody else's.
+    world.publisher.exec("SELECT pg_drop_replication_slot('other')").await;
+    let physical = format!("SELECT pg_create_physical_replication_slot('{}')", world.subscription);
+    world.publisher.exec(physical).await;
+    let checked = Checked::of(&world).await;
+    assert_eq!(checked.with_status("failed").len(), 1, "{:#}", checked.json);
+    assert!(checked.told("slot").contains("is not this subscription's"), "{:#}", checked.json);
+}

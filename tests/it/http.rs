@@ -1,0 +1,301 @@
+//! The HTTP service of a real `pgsluice run`: who gets what, and what it says while things are down.
+
+use std::time::Duration;
+
+use pgsluice::demo::cluster::StopMode;
+use pgsluice::demo::process::{Guarded, Signal};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::cli;
+use crate::support::http::{get, get_with, send};
+use crate::support::service::Service;
+use crate::support::wait::{until, until_within};
+use crate::support::world::{Servers, World};
+
+const TABLE: &str = "CREATE TABLE widgets (id int PRIMARY KEY, name text)";
+const TOKEN: &str = "a-token-of-more-than-16";
+
+async fn world(servers: Servers) -> World {
+    World::builder().servers(servers).both_sql(TABLE).start().await
+}
+
+async fn wait_ready(service: &Service) {
+    until("the service is ready", async || match get(service.http_port, "/readyz").await {
+        Ok(answer) if answer.status == 200 => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+}
+
+/// Waits until readiness is refused with a state and a reason; returns the first one.
+async fn wait_unready(service: &Service, state: &str, reason: &str) -> serde_json::Value {
+    until(&format!("readiness is refused: {state}, {reason}"), async || {
+        let answer = get(service.http_port, "/readyz").await?;
+        let found = answer.json()["reasons"][0].clone();
+        let fits = answer.status == 503 && found["state"] == state && found["reason"] == reason;
+        if fits { Ok(found) } else { Err(format!("{answer:?}")) }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn it_tells_health_readiness_and_status() {
+    let world = world(Servers::Shared).await;
+    world.publisher.exec("INSERT INTO widgets VALUES (1, 'one')").await;
+    let service = world.run();
+    wait_ready(&service).await;
+    world.wait_state("streaming").await;
+    let port = service.http_port;
+
+    let health = get(port, "/healthz").await.unwrap().expect(200);
+    assert_eq!(health.json()["status"], "ok");
+    for (name, value) in [
+        ("x-content-type-options", "nosniff"),
+        ("cache-control", "no-store"),
+        ("x-frame-options", "DENY"),
+        ("referrer-policy", "no-referrer"),
+    ] {
+        assert_eq!(health.header(name), Some(value), "{health:?}");
+    }
+    assert!(health.header("content-security-policy").unwrap().contains("frame-ancestors 'none'"));
+
+    // The API says what the command line says.
+    let list = get(port, "/api/v1/subscriptions").await.unwrap().expect(200).json();
+    let told = cli::StateView::of(&list, &world.subscription).unwrap();
+    let shown = world.status().await.unwrap();
+    let keys = |view: &cli::StateView| view.json.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&told), keys(&shown));
+    assert_eq!((told.state, &told.json["tables"]), (shown.state, &shown.json["tables"]));
+    let one = get(port, &format!("/api/v1/subscriptions/{}", world.subscription)).await.unwrap().expect(200);
+    assert_eq!(one.json()["name"], world.subscription.as_str());
+
+    // What is not there, or not allowed, says so.
+    for (request, status) in [
+        ("GET /api/v1/subscriptions/none HTTP/1.1", 404),
+        ("GET /nothing HTTP/1.1", 404),
+        ("POST /healthz HTTP/1.1", 405),
+    ] {
+        let request = format!("{request}\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let answer = send(port, &request).await.unwrap().expect(status);
+        assert!(answer.json()["error"]["primary"].is_string(), "{answer:?}");
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{answer:?}");
+    }
+
+    // A page that made its name resolve to loopback gets nothing.
+    for host in ["Host: evil.example", "Host: localhost.evil.example:9650", "X-None: 1"] {
+        get_with(port, "/api/v1/subscriptions", &[host]).await.expect(421);
+    }
+    get_with(port, "/healthz", &["Host: [::1]"]).await.expect(200);
+    get_with(port, "/healthz", &["Host: localhost", "Content-Length: 10000000"]).await.expect(413);
+
+    // A pause is not ready, and says what to do; resumed, it is ready again.
+    world.pgsluice(&["pause", &world.subscription]).await.expect(0);
+    let reason = wait_unready(&service, "paused", "operator").await;
+    assert_eq!(reason["subscription"], world.subscription.as_str());
+    assert!(reason["hint"].as_str().unwrap().contains("pgsluice resume"), "{reason}");
+    get(port, "/healthz").await.unwrap().expect(200);
+    world.pgsluice(&["resume", &world.subscription]).await.expect(0);
+    wait_ready(&service).await;
+    assert_eq!(service.sigterm().await, 0);
+}
+
+#[tokio::test]
+async fn it_answers_while_the_target_is_down() {
+    let mut world = world(Servers::Separate).await;
+    world.target_server().stop(StopMode::Fast).await.unwrap();
+
+    // Down from the start: healthy, not ready, and it says why.
+    let service = world.run();
+    let reason = wait_unready(&service, "retrying", "target").await;
+    assert!(reason["detail"].as_str().is_some_and(|text| !text.is_empty()), "{reason}");
+    get(service.http_port, "/healthz").await.unwrap().expect(200);
+    world.target_server().launch().await.unwrap();
+    wait_ready(&service).await;
+
+    // Down in the middle: what the publisher keeps for us is seen all the same.
+    world.target_server().stop(StopMode::Immediate).await.unwrap();
+    world.publisher.exec("INSERT INTO widgets VALUES (2, 'two')").await;
+    wait_unready(&service, "retrying", "target").await;
+    let status = until("the API tells what the service sees itself", async || {
+        let answer = get(service.http_port, "/api/v1/subscriptions").await?.json();
+        let status = answer["subscriptions"][0].clone();
+        let told = status["warnings"][0].as_str().is_some_and(|text| text.contains("target does not answer"));
+        if told { Ok(status) } else { Err(format!("{answer}")) }
+    })
+    .await;
+    assert_eq!(status["state"], "retrying", "{status}");
+    until("metrics say that the target is down, and what the slot retains", async || {
+        let text = get(service.http_port, "/metrics").await?.body;
+        let value = |name: &str| {
+            let line =
+                text.lines().find(|line| line.starts_with(name) && line.as_bytes()[name.len()] == b'{');
+            line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        };
+        let seen = (value("pgsluice_target_up"), value("pgsluice_slot_retained_bytes"));
+        if seen.0 == Some(0.0) && seen.1.is_some() { Ok(()) } else { Err(format!("{seen:?}\n{text}")) }
+    })
+    .await;
+    world.target_server().launch().await.unwrap();
+    wait_ready(&service).await;
+    world.wait_same_rows("widgets").await;
+    assert_eq!(service.sigterm().await, 0);
+}
+
+#[tokio::test]
+async fn away_from_loopback_everything_but_health_needs_the_token() {
+    let world = world(Servers::Shared).await;
+    let token = world.dir().join("token");
+    std::fs::write(&token, format!("{TOKEN}\n")).unwrap();
+    let port = pgsluice::demo::cluster::free_port().unwrap();
+    let listen = format!("0.0.0.0:{port}");
+
+    // Without a token it does not start.
+    let mut refused = world.run_with(&[("PGSLUICE__SERVICE__LISTEN", &listen)]);
+    assert_eq!(refused.ended().await, 2);
+    assert!(refused.log().contains("api_token_file"), "{}", refused.log());
+    let missing = world.dir().join("missing").display().to_string();
+    let mut refused = world
+        .run_with(&[("PGSLUICE__SERVICE__LISTEN", &listen), ("PGSLUICE__SERVICE__API_TOKEN_FILE", &missing)]);
+    assert_eq!(refused.ended().await, 2);
+    assert!(refused.log().contains("openssl rand"), "{}", refused.log());
+
+    let environment = [
+        ("PGSLUICE__SERVICE__LISTEN", &*listen),
+        ("PGSLUICE__SERVICE__API_TOKEN_FILE", token.to_str().unwrap()),
+    ];
+    let service = world.run_with(&environment);
+    let host = "Host: pgsluice.example:9650";
+    let authorization = format!("Authorization: Bearer {TOKEN}");
+    until("it listens", async || get(port, "/healthz").await.map(|_| ())).await;
+    until("it is ready", async || get_with(port, "/readyz", &[host]).await.status == 200).await;
+    get_with(port, "/healthz", &[host]).await.expect(200);
+    for path in ["/metrics", "/api/v1/subscriptions", "/api/v1/subscriptions/x"] {
+        for lines in [
+            &[host][..],
+            &[host, "Authorization: Bearer wrong"],
+            &[host, &format!("Authorization: Basic {TOKEN}")],
+            &[host, &format!("X-Token: {TOKEN}")],
+        ] {
+            let answer = get_with(port, path, lines).await.expect(401);
+            assert!(answer.header("www-authenticate").unwrap().starts_with("Bearer"), "{answer:?}");
+        }
+    }
+    get_with(port, "/metrics", &[host, &authorization]).await.expect(200);
+    get_with(port, "/api/v1/subscriptions", &[host, &authorization]).await.expect(200);
+
+    // Readiness is open, but details are not.
+    world.pgsluice(&["pause", &world.subscription]).await.expect(0);
+    let open = until("it is not ready", async || {
+        let answer = get_with(port, "/readyz", &[host]).await;
+        (answer.status == 503).then_some(answer)
+    })
+    .await
+    .json();
+    assert_eq!(open["reasons"][0]["reason"], "operator", "{open}");
+    assert!(open["reasons"][0].get("detail").is_none(), "{open}");
+    let whole = get_with(port, "/readyz", &[host, &authorization]).await.expect(503).json();
+    assert!(whole["reasons"][0]["detail"].is_string(), "{whole}");
+
+    // The address is taken: a clear word, and no crash of the one that has it.
+    let mut second = world.run_with(&environment);
+    assert_eq!(second.ended().await, 2);
+    let log = second.log();
+    assert!(
+        log.contains(&listen) && log.contains("another process") && log.contains("service.listen"),
+        "{log}"
+    );
+    get_with(port, "/healthz", &[host]).await.expect(200);
+    assert!(!service.log().contains(TOKEN), "the token is in the log");
+    assert_eq!(service.sigterm().await, 0);
+}
+
+#[tokio::test]
+async fn slow_and_many_clients_keep_nobody_else_out() {
+    const CLIENTS: usize = 100;
+    let world = world(Servers::Shared).await;
+    let service = world.run();
+    wait_ready(&service).await;
+
+    // More connections than there are places, none of which ever sends a whole request.
+    let mut slow = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut stream = TcpStream::connect(("127.0.0.1", service.http_port)).await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").await.unwrap();
+        slow.push(stream);
+    }
+    let deadline = Duration::from_secs(50);
+    until_within(deadline, "somebody else is answered", async || {
+        get(service.http_port, "/healthz").await.map(|_| ())
+    })
+    .await;
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(deadline, slow[0].read_to_end(&mut rest)).await;
+    assert!(ended.is_ok(), "a connection that sends no request stays open");
+
+    // Nor do they keep the service from stopping.
+    assert_eq!(service.sigterm().await, 0);
+}
+
+/// `status --watch` in a terminal (script(1) makes one) and in a pipe.
+#[tokio::test]
+async fn watching_redraws_on_a_terminal_and_writes_lines_elsewhere() {
+    let world = world(Servers::Shared).await;
+    let service = world.run();
+    world.wait_state("streaming").await;
+
+    let mut piped = Watch::start(&world, Terminal::No);
+    until("a line is written", async || piped.told().contains(" streaming ")).await;
+    assert_eq!(piped.interrupted().await, Some(0));
+    assert!(!piped.told().contains('\x1b'), "{:?}", piped.told());
+    assert!(piped.told().lines().all(|line| line.starts_with(&world.subscription)), "{}", piped.told());
+
+    let mut drawn = Watch::start(&world, Terminal::Yes);
+    until("it is drawn twice", async || drawn.told().matches("\x1b[H").count() > 2).await;
+    assert!(drawn.told().contains("streaming"), "{:?}", drawn.told());
+    // NO_COLOR is set: cursor movements, no colours.
+    assert!(!drawn.told().contains("\x1b[3") && !drawn.told().contains("\x1b[1m"), "{:?}", drawn.told());
+    drawn.interrupted().await;
+    assert_eq!(service.sigterm().await, 0);
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Terminal {
+    Yes,
+    No,
+}
+
+struct Watch {
+    process: Guarded,
+    output: tempfile::NamedTempFile,
+}
+
+impl Watch {
+    fn start(world: &World, terminal: Terminal) -> Self {
+        let output = tempfile::NamedTempFile::new().unwrap();
+        let mut command = cli::executable();
+        let config = world.config.to_str().unwrap();
+        if terminal == Terminal::Yes {
+            let line =
+                format!("exec {} --config {config} status --watch", command.get_program().to_str().unwrap());
+            command = std::process::Command::new("script");
+            command.args(["-q", "-f", "-e", "-c", &line, "/dev/null"]);
+            command.env("NO_COLOR", "1").env("TERM", "xterm");
+        } else {
+            command.args(["--config", config, "status", "--watch"]);
+        }
+        let process = Guarded::spawn(&mut command, output.as_file(), Signal::Kill, None).unwrap();
+        Self { process, output }
+    }
+
+    fn told(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.output.path()).unwrap()).into_owned()
+    }
+
+    /// Ctrl-C; returns the exit code.
+    async fn interrupted(&mut self) -> Option<i32> {
+        self.process.signal(Signal::Interrupt).unwrap();
+        let status = self.process.wait(Duration::from_secs(20)).await.unwrap();
+        status.expect("--watch has not ended on Ctrl-C").code()
+    }
+}
