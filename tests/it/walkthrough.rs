@@ -4,7 +4,7 @@
 use pgsluice::demo::process::{Guarded, Signal};
 
 use crate::support::cli;
-use crate::support::clusters::publisher_binaries;
+use crate::support::clusters::{publisher_binaries, target_binaries};
 use crate::support::database::Database;
 use crate::support::wait::until;
 use crate::support::world::{Servers, World};
@@ -209,7 +209,8 @@ impl Demo {
         let output = tempfile::NamedTempFile::new().unwrap();
         let mut command = cli::executable();
         command.arg("demo").args(arguments).env("TMPDIR", temporary.path());
-        command.env("PGSLUICE_PG_BIN", publisher_binaries().dir());
+        // Both of its servers are of one version, which must do for a target.
+        command.env("PGSLUICE_PG_BIN", target_binaries().dir());
         let process = Guarded::spawn(&mut command, output.as_file(), Signal::Terminate, None).unwrap();
         Self { process, temporary, output }
     }
