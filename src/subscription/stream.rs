@@ -1,8 +1,9 @@
 //! The streaming part of an attempt: what the reader brings goes to the applier, what is durable
 //! goes back, and tables that are still being copied are taken in at a transaction's boundary.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
 
 use crate::apply::{Applied, Applier, ExactBecause, How, Outcome};
@@ -32,8 +33,10 @@ pub(super) enum StreamEnd {
 /// What happened next.
 enum Event {
     Chunk(Chunk),
-    /// What was received before can be applied now.
-    Pending,
+    /// There is more of the last chunk.
+    Rest,
+    /// The stream has waited for a table's sync long enough.
+    Resume,
     /// A batch has been answered.
     Settled,
     /// The reader has stopped.
@@ -50,22 +53,18 @@ pub(super) async fn run(
     syncs: TableSyncs,
     from: Lsn,
 ) -> Result<StreamEnd, Failure> {
-    let mut stream = Stream {
-        context,
-        applier,
-        syncs,
-        durable: from,
-        first: true,
-        pending: VecDeque::new(),
-        said: HashMap::new(),
-    };
+    let rest = Vec::new().into_iter();
+    let mut stream =
+        Stream { context, applier, syncs, rest, durable: from, first: true, said: HashMap::new() };
     stream.publish(reader);
     let mut publications = context.publications.subscribe();
     loop {
         let may_end = stream.may_begin_anew();
         // What has been sent to the target is not thrown away either: first it settles.
         let ending = may_end && publications.borrow().have_changed();
-        let (busy, open) = (stream.applier.is_busy(), !ending && !stream.waits_for_sync());
+        let resume = stream.waits_for_sync();
+        let (busy, open) = (stream.applier.is_busy(), !ending && resume.is_none());
+        let more = !stream.rest.as_slice().is_empty();
         let event = tokio::select! {
             // Hand-overs are rare and somebody waits for them; what is done makes room.
             biased;
@@ -74,12 +73,18 @@ pub(super) async fn run(
             Ok(_) = publications.wait_for(Publications::have_changed), if may_end && !busy => {
                 Event::PublicationsChanged
             }
-            () = std::future::ready(()), if open && !stream.pending.is_empty() => Event::Pending,
-            chunk = reader.chunks.recv(), if open => chunk.map_or(Event::Ended, Event::Chunk),
+            () = sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => Event::Resume,
+            () = std::future::ready(()), if open && more => Event::Rest,
+            chunk = reader.chunks.recv(), if open && !more => chunk.map_or(Event::Ended, Event::Chunk),
         };
         let done = match event {
-            Event::Chunk(chunk) => stream.take(chunk, reader).await,
-            Event::Pending => stream.work_off(reader).await,
+            Event::Chunk(chunk) => {
+                Received { subscription: context.name(), tally: chunk.received }.emit();
+                stream.rest = chunk.events.into_iter();
+                stream.take(reader).await
+            }
+            Event::Rest => stream.take(reader).await,
+            Event::Resume => Ok(()),
             Event::Settled => stream.applier.settle().await.map_err(Failure::from),
             Event::Ended => return Err(reader.end().await.into()),
             Event::Sync(event) => stream.on_sync(event).await,
@@ -96,30 +101,27 @@ struct Stream<'a> {
     context: &'a Context,
     applier: Applier<'a>,
     syncs: TableSyncs,
+    /// What has been received and not been taken yet.
+    rest: std::vec::IntoIter<StreamEvent>,
     /// Everything up to here is durable in the target.
     durable: Lsn,
     /// No transaction has been applied by this attempt yet.
     first: bool,
-    /// Received, and not applied yet because a table's sync is waited for.
-    pending: VecDeque<StreamEvent>,
     /// What was last said of a table whose copy fails.
     said: HashMap<QualifiedName, Diagnosis>,
 }
 
 impl Stream<'_> {
-    async fn take(&mut self, chunk: Chunk, reader: &Reader) -> Result<(), Failure> {
-        Received { subscription: self.context.name(), tally: chunk.received }.emit();
-        self.pending.extend(chunk.events);
-        self.work_off(reader).await
-    }
-
-    /// Applies what is pending, as far as no table's sync is waited for.
-    async fn work_off(&mut self, reader: &Reader) -> Result<(), Failure> {
-        while !self.waits_for_sync() {
-            let Some(event) = self.pending.pop_front() else { break };
+    /// Takes the chunk, up to the end of the transaction at which something else is due: a chunk
+    /// seldom ends where a transaction does, and a hand-over must not depend on that luck.
+    async fn take(&mut self, reader: &Reader) -> Result<(), Failure> {
+        while let Some(event) = self.rest.next() {
             match event {
                 StreamEvent::Message(message) => self.applier.take(message).await?,
                 StreamEvent::Keepalive(wal_end) => self.applier.keepalive(wal_end),
+            }
+            if self.applier.received().is_some() && self.is_something_due() {
+                break;
             }
         }
         self.applier.flush().await?;
@@ -199,9 +201,15 @@ impl Stream<'_> {
         self.applier.received().is_some() && !self.syncs.is_running()
     }
 
-    /// Whether the stream keeps still because a table's sync is about to reach it.
-    fn waits_for_sync(&self) -> bool {
-        self.applier.received().is_some_and(|received| self.syncs.is_awaited_at(received))
+    /// Until when the stream keeps still for a table's sync that is about to reach it, if it does.
+    fn waits_for_sync(&self) -> Option<Instant> {
+        self.applier.received().and_then(|received| self.syncs.worth_waiting_until(received))
+    }
+
+    /// Whether the end of a transaction is where the stream should stop and look around.
+    fn is_something_due(&self) -> bool {
+        self.waits_for_sync().is_some()
+            || (self.may_begin_anew() && self.context.publications.borrow().have_changed())
     }
 
     /// Takes in a table whose sync has come as far as the stream has been received. Only between

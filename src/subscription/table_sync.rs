@@ -37,10 +37,13 @@ use super::slot;
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 /// Events waiting to be taken, at most.
 const EVENTS_MAX: usize = 16;
-/// How long a sync follows the stream before the stream waits for it.
-const FOLLOW_MAX: Duration = Duration::from_secs(5);
-/// How near a sync must have come to the stream, bytes of WAL, for the stream to wait for it.
+/// How near a sync must have come to the stream, bytes of WAL, for the stream to wait for it…
 const CLOSE_BYTES: u64 = 1 << 20;
+/// …or how long it must have tried in vain: a sync goes row by row, and may be slower than sets.
+const CATCH_UP_PATIENCE: Duration = Duration::from_secs(30);
+/// The stream waits for so long at a stretch, and then goes on for as long: a sync that is itself
+/// held up (by somebody's lock on its table) slows the other tables down, but never stops them.
+const STRETCH: Duration = Duration::from_secs(5);
 
 /// A table to synchronise.
 pub(super) struct SyncJob {
@@ -90,8 +93,8 @@ struct Running {
     finish: Option<oneshot::Sender<()>>,
     /// How far it has come.
     reached: Option<Lsn>,
-    /// Since when it has followed the stream, its copy done.
-    following: Option<Instant>,
+    /// Since when it has been catching up.
+    since: Option<Instant>,
 }
 
 enum Report {
@@ -126,15 +129,17 @@ impl TableSyncs {
             .is_some_and(|run| run.finish.is_some() && run.reached.is_some_and(|reached| reached >= position))
     }
 
-    /// Whether the stream is to wait at `position` for the running sync: because it is nearly there,
-    /// or because it has followed for long without catching up. It applies row by row, the stream in
-    /// sets; under a steady load it would never arrive by itself (PostgreSQL's apply worker waits for
-    /// its sync workers, too: `wait_for_relation_state_change` in tablesync.c).
-    pub(super) fn is_awaited_at(&self, position: Lsn) -> bool {
-        self.running.as_ref().filter(|run| run.finish.is_some()).is_some_and(|run| {
-            let near = run.reached.is_some_and(|reached| position.bytes_since(reached) <= CLOSE_BYTES);
-            near || run.following.is_some_and(|since| since.elapsed() >= FOLLOW_MAX)
-        })
+    /// Until when a stream that has been received up to `position` should keep still, so that the
+    /// running sync reaches it; none if it should go on.
+    pub(super) fn worth_waiting_until(&self, position: Lsn) -> Option<Instant> {
+        let run = self.running.as_ref().filter(|run| run.finish.is_some())?;
+        let (reached, since) = (run.reached?, run.since?);
+        let now = Instant::now();
+        let elapsed = now.saturating_duration_since(since);
+        if position.bytes_since(reached) > CLOSE_BYTES && elapsed < CATCH_UP_PATIENCE {
+            return None;
+        }
+        stretch_left(elapsed).map(|left| now + left)
     }
 
     /// The next event. Waits for ever if there is nothing to synchronise. Cancel safe.
@@ -152,10 +157,10 @@ impl TableSyncs {
             match report {
                 Some(Report::Reached(lsn)) => {
                     run.reached = Some(lsn);
-                    run.following.get_or_insert_with(Instant::now);
                     return SyncEvent::CaughtUp;
                 }
                 Some(Report::CatchingUp) => {
+                    run.since = Some(Instant::now());
                     return SyncEvent::State { source: run.source.clone(), state: TableState::CatchingUp };
                 }
                 None => {
@@ -202,7 +207,7 @@ impl TableSyncs {
             reports: received,
             finish: Some(finish),
             reached: None,
-            following: None,
+            since: None,
         });
     }
 
@@ -226,6 +231,14 @@ impl TableSyncs {
             },
         }
     }
+}
+
+/// What is left of the stretch in which the stream waits, so long after a sync began to catch up;
+/// none in the stretches between, in which it goes on.
+fn stretch_left(elapsed: Duration) -> Option<Duration> {
+    let cycle = (STRETCH * 2).as_nanos();
+    let into = Duration::from_nanos(u64::try_from(elapsed.as_nanos() % cycle).unwrap_or(0));
+    STRETCH.checked_sub(into).filter(|left| !left.is_zero())
 }
 
 /// One sync's surroundings.
@@ -362,4 +375,24 @@ impl Sync {
 fn temporary_slot_name(slot: &SlotName) -> SlotName {
     let unique = format!("{}{:08x}", slot::sync_prefix(slot), rand::random::<u32>());
     unique.parse().unwrap_or_else(|_| slot.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stream_waits_and_goes_on_by_turns() {
+        let check = |elapsed_ms: u64, left_ms: Option<u64>| {
+            let left = stretch_left(Duration::from_millis(elapsed_ms));
+            assert_eq!(left, left_ms.map(Duration::from_millis), "after {elapsed_ms} ms");
+        };
+        check(0, Some(5000));
+        check(4999, Some(1));
+        check(5000, None);
+        check(9999, None);
+        check(10_000, Some(5000));
+        check(31_000, Some(4000));
+        check(36_000, None);
+    }
 }
