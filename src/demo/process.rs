@@ -4,7 +4,7 @@
 //! whichever way that ends: by return, by panic, by Ctrl-C, by SIGKILL. So each child
 //! - is its own process group: Ctrl-C in the terminal reaches the starter only, which then stops
 //!   its children in order;
-//! - has a [`Watchdog`]: a shell that waits for the end of a pipe held by the starter alone. The
+//! - has a watchdog: a shell that waits for the end of a pipe held by the starter alone. The
 //!   kernel closes that pipe when the starter is gone, SIGKILL included. (Linux's parent-death
 //!   signal would not do: it fires when the *thread* that started the child ends.)
 //!
@@ -68,7 +68,7 @@ pub fn send(pid: u32, signal: Signal) -> io::Result<()> {
     Err(io::Error::other(format!("kill -s {} {pid}: {}", signal.name(), text.trim())))
 }
 
-/// What a [`Watchdog`] runs once our end of its pipe is closed. `$1` is the process, `$2` the
+/// What a watchdog runs once our end of its pipe is closed. `$1` is the process, `$2` the
 /// signal, `$3` a directory to remove (or nothing). The wait in between is bounded.
 const WATCHDOG: &str = r#"
 read -r _

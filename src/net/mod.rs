@@ -45,7 +45,7 @@ pub struct Dialed {
 /// Reaches the first host that answers, up to and including TLS, and stops before start-up.
 ///
 /// `sslmode=allow` stays unencrypted here, since only a refused log-in would call for encryption;
-/// [`client`] and the replication connection do try both.
+/// [`client()`] and the replication connection do try both.
 pub async fn dial(info: &ConnInfo) -> Result<Dialed, ConnectError> {
     establish(info, &Reach).await
 }
