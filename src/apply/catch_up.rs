@@ -39,13 +39,12 @@ impl<'a> CatchUp<'a> {
         }
     }
 
-    /// Takes the stream's next message. Returns the position reached when a transaction has ended
-    /// and all its rows were taken.
+    /// Takes the stream's next message. Returns the position reached when a transaction has ended;
+    /// its rows are there once [`Self::settle`] returns.
     pub async fn handle(&mut self, message: Message) -> Result<Option<Lsn>, ApplyError> {
         match message {
             Message::Begin(begin) => self.open = Some(begin.final_lsn),
             Message::Commit(commit) => {
-                self.executor.drain().await?;
                 self.open = None;
                 return Ok(Some(commit.end_lsn));
             }
@@ -76,6 +75,12 @@ impl<'a> CatchUp<'a> {
             Message::Origin(_) | Message::Logical(_) => {}
         }
         Ok(None)
+    }
+
+    /// Waits until every row taken so far is there. Not at each commit: the target's transaction
+    /// goes on, and a round trip for each of the publisher's would be what takes the time.
+    pub async fn settle(&mut self) -> Result<(), ApplyError> {
+        self.executor.drain().await
     }
 
     /// Whether the stream is between two transactions.

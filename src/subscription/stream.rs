@@ -202,12 +202,12 @@ impl Stream<'_> {
     }
 
     /// Until when the stream keeps still for a table's sync that is about to reach it, if it does.
-    fn waits_for_sync(&self) -> Option<Instant> {
+    fn waits_for_sync(&mut self) -> Option<Instant> {
         self.applier.received().and_then(|received| self.syncs.worth_waiting_until(received))
     }
 
     /// Whether the end of a transaction is where the stream should stop and look around.
-    fn is_something_due(&self) -> bool {
+    fn is_something_due(&mut self) -> bool {
         self.waits_for_sync().is_some()
             || (self.may_begin_anew() && self.context.publications.borrow().have_changed())
     }

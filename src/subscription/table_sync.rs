@@ -39,11 +39,12 @@ const RETRY_DELAY: Duration = Duration::from_secs(5);
 const EVENTS_MAX: usize = 16;
 /// How near a sync must have come to the stream, bytes of WAL, for the stream to wait for it…
 const CLOSE_BYTES: u64 = 1 << 20;
-/// …or how long it must have tried in vain: a sync goes row by row, and may be slower than sets.
-const CATCH_UP_PATIENCE: Duration = Duration::from_secs(30);
-/// The stream waits for so long at a stretch, and then goes on for as long: a sync that is itself
-/// held up (by somebody's lock on its table) slows the other tables down, but never stops them.
-const STRETCH: Duration = Duration::from_secs(5);
+/// …or how often it is looked at whether it comes nearer: a sync goes row by row, and sets may be
+/// faster.
+const PACE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a sync may apply nothing while the stream waits for it: one that is itself held up (by
+/// somebody's lock on its table) does not hold the other tables up.
+const STALL_MAX: Duration = Duration::from_secs(3);
 
 /// A table to synchronise.
 pub(super) struct SyncJob {
@@ -93,8 +94,42 @@ struct Running {
     finish: Option<oneshot::Sender<()>>,
     /// How far it has come.
     reached: Option<Lsn>,
-    /// Since when it has been catching up.
-    since: Option<Instant>,
+    /// When it last applied something.
+    progressed: Option<Instant>,
+    pace: Option<Pace>,
+}
+
+/// How a sync fares against the stream.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    looked_at: Instant,
+    /// What it was behind the stream then, bytes of WAL.
+    lag_bytes: u64,
+    gain: Gain,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gain {
+    Nearer,
+    NoNearer,
+}
+
+impl Pace {
+    /// Looks again, if that is due. A sync that came no nearer once stays one: that it does while the
+    /// stream waits for it says nothing.
+    fn look(before: Option<Self>, now: Instant, lag_bytes: u64) -> Self {
+        match before {
+            None => Self { looked_at: now, lag_bytes, gain: Gain::Nearer },
+            Some(pace) if pace.gain == Gain::NoNearer => pace,
+            Some(pace) if now.saturating_duration_since(pace.looked_at) < PACE_INTERVAL => pace,
+            Some(pace) => {
+                // A tenth less each time, or it would take too many.
+                let nearer = lag_bytes <= pace.lag_bytes / 10 * 9;
+                let gain = if nearer { Gain::Nearer } else { Gain::NoNearer };
+                Self { looked_at: now, lag_bytes, gain }
+            }
+        }
+    }
 }
 
 enum Report {
@@ -130,16 +165,19 @@ impl TableSyncs {
     }
 
     /// Until when a stream that has been received up to `position` should keep still, so that the
-    /// running sync reaches it; none if it should go on.
-    pub(super) fn worth_waiting_until(&self, position: Lsn) -> Option<Instant> {
-        let run = self.running.as_ref().filter(|run| run.finish.is_some())?;
-        let (reached, since) = (run.reached?, run.since?);
+    /// running sync reaches it; none if it should go on. A stream that keeps still is reached, as long as
+    /// the sync gets on at all.
+    pub(super) fn worth_waiting_until(&mut self, position: Lsn) -> Option<Instant> {
+        let run = self.running.as_mut().filter(|run| run.finish.is_some())?;
+        let (reached, progressed) = (run.reached?, run.progressed?);
         let now = Instant::now();
-        let elapsed = now.saturating_duration_since(since);
-        if position.bytes_since(reached) > CLOSE_BYTES && elapsed < CATCH_UP_PATIENCE {
+        let lag_bytes = position.bytes_since(reached);
+        let pace = Pace::look(run.pace, now, lag_bytes);
+        run.pace = Some(pace);
+        if lag_bytes > CLOSE_BYTES && pace.gain == Gain::Nearer {
             return None;
         }
-        stretch_left(elapsed).map(|left| now + left)
+        Some(progressed + STALL_MAX).filter(|until| *until > now)
     }
 
     /// The next event. Waits for ever if there is nothing to synchronise. Cancel safe.
@@ -157,10 +195,10 @@ impl TableSyncs {
             match report {
                 Some(Report::Reached(lsn)) => {
                     run.reached = Some(lsn);
+                    run.progressed = Some(Instant::now());
                     return SyncEvent::CaughtUp;
                 }
                 Some(Report::CatchingUp) => {
-                    run.since = Some(Instant::now());
                     return SyncEvent::State { source: run.source.clone(), state: TableState::CatchingUp };
                 }
                 None => {
@@ -207,7 +245,8 @@ impl TableSyncs {
             reports: received,
             finish: Some(finish),
             reached: None,
-            since: None,
+            progressed: None,
+            pace: None,
         });
     }
 
@@ -231,14 +270,6 @@ impl TableSyncs {
             },
         }
     }
-}
-
-/// What is left of the stretch in which the stream waits, so long after a sync began to catch up;
-/// none in the stretches between, in which it goes on.
-fn stretch_left(elapsed: Duration) -> Option<Duration> {
-    let cycle = (STRETCH * 2).as_nanos();
-    let into = Duration::from_nanos(u64::try_from(elapsed.as_nanos() % cycle).unwrap_or(0));
-    STRETCH.checked_sub(into).filter(|left| !left.is_zero())
 }
 
 /// One sync's surroundings.
@@ -360,6 +391,7 @@ impl Sync {
                 };
                 reached = position.map_or(reached, |position| position.max(reached));
             }
+            catch_up.settle().await?;
             // What this slot has sent is not needed again: should the sync fail, it starts anew.
             reader.report_durable(reached);
             let _ = reports.send(Report::Reached(reached)).await;
@@ -382,17 +414,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_stream_waits_and_goes_on_by_turns() {
-        let check = |elapsed_ms: u64, left_ms: Option<u64>| {
-            let left = stretch_left(Duration::from_millis(elapsed_ms));
-            assert_eq!(left, left_ms.map(Duration::from_millis), "after {elapsed_ms} ms");
-        };
-        check(0, Some(5000));
-        check(4999, Some(1));
-        check(5000, None);
-        check(9999, None);
-        check(10_000, Some(5000));
-        check(31_000, Some(4000));
-        check(36_000, None);
+    fn a_sync_that_comes_no_nearer_is_known() {
+        let start = Instant::now();
+        let look = |pace, seconds, lag| Pace::look(pace, start + Duration::from_secs(seconds), lag);
+        let first = look(None, 0, 1000);
+        assert_eq!(first.gain, Gain::Nearer);
+        assert_eq!(look(Some(first), 4, 5000).gain, Gain::Nearer, "too early to tell");
+        let behind = look(Some(first), 5, 950);
+        assert_eq!(behind.gain, Gain::NoNearer);
+        assert_eq!(look(Some(behind), 10, 10).gain, Gain::NoNearer, "the stream has waited for it");
+        assert_eq!(look(Some(first), 5, 900).gain, Gain::Nearer);
     }
 }
