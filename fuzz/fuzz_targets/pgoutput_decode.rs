@@ -6,12 +6,14 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use pgsluice::pgoutput::{DecodeError, DeletedRow, Message, OldRow, RelationCache, Tuple, decode};
+use pgsluice::pgoutput::{DecodeError, DeletedRow, Message, OldRow, Place, RelationCache, Tuple, decode_at};
 
 fuzz_target!(|data: &[u8]| {
-    match decode(Bytes::copy_from_slice(data)) {
-        Ok(message) => walk(message, data.len()),
-        Err(error) => tell(&error),
+    for place in [Place::Outside, Place::InStream] {
+        match decode_at(Bytes::copy_from_slice(data), place) {
+            Ok(message) => walk(message, data.len()),
+            Err(error) => tell(&error),
+        }
     }
 });
 
@@ -40,7 +42,14 @@ fn walk(message: Message, payload_bytes: usize) {
         Message::Logical(logical) => {
             assert!(logical.prefix.len() + logical.content.len() <= payload_bytes);
         }
-        Message::Begin(_) | Message::Commit(_) | Message::Origin(_) | Message::Type(_) => {}
+        Message::Begin(_)
+        | Message::Commit(_)
+        | Message::Origin(_)
+        | Message::Type(_)
+        | Message::StreamStart(_)
+        | Message::StreamStop
+        | Message::StreamCommit(_)
+        | Message::StreamAbort(_) => {}
     }
 }
 

@@ -1,7 +1,7 @@
 //! Decides how the stream is applied: gathered into batches of sets, or exactly, row by row.
 //!
 //! ```text
-//! message ─▶ event ─▶ gathered ─whole transactions─▶ compact ─▶ pipeline ─▶ Durable
+//! message ─intake─▶ event ─▶ gathered ─whole transactions─▶ compact ─▶ pipeline ─▶ Durable
 //!                        │                                        │ any error, any count that differs
 //!                        └── tables or moments that sets don't suit ┴──▶ exact ─▶ Durable | Conflict
 //! ```
@@ -17,37 +17,29 @@ use std::time::Duration;
 use super::compact::compact;
 use super::event::Event;
 use super::exact::Exact;
+use super::gathered::{Gathered, last_applied, summarize};
+use super::intake::{Intake, Taken};
 use super::pipeline::{Batch, Open, Pipeline};
-use super::plan::RowChange;
 use super::progress;
-use super::tables::{Lookup, Tables};
-use super::{ApplyError, ExactBecause, Membership, TableContext, TargetSession, unix_time_us};
+use super::tables::Tables;
+use super::{ApplyError, ExactBecause, Membership, TargetSession};
 use crate::conflict::ConflictReport;
 use crate::error::ServerError;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
-use crate::pgoutput::{Begin, Message};
+use crate::pgoutput::{Format, Message, Relation};
 use crate::telemetry::Tally;
-
-/// A batch holds at most so many changes…
-const BATCH_CHANGES_MAX: usize = 8192;
-/// …and bytes, roughly. A transaction larger than this goes in slices.
-const BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// Applies one subscription's stream through one session.
 #[derive(Debug)]
 pub struct Applier<'a> {
     session: &'a TargetSession,
-    tables: Tables,
+    intake: Intake,
     exact: Exact<'a>,
     pipeline: Pipeline,
     /// The progress row's position when everything that has been sent is through.
     recorded: Lsn,
     mode: Mode,
     gathered: Gathered,
-    /// The publisher's transaction that is being received.
-    receiving: Option<Receiving>,
-    /// The end of the last transaction received.
-    received: Lsn,
     /// The finish LSN of the last transaction that went in slices.
     sliced: Lsn,
     /// What the slices applied so far hold, of a transaction whose last one has not been.
@@ -67,19 +59,22 @@ enum Mode {
     Stopped,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Receiving {
-    begin: Begin,
-    changes: u64,
-}
+/// What has to be done about a message before the next one can be taken.
+#[derive(Debug)]
+pub struct Work(Todo);
 
-/// Events that have not been sent yet.
-#[derive(Debug, Default)]
-struct Gathered {
-    events: Vec<Event>,
-    bytes: usize,
-    /// How many of them, from the first on, are whole transactions.
-    whole: usize,
+#[derive(Debug)]
+enum Todo {
+    /// Hold a table's description against the target.
+    Announce(Relation),
+    /// Sets do not suit it, or not now.
+    Exactly(Event),
+    /// As much has been gathered as may be.
+    MakeRoom,
+    /// A transaction that went in slices is whole.
+    EndSlices,
+    /// A transaction in progress was rolled back.
+    RollBack,
 }
 
 /// What became of the stream so far.
@@ -134,6 +129,8 @@ pub struct Start {
     pub skip: Option<Lsn>,
     /// Apply exactly until the transaction that finishes here is through.
     pub exact_until: Option<Lsn>,
+    /// How the publisher sends values.
+    pub format: Format,
 }
 
 impl<'a> Applier<'a> {
@@ -149,33 +146,37 @@ impl<'a> Applier<'a> {
         };
         Self {
             session,
-            tables: Tables::new(members),
+            intake: Intake::new(Tables::new(members), start.format, start.recorded),
             exact: Exact::new(session, subscription.clone(), start.skip),
             pipeline: Pipeline::new(Arc::clone(session.client()), subscription),
             recorded: start.recorded,
             mode,
             gathered: Gathered::default(),
-            receiving: None,
-            received: start.recorded,
             sliced: Lsn::ZERO,
             slices: None,
             outcomes: VecDeque::new(),
         }
     }
 
-    pub fn members_mut(&mut self) -> &mut Membership {
-        self.tables.members_mut()
+    /// The table is synchronised: changes that commit from here on apply.
+    pub fn set_position(&mut self, source: &QualifiedName, position: Lsn) {
+        self.intake.tables.set_position(source, position);
     }
 
     /// The position up to which the stream has been received, between two transactions; none within
     /// one. What belongs to which table has been decided up to here.
     pub fn received(&self) -> Option<Lsn> {
-        self.receiving.is_none().then_some(self.received)
+        self.intake.received()
+    }
+
+    /// Whether a transaction is being applied that may yet be rolled back by the publisher.
+    pub fn is_in_progress(&self) -> bool {
+        self.intake.is_in_progress()
     }
 
     /// Whether everything received is applied, and the stream is between two transactions.
     fn is_at_rest(&self) -> bool {
-        self.receiving.is_none() && self.gathered.events.is_empty() && self.pipeline.is_idle()
+        self.received().is_some() && self.gathered.is_empty() && self.pipeline.is_idle()
     }
 
     /// Whether batches are under way whose end [`Self::wait`] waits for.
@@ -188,74 +189,118 @@ impl<'a> Applier<'a> {
         self.outcomes.pop_front()
     }
 
-    /// Takes the stream's next message.
+    /// Takes the stream's next message. Most only have to be kept; what takes time comes back as work
+    /// to be done ([`Self::work`]) before the next message.
     ///
     /// # Errors
     /// After an error the applier is of no more use, and the session's transaction may be open
     /// ([`TargetSession::reset`]).
-    pub async fn take(&mut self, message: Message) -> Result<(), ApplyError> {
-        match message {
-            Message::Begin(begin) => {
-                if self.receiving.replace(Receiving { begin, changes: 0 }).is_some() {
-                    return Err(ApplyError::OutOfOrder("BEGIN within a transaction".to_owned()));
-                }
-                self.event(Event::Begin(begin)).await
-            }
-            Message::Commit(commit) => {
-                let receiving = self.receiving.take().ok_or_else(|| outside("COMMIT"))?;
-                self.received = commit.end_lsn;
-                self.event(Event::Commit { commit, changes: receiving.changes }).await
-            }
-            Message::Relation(relation) => {
-                // Within an open target transaction a failed change would fail the look-up, too.
-                while self.pipeline.open() == Open::Yes && self.is_busy() {
-                    self.settle().await?;
-                }
-                self.exact.come_to_rest().await?;
-                let Some(announced) = self.tables.announce(relation, self.session).await? else {
-                    return Ok(());
-                };
-                if let Some(replaced) = announced.replaced {
-                    self.exact.forget(replaced);
-                    self.pipeline.forget(replaced);
-                }
-                let (source, exact_because) = (announced.source, announced.exact_because);
-                self.outcomes.push_back(Outcome::Planned { source, exact_because });
-                Ok(())
-            }
-            Message::Type(message) => Ok(self.tables.announce_type(message)?),
-            Message::Insert(m) => self.change(m.relation_oid, RowChange::Insert { new: m.new }).await,
-            Message::Update(m) => {
-                self.change(m.relation_oid, RowChange::Update { old: m.old, new: m.new }).await
-            }
-            Message::Delete(m) => self.change(m.relation_oid, RowChange::Delete { old: m.old.into() }).await,
-            Message::Truncate(m) => self.truncate(&m.relation_oids, m.restart_seqs).await,
-            // Neither carries anything for a table: where a transaction first came from, and what
-            // an application said beside its rows.
-            Message::Origin(_) | Message::Logical(_) => Ok(()),
+    pub fn take(&mut self, message: Message) -> Result<Option<Work>, ApplyError> {
+        if self.mode == Mode::Stopped {
+            return Ok(None);
         }
+        let todo = match self.intake.take(message)? {
+            Taken::Nothing => None,
+            Taken::Event(Event::Idle(lsn)) => {
+                self.keepalive(lsn);
+                None
+            }
+            Taken::Event(event) => self.admit(event),
+            Taken::Announce(relation) => Some(Todo::Announce(relation)),
+            Taken::Ended(begin, commit) => {
+                if self.pipeline.open() == Open::Yes {
+                    self.sliced = begin.final_lsn;
+                } else {
+                    self.gathered.begin_last(begin);
+                }
+                self.admit(commit)
+            }
+            Taken::RolledBack => Some(Todo::RollBack),
+        };
+        Ok(todo.map(Work))
+    }
+
+    /// Gathers the event, unless more has to be done about it.
+    fn admit(&mut self, event: Event) -> Option<Todo> {
+        if self.mode != Mode::Sets || self.needs_exact(&event) {
+            return Some(Todo::Exactly(event));
+        }
+        let ends = matches!(event, Event::Commit { .. });
+        self.gathered.push(event);
+        if ends {
+            self.gathered.close();
+            if self.pipeline.open() == Open::Yes {
+                // The last slice of a transaction that the target has had open.
+                return Some(Todo::EndSlices);
+            }
+        }
+        self.gathered.is_full().then_some(Todo::MakeRoom)
+    }
+
+    /// Does what a message asked for.
+    ///
+    /// # Errors
+    /// As for [`Self::take`].
+    pub async fn work(&mut self, work: Work) -> Result<(), ApplyError> {
+        match work.0 {
+            Todo::Announce(relation) => self.announce(relation).await,
+            Todo::Exactly(event) => {
+                if self.is_in_progress() {
+                    return Err(self.send_again());
+                }
+                if self.mode == Mode::Sets {
+                    self.enter_exact().await?;
+                }
+                if self.mode == Mode::Stopped { Ok(()) } else { self.apply_exactly(event).await }
+            }
+            Todo::MakeRoom => self.send_full().await,
+            Todo::EndSlices => self.send_whole().await,
+            Todo::RollBack => self.roll_back().await,
+        }
+    }
+
+    async fn announce(&mut self, relation: Relation) -> Result<(), ApplyError> {
+        // Within an open target transaction a failed change would fail the look-up, too.
+        while self.pipeline.open() == Open::Yes && self.is_busy() {
+            self.settle().await?;
+        }
+        self.exact.come_to_rest().await?;
+        let announced = match self.intake.tables.announce(relation, self.session).await {
+            // Whether it matters is not known before the transaction's end.
+            Err(ApplyError::Unfit(_)) if self.is_in_progress() => return Err(ApplyError::SendWhole),
+            announced => announced?,
+        };
+        let Some(announced) = announced else { return Ok(()) };
+        if let Some(replaced) = announced.replaced {
+            self.exact.forget(replaced);
+            self.pipeline.forget(replaced);
+        }
+        if self.intake.format() == Format::Binary && !announced.takes_binary {
+            // The catalogs said otherwise when the stream was started.
+            return Err(self.send_again());
+        }
+        let (source, exact_because) = (announced.source, announced.exact_because);
+        self.outcomes.push_back(Outcome::Planned { source, exact_because });
+        Ok(())
     }
 
     /// The publisher's position while it has nothing to send: once everything before it is done,
     /// it is done with, too; unless a transaction is still being received.
     pub fn keepalive(&mut self, wal_end: Lsn) {
-        if self.receiving.is_some() || self.mode == Mode::Stopped {
+        if self.received().is_none() || self.mode == Mode::Stopped {
             return;
         }
-        self.received = self.received.max(wal_end);
+        self.intake.note_idle(wal_end);
         if self.is_at_rest() {
             self.outcomes.push_back(Outcome::Durable { lsn: wal_end, transaction: None });
-        } else if let Some(Event::Idle(lsn)) = self.gathered.events.last_mut() {
-            *lsn = wal_end.max(*lsn);
         } else {
-            self.gathered.push(Event::Idle(wal_end));
-            self.gathered.whole = self.gathered.events.len();
+            self.gathered.note_idle(wal_end);
         }
     }
 
     /// Nothing more has come for now: an idle target gets what there is.
     pub async fn flush(&mut self) -> Result<(), ApplyError> {
-        if self.pipeline.is_idle() && self.pipeline.open() == Open::No && self.gathered.whole > 0 {
+        if self.pipeline.is_idle() && self.pipeline.open() == Open::No && self.gathered.has_whole() {
             self.send_whole().await?;
         }
         Ok(())
@@ -282,66 +327,6 @@ impl<'a> Applier<'a> {
         }
     }
 
-    // --- events ---------------------------------------------------------------------------
-
-    async fn change(&mut self, relation: u32, change: RowChange) -> Result<(), ApplyError> {
-        let (commit_lsn, index) = self.count(change.operation())?;
-        let Some(table) = self.find(relation, commit_lsn)? else { return Ok(()) };
-        self.event(Event::Change { table, change, index }).await
-    }
-
-    async fn truncate(&mut self, relations: &[u32], restart_seqs: bool) -> Result<(), ApplyError> {
-        let mut tables = Vec::with_capacity(relations.len());
-        let (commit_lsn, index) = self.count("TRUNCATE")?;
-        for &relation in relations {
-            tables.extend(self.find(relation, commit_lsn)?);
-        }
-        if tables.is_empty() {
-            Ok(())
-        } else {
-            self.event(Event::Truncate { tables, restart_seqs, index }).await
-        }
-    }
-
-    /// Counts a change: where its transaction finishes, and the change's place in it.
-    fn count(&mut self, what: &str) -> Result<(Lsn, u64), ApplyError> {
-        let receiving = self.receiving.as_mut().ok_or_else(|| outside(what))?;
-        receiving.changes += 1;
-        Ok((receiving.begin.final_lsn, receiving.changes))
-    }
-
-    /// Finds the table of a relation; none if its changes are not to be applied.
-    fn find(&self, relation: u32, commit_lsn: Lsn) -> Result<Option<Arc<TableContext>>, ApplyError> {
-        match self.tables.lookup(relation, commit_lsn) {
-            Lookup::Apply(table) => Ok(Some(Arc::clone(table))),
-            Lookup::PassOver => Ok(None),
-            Lookup::Unannounced => Err(ApplyError::OutOfOrder(format!(
-                "a change of relation {relation}, which no Relation message announced"
-            ))),
-        }
-    }
-
-    async fn event(&mut self, event: Event) -> Result<(), ApplyError> {
-        if self.mode == Mode::Sets && self.needs_exact(&event) {
-            self.enter_exact().await?;
-        }
-        match self.mode {
-            Mode::Stopped => return Ok(()),
-            Mode::Exact { .. } => return self.apply_exactly(event).await,
-            Mode::Sets => {}
-        }
-        let ends = matches!(event, Event::Commit { .. });
-        self.gathered.push(event);
-        if ends {
-            self.gathered.whole = self.gathered.events.len();
-            if self.pipeline.open() == Open::Yes {
-                // The last slice of a transaction that the target has had open.
-                return self.send_whole().await;
-            }
-        }
-        if self.gathered.is_full() { self.send_full().await } else { Ok(()) }
-    }
-
     fn needs_exact(&self, event: &Event) -> bool {
         match event {
             Event::Begin(begin) => self.exact.skips(begin.final_lsn),
@@ -358,8 +343,12 @@ impl<'a> Applier<'a> {
             Event::Commit { commit, .. } => Some(commit.commit_lsn),
             _ => None,
         };
-        let outcome = self.exact.handle(event, &mut self.recorded, &self.tables).await?;
+        let outcome = self.exact.handle(event, &mut self.recorded, &self.intake.tables).await?;
         if matches!(outcome, Outcome::Conflict(_)) {
+            if self.intake.format() == Format::Binary {
+                // Evidence is for people: the transaction comes again, with its values as text.
+                return Err(ApplyError::SendAgain { until: finished.unwrap_or(self.recorded) });
+            }
             self.mode = Mode::Stopped;
         }
         if !matches!(outcome, Outcome::Pending) {
@@ -375,10 +364,10 @@ impl<'a> Applier<'a> {
 
     /// Finishes everything before the open transaction, and goes on with it row by row.
     async fn enter_exact(&mut self) -> Result<(), ApplyError> {
-        if self.pipeline.open() == Open::Yes {
+        if self.pipeline.open() == Open::Yes || self.is_in_progress() {
             return Err(self.send_again());
         }
-        if self.gathered.whole > 0 {
+        if self.gathered.has_whole() {
             self.send_whole().await?;
         }
         while self.is_busy() {
@@ -399,6 +388,9 @@ impl<'a> Applier<'a> {
     async fn fall_back(&mut self, error: ApplyError) -> Result<(), ApplyError> {
         if matches!(error, ApplyError::Connection(_)) {
             return Err(error);
+        }
+        if self.is_in_progress() {
+            return Err(self.send_again());
         }
         let cause = error.server_error().map_or_else(|| error.to_string(), ServerError::to_code);
         let Some(mut events) = self.pipeline.abandon().await? else { return Err(self.send_again()) };
@@ -422,8 +414,27 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
+    /// Up to the transaction that is being received, or the last one that went in slices.
     fn send_again(&self) -> ApplyError {
-        ApplyError::SendAgain { until: self.sliced }
+        if self.is_in_progress() {
+            return ApplyError::SendWhole;
+        }
+        ApplyError::SendAgain {
+            until: self.intake.finishes_at().map_or(self.sliced, |lsn| lsn.max(self.sliced)),
+        }
+    }
+
+    /// A transaction in progress was rolled back: so is what has been applied of it.
+    async fn roll_back(&mut self) -> Result<(), ApplyError> {
+        self.gathered.drop_unfinished();
+        if self.pipeline.open() == Open::Yes {
+            while self.is_busy() {
+                self.settle().await?;
+            }
+            self.pipeline.roll_back().await?;
+            self.slices = None;
+        }
+        self.flush().await
     }
 
     // --- batches --------------------------------------------------------------------------
@@ -443,10 +454,10 @@ impl<'a> Applier<'a> {
         if !self.gathered.is_full() {
             return Ok(());
         }
-        if self.gathered.whole > 0 {
+        if self.gathered.has_whole() {
             return self.send_whole().await;
         }
-        self.sliced = self.receiving.map_or(self.sliced, |receiving| receiving.begin.final_lsn);
+        self.sliced = self.intake.finishes_at().unwrap_or(self.sliced);
         let events = self.gathered.take_all();
         self.send(events, Ends::Within).await
     }
@@ -532,74 +543,4 @@ impl<'a> Applier<'a> {
 enum Ends {
     Whole,
     Within,
-}
-
-impl Gathered {
-    fn push(&mut self, event: Event) {
-        self.bytes += event.size_bytes();
-        self.events.push(event);
-    }
-
-    fn is_full(&self) -> bool {
-        self.events.len() >= BATCH_CHANGES_MAX || self.bytes >= BATCH_BYTES_MAX
-    }
-
-    fn take_all(&mut self) -> Vec<Event> {
-        self.bytes = 0;
-        self.whole = 0;
-        std::mem::take(&mut self.events)
-    }
-
-    fn take_whole(&mut self) -> Vec<Event> {
-        let rest = self.events.split_off(self.whole);
-        let whole = self.take_all();
-        for event in rest {
-            self.push(event);
-        }
-        whole
-    }
-
-    fn put_back(&mut self, mut events: Vec<Event>) {
-        events.append(&mut self.events);
-        self.take_all();
-        for event in events {
-            self.push(event);
-        }
-    }
-}
-
-/// The last commit among the events: its end and what there is to say of it.
-fn last_applied(events: &[Event]) -> Option<(Lsn, Applied)> {
-    events.iter().rev().find_map(|event| match event {
-        Event::Commit { commit, changes } => {
-            let applied = Applied {
-                commit_lsn: commit.commit_lsn,
-                commit_time_us: unix_time_us(commit.commit_time),
-                changes: *changes,
-                how: How::Committed,
-            };
-            Some((commit.end_lsn, applied))
-        }
-        _ => None,
-    })
-}
-
-/// Counts what the events hold, before compaction.
-fn summarize(events: &[Event]) -> Tally {
-    let mut tally = Tally::default();
-    for event in events {
-        match event {
-            Event::Commit { .. } => tally.transactions += 1,
-            Event::Change { change: RowChange::Insert { .. }, .. } => tally.inserts += 1,
-            Event::Change { change: RowChange::Update { .. }, .. } => tally.updates += 1,
-            Event::Change { change: RowChange::Delete { .. }, .. } => tally.deletes += 1,
-            Event::Truncate { tables, .. } => tally.truncates += tables.len() as u64,
-            Event::Begin(_) | Event::Idle(_) => {}
-        }
-    }
-    tally
-}
-
-fn outside(what: &str) -> ApplyError {
-    ApplyError::OutOfOrder(format!("{what} outside a transaction"))
 }

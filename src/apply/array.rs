@@ -1,8 +1,8 @@
 //! One column of many rows as an array parameter.
 //!
 //! Types whose binary form is their text (text, varchar, json…) go as binary arrays: a length and
-//! the bytes. Everything else goes as an array literal, which the target's `array_in` takes apart
-//! and hands to the element type's input function. Values that came in binary go as they came.
+//! the bytes. So do values that came in binary, as they came. Everything else goes as an array
+//! literal, which the target's `array_in` takes apart and hands to the element type's input function.
 
 use bytes::{BufMut as _, BytesMut};
 use tokio_postgres::types::{Kind, Type};
@@ -18,9 +18,9 @@ pub(super) struct NoElement;
 pub(super) fn column_array(rows: &[&Tuple], column: usize, ty: &Type) -> Result<Param, NoElement> {
     let array = ColumnArray { rows, column };
     let mut out = BytesMut::with_capacity(rows.len() * 16);
-    match layout(ty) {
-        Layout::Binary(element) => {
-            array.binary(element, &mut out)?;
+    match array.layout(ty) {
+        Layout::Binary(element, elements) => {
+            array.binary(element, elements, &mut out)?;
             Ok(Param::Binary(out.freeze()))
         }
         Layout::Literal(quoting) => {
@@ -40,8 +40,16 @@ struct ColumnArray<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Layout {
     /// Binary, with this element type OID.
-    Binary(u32),
+    Binary(u32, Elements),
     Literal(Quoting),
+}
+
+/// What a binary array's elements may have come as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Elements {
+    /// Text and binary are the same bytes.
+    Any,
+    Binary,
 }
 
 /// Whether elements can hold characters that an array literal gives a meaning.
@@ -51,44 +59,53 @@ enum Quoting {
     Always,
 }
 
-fn layout(array: &Type) -> Layout {
-    let Kind::Array(element) = array.kind() else { return Layout::Literal(Quoting::Always) };
-    match *element {
-        Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::JSON => Layout::Binary(element.oid()),
-        Type::INT2
-        | Type::INT4
-        | Type::INT8
-        | Type::OID
-        | Type::BOOL
-        | Type::FLOAT4
-        | Type::FLOAT8
-        | Type::NUMERIC
-        | Type::UUID => Layout::Literal(Quoting::Never),
-        _ => Layout::Literal(Quoting::Always),
-    }
-}
-
 impl ColumnArray<'_> {
+    /// The first value that is one tells how all of a column come.
+    fn layout(&self, array: &Type) -> Layout {
+        let Kind::Array(element) = array.kind() else { return Layout::Literal(Quoting::Always) };
+        let first = self.values().flatten().find(|value| *value != Value::Null);
+        match *element {
+            Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::JSON => {
+                Layout::Binary(element.oid(), Elements::Any)
+            }
+            _ if matches!(first, Some(Value::Binary(_))) => Layout::Binary(element.oid(), Elements::Binary),
+            Type::INT2
+            | Type::INT4
+            | Type::INT8
+            | Type::OID
+            | Type::BOOL
+            | Type::FLOAT4
+            | Type::FLOAT8
+            | Type::NUMERIC
+            | Type::UUID => Layout::Literal(Quoting::Never),
+            _ => Layout::Literal(Quoting::Always),
+        }
+    }
+
     fn values(&self) -> impl Iterator<Item = Option<Value<'_>>> {
         self.rows.iter().map(|row| row.get(self.column))
     }
 
     /// `array_recv` in PostgreSQL's `arrayfuncs.c`: one dimension from 1 on.
-    fn binary(&self, element: u32, out: &mut BytesMut) -> Result<(), NoElement> {
+    fn binary(&self, element: u32, elements: Elements, out: &mut BytesMut) -> Result<(), NoElement> {
         out.put_i32(1);
         out.put_i32(1);
         out.put_u32(element);
         out.put_i32(i32::try_from(self.rows.len()).map_err(|_| NoElement)?);
         out.put_i32(1);
         for value in self.values() {
-            match value {
-                Some(Value::Null) => out.put_i32(-1),
-                Some(Value::Text(bytes) | Value::Binary(bytes)) => {
-                    out.put_i32(i32::try_from(bytes.len()).map_err(|_| NoElement)?);
-                    out.put_slice(bytes);
+            let bytes = match (value, elements) {
+                (Some(Value::Null), _) => {
+                    out.put_i32(-1);
+                    continue;
                 }
-                Some(Value::Unchanged) | None => return Err(NoElement),
-            }
+                (Some(Value::Text(bytes)), Elements::Any) | (Some(Value::Binary(bytes)), _) => bytes,
+                (Some(Value::Text(_)), Elements::Binary) | (Some(Value::Unchanged) | None, _) => {
+                    return Err(NoElement);
+                }
+            };
+            out.put_i32(i32::try_from(bytes.len()).map_err(|_| NoElement)?);
+            out.put_slice(bytes);
         }
         Ok(())
     }
@@ -161,6 +178,23 @@ mod tests {
         expected.extend_from_slice(b"a\"");
         expected.extend_from_slice(&(-1_i32).to_be_bytes());
         check(&Type::TEXT_ARRAY, &[Value::Text(b"a\""), Value::Null], &expected);
+    }
+
+    #[test]
+    fn what_came_in_binary_goes_in_binary() {
+        let mut expected = Vec::new();
+        for word in [1_u32, 1, 20, 2, 1] {
+            expected.extend_from_slice(&word.to_be_bytes());
+        }
+        expected.extend_from_slice(&(-1_i32).to_be_bytes());
+        expected.extend_from_slice(&8_u32.to_be_bytes());
+        expected.extend_from_slice(&7_i64.to_be_bytes());
+        check(&Type::INT8_ARRAY, &[Value::Null, Value::Binary(&7_i64.to_be_bytes())], &expected);
+        let mixed = [tuple(&[Value::Binary(&7_i64.to_be_bytes())]), tuple(&[Value::Text(b"7")])];
+        let rows: Vec<&Tuple> = mixed.iter().collect();
+        assert_eq!(column_array(&rows, 0, &Type::INT8_ARRAY), Err(NoElement));
+        let rows: Vec<&Tuple> = mixed.iter().rev().collect();
+        assert_eq!(column_array(&rows, 0, &Type::INT8_ARRAY), Err(NoElement));
     }
 
     #[test]

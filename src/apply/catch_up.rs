@@ -73,6 +73,12 @@ impl<'a> CatchUp<'a> {
                 }
             }
             Message::Origin(_) | Message::Logical(_) => {}
+            Message::StreamStart(_)
+            | Message::StreamStop
+            | Message::StreamCommit(_)
+            | Message::StreamAbort(_) => {
+                return Err(ApplyError::OutOfOrder("a transaction in progress".to_owned()));
+            }
         }
         Ok(None)
     }

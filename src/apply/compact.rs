@@ -20,11 +20,12 @@
 //!   if (not only if) one of them would have failed. On failure the exact path judges.
 //! - What cannot be expressed is [`Uncompactable`], never approximated.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use foldhash::fast::RandomState;
 
 use super::event::Event;
 use super::plan::RowChange;
@@ -84,7 +85,7 @@ pub(super) fn compact<'a>(events: impl IntoIterator<Item = &'a Event>) -> Result
 struct Compactor {
     /// Tables with changes since the last barrier, in order of appearance.
     open: Vec<OpenTable>,
-    by_id: HashMap<u64, usize>,
+    by_id: HashMap<u64, usize, RandomState>,
     steps: Vec<Step>,
 }
 
@@ -124,12 +125,9 @@ impl Compactor {
                     self.steps.push(change.alone(table));
                     return Ok(());
                 }
-                net.push(&table.plan, change)
+                net.push(&table.plan, &change)
             }
-            Rows::Run(run) => {
-                run.push(table, change, &mut self.steps);
-                Ok(())
-            }
+            Rows::Run(run) => run.push(table, change, &mut self.steps),
         }
     }
 
@@ -147,7 +145,6 @@ impl Compactor {
 /// A change with its key as bytes. Equal bytes are equal keys; unequal ones may still be equal to
 /// the target's type (1.0 and 1.00), which the statements' row counts then notice.
 struct Keyed<'a> {
-    key: Bytes,
     kind: SetKind,
     identity: Option<&'a Tuple>,
     image: Option<&'a Tuple>,
@@ -157,18 +154,14 @@ struct Keyed<'a> {
 
 impl<'a> Keyed<'a> {
     fn of(plan: &TablePlan, change: &'a RowChange) -> Result<Self, Uncompactable> {
-        let columns: &[usize] = match &plan.row_identity {
-            RowIdentity::Key { columns, .. } => columns,
-            RowIdentity::None | RowIdentity::FullRow => &[],
-        };
+        let columns = key_columns(plan);
         let width = plan.columns.len();
         match change {
             RowChange::Insert { new } => {
                 if new.len() != width || new.iter().any(|value| value == Value::Unchanged) {
                     return Err(Uncompactable);
                 }
-                let key = key_of(new, columns)?;
-                Ok(Self { key, kind: SetKind::Insert, identity: None, image: Some(new), moves: false })
+                Ok(Self { kind: SetKind::Insert, identity: None, image: Some(new), moves: false })
             }
             RowChange::Update { old, new } => {
                 let named_by = old.tuple().unwrap_or(new);
@@ -181,19 +174,22 @@ impl<'a> Keyed<'a> {
                 if set.iter().next().is_none() {
                     return Err(Uncompactable);
                 }
-                let key = key_of(named_by, columns)?;
                 let identity = Some(named_by);
-                Ok(Self { key, kind: SetKind::Update(set), identity, image: Some(new), moves })
+                Ok(Self { kind: SetKind::Update(set), identity, image: Some(new), moves })
             }
             RowChange::Delete { old } => {
                 let named_by = old.tuple().ok_or(Uncompactable)?;
                 if named_by.len() != width || columns.is_empty() {
                     return Err(Uncompactable);
                 }
-                let key = key_of(named_by, columns)?;
-                Ok(Self { key, kind: SetKind::Delete, identity: Some(named_by), image: None, moves: false })
+                Ok(Self { kind: SetKind::Delete, identity: Some(named_by), image: None, moves: false })
             }
         }
+    }
+
+    /// The key that names the row; for a new row, its own.
+    fn key(&self, plan: &TablePlan) -> Result<Bytes, Uncompactable> {
+        key_of(self.identity.or(self.image).ok_or(Uncompactable)?, key_columns(plan))
     }
 
     fn row(&self) -> SetRow {
@@ -205,16 +201,23 @@ impl<'a> Keyed<'a> {
     }
 }
 
-/// The columns that an update sets. GENERATED ALWAYS identity columns refuse it; they are part of
-/// the key, so nothing is lost unless the key changes.
+fn key_columns(plan: &TablePlan) -> &[usize] {
+    match &plan.row_identity {
+        RowIdentity::Key { columns, .. } => columns,
+        RowIdentity::None | RowIdentity::FullRow => &[],
+    }
+}
+
+/// The columns that an update sets. A key that stays need not be set where equal keys are the same
+/// bytes on both sides (no trigger is there to see it); GENERATED ALWAYS identity columns refuse it.
 fn present(plan: &TablePlan, new: &Tuple, moves: bool) -> ColumnSet {
-    plan.columns
-        .iter()
-        .zip(new.iter())
-        .enumerate()
-        .filter(|(_, (column, value))| *value != Value::Unchanged && (moves || !column.identity_always))
-        .map(|(i, _)| i)
-        .collect()
+    let key: &[usize] = match &plan.row_identity {
+        RowIdentity::Key { columns, .. } if plan.order_free => columns,
+        _ => &[],
+    };
+    let stays = |i: usize| key.contains(&i) || plan.columns.get(i).is_some_and(|c| c.identity_always);
+    let values = new.iter().enumerate().filter(|(_, value)| *value != Value::Unchanged);
+    values.map(|(i, _)| i).filter(|&i| moves || !stays(i)).collect()
 }
 
 /// The key's values in one piece: one column's bytes as they are, several with their lengths.
@@ -253,28 +256,60 @@ enum Net {
 
 #[derive(Default)]
 struct NetRows {
-    index: HashMap<Bytes, usize>,
+    /// Where each key's row is; not kept as long as there is nothing but inserts, or deletes: a key that
+    /// comes twice then contradicts itself, which the statement's own guard notices.
+    index: Option<HashMap<Bytes, usize, RandomState>>,
     rows: Vec<Net>,
 }
 
 impl NetRows {
-    fn push(&mut self, plan: &TablePlan, change: Keyed<'_>) -> Result<(), Uncompactable> {
-        let Keyed { key, kind, identity, image, .. } = change;
-        match self.index.entry(key) {
+    fn push(&mut self, plan: &TablePlan, change: &Keyed<'_>) -> Result<(), Uncompactable> {
+        if self.index.is_none() && self.goes_on_alike(&change.kind) {
+            self.rows.push(first(&change.kind, change.identity, change.image)?);
+            return Ok(());
+        }
+        let mut index = match self.index.take() {
+            Some(index) => index,
+            None => self.indexed(plan)?,
+        };
+        match index.entry(change.key(plan)?) {
             Entry::Vacant(entry) => {
                 entry.insert(self.rows.len());
-                self.rows.push(first(&kind, identity, image)?);
+                self.rows.push(first(&change.kind, change.identity, change.image)?);
             }
             Entry::Occupied(entry) => {
                 let row = self.rows.get_mut(*entry.get()).ok_or(Uncompactable)?;
-                *row = next(plan, row, &kind, image)?;
+                *row = next(plan, row, &change.kind, change.image)?;
             }
         }
+        self.index = Some(index);
         Ok(())
     }
 
+    /// Whether the change is an insert among inserts, or a delete among deletes.
+    fn goes_on_alike(&self, kind: &SetKind) -> bool {
+        match (kind, self.rows.last()) {
+            (SetKind::Insert, None | Some(Net::Inserted(_)))
+            | (SetKind::Delete, None | Some(Net::Deleted { .. })) => true,
+            (SetKind::Insert | SetKind::Delete | SetKind::Update(_) | SetKind::Absent, _) => false,
+        }
+    }
+
+    fn indexed(&self, plan: &TablePlan) -> Result<HashMap<Bytes, usize, RandomState>, Uncompactable> {
+        let mut index = HashMap::with_capacity_and_hasher(self.rows.len() * 2, RandomState::default());
+        for (at, row) in self.rows.iter().enumerate() {
+            let (Net::Inserted(named_by) | Net::Deleted { identity: named_by }) = row else {
+                return Err(Uncompactable);
+            };
+            if index.insert(key_of(named_by, key_columns(plan))?, at).is_some() {
+                return Err(Uncompactable);
+            }
+        }
+        Ok(index)
+    }
+
     fn close(&mut self, table: &Arc<TableContext>, steps: &mut Vec<Step>) {
-        self.index.clear();
+        self.index = None;
         let (mut absent, mut deletes, mut inserts) = (Vec::new(), Vec::new(), Vec::new());
         let mut updates: Vec<(ColumnSet, Vec<SetRow>)> = Vec::new();
         let named = |identity| SetRow { identity: Some(identity), image: None };
@@ -362,25 +397,32 @@ fn refuses_null(plan: &TablePlan, image: &Tuple) -> bool {
 #[derive(Default)]
 struct Run {
     kind: Option<SetKind>,
-    keys: std::collections::HashSet<Bytes>,
+    keys: HashSet<Bytes, RandomState>,
     rows: Vec<SetRow>,
 }
 
 impl Run {
-    fn push(&mut self, table: &Arc<TableContext>, change: Keyed<'_>, steps: &mut Vec<Step>) {
+    fn push(
+        &mut self,
+        table: &Arc<TableContext>,
+        change: Keyed<'_>,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Uncompactable> {
+        let key = change.key(&table.plan)?;
         let fits = self.kind.as_ref() == Some(&change.kind)
             && !change.moves
-            && (change.key.is_empty() || !self.keys.contains(&change.key));
+            && (key.is_empty() || !self.keys.contains(&key));
         if !fits {
             self.close(table, steps);
         }
         if change.moves {
             steps.push(change.alone(table));
-            return;
+            return Ok(());
         }
         self.rows.push(change.row());
-        self.keys.insert(change.key);
+        self.keys.insert(key);
         self.kind = Some(change.kind);
+        Ok(())
     }
 
     fn close(&mut self, table: &Arc<TableContext>, steps: &mut Vec<Step>) {

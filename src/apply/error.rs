@@ -63,6 +63,9 @@ pub enum ApplyError {
     /// applied row by row until the transaction that finishes here is through.
     #[error("the transaction that finishes at {until} has to be sent again")]
     SendAgain { until: Lsn },
+    /// A transaction in progress was applied as if it were next, and was not, or not whole.
+    #[error("transactions have to be sent whole")]
+    SendWhole,
     /// The target does not answer.
     #[error("the target has not answered for {} s", .0.as_secs())]
     Unresponsive(Duration),

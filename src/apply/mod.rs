@@ -21,6 +21,8 @@ mod event;
 mod evidence;
 mod exact;
 mod executor;
+mod gathered;
+mod intake;
 mod pipeline;
 pub mod plan;
 mod planned;
@@ -31,7 +33,7 @@ mod stamp;
 pub mod statement;
 mod tables;
 
-pub use applier::{Applied, Applier, How, Outcome, Start};
+pub use applier::{Applied, Applier, How, Outcome, Start, Work};
 pub use catch_up::CatchUp;
 pub use error::{ApplyError, FailedChange};
 /// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01).

@@ -29,8 +29,8 @@ use super::array::column_array;
 use super::compact::{SetKind, SetRow, Step};
 use super::event::Event;
 use super::plan::Param;
-use super::progress::{ADVANCE_GUARDED, Step as ProgressStep};
-use super::sets::{self, BEGIN_SETS};
+use super::progress::{Step as ProgressStep, advance_guarded_sql};
+use super::sets;
 use super::stamp::{self, Stamps};
 use super::statement::{Sequences, truncate_sql};
 use super::{ApplyError, TableContext};
@@ -165,13 +165,12 @@ impl Pipeline {
             statements.push(self.statement(step).await?);
         }
         let stamps = stamps(&batch.steps);
-        let guard = if stamps.is_empty() { None } else { Some(self.guard_statement().await?) };
-        let progress = match batch.end {
-            Some(end) => Some((self.progress_statement().await?, end)),
-            None => None,
+        let last = match batch.end {
+            Some(end) => Last::Commit(self.progress_statement().await?, end),
+            None => Last::Guard(self.guard_statement().await?),
         };
         if self.open == Open::No {
-            answers.push_back(self.text(BEGIN_SETS.to_owned()));
+            answers.push_back(self.text("BEGIN".to_owned()));
         }
         for statement in statements {
             answers.push_back(match statement {
@@ -179,12 +178,12 @@ impl Pipeline {
                 Sendable::Prepared(statement, params) => self.prepared(statement, params),
             });
         }
-        if let Some(statement) = guard {
-            answers.push_back(self.guard(statement, &stamps));
-        }
-        if let Some((statement, end)) = progress {
-            answers.push_back(self.advance(statement, end));
-            answers.push_back(self.text("COMMIT".to_owned()));
+        match last {
+            Last::Commit(statement, end) => {
+                answers.push_back(self.advance(statement, end, &stamps));
+                answers.push_back(self.text("COMMIT".to_owned()));
+            }
+            Last::Guard(statement) => answers.push_back(self.guard(statement, &stamps)),
         }
         Ok(answers)
     }
@@ -220,7 +219,7 @@ impl Pipeline {
         if let Some(statement) = &self.progress {
             return Ok(statement.clone());
         }
-        let statement = self.client.prepare(ADVANCE_GUARDED).await?;
+        let statement = self.client.prepare(&advance_guarded_sql()).await?;
         self.progress = Some(statement.clone());
         Ok(statement)
     }
@@ -259,13 +258,15 @@ impl Pipeline {
         Self::dispatch(async move { client.execute_raw(&statement, params).await })
     }
 
-    fn advance(&self, statement: Statement, step: ProgressStep) -> Answer {
+    fn advance(&self, statement: Statement, step: ProgressStep, stamps: &Stamps) -> Answer {
         let client = Arc::clone(&self.client);
         let name = self.subscription.to_string();
         let (from, to) = (PgLsn::from(step.from.as_u64()), PgLsn::from(step.to.as_u64()));
         let transactions = i64::try_from(step.transactions).unwrap_or(i64::MAX);
+        let (oids, stamps) = stamps.parameters();
         Self::dispatch(async move {
-            client.execute(&statement, &[&name, &from, &to, &step.commit_time_us, &transactions]).await
+            let time = step.commit_time_us;
+            client.execute(&statement, &[&name, &from, &to, &time, &transactions, &oids, &stamps]).await
         })
     }
 
@@ -297,6 +298,12 @@ impl Pipeline {
         }
     }
 
+    /// Rolls back the open transaction; everything sent of it must have been answered.
+    pub(super) async fn roll_back(&mut self) -> Result<(), ApplyError> {
+        self.open = Open::No;
+        Ok(self.client.batch_execute("ROLLBACK").await?)
+    }
+
     /// After a failure: rolls back whatever is open and gives back the events of everything that
     /// is under way. None if some of them are no longer kept.
     pub(super) async fn abandon(&mut self) -> Result<Option<Vec<Event>>, ApplyError> {
@@ -324,6 +331,13 @@ fn stamps(steps: &[Step]) -> Stamps {
         }
     }
     stamps
+}
+
+/// What a batch is closed with.
+enum Last {
+    Commit(Statement, ProgressStep),
+    /// A slice leaves its transaction open.
+    Guard(Statement),
 }
 
 enum Sendable {

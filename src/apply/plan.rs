@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::statement::{ColumnSet, Shape, identity_columns};
 use crate::pgoutput::{OldRow, Tuple, Value};
-use crate::schema::TablePlan;
+use crate::schema::{BinaryForm, TablePlan};
 
 /// One row change as it came, cheap to clone: tuples share the message's bytes.
 #[derive(Debug, Clone)]
@@ -46,6 +46,20 @@ impl RowChange {
         match self {
             Self::Insert { new } | Self::Update { new, .. } => Some(new),
             Self::Delete { .. } => None,
+        }
+    }
+
+    /// Takes values that came in binary, but whose binary form is their text, for text.
+    pub fn binary_as_text(&mut self, table: &TablePlan) {
+        let is_text =
+            |column: usize| table.columns.get(column).is_some_and(|column| column.binary == BinaryForm::Text);
+        let (old, new) = match self {
+            Self::Insert { new } => (None, Some(new)),
+            Self::Update { old, new } => (old.tuple_mut(), Some(new)),
+            Self::Delete { old } => (old.tuple_mut(), None),
+        };
+        for tuple in old.into_iter().chain(new) {
+            tuple.binary_as_text(is_text);
         }
     }
 

@@ -11,8 +11,8 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
-use super::ApplyError;
-use crate::pg::{Lsn, SubscriptionName};
+use super::{ApplyError, stamp};
+use crate::pg::{Lsn, SubscriptionName, quote_literal};
 
 /// Moves the position from `$2` to `$3`; no row means that another writer has moved it.
 /// Parameters: name, previous, next, commit time (µs since the Unix epoch), transactions.
@@ -21,13 +21,16 @@ const ADVANCE: &str = "UPDATE pgsluice.progress \
         transactions = transactions + $5, updated_at = pg_catalog.clock_timestamp() \
     WHERE subscription = $1 AND applied_lsn = $2";
 
-/// The same, failing by itself (a division by zero) if another writer has moved the position, so
-/// that COMMIT can be sent behind it unseen.
-pub(super) const ADVANCE_GUARDED: &str = "WITH moved AS (UPDATE pgsluice.progress \
-    SET applied_lsn = $3, commit_time = pg_catalog.to_timestamp($4::pg_catalog.int8 / 1000000.0), \
-        transactions = transactions + $5, updated_at = pg_catalog.clock_timestamp() \
-    WHERE subscription = $1 AND applied_lsn = $2 RETURNING 1) \
-    SELECT 1 / pg_catalog.count(*)::pg_catalog.int4 FROM moved";
+/// The same, failing by itself (a division by zero) if another writer has moved the position or a table
+/// has changed since it was planned, so that COMMIT can be sent behind it unseen. One statement for both:
+/// each costs a small transaction more than its rows. Parameters 6 and 7: the tables' OIDs and stamps.
+pub(super) fn advance_guarded_sql() -> String {
+    format!(
+        "WITH moved AS ({ADVANCE} RETURNING 1) \
+         SELECT 1 / pg_catalog.count(*)::pg_catalog.int4, {} FROM moved",
+        stamp::guard(6)
+    )
+}
 
 const CREATE: &str = "INSERT INTO pgsluice.progress (subscription, applied_lsn, transactions, updated_at) \
     VALUES ($1, $2, 0, pg_catalog.clock_timestamp()) ON CONFLICT (subscription) DO NOTHING";
@@ -57,6 +60,18 @@ pub async fn load(client: &Client, subscription: &SubscriptionName) -> Result<Op
 pub async fn create(client: &Client, subscription: &SubscriptionName, at: Lsn) -> Result<(), ApplyError> {
     client.execute(CREATE, &[&subscription.as_str(), &PgLsn::from(at.as_u64())]).await?;
     Ok(())
+}
+
+/// Makes everything that was committed before durable, the position included: for a session whose
+/// commits don't wait for that.
+pub async fn flush(client: &Client, subscription: &SubscriptionName) -> Result<(), ApplyError> {
+    // A commit that waits waits for everything before it, and one without a change does not wait.
+    let sql = format!(
+        "BEGIN; SET LOCAL synchronous_commit = 'on'; \
+         UPDATE pgsluice.progress SET updated_at = updated_at WHERE subscription = {}; COMMIT",
+        quote_literal(subscription.as_str())
+    );
+    Ok(client.batch_execute(&sql).await?)
 }
 
 /// Takes the step; fails if another writer got there first.

@@ -36,6 +36,14 @@ const SETTINGS: &[(&str, &str)] = &[
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("standard_conforming_strings", "on"),
+    // Rows are found by their key's index, whatever a statement that was prepared while the table was
+    // small would prefer; and nothing is planned, or compiled, for each batch anew.
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_material", "off"),
+    ("jit", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
     ("tcp_keepalives_idle", "10"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),
@@ -131,6 +139,13 @@ impl TargetSession {
     /// What the applying role lacks, and what that means.
     pub fn warnings(&self) -> &[Diagnosis] {
         &self.warnings
+    }
+
+    /// Sets what the session's commits wait for.
+    pub async fn set_synchronous_commit(&self, setting: &str) -> Result<(), ApplyError> {
+        let sql = "SELECT pg_catalog.set_config('synchronous_commit', $1, false)";
+        self.client.query_one(sql, &[&setting]).await?;
+        Ok(())
     }
 
     /// Takes the subscription's advisory lock for as long as this connection lives.

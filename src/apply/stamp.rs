@@ -49,18 +49,24 @@ impl Stamps {
 }
 
 fn changed_sql() -> String {
-    format!("SELECT t.oid {} LIMIT 1", changed())
+    format!("SELECT t.oid {} LIMIT 1", changed(1))
 }
 
 /// The same, failing by itself (a division by zero), so that COMMIT can be sent behind it unseen.
 pub(super) fn guard_sql() -> String {
-    format!("SELECT 1 / (CASE WHEN EXISTS (SELECT {}) THEN 0 ELSE 1 END)", changed())
+    format!("SELECT {}", guard(1))
 }
 
-fn changed() -> String {
+/// The expression that fails: OIDs are parameter `first`, stamps the one after.
+pub(super) fn guard(first: usize) -> String {
+    format!("1 / (CASE WHEN EXISTS (SELECT {}) THEN 0 ELSE 1 END)", changed(first))
+}
+
+fn changed(first: usize) -> String {
     format!(
-        "FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.oid[]), pg_catalog.unnest($2::pg_catalog.int8[])) \
-         AS t (oid, stamp) WHERE t.stamp IS DISTINCT FROM {}",
+        "FROM ROWS FROM (pg_catalog.unnest(${first}::pg_catalog.oid[]), \
+         pg_catalog.unnest(${}::pg_catalog.int8[])) AS t (oid, stamp) WHERE t.stamp IS DISTINCT FROM {}",
+        first + 1,
         table_stamp_sql("t.oid")
     )
 }

@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use super::planned::{Replica, TableContext};
 use super::{ApplyError, ExactBecause, TargetSession};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
+use crate::schema::binary::takes_binary;
 use crate::schema::{
     self, Comparison, Misfit, MisfitKind, Pairing, PublishedActions, PublishedRelation, Session, catalog,
 };
@@ -35,6 +38,7 @@ pub(super) struct Announced {
     pub(super) replaced: Option<u64>,
     pub(super) source: QualifiedName,
     pub(super) exact_because: Option<ExactBecause>,
+    pub(super) takes_binary: bool,
 }
 
 impl TableContext {
@@ -60,7 +64,7 @@ impl TableContext {
 pub(super) struct Tables {
     members: Membership,
     cache: RelationCache,
-    relations: HashMap<u32, Known>,
+    relations: HashMap<u32, Known, RandomState>,
     next_id: u64,
 }
 
@@ -70,6 +74,8 @@ enum Known {
     Foreign,
     Member {
         name: QualifiedName,
+        /// As the member's.
+        position: Option<Lsn>,
         context: Arc<TableContext>,
     },
 }
@@ -89,8 +95,18 @@ impl Tables {
         Self { members, ..Self::default() }
     }
 
-    pub(super) fn members_mut(&mut self) -> &mut Membership {
-        &mut self.members
+    /// The table is synchronised: changes that commit from here on apply.
+    pub(super) fn set_position(&mut self, source: &QualifiedName, at: Lsn) {
+        if let Some(member) = self.members.get_mut(source) {
+            member.position = Some(at);
+        }
+        for known in self.relations.values_mut() {
+            if let Known::Member { name, position, .. } = known
+                && name == source
+            {
+                *position = Some(at);
+            }
+        }
     }
 
     /// The published table that is written to `target`.
@@ -129,10 +145,12 @@ impl Tables {
         let Some(plan) = comparison.plan else { return Err(ApplyError::Unfit(comparison.misfits)) };
         self.next_id += 1;
         let exact_because = super::exact_because(&plan, session.replica());
-        let announced = Announced { replaced, source: name.clone(), exact_because };
+        let takes_binary = takes_binary(&plan.columns);
+        let announced = Announced { replaced, source: name.clone(), exact_because, takes_binary };
         let context = TableContext { id: self.next_id, published, plan, described, actions, exact_because };
         let context = Arc::new(context);
-        self.relations.insert(oid, Known::Member { name, context });
+        let position = member.position;
+        self.relations.insert(oid, Known::Member { name, position, context });
         Ok(Some(announced))
     }
 
@@ -140,14 +158,10 @@ impl Tables {
     pub(super) fn lookup(&self, oid: u32, commit_lsn: Lsn) -> Lookup<'_> {
         match self.relations.get(&oid) {
             None => Lookup::Unannounced,
-            Some(Known::Foreign) => Lookup::PassOver,
-            Some(Known::Member { name, context }) => {
-                let position = self.members.get(name).and_then(|member| member.position);
-                match position {
-                    Some(position) if position <= commit_lsn => Lookup::Apply(context),
-                    _ => Lookup::PassOver,
-                }
+            Some(Known::Member { position: Some(position), context, .. }) if *position <= commit_lsn => {
+                Lookup::Apply(context)
             }
+            Some(Known::Member { .. } | Known::Foreign) => Lookup::PassOver,
         }
     }
 }

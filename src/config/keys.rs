@@ -49,6 +49,7 @@ const SUBSCRIPTION: &[Key] = &[
     key("streaming", Shape::Text),
     key("two_phase", Shape::Flag),
     key("origin", Shape::Text),
+    key("synchronous_commit", Shape::Text),
     key("conflict_defaults", Shape::Table(CONFLICT_TYPES)),
     key("tables", Shape::Tables(TABLE)),
 ];

@@ -96,6 +96,8 @@ pub struct Subscription {
     pub streaming: Auto,
     pub two_phase: bool,
     pub origin: Origin,
+    /// Of the target transactions that apply.
+    pub synchronous_commit: SynchronousCommit,
     pub conflict_defaults: ConflictPolicies,
     pub tables: Vec<TableRule>,
 }
@@ -114,6 +116,33 @@ pub enum Origin {
     Any,
     /// Only what was written there, not what was replicated there. Publishers from 16 on.
     None,
+}
+
+/// PostgreSQL's setting of this name, for the transactions that apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SynchronousCommit {
+    On,
+    /// Commits don't wait until they are on disk. Only what is gets reported to the publisher as flushed.
+    Off,
+    Local,
+    RemoteWrite,
+    RemoteApply,
+}
+
+impl SynchronousCommit {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::On, Self::Off, Self::Local, Self::RemoteWrite, Self::RemoteApply];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Off => "off",
+            Self::Local => "local",
+            Self::RemoteWrite => "remote_write",
+            Self::RemoteApply => "remote_apply",
+        }
+    }
 }
 
 /// What happens when a conflict of one type is met.

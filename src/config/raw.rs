@@ -45,6 +45,7 @@ pub(super) struct RawSubscription {
     pub(super) streaming: Option<String>,
     pub(super) two_phase: Option<bool>,
     pub(super) origin: Option<String>,
+    pub(super) synchronous_commit: Option<String>,
     pub(super) conflict_defaults: BTreeMap<String, String>,
     pub(super) tables: Vec<RawTable>,
 }

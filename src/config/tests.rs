@@ -69,6 +69,7 @@ fn what_is_not_configured_has_the_contract_s_default() {
         streaming: Auto::Auto,
         two_phase: false,
         origin: Origin::Any,
+        synchronous_commit: SynchronousCommit::On,
         conflict_defaults: ConflictPolicies::default(),
         tables: Vec::new(),
     };

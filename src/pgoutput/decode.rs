@@ -5,11 +5,11 @@
 
 use bytes::Bytes;
 
-use super::envelope::{self, MessageKind};
+use super::envelope::{self, MessageKind, Place};
 use super::error::{DecodeError, Field, Problem};
 use super::message::{
     Begin, Commit, Delete, DeletedRow, Insert, LogicalMessage, Message, OldRow, Origin, Relation,
-    RelationColumn, Truncate, Type, Update,
+    RelationColumn, StreamAbort, StreamCommit, StreamStart, Truncate, Type, Update,
 };
 use super::reader::Reader;
 use super::tuple::{Cells, Row};
@@ -28,15 +28,40 @@ const OID_BYTES: usize = 4;
 
 const RELATION_OID: Field = Field::Of("relation OID");
 
-/// Decodes one message of pgoutput protocol version 1: the payload of an `XLogData` message, without
-/// its header.
+/// Decodes a stream's messages one after the other.
+#[derive(Debug)]
+pub struct Decoder {
+    place: Place,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self { place: Place::Outside }
+    }
+}
+
+impl Decoder {
+    /// Decodes the next message; see [`decode_at`].
+    pub fn decode(&mut self, payload: Bytes) -> Result<Message, DecodeError> {
+        let message = decode_at(payload, self.place)?;
+        match message {
+            Message::StreamStart(_) => self.place = Place::InStream,
+            Message::StreamStop => self.place = Place::Outside,
+            _ => {}
+        }
+        Ok(message)
+    }
+}
+
+/// Decodes one message of pgoutput protocol version 1 or 2: the payload of an `XLogData` message,
+/// without its header.
 ///
 /// Rows and contents share `payload`; nothing of them is copied.
 ///
 /// # Errors
 /// Whatever is not exactly one whole message; see [`DecodeError`].
-pub fn decode(payload: Bytes) -> Result<Message, DecodeError> {
-    let (kind, reader) = envelope::open(&payload)?;
+pub fn decode_at(payload: Bytes, place: Place) -> Result<Message, DecodeError> {
+    let (kind, reader) = envelope::open(&payload, place)?;
     match kind {
         MessageKind::Begin => begin(reader).map(Message::Begin),
         MessageKind::Commit => commit(reader).map(Message::Commit),
@@ -45,6 +70,10 @@ pub fn decode(payload: Bytes) -> Result<Message, DecodeError> {
         MessageKind::Type => type_name(reader).map(Message::Type),
         MessageKind::Truncate => truncate(reader).map(Message::Truncate),
         MessageKind::Logical => logical(reader, &payload).map(Message::Logical),
+        MessageKind::StreamStart => stream_start(reader).map(Message::StreamStart),
+        MessageKind::StreamStop => reader.finish().map(|()| Message::StreamStop),
+        MessageKind::StreamCommit => stream_commit(reader).map(Message::StreamCommit),
+        MessageKind::StreamAbort => stream_abort(reader).map(Message::StreamAbort),
         // Rows outlive the reader's borrow of the payload and then take it over.
         MessageKind::Insert => {
             let (relation_oid, new) = insert(reader)?;
@@ -70,6 +99,11 @@ pub fn decode(payload: Bytes) -> Result<Message, DecodeError> {
     }
 }
 
+/// The same for a message that is not part of a streamed transaction.
+pub fn decode(payload: Bytes) -> Result<Message, DecodeError> {
+    decode_at(payload, Place::Outside)
+}
+
 fn begin(mut reader: Reader<'_>) -> Result<Begin, DecodeError> {
     let final_lsn = reader.position(Field::Of("final LSN"))?;
     let commit_time = reader.i64(Field::Of("commit timestamp"))?;
@@ -85,6 +119,25 @@ fn commit(mut reader: Reader<'_>) -> Result<Commit, DecodeError> {
     let commit_time = reader.i64(Field::Of("commit timestamp"))?;
     reader.finish()?;
     Ok(Commit { commit_lsn, end_lsn, commit_time })
+}
+
+fn stream_start(mut reader: Reader<'_>) -> Result<StreamStart, DecodeError> {
+    let xid = reader.u32(Field::Of("xid"))?;
+    let first = reader.flags(Field::Of("first segment"), 1)? == 1;
+    reader.finish()?;
+    Ok(StreamStart { xid, first })
+}
+
+fn stream_commit(mut reader: Reader<'_>) -> Result<StreamCommit, DecodeError> {
+    let xid = reader.u32(Field::Of("xid"))?;
+    Ok(StreamCommit { xid, commit: commit(reader)? })
+}
+
+fn stream_abort(mut reader: Reader<'_>) -> Result<StreamAbort, DecodeError> {
+    let xid = reader.u32(Field::Of("xid"))?;
+    let subxid = reader.u32(Field::Of("subtransaction's xid"))?;
+    reader.finish()?;
+    Ok(StreamAbort { xid, subxid })
 }
 
 fn origin(mut reader: Reader<'_>) -> Result<Origin, DecodeError> {

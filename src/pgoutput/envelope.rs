@@ -1,16 +1,16 @@
-//! What surrounds a message's body: its kind byte, and room for what later versions put beside it.
+//! What surrounds a message's body: its kind byte and, within a streamed transaction, an xid.
 //!
 //! Version 1 has a kind byte and nothing else. From version 2 on, a Relation, Type, Insert, Update,
 //! Delete, Truncate or logical Message *inside* a streamed transaction has its xid between kind and
 //! body (`logicalrep_write_*` with a valid xid). Whether one is there depends on the stream start
-//! and stop messages before it, which is state; this module is where that state will be an argument.
+//! and stop messages before it, which is state; here it is an argument.
 
 use std::fmt;
 
-use super::error::DecodeError;
+use super::error::{DecodeError, Field};
 use super::reader::Reader;
 
-/// The messages of protocol version 1 (`LogicalRepMsgType` in PostgreSQL's `logicalproto.h`).
+/// The messages of protocol version 2 (`LogicalRepMsgType` in PostgreSQL's `logicalproto.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MessageKind {
     Begin,
@@ -24,6 +24,19 @@ pub enum MessageKind {
     Truncate,
     /// `pg_logical_emit_message`; PostgreSQL calls the message just "Message".
     Logical,
+    StreamStart,
+    StreamStop,
+    StreamCommit,
+    StreamAbort,
+}
+
+/// Where in the stream a message stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// By itself, or in a transaction that is sent whole.
+    Outside,
+    /// Between the start and the stop of a piece of a transaction in progress.
+    InStream,
 }
 
 impl MessageKind {
@@ -39,6 +52,10 @@ impl MessageKind {
             b'D' => Self::Delete,
             b'T' => Self::Truncate,
             b'M' => Self::Logical,
+            b'S' => Self::StreamStart,
+            b'E' => Self::StreamStop,
+            b'c' => Self::StreamCommit,
+            b'A' => Self::StreamAbort,
             _ => return None,
         })
     }
@@ -58,13 +75,44 @@ impl fmt::Display for MessageKind {
             Self::Delete => "Delete",
             Self::Truncate => "Truncate",
             Self::Logical => "logical decoding",
+            Self::StreamStart => "Stream Start",
+            Self::StreamStop => "Stream Stop",
+            Self::StreamCommit => "Stream Commit",
+            Self::StreamAbort => "Stream Abort",
         })
     }
 }
 
-/// Splits a payload into its kind and a reader that stands at the body.
-pub(super) fn open(payload: &[u8]) -> Result<(MessageKind, Reader<'_>), DecodeError> {
+impl MessageKind {
+    /// Whether an xid stands before the body of one in a streamed transaction.
+    fn carries_xid(self) -> bool {
+        match self {
+            Self::Relation
+            | Self::Type
+            | Self::Insert
+            | Self::Update
+            | Self::Delete
+            | Self::Truncate
+            | Self::Logical => true,
+            Self::Begin
+            | Self::Commit
+            | Self::Origin
+            | Self::StreamStart
+            | Self::StreamStop
+            | Self::StreamCommit
+            | Self::StreamAbort => false,
+        }
+    }
+}
+
+/// Splits a payload into its kind and a reader that stands at the body. The xid of a streamed change
+/// (its subtransaction's) is passed over: a subtransaction that aborts is told of by its own message.
+pub(super) fn open(payload: &[u8], place: Place) -> Result<(MessageKind, Reader<'_>), DecodeError> {
     let (&byte, body) = payload.split_first().ok_or(DecodeError::Empty)?;
     let kind = MessageKind::from_byte(byte).ok_or(DecodeError::UnknownMessage(byte))?;
-    Ok((kind, Reader::new(kind, payload.len(), body)))
+    let mut reader = Reader::new(kind, payload.len(), body);
+    if place == Place::InStream && kind.carries_xid() {
+        reader.u32(Field::Of("xid"))?;
+    }
+    Ok((kind, reader))
 }

@@ -86,7 +86,7 @@ impl DecodeError {
             .detail(self.to_string());
         match self {
             Self::UnknownMessage(_) => diagnosis.hint(
-                "The publisher speaks more than pgoutput protocol version 1; run a pgsluice release that \
+                "The publisher speaks more than pgoutput protocol version 2; run a pgsluice release that \
                  supports the publisher's version, then resume.",
             ),
             Self::Malformed(malformed) if malformed.problem == Problem::NotUtf8 => diagnosis.hint(

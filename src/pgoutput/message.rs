@@ -1,4 +1,4 @@
-//! The messages of pgoutput protocol version 1 as values. How they are read is `decode`'s story.
+//! The messages of pgoutput protocol version 2 as values. How they are read is `decode`'s story.
 //!
 //! Relations are called by their OID on the publisher; a [`super::RelationCache`] knows their names.
 //! Times are microseconds since 2000-01-01 00:00 UTC (PostgreSQL's `TimestampTz`), publisher's clock.
@@ -24,6 +24,35 @@ pub enum Message {
     Delete(Delete),
     Truncate(Truncate),
     Logical(LogicalMessage),
+    StreamStart(StreamStart),
+    StreamStop,
+    StreamCommit(StreamCommit),
+    StreamAbort(StreamAbort),
+}
+
+/// A piece of a transaction that is still in progress begins; up to the stream stop, everything is its.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamStart {
+    /// Of the top-level transaction.
+    pub xid: u32,
+    /// It is the transaction's first piece.
+    pub first: bool,
+}
+
+/// A transaction that came in pieces is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamCommit {
+    pub xid: u32,
+    pub commit: Commit,
+}
+
+/// A transaction that came in pieces, or one of its subtransactions, was rolled back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamAbort {
+    /// Of the top-level transaction.
+    pub xid: u32,
+    /// Of what was rolled back: the same, if that is all of it.
+    pub subxid: u32,
 }
 
 /// A transaction starts. Everything up to the next [`Commit`] belongs to it.
@@ -167,6 +196,13 @@ impl OldRow {
     /// The key or row, if one was sent.
     #[must_use]
     pub fn tuple(&self) -> Option<&Tuple> {
+        match self {
+            Self::NotSent => None,
+            Self::Key(tuple) | Self::Full(tuple) => Some(tuple),
+        }
+    }
+
+    pub fn tuple_mut(&mut self) -> Option<&mut Tuple> {
         match self {
             Self::NotSent => None,
             Self::Key(tuple) | Self::Full(tuple) => Some(tuple),

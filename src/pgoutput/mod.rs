@@ -5,7 +5,7 @@
 //!                                                │
 //!                      Type, Relation messages ──┴─▶ RelationCache ──▶ schema::PublishedRelation
 //! ```
-//! Protocol version 1, whole: PostgreSQL's `protocol.sgml`, "Logical Replication Message Formats",
+//! Protocol versions 1 and 2, whole: PostgreSQL's `protocol.sgml`, "Logical Replication Message Formats",
 //! and `src/backend/replication/logical/proto.c`, which settles what the page leaves open.
 //!
 //! # Why stricter than PostgreSQL's own subscriber
@@ -32,7 +32,7 @@
 //! # Versions 2 to 4
 //! They add an envelope (an xid before the body of a change inside a streamed transaction) and kinds
 //! (stream start, stop, commit, abort; prepared transactions), but change no body. `envelope` is
-//! where both enter; the functions of `decode` stay as they are.
+//! where both enter. Prepared transactions (3) and what parallel apply needs (4) are not asked for.
 
 mod builtin;
 mod decode;
@@ -48,12 +48,12 @@ mod tests;
 mod tuple;
 
 pub use builtin::builtin_type_name;
-pub use decode::decode;
-pub use envelope::MessageKind;
+pub use decode::{Decoder, decode, decode_at};
+pub use envelope::{MessageKind, Place};
 pub use error::{DecodeError, Field, Malformed, Problem};
 pub use message::{
     Begin, Commit, Delete, DeletedRow, Insert, LogicalMessage, Message, OldRow, Origin, Relation,
-    RelationColumn, Truncate, Type, Update,
+    RelationColumn, StreamAbort, StreamCommit, StreamStart, Truncate, Type, Update,
 };
 pub use relations::{RelationCache, RelationError};
-pub use tuple::{Tuple, Value, Values};
+pub use tuple::{Format, Tuple, Value, Values};

@@ -3,7 +3,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{DeletedRow, Message, OldRow, Relation, Tuple, Value, decode};
+use super::{DeletedRow, Message, OldRow, Relation, StreamCommit, Tuple, Value, decode};
 use crate::schema::ReplicaIdentity;
 
 /// A row with these values.
@@ -84,6 +84,22 @@ pub(crate) fn encode(message: &Message) -> Bytes {
             out.put_u8(0);
             out.put_u32(u32::try_from(logical.content.len()).unwrap());
             out.put_slice(&logical.content);
+        }
+        Message::StreamStart(start) => {
+            out.put_u8(b'S');
+            out.put_u32(start.xid);
+            out.put_u8(u8::from(start.first));
+        }
+        Message::StreamStop => out.put_u8(b'E'),
+        Message::StreamCommit(StreamCommit { xid, commit }) => {
+            out.put_u8(b'c');
+            out.put_u32(*xid);
+            out.put_slice(&encode(&Message::Commit(*commit))[1..]);
+        }
+        Message::StreamAbort(abort) => {
+            out.put_u8(b'A');
+            out.put_u32(abort.xid);
+            out.put_u32(abort.subxid);
         }
     }
     out.freeze()

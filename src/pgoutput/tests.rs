@@ -149,7 +149,10 @@ fn error(payload: impl AsRef<[u8]>) -> String {
 #[test]
 fn errors_name_message_field_and_place() {
     assert_snapshot!(error(b""), @"empty message");
-    assert_snapshot!(error(b"S\0\0\0\x01\x01"), @"unknown message type 'S'");
+    assert_snapshot!(error(b"p\0\0\0\x01\x01"), @"unknown message type 'p'");
+    assert_snapshot!(error(b"S\0\0\0\x01\x02"), @"Stream Start message, first segment at byte 5: unknown flags 0x02");
+    assert_snapshot!(error(b"c\0\0\0\x01\x01"), @"Stream Commit message, flags at byte 5: unknown flags 0x01");
+    assert_snapshot!(error(b"A\0\0\0\x01\0"), @"Stream Abort message, subtransaction's xid at byte 5: needs 4 bytes, 1 left");
     assert_snapshot!(error(b"\x07"), @"unknown message type 0x07");
     assert_snapshot!(error(b"B\0\0\0"), @"Begin message, final LSN at byte 1: needs 8 bytes, 3 left");
     assert_snapshot!(error([b"B".as_slice(), &[0; 20]].concat()), @"Begin message, final LSN at byte 1: position 0/0, which is no position");
@@ -178,10 +181,10 @@ fn errors_name_message_field_and_place() {
 #[test]
 fn diagnoses_say_what_to_do_next() {
     let diagnosis = |payload: &'static [u8]| decode(Bytes::from_static(payload)).unwrap_err().diagnosis();
-    assert_snapshot!(diagnosis(b"S"), @r"
+    assert_snapshot!(diagnosis(b"p"), @r"
         the publisher's stream holds a message that cannot be decoded
-          detail: unknown message type 'S'
-          hint: The publisher speaks more than pgoutput protocol version 1; run a pgsluice release that supports the publisher's version, then resume.
+          detail: unknown message type 'p'
+          hint: The publisher speaks more than pgoutput protocol version 2; run a pgsluice release that supports the publisher's version, then resume.
     ");
     assert_snapshot!(diagnosis(b"Y\0\0\0\x01\0\xff\0"), @r"
         the publisher's stream holds a message that cannot be decoded
@@ -318,10 +321,27 @@ fn any_change() -> impl Strategy<Value = Message> {
     ]
 }
 
+fn any_stream_message() -> impl Strategy<Value = Message> {
+    prop_oneof![
+        (any::<u32>(), any::<bool>())
+            .prop_map(|(xid, first)| Message::StreamStart(StreamStart { xid, first })),
+        Just(Message::StreamStop),
+        (any::<u32>(), any_position(), any_position(), any::<i64>()).prop_map(
+            |(xid, commit_lsn, end_lsn, commit_time)| {
+                let commit = Commit { commit_lsn, end_lsn, commit_time };
+                Message::StreamCommit(StreamCommit { xid, commit })
+            }
+        ),
+        (any::<u32>(), any::<u32>())
+            .prop_map(|(xid, subxid)| Message::StreamAbort(StreamAbort { xid, subxid })),
+    ]
+}
+
 fn any_message() -> impl Strategy<Value = Message> {
     prop_oneof![
         any_transaction_message(),
         any_change(),
+        any_stream_message(),
         any_relation().prop_map(Message::Relation),
         (any::<u32>(), any_name(), any_name()).prop_map(|(oid, schema, name)| Message::Type(Type {
             oid,
@@ -372,9 +392,24 @@ proptest! {
     }
 
     #[test]
+    fn within_a_stream_a_change_has_its_xid_before_it(change in any_change(), xid in any::<u32>()) {
+        let alone = encode(&change);
+        let mut streamed = BytesMut::from(&alone[..1]);
+        streamed.put_u32(xid);
+        streamed.put_slice(&alone[1..]);
+        let start = Message::StreamStart(StreamStart { xid, first: true });
+        let mut decoder = Decoder::default();
+        prop_assert_eq!(decoder.decode(alone.clone()), Ok(change.clone()));
+        prop_assert_eq!(decoder.decode(encode(&start)), Ok(start));
+        prop_assert_eq!(decoder.decode(streamed.freeze()), Ok(change.clone()));
+        prop_assert_eq!(decoder.decode(encode(&Message::StreamStop)), Ok(Message::StreamStop));
+        prop_assert_eq!(decoder.decode(alone), Ok(change));
+    }
+
+    #[test]
     fn arbitrary_bytes_never_panic(
         kind in prop_oneof![
-            proptest::sample::select(&b"BCORYIUDTM"[..]),
+            proptest::sample::select(&b"BCORYIUDTMSEcA"[..]),
             any::<u8>(),
         ],
         body in vec(prop_oneof![0..4_u8, proptest::sample::select(&b"NKOntub"[..]), any::<u8>()], 0..200),

@@ -31,6 +31,14 @@ pub enum Value<'a> {
     Binary(&'a [u8]),
 }
 
+/// How the publisher was asked to send values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Text,
+    /// Each type's binary form, where it has one. Publishers from 14 on.
+    Binary,
+}
+
 /// Where a value lies in the payload. Twelve bytes; `Bytes` per column would be 32 and a counter.
 ///
 /// Invariant: `start + len` is within the payload; only [`Cells::read`] makes them.
@@ -162,6 +170,17 @@ impl Tuple {
         });
         let cells: Box<[Cell]> = cells.collect();
         Self { payload: Bytes::from(payload), cells }
+    }
+
+    /// Takes the binary values of the columns that `is_text` names for what they are: text.
+    pub fn binary_as_text(&mut self, is_text: impl Fn(usize) -> bool) {
+        for (column, cell) in self.cells.iter_mut().enumerate() {
+            if let Cell::Binary { start, len } = *cell
+                && is_text(column)
+            {
+                *cell = Cell::Text { start, len };
+            }
+        }
     }
 
     /// Bytes of the message that the row came in, which it keeps alive.

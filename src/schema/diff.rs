@@ -11,6 +11,7 @@
 
 use crate::pg::QualifiedName;
 
+use super::binary::binary_form;
 use super::fit::{self, Fit};
 use super::identity::{Unidentifiable, row_identity};
 use super::misfit::{ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure};
@@ -291,6 +292,7 @@ impl Findings<'_> {
                 type_oid: found.type_oid,
                 base_type: found.base_type.clone(),
                 array_input: found.array_input,
+                binary: binary_form(&source.ty, &found.base_type, found.array_input),
                 equality: found.equality.clone(),
                 not_null: found.not_null,
                 key: source.key,

@@ -5,7 +5,7 @@
 
 use crate::pg::QualifiedName;
 
-use super::{ArrayInput, FiringTriggers, TableKind, TypeName, UniqueKey};
+use super::{ArrayInput, BinaryForm, FiringTriggers, TableKind, TypeName, UniqueKey};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TablePlan {
@@ -42,6 +42,7 @@ pub struct ColumnPlan {
     /// `ty` below its domains.
     pub base_type: TypeName,
     pub array_input: ArrayInput,
+    pub binary: BinaryForm,
     /// For `OPERATOR(schema.name)`; none where the type has no equality.
     pub equality: Option<TypeName>,
     pub not_null: bool,

@@ -32,6 +32,7 @@ mod state;
 mod status;
 mod subscription;
 mod table;
+mod wal;
 
 use std::fmt;
 use std::future::Future;
@@ -54,6 +55,7 @@ pub use state::{Desired, State, TableState, UnknownWord};
 pub use status::{SlotStatus, StatusDocument, SubscriptionStatus, TableStatus};
 pub use subscription::{Positions, Progress, Registration, StateChange, SubscriptionRow};
 pub use table::{NewTables, TableChanges, TableMapping, TableRow};
+pub use wal::WalPositions;
 
 /// Sessions of one store, its listener apart.
 const CONNECTIONS_MAX: u32 = 3;

@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::apply::{Applier, Member, Membership, Replica, Start, TargetSession, progress};
-use crate::config::Subscription;
+use crate::config::{Subscription, SynchronousCommit};
 use crate::copy::{self, CopyJob, CopyPlan};
 use crate::error::{Diagnosis, PauseReason};
 use crate::pg::conninfo::ConnInfo;
@@ -28,6 +28,7 @@ use crate::telemetry::Attention;
 
 use super::failure::{Cause, Failure, schema_failure};
 use super::findings;
+use super::format::{self, Ready, Transactions, Whole};
 use super::positions::StreamPositions;
 use super::publications::{self, Publications};
 use super::publisher::{Publisher, copy_options};
@@ -54,6 +55,8 @@ pub(super) struct Context {
     pub(super) snapshot: watch::Sender<Snapshot>,
     /// Apply row by row until the transaction that finishes here is through.
     pub(super) exact_until: Option<Lsn>,
+    /// Transactions are to be sent whole, for some time.
+    pub(super) whole: Option<Whole>,
     /// The warnings that were said last.
     pub(super) warned: watch::Sender<Vec<String>>,
 }
@@ -115,6 +118,10 @@ pub(super) async fn run(
         return Err(Failure::retry(diagnosis).because_of(Cause::WalLevel));
     }
     check_identity(context, &mut replication).await?;
+    if subscription.synchronous_commit == SynchronousCommit::Off {
+        // What is recorded is reported to the publisher as flushed.
+        progress::flush(session.client(), &subscription.name).await?;
+    }
     let recorded = progress::load(session.client(), &subscription.name).await?;
     let view = slot::settled_view(&publisher.client, &subscription.slot).await?;
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
@@ -129,6 +136,8 @@ pub(super) async fn run(
     let mut warnings = Vec::new();
     let tables = take_up_tables(context, &publisher, plan, &mut warnings).await?;
     let pending = compare_pending(session, &tables, &mut warnings).await?;
+    let relations: Vec<_> = tables.iter().map(|table| (&table.published.relation, &table.target)).collect();
+    let possible = format::survey(context, &publisher, session, &relations, &mut warnings).await?;
     let (from, copied) = match plan {
         SlotPlan::Continue { from } => {
             report_warnings(context, session, warnings).await?;
@@ -149,15 +158,23 @@ pub(super) async fn run(
         }
     };
     let members = membership(&tables, &copied);
-    let syncs = TableSyncs::new(context, &publisher, still_pending(pending, &members));
-    let stream = publisher.start(subscription, replication, &subscription.slot, from).await?;
-    info!(subscription = %subscription.name, lsn = %from, "streaming");
+    let pending = still_pending(pending, &members);
+    let ready = if pending.is_empty() { Ready::All } else { Ready::NotAll };
+    let syncs = TableSyncs::new(context, &publisher, pending);
+    let skip = armed_skip(context, from).await?;
+    let choice = possible.choose(context, from, skip, ready);
+    if choice.transactions == Transactions::InProgress {
+        replication.simple_query(format::STREAM_EARLY).await?;
+    }
+    let stream = publisher
+        .start(subscription, replication, &subscription.slot, from, choice.format, choice.transactions)
+        .await?;
+    info!(subscription = %subscription.name, lsn = %from, values = ?choice.format, transactions = ?choice.transactions, "streaming");
     context.tell(Phase::Streaming).await;
     let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
-    let skip = armed_skip(context, from).await?;
-    let start = Start { recorded: from, skip, exact_until: context.exact_until };
+    let start = Start { recorded: from, skip, exact_until: context.exact_until, format: choice.format };
     let applier = Applier::new(session, subscription.name.clone(), members, start);
-    let streaming = stream::run(context, applier, reader, syncs, from);
+    let streaming = stream::run(context, applier, reader, syncs, from, choice);
     let end = tokio::select! {
         // A failed statement tells more than that the session has ended.
         biased;

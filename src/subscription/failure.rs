@@ -28,6 +28,8 @@ pub enum Restart {
     /// A transaction too large to keep has to be streamed again, and applied row by row up to the
     /// one that finishes here.
     SendAgain { until: Lsn },
+    /// A transaction was applied while it was in progress, and was not the next to commit.
+    SendWhole,
     /// DDL has changed this table of the target: plans and statements are made afresh.
     TargetChanged(Box<QualifiedName>),
 }
@@ -201,6 +203,10 @@ impl From<ApplyError> for Failure {
             ApplyError::NotASet => Self::retry(Diagnosis::new(error.to_string())),
             ApplyError::SendAgain { until } => {
                 let restart = Some(Restart::SendAgain { until });
+                Self { restart, ..Self::retry(Diagnosis::new(error.to_string())) }
+            }
+            ApplyError::SendWhole => {
+                let restart = Some(Restart::SendWhole);
                 Self { restart, ..Self::retry(Diagnosis::new(error.to_string())) }
             }
             ApplyError::TargetChanged(ref table) => Self::target_changed(table.clone()),

@@ -18,6 +18,8 @@ mod because;
 mod commands;
 mod failure;
 pub(crate) mod findings;
+mod flushes;
+mod format;
 mod monitor;
 mod positions;
 mod publications;

@@ -6,6 +6,7 @@ use crate::apply::TargetSession;
 use crate::config::Subscription;
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::{Lsn, SlotName};
+use crate::pgoutput::Format;
 use crate::replication::{
     CommandError, CommandErrorKind, Origin, ReplicationConnection, ReplicationStream, SessionOptions,
     StartOptions, Streaming,
@@ -13,6 +14,7 @@ use crate::replication::{
 use crate::schema::catalog::{self, PublisherFacts};
 
 use super::failure::Failure;
+use super::format::Transactions;
 
 /// Values on a publisher session must look as PostgreSQL's own subscriber asks for them
 /// (EDGE_CASES 11), in the copy as in the stream.
@@ -30,7 +32,7 @@ const SLOT_RELEASE_POLL: Duration = Duration::from_millis(100);
 const OBJECT_IN_USE: &str = "55006";
 
 /// What `pgoutput` decodes here.
-const PROTO_VERSION: u32 = 1;
+const PROTO_VERSION: u32 = 2;
 
 /// The publisher, reached by an ordinary session.
 #[derive(Debug)]
@@ -97,14 +99,19 @@ impl Publisher {
         mut connection: ReplicationConnection,
         slot: &SlotName,
         from: Lsn,
+        format: Format,
+        transactions: Transactions,
     ) -> Result<ReplicationStream, Failure> {
         let options = StartOptions {
             slot: slot.clone(),
             start: from,
             proto_version: PROTO_VERSION,
             publications: subscription.publications.clone(),
-            binary: false,
-            streaming: Streaming::Off,
+            binary: format == Format::Binary,
+            streaming: match transactions {
+                Transactions::Whole => Streaming::Off,
+                Transactions::InProgress => Streaming::On,
+            },
             two_phase: false,
             origin: Origin::Any,
             messages: false,

@@ -3,12 +3,12 @@
 //! ```text
 //! socket ──frames──▶ reader ──chunks (bounded)──▶ apply
 //!    ▲                 ▲
-//!    └── status ◀──────┴── durable position (watch)
+//!    └── status ◀──────┴── applied and durable positions (watch)
 //! ```
 //!
 //! It is a task of its own so that the publisher hears from us while the target is busy, blocked or
-//! paused: when the queue is full it stops reading, but never stops reporting. Feedback only ever
-//! carries a position whose commit in the target is durable.
+//! paused: when the queue is full it stops reading, but never stops reporting. As flushed it only ever
+//! reports a position whose commit in the target is durable.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,12 +17,12 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use crate::pg::Lsn;
-use crate::pgoutput::{self, DecodeError, Message};
+use crate::pgoutput::{DecodeError, Decoder, Message};
 use crate::replication::{Feedback, Frame, ReplicationStream, Reply, StreamError, micros_since_2000};
 use crate::telemetry::Tally;
 
-/// Chunks between reader and apply, at most.
-const CHUNKS_MAX: usize = 16;
+/// Chunks between reader and apply, at most: what the target has to do while the publisher only decodes.
+const CHUNKS_MAX: usize = 64;
 /// A chunk is handed over at this many messages or bytes at the latest; one message may exceed it.
 const CHUNK_MESSAGES_MAX: usize = 1024;
 const CHUNK_BYTES_MAX: usize = 128 << 10;
@@ -59,11 +59,26 @@ pub(super) enum ReadError {
     Ended,
 }
 
+/// How far the target has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Done {
+    /// Committed in the target.
+    pub(super) applied: Lsn,
+    /// Safely on its disk, too: the publisher may let go of it.
+    pub(super) durable: Lsn,
+}
+
+impl Done {
+    pub(super) fn all(lsn: Lsn) -> Self {
+        Self { applied: lsn, durable: lsn }
+    }
+}
+
 /// The reading task and the ends of its channels. Dropping it ends the task and the connection.
 #[derive(Debug)]
 pub(super) struct Reader {
     pub(super) chunks: mpsc::Receiver<Chunk>,
-    durable: watch::Sender<Lsn>,
+    done: watch::Sender<Done>,
     received: watch::Receiver<Lsn>,
     task: Option<JoinHandle<ReadError>>,
 }
@@ -73,20 +88,30 @@ impl Reader {
     /// it has switched it off).
     pub(super) fn start(stream: ReplicationStream, from: Lsn, wal_sender_timeout: Option<Duration>) -> Self {
         let (sender, chunks) = mpsc::channel(CHUNKS_MAX);
-        let (durable, durable_seen) = watch::channel(from);
+        let (done, done_seen) = watch::channel(Done::all(from));
         let (received_here, received) = watch::channel(from);
         let status_interval = wal_sender_timeout
             .map_or(STATUS_INTERVAL_MAX, |t| STATUS_INTERVAL_MAX.min(t / STATUS_PER_TIMEOUT));
-        let task = Task { stream, sender, durable: durable_seen, received: received_here, status_interval };
-        Self { chunks, durable, received, task: Some(tokio::spawn(task.run())) }
+        let task = Task {
+            stream,
+            decoder: Decoder::default(),
+            sender,
+            done: done_seen,
+            received: received_here,
+            status_interval,
+        };
+        Self { chunks, done, received, task: Some(tokio::spawn(task.run())) }
     }
 
-    /// Everything up to `lsn` is durable in the target; the publisher may let go of it.
-    pub(super) fn report_durable(&self, lsn: Lsn) {
-        self.durable.send_if_modified(|durable| {
-            let moves = lsn > *durable;
-            *durable = lsn.max(*durable);
-            moves
+    /// Tells the publisher, at once if it is news.
+    pub(super) fn report(&self, now: Done) {
+        self.done.send_if_modified(|done| {
+            let before = *done;
+            *done = Done {
+                applied: now.applied.max(before.applied).max(now.durable),
+                durable: now.durable.max(before.durable),
+            };
+            *done != before
         });
     }
 
@@ -114,15 +139,16 @@ impl Drop for Reader {
 
 struct Task {
     stream: ReplicationStream,
+    decoder: Decoder,
     sender: mpsc::Sender<Chunk>,
-    durable: watch::Receiver<Lsn>,
+    done: watch::Receiver<Done>,
     received: watch::Sender<Lsn>,
     status_interval: Duration,
 }
 
 /// What woke the task.
 enum Wake {
-    Durable,
+    Progress,
     StatusDue,
     Frame(Result<Frame, StreamError>),
     Handed,
@@ -147,7 +173,7 @@ impl Task {
             let wake = tokio::select! {
                 // Reports first: they are short, and the publisher waits for them.
                 biased;
-                changed = self.durable.changed() => if changed.is_ok() { Wake::Durable } else { Wake::Abandoned },
+                changed = self.done.changed() => if changed.is_ok() { Wake::Progress } else { Wake::Abandoned },
                 _ = status.tick() => Wake::StatusDue,
                 permit = self.sender.reserve(), if !chunk.events.is_empty() => match permit {
                     Ok(permit) => {
@@ -161,7 +187,7 @@ impl Task {
             match wake {
                 Wake::Handed => {}
                 Wake::Abandoned => return Ok(()),
-                Wake::Durable => {
+                Wake::Progress => {
                     self.send_status().await?;
                     status.reset();
                 }
@@ -180,7 +206,7 @@ impl Task {
                 Frame::XLogData { wal_start, wal_end, payload, .. } => {
                     received = Some(wal_end.max(wal_start));
                     chunk.bytes += payload.len();
-                    let message = pgoutput::decode(payload)?;
+                    let message = self.decoder.decode(payload)?;
                     chunk.received.count(&message);
                     chunk.events.push(StreamEvent::Message(message));
                 }
@@ -206,10 +232,11 @@ impl Task {
     }
 
     async fn send_status(&mut self) -> Result<(), ReadError> {
-        let durable = *self.durable.borrow_and_update();
+        let Done { applied, durable } = *self.done.borrow_and_update();
+        // As PostgreSQL's subscriber does: written is what has been received.
+        let write = applied.max(*self.received.borrow());
         let clock_us = micros_since_2000(SystemTime::now());
-        let feedback =
-            Feedback { write: durable, flush: durable, apply: durable, clock_us, reply: Reply::NotNeeded };
+        let feedback = Feedback { write, flush: durable, apply: applied, clock_us, reply: Reply::NotNeeded };
         Ok(self.stream.send_status(&feedback).await?)
     }
 }

@@ -2,22 +2,29 @@
 //! goes back, and tables that are still being copied are taken in at a transaction's boundary.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
 
-use crate::apply::{Applied, Applier, ExactBecause, How, Outcome};
+use crate::apply::{Applied, Applier, ApplyError, ExactBecause, How, Outcome};
+use crate::config::SynchronousCommit;
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
-use crate::store::TableState;
+use crate::store::{StoreError, TableState};
 use crate::telemetry::{BatchApplied, FellBack, Received};
 
 use super::attempt::{Context, Phase};
 use super::failure::{Failure, Restart};
+use super::flushes::Flushes;
+use super::format::Choice;
 use super::publications::Publications;
-use super::reader::{Chunk, Reader, StreamEvent};
+use super::reader::{Chunk, Done, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
+
+/// How long a transaction in progress may send nothing: until its end, the target's rows are locked.
+const IN_PROGRESS_SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// How a stream that did not fail ended.
 #[derive(Debug)]
@@ -28,6 +35,8 @@ pub(super) enum StreamEnd {
     Restart(Restart, Failure),
     /// Something else is published now: an attempt from here on takes it up.
     PublicationsChanged,
+    /// What kept the stream from being asked for in a better form has passed.
+    AskForMore,
 }
 
 /// What happened next.
@@ -37,12 +46,17 @@ enum Event {
     Rest,
     /// The stream has waited for a table's sync long enough.
     Resume,
+    /// A transaction in progress has stood still long enough with the target's locks.
+    Stale,
     /// A batch has been answered.
     Settled,
     /// The reader has stopped.
     Ended,
     Sync(SyncEvent),
-    PublicationsChanged,
+    /// The target has written out commits that did not wait for it.
+    Flushed(Result<Lsn, StoreError>),
+    /// Nothing more is under way, and there is a reason to end here.
+    Anew(StreamEnd),
 }
 
 /// Applies what comes, from `from` on, until a conflict or a failure.
@@ -52,48 +66,77 @@ pub(super) async fn run(
     reader: &mut Reader,
     syncs: TableSyncs,
     from: Lsn,
+    choice: Choice,
 ) -> Result<StreamEnd, Failure> {
-    let rest = Vec::new().into_iter();
-    let mut stream =
-        Stream { context, applier, syncs, rest, durable: from, first: true, said: HashMap::new() };
+    let mut stream = Stream {
+        context,
+        applier,
+        syncs,
+        rest: Vec::new().into_iter(),
+        done: Done::all(from),
+        flushes: (context.subscription.synchronous_commit == SynchronousCommit::Off)
+            .then(|| Flushes::new(context.store.clone(), from)),
+        first: true,
+        said: HashMap::new(),
+        choice,
+        heard: Instant::now(),
+    };
     stream.publish(reader);
     let mut publications = context.publications.subscribe();
     loop {
         let may_end = stream.may_begin_anew();
         // What has been sent to the target is not thrown away either: first it settles.
-        let ending = may_end && publications.borrow().have_changed();
+        let more_to_ask = may_end && stream.may_ask_for_more();
+        let ending = more_to_ask || (may_end && publications.borrow().have_changed());
         let resume = stream.waits_for_sync();
+        let stale = stream.goes_stale();
         let (busy, open) = (stream.applier.is_busy(), !ending && resume.is_none());
         let more = !stream.rest.as_slice().is_empty();
         let event = tokio::select! {
             // Hand-overs are rare and somebody waits for them; what is done makes room.
             biased;
             event = stream.syncs.next() => Event::Sync(event),
+            flushed = next_flush(&mut stream.flushes) => Event::Flushed(flushed),
             () = stream.applier.wait(), if busy => Event::Settled,
             Ok(_) = publications.wait_for(Publications::have_changed), if may_end && !busy => {
-                Event::PublicationsChanged
+                Event::Anew(StreamEnd::PublicationsChanged)
             }
+            () = std::future::ready(()), if more_to_ask && !busy => Event::Anew(StreamEnd::AskForMore),
             () = sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => Event::Resume,
+            () = sleep_until(stale.unwrap_or_else(Instant::now)), if stale.is_some() => Event::Stale,
             () = std::future::ready(()), if open && more => Event::Rest,
             chunk = reader.chunks.recv(), if open && !more => chunk.map_or(Event::Ended, Event::Chunk),
         };
         let done = match event {
             Event::Chunk(chunk) => {
                 Received { subscription: context.name(), tally: chunk.received }.emit();
+                // A keepalive says nothing of a transaction in progress.
+                if chunk.events.iter().any(|event| matches!(event, StreamEvent::Message(_))) {
+                    stream.heard = Instant::now();
+                }
                 stream.rest = chunk.events.into_iter();
                 stream.take(reader).await
             }
             Event::Rest => stream.take(reader).await,
             Event::Resume => Ok(()),
+            Event::Stale => Err(ApplyError::SendWhole.into()),
             Event::Settled => stream.applier.settle().await.map_err(Failure::from),
             Event::Ended => return Err(reader.end().await.into()),
             Event::Sync(event) => stream.on_sync(event).await,
-            Event::PublicationsChanged => return Ok(StreamEnd::PublicationsChanged),
+            Event::Flushed(flushed) => stream.on_flushed(flushed, reader),
+            Event::Anew(end) => return Ok(end),
         };
         if let Some(end) = stream.outcomes(reader).await? {
             return Ok(end);
         }
         done?;
+    }
+}
+
+async fn next_flush(flushes: &mut Option<Flushes>) -> Result<Lsn, StoreError> {
+    match flushes {
+        Some(flushes) => flushes.next().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -103,12 +146,17 @@ struct Stream<'a> {
     syncs: TableSyncs,
     /// What has been received and not been taken yet.
     rest: std::vec::IntoIter<StreamEvent>,
-    /// Everything up to here is durable in the target.
-    durable: Lsn,
+    /// How far the target has come.
+    done: Done,
+    /// Where commits don't wait until they are durable: tells when they are.
+    flushes: Option<Flushes>,
     /// No transaction has been applied by this attempt yet.
     first: bool,
     /// What was last said of a table whose copy fails.
     said: HashMap<QualifiedName, Diagnosis>,
+    choice: Choice,
+    /// When the last message came.
+    heard: Instant,
 }
 
 impl Stream<'_> {
@@ -117,7 +165,11 @@ impl Stream<'_> {
     async fn take(&mut self, reader: &Reader) -> Result<(), Failure> {
         while let Some(event) = self.rest.next() {
             match event {
-                StreamEvent::Message(message) => self.applier.take(message).await?,
+                StreamEvent::Message(message) => {
+                    if let Some(work) = self.applier.take(message)? {
+                        self.applier.work(work).await?;
+                    }
+                }
                 StreamEvent::Keepalive(wal_end) => self.applier.keepalive(wal_end),
             }
             if self.applier.received().is_some() && self.is_something_due() {
@@ -161,18 +213,27 @@ impl Stream<'_> {
     }
 
     fn advance(&mut self, lsn: Lsn, reader: &Reader) {
-        if lsn > self.durable {
-            self.durable = lsn;
-            reader.report_durable(lsn);
+        self.done.applied = lsn.max(self.done.applied);
+        match &mut self.flushes {
+            Some(flushes) => flushes.note_applied(self.done.applied),
+            None => self.done.durable = self.done.applied,
         }
+        reader.report(self.done);
+    }
+
+    fn on_flushed(&mut self, flushed: Result<Lsn, StoreError>, reader: &Reader) -> Result<(), Failure> {
+        self.done.durable = flushed?.max(self.done.durable);
+        reader.report(self.done);
+        self.publish(reader);
+        Ok(())
     }
 
     /// Publishes positions for status and metrics.
     fn publish(&self, reader: &Reader) {
         self.context.positions.send_modify(|positions| {
-            positions.received = Some(reader.received().max(self.durable));
-            positions.applied = Some(self.durable);
-            positions.flushed = Some(self.durable);
+            positions.received = Some(reader.received().max(self.done.applied));
+            positions.applied = Some(self.done.applied);
+            positions.flushed = Some(self.done.durable);
         });
     }
 
@@ -199,6 +260,17 @@ impl Stream<'_> {
     /// which may be hours long. (A table that joins waits for the running sync in any case.)
     fn may_begin_anew(&self) -> bool {
         self.applier.received().is_some() && !self.syncs.is_running()
+    }
+
+    /// Whether an attempt that begins anew would be sent more than this one.
+    fn may_ask_for_more(&self) -> bool {
+        let better = self.choice.better_after.filter(|_| self.syncs.is_empty());
+        better.is_some_and(|better| better.is_due(Instant::now(), self.done.applied))
+    }
+
+    /// Until when more of a transaction in progress has to come; none if there is none.
+    fn goes_stale(&self) -> Option<Instant> {
+        self.applier.is_in_progress().then_some(self.heard + IN_PROGRESS_SILENCE_MAX)
     }
 
     /// Until when the stream keeps still for a table's sync that is about to reach it, if it does.
@@ -229,9 +301,7 @@ impl Stream<'_> {
             SyncEvent::State { source, state } => store.set_table_state(name, &source, state, None).await?,
             SyncEvent::Done { source, position } => {
                 info!(subscription = name, relation = %source, lsn = %position, "table synchronised");
-                if let Some(member) = self.applier.members_mut().get_mut(&source) {
-                    member.position = Some(position);
-                }
+                self.applier.set_position(&source, position);
                 self.report_held_back(None).await;
             }
             SyncEvent::Failed { source, diagnosis } => {

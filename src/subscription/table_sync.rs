@@ -23,14 +23,16 @@ use crate::copy::{self, CopyJob};
 use crate::error::Diagnosis;
 use crate::net;
 use crate::pg::{Lsn, QualifiedName, SlotName, quote_literal};
+use crate::pgoutput::Format;
 use crate::replication::{SlotLifetime, SlotSnapshot, SlotSpec};
 use crate::schema::catalog::PublisherFacts;
 use crate::store::TableState;
 
 use super::attempt::{Context, PendingTable, copy_job};
 use super::failure::Failure;
+use super::format::Transactions;
 use super::publisher::{Encoding, Publisher};
-use super::reader::{Reader, StreamEvent};
+use super::reader::{Done, Reader, StreamEvent};
 use super::slot;
 
 /// How long a table whose sync failed waits for the next attempt.
@@ -314,7 +316,9 @@ impl Sync {
         info!(subscription = %subscription.name, relation = %source, rows, "table copied, catching up");
         let _ = reports.send(Report::CatchingUp).await;
         let from = slot.consistent_point;
-        let stream = publisher.start(subscription, replication, &slot_name, from).await?;
+        let stream = publisher
+            .start(subscription, replication, &slot_name, from, Format::Text, Transactions::Whole)
+            .await?;
         let mut reader = Reader::start(stream, from, publisher.wal_sender_timeout());
         let position = self.catch_up(table, &target, &mut reader, from, &reports, finish).await?;
         copy::finish_table(target.client(), &subscription.name, &job, position, rows)
@@ -393,7 +397,7 @@ impl Sync {
             }
             catch_up.settle().await?;
             // What this slot has sent is not needed again: should the sync fail, it starts anew.
-            reader.report_durable(reached);
+            reader.report(Done::all(reached));
             let _ = reports.send(Report::Reached(reached)).await;
         }
     }

@@ -28,6 +28,7 @@ use super::attempt::{self, Context, Phase, TakeUp};
 use super::because::Because;
 use super::commands;
 use super::failure::{Failure, Restart, TargetLink};
+use super::format::Whole;
 use super::monitor::{Monitor, MonitorEvent};
 use super::positions::StreamPositions;
 use super::publications::Publications;
@@ -134,6 +135,7 @@ impl Worker {
             phases: phase_sender,
             snapshot,
             exact_until: None,
+            whole: None,
             warned: watch::Sender::new(Vec::new()),
         };
         Self {
@@ -241,7 +243,9 @@ impl Worker {
         let subscription = Arc::clone(&self.context.subscription);
         if self.session.is_none() {
             let name = format!("pgsluice {}", subscription.name);
-            self.session = Some(TargetSession::open(&self.context.target, &name).await?);
+            let session = TargetSession::open(&self.context.target, &name).await?;
+            session.set_synchronous_commit(subscription.synchronous_commit.as_str()).await?;
+            self.session = Some(session);
         }
         let Some(session) = &mut self.session else { return Ok(None) };
         let lock = session.try_lock(lock_key(subscription.name.as_str())).await?;
@@ -378,7 +382,7 @@ impl Worker {
             Wake::Attempt(end) => Some(match *end {
                 Ok(StreamEnd::Conflict(report)) => self.on_conflict(&report).await,
                 Ok(StreamEnd::Restart(restart, failure)) => self.on_restart(restart, failure),
-                Ok(StreamEnd::PublicationsChanged) => Event::RestartAsked,
+                Ok(StreamEnd::PublicationsChanged | StreamEnd::AskForMore) => Event::RestartAsked,
                 Err(failure) => self.fail(failure),
             }),
             Wake::Due => None,
@@ -432,8 +436,12 @@ impl Worker {
     fn on_restart(&mut self, restart: Restart, failure: Failure) -> Event {
         match restart {
             Restart::SendAgain { until } => {
-                info!(subscription = self.context.name(), lsn = %until, "streaming a large transaction again");
+                info!(subscription = self.context.name(), lsn = %until, "streaming a transaction again, to apply it row by row");
                 self.context.exact_until = Some(until);
+            }
+            Restart::SendWhole => {
+                debug!(subscription = self.context.name(), "asking for whole transactions for some time");
+                self.context.whole = Some(Whole::again(self.context.whole, Instant::now()));
             }
             Restart::TargetChanged(table) => {
                 let at = self.context.positions.borrow().applied;

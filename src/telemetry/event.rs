@@ -53,12 +53,15 @@ impl Tally {
             Message::Update(_) => self.updates += 1,
             Message::Delete(_) => self.deletes += 1,
             Message::Truncate(truncate) => self.truncates += truncate.relation_oids.len() as u64,
-            Message::Commit(_) => self.transactions += 1,
+            Message::Commit(_) | Message::StreamCommit(_) => self.transactions += 1,
             Message::Begin(_)
             | Message::Relation(_)
             | Message::Type(_)
             | Message::Origin(_)
-            | Message::Logical(_) => {}
+            | Message::Logical(_)
+            | Message::StreamStart(_)
+            | Message::StreamStop
+            | Message::StreamAbort(_) => {}
         }
     }
 

@@ -224,11 +224,12 @@ async fn keepalives_are_answered_while_the_target_is_held_up() {
     world.wait_state("streaming").await;
 
     // Paused on a conflict.
-    let pid = wait_walsender(&world).await;
     world.target.exec("INSERT INTO t VALUES (80000, 'ours')").await;
     world.publisher.exec("INSERT INTO t VALUES (80000, 'theirs')").await;
     world.publisher.exec("UPDATE t SET v = repeat('y', 500) WHERE id < 60000").await;
     world.wait_paused("conflict").await;
+    // For its evidence, the transaction was streamed once more, as text.
+    let pid = wait_walsender(&world).await;
     same_walsender_for(&world, &pid, Duration::from_secs(5), "while paused on a conflict").await;
     let log = world.publisher_server().log().unwrap();
     assert!(!log.contains("due to replication timeout"), "{log}");

@@ -26,6 +26,8 @@ mod http;
 #[cfg(test)]
 mod identity;
 #[cfg(test)]
+mod in_progress;
+#[cfg(test)]
 mod logs;
 #[cfg(test)]
 mod metrics;

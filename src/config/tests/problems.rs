@@ -65,7 +65,7 @@ columns = ["a"]
     pgsluice.toml:19:1: subscriptions[0].enabled: expected true or false, found a number
     pgsluice.toml:20:1: subscriptions[0].slot: "Not A Slot" is not a replication slot name: use 1 to 63 lower-case letters, digits and underscores
     pgsluice.toml:21:1: subscriptions[0].colour: there is no such key
-      hint: known keys here: name, publisher, publications, slot, create_slot, copy_data, enabled, auto_refresh, retry_conflict_interval, binary, streaming, two_phase, origin, conflict_defaults, tables
+      hint: known keys here: name, publisher, publications, slot, create_slot, copy_data, enabled, auto_refresh, retry_conflict_interval, binary, streaming, two_phase, origin, synchronous_commit, conflict_defaults, tables
     pgsluice.toml:23:1: subscriptions[1].publisher: the key is missing
       hint: add publisher = "host=… dbname=… user=…"
     pgsluice.toml:25:22: subscriptions[1].publications[1]: expected a string, found a number
@@ -152,8 +152,6 @@ fn a_syntax_error_is_one_problem_that_repeats_nothing() {
 fn what_belongs_to_later_issues_is_refused_by_name() {
     let text = with(
         r#"
-binary = "on"
-streaming = "on"
 two_phase = true
 conflict_defaults = { insert_exists = "apply_remote", update_missing = "keep_local" }
 [[subscriptions.tables]]
@@ -168,26 +166,22 @@ on_delete = { mark = "deleted_at" }
 "#,
     );
     assert_snapshot!(errors(&text, &[]), @r#"
-    the configuration has 10 problems
-    pgsluice.toml:10:1: subscriptions[0].binary: "on" is not supported yet
-      hint: use "auto" or "off"
-    pgsluice.toml:11:1: subscriptions[0].streaming: "on" is not supported yet
-      hint: use "auto" or "off"
-    pgsluice.toml:12:1: subscriptions[0].two_phase: true is not supported yet
+    the configuration has 8 problems
+    pgsluice.toml:10:1: subscriptions[0].two_phase: true is not supported yet
       hint: leave it out, or set it to false
-    pgsluice.toml:13:23: subscriptions[0].conflict_defaults.insert_exists: "apply_remote" is not supported yet
+    pgsluice.toml:11:23: subscriptions[0].conflict_defaults.insert_exists: "apply_remote" is not supported yet
       hint: use "pause"
-    pgsluice.toml:13:55: subscriptions[0].conflict_defaults.update_missing: "keep_local" is not supported yet
+    pgsluice.toml:11:55: subscriptions[0].conflict_defaults.update_missing: "keep_local" is not supported yet
       hint: use "pause"
-    pgsluice.toml:16:1: subscriptions[0].tables[0].columns: mapping columns is not supported yet
+    pgsluice.toml:14:1: subscriptions[0].tables[0].columns: mapping columns is not supported yet
       hint: leave columns out
-    pgsluice.toml:17:1: subscriptions[0].tables[0].set: setting columns is not supported yet
+    pgsluice.toml:15:1: subscriptions[0].tables[0].set: setting columns is not supported yet
       hint: leave set out
-    pgsluice.toml:18:1: subscriptions[0].tables[0].on_delete: "ignore" is not supported yet
+    pgsluice.toml:16:1: subscriptions[0].tables[0].on_delete: "ignore" is not supported yet
       hint: leave it out, or use "apply"
-    pgsluice.toml:19:15: subscriptions[0].tables[0].conflicts.delete_missing: "last_update_wins" is not supported yet
+    pgsluice.toml:17:15: subscriptions[0].tables[0].conflicts.delete_missing: "last_update_wins" is not supported yet
       hint: use "pause"
-    pgsluice.toml:22:1: subscriptions[0].tables[1].on_delete: marking deleted rows is not supported yet
+    pgsluice.toml:20:1: subscriptions[0].tables[1].on_delete: marking deleted rows is not supported yet
       hint: leave it out, or use "apply"
     "#);
 }

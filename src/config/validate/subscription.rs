@@ -8,7 +8,7 @@ use crate::config::connect::Called;
 use crate::config::keys::CONFLICT_TYPES;
 use crate::config::path::KeyPath;
 use crate::config::raw::RawSubscription;
-use crate::config::{Auto, ConflictPolicies, ConflictPolicy, Origin, Subscription};
+use crate::config::{Auto, ConflictPolicies, ConflictPolicy, Origin, Subscription, SynchronousCommit};
 use crate::error::Diagnosis;
 use crate::pg::conninfo::Host;
 use crate::pg::{SlotName, SubscriptionName};
@@ -92,6 +92,11 @@ impl Validator<'_> {
             &path.key("origin"),
             &[("any", Word::Means(Origin::Any)), ("none", Word::Means(Origin::None))],
         );
+        let synchronous_commit = self.word(
+            raw.synchronous_commit.as_deref().unwrap_or("on"),
+            &path.key("synchronous_commit"),
+            &SynchronousCommit::ALL.map(|setting| (setting.as_str(), Word::Means(setting))),
+        );
         let conflict_defaults = self.policies(&raw.conflict_defaults, &path.key("conflict_defaults"));
         let tables = self.tables(raw.tables, &path.key("tables"));
         Some(Subscription {
@@ -108,6 +113,7 @@ impl Validator<'_> {
             streaming: streaming?,
             two_phase,
             origin: origin?,
+            synchronous_commit: synchronous_commit?,
             conflict_defaults: conflict_defaults?,
             tables: tables?,
         })
@@ -158,8 +164,11 @@ impl Validator<'_> {
     }
 
     fn auto(&mut self, value: Option<&str>, path: &KeyPath) -> Option<Auto> {
-        let words =
-            [("auto", Word::Means(Auto::Auto)), ("on", Word::NotYet), ("off", Word::Means(Auto::Off))];
+        let words = [
+            ("auto", Word::Means(Auto::Auto)),
+            ("on", Word::Means(Auto::On)),
+            ("off", Word::Means(Auto::Off)),
+        ];
         self.word(value.unwrap_or("auto"), path, &words)
     }
 

@@ -1,0 +1,164 @@
+//! Large transactions are streamed, and applied, before they end (`streaming`). However they end, and
+//! whatever commits in between, the target has what the publisher has. EDGE_CASES 14 and 28.
+
+use std::time::Duration;
+
+use crate::support::wait::until;
+use crate::support::world::World;
+
+/// Enough that the publisher sends it in pieces.
+const ROWS: u32 = 80_000;
+
+async fn world() -> World {
+    World::builder()
+        .both_sql("CREATE TABLE t (id int PRIMARY KEY, a text)")
+        .both_sql("CREATE TABLE other (id int PRIMARY KEY, a text)")
+        .publisher_sql("INSERT INTO t VALUES (-1, 'there before')")
+        .start()
+        .await
+}
+
+fn fill(first: u32) -> String {
+    format!("INSERT INTO t SELECT g, repeat('x', 250) FROM generate_series({first}, {}) g", first + ROWS - 1)
+}
+
+/// Waits until the target's transaction holds what has come of a transaction in progress.
+async fn wait_applying(world: &World) {
+    let sql = format!(
+        "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+         WHERE a.application_name = 'pgsluice {}' AND l.relation = 't'::regclass \
+           AND l.mode = 'RowExclusiveLock'",
+        world.subscription
+    );
+    until("the transaction in progress is being applied", async || {
+        let locks = world.target.value(&sql).await;
+        if locks.as_deref() == Some("1") { Ok(()) } else { Err(format!("{locks:?}")) }
+    })
+    .await;
+}
+
+async fn transactions(world: &World) -> Option<String> {
+    world.target.value("SELECT transactions FROM pgsluice.progress").await
+}
+
+#[tokio::test]
+async fn it_is_applied_before_it_ends_and_seen_when_it_has() {
+    let world = world().await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    let open = world.publisher.session().await;
+    open.batch("BEGIN").await.unwrap();
+    open.batch(&fill(1)).await.unwrap();
+    open.batch("UPDATE t SET a = 'changed' WHERE id % 7 = 0; DELETE FROM t WHERE id % 11 = 0").await.unwrap();
+    wait_applying(&world).await;
+    assert_eq!(world.target.value("SELECT count(*) FROM t").await.as_deref(), Some("1"));
+    open.batch("COMMIT").await.unwrap();
+    world.wait_same_rows("t").await;
+    assert_eq!(transactions(&world).await.as_deref(), Some("1"));
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_rolled_back_leaves_nothing() {
+    let world = world().await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    let open = world.publisher.session().await;
+    open.batch("BEGIN").await.unwrap();
+    open.batch(&fill(1)).await.unwrap();
+    wait_applying(&world).await;
+    open.batch("ROLLBACK").await.unwrap();
+    world.publisher.exec("INSERT INTO t VALUES (5, 'after')").await;
+    world.wait_same_rows("t").await;
+    assert_eq!(transactions(&world).await.as_deref(), Some("1"));
+
+    // A table that it described and then took back is described anew.
+    open.batch("BEGIN; ALTER TABLE t ADD extra text").await.unwrap();
+    open.batch(&fill(100)).await.unwrap();
+    open.batch("ROLLBACK").await.unwrap();
+    world.publisher.exec("INSERT INTO t VALUES (6, 'after that')").await;
+    world.wait_same_rows("t").await;
+    world.wait_state("streaming").await;
+}
+
+#[tokio::test]
+async fn what_commits_in_between_comes_first() {
+    let world = world().await;
+    let service = world.run();
+    world.wait_state("streaming").await;
+    let open = world.publisher.session().await;
+    open.batch("BEGIN").await.unwrap();
+    open.batch(&fill(1)).await.unwrap();
+    wait_applying(&world).await;
+    // Also into the same table, and of the same size.
+    world.publisher.exec("INSERT INTO other VALUES (1, 'first')").await;
+    world.publisher.exec("UPDATE t SET a = 'second' WHERE id = -1").await;
+    let another = world.publisher.session().await;
+    another.batch("BEGIN").await.unwrap();
+    another.batch(&fill(200_000)).await.unwrap();
+    world.wait_same_rows("other").await;
+    open.batch(&fill(400_000)).await.unwrap();
+    another.batch("COMMIT").await.unwrap();
+    open.batch("UPDATE other SET a = 'third' WHERE id = 1; COMMIT").await.unwrap();
+    world.wait_same_rows("t").await;
+    world.wait_same_rows("other").await;
+    assert_eq!(transactions(&world).await.as_deref(), Some("4"));
+    assert!(service.log().contains("asking for whole transactions"), "it was not given up");
+}
+
+#[tokio::test]
+async fn a_part_that_is_rolled_back_is_left_out() {
+    let world = world().await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    let open = world.publisher.session().await;
+    open.batch("BEGIN").await.unwrap();
+    open.batch(&fill(1)).await.unwrap();
+    open.batch("SAVEPOINT a").await.unwrap();
+    open.batch(&fill(100_000)).await.unwrap();
+    open.batch("SAVEPOINT b; UPDATE t SET a = 'within' WHERE id = 1; RELEASE b").await.unwrap();
+    open.batch(&fill(200_000)).await.unwrap();
+    open.batch("ROLLBACK TO a; UPDATE t SET a = 'behind' WHERE id = 2; COMMIT").await.unwrap();
+    world.wait_same_rows("t").await;
+    assert_eq!(transactions(&world).await.as_deref(), Some("1"));
+}
+
+#[tokio::test]
+async fn a_conflict_within_it_is_found_once_it_has_committed() {
+    let world = world().await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    world.target.exec(format!("INSERT INTO t VALUES ({ROWS}, 'ours')")).await;
+    let open = world.publisher.session().await;
+    open.batch("BEGIN").await.unwrap();
+    open.batch(&fill(1)).await.unwrap();
+    open.batch("COMMIT").await.unwrap();
+    let paused = world.wait_paused("conflict").await;
+    let id = paused.conflict_id().expect("a paused conflict has a number");
+    let shown = world.pgsluice(&["conflicts", "show", &id, "--json"]).await.expect(0).json();
+    let conflict = shown.get("conflict").unwrap_or(&shown);
+    assert_eq!(conflict["kind"], "insert_exists");
+    assert_eq!(conflict["change_index"], ROWS, "{conflict:#}");
+    world.target.exec(format!("DELETE FROM t WHERE id = {ROWS}")).await;
+    world.pgsluice(&["resume", &world.subscription]).await.expect(0);
+    world.wait_same_rows("t").await;
+}
+
+#[tokio::test]
+async fn one_that_stands_still_does_not_keep_the_targets_rows_locked() {
+    let world = world().await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    let open = world.publisher.session().await;
+    open.batch("BEGIN").await.unwrap();
+    open.batch(&fill(1)).await.unwrap();
+    wait_applying(&world).await;
+    // Waits for whoever has inserted the same row, for as long as that has not ended.
+    let ours = world.target.session().await;
+    let waited = tokio::time::timeout(
+        Duration::from_secs(30),
+        ours.batch("INSERT INTO t VALUES (1, 'ours'); DELETE FROM t WHERE id = 1"),
+    );
+    waited.await.expect("the row is still locked").unwrap();
+    open.batch("COMMIT").await.unwrap();
+    world.wait_same_rows("t").await;
+}
