@@ -21,6 +21,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{ConnectError, ConnectErrorKind, Facts, Purpose, Step};
+use super::paced::PacedTcp;
 use super::socket::{connect_tcp, connect_unix, resolve};
 use super::stream::{Encryption, NetStream};
 use super::tls::{Wish, negotiate};
@@ -173,7 +174,8 @@ impl<'a> Attempt<'a> {
             Ok(Err(error)) => return Err(self.error(step_of_io(&error), ConnectErrorKind::Connect(error))),
             Err(_) => return Err(self.error(Step::Port, late())),
         };
-        let negotiated = timeout_at(deadline, negotiate(tcp, wish, name, &self.info.tls)).await;
+        let negotiated =
+            timeout_at(deadline, negotiate(PacedTcp::new(tcp), wish, name, &self.info.tls)).await;
         let stream =
             negotiated.unwrap_or_else(|_| Err(late())).map_err(|kind| self.error(Step::Tls, kind))?;
         self.log_in(stream, login, deadline).await

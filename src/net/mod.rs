@@ -20,6 +20,7 @@ mod client;
 mod error;
 mod establish;
 mod explain;
+mod paced;
 mod socket;
 mod stream;
 mod tls;

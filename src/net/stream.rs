@@ -9,17 +9,18 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio_rustls::client::TlsStream;
 
 use super::binding;
+use super::paced::PacedTcp;
 
 /// A connected stream. It buffers nothing of its own beyond TLS records.
 #[derive(Debug)]
 pub enum NetStream {
-    Tcp(TcpStream),
+    Tcp(PacedTcp),
     Unix(UnixStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<PacedTcp>>),
 }
 
 /// Whether the bytes on the wire are encrypted.
@@ -53,7 +54,17 @@ impl NetStream {
         session.peer_certificates()?.first().and_then(|cert| binding::tls_server_end_point(cert))
     }
 
-    fn tcp(&self) -> Option<&TcpStream> {
+    /// For a stream that much may come through at a time: see [`PacedTcp`].
+    pub fn pace(&mut self) {
+        match self {
+            Self::Tcp(tcp) => tcp.pace(),
+            Self::Tls(tls) => tls.get_mut().0.pace(),
+            // Without a network between them, waking is cheap.
+            Self::Unix(_) => {}
+        }
+    }
+
+    fn tcp(&self) -> Option<&PacedTcp> {
         match self {
             Self::Tcp(tcp) => Some(tcp),
             Self::Tls(tls) => Some(tls.get_ref().0),
@@ -90,21 +101,5 @@ impl AsyncWrite for NetStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         forward!(self, poll_shutdown(cx))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        forward!(self, poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Tcp(stream) => stream.is_write_vectored(),
-            Self::Unix(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
     }
 }

@@ -22,10 +22,11 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+
 use tokio_rustls::TlsConnector;
 
 use super::error::{ConnectErrorKind, TlsSetupError};
+use super::paced::PacedTcp;
 use super::stream::NetStream;
 use super::verify::{Check, Trust, Verifier};
 use crate::pg::conninfo::{RootCert, SslMode, SslNegotiation, TlsSettings};
@@ -46,7 +47,7 @@ pub(super) enum Wish {
 
 /// Turns a fresh TCP connection into what `wish` asks for. `host` is the name as configured.
 pub(super) async fn negotiate(
-    mut tcp: TcpStream,
+    mut tcp: PacedTcp,
     wish: Wish,
     host: &str,
     settings: &TlsSettings,
@@ -74,11 +75,7 @@ pub(super) async fn negotiate(
     handshake(tcp, host, settings).await
 }
 
-async fn handshake(
-    tcp: TcpStream,
-    host: &str,
-    settings: &TlsSettings,
-) -> Result<NetStream, ConnectErrorKind> {
+async fn handshake(tcp: PacedTcp, host: &str, settings: &TlsSettings) -> Result<NetStream, ConnectErrorKind> {
     let name = server_name(host, settings.mode, &tcp)?;
     let owned = settings.clone();
     let config = tokio::task::spawn_blocking(move || client_config(&owned))
@@ -111,7 +108,7 @@ fn hung_up(error: &io::Error) -> bool {
 
 /// The name for SNI and verification. Where nothing verifies it, a name that no certificate could
 /// hold is no obstacle: the address stands in, which sends no SNI.
-fn server_name(host: &str, mode: SslMode, tcp: &TcpStream) -> Result<ServerName<'static>, ConnectErrorKind> {
+fn server_name(host: &str, mode: SslMode, tcp: &PacedTcp) -> Result<ServerName<'static>, ConnectErrorKind> {
     // A trailing dot makes a name absolute; certificates and SNI are written without it.
     let host = host.strip_suffix('.').unwrap_or(host);
     match ServerName::try_from(host.to_owned()) {

@@ -68,6 +68,11 @@ impl Channel {
         }
     }
 
+    /// Much may come from here on.
+    pub(super) fn pace(&mut self) {
+        self.stream.pace();
+    }
+
     pub(super) fn stream(&self) -> &NetStream {
         &self.stream
     }

@@ -46,7 +46,8 @@ pub enum Closing {
 }
 
 impl ReplicationStream {
-    pub(super) fn new(channel: Channel) -> Self {
+    pub(super) fn new(mut channel: Channel) -> Self {
+        channel.pace();
         Self { channel }
     }
 
