@@ -13,8 +13,6 @@ const SETTINGS: &[(&str, &str)] = &[
     ("max_wal_size", "4GB"),
     ("checkpoint_timeout", "30min"),
     ("autovacuum", "off"),
-    ("wal_sender_timeout", "0"),
-    ("wal_receiver_timeout", "0"),
 ];
 
 /// The publisher's database.
