@@ -144,8 +144,9 @@ async fn the_format_follows_a_column_that_is_altered_between_two_attempts() {
         let lines = log.lines().filter(|logged| logged.contains(&line("counters")));
         lines.map(|line| line.contains("format=binary")).collect::<Vec<_>>()
     };
-    assert_eq!(formats(), [true]);
+    // The first failure is followed by a second attempt at once.
+    assert_eq!(formats().first(), Some(&true));
     world.target.exec("ALTER TABLE counters ALTER n TYPE numeric; DELETE FROM counters").await;
     world.wait_same_rows("counters").await;
-    assert_eq!(formats(), [true, false]);
+    assert_eq!(formats().last(), Some(&false));
 }
