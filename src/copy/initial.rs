@@ -3,6 +3,7 @@
 //! A table that fails does not keep the others from being copied: its failure is reported, and the
 //! caller takes the table up again on its own.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -12,7 +13,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info};
 
 use super::transfer::{finish_table, transfer};
-use super::{CopyError, Side};
+use super::{CopyCommands, CopyError, Side};
 use crate::apply::{ApplyError, COPY_ORIGINS_MAX, OpenError, TargetSession, copy_origin_name};
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::conninfo::ConnInfo;
@@ -28,10 +29,7 @@ const RESULTS_MAX: usize = 16;
 #[derive(Debug, Clone)]
 pub struct CopyJob {
     pub source: QualifiedName,
-    /// `COPY … TO STDOUT` on the publisher.
-    pub copy_out: String,
-    /// `COPY … FROM STDIN` on the target.
-    pub copy_in: String,
+    pub commands: CopyCommands,
     /// The number of this attempt; a later one supersedes it.
     pub attempt: i32,
     /// The planner's estimate of the rows to come.
@@ -63,7 +61,8 @@ pub struct CopyResult {
 
 /// Copies all jobs under the plan's snapshot and reports each as it ends. The snapshot must stay
 /// exported (its replication connection idle) until this returns.
-pub fn run(plan: CopyPlan, jobs: Vec<CopyJob>) -> (mpsc::Receiver<CopyResult>, tokio::task::JoinSet<()>) {
+pub fn run(plan: CopyPlan, mut jobs: Vec<CopyJob>) -> (mpsc::Receiver<CopyResult>, tokio::task::JoinSet<()>) {
+    largest_first(&mut jobs);
     let (results, receiver) = mpsc::channel(RESULTS_MAX);
     let workers = COPY_WORKERS.min(jobs.len());
     let queue = Arc::new(Mutex::new(VecDeque::from(jobs)));
@@ -91,6 +90,11 @@ pub fn run(plan: CopyPlan, jobs: Vec<CopyJob>) -> (mpsc::Receiver<CopyResult>, t
         });
     }
     (receiver, tasks)
+}
+
+/// So that no large table begins when the others are done. One of unknown size may be large.
+fn largest_first(jobs: &mut [CopyJob]) {
+    jobs.sort_by_key(|job| Reverse(job.estimated.unwrap_or(u64::MAX)));
 }
 
 /// A worker's two connections, kept from table to table.
@@ -146,4 +150,25 @@ async fn open(plan: &CopyPlan, worker: usize) -> Result<Sessions, CopyError> {
         .await
         .map_err(|error: ApplyError| CopyError::OpenTarget(OpenError::Prepare(error)))?;
     Ok(Sessions { source, target })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_and_unknown_tables_go_first() {
+        let job = |(name, estimated)| CopyJob {
+            source: QualifiedName::new("public", name),
+            commands: CopyCommands::default(),
+            attempt: 1,
+            estimated,
+            copied: Arc::default(),
+        };
+        let mut jobs: Vec<_> =
+            [("none", Some(0)), ("few", Some(10)), ("many", Some(9000)), ("unknown", None)].map(job).into();
+        largest_first(&mut jobs);
+        let names: Vec<_> = jobs.iter().map(|job| job.source.name.as_str()).collect();
+        assert_eq!(names, ["unknown", "many", "few", "none"]);
+    }
 }

@@ -5,8 +5,13 @@
 //! ```
 //!
 //! # Why bytes pass through
-//! Both sessions speak COPY's text format in the same encoding, so values are never parsed here:
-//! what one server's output function wrote, the other's input function reads.
+//! Both sessions speak the same COPY format in the same encoding, so values are never parsed here:
+//! what one server's output function wrote, the other's input function reads. Where every column has
+//! the same built-in type on both sides the format is binary, else text (`command`).
+//!
+//! # Why a table has one session
+//! The target's work bounds the copy, and more sessions could share it. But their transactions would
+//! commit one after the other, and the first invariant below be lost (ARCHITECTURE.md weighs it).
 //!
 //! # Invariants
 //! - A table's rows and its `ready` mark, with the position of the snapshot, commit together. A
@@ -14,10 +19,12 @@
 //! - The mark is fenced by the attempt's number: of two copies of one table, one commits.
 //! - Not here: deciding when to copy again, and streaming.
 
+mod command;
 mod error;
 mod initial;
 mod transfer;
 
+pub use command::{CopyCommands, CopyFormat};
 pub use error::{CopyError, Side};
 pub use initial::{CopyJob, CopyPlan, CopyResult, run};
 pub use transfer::{finish_table, transfer};

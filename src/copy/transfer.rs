@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, CopyInSink};
+use tracing::debug;
 
 use super::initial::CopyJob;
 use super::{CopyError, Side};
@@ -22,7 +23,7 @@ const MARK_READY: &str = "UPDATE pgsluice.table_sync \
     WHERE subscription = $1 AND source_schema = $2 AND source_table = $3 AND attempt = $6";
 
 /// Copies the table's rows from `source` (whose transaction has the snapshot) to `target` (whose
-/// transaction is open). Counts rows into `copied` as they go. Returns their number.
+/// transaction is open) in the better format that both can. Counts rows into `copied` as they go. Returns their number.
 pub async fn transfer(
     source: &Client,
     target: &Client,
@@ -30,18 +31,19 @@ pub async fn transfer(
     copied: &AtomicU64,
 ) -> Result<u64, CopyError> {
     let from_publisher = CopyError::on(Side::Publisher);
-    let rows = source.copy_out(job.copy_out.as_str()).await.map_err(&from_publisher)?;
-    let sink = target.copy_in(job.copy_in.as_str()).await.map_err(CopyError::on(Side::Target))?;
+    let format = job.commands.format(source, target).await?;
+    debug!(relation = %job.source, %format, "COPY to COPY");
+    let rows = source.copy_out(&job.commands.copy_out(format)).await.map_err(&from_publisher)?;
+    let sink = target.copy_in(&job.commands.copy_in(format)).await.map_err(CopyError::on(Side::Target))?;
     tokio::pin!(rows, sink);
     let mut piece = BytesMut::with_capacity(PIECE_BYTES);
-    let mut count: u64 = 0;
-    while let Some(row) = rows.next().await {
+    let mut messages: u64 = 0;
+    while let Some(message) = rows.next().await {
         // Dropping the sink on an error here makes the target's COPY fail: nothing is committed.
-        let row = row.map_err(&from_publisher)?;
-        count += 1;
-        piece.extend_from_slice(&row);
+        piece.extend_from_slice(&message.map_err(&from_publisher)?);
+        messages += 1;
         if piece.len() >= PIECE_BYTES {
-            copied.store(count, Ordering::Relaxed);
+            copied.store(messages, Ordering::Relaxed);
             send(sink.as_mut(), piece.split().freeze()).await?;
             piece.reserve(PIECE_BYTES);
         }
@@ -50,6 +52,7 @@ pub async fn transfer(
         send(sink.as_mut(), piece.freeze()).await?;
     }
     sink.finish().await.map_err(CopyError::on(Side::Target))?;
+    let count = messages.saturating_sub(format.extra_messages());
     copied.store(count, Ordering::Relaxed);
     Ok(count)
 }

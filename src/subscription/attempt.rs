@@ -17,10 +17,10 @@ use tracing::{info, warn};
 
 use crate::apply::{Applier, Member, Membership, Replica, Start, TargetSession, progress};
 use crate::config::{Subscription, SynchronousCommit};
-use crate::copy::{self, CopyJob, CopyPlan};
+use crate::copy::{self, CopyCommands, CopyJob, CopyPlan};
 use crate::error::{Diagnosis, PauseReason};
 use crate::pg::conninfo::ConnInfo;
-use crate::pg::{Lsn, QualifiedName, quote_ident};
+use crate::pg::{Lsn, QualifiedName};
 use crate::replication::{CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec};
 use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, Session, TablePlan, catalog};
 use crate::store::{NewTables, Store, TableMapping, TableRow, TableState};
@@ -400,13 +400,10 @@ async fn mark_ready(context: &Context, source: &QualifiedName, position: Lsn) ->
 pub(super) async fn copy_job(context: &Context, table: &PendingTable) -> Result<CopyJob, Failure> {
     let source = &table.published.relation.name;
     let attempt = context.store.begin_copy(context.name(), source).await?;
-    let from: Vec<&str> = table.plan.columns.iter().map(|column| column.source.as_str()).collect();
-    let into: Vec<String> = table.plan.columns.iter().map(|column| quote_ident(&column.target)).collect();
-    let columns = if into.is_empty() { String::new() } else { format!(" ({})", into.join(", ")) };
+    let binary = context.subscription.binary;
     Ok(CopyJob {
         source: source.clone(),
-        copy_out: schema::copy_query(&table.published, &from),
-        copy_in: format!("COPY {}{columns} FROM STDIN", table.plan.target.quoted()),
+        commands: CopyCommands::new(&table.published, &table.plan, binary),
         attempt,
         estimated: table.published.rows_estimated,
         copied: Arc::new(AtomicU64::new(0)),

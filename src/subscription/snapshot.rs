@@ -214,12 +214,12 @@ pub fn target_unavailable(diagnosis: &Diagnosis) -> Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::copy::CopyCommands;
 
     fn job(table: &str) -> CopyJob {
         CopyJob {
             source: QualifiedName::new("public", table),
-            copy_out: String::new(),
-            copy_in: String::new(),
+            commands: CopyCommands::default(),
             attempt: 1,
             estimated: None,
             copied: Arc::new(AtomicU64::new(7)),

@@ -9,7 +9,7 @@ use crate::support::wait::until;
 use crate::support::world::{Servers, World};
 
 /// Each type with values that a careless subscriber loses: extremes, special values, padding.
-const KINDS: &[(&str, &[&str])] = &[
+pub(crate) const KINDS: &[(&str, &[&str])] = &[
     ("bool", &["true", "false"]),
     ("int2", &["-32768", "32767"]),
     ("int8", &["-9223372036854775808", "9223372036854775807"]),
@@ -89,14 +89,14 @@ fn column(at: usize) -> String {
 }
 
 /// A table with one column a type, those of `types`.
-fn table_of_kinds(name: &str, kinds: &[(&str, &[&str])], id: &str) -> String {
+pub(crate) fn table_of_kinds(name: &str, kinds: &[(&str, &[&str])], id: &str) -> String {
     let columns: Vec<String> =
         kinds.iter().enumerate().map(|(at, (ty, _))| format!("{} {ty}", column(at))).collect();
     format!("CREATE TABLE {name} ({id}, {})", columns.join(", "))
 }
 
 /// Rows that hold every value once, NULL where a type has no more, beginning at this id.
-fn rows_of_kinds(name: &str, kinds: &[(&str, &[&str])], first_id: usize) -> String {
+pub(crate) fn rows_of_kinds(name: &str, kinds: &[(&str, &[&str])], first_id: usize) -> String {
     let rows = kinds.iter().map(|(_, values)| values.len()).max().unwrap();
     let mut sql = String::new();
     for row in 0..=rows {
