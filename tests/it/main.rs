@@ -12,6 +12,8 @@ mod cluster;
 #[cfg(test)]
 mod conflicts;
 #[cfg(test)]
+mod containers;
+#[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod faults;
