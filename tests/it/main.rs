@@ -34,6 +34,10 @@ mod metrics;
 #[cfg(test)]
 mod operations;
 #[cfg(test)]
+mod operations_page;
+#[cfg(test)]
+mod privileges;
+#[cfg(test)]
 mod publications;
 #[cfg(test)]
 mod replication;
