@@ -12,7 +12,7 @@ use crate::support::database::Database;
 use crate::support::http::{get, get_with};
 use crate::support::service::Service;
 use crate::support::wait::until;
-use crate::support::{cli, world};
+use crate::support::{cli, shown, world};
 
 const WIDGETS: &str = "SELECT id, name, price FROM widgets ORDER BY id";
 
@@ -105,10 +105,14 @@ async fn the_walk_throughs_rows_arrive_with_what_compose_sets_up() {
     std::fs::write(&config, text).unwrap();
     let service = Service::start(&config, dir.path().join("log"), &[]);
 
-    let copied = ["1|Hammer|4.50", "2|Coffee Mug|6.20", "3|Cupholder|3.80"];
-    wait_lines(&at_target, WIDGETS, &copied).await;
+    let arrived = ["1|Hammer|4.50", "2|Coffee Mug|6.20", "3|Cupholder|3.80"];
+    wait_lines(&at_target, WIDGETS, &arrived).await;
+    for line in readme_steps() {
+        let server = |name: &str| if name == "publisher" { &publisher } else { &target };
+        line.play(&psql, &config, server).await;
+    }
     at_publisher.exec("UPDATE widgets SET price = 5.00 WHERE id = 1").await;
-    wait_lines(&at_target, WIDGETS, &["1|Hammer|5.00", copied[1], copied[2]]).await;
+    wait_lines(&at_target, WIDGETS, &["1|Hammer|5.00", arrived[1], arrived[2], "4|Screwdriver|7.40"]).await;
     let shelves = "SELECT DISTINCT shelf FROM widgets WHERE loaded_at IS NOT NULL";
     assert_eq!(at_target.lines(shelves).await, ["A1"]);
 
@@ -119,6 +123,66 @@ async fn the_walk_throughs_rows_arrive_with_what_compose_sets_up() {
     let checked = cli::run(&config, &["check"]).await.expect(0);
     assert!(!checked.stdout.contains("warning"), "{}", checked.stdout);
     prometheus_and_the_health_check_are_answered(&config, service).await;
+}
+
+/// One command of README.md's walk with Compose, and what the page shows of its answer.
+#[derive(Debug)]
+struct Step {
+    /// The service that it is executed in.
+    service: String,
+    arguments: Vec<String>,
+    shown: String,
+}
+
+/// README.md, "Try it": every command between starting the containers and removing them.
+fn readme_steps() -> Vec<Step> {
+    let text = shown::blocks(&read("README.md"), "walk: compose").concat();
+    let mut steps: Vec<Step> = Vec::new();
+    for line in text.lines() {
+        match (line.strip_prefix("$ dc exec "), steps.last_mut()) {
+            (Some(command), _) => {
+                // The one argument that may hold spaces is the last, in double quotes.
+                let (plain, quoted) = command.split_once(" \"").unwrap_or((command, ""));
+                let mut words: Vec<String> = plain.split(' ').map(str::to_owned).collect();
+                words.extend(quoted.strip_suffix('"').map(str::to_owned));
+                steps.push(Step {
+                    service: words[0].clone(),
+                    arguments: words[1..].to_vec(),
+                    shown: String::new(),
+                });
+            }
+            (None, Some(step)) => step.shown.extend([line, "\n"]),
+            (None, None) => panic!("{line:?} follows no command"),
+        }
+    }
+    assert!(steps.len() >= 8, "{steps:#?}");
+    steps
+}
+
+impl Step {
+    /// Carries it out; what only looks is repeated until it says what is shown.
+    async fn play<'a>(&self, psql: &Path, config: &Path, server: impl Fn(&str) -> &'a Cluster) {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        let said = async || match arguments.as_slice() {
+            ["pgsluice", command @ ..] => cli::run(config, command).await.stdout,
+            ["psql", "-U", SUPERUSER, "example", "-c", sql] => {
+                let mut command = Command::new(psql);
+                command.args(["--no-psqlrc", "-c", sql]);
+                let output =
+                    command.arg(server(&self.service).conninfo("example", SUPERUSER)).output().unwrap();
+                assert!(output.status.success(), "{self:?}: {output:?}");
+                String::from_utf8(output.stdout).unwrap()
+            }
+            other => panic!("{other:?}: how is that done?"),
+        };
+        let only_looks = arguments.iter().any(|word| word.starts_with("SELECT") || *word == "status");
+        if only_looks {
+            until(&format!("{arguments:?}"), async || shown::was_said(&self.shown, &said().await)).await;
+        } else {
+            shown::was_said(&self.shown, &said().await)
+                .unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
+        }
+    }
 }
 
 async fn prometheus_and_the_health_check_are_answered(config: &Path, service: Service) {

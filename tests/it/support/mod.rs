@@ -22,5 +22,6 @@ pub(crate) mod http;
 pub(crate) mod privileges;
 pub(crate) mod proxy;
 pub(crate) mod service;
+pub(crate) mod shown;
 pub(crate) mod wait;
 pub(crate) mod world;
