@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
-use pgsluice::config::Config;
+use pgsluice::config::{Config, LogFormat};
 use pgsluice::pg::conninfo::HostAddress;
 
 use super::{read, repository, yaml};
@@ -239,6 +239,7 @@ fn pgsluices_configuration_and_environment_are_accepted() {
     let config = config();
     assert!(!config.service.listen.ip().is_loopback(), "nobody outside the container could ask it");
     assert_eq!(config.subscriptions.len(), 1);
+    assert_eq!(config.service.log_format, LogFormat::Json, "what the environment says");
     // The password file is made when the containers start; nothing else is to be warned of.
     for warning in &config.warnings {
         assert!(warning.primary.contains("/run/pgsluice/pgpass"), "{warning}");
