@@ -105,6 +105,33 @@ need_postgres() {
     export PGSLUICE_PG_BIN=$bin
 }
 
+# What single tests ask where it is there; without it they say that they could not.
+want_tools() {
+    have nft || apt_install nftables || note "nft is not there: no true firewall in the tests of the network"
+    find_promtool || note "promtool is not there: Prometheus' own opinion of metrics and rules is not asked"
+}
+
+# Puts promtool on the path. Debian has it in a package whose installation starts a service, so it is
+# only taken out of that, into target/tools.
+find_promtool() {
+    have promtool && return
+    local tools=$root/target/tools work
+    if [[ ! -x $tools/promtool ]]; then
+        have apt-get && have dpkg-deb || return 1
+        note "fetching promtool"
+        work=$(mktemp -d)
+        (
+            cd "$work"
+            apt-get download -qq prometheus || { as_root apt-get update -qq && apt-get download -qq prometheus; }
+            dpkg-deb --extract prometheus_*.deb .
+            mkdir -p "$tools" && mv usr/bin/promtool "$tools/"
+        ) </dev/null >/dev/null 2>&1 || true
+        rm -rf "$work"
+    fi
+    [[ -x $tools/promtool ]] || return 1
+    PATH=$tools:$PATH
+}
+
 # Debian's postgresql package creates and starts a cluster of its own when it is installed. A demo or
 # a test run has no business leaving one behind, so for the time of the installation that is
 # switched off where Debian documents it (createcluster.conf, pg_createcluster(1)); afterwards the

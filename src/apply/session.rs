@@ -300,7 +300,9 @@ pub fn no_origin(role: &str, lacks: OriginLack) -> Diagnosis {
         OriginLack::Privilege => format!(
             "on the target, as a superuser: GRANT EXECUTE ON FUNCTION \
              pg_catalog.pg_replication_origin_oid(text), pg_catalog.pg_replication_origin_create(text), \
-             pg_catalog.pg_replication_origin_session_setup(text) TO {};",
+             pg_catalog.pg_replication_origin_drop(text), \
+             pg_catalog.pg_replication_origin_session_setup(text), \
+             pg_catalog.pg_replication_origin_session_reset() TO {};",
             quote_ident(role)
         ),
         OriginLack::Room => {

@@ -15,6 +15,7 @@ mod conflicts;
 mod context;
 mod demo;
 mod drop;
+mod healthcheck;
 mod later;
 mod migrate;
 mod output;
@@ -72,6 +73,8 @@ enum Command {
     Drop(NameArgs),
     /// Create or upgrade schema pgsluice in the target (`run` does it too).
     Migrate,
+    /// Ask the service on this machine whether it lives (for a container's health check).
+    Healthcheck,
     /// See it work: two throw-away PostgreSQL servers, replication, a conflict and its remedy.
     Demo(DemoArgs),
     /// Print a shell's completions.
@@ -201,6 +204,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             drop::run(&args.name, async |name| crate::runtime::drop_subscription(&config, name).await).await
         }
         Command::Migrate => migrate::run(&config()?).await,
+        Command::Healthcheck => healthcheck::run(&config()?).await,
         Command::Demo(args) => demo::run(&args).await,
         Command::Completions { shell } => completions::run(shell, &mut Cli::command()),
     }
@@ -245,6 +249,7 @@ mod tests {
             "resync my_subscription public.widgets",
             "drop my_subscription",
             "migrate",
+            "healthcheck",
             "demo --keep",
             "completions bash",
         ] {

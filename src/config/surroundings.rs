@@ -68,8 +68,18 @@ pub(super) fn read_bounded(path: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// A password file's text. As with libpq, a file that others may read does not count, nor does one
-/// that is not a plain file.
+/// Whether nobody but the user of this process can get at a file of that mode and owner.
+///
+/// libpq's rule for private keys (`pgtls_init`, fe-secure-openssl.c), where for password files it
+/// allows the first half only. The second is what a supervisor hands out: a file of root's that a
+/// group may read is how systemd's credentials and Kubernetes' secrets reach a service.
+const fn is_private(mode: u32, owner: u32) -> bool {
+    let others = if owner == 0 { 0o037 } else { 0o077 };
+    mode & others == 0
+}
+
+/// A password file's text. As with libpq, a file that others may read does not count
+/// ([`is_private`]), nor does one that is not a plain file.
 ///
 /// # Errors
 /// Why the file was passed over: for a warning, since a connection may do without.
@@ -82,7 +92,7 @@ pub(super) fn read_passfile(passfile: &Passfile) -> Result<String, Diagnosis> {
     if !metadata.is_file() {
         return Err(ignored("it is not a plain file"));
     }
-    if metadata.mode() & 0o077 != 0 {
+    if !is_private(metadata.mode(), metadata.uid()) {
         return Err(
             ignored("its group or others may access it").hint(format!("chmod 0600 '{}'", path.display()))
         );
@@ -125,6 +135,22 @@ mod tests {
         let files = files_in(home.path());
         assert!(files.passfile.is_some() && files.root_cert.is_some());
         assert_eq!(files.client_cert, None);
+    }
+
+    #[test]
+    fn a_private_file_is_ones_own_or_roots() {
+        for (mode, owner, expected) in [
+            (0o100_600, 1000, true),
+            (0o100_400, 1000, true),
+            (0o100_640, 1000, false),
+            (0o100_604, 1000, false),
+            (0o100_640, 0, true),
+            (0o100_440, 0, true),
+            (0o100_660, 0, false),
+            (0o100_644, 0, false),
+        ] {
+            assert_eq!(is_private(mode, owner), expected, "{mode:o} of {owner}");
+        }
     }
 
     #[test]

@@ -229,7 +229,7 @@ fn passwords_come_from_a_password_file_that_is_safe() {
     assert_eq!(password(&config.subscriptions[0].publisher).as_deref(), Some("theirs"));
     assert_eq!(strip(&config), "");
 
-    mode(0o640);
+    mode(0o604);
     let config = loaded(MINIMAL, &[("PGPASSFILE", &passfile)]);
     assert_eq!(password(&config.target.conninfo), None);
     assert_snapshot!(strip(&config), @r"

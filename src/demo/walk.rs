@@ -108,6 +108,10 @@ fn role_statements(stage: &Stage) -> Vec<(Side, String)> {
             ),
         ),
     ];
+    let functions = ["oid(text)", "create(text)", "drop(text)", "session_setup(text)", "session_reset()"];
+    let functions = functions.map(|function| format!("  pg_replication_origin_{function}")).join(",\n");
+    let grant = format!("GRANT EXECUTE ON FUNCTION\n{functions}\n  TO {TARGET_ROLE};");
+    statements.push((Side::Target, grant));
     // The privilege to set a parameter can be granted since 15 only.
     if stage.target.binaries().major() >= 15 {
         let grant = format!("GRANT SET ON PARAMETER session_replication_role TO {TARGET_ROLE};");

@@ -8,6 +8,7 @@
 //! - Away from loopback nothing but `/healthz` and `/readyz` answers without the token.
 //! - Everything is bounded: connections, silence on one, a request's time, a body's size.
 //!
+//! `probe` is the other side: it asks a running service whether it lives.
 //! TLS is left to a proxy in front: the token and the answers travel as they are.
 
 mod answer;
@@ -15,6 +16,7 @@ mod guard;
 mod health;
 mod listener;
 mod metrics;
+mod probe;
 mod subscriptions;
 mod token;
 
@@ -30,6 +32,8 @@ use crate::config::Service;
 use crate::error::{Diagnosis, Exit, Failure};
 use crate::store::Store;
 use crate::subscription::View;
+
+pub use probe::probe;
 
 use guard::Guard;
 use listener::Bounded;

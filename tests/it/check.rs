@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::cli::Outcome;
 use crate::support::database::Database;
-use crate::support::world::{PUBLICATION, PUBLISHER_ROLE, ReplicaRole, Servers, TARGET_ROLE, World};
+use crate::support::world::{Origins, PUBLICATION, PUBLISHER_ROLE, ReplicaRole, Servers, TARGET_ROLE, World};
 
 pub(crate) const WIDGETS: &str =
     "CREATE TABLE widgets (id serial PRIMARY KEY, name text, price numeric(12,2))";
@@ -71,10 +71,6 @@ async fn all_is_well_before_the_first_start_and_beside_the_running_service() {
     let world = World::builder()
         .publisher_sql(WIDGETS)
         .target_sql("CREATE TABLE widgets (id serial PRIMARY KEY, name text, price numeric(12,2), note text)")
-        .target_sql(&format!(
-            "GRANT EXECUTE ON FUNCTION pg_replication_origin_oid(text), pg_replication_origin_create(text), \
-             pg_replication_origin_session_setup(text) TO {TARGET_ROLE}"
-        ))
         .start()
         .await;
     let before = traces(&world.publisher, &world.target).await;
@@ -130,6 +126,7 @@ async fn all_is_well_before_the_first_start_and_beside_the_running_service() {
 async fn what_works_less_than_fully_is_a_warning() {
     let world = World::builder()
         .replica_role(ReplicaRole::Withheld)
+        .origins(Origins::Withheld)
         .both_sql(WIDGETS)
         .both_sql(
             "CREATE TABLE gadgets (id int PRIMARY KEY); CREATE TABLE wide (id int PRIMARY KEY, n bigint)",
@@ -159,7 +156,7 @@ async fn what_works_less_than_fully_is_a_warning() {
 
 #[tokio::test]
 async fn usage_is_told_from_findings() {
-    let world = World::builder().both_sql(WIDGETS).start().await;
+    let world = World::builder().origins(Origins::Withheld).both_sql(WIDGETS).start().await;
     let unknown = world.pgsluice(&["check", "nobody"]).await.expect(2);
     assert!(unknown.stderr.contains(&world.subscription), "{unknown:?}");
     let text = world.pgsluice(&["check", &world.subscription]).await.expect(0).stdout;

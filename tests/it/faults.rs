@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::check::{Checked, WIDGETS, text};
 use crate::support::cli::StateView;
+use crate::support::http::get;
 use crate::support::service::Service;
 use crate::support::wait::until;
 use crate::support::world::{PUBLICATION, PUBLISHER_ROLE, Servers, TARGET_ROLE, World};
@@ -80,6 +81,21 @@ pub(crate) async fn wait_same(
     .await
 }
 
+/// Waits until readiness is refused in the words that `status` has.
+async fn wait_unready_too(service: &Service, view: &StateView) {
+    until("readiness says the same", async || {
+        let answer = get(service.http_port, "/readyz").await?;
+        let found = answer.json()["reasons"][0].clone();
+        let same = ["state", "reason", "detail", "hint"].iter().all(|key| found[key] == view.json[key]);
+        if answer.status == 503 && same {
+            Ok(())
+        } else {
+            Err(format!("{answer:?}\nexpected {:#}", view.json))
+        }
+    })
+    .await;
+}
+
 /// What `check` says at the fault's step, without what differs from run to run.
 pub(crate) fn told(world: &World, checked: &Checked, fault: u8) -> String {
     let told = checked.told(step_of(fault));
@@ -122,7 +138,8 @@ async fn nobody_listens_on_the_address() {
     on that server, check that PostgreSQL runs, that listen_addresses holds this address or '*' (a change needs a restart), and that port is PORT
     ");
     let service = world.run();
-    wait_same(&world, &checked, 2, "retrying", "port").await;
+    let view = wait_same(&world, &checked, 2, "retrying", "port").await;
+    wait_unready_too(&service, &view).await;
     assert_said_once(&service, "nothing listens").await;
 
     world.publisher_server().set("listen_addresses", "127.0.0.1,127.0.0.2").unwrap();
@@ -147,7 +164,8 @@ async fn wal_level_is_not_logical() {
     on the publisher: ALTER SYSTEM SET wal_level = logical; then restart it (a reload is not enough)
     "#);
     let service = world.run();
-    wait_same(&world, &checked, 3, "retrying", "wal_level").await;
+    let view = wait_same(&world, &checked, 3, "retrying", "wal_level").await;
+    wait_unready_too(&service, &view).await;
     assert_said_once(&service, "wal_level is").await;
 
     world.publisher_server().set("wal_level", "logical").unwrap();
@@ -178,7 +196,8 @@ async fn kept_out(world: &World, service: &Service, fault: u8) -> String {
     let checked = wait_named(world, fault).await;
     assert_eq!(checked.outcome.code, 1);
     cut_off(world).await;
-    wait_same(world, &checked, fault, "retrying", step_of(fault)).await;
+    let view = wait_same(world, &checked, fault, "retrying", step_of(fault)).await;
+    wait_unready_too(service, &view).await;
     assert_said_once(service, &text(&checked.step(step_of(fault))["primary"])).await;
     text(&checked.step(step_of(fault))["hint"])
 }
@@ -258,7 +277,7 @@ async fn tables_are_not_published_do_not_fit_or_may_not_be_read() {
     assert!(warnings(&view).contains("nothing is published"), "{:#}", view.json);
 
     world.publisher.exec(format!("ALTER PUBLICATION {PUBLICATION} ADD TABLE widgets, gadgets")).await;
-    names_and_fields_differ(&world).await;
+    names_and_fields_differ(&world, &service).await;
 
     world.publisher.exec(format!("ALTER PUBLICATION {PUBLICATION} ADD TABLE secrets")).await;
     no_select(&world, &service).await;
@@ -277,7 +296,7 @@ async fn not_in_the_publication(world: &World) {
 }
 
 /// 6
-async fn names_and_fields_differ(world: &World) {
+async fn names_and_fields_differ(world: &World, service: &Service) {
     let checked = wait_named(world, 6).await;
     assert_eq!(checked.outcome.code, 1);
     insta::assert_snapshot!(told(world, &checked, 6), @r#"
@@ -290,7 +309,8 @@ async fn names_and_fields_differ(world: &World) {
     ALTER TABLE public.widgets ADD COLUMN "name" text;
     ALTER TABLE public.widgets ADD COLUMN "price" numeric(12,2);
     "#);
-    wait_same(world, &checked, 6, "paused", "schema").await;
+    let view = wait_same(world, &checked, 6, "paused", "schema").await;
+    wait_unready_too(service, &view).await;
     let hint = text(&checked.step("tables")["hint"]);
     let is_statement = |line: &&str| line.starts_with("ALTER TABLE") || line.starts_with("CREATE TABLE");
     let statements: Vec<&str> = hint.lines().filter(is_statement).collect();
@@ -308,7 +328,8 @@ async fn no_select(world: &World, service: &Service) {
     no SELECT on id
     on the publisher: GRANT SELECT ON TABLE public.secrets TO "sammy";
     "#);
-    wait_same(world, &checked, 9, "retrying", "copy").await;
+    let view = wait_same(world, &checked, 9, "retrying", "copy").await;
+    wait_unready_too(service, &view).await;
     // The others stream on.
     world.publisher.exec("INSERT INTO widgets (name) VALUES ('Cupholder')").await;
     world.wait_same_rows("widgets").await;

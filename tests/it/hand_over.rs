@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::publications::known_tables;
 use crate::support::wait::{until, until_within};
-use crate::support::world::{ReplicaRole, Servers, TARGET_ROLE, World};
+use crate::support::world::{Origins, Servers, TARGET_ROLE, World};
 
 /// Sessions that write on the publisher at the same time.
 const WRITERS: u64 = 4;
@@ -407,12 +407,6 @@ async fn decoded(world: &World, only_local: &str) -> Vec<String> {
     world.target.lines(&sql).await
 }
 
-/// The functions that give a session an origin, for the target's role.
-const GRANT_ORIGIN: &str = "GRANT EXECUTE ON FUNCTION pg_catalog.pg_replication_origin_oid(text), \
-     pg_catalog.pg_replication_origin_create(text), pg_catalog.pg_replication_origin_session_setup(text), \
-     pg_catalog.pg_replication_origin_session_reset(), pg_catalog.pg_replication_origin_drop(text) \
-     TO pgsluice_apply";
-
 #[tokio::test]
 async fn everything_that_is_replicated_carries_an_origin() {
     let world = World::builder()
@@ -423,7 +417,6 @@ async fn everything_that_is_replicated_carries_an_origin() {
         .target_sql("SELECT pg_create_logical_replication_slot('downstream', 'test_decoding')")
         .start()
         .await;
-    world.target.exec(GRANT_ORIGIN).await;
     let service = world.run();
     world.wait_same_rows("t").await;
     world.publisher.exec("DELETE FROM t WHERE id = 1").await;
@@ -454,7 +447,7 @@ async fn everything_that_is_replicated_carries_an_origin() {
 #[tokio::test]
 async fn without_the_privilege_the_missing_origin_is_told() {
     let world = World::builder()
-        .replica_role(ReplicaRole::Granted)
+        .origins(Origins::Withheld)
         .both_sql(&table("t"))
         .publisher_sql(&rows("t", 3))
         .start()

@@ -12,6 +12,8 @@ mod cluster;
 #[cfg(test)]
 mod conflicts;
 #[cfg(test)]
+mod containers;
+#[cfg(test)]
 mod copy;
 #[cfg(test)]
 mod crash;
@@ -35,6 +37,10 @@ mod logs;
 mod metrics;
 #[cfg(test)]
 mod operations;
+#[cfg(test)]
+mod operations_page;
+#[cfg(test)]
+mod privileges;
 #[cfg(test)]
 mod publications;
 #[cfg(test)]

@@ -17,7 +17,7 @@ const RULES: &str = "docker/prometheus-rules.yaml";
 const DASHBOARD: &str = "docker/grafana-dashboard.json";
 
 /// Runs promtool; without one, says so and lets the test go on.
-fn promtool(arguments: &[&str], input: &str) {
+pub(crate) fn promtool(arguments: &[&str], input: &str) {
     let mut command = Command::new("promtool");
     command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
     let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();

@@ -3,11 +3,11 @@
 
 use pgsluice::demo::process::{Guarded, Signal};
 
-use crate::support::cli;
 use crate::support::clusters::{publisher_binaries, target_binaries};
 use crate::support::database::Database;
 use crate::support::wait::until;
 use crate::support::world::{Servers, World};
+use crate::support::{cli, shown};
 
 const PUBLISHER_TABLE: &str =
     "CREATE TABLE widgets (id serial, name text, price decimal, CONSTRAINT widgets_pkey PRIMARY KEY (id))";
@@ -169,6 +169,10 @@ async fn the_demo_tells_the_whole_story_and_leaves_nothing() {
     for expected in ["Two servers", "Coffee Mug", "insert_exists", "ADD COLUMN", "is removed"] {
         assert!(told.contains(expected), "{expected:?} is missing in:\n{told}");
     }
+    // What README.md shows of it is a part of this.
+    let readme = include_str!("../../README.md");
+    let recorded = shown::blocks(readme, "recorded: pgsluice demo").concat();
+    shown::was_said(&recorded, &told).unwrap();
 }
 
 #[tokio::test]

@@ -11,14 +11,17 @@
 //!   tenths of a second, and nothing that a test does to a server can disturb another test,
 //!   whether the runner uses threads or processes.
 //! - Nobody sleeps to let something happen: [`wait::until`] waits for a condition, with a deadline.
-//! - Roles have the least privileges that pgsluice documents, unless a test asks for others.
+//! - Roles have the least privileges that docs/security.md documents, made with that page's
+//!   statements, unless a test asks for others.
 //! - Whatever is started ends with the test, also if the runner kills it.
 
 pub(crate) mod cli;
 pub(crate) mod clusters;
 pub(crate) mod database;
 pub(crate) mod http;
+pub(crate) mod privileges;
 pub(crate) mod proxy;
 pub(crate) mod service;
+pub(crate) mod shown;
 pub(crate) mod wait;
 pub(crate) mod world;

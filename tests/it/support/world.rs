@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use pgsluice::demo::cluster::{Cluster, ClusterOptions};
-use pgsluice::pg::quote_ident;
 use tempfile::TempDir;
 
 use super::cli::{self, Outcome, StateView};
 use super::clusters::{options, publisher_binaries, start, target_binaries};
 use super::database::{Database, compare};
+use super::privileges::documented;
 use super::service::Service;
 use super::wait::{PATIENCE, until_within};
 
@@ -39,11 +39,19 @@ pub(crate) enum ReplicaRole {
     Withheld,
 }
 
+/// Whether the target's role may give its transactions a replication origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origins {
+    Granted,
+    Withheld,
+}
+
 /// What is to be there before a test begins.
 #[derive(Debug)]
 pub(crate) struct Builder {
     servers: Servers,
     replica_role: ReplicaRole,
+    origins: Origins,
     encodings: [&'static str; 2],
     publisher_settings: Vec<(String, String)>,
     target_settings: Vec<(String, String)>,
@@ -61,6 +69,11 @@ impl Builder {
 
     pub(crate) fn replica_role(mut self, replica_role: ReplicaRole) -> Self {
         self.replica_role = replica_role;
+        self
+    }
+
+    pub(crate) fn origins(mut self, origins: Origins) -> Self {
+        self.origins = origins;
         self
     }
 
@@ -125,7 +138,8 @@ impl Builder {
         let publisher = Database::create(&publisher_server, names[0]).await;
         let target = Database::create(at_target, names[1]).await;
         publisher.exec(publisher_roles(&publisher.name)).await;
-        target.exec(target_roles(&target.name, at_target.binaries().major(), self.replica_role)).await;
+        let major = at_target.binaries().major();
+        target.exec(target_roles(&target.name, major, self.replica_role, self.origins)).await;
         for sql in &self.publisher_sql {
             publisher.exec(sql).await;
         }
@@ -188,37 +202,21 @@ pub(crate) fn conninfo_through(database: &Database, role: &str, port: u16) -> St
     conninfo(database, role).replace(&format!("port={}", database.port), &format!("port={port}"))
 }
 
-/// What docs and README tell an operator to grant on the publisher.
+/// What docs/security.md tells an operator to grant on the publisher.
 fn publisher_roles(database: &str) -> String {
-    format!(
-        "CREATE ROLE {PUBLISHER_ROLE} LOGIN REPLICATION PASSWORD {};
-         GRANT CONNECT ON DATABASE {} TO {PUBLISHER_ROLE};
-         GRANT USAGE ON SCHEMA public TO {PUBLISHER_ROLE};
-         ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {PUBLISHER_ROLE};
-         ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO {PUBLISHER_ROLE};",
-        pgsluice::pg::quote_literal(PASSWORD),
-        quote_ident(database)
-    )
+    ["publisher-role", "publisher-future-tables"].map(|name| documented(name, database, PASSWORD)).concat()
 }
 
-/// What docs and README tell an operator to grant on the target. (CREATE on the database is for
-/// pgsluice's own schema, which it makes itself.)
-fn target_roles(database: &str, major: u32, replica_role: ReplicaRole) -> String {
-    let mut sql = format!(
-        "CREATE ROLE {TARGET_ROLE} LOGIN PASSWORD {};
-         GRANT CONNECT, CREATE ON DATABASE {} TO {TARGET_ROLE};
-         GRANT USAGE ON SCHEMA public TO {TARGET_ROLE};
-         ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLES TO {TARGET_ROLE};
-         ALTER DEFAULT PRIVILEGES GRANT USAGE ON SEQUENCES TO {TARGET_ROLE};
-         ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO {TARGET_ROLE};",
-        pgsluice::pg::quote_literal(PASSWORD),
-        quote_ident(database)
-    );
+/// What docs/security.md tells an operator to grant on the target.
+fn target_roles(database: &str, major: u32, replica_role: ReplicaRole, origins: Origins) -> String {
+    let mut names = vec!["target-role", "target-future-tables"];
     if major >= 15 && replica_role == ReplicaRole::Granted {
-        sql += "GRANT SET ON PARAMETER session_replication_role TO ";
-        sql += TARGET_ROLE;
+        names.push("target-replica-role");
     }
-    sql
+    if origins == Origins::Granted {
+        names.push("target-origins");
+    }
+    names.into_iter().map(|name| documented(name, database, PASSWORD)).collect()
 }
 
 /// A TOML basic string.
@@ -253,6 +251,7 @@ impl World {
         Builder {
             servers: Servers::Shared,
             replica_role: ReplicaRole::Granted,
+            origins: Origins::Granted,
             encodings: ["UTF8", "UTF8"],
             publisher_settings: Vec::new(),
             target_settings: Vec::new(),
