@@ -8,6 +8,7 @@
 //! `catalog` is the shell that reads; everything else is pure and decides. Nobody here pauses: a
 //! comparison says what does not fit and how to cure it, `subscription` decides what follows.
 
+mod canonical;
 pub mod catalog;
 mod desc;
 pub mod diff;
