@@ -51,4 +51,6 @@ mod triggers;
 #[cfg(test)]
 mod values;
 #[cfg(test)]
+mod verdicts;
+#[cfg(test)]
 mod walkthrough;
