@@ -234,11 +234,8 @@ const SHARED_ROWS: &[Case] = &[Case {
         "UPDATE $leaf SET a = 'first' WHERE id = '2'",
         "UPDATE $t SET a = 'second' WHERE id = '1'",
         "UPDATE $leaf SET a = 'third' WHERE id = '1'",
-        "DELETE FROM $t WHERE id = '2'",
-        "INSERT INTO $leaf VALUES ('3', 'fourth')",
-        "DELETE FROM $leaf WHERE id = '2'",
     ],
-    conflict: Some(("delete_missing", 6)),
+    ..CASE
 }];
 
 #[tokio::test]
