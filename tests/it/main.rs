@@ -22,6 +22,8 @@ mod feedback;
 #[cfg(test)]
 mod hand_over;
 #[cfg(test)]
+mod histories;
+#[cfg(test)]
 mod http;
 #[cfg(test)]
 mod identity;

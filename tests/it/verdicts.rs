@@ -22,7 +22,7 @@ struct Case {
     target: &'static str,
     /// A transaction each.
     history: &'static [&'static str],
-    /// The conflict, and which transaction has it, from 1; none if all goes well.
+    /// What it pauses on, and at which transaction, from 1; none if all goes well.
     conflict: Option<(&'static str, usize)>,
 }
 
@@ -134,8 +134,8 @@ const LOOSE_KEYS: &[Case] = &[
         publisher: "CREATE TABLE $t (id text PRIMARY KEY, a text);
                     INSERT INTO $t VALUES ('a', 'old'), ('A', 'old'), ('b', 'old')",
         // Two rows for one, none for the other: as many as planned, and both wrong.
-        history: &["UPDATE $t SET a = 'x' WHERE id = 'a'; UPDATE $t SET a = 'x' WHERE id = 'b'"],
-        conflict: Some(("update_exists", 1)),
+        history: &["DELETE FROM $t WHERE id IN ('a', 'b')"],
+        conflict: Some(("target_error", 1)),
         ..CASE
     },
 ];
@@ -260,6 +260,8 @@ fn prefix(case: &Case, way: &str) -> String {
     format!("{}_{way}_", case.name)
 }
 
+const STREAMING: &str = "SELECT count(*) FROM pgsluice.subscription WHERE state = 'streaming'";
+
 async fn both_ways(cases: &[Case]) {
     let mut builder = World::builder()
         .publisher_sql("CREATE PUBLICATION my_publication")
@@ -293,10 +295,12 @@ async fn both_ways(cases: &[Case]) {
     subscribe(&world, cases);
     let service = world.run();
     until("all are streaming", async || {
-        let streaming = "SELECT count(*) FROM pgsluice.subscription WHERE state = 'streaming'";
-        let there = world.target.value("SELECT to_regclass('pgsluice.progress')").await.is_some();
-        let found = if there { world.target.value(streaming).await } else { None };
-        if found == Some((cases.len() * WAYS.len()).to_string()) { Ok(()) } else { Err(format!("{found:?}")) }
+        let there = world.target.value("SELECT to_regclass('pgsluice.progress')").await;
+        there.ok_or("no schema yet".to_owned())?;
+        let others = "SELECT name, state, reason, detail FROM pgsluice.subscription
+                       WHERE state NOT IN ('streaming', 'disabled')";
+        let (others, streaming) = (world.target.lines(others).await, world.target.lines(STREAMING).await);
+        if streaming == [(cases.len() * WAYS.len()).to_string()] { Ok(()) } else { Err(others.join("\n")) }
     })
     .await;
     assert_eq!(service.sigterm().await, 0);
@@ -360,8 +364,9 @@ struct Outcome {
 async fn outcome(world: &World, case: &Case, way: &str, end: &str) -> Outcome {
     let name = format!("{}_{way}", case.name);
     let conflict = format!(
-        "SELECT c.kind, c.commit_lsn, c.change_index, p.transactions + 1 FROM pgsluice.subscription s
-           JOIN pgsluice.conflict c ON c.id = s.conflict_id JOIN pgsluice.progress p ON p.subscription = s.name
+        "SELECT COALESCE(c.kind, s.reason), c.commit_lsn, c.change_index, p.transactions + 1
+           FROM pgsluice.subscription s JOIN pgsluice.progress p ON p.subscription = s.name
+           LEFT JOIN pgsluice.conflict c ON c.id = s.conflict_id
           WHERE s.name = '{name}' AND s.state = 'paused'"
     );
     let done =
