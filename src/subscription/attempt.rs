@@ -235,6 +235,9 @@ async fn take_up_tables(
         }
     };
     context.store.sync_tables(context.name(), &mappings, new).await?;
+    if let NewTables::Ready { synced_lsn } = new {
+        ready_without_copy(context, synced_lsn).await?;
+    }
     let rows = context.store.subscription(context.name()).await?.map(|row| row.tables).unwrap_or_default();
     let mut prepared = Vec::with_capacity(published.len());
     for published in published {
@@ -243,6 +246,16 @@ async fn take_up_tables(
         }
     }
     Ok(prepared)
+}
+
+/// An attempt that ended between its slot and its first rows has left tables that wait for a copy,
+/// which `copy_data = false` does not want. Nothing of theirs has been streamed since.
+async fn ready_without_copy(context: &Context, position: Lsn) -> Result<(), Failure> {
+    let rows = context.store.subscription(context.name()).await?.map(|row| row.tables).unwrap_or_default();
+    for row in rows.iter().filter(|row| row.state == TableState::Pending && row.attempt == 0) {
+        mark_ready(context, &row.source, position).await?;
+    }
+    Ok(())
 }
 
 async fn list_published(context: &Context, publisher: &Publisher) -> Result<Vec<PublishedTable>, Failure> {
