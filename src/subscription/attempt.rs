@@ -181,8 +181,17 @@ async fn armed_skip(context: &Context, from: Lsn) -> Result<Option<Lsn>, Failure
     if skip >= from {
         return Ok(Some(skip));
     }
-    warn!(subscription = context.name(), lsn = %skip, "the skip is disarmed: no transaction finished there");
-    context.store.clear_skip(context.name(), skip).await?;
+    // The progress row moved with the skip itself; a crash may have come before the rest.
+    if context.store.has_open_conflict(context.name(), skip).await? {
+        info!(subscription = context.name(), lsn = %skip, "the transaction was passed over before the service ended");
+        context.store.finish_skip(context.name(), skip).await?;
+    } else {
+        warn!(
+            subscription = context.name(), lsn = %skip,
+            "the skip is over: the stream is past its position, and a transaction that finished there was passed over"
+        );
+        context.store.clear_skip(context.name(), skip).await?;
+    }
     Ok(None)
 }
 
