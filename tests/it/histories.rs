@@ -187,12 +187,12 @@ async fn random_histories_end_alike_on_both_sides() {
     }
     let wrong = "SELECT id FROM generated WHERE twice IS DISTINCT FROM n * 2";
     assert_eq!(world.target.lines(wrong).await, [""; 0], "generated columns follow");
-    assert_never_fell_back(&service).await;
+    assert_never_fell_back(&service);
     assert_eq!(service.sigterm().await, 0);
 }
 
 /// Nothing here is a conflict, so the sets must have done.
-async fn assert_never_fell_back(service: &Service) {
+fn assert_never_fell_back(service: &Service) {
     assert!(!service.log().contains("replayed row by row"), "{}", service.log());
 }
 
