@@ -13,6 +13,8 @@
 
 mod applier;
 mod array;
+#[doc(hidden)]
+pub mod bench;
 mod bind;
 mod catch_up;
 mod compact;
