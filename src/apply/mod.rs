@@ -13,6 +13,8 @@
 
 mod applier;
 mod array;
+#[doc(hidden)]
+pub mod bench;
 mod bind;
 mod catch_up;
 mod compact;
@@ -47,7 +49,7 @@ fn unix_time_us(postgres_time_us: i64) -> i64 {
 pub use planned::{Replica, TableContext};
 pub use session::{
     COPY_ORIGINS_MAX, Lock, OpenError, OriginLack, TargetSession, copy_origin_name, no_origin,
-    no_replica_role, origin_name, sync_origin_name,
+    no_replica_role, origin_name, sync_origin_name, too_old,
 };
 pub use sets::{ExactBecause, exact_because};
 pub use tables::{Member, Membership};

@@ -99,6 +99,9 @@ impl TargetSession {
             settings: SETTINGS.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
         };
         let client = net::client(conninfo, &options).await?;
+        if let Some(diagnosis) = too_old(client.server_version_num()) {
+            return Err(OpenError::TooOld(diagnosis));
+        }
         // Values are bytes: a target without an encoding takes them as they are.
         if client.parameter("server_encoding") == Some("SQL_ASCII") {
             client.batch_execute("SET client_encoding = 'SQL_ASCII'").await.map_err(ApplyError::from)?;
@@ -354,6 +357,26 @@ pub enum OpenError {
     Connect(#[from] ConnectError),
     #[error("could not prepare the target session")]
     Prepare(#[from] ApplyError),
+    /// The server lacks what this program asks of its catalog.
+    #[error("{}", .0.primary)]
+    TooOld(Diagnosis),
+}
+
+/// The oldest PostgreSQL that rows can be written to, as `server_version_num`.
+const TARGET_VERSION_MIN: u32 = 120_000;
+
+/// What to say of a target older than that; none if it is not.
+#[must_use]
+pub fn too_old(server_version_num: u32) -> Option<Diagnosis> {
+    let major = |version| version / 10_000;
+    (server_version_num < TARGET_VERSION_MIN).then(|| {
+        let (found, needed) = (major(server_version_num), major(TARGET_VERSION_MIN));
+        Diagnosis::new(format!("the target is PostgreSQL {found}, pgsluice needs {needed} or later"))
+            .detail("Generated columns and collations are read from its catalog, which an older one lacks.")
+            .hint(format!(
+                "upgrade the target's server to {needed} or later, or name another one in [target] url"
+            ))
+    })
 }
 
 /// Copies that have an origin at the same time, at most: an origin is one session's.
@@ -375,4 +398,21 @@ pub fn copy_origin_name(subscription: &SubscriptionName, worker: usize) -> Strin
 #[must_use]
 pub fn sync_origin_name(subscription: &SubscriptionName) -> String {
     format!("{}_sync", origin_name(subscription))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_that_is_too_old_is_told_which_version_it_takes() {
+        assert_eq!(too_old(120_000), None);
+        assert_eq!(too_old(180_001), None);
+        insta::assert_snapshot!(too_old(110_022).expect("too old"), @r"
+        the target is PostgreSQL 11, pgsluice needs 12 or later
+          detail: Generated columns and collations are read from its catalog, which an older one lacks.
+          hint: upgrade the target's server to 12 or later, or name another one in [target] url
+        ");
+        assert!(too_old(90_624).is_some());
+    }
 }

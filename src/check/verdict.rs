@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::apply::{OriginLack, no_origin, no_replica_role};
+use crate::apply::{OriginLack, no_origin, no_replica_role, too_old};
 use crate::config::{Origin, Subscription};
 use crate::error::Diagnosis;
 use crate::net::{self, ConnectError, Encryption};
@@ -341,6 +341,9 @@ pub(super) fn target(findings: &mut Findings, outcome: Result<(&Host, &TargetFac
         let standby = Diagnosis::new("the target is a standby and takes no writes")
             .hint("name the primary in [target] url, or several hosts with target_session_attrs=primary");
         return findings.fail(Step::Target, standby);
+    }
+    if let Some(diagnosis) = too_old(facts.server_version_num) {
+        return findings.fail(Step::Target, diagnosis);
     }
     findings.ok(Step::Target, format!("{}:{}, role \"{}\"", host.address, host.port, facts.role));
     if facts.may_be_replica {

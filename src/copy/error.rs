@@ -68,6 +68,7 @@ impl CopyError {
         let copying = format!("the initial copy of {table} failed");
         match self {
             Self::ConnectPublisher(error) | Self::OpenTarget(OpenError::Connect(error)) => error.diagnosis(),
+            Self::OpenTarget(OpenError::TooOld(diagnosis)) => diagnosis.clone(),
             Self::OpenTarget(OpenError::Prepare(error)) => Diagnosis::new(copying).detail(error.to_string()),
             Self::Connection(side, error) => {
                 Diagnosis::new(copying).detail(format!("the connection to the {side} was lost: {error}"))

@@ -191,6 +191,38 @@ mod tests {
         check(keepalive(&[0, 0]), "a keepalive is 1 bytes longer than it should be");
     }
 
+    /// The fuzz target's corpus: each kind of frame, and each way in which one can be wrong.
+    #[test]
+    fn the_corpus_reads_as_its_names_say() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/replication_frame");
+        let mut lines: Vec<String> = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| {
+                let path = entry.unwrap().path();
+                let read = match parse(Bytes::from(std::fs::read(&path).unwrap())) {
+                    Ok(Frame::XLogData { payload, .. }) => format!("{} bytes of data", payload.len()),
+                    Ok(Frame::Keepalive { reply, .. }) => format!("{reply:?}"),
+                    Ok(Frame::End) => "the end".to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                format!("{}: {read}", path.file_name().unwrap().to_string_lossy())
+            })
+            .collect();
+        lines.sort();
+        insta::assert_snapshot!(lines.join("\n"), @r"
+        data: 21 bytes of data
+        data_empty: 0 bytes of data
+        data_extremes: 1 bytes of data
+        data_truncated: XLogData ends within its field sent_at
+        keepalive: NotNeeded
+        keepalive_flag: the field reply of a keepalive is 0x02
+        keepalive_reply: Requested
+        keepalive_trailing: a keepalive is 1 bytes longer than it should be
+        keepalive_truncated: a keepalive ends within its field reply
+        unknown: a replication message has the unknown type 0x78
+        ");
+    }
+
     #[test]
     fn a_status_update_has_the_documented_layout() {
         let mut out = BytesMut::new();

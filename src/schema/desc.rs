@@ -122,6 +122,8 @@ pub struct TargetTable {
     pub stamp: i64,
     pub name: QualifiedName,
     pub kind: TableKind,
+    /// The partitioned table at the top of those that this one is part of; its own OID if none.
+    pub family_oid: u32,
     pub columns: Vec<TargetColumn>,
     /// Every valid, immediate, non-partial unique index without expressions; the primary key first.
     pub unique_keys: Vec<UniqueKey>,
@@ -138,10 +140,23 @@ pub struct TargetTable {
     pub privileges: TablePrivileges,
     /// CHECK and exclusion constraints, validated or not: both bind new rows.
     pub checks: Vec<CheckConstraint>,
-    /// Unique indexes of any kind, those that are no key (partial, on expressions, deferrable) included.
-    pub unique_indexes: u32,
+    pub indexes: Indexes,
+    /// The database's encoding is UTF8, as the values are that come.
+    pub utf8: bool,
     /// Only of a partitioned table.
     pub partitioning: Option<Partitioning>,
+}
+
+/// What there is to know of a table's indexes beside its keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Indexes {
+    /// Unique indexes and exclusion constraints of any kind, those that are no key (partial, on
+    /// expressions, deferrable) included.
+    pub unique: u32,
+    /// Indexes of any kind, the unique ones included.
+    pub all: u32,
+    /// One of them has an expression or a predicate, which a row may fail in.
+    pub computing: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -230,6 +245,18 @@ pub struct UniqueKey {
     pub primary: bool,
     /// Column names in index order.
     pub columns: Vec<String>,
+    pub equality: KeyEquality,
+}
+
+/// How a unique index tells values apart, beside the columns' own equality operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyEquality {
+    /// As they do; texts by their bytes.
+    Deterministic,
+    /// As they do; some texts by a collation that takes different bytes for equal ones.
+    Nondeterministic,
+    /// Otherwise, by an operator class or a collation of its own: several rows may equal one key.
+    Other,
 }
 
 /// Triggers marked ENABLE REPLICA or ENABLE ALWAYS on the table (or, for a partitioned table, on

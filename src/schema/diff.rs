@@ -12,15 +12,16 @@
 use crate::pg::QualifiedName;
 
 use super::binary::binary_form;
+use super::canonical;
 use super::fit::{self, Fit};
 use super::identity::{Unidentifiable, row_identity};
 use super::misfit::{ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure};
 use super::plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
-use super::render::type_sql;
+use super::render::{is_builtin, type_sql};
 use super::warning::{Warning, WarningKind};
 use super::{
-    ColumnDefault, FiringTriggers, OWN_SCHEMA, PublishedActions, PublishedColumn, PublishedRelation,
-    ReplicaIdentity, TableKind, TargetColumn, TargetTable,
+    ColumnDefault, FiringTriggers, KeyEquality, OWN_SCHEMA, PublishedActions, PublishedColumn,
+    PublishedRelation, ReplicaIdentity, TableKind, TargetColumn, TargetTable, UniqueKey,
 };
 
 /// A published table and what the target has under the name it is mapped to.
@@ -210,7 +211,8 @@ impl Findings<'_> {
                     }
                     RowIdentity::FullRow => self.warn(WarningKind::NoKey),
                     RowIdentity::None if actions.changes_rows() => self.warn(WarningKind::NoReplicaIdentity),
-                    RowIdentity::Key { scope: KeyScope::Table, .. } | RowIdentity::None => {}
+                    RowIdentity::Key { scope: KeyScope::Table | KeyScope::OtherEquality, .. }
+                    | RowIdentity::None => {}
                 }
                 return Some(identity);
             }
@@ -265,18 +267,38 @@ impl Findings<'_> {
         }
     }
 
-    /// `None` while a column is missing.
     /// See [`TablePlan::order_free`].
-    fn is_order_free(&self, table: &TargetTable) -> bool {
-        let domain = |column: &TargetColumn| column.ty != column.base_type;
-        let risky = self.warnings.iter().any(|warning| matches!(warning.kind, WarningKind::RiskyType { .. }));
+    fn is_order_free(
+        &self,
+        table: &TargetTable,
+        columns: &[Option<&TargetColumn>],
+        identity: &RowIdentity,
+    ) -> bool {
+        let RowIdentity::Key { columns: key, scope: KeyScope::Table } = identity else { return false };
+        let is_the_key = |unique: &&UniqueKey| {
+            unique.columns.len() == key.len()
+                && key
+                    .iter()
+                    .all(|&at| columns[at].is_some_and(|column| unique.columns.contains(&column.name)))
+        };
+        let by_bytes = |&at: &usize| {
+            let (published, found) = (&self.pairing.published.columns[at], columns[at]);
+            found.is_some_and(|found| {
+                !may_refuse(published, found) && canonical::equal_as_bytes(published, found)
+            })
+        };
         table.kind == TableKind::Table
-            && table.unique_indexes <= 1
-            && table.checks.is_empty()
-            && !risky
-            && !table.columns.iter().any(domain)
+            && table.utf8
+            && table.indexes.unique <= 1
+            && key.iter().all(by_bytes)
+            && table
+                .unique_keys
+                .iter()
+                .find(is_the_key)
+                .is_some_and(|unique| unique.equality == KeyEquality::Deterministic)
     }
 
+    /// `None` while a column is missing.
     fn plan(
         &self,
         table: &TargetTable,
@@ -295,10 +317,12 @@ impl Findings<'_> {
                 binary: binary_form(&source.ty, &found.base_type, found.array_input),
                 equality: found.equality.clone(),
                 not_null: found.not_null,
+                refuses_values: may_refuse(source, found),
                 key: source.key,
                 identity_always: found.default == ColumnDefault::IdentityAlways,
             })
         };
+        let order_free = self.is_order_free(table, columns, &row_identity);
         let columns: Vec<ColumnPlan> =
             published.columns.iter().zip(columns.iter().copied()).map(planned).collect::<Option<_>>()?;
         let acts = self.pairing.session == Session::Origin;
@@ -307,12 +331,15 @@ impl Findings<'_> {
             target: table.name.clone(),
             target_oid: table.oid,
             target_stamp: table.stamp,
+            target_family_oid: table.family_oid,
             kind: table.kind,
             identity_always: columns.iter().any(|column| column.identity_always),
             columns,
             target_columns: table.columns.iter().map(|column| column.name.clone()).collect(),
             row_identity,
-            order_free: self.is_order_free(table),
+            order_free,
+            judges_rows: judges_rows(table),
+            other_indexes: table.indexes.all > 1,
             fires: FiringTriggers {
                 before_row: table.fires.before_row || (acts && table.ordinary_before_row),
                 any: table.fires.any,
@@ -322,6 +349,24 @@ impl Findings<'_> {
             unique_keys: table.unique_keys.clone(),
         })
     }
+}
+
+/// See [`ColumnPlan::refuses_values`]. What a domain asks for, and which labels a type of somebody's
+/// making knows, is not looked into; `text` and `citext` take anything.
+fn may_refuse(published: &PublishedColumn, found: &TargetColumn) -> bool {
+    let takes_anything = matches!(found.base_type.name.as_str(), "text" | "citext");
+    let known = takes_anything || (is_builtin(&published.ty) && is_builtin(&found.base_type));
+    !known
+        || found.ty != found.base_type
+        || fit::judge((&published.ty, published.typmod), (&found.base_type, found.typmod)) != Fit::Fits
+}
+
+/// See [`TablePlan::judges_rows`].
+fn judges_rows(table: &TargetTable) -> bool {
+    !table.checks.is_empty()
+        || table.family_oid != table.oid
+        || table.indexes.computing
+        || table.columns.iter().any(|column| column.default == ColumnDefault::Generated)
 }
 
 fn not_null_cure(table: &TargetTable, column: &TargetColumn) -> NotNullCure {

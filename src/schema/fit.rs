@@ -257,7 +257,8 @@ fn numeric_into_integer(from: Modifier, to: &str) -> Fit {
 
 fn times(from: Side<'_>, to: Side<'_>) -> Fit {
     match (from.name, to.name) {
-        ("date", "timestamp") => Fit::Fits,
+        // Dates go on until 5874897 AD, time stamps until 294276 AD.
+        ("date", "timestamp") => Fit::Risky(OVERFLOW),
         // A time of day as an interval since midnight; fields and fractions as for any interval.
         ("time", "interval") => {
             let digits = if let Modifier::Length(digits) = from.modifier { Some(digits) } else { None };
@@ -403,7 +404,7 @@ mod tests {
     #[test]
     fn times_keep_their_zone_and_their_fractions() {
         for (verdict, from, to) in [
-            ('f', "date", "timestamp"),
+            ('r', "date", "timestamp"),
             ('u', "date", "timestamptz"),
             ('u', "timestamp", "date"),
             ('u', "timestamp", "timestamptz"),

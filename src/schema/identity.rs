@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    KeyScope, PublishedActions, PublishedRelation, ReplicaIdentity, RowIdentity, TargetColumn, TargetTable,
-    UniqueKey,
+    KeyEquality, KeyScope, PublishedActions, PublishedRelation, ReplicaIdentity, RowIdentity, TargetColumn,
+    TargetTable, UniqueKey,
 };
 
 /// Why no row can be found.
@@ -49,7 +49,11 @@ fn by_key(
     sent: &[usize],
 ) -> Result<RowIdentity, Unidentifiable> {
     let leaf_keys = table.partitioning.as_ref().map(|partitioning| partitioning.leaf_keys.as_slice());
-    let whole = table.unique_keys.iter().map(|key| (key, KeyScope::Table));
+    let scope = |key: &UniqueKey| match key.equality {
+        KeyEquality::Deterministic | KeyEquality::Nondeterministic => KeyScope::Table,
+        KeyEquality::Other => KeyScope::OtherEquality,
+    };
+    let whole = table.unique_keys.iter().map(|key| (key, scope(key)));
     let leaves = leaf_keys.unwrap_or_default().iter().map(|key| (key, KeyScope::Leaves));
     let mut found: Vec<(Vec<usize>, KeyScope, bool)> = whole
         .chain(leaves)
@@ -58,7 +62,7 @@ fn by_key(
     let all: BTreeSet<usize> = sent.iter().copied().collect();
     found.sort_by_key(|(key, scope, primary)| {
         let exact = key.iter().copied().collect::<BTreeSet<usize>>() == all;
-        (*scope == KeyScope::Leaves, !exact, !primary)
+        (*scope != KeyScope::Table, !exact, !primary)
     });
     let unequal = |key: &[usize]| without_equality(columns, key);
     if let Some((columns, scope, _)) = found.iter().find(|(key, _, _)| unequal(key).is_empty()) {

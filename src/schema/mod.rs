@@ -9,6 +9,7 @@
 //! comparison says what does not fit and how to cure it, `subscription` decides what follows.
 
 pub mod binary;
+mod canonical;
 pub mod catalog;
 mod desc;
 pub mod diff;

@@ -14,6 +14,8 @@ pub struct TablePlan {
     pub target_oid: u32,
     /// [`TargetTable::stamp`](super::TargetTable::stamp) as it was when the plan was made.
     pub target_stamp: i64,
+    /// [`TargetTable::family_oid`](super::TargetTable::family_oid).
+    pub target_family_oid: u32,
     pub kind: TableKind,
     /// In the order of the publisher's tuples, one for each published column.
     pub columns: Vec<ColumnPlan>,
@@ -23,9 +25,14 @@ pub struct TablePlan {
     pub fires: FiringTriggers,
     pub has_foreign_keys: bool,
     pub has_ordinary_triggers: bool,
-    /// No constraint but the row identity's key can refuse a row, and no type a value: the order in
-    /// which different rows change means nothing, nor do states that a row only passes through.
+    /// Only the row identity's key relates rows to each other, and its bytes tell rows apart as the
+    /// target does: the order in which different rows change means nothing.
     pub order_free: bool,
+    /// Something looks at each row as a whole and may refuse it: a CHECK constraint, a partition's
+    /// bounds, the expression of a generated column or of an index.
+    pub judges_rows: bool,
+    /// There are indexes beside the row identity's key, which take no value of any length.
+    pub other_indexes: bool,
     /// An INSERT needs OVERRIDING SYSTEM VALUE; COPY does not.
     pub identity_always: bool,
     /// The target's unique keys, in target column names, the primary key first.
@@ -46,6 +53,8 @@ pub struct ColumnPlan {
     /// For `OPERATOR(schema.name)`; none where the type has no equality.
     pub equality: Option<TypeName>,
     pub not_null: bool,
+    /// Some value of the publisher's type may be refused by the target's, or nobody here can tell.
+    pub refuses_values: bool,
     /// Part of the publisher's replica identity.
     pub key: bool,
     /// GENERATED ALWAYS AS IDENTITY: an UPDATE may not name it. It is part of the row identity, so
@@ -65,11 +74,14 @@ pub enum RowIdentity {
     None,
 }
 
-/// How far a key is unique.
+/// How far a key is unique. But for `Table`, more than one row may match, which is an error for
+/// whoever executes, never a licence to change them all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyScope {
     Table,
-    /// Within each partition only (EDGE_CASES 18): more than one row may match, which is an error
-    /// for whoever executes, never a licence to change them all.
+    /// By another equality than that of the operators which find the rows
+    /// ([`KeyEquality::Other`](super::KeyEquality::Other)).
+    OtherEquality,
+    /// Within each partition only (EDGE_CASES 18).
     Leaves,
 }

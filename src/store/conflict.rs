@@ -213,6 +213,16 @@ impl Store {
         .await
     }
 
+    /// Whether a conflict of the transaction that finishes at `commit_lsn` waits to be settled.
+    pub async fn has_open_conflict(&self, name: &str, commit_lsn: Lsn) -> Result<bool, StoreError> {
+        self.run("look for a conflict", async {
+            let sql = "SELECT EXISTS (SELECT FROM pgsluice.conflict \
+                        WHERE subscription = $1 AND commit_lsn = $2 AND resolved_at IS NULL)";
+            Ok(sqlx::query_scalar(sql).bind(name).bind(commit_lsn).fetch_one(&self.pool).await?)
+        })
+        .await
+    }
+
     /// Settles, as retried with success, whatever conflict of the subscription lies at or before
     /// `applied`. Returns their numbers.
     pub async fn resolve_applied(&self, name: &str, applied: Lsn) -> Result<Vec<i64>, StoreError> {

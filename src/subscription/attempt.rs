@@ -198,8 +198,17 @@ async fn armed_skip(context: &Context, from: Lsn) -> Result<Option<Lsn>, Failure
     if skip >= from {
         return Ok(Some(skip));
     }
-    warn!(subscription = context.name(), lsn = %skip, "the skip is disarmed: no transaction finished there");
-    context.store.clear_skip(context.name(), skip).await?;
+    // The progress row moved with the skip itself; a crash may have come before the rest.
+    if context.store.has_open_conflict(context.name(), skip).await? {
+        info!(subscription = context.name(), lsn = %skip, "the transaction was passed over before the service ended");
+        context.store.finish_skip(context.name(), skip).await?;
+    } else {
+        warn!(
+            subscription = context.name(), lsn = %skip,
+            "the skip is over: the stream is past its position, and a transaction that finished there was passed over"
+        );
+        context.store.clear_skip(context.name(), skip).await?;
+    }
     Ok(None)
 }
 
@@ -252,6 +261,9 @@ async fn take_up_tables(
         }
     };
     context.store.sync_tables(context.name(), &mappings, new).await?;
+    if let NewTables::Ready { synced_lsn } = new {
+        ready_without_copy(context, synced_lsn).await?;
+    }
     let rows = context.store.subscription(context.name()).await?.map(|row| row.tables).unwrap_or_default();
     let mut prepared = Vec::with_capacity(published.len());
     for published in published {
@@ -260,6 +272,16 @@ async fn take_up_tables(
         }
     }
     Ok(prepared)
+}
+
+/// An attempt that ended between its slot and its first rows has left tables that wait for a copy,
+/// which `copy_data = false` does not want. Nothing of theirs has been streamed since.
+async fn ready_without_copy(context: &Context, position: Lsn) -> Result<(), Failure> {
+    let rows = context.store.subscription(context.name()).await?.map(|row| row.tables).unwrap_or_default();
+    for row in rows.iter().filter(|row| row.state == TableState::Pending && row.attempt == 0) {
+        mark_ready(context, &row.source, position).await?;
+    }
+    Ok(())
 }
 
 async fn list_published(context: &Context, publisher: &Publisher) -> Result<Vec<PublishedTable>, Failure> {

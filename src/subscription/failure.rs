@@ -148,6 +148,7 @@ impl From<OpenError> for Failure {
                 cause: Cause::Target,
             },
             OpenError::Prepare(error) => error.into(),
+            OpenError::TooOld(diagnosis) => Self::pause(PauseReason::TargetError, diagnosis),
         }
     }
 }

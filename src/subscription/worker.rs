@@ -5,48 +5,41 @@
 //! ```
 //! The worker alone knows the subscription's state; others read what it reports to the store and
 //! ask by commands. The session that holds the lock is also the one that writes.
+//!
+//! `lock` tells how a worker becomes the owner, `waiting` what it does between attempts.
+
+mod lock;
+mod waiting;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use backon::BackoffBuilder as _;
-use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use crate::apply::{Lock, TargetSession, origin_name};
+use crate::apply::TargetSession;
 use crate::config::Subscription;
 use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::pg::Lsn;
 use crate::pg::conninfo::ConnInfo;
-use crate::store::{self, Answer, Command, Desired, Registration, StateChange, Store, Verb, lock_key};
+use crate::store::{self, StateChange, Store};
 use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
+use self::waiting::commands_due;
 use super::attempt::{self, Context, Phase, TakeUp};
 use super::because::Because;
-use super::commands;
 use super::failure::{Failure, Restart, TargetLink};
 use super::format::Whole;
 use super::monitor::{Monitor, MonitorEvent};
 use super::positions::StreamPositions;
 use super::publications::Publications;
 use super::reader::Reader;
-use super::schema_watch::{SCHEMA_FINGERPRINT, SchemaWatch};
+use super::schema_watch::SchemaWatch;
 use super::snapshot::{Link, Snapshot};
 use super::state::{Action, Event, State, step};
 use super::stream::StreamEnd;
 
-/// How often a standby asks for the lock.
-const LOCK_POLL: Duration = Duration::from_secs(1);
-/// How often commands are looked for in case their notification got lost.
-const COMMAND_POLL: Duration = Duration::from_secs(1);
-/// How often a held subscription looks whether its session is alive and its schema fits.
-const HOLD_POLL: Duration = Duration::from_secs(2);
-/// Back-off between attempts: from here, doubling, with jitter, to there.
-const BACKOFF_MIN: Duration = Duration::from_millis(500);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Phases and monitor events waiting to be taken, at most.
 const EVENTS_MAX: usize = 16;
 
@@ -200,111 +193,6 @@ impl Worker {
                 Action::AwaitLock
             }
         }
-    }
-
-    // --- the lock -------------------------------------------------------------------------
-
-    async fn await_lock(&mut self) -> Event {
-        loop {
-            match self.try_lock().await {
-                Ok(Some(event)) => return event,
-                Ok(None) => {
-                    if self.stood_by.is_none() {
-                        info!(subscription = self.context.name(), "standby: another instance applies");
-                        self.stand_by().await;
-                    }
-                    if self.state != State::Standby {
-                        return Event::LockHeldElsewhere;
-                    }
-                }
-                Err(failure) => {
-                    // Half-way to being the owner is not being it: begin with a new session.
-                    self.session = None;
-                    return self.fail(failure);
-                }
-            }
-            if let Some(event) = self.wait(LOCK_POLL).await {
-                return event;
-            }
-        }
-    }
-
-    /// What the owner reports is the owner's to report, and its stream the owner's to hold.
-    async fn stand_by(&mut self) {
-        self.lose_target();
-        self.monitor.shutdown().await;
-        // Remembered, so that a subscription that is dropped meanwhile is not made anew.
-        let row = self.store.subscription(self.context.name()).await;
-        self.stood_by = Some(StoodBy { created_at: row.ok().flatten().map(|row| row.created_at) });
-    }
-
-    /// Opens the session if need be and tries for the lock; with it, reads where we stand.
-    async fn try_lock(&mut self) -> Result<Option<Event>, Failure> {
-        let subscription = Arc::clone(&self.context.subscription);
-        if self.session.is_none() {
-            let name = format!("pgsluice {}", subscription.name);
-            let session = TargetSession::open(&self.context.target, &name).await?;
-            session.set_synchronous_commit(subscription.synchronous_commit.as_str()).await?;
-            self.session = Some(session);
-        }
-        let Some(session) = &mut self.session else { return Ok(None) };
-        let lock = session.try_lock(lock_key(subscription.name.as_str())).await?;
-        self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Up);
-        if lock == Lock::HeldElsewhere {
-            return Ok(None);
-        }
-        if let Some(StoodBy { created_at: Some(known) }) = self.stood_by {
-            let row = self.store.subscription(subscription.name.as_str()).await?;
-            if row.is_none_or(|row| row.created_at != known) {
-                info!(subscription = %subscription.name, "dropped while standing by; restart to start over");
-                return Ok(Some(Event::ShutdownAsked));
-            }
-        }
-        session.set_origin(&origin_name(&subscription.name)).await?;
-        self.claim().await.map(Some)
-    }
-
-    /// The lock is ours: says so, and reads what was left.
-    async fn claim(&mut self) -> Result<Event, Failure> {
-        let subscription = Arc::clone(&self.context.subscription);
-        self.store
-            .register_subscription(Registration {
-                name: &subscription.name,
-                slot: &subscription.slot,
-                publications: &subscription.publications,
-            })
-            .await?;
-        self.store.claim_subscription(self.context.name(), &self.instance).await?;
-        if self.stood_by.take().is_some() {
-            info!(subscription = self.context.name(), "the other instance has gone, taking over");
-        }
-        self.owner = Owner::Us;
-        // Another instance may have reported in between.
-        self.reported = None;
-        self.start_monitor();
-        let row = self.store.subscription(self.context.name()).await?;
-        Ok(match row {
-            Some(row) if row.desired == Desired::Pause => {
-                self.because = Some(Because::operator());
-                Event::LockedWhilePaused(PauseReason::Operator)
-            }
-            Some(row) if row.state == store::State::Paused => self.left_paused(row),
-            _ => Event::Locked,
-        })
-    }
-
-    /// A conflict waits for a person through restarts; other causes are simply looked at again.
-    fn left_paused(&mut self, row: store::SubscriptionRow) -> Event {
-        if row.reason.as_deref() != Some(PauseReason::Conflict.as_str()) || row.skip_lsn.is_some() {
-            return Event::Locked;
-        }
-        self.last_conflict = row.conflict_id;
-        self.because = Some(Because {
-            reason: PauseReason::Conflict.as_str().to_owned(),
-            diagnosis: Diagnosis { hint: row.hint, ..Diagnosis::new(row.detail.unwrap_or_default()) },
-            conflict_id: row.conflict_id,
-        });
-        Event::LockedWhilePaused(PauseReason::Conflict)
     }
 
     fn start_monitor(&mut self) {
@@ -484,178 +372,6 @@ impl Worker {
         self.link = None;
     }
 
-    // --- waiting --------------------------------------------------------------------------
-
-    async fn back_off(&mut self, failures: u32) -> Event {
-        self.link = None;
-        let delay = backon::ExponentialBuilder::default()
-            .with_min_delay(BACKOFF_MIN)
-            .with_max_delay(BACKOFF_MAX)
-            .with_jitter()
-            .without_max_times()
-            .build()
-            .nth(failures.saturating_sub(1).min(MAX_DOUBLINGS) as usize)
-            .unwrap_or(BACKOFF_MAX);
-        self.wait(delay).await.unwrap_or(Event::RetryDue)
-    }
-
-    /// Keeps still: answers commands, keeps the lock, and looks whether the reason has gone.
-    async fn hold(&mut self) -> Event {
-        let retry_at = match self.state {
-            State::Paused(PauseReason::Conflict) => {
-                self.context.subscription.retry_conflict_interval.map(|every| Instant::now() + every)
-            }
-            _ => None,
-        };
-        loop {
-            if self.session.is_none() {
-                // Whoever has the lock next may have gone on from here: ask for it, then look.
-                return Event::LockHeldElsewhere;
-            }
-            if let Some(event) = self.wait(HOLD_POLL).await {
-                return event;
-            }
-            if retry_at.is_some_and(|at| Instant::now() >= at) {
-                return Event::RetryDue;
-            }
-            if let Err(failure) = self.keep_lock().await {
-                debug!(
-                    subscription = self.context.name(),
-                    error = failure.diagnosis.told_to_log().primary,
-                    "lock lost"
-                );
-                self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Down);
-                self.session = None;
-                self.lose_target();
-            }
-            if self.state == State::Paused(PauseReason::Schema) && self.may_fit_now().await {
-                return Event::TargetFits;
-            }
-        }
-    }
-
-    /// The session that holds the lock is still there.
-    async fn keep_lock(&self) -> Result<(), Failure> {
-        match &self.session {
-            Some(session) => Ok(session.reset().await?),
-            None => Err(Failure::retry(Diagnosis::new("the target session has ended"))),
-        }
-    }
-
-    /// Whether either side has changed since the pause began: what does not fit may fit now, or may
-    /// no longer be published. The attempt that follows judges.
-    async fn may_fit_now(&mut self) -> bool {
-        let what = if self.target_has_changed().await {
-            "the target's tables"
-        } else if self.context.publications.borrow().have_changed() {
-            "the publications"
-        } else {
-            return false;
-        };
-        info!(subscription = self.context.name(), "{what} have changed, looking again");
-        true
-    }
-
-    async fn target_has_changed(&mut self) -> bool {
-        let Some(session) = &self.session else { return false };
-        let read = session.client().query_one(SCHEMA_FINGERPRINT, &[]).await;
-        match read.and_then(|row| row.try_get::<_, String>(0)) {
-            Ok(now) => self.schema.changed(now),
-            Err(_) => false,
-        }
-    }
-
-    /// Waits so long, or until something happens that ends the waiting.
-    async fn wait(&mut self, delay: Duration) -> Option<Event> {
-        let due = Instant::now() + delay;
-        loop {
-            let wake = tokio::select! {
-                biased;
-                _ = self.wish.changed() => Wake::Wish,
-                () = commands_due(&mut self.signal) => Wake::Commands,
-                Some(event) = self.monitor_events.recv() => Wake::Monitor(event),
-                // Left over from an attempt that has ended.
-                Some(_) = self.phases.recv() => continue,
-                () = tokio::time::sleep_until(due) => Wake::Due,
-            };
-            if matches!(wake, Wake::Due) {
-                return None;
-            }
-            if let Some(event) = self.on_wake(wake).await {
-                return Some(event);
-            }
-        }
-    }
-
-    // --- commands -------------------------------------------------------------------------
-
-    async fn on_commands(&mut self) -> Option<Event> {
-        // A standby's commands are its owner's.
-        if self.owner != Owner::Us {
-            return None;
-        }
-        let commands = match self.store.take_commands(self.context.name()).await {
-            Ok(commands) => commands,
-            Err(error) => {
-                debug!(subscription = self.context.name(), %error, "commands not read");
-                return None;
-            }
-        };
-        let mut event = None;
-        for command in commands {
-            let (answer, next) = self.on_command(&command).await;
-            if let Err(error) = self.store.answer(command.id, &answer).await {
-                debug!(subscription = self.context.name(), %error, "answer not recorded");
-            }
-            event = next.or(event);
-        }
-        event
-    }
-
-    async fn on_command(&mut self, command: &Command) -> (Answer, Option<Event>) {
-        info!(subscription = self.context.name(), command = %command.verb, by = command.created_by, "command");
-        match command.verb {
-            Verb::Pause => {
-                self.because = Some(Because::operator());
-                (Answer::done("paused"), Some(Event::PauseAsked))
-            }
-            Verb::Resume => match self.state {
-                State::Paused(_) | State::Retrying { .. } => {
-                    self.conflict_said = None;
-                    (Answer::done("goes on from where it stopped"), Some(Event::ResumeAsked))
-                }
-                _ => (Answer::done("is running already"), None),
-            },
-            Verb::Skip => self.on_skip(),
-            Verb::Resolve => self.on_resolve(&command.args, &command.created_by).await,
-            Verb::Refresh => {
-                self.context.take_up = TakeUp::WhatIsPublished;
-                (Answer::done("takes up its publications"), Some(Event::RestartAsked))
-            }
-            Verb::Resync => (commands::not_supported(command.verb), None),
-            // Whoever asked takes the lock next, removes the slot and the state.
-            Verb::Drop => (Answer::done("let go"), Some(Event::ShutdownAsked)),
-        }
-    }
-
-    /// A skip has been armed. If the subscription waits on a conflict, that is the transaction
-    /// meant (any other is refused when arming), so it goes on.
-    fn on_skip(&self) -> (Answer, Option<Event>) {
-        let event = match self.state {
-            State::Paused(PauseReason::Conflict) => Event::ResumeAsked,
-            State::Paused(_) => return (Answer::done("the transaction will be passed over"), None),
-            _ => Event::RestartAsked,
-        };
-        (Answer::done("the transaction will be passed over"), Some(event))
-    }
-
-    async fn on_resolve(&self, args: &Value, by: &str) -> (Answer, Option<Event>) {
-        match commands::resolve(&self.store, self.context.name(), args, by).await {
-            Ok(answer) => (answer, Some(Event::ResumeAsked)),
-            Err(refusal) => (Answer::refused(refusal), None),
-        }
-    }
-
     // --- reporting ------------------------------------------------------------------------
 
     async fn report(&mut self) {
@@ -704,16 +420,5 @@ impl Worker {
         self.link = None;
         self.session = None;
         debug!(subscription = self.context.name(), "worker stopped");
-    }
-}
-
-/// Enough doublings to reach [`BACKOFF_MAX`].
-const MAX_DOUBLINGS: u32 = 8;
-
-/// The next time commands should be looked for: told so, or just in case.
-async fn commands_due(signal: &mut watch::Receiver<u64>) {
-    if let Ok(Err(_)) = tokio::time::timeout(COMMAND_POLL, signal.changed()).await {
-        // The sender has gone, which only happens at the very end: poll on.
-        tokio::time::sleep(COMMAND_POLL).await;
     }
 }

@@ -552,6 +552,40 @@ async fn skip_transaction_passes_over_exactly_that_one() {
     assert_eq!(service.sigterm().await, 0);
 }
 
+/// The rows' transaction knows of the skip first; what is noted beside it may come a life later.
+#[tokio::test]
+async fn a_skip_is_settled_after_a_crash_that_followed_its_commit() {
+    let world = World::builder().both_sql("CREATE TABLE item (id int PRIMARY KEY, v text)").start().await;
+    let service = world.run();
+    world.wait_state("streaming").await;
+    world.target.exec("INSERT INTO item VALUES (1, 'local')").await;
+    world.publisher.exec("INSERT INTO item VALUES (1, 'a')").await;
+    let id = world.wait_paused("conflict").await.conflict_id().unwrap();
+    world.pgsluice(&["conflicts", "resolve", &id, "--with", "skip-transaction"]).await.expect(0);
+    world.wait_state("streaming").await;
+    world.wait_caught_up().await;
+    service.kill9().await;
+    // What such a crash leaves.
+    world
+        .target
+        .exec(
+            "UPDATE pgsluice.subscription s SET skip_lsn = c.commit_lsn FROM pgsluice.conflict c;
+             UPDATE pgsluice.conflict SET resolved_at = NULL, resolution = NULL, resolved_by = NULL",
+        )
+        .await;
+    let service = world.run();
+    until("the skip is settled", async || {
+        let settled = show(&world, &id).await["settled"]["resolution"].clone();
+        if settled == "skip-transaction" { Ok(()) } else { Err(format!("{settled}")) }
+    })
+    .await;
+    world.wait_state("streaming").await;
+    assert!(world.status().await.unwrap().json["skip_lsn"].is_null());
+    assert!(service.log().contains("was passed over before the service ended"), "{}", service.log());
+    assert!(!service.log().contains("the skip is over"), "{}", service.log());
+    assert_eq!(service.sigterm().await, 0);
+}
+
 #[tokio::test]
 async fn a_conflict_waits_through_restarts_and_resolve_retry_tries_again() {
     let world = World::builder().both_sql("CREATE TABLE item (id int PRIMARY KEY, v text)").start().await;

@@ -26,6 +26,8 @@ mod feedback;
 #[cfg(test)]
 mod hand_over;
 #[cfg(test)]
+mod histories;
+#[cfg(test)]
 mod http;
 #[cfg(test)]
 mod identity;
@@ -60,5 +62,7 @@ mod tidy;
 mod triggers;
 #[cfg(test)]
 mod values;
+#[cfg(test)]
+mod verdicts;
 #[cfg(test)]
 mod walkthrough;

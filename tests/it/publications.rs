@@ -374,3 +374,25 @@ async fn the_state_of_a_pgsluice_upstream_is_not_replicated() {
     world.publisher.exec("DELETE FROM t WHERE id = 2").await;
     wait_lines(&further, "SELECT * FROM t ORDER BY id", &["1|c"]).await;
 }
+
+/// A failure or a crash between the slot and the tables' marks leaves tables that wait for a copy.
+#[tokio::test]
+async fn without_a_copy_an_interrupted_beginning_copies_nothing() {
+    let world = World::builder()
+        .both_sql("CREATE TABLE keyless (a int); ALTER TABLE keyless REPLICA IDENTITY FULL")
+        .publisher_sql("INSERT INTO keyless VALUES (1)")
+        .target_sql("INSERT INTO keyless VALUES (1)")
+        .subscription_line("copy_data = false")
+        .start()
+        .await;
+    let service = world.run();
+    world.wait_state("streaming").await;
+    assert_eq!(service.sigterm().await, 0);
+    world.target.exec("UPDATE pgsluice.table_sync SET state = 'pending', synced_lsn = NULL").await;
+    world.publisher.exec("INSERT INTO keyless VALUES (2)").await;
+    let _service = world.run();
+    world.wait_caught_up().await;
+    assert_eq!(world.target.lines("SELECT a FROM keyless ORDER BY a").await, ["1", "2"]);
+    let states = "SELECT state, attempt FROM pgsluice.table_sync";
+    assert_eq!(world.target.lines(states).await, ["ready|0"]);
+}

@@ -10,7 +10,8 @@ use tokio_postgres::{GenericClient, Row};
 
 use crate::pg::QualifiedName;
 use crate::schema::{
-    CheckConstraint, FiringTriggers, Partitioning, TableKind, TablePrivileges, TargetTable, UniqueKey,
+    CheckConstraint, FiringTriggers, Indexes, KeyEquality, Partitioning, TableKind, TablePrivileges,
+    TargetTable, UniqueKey,
 };
 
 use super::error::{CatalogError, Side};
@@ -101,19 +102,26 @@ async fn read_tables<C: GenericClient + Sync>(
     };
     let sql = format!(
         "SELECT q.ord, c.oid, c.relkind, {stamp} AS stamp,
+                COALESCE(pg_catalog.pg_partition_root(c.oid)::pg_catalog.oid, c.oid) AS family,
+                pg_catalog.current_setting('server_encoding') = 'UTF8' AS utf8,
                 pg_catalog.row_security_active(c.oid) AS row_security,
                 pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS schema_usage,
                 {select} AS can_select, {insert} AS can_insert, {update} AS can_update,
                 pg_catalog.has_table_privilege(c.oid, 'DELETE') AS can_delete,
                 pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') AS can_truncate,
-                (SELECT pg_catalog.count(*)::pg_catalog.int4 FROM pg_catalog.pg_index i
-                  WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)) AS unique_indexes
+                x.indexes, x.unique_indexes, x.computing
            FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2))
                 WITH ORDINALITY AS q(schema, name, ord)
            JOIN pg_catalog.pg_namespace n
              ON n.nspname = q.schema::pg_catalog.name AND n.nspname::pg_catalog.text = q.schema
            JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
-            AND c.relname = q.name::pg_catalog.name AND c.relname::pg_catalog.text = q.name",
+            AND c.relname = q.name::pg_catalog.name AND c.relname::pg_catalog.text = q.name
+          CROSS JOIN LATERAL (
+            SELECT pg_catalog.count(*) AS indexes,
+                   pg_catalog.count(*) FILTER (WHERE i.indisunique OR i.indisexclusion) AS unique_indexes,
+                   COALESCE(pg_catalog.bool_or(i.indexprs IS NOT NULL OR i.indpred IS NOT NULL), false)
+                     AS computing
+              FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid) x",
         stamp = table_stamp_sql("c.oid"),
         select = privilege("SELECT"),
         insert = privilege("INSERT"),
@@ -132,6 +140,7 @@ async fn read_tables<C: GenericClient + Sync>(
 }
 
 fn bare_table(name: &QualifiedName, row: &Row) -> TargetTable {
+    let count = |column| u32::try_from(row.get::<_, i64>(column)).unwrap_or(u32::MAX);
     TargetTable {
         oid: row.get("oid"),
         stamp: row.get::<_, Option<i64>>("stamp").unwrap_or_default(),
@@ -141,6 +150,7 @@ fn bare_table(name: &QualifiedName, row: &Row) -> TargetTable {
             'p' => TableKind::Partitioned,
             other => TableKind::Other(other),
         },
+        family_oid: row.get("family"),
         columns: Vec::new(),
         unique_keys: Vec::new(),
         fires: FiringTriggers::default(),
@@ -157,7 +167,12 @@ fn bare_table(name: &QualifiedName, row: &Row) -> TargetTable {
             truncate: row.get("can_truncate"),
         },
         checks: Vec::new(),
-        unique_indexes: u32::try_from(row.get::<_, i32>("unique_indexes")).unwrap_or(u32::MAX),
+        indexes: Indexes {
+            unique: count("unique_indexes"),
+            all: count("indexes"),
+            computing: row.get("computing"),
+        },
+        utf8: row.get("utf8"),
         partitioning: None,
     }
 }
@@ -199,6 +214,10 @@ async fn read_trees<C: GenericClient + Sync>(client: &C, tables: &[u32]) -> Resu
 }
 
 /// Unique keys of every table and partition: indexes that bind all rows at the end of each statement.
+///
+/// An index tells values apart as its columns' operators do if its operator class is the type's default
+/// or a built-in one of a built-in type (`text_pattern_ops` has `text`'s equality), and its collation
+/// is the column's or, like that, a deterministic one. Domains are looked through once.
 async fn read_unique_keys<C: GenericClient + Sync>(
     client: &C,
     trees: &Trees,
@@ -208,8 +227,27 @@ async fn read_unique_keys<C: GenericClient + Sync>(
                               FROM pg_catalog.generate_series(0, i.indnkeyatts - 1) k
                               JOIN pg_catalog.pg_attribute a
                                 ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k]
-                             ORDER BY k) AS columns
-                 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+                             ORDER BY k) AS columns,
+                      e.own_operators, e.own_collation, e.deterministic
+                 FROM pg_catalog.pg_index i
+                CROSS JOIN LATERAL (
+                  SELECT pg_catalog.bool_and(o.opcdefault AND (o.opcintype = b.oid OR p.typtype = 'p')
+                           OR b.typnamespace = 'pg_catalog'::pg_catalog.regnamespace
+                              AND o.opcnamespace = b.typnamespace) AS own_operators,
+                         pg_catalog.bool_and(a.attcollation = i.indcollation[k]
+                           OR (COALESCE(ac.collisdeterministic, true)
+                               AND COALESCE(ic.collisdeterministic, true))) AS own_collation,
+                         pg_catalog.bool_and(COALESCE(ic.collisdeterministic, true)) AS deterministic
+                    FROM pg_catalog.generate_series(0, i.indnkeyatts - 1) k
+                    JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[k]
+                    JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k]
+                    JOIN pg_catalog.pg_type p ON p.oid = o.opcintype
+                    JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+                    JOIN pg_catalog.pg_type b
+                      ON b.oid = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END
+                    LEFT JOIN pg_catalog.pg_collation ac ON ac.oid = a.attcollation
+                    LEFT JOIN pg_catalog.pg_collation ic ON ic.oid = i.indcollation[k]) e
+                 JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
                 WHERE i.indrelid = ANY ($1) AND i.indisunique AND i.indisvalid AND i.indisready
                   AND i.indislive AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
                 ORDER BY i.indrelid, i.indisprimary DESC, c.relname";
@@ -220,6 +258,11 @@ async fn read_unique_keys<C: GenericClient + Sync>(
             name: row.get("name"),
             primary: row.get("indisprimary"),
             columns: row.get("columns"),
+            equality: match (row.get("own_operators"), row.get("own_collation"), row.get("deterministic")) {
+                (true, true, true) => KeyEquality::Deterministic,
+                (true, true, false) => KeyEquality::Nondeterministic,
+                _ => KeyEquality::Other,
+            },
         });
     }
     Ok(keys)

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::schema::{
-    ArrayInput, CheckConstraint, FiringTriggers, Partitioning, TablePrivileges, TypeName, UniqueKey,
+    ArrayInput, CheckConstraint, FiringTriggers, Indexes, Partitioning, TablePrivileges, TypeName, UniqueKey,
 };
 
 fn builtin(name: &str) -> TypeName {
@@ -55,12 +55,14 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
         name: format!("key_{at}"),
         primary: at == 0 && !columns.is_empty(),
         columns: columns.split(',').map(str::to_owned).collect(),
+        equality: KeyEquality::Deterministic,
     };
     TargetTable {
         oid: 7,
         stamp: 0,
         name: QualifiedName::new("public", "widgets"),
         kind: TableKind::Table,
+        family_oid: 7,
         columns: (1..).zip(columns.split(',')).map(|(at, text)| target_column(at, text)).collect(),
         unique_keys: keys.iter().enumerate().filter(|(_, key)| !key.is_empty()).map(key).collect(),
         fires: FiringTriggers::default(),
@@ -77,7 +79,8 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
             truncate: true,
         },
         checks: Vec::new(),
-        unique_indexes: 1,
+        indexes: Indexes { unique: 1, all: 1, computing: false },
+        utf8: true,
         partitioning: None,
     }
 }
@@ -210,6 +213,38 @@ fn the_key_is_any_unique_key_within_the_replica_identity() {
 }
 
 #[test]
+fn order_is_free_where_only_a_key_of_plain_bytes_relates_rows() {
+    let check = |expected: bool, columns: &str, change: fn(&mut TargetTable)| {
+        let mut table = target(columns, &["id"]);
+        change(&mut table);
+        let widgets = published(ByKey, "id* int4, name text");
+        let plan = compare(&pairing(&widgets, Some(&table))).plan.expect("a plan");
+        assert_eq!(plan.order_free, expected, "{columns}");
+        plan
+    };
+    let columns = "id int4 not null, name text";
+    let plan = check(true, columns, |_| ());
+    assert!(!plan.judges_rows && !plan.other_indexes && plan.columns.iter().all(|c| !c.refuses_values));
+    check(true, "id int8 not null, name text", |_| ());
+    check(true, "id text not null, name text", |_| ());
+    check(false, "id numeric not null, name text", |_| ());
+    check(false, columns, |table| table.utf8 = false);
+    check(false, columns, |table| table.indexes.unique = 2);
+    check(false, columns, |table| table.unique_keys[0].equality = KeyEquality::Nondeterministic);
+    let plan = check(false, columns, |table| table.unique_keys[0].equality = KeyEquality::Other);
+    assert!(matches!(plan.row_identity, RowIdentity::Key { scope: KeyScope::OtherEquality, .. }));
+    // Not what order depends on, but what a passing state may be refused by.
+    let computed = "id int4 not null, name text, sum int8 generated";
+    assert!(check(true, computed, |_| ()).judges_rows);
+    assert!(check(true, columns, |table| table.indexes.computing = true).judges_rows);
+    assert!(check(true, columns, |table| table.family_oid = 1).judges_rows);
+    assert!(check(true, columns, |table| table.indexes.all = 2).other_indexes);
+    let short = "id int4 not null, name varchar";
+    let plan = check(true, short, |table| table.columns[1].typmod = 7);
+    assert_eq!(plan.columns.iter().map(|c| c.refuses_values).collect::<Vec<_>>(), [false, true]);
+}
+
+#[test]
 fn a_full_identity_goes_by_a_filled_key_or_by_the_whole_row() {
     let widgets = published(Full, "a* int4, b* text");
     let filled = target("a int4 not null, b text", &["", "a"]);
@@ -249,7 +284,12 @@ fn a_key_on_the_leaves_serves_a_partitioned_target() {
     let widgets = published(ByKey, "id* int4, region int4");
     let mut table = target("id int4, region int4", &[]);
     table.kind = TableKind::Partitioned;
-    let leaf_key = UniqueKey { name: "k".to_owned(), primary: true, columns: vec!["id".to_owned()] };
+    let leaf_key = UniqueKey {
+        name: "k".to_owned(),
+        primary: true,
+        columns: vec!["id".to_owned()],
+        equality: KeyEquality::Deterministic,
+    };
     let mut partitioning = Partitioning {
         key: Some(vec!["region".to_owned()]),
         leaves: vec![QualifiedName::new("public", "w1"), QualifiedName::new("public", "w2")],

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use pgsluice::pg::QualifiedName;
 use pgsluice::schema::{
-    ColumnDefault, Comparison, KeyScope, Pairing, PublishedActions, PublishedTable, RowIdentity, Session,
-    TableKind, TargetTable, compare,
+    ColumnDefault, Comparison, Indexes, KeyScope, Pairing, PublishedActions, PublishedTable, RowIdentity,
+    Session, TableKind, TargetTable, compare,
 };
 
 use super::server::Database;
@@ -303,4 +303,48 @@ async fn the_printed_ddl_cures_the_misfit() {
         .batch_execute(&format!("RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}"))
         .await
         .expect("dropped");
+}
+
+#[tokio::test]
+async fn keys_say_how_they_tell_values_apart() {
+    let database = Database::create("equality").await;
+    if database.version < 120_000 {
+        skipped("targets are version 12 or later");
+        return;
+    }
+    let client = &database.client;
+    client
+        .batch_execute(
+            "SET search_path = public;
+             CREATE COLLATION folding (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+             CREATE DOMAIN code AS text;
+             CREATE TYPE mood AS ENUM ('ok');
+             CREATE TABLE t (a text COLLATE folding, b text, c code, d mood, e int[], f varchar(5), g numeric);
+             CREATE UNIQUE INDEX k1 ON t (a); CREATE UNIQUE INDEX k2 ON t (a COLLATE \"C\");
+             CREATE UNIQUE INDEX k3 ON t (b); CREATE UNIQUE INDEX k4 ON t (b COLLATE folding);
+             CREATE UNIQUE INDEX k5 ON t (b text_pattern_ops, f varchar_pattern_ops, c);
+             CREATE UNIQUE INDEX k6 ON t (d, e, g); CREATE UNIQUE INDEX k7 ON t (b COLLATE \"C\");
+             CREATE INDEX ON t (g) WHERE g > 0;
+             CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);
+             CREATE TABLE leaf PARTITION OF parts FOR VALUES FROM (1) TO (9)",
+        )
+        .await
+        .expect("tables");
+    let table = target(client, "public.t").await;
+    let keys: Vec<String> =
+        table.unique_keys.iter().map(|key| format!("{} {:?}", key.name, key.equality)).collect();
+    insta::assert_snapshot!(keys.join("\n"), @r"
+    k1 Nondeterministic
+    k2 Other
+    k3 Deterministic
+    k4 Other
+    k5 Deterministic
+    k6 Deterministic
+    k7 Deterministic
+    ");
+    assert_eq!(table.indexes, Indexes { unique: 7, all: 8, computing: true });
+    assert!(table.utf8 && table.family_oid == table.oid);
+    let (parts, leaf) = (target(client, "public.parts").await, target(client, "public.leaf").await);
+    assert_eq!((parts.family_oid, leaf.family_oid), (parts.oid, parts.oid));
+    assert_eq!(leaf.indexes, Indexes { unique: 1, all: 1, computing: false });
 }

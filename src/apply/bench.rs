@@ -1,0 +1,116 @@
+//! What `benches/plan.rs` measures: row messages become array parameters, and nothing is sent.
+//!
+//! Not an interface: the pieces are private, and this module only strings them together as
+//! `applier` and `pipeline` do.
+
+use std::sync::Arc;
+
+use tokio_postgres::types::Type;
+
+use super::array::column_array;
+use super::compact::{SetKind, SetRow, Step, compact};
+use super::event::Event;
+use super::plan::{Param, RowChange};
+use super::planned::TableContext;
+use super::sets;
+use crate::pg::QualifiedName;
+use crate::pgoutput::{Message, Tuple};
+use crate::schema::{
+    ArrayInput, BinaryForm, ColumnPlan, FiringTriggers, KeyScope, PublishedActions, PublishedRelation,
+    ReplicaIdentity, RowIdentity, TableKind, TablePlan, TypeName,
+};
+
+/// One table, and the array types of its columns.
+#[derive(Debug)]
+pub struct Planner {
+    table: Arc<TableContext>,
+    arrays: Vec<Type>,
+}
+
+impl Planner {
+    /// `columns` are names with their array types; the first one is the key.
+    pub fn new(columns: &[(&str, Type)]) -> Self {
+        let name = QualifiedName::new("public", "orders");
+        let described =
+            PublishedRelation { name: name.clone(), identity: ReplicaIdentity::Default, columns: Vec::new() };
+        let plan = TablePlan {
+            source: name.clone(),
+            target: name,
+            target_oid: 1,
+            target_stamp: 0,
+            target_family_oid: 1,
+            kind: TableKind::Table,
+            columns: columns.iter().enumerate().map(|(at, (name, _))| column(name, at == 0)).collect(),
+            target_columns: columns.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            row_identity: RowIdentity::Key { columns: vec![0], scope: KeyScope::Table },
+            fires: FiringTriggers::default(),
+            has_foreign_keys: false,
+            has_ordinary_triggers: false,
+            order_free: true,
+            judges_rows: false,
+            other_indexes: false,
+            identity_always: false,
+            unique_keys: Vec::new(),
+        };
+        let table = TableContext {
+            id: 1,
+            published: Arc::new(described.clone()),
+            plan,
+            described,
+            actions: PublishedActions::ALL,
+            exact_because: None,
+        };
+        Self { table: Arc::new(table), arrays: columns.iter().map(|(_, ty)| ty.clone()).collect() }
+    }
+
+    /// Plans the messages as one batch. Returns the parameters; none if they cannot go as sets.
+    pub fn plan(&self, messages: impl IntoIterator<Item = Message>) -> Option<Vec<Param>> {
+        let changes = messages.into_iter().filter_map(|message| match message {
+            Message::Insert(m) => Some(RowChange::Insert { new: m.new }),
+            Message::Update(m) => Some(RowChange::Update { old: m.old, new: m.new }),
+            Message::Delete(m) => Some(RowChange::Delete { old: m.old.into() }),
+            _ => None,
+        });
+        let events: Vec<Event> = (1..)
+            .zip(changes)
+            .map(|(index, change)| Event::Change { table: Arc::clone(&self.table), change, index })
+            .collect();
+        let mut params = Vec::new();
+        for step in compact(&events).ok()? {
+            if let Step::Set { kind, rows, .. } = step {
+                self.bind(&kind, &rows, &mut params)?;
+            }
+        }
+        Some(params)
+    }
+
+    fn bind(&self, kind: &SetKind, rows: &[SetRow], params: &mut Vec<Param>) -> Option<()> {
+        let (values, identity) = sets::parameters(&self.table.plan, kind);
+        let images: Vec<&Tuple> = rows.iter().filter_map(|row| row.image.as_ref()).collect();
+        let identities: Vec<&Tuple> = rows.iter().filter_map(|row| row.identity.as_ref()).collect();
+        for (columns, tuples) in [(values, &images), (identity, &identities)] {
+            for column in columns {
+                params.push(column_array(tuples, column, self.arrays.get(column)?).ok()?);
+            }
+        }
+        Some(())
+    }
+}
+
+fn column(name: &str, key: bool) -> ColumnPlan {
+    let ty = TypeName { schema: "pg_catalog".to_owned(), name: "text".to_owned() };
+    ColumnPlan {
+        source: name.to_owned(),
+        target: name.to_owned(),
+        ty: ty.clone(),
+        type_oid: 25,
+        base_type: ty,
+        array_input: ArrayInput::OfType,
+        binary: BinaryForm::Text,
+        equality: None,
+        not_null: key,
+        refuses_values: false,
+        key,
+        identity_always: false,
+    }
+}

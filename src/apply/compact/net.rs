@@ -1,0 +1,209 @@
+//! The net effect of each key's changes, for tables where the order of different rows means nothing.
+//!
+//! ```text
+//! close: absent ─▶ deletes ─▶ updates, by the columns that they set ─▶ inserts
+//! ```
+//! # What must not be left out
+//! A state that a row only passes through is not written, so nothing on the target gets to refuse
+//! it, as it would have row by row. Where something might (a NULL that is not wanted, a label that
+//! is not known, a CHECK…), everything so far is written first, the passing state with it, and the
+//! net effect starts anew.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use foldhash::fast::RandomState;
+
+use super::{Company, Keyed, SetKind, SetRow, Step, Uncompactable, key_columns, key_of, present};
+use crate::apply::planned::TableContext;
+use crate::apply::statement::ColumnSet;
+use crate::pgoutput::{Tuple, Value};
+use crate::schema::{ColumnPlan, TablePlan};
+
+/// A row with more bytes than this might be refused by an index (a btree entry takes 2,704 bytes,
+/// `BTMaxItemSize` in PostgreSQL's `nbtree.h`; what is short as text may be longer inside).
+const INDEXED_BYTES_MAX: usize = 1000;
+
+/// What is left of a key's changes.
+#[derive(Debug, Clone)]
+enum Net {
+    /// First absent, now there.
+    Inserted(Tuple),
+    /// First absent, and gone again.
+    Vanished { identity: Tuple },
+    /// First present, now changed.
+    Updated { identity: Tuple, image: Tuple },
+    /// First present, now gone.
+    Deleted { identity: Tuple },
+    /// First present, deleted, and inserted anew: what the publisher does not send starts over.
+    Replaced { identity: Tuple, image: Tuple },
+}
+
+impl Net {
+    /// The state that the row has now, if it is there.
+    fn image(&self) -> Option<&Tuple> {
+        match self {
+            Self::Inserted(image) | Self::Updated { image, .. } | Self::Replaced { image, .. } => Some(image),
+            Self::Vanished { .. } | Self::Deleted { .. } => None,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct NetRows {
+    /// Where each key's row is; not kept as long as there is nothing but inserts, or deletes: a key that
+    /// comes twice then contradicts itself, which the key's index or the set's row count notices.
+    index: Option<Index>,
+    rows: Vec<Net>,
+}
+
+type Index = HashMap<Bytes, usize, RandomState>;
+
+impl NetRows {
+    pub(super) fn push(
+        &mut self,
+        table: &Arc<TableContext>,
+        change: Keyed<'_>,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Uncompactable> {
+        if change.company == Company::None {
+            // Whatever was before must be done, and nothing may overtake.
+            self.close(table, steps);
+            steps.push(change.alone(table));
+            return Ok(());
+        }
+        if self.index.is_none() && self.goes_on_alike(&change.kind) {
+            self.rows.push(first(&change)?);
+            return Ok(());
+        }
+        let key = change.key(&table.plan)?.ok_or(Uncompactable)?;
+        if self.index.is_none() {
+            self.index = Some(self.indexed(&table.plan)?);
+        }
+        match self.index.get_or_insert_default().entry(key) {
+            Entry::Vacant(entry) => {
+                entry.insert(self.rows.len());
+                self.rows.push(first(&change)?);
+            }
+            Entry::Occupied(entry) => {
+                let row = self.rows.get_mut(*entry.get()).ok_or(Uncompactable)?;
+                if row.image().is_some_and(|image| may_be_refused(&table.plan, image)) {
+                    self.close(table, steps);
+                    return self.push(table, change, steps);
+                }
+                *row = next(row, &change)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the change is an insert among inserts, or a delete among deletes.
+    fn goes_on_alike(&self, kind: &SetKind) -> bool {
+        match (kind, self.rows.last()) {
+            (SetKind::Insert, None | Some(Net::Inserted(_)))
+            | (SetKind::Delete, None | Some(Net::Deleted { .. })) => true,
+            (SetKind::Insert | SetKind::Delete | SetKind::Update(_) | SetKind::Absent, _) => false,
+        }
+    }
+
+    fn indexed(&self, plan: &TablePlan) -> Result<Index, Uncompactable> {
+        let mut index = Index::with_capacity_and_hasher(self.rows.len() * 2, RandomState::default());
+        for (at, row) in self.rows.iter().enumerate() {
+            let (Net::Inserted(named_by) | Net::Deleted { identity: named_by }) = row else {
+                return Err(Uncompactable);
+            };
+            let key = key_of(named_by, key_columns(plan))?.ok_or(Uncompactable)?;
+            if index.insert(key, at).is_some() {
+                return Err(Uncompactable);
+            }
+        }
+        Ok(index)
+    }
+
+    pub(super) fn close(&mut self, table: &Arc<TableContext>, steps: &mut Vec<Step>) {
+        self.index = None;
+        let (mut absent, mut deletes, mut inserts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut updates: Vec<(ColumnSet, Vec<SetRow>)> = Vec::new();
+        let named = |identity| SetRow { identity: Some(identity), image: None };
+        let new = |image| SetRow { identity: None, image: Some(image) };
+        for row in self.rows.drain(..) {
+            match row {
+                Net::Inserted(image) => inserts.push(new(image)),
+                Net::Vanished { identity } => absent.push(named(identity)),
+                Net::Deleted { identity } => deletes.push(named(identity)),
+                Net::Replaced { identity, image } => {
+                    deletes.push(named(identity));
+                    inserts.push(new(image));
+                }
+                Net::Updated { identity, image } => {
+                    let set = present(&table.plan, &image, false);
+                    let row = SetRow { identity: Some(identity), image: Some(image) };
+                    match updates.iter_mut().find(|(columns, _)| *columns == set) {
+                        Some((_, rows)) => rows.push(row),
+                        None => updates.push((set, vec![row])),
+                    }
+                }
+            }
+        }
+        let mut step = |kind, rows: Vec<SetRow>| {
+            if !rows.is_empty() {
+                steps.push(Step::Set { table: Arc::clone(table), kind, rows });
+            }
+        };
+        step(SetKind::Absent, absent);
+        step(SetKind::Delete, deletes);
+        for (columns, rows) in updates {
+            step(SetKind::Update(columns), rows);
+        }
+        step(SetKind::Insert, inserts);
+    }
+}
+
+fn first(change: &Keyed<'_>) -> Result<Net, Uncompactable> {
+    match (&change.kind, change.identity.cloned(), change.image.cloned()) {
+        (SetKind::Insert, _, Some(image)) => Ok(Net::Inserted(image)),
+        (SetKind::Update(_), Some(identity), Some(image)) => Ok(Net::Updated { identity, image }),
+        (SetKind::Delete, Some(identity), _) => Ok(Net::Deleted { identity }),
+        _ => Err(Uncompactable),
+    }
+}
+
+/// The net effect of `row` followed by one more change. Pairs that no publisher produces (an
+/// insert where the row is, an update where it is not) are left to the exact path.
+fn next(row: &Net, change: &Keyed<'_>) -> Result<Net, Uncompactable> {
+    Ok(match (row.clone(), &change.kind, change.image) {
+        (Net::Inserted(before), SetKind::Update(_), Some(image)) => Net::Inserted(image.over(&before)),
+        (Net::Inserted(before), SetKind::Delete, _) => Net::Vanished { identity: before },
+        (Net::Vanished { .. }, SetKind::Insert, Some(image)) => Net::Inserted(image.clone()),
+        (Net::Updated { identity, image: before }, SetKind::Update(_), Some(image)) => {
+            Net::Updated { identity, image: image.over(&before) }
+        }
+        (Net::Updated { identity, .. } | Net::Replaced { identity, .. }, SetKind::Delete, _) => {
+            Net::Deleted { identity }
+        }
+        (Net::Deleted { identity }, SetKind::Insert, Some(image)) => {
+            Net::Replaced { identity, image: image.clone() }
+        }
+        (Net::Replaced { identity, image: before }, SetKind::Update(_), Some(image)) => {
+            Net::Replaced { identity, image: image.over(&before) }
+        }
+        _ => return Err(Uncompactable),
+    })
+}
+
+/// Whether something on the target might refuse this state of a row, were it written.
+fn may_be_refused(plan: &TablePlan, image: &Tuple) -> bool {
+    let refused = |(column, value): (&ColumnPlan, Value<'_>)| match value {
+        Value::Null => column.not_null,
+        Value::Unchanged => false,
+        // A publisher without an encoding sends any bytes.
+        Value::Text(bytes) => column.refuses_values || std::str::from_utf8(bytes).is_err(),
+        Value::Binary(_) => column.refuses_values,
+    };
+    let size_bytes = || image.iter().filter_map(Value::as_bytes).map(<[u8]>::len).sum::<usize>();
+    plan.judges_rows
+        || plan.columns.iter().zip(image.iter()).any(refused)
+        || (plan.other_indexes && size_bytes() > INDEXED_BYTES_MAX)
+}

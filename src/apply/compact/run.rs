@@ -1,0 +1,50 @@
+//! Neighbouring changes of one kind, for tables where order means something.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use foldhash::fast::RandomState;
+
+use super::{Company, Keyed, SetKind, SetRow, Step, Uncompactable};
+use crate::apply::planned::TableContext;
+
+/// Neighbouring changes of one kind, no key twice.
+#[derive(Default)]
+pub(super) struct Run {
+    kind: Option<SetKind>,
+    keys: HashSet<Bytes, RandomState>,
+    rows: Vec<SetRow>,
+}
+
+impl Run {
+    pub(super) fn push(
+        &mut self,
+        table: &Arc<TableContext>,
+        change: Keyed<'_>,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Uncompactable> {
+        let key = change.key(&table.plan)?;
+        let fits = self.kind.as_ref() == Some(&change.kind)
+            && change.company == Company::Any
+            && key.as_ref().is_none_or(|key| !self.keys.contains(key));
+        if !fits {
+            self.close(table, steps);
+        }
+        if change.company == Company::None {
+            steps.push(change.alone(table));
+            return Ok(());
+        }
+        self.rows.push(change.row());
+        self.keys.extend(key);
+        self.kind = Some(change.kind);
+        Ok(())
+    }
+
+    pub(super) fn close(&mut self, table: &Arc<TableContext>, steps: &mut Vec<Step>) {
+        self.keys.clear();
+        if let Some(kind) = self.kind.take() {
+            steps.push(Step::Set { table: Arc::clone(table), kind, rows: std::mem::take(&mut self.rows) });
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Whether a key's values are equal on the target exactly if their bytes, as sent, are equal.
+//!
+//! Pure. `apply::compact` compares keys before the target has seen them. Where this module says yes,
+//! two changes of one row are known to be of one row, and those of two rows to be of two; what can
+//! then be left out of what is written depends on it. So the list is of types thought through, and
+//! everything else is a no.
+//!
+//! What is on it has one output for each value: no `-0`, no `1.0` beside `1.00`, no blanks that
+//! don't count, no upper and lower case that are the same. What is not: `float4`, `float8`,
+//! `interval`, `timetz`, `jsonb`, `citext`, and any type of an extension, whose equality nobody here
+//! knows.
+
+use super::render::{Modifier, is_builtin};
+use super::{PublishedColumn, TargetColumn};
+
+/// Types whose output is one to one with their equality, whatever their modifier.
+const CANONICAL: &[&str] = &[
+    "int2",
+    "int4",
+    "int8",
+    "oid",
+    "bool",
+    "uuid",
+    "bytea",
+    "date",
+    "time",
+    "timestamp",
+    "timestamptz",
+    "char",
+    "name",
+    "macaddr",
+    "macaddr8",
+    "inet",
+    "cidr",
+    "bit",
+    "varbit",
+    "pg_lsn",
+];
+
+/// Integers print alike whatever their width.
+const INTEGERS: &[&str] = &["int2", "int4", "int8"];
+
+/// Text that is equal if its bytes are, given a deterministic collation.
+const TEXTS: &[&str] = &["text", "varchar"];
+
+/// Judges one key column whose values enter the target without loss (`fit`), and whose unique index
+/// and collation tell texts apart by their bytes.
+#[must_use]
+pub(super) fn equal_as_bytes(published: &PublishedColumn, target: &TargetColumn) -> bool {
+    let (from, to) = (&published.ty, &target.base_type);
+    if !is_builtin(to) {
+        return false;
+    }
+    let (from_name, to_name) = (from.name.as_str(), to.name.as_str());
+    if TEXTS.contains(&to_name) {
+        // The target compares the very texts that are sent, wherever they come from.
+        return true;
+    }
+    if !is_builtin(from) {
+        return false;
+    }
+    if INTEGERS.contains(&to_name) {
+        return INTEGERS.contains(&from_name);
+    }
+    from_name == to_name && (CANONICAL.contains(&to_name) || has_one_form(published))
+}
+
+/// A declared scale gives every number as many digits, a declared length every string as many
+/// blanks: `numeric_in` and `bpchar_input` (PostgreSQL's `numeric.c`, `varchar.c`) see to that.
+fn has_one_form(published: &PublishedColumn) -> bool {
+    matches!(
+        (published.ty.name.as_str(), Modifier::of(&published.ty, published.typmod)),
+        ("numeric", Modifier::Numeric { .. }) | ("bpchar", Modifier::Length(_))
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::{ArrayInput, ColumnDefault, TypeName};
+
+    fn check(expected: bool, from: &str, typmod: i32, to: &str) {
+        let ty = |name: &str| {
+            let (schema, name) = name.split_once('.').unwrap_or(("pg_catalog", name));
+            TypeName { schema: schema.to_owned(), name: name.to_owned() }
+        };
+        let name = "id".to_owned();
+        let published =
+            PublishedColumn { name: name.clone(), ty: ty(from), typmod, key: true, domain: false };
+        let target = TargetColumn {
+            name,
+            attnum: 1,
+            ty: ty(to),
+            type_oid: 0,
+            typmod: -1,
+            array_input: ArrayInput::OfType,
+            base_type: ty(to),
+            display_type: to.to_owned(),
+            not_null: true,
+            not_null_domain: None,
+            default: ColumnDefault::None,
+            default_sql: None,
+            is_virtual: false,
+            equality: None,
+        };
+        assert_eq!(equal_as_bytes(&published, &target), expected, "{from} ({typmod}) -> {to}");
+    }
+
+    #[test]
+    fn keys_are_compared_as_bytes_only_where_bytes_are_values() {
+        for (from, to) in [
+            ("int4", "int4"),
+            ("int4", "int8"),
+            ("uuid", "uuid"),
+            ("text", "varchar"),
+            ("varchar", "text"),
+            ("numeric", "text"),
+            ("public.citext", "text"),
+            ("timestamptz", "timestamptz"),
+            ("bytea", "bytea"),
+            ("char", "char"),
+        ] {
+            check(true, from, -1, to);
+        }
+        for (from, to) in [
+            ("text", "public.citext"),
+            ("public.citext", "public.citext"),
+            ("numeric", "numeric"),
+            ("int4", "numeric"),
+            ("numeric", "int4"),
+            ("float8", "float8"),
+            ("bpchar", "bpchar"),
+            ("text", "bpchar"),
+            ("interval", "interval"),
+            ("timetz", "timetz"),
+            ("jsonb", "jsonb"),
+            ("_int4", "_int4"),
+            ("date", "timestamp"),
+            ("s.mood", "s.mood"),
+        ] {
+            check(false, from, -1, to);
+        }
+        // numeric(10,2) and char(3).
+        check(true, "numeric", ((10 << 16) | 2) + 4, "numeric");
+        check(true, "bpchar", 3 + 4, "bpchar");
+    }
+}

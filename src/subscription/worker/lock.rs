@@ -1,0 +1,122 @@
+//! Becoming the subscription's owner: the lock, standing by for it, and what the last owner left.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::info;
+
+use super::super::because::Because;
+use super::super::failure::Failure;
+use super::super::snapshot::Link;
+use super::super::state::{Event, State};
+use super::{Owner, StoodBy, Worker};
+use crate::apply::{Lock, TargetSession, origin_name};
+use crate::error::{Diagnosis, PauseReason};
+use crate::store::{self, Desired, Registration, lock_key};
+/// How often a standby asks for the lock.
+const LOCK_POLL: Duration = Duration::from_secs(1);
+
+impl Worker {
+    pub(super) async fn await_lock(&mut self) -> Event {
+        loop {
+            match self.try_lock().await {
+                Ok(Some(event)) => return event,
+                Ok(None) => {
+                    if self.stood_by.is_none() {
+                        info!(subscription = self.context.name(), "standby: another instance applies");
+                        self.stand_by().await;
+                    }
+                    if self.state != State::Standby {
+                        return Event::LockHeldElsewhere;
+                    }
+                }
+                Err(failure) => {
+                    // Half-way to being the owner is not being it: begin with a new session.
+                    self.session = None;
+                    return self.fail(failure);
+                }
+            }
+            if let Some(event) = self.wait(LOCK_POLL).await {
+                return event;
+            }
+        }
+    }
+
+    /// What the owner reports is the owner's to report, and its stream the owner's to hold.
+    async fn stand_by(&mut self) {
+        self.lose_target();
+        self.monitor.shutdown().await;
+        // Remembered, so that a subscription that is dropped meanwhile is not made anew.
+        let row = self.store.subscription(self.context.name()).await;
+        self.stood_by = Some(StoodBy { created_at: row.ok().flatten().map(|row| row.created_at) });
+    }
+
+    /// Opens the session if need be and tries for the lock; with it, reads where we stand.
+    async fn try_lock(&mut self) -> Result<Option<Event>, Failure> {
+        let subscription = Arc::clone(&self.context.subscription);
+        if self.session.is_none() {
+            let name = format!("pgsluice {}", subscription.name);
+            let session = TargetSession::open(&self.context.target, &name).await?;
+            session.set_synchronous_commit(subscription.synchronous_commit.as_str()).await?;
+            self.session = Some(session);
+        }
+        let Some(session) = &mut self.session else { return Ok(None) };
+        let lock = session.try_lock(lock_key(subscription.name.as_str())).await?;
+        self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Up);
+        if lock == Lock::HeldElsewhere {
+            return Ok(None);
+        }
+        if let Some(StoodBy { created_at: Some(known) }) = self.stood_by {
+            let row = self.store.subscription(subscription.name.as_str()).await?;
+            if row.is_none_or(|row| row.created_at != known) {
+                info!(subscription = %subscription.name, "dropped while standing by; restart to start over");
+                return Ok(Some(Event::ShutdownAsked));
+            }
+        }
+        session.set_origin(&origin_name(&subscription.name)).await?;
+        self.claim().await.map(Some)
+    }
+
+    /// The lock is ours: says so, and reads what was left.
+    async fn claim(&mut self) -> Result<Event, Failure> {
+        let subscription = Arc::clone(&self.context.subscription);
+        self.store
+            .register_subscription(Registration {
+                name: &subscription.name,
+                slot: &subscription.slot,
+                publications: &subscription.publications,
+            })
+            .await?;
+        self.store.claim_subscription(self.context.name(), &self.instance).await?;
+        if self.stood_by.take().is_some() {
+            info!(subscription = self.context.name(), "the other instance has gone, taking over");
+        }
+        self.owner = Owner::Us;
+        // Another instance may have reported in between.
+        self.reported = None;
+        self.start_monitor();
+        let row = self.store.subscription(self.context.name()).await?;
+        Ok(match row {
+            Some(row) if row.desired == Desired::Pause => {
+                self.because = Some(Because::operator());
+                Event::LockedWhilePaused(PauseReason::Operator)
+            }
+            Some(row) if row.state == store::State::Paused => self.left_paused(row),
+            _ => Event::Locked,
+        })
+    }
+
+    /// A conflict waits for a person through restarts; other causes are simply looked at again.
+    fn left_paused(&mut self, row: store::SubscriptionRow) -> Event {
+        if row.reason.as_deref() != Some(PauseReason::Conflict.as_str()) || row.skip_lsn.is_some() {
+            return Event::Locked;
+        }
+        self.last_conflict = row.conflict_id;
+        self.because = Some(Because {
+            reason: PauseReason::Conflict.as_str().to_owned(),
+            diagnosis: Diagnosis { hint: row.hint, ..Diagnosis::new(row.detail.unwrap_or_default()) },
+            conflict_id: row.conflict_id,
+        });
+        Event::LockedWhilePaused(PauseReason::Conflict)
+    }
+}

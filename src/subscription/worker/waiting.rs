@@ -1,0 +1,209 @@
+//! What the owner does while nothing is applied: backs off, holds still, answers commands.
+
+use std::time::Duration;
+
+use backon::BackoffBuilder as _;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::super::attempt::TakeUp;
+use super::super::because::Because;
+use super::super::commands;
+use super::super::failure::Failure;
+use super::super::schema_watch::SCHEMA_FINGERPRINT;
+use super::super::snapshot::Link;
+use super::super::state::{Event, State};
+use super::{Owner, Wake, Worker};
+use crate::error::{Diagnosis, PauseReason};
+use crate::store::{Answer, Command, Verb};
+/// How often commands are looked for in case their notification got lost.
+const COMMAND_POLL: Duration = Duration::from_secs(1);
+/// How often a held subscription looks whether its session is alive and its schema fits.
+const HOLD_POLL: Duration = Duration::from_secs(2);
+/// Back-off between attempts: from here, doubling, with jitter, to there.
+const BACKOFF_MIN: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Enough doublings to reach [`BACKOFF_MAX`].
+const MAX_DOUBLINGS: u32 = 8;
+
+impl Worker {
+    pub(super) async fn back_off(&mut self, failures: u32) -> Event {
+        self.link = None;
+        let delay = backon::ExponentialBuilder::default()
+            .with_min_delay(BACKOFF_MIN)
+            .with_max_delay(BACKOFF_MAX)
+            .with_jitter()
+            .without_max_times()
+            .build()
+            .nth(failures.saturating_sub(1).min(MAX_DOUBLINGS) as usize)
+            .unwrap_or(BACKOFF_MAX);
+        self.wait(delay).await.unwrap_or(Event::RetryDue)
+    }
+
+    /// Keeps still: answers commands, keeps the lock, and looks whether the reason has gone.
+    pub(super) async fn hold(&mut self) -> Event {
+        let retry_at = match self.state {
+            State::Paused(PauseReason::Conflict) => {
+                self.context.subscription.retry_conflict_interval.map(|every| Instant::now() + every)
+            }
+            _ => None,
+        };
+        loop {
+            if self.session.is_none() {
+                // Whoever has the lock next may have gone on from here: ask for it, then look.
+                return Event::LockHeldElsewhere;
+            }
+            if let Some(event) = self.wait(HOLD_POLL).await {
+                return event;
+            }
+            if retry_at.is_some_and(|at| Instant::now() >= at) {
+                return Event::RetryDue;
+            }
+            if let Err(failure) = self.keep_lock().await {
+                debug!(
+                    subscription = self.context.name(),
+                    error = failure.diagnosis.told_to_log().primary,
+                    "lock lost"
+                );
+                self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Down);
+                self.session = None;
+                self.lose_target();
+            }
+            if self.state == State::Paused(PauseReason::Schema) && self.may_fit_now().await {
+                return Event::TargetFits;
+            }
+        }
+    }
+
+    /// The session that holds the lock is still there.
+    async fn keep_lock(&self) -> Result<(), Failure> {
+        match &self.session {
+            Some(session) => Ok(session.reset().await?),
+            None => Err(Failure::retry(Diagnosis::new("the target session has ended"))),
+        }
+    }
+
+    /// Whether either side has changed since the pause began: what does not fit may fit now, or may
+    /// no longer be published. The attempt that follows judges.
+    async fn may_fit_now(&mut self) -> bool {
+        let what = if self.target_has_changed().await {
+            "the target's tables"
+        } else if self.context.publications.borrow().have_changed() {
+            "the publications"
+        } else {
+            return false;
+        };
+        info!(subscription = self.context.name(), "{what} have changed, looking again");
+        true
+    }
+
+    async fn target_has_changed(&mut self) -> bool {
+        let Some(session) = &self.session else { return false };
+        let read = session.client().query_one(SCHEMA_FINGERPRINT, &[]).await;
+        match read.and_then(|row| row.try_get::<_, String>(0)) {
+            Ok(now) => self.schema.changed(now),
+            Err(_) => false,
+        }
+    }
+
+    /// Waits so long, or until something happens that ends the waiting.
+    pub(super) async fn wait(&mut self, delay: Duration) -> Option<Event> {
+        let due = Instant::now() + delay;
+        loop {
+            let wake = tokio::select! {
+                biased;
+                _ = self.wish.changed() => Wake::Wish,
+                () = commands_due(&mut self.signal) => Wake::Commands,
+                Some(event) = self.monitor_events.recv() => Wake::Monitor(event),
+                // Left over from an attempt that has ended.
+                Some(_) = self.phases.recv() => continue,
+                () = tokio::time::sleep_until(due) => Wake::Due,
+            };
+            if matches!(wake, Wake::Due) {
+                return None;
+            }
+            if let Some(event) = self.on_wake(wake).await {
+                return Some(event);
+            }
+        }
+    }
+
+    // --- commands -------------------------------------------------------------------------
+
+    pub(super) async fn on_commands(&mut self) -> Option<Event> {
+        // A standby's commands are its owner's.
+        if self.owner != Owner::Us {
+            return None;
+        }
+        let commands = match self.store.take_commands(self.context.name()).await {
+            Ok(commands) => commands,
+            Err(error) => {
+                debug!(subscription = self.context.name(), %error, "commands not read");
+                return None;
+            }
+        };
+        let mut event = None;
+        for command in commands {
+            let (answer, next) = self.on_command(&command).await;
+            if let Err(error) = self.store.answer(command.id, &answer).await {
+                debug!(subscription = self.context.name(), %error, "answer not recorded");
+            }
+            event = next.or(event);
+        }
+        event
+    }
+
+    async fn on_command(&mut self, command: &Command) -> (Answer, Option<Event>) {
+        info!(subscription = self.context.name(), command = %command.verb, by = command.created_by, "command");
+        match command.verb {
+            Verb::Pause => {
+                self.because = Some(Because::operator());
+                (Answer::done("paused"), Some(Event::PauseAsked))
+            }
+            Verb::Resume => match self.state {
+                State::Paused(_) | State::Retrying { .. } => {
+                    self.conflict_said = None;
+                    (Answer::done("goes on from where it stopped"), Some(Event::ResumeAsked))
+                }
+                _ => (Answer::done("is running already"), None),
+            },
+            Verb::Skip => self.on_skip(),
+            Verb::Resolve => self.on_resolve(&command.args, &command.created_by).await,
+            Verb::Refresh => {
+                self.context.take_up = TakeUp::WhatIsPublished;
+                (Answer::done("takes up its publications"), Some(Event::RestartAsked))
+            }
+            Verb::Resync => (commands::not_supported(command.verb), None),
+            // Whoever asked takes the lock next, removes the slot and the state.
+            Verb::Drop => (Answer::done("let go"), Some(Event::ShutdownAsked)),
+        }
+    }
+
+    /// A skip has been armed. If the subscription waits on a conflict, that is the transaction
+    /// meant (any other is refused when arming), so it goes on.
+    fn on_skip(&self) -> (Answer, Option<Event>) {
+        let event = match self.state {
+            State::Paused(PauseReason::Conflict) => Event::ResumeAsked,
+            State::Paused(_) => return (Answer::done("the transaction will be passed over"), None),
+            _ => Event::RestartAsked,
+        };
+        (Answer::done("the transaction will be passed over"), Some(event))
+    }
+
+    async fn on_resolve(&self, args: &Value, by: &str) -> (Answer, Option<Event>) {
+        match commands::resolve(&self.store, self.context.name(), args, by).await {
+            Ok(answer) => (answer, Some(Event::ResumeAsked)),
+            Err(refusal) => (Answer::refused(refusal), None),
+        }
+    }
+}
+
+/// The next time commands should be looked for: told so, or just in case.
+pub(super) async fn commands_due(signal: &mut watch::Receiver<u64>) {
+    if let Ok(Err(_)) = tokio::time::timeout(COMMAND_POLL, signal.changed()).await {
+        // The sender has gone, which only happens at the very end: poll on.
+        tokio::time::sleep(COMMAND_POLL).await;
+    }
+}
