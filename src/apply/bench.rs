@@ -49,6 +49,7 @@ impl Planner {
             order_free: true,
             judges_rows: false,
             other_indexes: false,
+            has_unique_index: true,
             identity_always: false,
             unique_keys: Vec::new(),
         };

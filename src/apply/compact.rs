@@ -60,6 +60,14 @@ pub(super) enum SetKind {
     /// Sets these columns; the key stays or (rows have an old identity then) changes.
     Update(ColumnSet),
     Insert,
+    /// The same two for rows without a key, found by all they hold; these columns of theirs are NULL.
+    DeleteWhole {
+        null: ColumnSet,
+    },
+    UpdateWhole {
+        set: ColumnSet,
+        null: ColumnSet,
+    },
 }
 
 /// A row of a set: what names it, and what it becomes. Either may be all there is.
@@ -218,6 +226,21 @@ impl<'a> Keyed<'a> {
                 let (kind, image) = (SetKind::Insert, Some(new));
                 Ok(Self { kind, identity: None, image, company: Company::Any })
             }
+            RowChange::Update { old: OldRow::Full(old), new } if is_whole(plan) => {
+                if new.len() != width || old.len() != width {
+                    return Err(Uncompactable);
+                }
+                let (set, null) = (present(plan, new, false), nulls(old)?);
+                let kind = SetKind::UpdateWhole { set, null };
+                Ok(Self { kind, identity: Some(old), image: Some(new), company })
+            }
+            RowChange::Delete { old: OldRow::Full(old) } if is_whole(plan) => {
+                if old.len() != width {
+                    return Err(Uncompactable);
+                }
+                let kind = SetKind::DeleteWhole { null: nulls(old)? };
+                Ok(Self { kind, identity: Some(old), image: None, company })
+            }
             RowChange::Update { old, new } => {
                 let named_by = old.tuple().unwrap_or(new);
                 if new.len() != width || named_by.len() != width || columns.is_empty() {
@@ -255,6 +278,36 @@ impl<'a> Keyed<'a> {
     fn alone(self, table: &Arc<TableContext>) -> Step {
         Step::Set { table: Arc::clone(table), rows: vec![self.row()], kind: self.kind }
     }
+}
+
+/// Whether rows are found by all they hold.
+fn is_whole(plan: &TablePlan) -> bool {
+    matches!(plan.row_identity, RowIdentity::FullRow)
+}
+
+/// The columns of a whole old row that are NULL.
+fn nulls(row: &Tuple) -> Result<ColumnSet, Uncompactable> {
+    if row.iter().any(|value| value == Value::Unchanged) {
+        return Err(Uncompactable);
+    }
+    Ok(row.iter().enumerate().filter(|(_, value)| *value == Value::Null).map(|(i, _)| i).collect())
+}
+
+/// All values of a row in one piece. Values that were not sent are `older`'s.
+fn bytes_of(row: &Tuple, older: Option<&Tuple>) -> Bytes {
+    let mut bytes = BytesMut::new();
+    for (i, value) in row.iter().enumerate() {
+        let value =
+            if value == Value::Unchanged { older.and_then(|older| older.get(i)) } else { Some(value) };
+        match value.and_then(Value::as_bytes) {
+            None => bytes.put_u64(u64::MAX),
+            Some(value) => {
+                bytes.put_u64(value.len() as u64);
+                bytes.put_slice(value);
+            }
+        }
+    }
+    bytes.freeze()
 }
 
 fn key_columns(plan: &TablePlan) -> &[usize] {

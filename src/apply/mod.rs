@@ -34,6 +34,7 @@ mod sets;
 mod stamp;
 pub mod statement;
 mod tables;
+mod whole;
 
 pub use applier::{Applied, Applier, How, Outcome, Start, Work};
 pub use catch_up::CatchUp;

@@ -33,6 +33,7 @@ use super::progress::{Step as ProgressStep, advance_guarded_sql};
 use super::sets;
 use super::stamp::{self, Stamps};
 use super::statement::{Sequences, truncate_sql};
+use super::whole::{PLAN_BY_KEY, PLAN_BY_SCAN};
 use super::{ApplyError, TableContext};
 use crate::net::PgClient;
 use crate::pg::SubscriptionName;
@@ -173,10 +174,15 @@ impl Pipeline {
             answers.push_back(self.text("BEGIN".to_owned()));
         }
         for statement in statements {
-            answers.push_back(match statement {
-                Sendable::Text(sql) => self.text(sql),
-                Sendable::Prepared(statement, params) => self.prepared(statement, params),
-            });
+            match statement {
+                Sendable::Text(sql) => answers.push_back(self.text(sql)),
+                Sendable::Prepared(statement, params) => answers.push_back(self.prepared(statement, params)),
+                Sendable::ByScan(statement, params) => {
+                    answers.push_back(self.text(PLAN_BY_SCAN.to_owned()));
+                    answers.push_back(self.prepared(statement, params));
+                    answers.push_back(self.text(PLAN_BY_KEY.to_owned()));
+                }
+            }
         }
         match last {
             Last::Commit(statement, end) => {
@@ -197,7 +203,14 @@ impl Pipeline {
             Step::Set { table, kind, rows } => {
                 let statement = self.set_statement(table, kind).await?;
                 let params = bind(&statement, table, kind, rows)?;
-                Ok(Sendable::Prepared(statement, params))
+                Ok(match kind {
+                    SetKind::DeleteWhole { .. } | SetKind::UpdateWhole { .. } => {
+                        Sendable::ByScan(statement, params)
+                    }
+                    SetKind::Absent | SetKind::Delete | SetKind::Update(_) | SetKind::Insert => {
+                        Sendable::Prepared(statement, params)
+                    }
+                })
             }
         }
     }
@@ -343,6 +356,8 @@ enum Last {
 enum Sendable {
     Text(String),
     Prepared(Statement, Vec<Param>),
+    /// The same, planned to read the table.
+    ByScan(Statement, Vec<Param>),
 }
 
 /// One array a column, and for what guards itself the number of rows.

@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use super::compact::SetKind;
 use super::planned::Replica;
 use super::statement::{ColumnSet, identity_columns, scan_target};
+use super::whole;
 use crate::pg::quote_ident;
 use crate::schema::{ArrayInput, ColumnPlan, RowIdentity, TablePlan};
 
@@ -20,7 +21,7 @@ pub enum ExactBecause {
     TriggersFire,
     TriggersAct,
     ForeignKeysAct,
-    /// Only its updates and deletes: without a key, rows can be put in together, but not found.
+    /// Only its updates and deletes: rows can be put in together, but not found by all they hold.
     NoKey,
 }
 
@@ -33,7 +34,9 @@ impl ExactBecause {
             Self::TriggersFire => "triggers fire on its replicated rows",
             Self::TriggersAct => "its triggers cannot be suppressed",
             Self::ForeignKeysAct => "its foreign keys cannot be suppressed",
-            Self::NoKey => "it has no key to find rows by (inserts go in sets)",
+            Self::NoKey => {
+                "it has no key, and its rows cannot be found in sets by all they hold (inserts go in sets)"
+            }
         }
     }
 }
@@ -50,7 +53,7 @@ pub fn exact_because(table: &TablePlan, replica: Replica) -> Option<ExactBecause
         Some(ExactBecause::TriggersAct)
     } else if acts && table.has_foreign_keys {
         Some(ExactBecause::ForeignKeysAct)
-    } else if matches!(table.row_identity, RowIdentity::FullRow) {
+    } else if matches!(table.row_identity, RowIdentity::FullRow) && !whole::suits(table) {
         Some(ExactBecause::NoKey)
     } else {
         None
@@ -64,7 +67,14 @@ pub(super) fn parameters(table: &TablePlan, kind: &SetKind) -> (Vec<usize>, Vec<
         SetKind::Insert => ((0..table.columns.len()).collect(), Vec::new()),
         SetKind::Update(set) => (set.iter().collect(), identity_columns(table)),
         SetKind::Delete | SetKind::Absent => (Vec::new(), identity_columns(table)),
+        SetKind::UpdateWhole { set, null } => (set.iter().collect(), not_null(table, null)),
+        SetKind::DeleteWhole { null } => (Vec::new(), not_null(table, null)),
     }
+}
+
+/// The columns of old rows whose NULLs are in `null`.
+pub(super) fn not_null(table: &TablePlan, null: &ColumnSet) -> Vec<usize> {
+    (0..table.columns.len()).filter(|&i| !null.contains(i)).collect()
 }
 
 /// The statement. Its last parameter (but for INSERT) is the number of rows, an int8.
@@ -87,8 +97,9 @@ pub(super) fn set_sql(table: &TablePlan, kind: &SetKind) -> String {
             )
         }
         SetKind::Update(set) => {
-            let assignments = assignments(table, set, &source);
+            let assignments = assignments(table, set, &source.values);
             guarded(
+                "",
                 &format!(
                     "UPDATE {target} AS t SET {assignments} FROM {} WHERE {same} RETURNING 1",
                     source.from
@@ -96,7 +107,10 @@ pub(super) fn set_sql(table: &TablePlan, kind: &SetKind) -> String {
                 count,
             )
         }
+        SetKind::UpdateWhole { set, null } => whole::sql(table, Some(set), null),
+        SetKind::DeleteWhole { null } => whole::sql(table, None, null),
         SetKind::Delete => guarded(
+            "",
             &format!("DELETE FROM {target} AS t USING {} WHERE {same} RETURNING 1", source.from),
             count,
         ),
@@ -108,17 +122,18 @@ pub(super) fn set_sql(table: &TablePlan, kind: &SetKind) -> String {
     }
 }
 
-/// Fails unless exactly `$count` rows were changed.
-fn guarded(change: &str, count: usize) -> String {
+/// Fails unless exactly `$count` rows were changed. `with` are the queries that the change builds on.
+pub(super) fn guarded(with: &str, change: &str, count: usize) -> String {
+    let comma = if with.is_empty() { "" } else { ", " };
     format!(
-        "WITH changed AS ({change}) SELECT 1 / (CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) \
+        "WITH {with}{comma}changed AS ({change}) SELECT 1 / (CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) \
          ${count}::pg_catalog.int8 THEN 1 ELSE 0 END) FROM changed"
     )
 }
 
-fn assignments(table: &TablePlan, set: &ColumnSet, source: &Source) -> String {
+pub(super) fn assignments(table: &TablePlan, set: &ColumnSet, values: &[String]) -> String {
     let mut text = String::new();
-    for (column, value) in set.iter().filter_map(|i| table.columns.get(i)).zip(&source.values) {
+    for (column, value) in set.iter().filter_map(|i| table.columns.get(i)).zip(values) {
         if !text.is_empty() {
             text.push_str(", ");
         }
@@ -131,15 +146,15 @@ fn assignments(table: &TablePlan, set: &ColumnSet, source: &Source) -> String {
 ///
 /// In a SELECT list the functions go in step and hand their rows on one by one (`nodeProjectSet.c`); in
 /// `ROWS FROM` each would first fill a tuplestore of its own, a fifth of what an INSERT costs.
-struct Source {
-    from: String,
-    values: Vec<String>,
-    identity: Vec<String>,
-    parameters: usize,
+pub(super) struct Source {
+    pub(super) from: String,
+    pub(super) values: Vec<String>,
+    pub(super) identity: Vec<String>,
+    pub(super) parameters: usize,
 }
 
 impl Source {
-    fn new(table: &TablePlan, values: &[usize], identity: &[usize]) -> Self {
+    pub(super) fn new(table: &TablePlan, values: &[usize], identity: &[usize]) -> Self {
         let mut arrays = Vec::new();
         let mut read = |&i: &usize| -> Option<String> {
             let column = table.columns.get(i)?;
@@ -164,6 +179,9 @@ impl Source {
         self.values.join(", ")
     }
 
+    /// Which rows of the target are meant. Where order means something, the arrays must lead: by
+    /// `= ANY`, which no order helps, an index can look each row up, but nobody can read the whole table
+    /// in an index's order and join the arrays to it, as the planner likes to do with a small table.
     fn identity_condition(&self, table: &TablePlan, identity: &[usize]) -> String {
         let conditions: Vec<String> = identity
             .iter()
@@ -175,6 +193,10 @@ impl Source {
                     .as_ref()
                     .map_or(("pg_catalog", "="), |op| (op.schema.as_str(), op.name.as_str()));
                 let name = quote_ident(&column.target);
+                let value = match (table.order_free, column.array_input) {
+                    (false, ArrayInput::OfType) => format!("ANY (ARRAY[{value}])"),
+                    (true, _) | (false, ArrayInput::OfText) => value.clone(),
+                };
                 format!("t.{name} OPERATOR({}.{operator}) {value}", quote_ident(schema))
             })
             .collect();

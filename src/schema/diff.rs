@@ -340,6 +340,7 @@ impl Findings<'_> {
             order_free,
             judges_rows: judges_rows(table),
             other_indexes: table.indexes.all > 1,
+            has_unique_index: table.indexes.unique > 0,
             fires: FiringTriggers {
                 before_row: table.fires.before_row || (acts && table.ordinary_before_row),
                 any: table.fires.any,

@@ -33,6 +33,8 @@ pub struct TablePlan {
     pub judges_rows: bool,
     /// There are indexes beside the row identity's key, which take no value of any length.
     pub other_indexes: bool,
+    /// A unique index of any kind, one that is no key (partial, on expressions, deferrable) included.
+    pub has_unique_index: bool,
     /// An INSERT needs OVERRIDING SYSTEM VALUE; COPY does not.
     pub identity_always: bool,
     /// The target's unique keys, in target column names, the primary key first.

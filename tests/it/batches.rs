@@ -227,6 +227,61 @@ async fn values_that_move_between_rows_end_where_the_publisher_has_them() {
     world.wait_same_rows("plain").await;
 }
 
+/// Of equal rows each change means one, NULLs are equal to NULLs, and a row that a change leaves is there
+/// for the next; in sets, and where sets do not suit the table.
+#[tokio::test]
+async fn rows_without_a_key_are_found_by_all_they_hold() {
+    let tables = ["whole", "watched"];
+    let columns = "(a int, b text, c numeric(6,2), d timestamptz)";
+    let mut builder = World::builder();
+    for table in tables {
+        builder = builder
+            .both_sql(&format!("CREATE TABLE {table} {columns}"))
+            .publisher_sql(&format!("ALTER TABLE {table} REPLICA IDENTITY FULL"))
+            .publisher_sql(&format!(
+                "INSERT INTO {table} SELECT g % 500, CASE WHEN g % 3 > 0 THEN 'b' || g % 7 END, \
+                    CASE WHEN g % 4 > 0 THEN g % 10 END, CASE WHEN g % 5 > 0 THEN timestamptz '2024-01-01' END \
+                 FROM generate_series(1, 3000) g; INSERT INTO {table} VALUES (NULL, NULL, NULL, NULL), \
+                    (NULL, NULL, NULL, NULL), (NULL, NULL, NULL, NULL)"
+            ));
+    }
+    let world = builder.target_sql("CREATE UNIQUE INDEX ON watched ((a + 1)) WHERE a > 100000").start().await;
+    let service = world.run();
+    world.wait_state("streaming").await;
+    assert_eq!(service.sigterm().await, 0);
+    for table in tables {
+        let one = |condition: &str| {
+            format!("ctid = (SELECT ctid FROM {table} WHERE {condition} ORDER BY ctid LIMIT 1)")
+        };
+        for sql in [
+            format!("DELETE FROM {table} WHERE a % 10 = 3"),
+            format!("DELETE FROM {table} WHERE {}", one("a IS NULL")),
+            format!("UPDATE {table} SET b = 'first' WHERE {}", one("a IS NULL")),
+            format!("UPDATE {table} SET b = 'second' WHERE {}", one("b = 'first'")),
+            format!("UPDATE {table} SET c = c + 1, d = NULL WHERE a % 2 = 0"),
+            format!("BEGIN; UPDATE {table} SET a = a + 1; UPDATE {table} SET a = a - 1; COMMIT"),
+            format!("INSERT INTO {table} VALUES (7, 'x', 1, NULL), (7, 'x', 1, NULL), (7, 'x', 1.00, NULL)"),
+            format!("DELETE FROM {table} WHERE {}", one("b = 'x'")),
+            format!("UPDATE {table} SET c = 2 WHERE {}", one("b = 'x'")),
+        ] {
+            world.publisher.exec(sql).await;
+        }
+    }
+    let service = world.run();
+    for table in tables {
+        world.wait_same_rows(table).await;
+    }
+    assert!(!service.log().contains("batch rolled back"), "{}", service.log());
+    let view = world.status().await.unwrap();
+    let because = |table: &str| {
+        let tables = view.json["tables"].as_array().unwrap();
+        let found = tables.iter().find(|status| status["source"] == format!("public.{table}")).unwrap();
+        found["exact_because"].as_str().map(str::to_owned)
+    };
+    assert_eq!(because("whole"), None);
+    assert!(because("watched").is_some_and(|because| because.contains("no key")), "{:#}", view.json);
+}
+
 /// Batches are on their way while others are worked on: distance costs latency, not speed.
 ///
 /// Measured on the target: when its first and its last row went in. Not a benchmark (scripts/bench

@@ -8,7 +8,7 @@ use crate::support::world::{Servers, World};
 use crate::values::{KINDS, rows_of_kinds, table_of_kinds};
 
 /// Types that stay text whatever the target's column is.
-const TEXT_ONLY: &[&str] = &["money", "xml", "regclass", "jsonpath"];
+const TEXT_ONLY: &[&str] = &["money", "xml", "regclass", "jsonpath", "interval"];
 
 /// Types that older publishers lack, or whose values they do not know or print in fewer digits.
 const SINCE_15: &[&str] = &["nummultirange", "numeric", "numeric[]", "numeric(3,-2)", "float4", "float8"];

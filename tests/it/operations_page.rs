@@ -105,6 +105,7 @@ fn the_events_are_logged() {
         .into_iter()
         .chain(["src/cli/run.rs", "src/copy/initial.rs", "src/subscription/attempt.rs"])
         .chain(["src/subscription/stream.rs", "src/subscription/worker.rs"])
+        .chain(["src/subscription/worker/lock.rs", "src/subscription/worker/waiting.rs"])
         .map(read)
         .collect();
     for event in events {

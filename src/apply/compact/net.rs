@@ -101,11 +101,11 @@ impl NetRows {
 
     /// Whether the change is an insert among inserts, or a delete among deletes.
     fn goes_on_alike(&self, kind: &SetKind) -> bool {
-        match (kind, self.rows.last()) {
+        matches!(
+            (kind, self.rows.last()),
             (SetKind::Insert, None | Some(Net::Inserted(_)))
-            | (SetKind::Delete, None | Some(Net::Deleted { .. })) => true,
-            (SetKind::Insert | SetKind::Delete | SetKind::Update(_) | SetKind::Absent, _) => false,
-        }
+                | (SetKind::Delete, None | Some(Net::Deleted { .. }))
+        )
     }
 
     fn indexed(&self, plan: &TablePlan) -> Result<Index, Uncompactable> {

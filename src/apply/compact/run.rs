@@ -6,14 +6,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 
-use super::{Company, Keyed, SetKind, SetRow, Step, Uncompactable};
+use super::{Company, Keyed, SetKind, SetRow, Step, Uncompactable, bytes_of};
 use crate::apply::planned::TableContext;
+use crate::pgoutput::Tuple;
 
 /// Neighbouring changes of one kind, no key twice.
 #[derive(Default)]
 pub(super) struct Run {
     kind: Option<SetKind>,
     keys: HashSet<Bytes, RandomState>,
+    /// The rows that its updates of whole rows leave: another change of one of them comes after.
+    made: HashSet<Bytes, RandomState>,
     rows: Vec<SetRow>,
 }
 
@@ -25,8 +28,11 @@ impl Run {
         steps: &mut Vec<Step>,
     ) -> Result<(), Uncompactable> {
         let key = change.key(&table.plan)?;
+        let whole = matches!(change.kind, SetKind::UpdateWhole { .. });
+        let follows = |old: &Tuple| whole && self.made.contains(&bytes_of(old, None));
         let fits = self.kind.as_ref() == Some(&change.kind)
             && change.company == Company::Any
+            && !change.identity.is_some_and(follows)
             && key.as_ref().is_none_or(|key| !self.keys.contains(key));
         if !fits {
             self.close(table, steps);
@@ -34,6 +40,9 @@ impl Run {
         if change.company == Company::None {
             steps.push(change.alone(table));
             return Ok(());
+        }
+        if let (true, Some(image)) = (whole, change.image) {
+            self.made.insert(bytes_of(image, change.identity));
         }
         self.rows.push(change.row());
         self.keys.extend(key);
@@ -43,6 +52,7 @@ impl Run {
 
     pub(super) fn close(&mut self, table: &Arc<TableContext>, steps: &mut Vec<Step>) {
         self.keys.clear();
+        self.made.clear();
         if let Some(kind) = self.kind.take() {
             steps.push(Step::Set { table: Arc::clone(table), kind, rows: std::mem::take(&mut self.rows) });
         }

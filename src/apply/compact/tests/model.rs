@@ -179,6 +179,9 @@ impl Table {
                 met.iter().rev().for_each(|&at| drop(self.rows.remove(at)));
                 if met.len() == rows.len() { Ok(()) } else { Err(Refused) }
             }
+            SetKind::DeleteWhole { .. } | SetKind::UpdateWhole { .. } => {
+                unreachable!("the model's rows have keys")
+            }
             SetKind::Update(set) => {
                 // The rows are found as they were before the statement; each changes once.
                 let found: Vec<Vec<usize>> = rows.iter().map(|row| self.found(&identity(row))).collect();
