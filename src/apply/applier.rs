@@ -254,7 +254,7 @@ impl<'a> Applier<'a> {
                 if self.mode == Mode::Stopped { Ok(()) } else { self.apply_exactly(event).await }
             }
             Todo::MakeRoom => self.send_full().await,
-            Todo::EndSlices => self.send_whole().await,
+            Todo::EndSlices => self.end_slices().await,
             Todo::RollBack => self.roll_back().await,
         }
     }
@@ -438,6 +438,15 @@ impl<'a> Applier<'a> {
     }
 
     // --- batches --------------------------------------------------------------------------
+
+    /// Sends the last slice of a transaction, and its COMMIT with it: not before all others are known to be
+    /// what they should.
+    async fn end_slices(&mut self) -> Result<(), ApplyError> {
+        while self.is_busy() && self.pipeline.open() == Open::Yes {
+            self.settle().await?;
+        }
+        self.send_whole().await
+    }
 
     /// Sends all whole transactions.
     async fn send_whole(&mut self) -> Result<(), ApplyError> {

@@ -59,6 +59,9 @@ pub enum ApplyError {
     /// A batch holds a value that no array can hold; row by row it can be applied.
     #[error("a batch cannot be applied as sets")]
     NotASet,
+    /// A set met another number of rows than it was given; row by row it shows which.
+    #[error("a set met another number of rows than it was given")]
+    SetMissed,
     /// A slice of a transaction too large to keep failed; the publisher has to send it again, to be
     /// applied row by row until the transaction that finishes here is through.
     #[error("the transaction that finishes at {until} has to be sent again")]

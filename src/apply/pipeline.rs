@@ -30,7 +30,7 @@ use super::compact::{SetKind, SetRow, Step};
 use super::event::Event;
 use super::plan::Param;
 use super::progress::{Step as ProgressStep, advance_guarded_sql};
-use super::sets;
+use super::sets::{self, Count};
 use super::stamp::{self, Stamps};
 use super::statement::{Sequences, truncate_sql};
 use super::whole::{PLAN_BY_KEY, PLAN_BY_SCAN};
@@ -45,12 +45,12 @@ pub(super) const BATCHES_MAX: usize = 3;
 /// Prepared set statements kept on the server. Beyond it all are let go, and the live ones return.
 const PREPARED_STATEMENTS_MAX: usize = 512;
 
-type Answer = Pin<Box<dyn Future<Output = Result<u64, tokio_postgres::Error>> + Send>>;
+type Answer = Pin<Box<dyn Future<Output = Result<(), ApplyError>> + Send>>;
 
 pub(super) struct Pipeline {
     client: Arc<PgClient>,
     subscription: SubscriptionName,
-    statements: HashMap<(u64, SetKind), Statement>,
+    statements: HashMap<(u64, SetKind, Count), Statement>,
     progress: Option<Statement>,
     /// Fails if a table has changed since it was planned.
     guard: Option<Statement>,
@@ -78,7 +78,7 @@ pub(super) struct Batch {
 
 struct UnderWay {
     answers: VecDeque<Answer>,
-    failed: Option<tokio_postgres::Error>,
+    failed: Option<ApplyError>,
     sent: Instant,
     batch: Settled,
 }
@@ -129,7 +129,7 @@ impl Pipeline {
 
     /// Lets go of a table's prepared statements: its definition has changed.
     pub(super) fn forget(&mut self, table: u64) {
-        self.statements.retain(|(id, _), _| *id != table);
+        self.statements.retain(|(id, _, _), _| *id != table);
     }
 
     /// Sends a batch. Waits only for statements that are not prepared yet.
@@ -162,8 +162,10 @@ impl Pipeline {
         }
         // Everything that can fail here comes first, so that a batch is sent whole or not at all.
         let mut statements = Vec::with_capacity(batch.steps.len());
+        // A slice's COMMIT comes with the last one, and that is sent when all others have been answered.
+        let counted = if batch.end.is_some() { Count::ByStatement } else { Count::ByAnswer };
         for step in &batch.steps {
-            statements.push(self.statement(step).await?);
+            statements.push(self.statement(step, counted).await?);
         }
         let stamps = stamps(&batch.steps);
         let last = match batch.end {
@@ -176,10 +178,12 @@ impl Pipeline {
         for statement in statements {
             match statement {
                 Sendable::Text(sql) => answers.push_back(self.text(sql)),
-                Sendable::Prepared(statement, params) => answers.push_back(self.prepared(statement, params)),
+                Sendable::Prepared(statement, params, expected) => {
+                    answers.push_back(self.prepared(statement, params, expected));
+                }
                 Sendable::ByScan(statement, params) => {
                     answers.push_back(self.text(PLAN_BY_SCAN.to_owned()));
-                    answers.push_back(self.prepared(statement, params));
+                    answers.push_back(self.prepared(statement, params, None));
                     answers.push_back(self.text(PLAN_BY_KEY.to_owned()));
                 }
             }
@@ -194,33 +198,41 @@ impl Pipeline {
         Ok(answers)
     }
 
-    async fn statement(&mut self, step: &Step) -> Result<Sendable, ApplyError> {
+    async fn statement(&mut self, step: &Step, counted: Count) -> Result<Sendable, ApplyError> {
         match step {
             Step::Truncate { tables, restart_seqs } => {
                 let sequences = if *restart_seqs { Sequences::Restart } else { Sequences::Continue };
                 Ok(Sendable::Text(truncate_sql(tables.iter().map(|table| &table.plan), sequences)))
             }
             Step::Set { table, kind, rows } => {
-                let statement = self.set_statement(table, kind).await?;
+                let by_answer = counted == Count::ByAnswer && sets::answers_count(kind);
+                let counted = if by_answer { counted } else { Count::ByStatement };
+                let statement = self.set_statement(table, kind, counted).await?;
                 let params = bind(&statement, table, kind, rows)?;
+                let expected = by_answer.then_some(rows.len() as u64);
                 Ok(match kind {
                     SetKind::DeleteWhole { .. } | SetKind::UpdateWhole { .. } => {
                         Sendable::ByScan(statement, params)
                     }
                     SetKind::Absent | SetKind::Delete | SetKind::Update(_) | SetKind::Insert => {
-                        Sendable::Prepared(statement, params)
+                        Sendable::Prepared(statement, params, expected)
                     }
                 })
             }
         }
     }
 
-    async fn set_statement(&mut self, table: &TableContext, kind: &SetKind) -> Result<Statement, ApplyError> {
-        let key = (table.id, kind.clone());
+    async fn set_statement(
+        &mut self,
+        table: &TableContext,
+        kind: &SetKind,
+        counted: Count,
+    ) -> Result<Statement, ApplyError> {
+        let key = (table.id, kind.clone(), counted);
         if let Some(statement) = self.statements.get(&key) {
             return Ok(statement.clone());
         }
-        let statement = self.client.prepare(&sets::set_sql(&table.plan, kind)).await?;
+        let statement = self.client.prepare(&sets::set_sql(&table.plan, kind, counted)).await?;
         if self.statements.len() >= PREPARED_STATEMENTS_MAX {
             self.statements.clear();
         }
@@ -249,11 +261,14 @@ impl Pipeline {
     fn guard(&self, statement: Statement, stamps: &Stamps) -> Answer {
         let client = Arc::clone(&self.client);
         let (oids, stamps) = stamps.parameters();
-        Self::dispatch(async move { client.execute(&statement, &[&oids, &stamps]).await })
+        Self::dispatch(async move {
+            client.execute(&statement, &[&oids, &stamps]).await?;
+            Ok(())
+        })
     }
 
     /// Hands a request to the connection, in order, by its first poll.
-    fn dispatch(future: impl Future<Output = Result<u64, tokio_postgres::Error>> + Send + 'static) -> Answer {
+    fn dispatch(future: impl Future<Output = Result<(), ApplyError>> + Send + 'static) -> Answer {
         let mut answer: Answer = Box::pin(future);
         match (&mut answer).now_or_never() {
             None => answer,
@@ -263,12 +278,20 @@ impl Pipeline {
 
     fn text(&self, sql: String) -> Answer {
         let client = Arc::clone(&self.client);
-        Self::dispatch(async move { client.batch_execute(&sql).await.map(|()| 0) })
+        Self::dispatch(async move { Ok(client.batch_execute(&sql).await?) })
     }
 
-    fn prepared(&self, statement: Statement, params: Vec<Param>) -> Answer {
+    /// `expected` is the number of rows that the answer must tell, if it has to.
+    fn prepared(&self, statement: Statement, params: Vec<Param>, expected: Option<u64>) -> Answer {
         let client = Arc::clone(&self.client);
-        Self::dispatch(async move { client.execute_raw(&statement, params).await })
+        Self::dispatch(async move {
+            let found = client.execute_raw(&statement, params).await?;
+            if expected.is_none_or(|expected| found == expected) {
+                Ok(())
+            } else {
+                Err(ApplyError::SetMissed)
+            }
+        })
     }
 
     fn advance(&self, statement: Statement, step: ProgressStep, stamps: &Stamps) -> Answer {
@@ -279,7 +302,8 @@ impl Pipeline {
         let (oids, stamps) = stamps.parameters();
         Self::dispatch(async move {
             let time = step.commit_time_us;
-            client.execute(&statement, &[&name, &from, &to, &time, &transactions, &oids, &stamps]).await
+            client.execute(&statement, &[&name, &from, &to, &time, &transactions, &oids, &stamps]).await?;
+            Ok(())
         })
     }
 
@@ -303,7 +327,7 @@ impl Pipeline {
     /// It failed and was rolled back; it is still the oldest, for [`Self::abandon`].
     pub(super) fn take_oldest(&mut self) -> Result<Option<Settled>, ApplyError> {
         match self.under_way.front_mut().and_then(|oldest| oldest.failed.take()) {
-            Some(error) => Err(error.into()),
+            Some(error) => Err(error),
             None => {
                 let done = self.under_way.pop_front();
                 Ok(done.map(|done| Settled { took: done.sent.elapsed(), ..done.batch }))
@@ -355,7 +379,8 @@ enum Last {
 
 enum Sendable {
     Text(String),
-    Prepared(Statement, Vec<Param>),
+    /// And how many rows the answer must tell, if it has to.
+    Prepared(Statement, Vec<Param>, Option<u64>),
     /// The same, planned to read the table.
     ByScan(Statement, Vec<Param>),
 }
@@ -379,7 +404,7 @@ fn bind(
         let array = column_array(tuples, column, ty).map_err(|_| ApplyError::NotASet)?;
         params.push(array);
     }
-    if *kind != SetKind::Insert {
+    if params.len() < statement.params().len() {
         params.push(Param::Text(rows.len().to_string().into()));
     }
     Ok(params)

@@ -77,8 +77,24 @@ pub(super) fn not_null(table: &TablePlan, null: &ColumnSet) -> Vec<usize> {
     (0..table.columns.len()).filter(|&i| !null.contains(i)).collect()
 }
 
-/// The statement. Its last parameter (but for INSERT) is the number of rows, an int8.
-pub(super) fn set_sql(table: &TablePlan, kind: &SetKind) -> String {
+/// Who holds the number of rows that a set has met against the number that it was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Count {
+    /// The statement itself: whatever is sent behind it fails with it. Rows are handed on to be counted,
+    /// which is a tenth of what an UPDATE costs.
+    ByStatement,
+    /// Whoever sent it, by the server's answer, before anything is committed.
+    ByAnswer,
+}
+
+/// Whether the answer to the statement tells how many rows it met.
+pub(super) fn answers_count(kind: &SetKind) -> bool {
+    matches!(kind, SetKind::Update(_) | SetKind::Delete)
+}
+
+/// The statement. Its last parameter (but for INSERT, and where the answer is counted) is the number of
+/// rows, an int8.
+pub(super) fn set_sql(table: &TablePlan, kind: &SetKind, counted: Count) -> String {
     let (values, identity) = parameters(table, kind);
     let source = Source::new(table, &values, &identity);
     let target = scan_target(table);
@@ -98,27 +114,27 @@ pub(super) fn set_sql(table: &TablePlan, kind: &SetKind) -> String {
         }
         SetKind::Update(set) => {
             let assignments = assignments(table, set, &source.values);
-            guarded(
-                "",
-                &format!(
-                    "UPDATE {target} AS t SET {assignments} FROM {} WHERE {same} RETURNING 1",
-                    source.from
-                ),
-                count,
-            )
+            let change = format!("UPDATE {target} AS t SET {assignments} FROM {} WHERE {same}", source.from);
+            counted_change(change, counted, count)
         }
         SetKind::UpdateWhole { set, null } => whole::sql(table, Some(set), null),
         SetKind::DeleteWhole { null } => whole::sql(table, None, null),
-        SetKind::Delete => guarded(
-            "",
-            &format!("DELETE FROM {target} AS t USING {} WHERE {same} RETURNING 1", source.from),
-            count,
-        ),
+        SetKind::Delete => {
+            let change = format!("DELETE FROM {target} AS t USING {} WHERE {same}", source.from);
+            counted_change(change, counted, count)
+        }
         SetKind::Absent => format!(
             "SELECT 1 / (CASE WHEN EXISTS (SELECT FROM {target} AS t, {} WHERE {same}) THEN 0 ELSE 1 END) \
              WHERE ${count}::pg_catalog.int8 > 0",
             source.from
         ),
+    }
+}
+
+fn counted_change(change: String, counted: Count, count: usize) -> String {
+    match counted {
+        Count::ByStatement => guarded("", &format!("{change} RETURNING 1"), count),
+        Count::ByAnswer => change,
     }
 }
 

@@ -201,7 +201,7 @@ impl From<ApplyError> for Failure {
                     .detail("a statement may be waiting for a lock that another session holds")
                     .hint("see pg_stat_activity and pg_locks on the target; apply goes on by itself"),
             ),
-            ApplyError::NotASet => Self::retry(Diagnosis::new(error.to_string())),
+            ApplyError::NotASet | ApplyError::SetMissed => Self::retry(Diagnosis::new(error.to_string())),
             ApplyError::SendAgain { until } => {
                 let restart = Some(Restart::SendAgain { until });
                 Self { restart, ..Self::retry(Diagnosis::new(error.to_string())) }
