@@ -35,6 +35,27 @@ pub(crate) struct Run {
     pub(crate) peak_bytes: Option<u64>,
 }
 
+/// What the contestants' commits wait for (`synchronous_commit`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Commits {
+    /// Each contestant's own default: the built-in subscriber's wait for nothing, pgsluice's for the disk.
+    AsTheyCome,
+    /// Nothing.
+    Off,
+    /// The target's disk.
+    On,
+}
+
+impl Commits {
+    fn setting(self) -> Option<&'static str> {
+        match self {
+            Self::AsTheyCome => None,
+            Self::Off => Some("off"),
+            Self::On => Some("on"),
+        }
+    }
+}
+
 /// A subscriber with its slot, held back.
 #[derive(Debug)]
 pub(crate) struct Contestant {
@@ -50,20 +71,30 @@ enum Kind {
 }
 
 impl Contestant {
-    pub(crate) async fn builtin(stand: &Stand, workload: Workload) -> Result<Self> {
+    pub(crate) async fn builtin(stand: &Stand, workload: Workload, commits: Commits) -> Result<Self> {
         let copies = workload.copies();
         if !copies {
             create_slot(stand, BUILTIN).await?;
-            create_subscription(stand, "copy_data = false, create_slot = false, enabled = false").await?;
+            let options = match commits.setting() {
+                None => String::new(),
+                Some(setting) => format!(", synchronous_commit = {setting}"),
+            };
+            let options = format!("copy_data = false, create_slot = false, enabled = false{options}");
+            create_subscription(stand, &options).await?;
         }
         Ok(Self { kind: Kind::Builtin, copies, profile: None })
     }
 
     /// Starts the service once and stops it again, so that its own schema exists and it has taken
     /// up the slot.
-    pub(crate) async fn sluice(stand: &Stand, workload: Workload, profile: Option<&str>) -> Result<Self> {
+    pub(crate) async fn sluice(
+        stand: &Stand,
+        workload: Workload,
+        commits: Commits,
+        profile: Option<&str>,
+    ) -> Result<Self> {
         let copies = workload.copies();
-        let service = Service::new(stand, copies)?;
+        let service = Service::new(stand, copies, commits)?;
         if copies {
             service.migrate()?;
         } else {
@@ -202,13 +233,17 @@ struct Service {
 }
 
 impl Service {
-    fn new(stand: &Stand, copies: bool) -> Result<Self> {
+    fn new(stand: &Stand, copies: bool, commits: Commits) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("pgsluice-bench-").tempdir()?;
         let config = dir.path().join("pgsluice.toml");
+        let commits = match commits.setting() {
+            None => String::new(),
+            Some(setting) => format!("synchronous_commit = \"{setting}\"\n"),
+        };
         let text = format!(
             "[service]\nlisten = \"127.0.0.1:{}\"\n[target]\nurl = \"{}\"\n[[subscriptions]]\n\
              name = \"{SLUICE}\"\npublisher = \"{}\"\npublications = [\"{PUBLICATION}\"]\n\
-             copy_data = {copies}\ncreate_slot = {copies}\n",
+             copy_data = {copies}\ncreate_slot = {copies}\n{commits}",
             free_port()?,
             stand.target.conninfo(SLUICE_DB, SUPERUSER),
             stand.publisher.conninfo(PUBLISHER_DB, SUPERUSER),
@@ -282,10 +317,15 @@ async fn wait(session: &Session, sql: &str) -> Result<()> {
 }
 
 /// A contestant that keeps running, for the latency of single commits.
-pub(crate) async fn running(stand: &Stand, of: Competitor, profile: Option<&str>) -> Result<Running> {
+pub(crate) async fn running(
+    stand: &Stand,
+    of: Competitor,
+    commits: Commits,
+    profile: Option<&str>,
+) -> Result<Running> {
     let contestant = match of {
-        Competitor::Builtin => Contestant::builtin(stand, Workload::Inserts).await?,
-        Competitor::Sluice => Contestant::sluice(stand, Workload::Inserts, profile).await?,
+        Competitor::Builtin => Contestant::builtin(stand, Workload::Inserts, commits).await?,
+        Competitor::Sluice => Contestant::sluice(stand, Workload::Inserts, commits, profile).await?,
     };
     let process = contestant.start(stand).await?;
     let publisher = stand.at_publisher().await?;

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::Result;
-use crate::contestant::{Competitor, running};
+use crate::contestant::{Commits, Competitor, running};
 use crate::stand::Stand;
 use crate::workload::Workload;
 
@@ -21,14 +21,19 @@ pub(crate) struct Latency {
     pub(crate) commits: usize,
 }
 
-pub(crate) async fn run(stand: &Stand, scale: f64, profile: Option<&str>) -> Result<[Latency; 2]> {
+pub(crate) async fn run(
+    stand: &Stand,
+    scale: f64,
+    commits_wait: Commits,
+    profile: Option<&str>,
+) -> Result<[Latency; 2]> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of commits")]
     let commits = ((COMMITS * scale) as u32).max(COMMITS_MIN);
     stand.databases().await?;
     Workload::Inserts.prepare(stand, scale).await?;
     let mut latencies = Vec::new();
     for of in [Competitor::Builtin, Competitor::Sluice] {
-        let contestant = running(stand, of, profile).await?;
+        let contestant = running(stand, of, commits_wait, profile).await?;
         stand.publisher.set("synchronous_standby_names", of.slot())?;
         reload(stand).await?;
         latencies.push(commit_all(stand, commits).await?);

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use contestant::Contestant;
+use contestant::{Commits, Contestant};
 use report::{Latencies, Outcome, Report};
 use stand::Stand;
 use workload::Workload;
@@ -71,8 +71,11 @@ async fn main() -> Result<()> {
         }
     }
     if latency {
-        let [builtin, sluice] = latency::run(&stand, arguments.scale, arguments.profile.as_deref()).await?;
-        report.latencies = Some(Latencies { builtin, sluice });
+        for commits in [Commits::Off, Commits::On] {
+            let profile = arguments.profile.as_deref();
+            let [builtin, sluice] = latency::run(&stand, arguments.scale, commits, profile).await?;
+            report.latencies.push(Latencies { commits, builtin, sluice });
+        }
     }
     println!("\n{}", report.text());
     if let Some(path) = &arguments.write {
@@ -97,8 +100,9 @@ fn chosen(names: &[String]) -> Result<(Vec<Workload>, bool)> {
 async fn run(stand: &Stand, workload: Workload, round: u32, arguments: &Arguments) -> Result<Outcome> {
     stand.databases().await?;
     workload.prepare(stand, arguments.scale).await?;
-    let builtin = Contestant::builtin(stand, workload).await?;
-    let sluice = Contestant::sluice(stand, workload, arguments.profile.as_deref()).await?;
+    let commits = Commits::AsTheyCome;
+    let builtin = Contestant::builtin(stand, workload, commits).await?;
+    let sluice = Contestant::sluice(stand, workload, commits, arguments.profile.as_deref()).await?;
     workload.change(stand, arguments.scale).await?;
     let (builtin, sluice) = if round.is_multiple_of(2) {
         let builtin = builtin.catch_up(stand).await?;

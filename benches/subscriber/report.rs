@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::Result;
-use crate::contestant::Run;
+use crate::contestant::{Commits, Run};
 use crate::latency::Latency;
 use crate::measure::Group;
 use crate::stand::Stand;
@@ -25,6 +25,7 @@ pub(crate) struct Outcome {
 
 #[derive(Debug)]
 pub(crate) struct Latencies {
+    pub(crate) commits: Commits,
     pub(crate) builtin: Latency,
     pub(crate) sluice: Latency,
 }
@@ -34,8 +35,9 @@ pub(crate) struct Report {
     machine: String,
     major: u32,
     command: String,
+    cores: usize,
     outcomes: Vec<(Workload, Vec<Outcome>)>,
-    pub(crate) latencies: Option<Latencies>,
+    pub(crate) latencies: Vec<Latencies>,
 }
 
 impl Report {
@@ -53,7 +55,7 @@ impl Report {
             let _ = write!(command, " --scale {scale}");
             let _ = write!(machine, "; counts are multiplied by {scale}");
         }
-        Self { machine, major, command, outcomes: Vec::new(), latencies: None }
+        Self { machine, major, command, outcomes: Vec::new(), latencies: Vec::new(), cores }
     }
 
     pub(crate) fn add(&mut self, workload: Workload, outcome: Outcome) {
@@ -67,28 +69,38 @@ impl Report {
     pub(crate) fn text(&self) -> String {
         let mut text = format!("{}. Made by `{}`.\n\n", self.machine, self.command);
         text.push_str(
-            "| workload | built-in, s | pgsluice, s | ratio | rounds' ratios | CPU built-in: walsender + apply, s \
+            "| workload | built-in, s | pgsluice, s | ratio | rounds' ratios | bound | CPU built-in: walsender + apply, s \
              | CPU pgsluice: walsender + pgsluice + target, s | pgsluice's CPU / apply worker's | peak, MiB |\n\
-             | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |\n",
+             | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |\n",
         );
         let mut ratios = Vec::new();
         for (workload, outcomes) in &self.outcomes {
-            let (line, ratio) = row(*workload, outcomes);
+            let (line, ratio) = row(*workload, outcomes, self.cores);
             text.push_str(&line);
             if !workload.copies() {
                 ratios.push(ratio);
             }
         }
+        text.push_str(
+            "\nThe bound is the ratio that there would be if the busiest process (or, all together, the cores) never \
+             waited: what is between it and the ratio is pgsluice's to gain, the rest is the servers' work.\n",
+        );
         if ratios.len() > 1 {
             #[expect(clippy::cast_precision_loss, reason = "seven workloads")]
             let mean = (ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64).exp();
             let _ = writeln!(text, "\nGeometric mean of the streamed workloads' ratios: **{mean:.2}**.");
         }
-        if let Some(Latencies { builtin, sluice }) = &self.latencies {
+        for Latencies { commits, builtin, sluice } in &self.latencies {
+            let wait = match commits {
+                Commits::AsTheyCome => "as by default",
+                Commits::Off => "do not wait for its disk (`off`, the built-in subscriber's default)",
+                Commits::On => "wait for its disk (`on`, pgsluice's default)",
+            };
             let _ = writeln!(
                 text,
                 "\nLatency of {} commits under `synchronous_commit = remote_apply`, one after another, \
-                 milliseconds:\n\n| | p50 | p99 | longest |\n| --- | ---: | ---: | ---: |",
+                 milliseconds; commits on the target {wait}:\n\n| | p50 | p99 | longest |\n\
+                 | --- | ---: | ---: | ---: |",
                 builtin.commits
             );
             for (name, latency) in [("built-in", builtin), ("pgsluice", sluice)] {
@@ -143,7 +155,7 @@ pub(crate) fn progress(workload: Workload, round: u32, outcome: &Outcome) -> Str
     )
 }
 
-fn row(workload: Workload, outcomes: &[Outcome]) -> (String, f64) {
+fn row(workload: Workload, outcomes: &[Outcome], cores: usize) -> (String, f64) {
     let builtin = |of: &dyn Fn(&Run) -> f64| median(outcomes.iter().map(|outcome| of(&outcome.builtin)));
     let sluice = |of: &dyn Fn(&Run) -> f64| median(outcomes.iter().map(|outcome| of(&outcome.sluice)));
     let cpu = |group: Group| move |run: &Run| run.cpu.seconds(group);
@@ -152,15 +164,18 @@ fn row(workload: Workload, outcomes: &[Outcome]) -> (String, f64) {
     let each: Vec<_> =
         outcomes.iter().map(|o| format!("{:.2}", o.builtin.seconds / o.sluice.seconds)).collect();
     let apply = builtin(&cpu(Group::Target));
-    let own = sluice(&cpu(Group::Sluice));
+    let [walsender, own, target] =
+        [Group::Publisher, Group::Sluice, Group::Target].map(|group| sluice(&cpu(group)));
+    #[expect(clippy::cast_precision_loss, reason = "a number of cores")]
+    let all = (walsender + own + target) / cores.max(1) as f64;
+    let bound = b / walsender.max(target).max(all);
     let line = format!(
-        "| {}: {} | {b:.2} | {s:.2} | **{ratio:.2}** | {} | {:.2} + {apply:.2} | {:.2} + {own:.2} + {:.2} | {:.0} % | {:.0} |\n",
+        "| {}: {} | {b:.2} | {s:.2} | **{ratio:.2}** | {} | {bound:.2} \
+         | {:.2} + {apply:.2} | {walsender:.2} + {own:.2} + {target:.2} | {:.0} % | {:.0} |\n",
         workload.letter(),
         workload.title(),
         each.join(" "),
         builtin(&cpu(Group::Publisher)),
-        sluice(&cpu(Group::Publisher)),
-        sluice(&cpu(Group::Target)),
         100.0 * own / apply,
         sluice(&mebibytes),
     );

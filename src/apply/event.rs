@@ -41,13 +41,11 @@ impl Event {
         }
     }
 
-    /// Bytes that it keeps alive, roughly.
+    /// Bytes of the rows that it keeps alive.
     pub(super) fn size_bytes(&self) -> usize {
-        const OVERHEAD_BYTES: usize = 128;
-        let rows = match self {
+        match self {
             Self::Change { change, .. } => change.size_bytes(),
             Self::Begin(_) | Self::Truncate { .. } | Self::Commit { .. } | Self::Idle(_) => 0,
-        };
-        rows + OVERHEAD_BYTES
+        }
     }
 }

@@ -9,8 +9,8 @@ use crate::telemetry::Tally;
 
 /// A batch holds at most so many changes…
 const BATCH_CHANGES_MAX: usize = 16_384;
-/// …and bytes, roughly. A transaction larger than this goes in slices.
-const BATCH_BYTES_MAX: usize = 6 << 20;
+/// …and bytes of rows. A transaction larger than this goes in slices.
+const BATCH_BYTES_MAX: usize = 4 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
