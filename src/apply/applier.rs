@@ -12,7 +12,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::compact::compact;
 use super::event::Event;
@@ -22,8 +21,7 @@ use super::intake::{Intake, Taken};
 use super::pipeline::{Batch, Open, Pipeline};
 use super::progress;
 use super::tables::Tables;
-use super::{ApplyError, ExactBecause, Membership, TargetSession};
-use crate::conflict::ConflictReport;
+use super::{Applied, ApplyError, How, Membership, Outcome, Start, TargetSession};
 use crate::error::ServerError;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
 use crate::pgoutput::{Format, Message, Relation};
@@ -75,62 +73,6 @@ enum Todo {
     EndSlices,
     /// A transaction in progress was rolled back.
     RollBack,
-}
-
-/// What became of the stream so far.
-#[derive(Debug)]
-pub enum Outcome {
-    /// Nothing durable yet.
-    Pending,
-    /// Everything up to `lsn` is durable in the target, or needs nothing there.
-    Durable { lsn: Lsn, transaction: Option<Applied> },
-    /// A target transaction is durable: a batch of sets, or one transaction applied exactly.
-    Batch { lsn: Lsn, last: Applied, tally: Tally, took: Duration },
-    /// How changes of a table will be applied: row by row for this reason, or in sets.
-    Planned { source: QualifiedName, exact_because: Option<ExactBecause> },
-    /// A batch could not be applied as sets and goes row by row.
-    FellBack {
-        /// Without the server's words, which may quote a row's values.
-        cause: String,
-    },
-    /// A transaction was rolled back; this is why.
-    Conflict(Box<ConflictReport>),
-}
-
-/// A transaction (the last of several, for a batch) that ended well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Applied {
-    /// Where it finishes: its commit record.
-    pub commit_lsn: Lsn,
-    /// When it committed on the publisher, µs since the Unix epoch.
-    pub commit_time_us: i64,
-    /// Changes in it, those of other tables included.
-    pub changes: u64,
-    pub how: How,
-}
-
-/// How a transaction ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
-    /// Its rows are in the target.
-    Committed,
-    /// None of its rows concern the target.
-    Empty,
-    /// Passed over on an operator's word.
-    Skipped,
-}
-
-/// Where an applier begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Start {
-    /// The progress row's position.
-    pub recorded: Lsn,
-    /// Pass over the transaction that finishes here.
-    pub skip: Option<Lsn>,
-    /// Apply exactly until the transaction that finishes here is through.
-    pub exact_until: Option<Lsn>,
-    /// How the publisher sends values.
-    pub format: Format,
 }
 
 impl<'a> Applier<'a> {
@@ -298,9 +240,11 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// Nothing more has come for now: an idle target gets what there is.
+    /// Nothing more has come for now: an idle target gets what there is, a busy one what has waited long.
     pub async fn flush(&mut self) -> Result<(), ApplyError> {
-        if self.pipeline.is_idle() && self.pipeline.open() == Open::No && self.gathered.has_whole() {
+        let wanted = self.pipeline.is_idle() && self.gathered.has_whole();
+        let due = self.gathered.is_old() && !self.pipeline.is_full();
+        if (wanted || due) && self.pipeline.open() == Open::No {
             self.send_whole().await?;
         }
         Ok(())

@@ -1,5 +1,9 @@
 //! Events that wait to be sent: whole transactions first, then what there is of the next.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use super::event::Event;
 use super::plan::RowChange;
 use super::{Applied, How, unix_time_us};
@@ -11,6 +15,8 @@ use crate::telemetry::Tally;
 const BATCH_CHANGES_MAX: usize = 16_384;
 /// …and bytes of rows. A transaction larger than this goes in slices.
 const BATCH_BYTES_MAX: usize = 4 << 20;
+/// What has waited so long is sent ahead, though the target is still busy with what came before.
+const BATCH_AGE_MAX: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
@@ -18,11 +24,16 @@ pub(super) struct Gathered {
     bytes: usize,
     /// How many of them, from the first on, are whole transactions.
     whole: usize,
+    /// When the first of them came.
+    since: Option<Instant>,
 }
 
 impl Gathered {
     #[inline]
     pub(super) fn push(&mut self, event: Event) {
+        if self.events.is_empty() {
+            self.since = Some(Instant::now());
+        }
         self.bytes += event.size_bytes();
         self.events.push(event);
     }
@@ -38,6 +49,11 @@ impl Gathered {
 
     pub(super) fn is_full(&self) -> bool {
         self.events.len() >= BATCH_CHANGES_MAX || self.bytes >= BATCH_BYTES_MAX
+    }
+
+    /// Whether whole transactions have waited long enough for a target that is busy.
+    pub(super) fn is_old(&self) -> bool {
+        self.has_whole() && self.since.is_some_and(|since| since.elapsed() >= BATCH_AGE_MAX)
     }
 
     pub(super) fn has_whole(&self) -> bool {

@@ -8,8 +8,8 @@
 //! - Rows and progress commit together (`progress`).
 //! - A position is handed back as applied only after its COMMIT returned.
 //! - Nothing here retries or pauses: failures go up to `subscription`, which decides.
-//! - This module never sees wire bytes (`pgoutput`) and decides nothing by a clock: it only
-//!   measures how long the target takes.
+//! - This module never sees wire bytes (`pgoutput`). A clock only decides when what has gathered is
+//!   sent, never what is applied.
 
 mod applier;
 mod array;
@@ -25,6 +25,7 @@ mod exact;
 mod executor;
 mod gathered;
 mod intake;
+mod outcome;
 mod pipeline;
 pub mod plan;
 mod planned;
@@ -36,9 +37,10 @@ pub mod statement;
 mod tables;
 mod whole;
 
-pub use applier::{Applied, Applier, How, Outcome, Start, Work};
+pub use applier::{Applier, Work};
 pub use catch_up::CatchUp;
 pub use error::{ApplyError, FailedChange};
+pub use outcome::{Applied, How, Outcome, Start};
 /// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01).
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
