@@ -4,7 +4,7 @@
 //! the bytes. So do values that came in binary, as they came. Everything else goes as an array
 //! literal, which the target's `array_in` takes apart and hands to the element type's input function.
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::BufMut as _;
 use tokio_postgres::types::{Kind, Type};
 
 use super::plan::Param;
@@ -17,15 +17,15 @@ pub(super) struct NoElement;
 /// Column `column` of `rows` as a parameter of the array type `ty`.
 pub(super) fn column_array(rows: &[&Tuple], column: usize, ty: &Type) -> Result<Param, NoElement> {
     let array = ColumnArray { rows, column };
-    let mut out = BytesMut::with_capacity(rows.len() * 16);
+    let mut out = Vec::with_capacity(array.size_bytes());
     match array.layout(ty) {
         Layout::Binary(element, elements) => {
             array.binary(element, elements, &mut out)?;
-            Ok(Param::Binary(out.freeze()))
+            Ok(Param::Binary(out.into()))
         }
         Layout::Literal(quoting) => {
             array.literal(quoting, &mut out)?;
-            Ok(Param::Text(out.freeze()))
+            Ok(Param::Text(out.into()))
         }
     }
 }
@@ -60,6 +60,14 @@ enum Quoting {
 }
 
 impl ColumnArray<'_> {
+    /// Bytes of the array, roughly: growing it step by step would move most of them twice.
+    fn size_bytes(&self) -> usize {
+        const HEADER_BYTES: usize = 20;
+        const ELEMENT_BYTES: usize = 5;
+        let values = self.values().flatten().filter_map(Value::as_bytes);
+        HEADER_BYTES + self.rows.len() * ELEMENT_BYTES + values.map(<[u8]>::len).sum::<usize>()
+    }
+
     /// The first value that is one tells how all of a column come.
     fn layout(&self, array: &Type) -> Layout {
         let Kind::Array(element) = array.kind() else { return Layout::Literal(Quoting::Always) };
@@ -87,7 +95,7 @@ impl ColumnArray<'_> {
     }
 
     /// `array_recv` in PostgreSQL's `arrayfuncs.c`: one dimension from 1 on.
-    fn binary(&self, element: u32, elements: Elements, out: &mut BytesMut) -> Result<(), NoElement> {
+    fn binary(&self, element: u32, elements: Elements, out: &mut Vec<u8>) -> Result<(), NoElement> {
         out.put_i32(1);
         out.put_i32(1);
         out.put_u32(element);
@@ -111,7 +119,7 @@ impl ColumnArray<'_> {
     }
 
     /// `array_in` in PostgreSQL's `arrayfuncs.c`.
-    fn literal(&self, quoting: Quoting, out: &mut BytesMut) -> Result<(), NoElement> {
+    fn literal(&self, quoting: Quoting, out: &mut Vec<u8>) -> Result<(), NoElement> {
         out.put_u8(b'{');
         for (n, value) in self.values().enumerate() {
             if n > 0 {
@@ -129,7 +137,7 @@ impl ColumnArray<'_> {
     }
 }
 
-fn quoted(bytes: &[u8], out: &mut BytesMut) {
+fn quoted(bytes: &[u8], out: &mut Vec<u8>) {
     out.reserve(bytes.len() + 2);
     out.put_u8(b'"');
     let mut rest = bytes;
