@@ -54,7 +54,7 @@ impl NetStream {
         session.peer_certificates()?.first().and_then(|cert| binding::tls_server_end_point(cert))
     }
 
-    /// For a stream that much may come through at a time: see [`PacedTcp`].
+    /// For a stream that much may come through at a time: see `paced`.
     pub fn pace(&mut self) {
         match self {
             Self::Tcp(tcp) => tcp.pace(),
