@@ -7,12 +7,15 @@ use pgsluice::demo::cluster::{Cluster, ClusterOptions, Durability, SUPERUSER, Te
 use crate::Result;
 
 /// What both servers are set to, beside `fsync = on` and logical WAL. Vacuum is done where it is due,
-/// not whenever its launcher wakes up: two contestants would meet it at different moments.
+/// not whenever its launcher wakes up: two contestants would meet it at different moments. A worker of the
+/// built-in subscriber may start again at once: by default it would wait until five seconds after its last
+/// start, which is no work.
 const SETTINGS: &[(&str, &str)] = &[
     ("shared_buffers", "256MB"),
     ("max_wal_size", "4GB"),
     ("checkpoint_timeout", "30min"),
     ("autovacuum", "off"),
+    ("wal_retrieve_retry_interval", "100ms"),
 ];
 
 /// The publisher's database.
