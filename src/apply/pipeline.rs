@@ -8,7 +8,8 @@
 //! Every statement guards itself (`sets`; the tables' `stamp` and the progress row's compare-and-set
 //! fail the same way), so a batch whose rows differ from the plan is aborted by the server, and its COMMIT rolls
 //! back. The next batch then finds the progress row not where it expects it, and fails, too: commits
-//! stay in order and nothing overtakes a failure. A long way to the target costs latency, not speed.
+//! stay in order and nothing overtakes a failure. Only a slice, whose COMMIT is not sent yet, may leave the
+//! counting to its answer: the last slice is sent when all others have been answered. A long way to the target costs latency, not speed.
 //!
 //! # Invariants
 //! - At most [`BATCHES_MAX`] batches are under way; each is bounded by its sender.

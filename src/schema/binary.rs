@@ -22,7 +22,7 @@
 //! array is one, since rows of arrays cannot be put together as an array (`ArrayInput`).
 
 use super::render::{element_name, is_builtin};
-use super::{ArrayInput, ColumnPlan, PublishedRelation, TargetTable, TypeName};
+use super::{ArrayInput, ColumnPlan, PublishedColumn, PublishedRelation, TargetTable, TypeName};
 
 /// Alphabetical.
 const STABLE: &[&str] = &[
@@ -115,14 +115,16 @@ pub fn binary_form(published: &TypeName, target_base: &TypeName, input: ArrayInp
 /// The first published column whose values cannot travel in binary; none if all can. Columns that the
 /// target lacks are no concern here.
 #[must_use]
-pub fn first_unusable<'a>(published: &'a PublishedRelation, target: &TargetTable) -> Option<&'a str> {
-    let column = published.columns.iter().find(|column| {
+pub fn first_unusable<'a>(
+    published: &'a PublishedRelation,
+    target: &TargetTable,
+) -> Option<&'a PublishedColumn> {
+    published.columns.iter().find(|column| {
         let found = target.columns.iter().find(|found| found.name == column.name);
         found.is_some_and(|found| {
             binary_form(&column.ty, &found.base_type, found.array_input) == BinaryForm::Unusable
         })
-    })?;
-    Some(&column.name)
+    })
 }
 
 /// The same for a table that has been planned.

@@ -179,10 +179,9 @@ async fn unusable_column(
     let targets = catalog::target_tables(&***session.client(), &names).await?;
     Ok(relations.iter().zip(&targets).find_map(|(&(published, _), target)| {
         let column = first_unusable(published, target.as_ref()?)?;
-        let ty = published.columns.iter().find(|published| published.name == column)?;
         Some(format!(
-            "column \"{column}\" of {} is of type {}, which binary values are not used for here",
-            published.name, ty.ty.name
+            "column \"{}\" of {} is of type {}, which binary values are not used for here",
+            column.name, published.name, column.ty.name
         ))
     }))
 }

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use pgsluice::demo::Session;
+
 use crate::support::wait::until;
 use crate::support::world::World;
 
@@ -20,6 +22,14 @@ async fn world() -> World {
 
 fn fill(first: u32) -> String {
     format!("INSERT INTO t SELECT g, repeat('x', 250) FROM generate_series({first}, {}) g", first + ROWS - 1)
+}
+
+/// A session on the publisher whose open transaction is large enough to be sent in pieces.
+async fn begin_large(world: &World) -> Session {
+    let session = world.publisher.session().await;
+    session.batch("BEGIN").await.unwrap();
+    session.batch(&fill(1)).await.unwrap();
+    session
 }
 
 /// Waits until the target's transaction holds what has come of a transaction in progress.
@@ -46,9 +56,7 @@ async fn it_is_applied_before_it_ends_and_seen_when_it_has() {
     let world = world().await;
     let _service = world.run();
     world.wait_state("streaming").await;
-    let open = world.publisher.session().await;
-    open.batch("BEGIN").await.unwrap();
-    open.batch(&fill(1)).await.unwrap();
+    let open = begin_large(&world).await;
     open.batch("UPDATE t SET a = 'changed' WHERE id % 7 = 0; DELETE FROM t WHERE id % 11 = 0").await.unwrap();
     wait_applying(&world).await;
     assert_eq!(world.target.value("SELECT count(*) FROM t").await.as_deref(), Some("1"));
@@ -62,9 +70,7 @@ async fn a_transaction_that_is_rolled_back_leaves_nothing() {
     let world = world().await;
     let _service = world.run();
     world.wait_state("streaming").await;
-    let open = world.publisher.session().await;
-    open.batch("BEGIN").await.unwrap();
-    open.batch(&fill(1)).await.unwrap();
+    let open = begin_large(&world).await;
     wait_applying(&world).await;
     open.batch("ROLLBACK").await.unwrap();
     world.publisher.exec("INSERT INTO t VALUES (5, 'after')").await;
@@ -85,9 +91,7 @@ async fn what_commits_in_between_comes_first() {
     let world = world().await;
     let service = world.run();
     world.wait_state("streaming").await;
-    let open = world.publisher.session().await;
-    open.batch("BEGIN").await.unwrap();
-    open.batch(&fill(1)).await.unwrap();
+    let open = begin_large(&world).await;
     wait_applying(&world).await;
     // Also into the same table, and of the same size.
     world.publisher.exec("INSERT INTO other VALUES (1, 'first')").await;
@@ -110,9 +114,7 @@ async fn a_part_that_is_rolled_back_is_left_out() {
     let world = world().await;
     let _service = world.run();
     world.wait_state("streaming").await;
-    let open = world.publisher.session().await;
-    open.batch("BEGIN").await.unwrap();
-    open.batch(&fill(1)).await.unwrap();
+    let open = begin_large(&world).await;
     open.batch("SAVEPOINT a").await.unwrap();
     open.batch(&fill(100_000)).await.unwrap();
     open.batch("SAVEPOINT b; UPDATE t SET a = 'within' WHERE id = 1; RELEASE b").await.unwrap();
@@ -128,9 +130,7 @@ async fn a_conflict_within_it_is_found_once_it_has_committed() {
     let _service = world.run();
     world.wait_state("streaming").await;
     world.target.exec(format!("INSERT INTO t VALUES ({ROWS}, 'ours')")).await;
-    let open = world.publisher.session().await;
-    open.batch("BEGIN").await.unwrap();
-    open.batch(&fill(1)).await.unwrap();
+    let open = begin_large(&world).await;
     open.batch("COMMIT").await.unwrap();
     let paused = world.wait_paused("conflict").await;
     let id = paused.conflict_id().expect("a paused conflict has a number");
@@ -148,9 +148,7 @@ async fn one_that_stands_still_does_not_keep_the_targets_rows_locked() {
     let world = world().await;
     let _service = world.run();
     world.wait_state("streaming").await;
-    let open = world.publisher.session().await;
-    open.batch("BEGIN").await.unwrap();
-    open.batch(&fill(1)).await.unwrap();
+    let open = begin_large(&world).await;
     wait_applying(&world).await;
     // Waits for whoever has inserted the same row, for as long as that has not ended.
     let ours = world.target.session().await;
