@@ -11,7 +11,6 @@
 //! transaction and names the change.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use super::compact::compact;
 use super::event::Event;
@@ -90,7 +89,7 @@ impl<'a> Applier<'a> {
             session,
             intake: Intake::new(Tables::new(members), start.format, start.recorded),
             exact: Exact::new(session, subscription.clone(), start.skip),
-            pipeline: Pipeline::new(Arc::clone(session.client()), subscription),
+            pipeline: Pipeline::new(session, subscription, start.format),
             recorded: start.recorded,
             mode,
             gathered: Gathered::default(),
@@ -358,14 +357,13 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// Up to the transaction that is being received, or the last one that went in slices.
+    /// Up to the transaction that is being received, or the last one that has been sent to the target.
     fn send_again(&self) -> ApplyError {
         if self.is_in_progress() {
             return ApplyError::SendWhole;
         }
-        ApplyError::SendAgain {
-            until: self.intake.finishes_at().map_or(self.sliced, |lsn| lsn.max(self.sliced)),
-        }
+        let sent = self.sliced.max(self.recorded);
+        ApplyError::SendAgain { until: self.intake.finishes_at().map_or(sent, |lsn| lsn.max(sent)) }
     }
 
     /// A transaction in progress was rolled back: so is what has been applied of it.

@@ -44,12 +44,19 @@ enum Layout {
     Literal(Quoting),
 }
 
+/// What a box takes beside its value.
+const BOX_BYTES: i32 = 12;
+
 /// What a binary array's elements may have come as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Elements {
     /// Text and binary are the same bytes.
     Any,
     Binary,
+    /// The same, each to be put into a composite with one field of this type (`pgsluice.boxed_…`).
+    Boxed {
+        field: u32,
+    },
 }
 
 /// Whether elements can hold characters that an array literal gives a meaning.
@@ -71,6 +78,11 @@ impl ColumnArray<'_> {
     /// The first value that is one tells how all of a column come.
     fn layout(&self, array: &Type) -> Layout {
         let Kind::Array(element) = array.kind() else { return Layout::Literal(Quoting::Always) };
+        if let Kind::Composite(fields) = element.kind()
+            && let [field] = fields.as_slice()
+        {
+            return Layout::Binary(element.oid(), Elements::Boxed { field: field.type_().oid() });
+        }
         let first = self.values().flatten().find(|value| *value != Value::Null);
         match *element {
             Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::JSON => {
@@ -108,11 +120,16 @@ impl ColumnArray<'_> {
                     continue;
                 }
                 (Some(Value::Text(bytes)), Elements::Any) | (Some(Value::Binary(bytes)), _) => bytes,
-                (Some(Value::Text(_)), Elements::Binary) | (Some(Value::Unchanged) | None, _) => {
-                    return Err(NoElement);
-                }
+                (Some(Value::Text(_) | Value::Unchanged) | None, _) => return Err(NoElement),
             };
-            out.put_i32(i32::try_from(bytes.len()).map_err(|_| NoElement)?);
+            let len = i32::try_from(bytes.len()).map_err(|_| NoElement)?;
+            if let Elements::Boxed { field } = elements {
+                // `record_recv` in PostgreSQL's `rowtypes.c`: one field, its type, its length.
+                out.put_i32(len.checked_add(BOX_BYTES).ok_or(NoElement)?);
+                out.put_i32(1);
+                out.put_u32(field);
+            }
+            out.put_i32(len);
             out.put_slice(bytes);
         }
         Ok(())
@@ -154,6 +171,8 @@ fn quoted(bytes: &[u8], out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use tokio_postgres::types::Field;
+
     use super::*;
     use crate::pgoutput::testing::tuple;
 
@@ -203,6 +222,23 @@ mod tests {
         assert_eq!(column_array(&rows, 0, &Type::INT8_ARRAY), Err(NoElement));
         let rows: Vec<&Tuple> = mixed.iter().rev().collect();
         assert_eq!(column_array(&rows, 0, &Type::INT8_ARRAY), Err(NoElement));
+    }
+
+    #[test]
+    fn arrays_go_in_boxes() {
+        let field = Field::new("value".to_owned(), Type::TEXT_ARRAY);
+        let boxed =
+            Type::new("boxed_text".to_owned(), 777, Kind::Composite(vec![field]), "pgsluice".to_owned());
+        let boxes = Type::new("_boxed_text".to_owned(), 778, Kind::Array(boxed), "pgsluice".to_owned());
+        let mut expected = Vec::new();
+        for word in [1_u32, 1, 777, 2, 1, 12 + 3, 1, 1009, 3] {
+            expected.extend_from_slice(&word.to_be_bytes());
+        }
+        expected.extend_from_slice(b"abc");
+        expected.extend_from_slice(&(-1_i32).to_be_bytes());
+        check(&boxes, &[Value::Binary(b"abc"), Value::Null], &expected);
+        let row = tuple(&[Value::Text(b"{a}")]);
+        assert_eq!(column_array(&[&row], 0, &boxes), Err(NoElement));
     }
 
     #[test]

@@ -59,6 +59,10 @@ pub enum ApplyError {
     /// A batch holds a value that no array can hold; row by row it can be applied.
     #[error("a batch cannot be applied as sets")]
     NotASet,
+    /// The target refused to begin a COPY, or what was sent before it in the transaction had failed. The
+    /// driver is then no longer in step with the server, and the session of no more use.
+    #[error("the target did not begin a COPY")]
+    CopyRefused(#[source] Box<ServerError>),
     /// A set met another number of rows than it was given; row by row it shows which.
     #[error("a set met another number of rows than it was given")]
     SetMissed,
@@ -90,7 +94,7 @@ impl ApplyError {
     #[must_use]
     pub fn server_error(&self) -> Option<&ServerError> {
         match self {
-            Self::Server(error) | Self::Refused { error, .. } => Some(error),
+            Self::Server(error) | Self::CopyRefused(error) | Self::Refused { error, .. } => Some(error),
             _ => None,
         }
     }

@@ -14,7 +14,7 @@ use crate::telemetry::Tally;
 /// A batch holds at most so many changes…
 const BATCH_CHANGES_MAX: usize = 16_384;
 /// …and bytes of rows. A transaction larger than this goes in slices.
-const BATCH_BYTES_MAX: usize = 4 << 20;
+const BATCH_BYTES_MAX: usize = 2 << 20;
 /// What has waited so long is sent ahead, though the target is still busy with what came before.
 const BATCH_AGE_MAX: Duration = Duration::from_millis(100);
 

@@ -18,6 +18,7 @@ pub mod bench;
 mod bind;
 mod catch_up;
 mod compact;
+mod copied;
 mod error;
 mod event;
 mod evidence;

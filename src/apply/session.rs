@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use super::ApplyError;
@@ -49,6 +50,9 @@ const SETTINGS: &[(&str, &str)] = &[
     ("tcp_keepalives_count", "3"),
 ];
 
+/// How many round trips are timed.
+const ROUND_TRIPS: u32 = 3;
+
 /// How long an abandoned statement may go on before the server is asked to cancel it.
 const RESET_PATIENCE: Duration = Duration::from_millis(200);
 /// How long an abandoned statement may keep a session from being used again.
@@ -78,6 +82,8 @@ const ORIGIN_ATTEMPTS_MAX: u32 = 50;
 pub struct TargetSession {
     client: Arc<PgClient>,
     conninfo: ConnInfo,
+    /// How long a statement that does nothing took, there and back.
+    round_trip: Duration,
     /// The server's process that serves this session.
     pid: i32,
     /// `session_replication_role` is `replica`: ordinary triggers and foreign keys do not act.
@@ -88,6 +94,17 @@ pub struct TargetSession {
     warnings: Vec<Diagnosis>,
     /// The session's replication origin, if it has one.
     origin: Option<String>,
+}
+
+/// The shortest of a few round trips: whoever is busy answers late, but nobody answers early.
+async fn round_trip(client: &Client) -> Result<Duration, ApplyError> {
+    let mut shortest = Duration::MAX;
+    for _ in 0..ROUND_TRIPS {
+        let asked = Instant::now();
+        client.batch_execute("").await?;
+        shortest = shortest.min(asked.elapsed());
+    }
+    Ok(shortest)
 }
 
 impl TargetSession {
@@ -110,6 +127,7 @@ impl TargetSession {
         if let Some(error) = refused(&client, NOTICE_A_DEAD_CLIENT).await? {
             tracing::debug!(%error, "the target does not look for lost clients");
         }
+        let round_trip = round_trip(&client).await?;
         let row = client
             .query_one("SELECT current_user::pg_catalog.text, pg_catalog.pg_backend_pid()", &[])
             .await
@@ -117,6 +135,7 @@ impl TargetSession {
         let mut session = Self {
             client: Arc::new(client),
             conninfo: conninfo.clone(),
+            round_trip,
             pid: row.try_get(1).map_err(ApplyError::from)?,
             replica: Replica::No,
             role: row.try_get(0).map_err(ApplyError::from)?,
@@ -129,6 +148,10 @@ impl TargetSession {
 
     pub fn client(&self) -> &Arc<PgClient> {
         &self.client
+    }
+
+    pub(super) fn round_trip(&self) -> Duration {
+        self.round_trip
     }
 
     pub fn replica(&self) -> Replica {

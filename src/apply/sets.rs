@@ -12,7 +12,9 @@ use super::planned::Replica;
 use super::statement::{ColumnSet, identity_columns, scan_target};
 use super::whole;
 use crate::pg::quote_ident;
-use crate::schema::{ArrayInput, ColumnPlan, RowIdentity, TablePlan};
+use crate::pgoutput::Format;
+use crate::schema::binary::array_box;
+use crate::schema::{ArrayInput, BinaryForm, ColumnPlan, RowIdentity, TablePlan, TypeName};
 
 /// Why a table's changes are applied row by row, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,9 +96,9 @@ pub(super) fn answers_count(kind: &SetKind) -> bool {
 
 /// The statement. Its last parameter (but for INSERT, and where the answer is counted) is the number of
 /// rows, an int8.
-pub(super) fn set_sql(table: &TablePlan, kind: &SetKind, counted: Count) -> String {
+pub(super) fn set_sql(table: &TablePlan, kind: &SetKind, counted: Count, format: Format) -> String {
     let (values, identity) = parameters(table, kind);
-    let source = Source::new(table, &values, &identity);
+    let source = Source::new(table, &values, &identity, format);
     let target = scan_target(table);
     let same = source.identity_condition(table, &identity);
     let count = source.parameters + 1;
@@ -117,8 +119,8 @@ pub(super) fn set_sql(table: &TablePlan, kind: &SetKind, counted: Count) -> Stri
             let change = format!("UPDATE {target} AS t SET {assignments} FROM {} WHERE {same}", source.from);
             counted_change(change, counted, count)
         }
-        SetKind::UpdateWhole { set, null } => whole::sql(table, Some(set), null),
-        SetKind::DeleteWhole { null } => whole::sql(table, None, null),
+        SetKind::UpdateWhole { set, null } => whole::sql(table, Some(set), null, format),
+        SetKind::DeleteWhole { null } => whole::sql(table, None, null, format),
         SetKind::Delete => {
             let change = format!("DELETE FROM {target} AS t USING {} WHERE {same}", source.from);
             counted_change(change, counted, count)
@@ -170,15 +172,17 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn new(table: &TablePlan, values: &[usize], identity: &[usize]) -> Self {
+    pub(super) fn new(table: &TablePlan, values: &[usize], identity: &[usize], format: Format) -> Self {
         let mut arrays = Vec::new();
         let mut read = |&i: &usize| -> Option<String> {
             let column = table.columns.get(i)?;
             let n = arrays.len() + 1;
-            arrays.push(format!("pg_catalog.unnest(${n}::{}[]) AS c{n}", element_type(column)));
-            Some(match column.array_input {
-                ArrayInput::OfType => format!("s.c{n}"),
-                ArrayInput::OfText => format!("s.c{n}::{}", type_sql(column)),
+            let element = Element::of(column, format);
+            arrays.push(format!("pg_catalog.unnest(${n}::{}[]) AS c{n}", element.type_sql(column)));
+            Some(match element {
+                Element::Value => format!("s.c{n}"),
+                Element::Text => format!("s.c{n}::{}", quoted(&column.ty)),
+                Element::Boxed(_) => format!("(s.c{n}).value"),
             })
         };
         let values: Vec<String> = values.iter().filter_map(&mut read).collect();
@@ -220,17 +224,36 @@ impl Source {
     }
 }
 
-/// What the array's elements are. Below a domain, so that its constraints act when the value is
-/// assigned; text where arrays of the type cannot be taken apart.
-fn element_type(column: &ColumnPlan) -> String {
-    match column.array_input {
-        ArrayInput::OfType => {
-            format!("{}.{}", quote_ident(&column.base_type.schema), quote_ident(&column.base_type.name))
+/// What a parameter's elements are.
+enum Element {
+    /// The values. Below a domain, so that its constraints act when the value is assigned.
+    Value,
+    /// Their text, where arrays of the type cannot be taken apart.
+    Text,
+    /// The same, for values that come in binary.
+    Boxed(TypeName),
+}
+
+impl Element {
+    fn of(column: &ColumnPlan, format: Format) -> Self {
+        match (column.array_input, column.binary, format) {
+            (ArrayInput::OfType, _, _) => Self::Value,
+            (ArrayInput::OfText, BinaryForm::Native, Format::Binary) => {
+                array_box(&column.base_type).map_or(Self::Text, Self::Boxed)
+            }
+            (ArrayInput::OfText, _, _) => Self::Text,
         }
-        ArrayInput::OfText => "pg_catalog.text".to_owned(),
+    }
+
+    fn type_sql(&self, column: &ColumnPlan) -> String {
+        match self {
+            Self::Value => quoted(&column.base_type),
+            Self::Text => "pg_catalog.text".to_owned(),
+            Self::Boxed(ty) => quoted(ty),
+        }
     }
 }
 
-fn type_sql(column: &ColumnPlan) -> String {
-    format!("{}.{}", quote_ident(&column.ty.schema), quote_ident(&column.ty.name))
+fn quoted(ty: &TypeName) -> String {
+    format!("{}.{}", quote_ident(&ty.schema), quote_ident(&ty.name))
 }

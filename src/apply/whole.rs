@@ -17,6 +17,7 @@ use std::fmt::Write as _;
 use super::sets::{Source, assignments, guarded, not_null};
 use super::statement::{ColumnSet, scan_target};
 use crate::pg::quote_ident;
+use crate::pgoutput::Format;
 use crate::schema::{TableKind, TablePlan, TypeName};
 
 /// These have no order among their values, by which equals could be numbered.
@@ -41,10 +42,10 @@ pub(super) fn suits(table: &TablePlan) -> bool {
 
 /// The statement that changes rows (or, without `set`, deletes them) whose columns in `null` are NULL.
 /// Its parameters: the new values' arrays, the old rows' arrays, the number of rows.
-pub(super) fn sql(table: &TablePlan, set: Option<&ColumnSet>, null: &ColumnSet) -> String {
+pub(super) fn sql(table: &TablePlan, set: Option<&ColumnSet>, null: &ColumnSet, format: Format) -> String {
     let values: Vec<usize> = set.map(|set| set.iter().collect()).unwrap_or_default();
     let identity = not_null(table, null);
-    let source = Source::new(table, &values, &identity);
+    let source = Source::new(table, &values, &identity, format);
     let whole = Whole { table, identity, source };
     let target = scan_target(table);
     let met = format!(

@@ -7,49 +7,20 @@
 //! query locks its table until the transaction ends, so the types cannot change behind the answer. It
 //! takes no privilege that COPY does not take.
 
-use std::fmt;
-
 use tokio_postgres::Client;
 
 use super::{CopyError, Side};
 use crate::config::Auto;
 use crate::pg::{QualifiedName, quote_ident};
 use crate::schema::binary::same_in_binary;
-use crate::schema::{PublishedTable, TablePlan, TypeName, copy_query};
+use crate::schema::{CopyFormat, PublishedTable, TablePlan, TypeName, copy_in_sql, copy_query};
 
-/// How values look on their way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CopyFormat {
-    Text,
-    /// Spares both servers the text: a third of the target's work for a row of numbers and times,
-    /// and never more than text takes (measured for the types of [`same_in_binary`]).
-    Binary,
-}
-
-impl CopyFormat {
-    const fn option(self) -> &'static str {
-        match self {
-            Self::Text => "",
-            Self::Binary => " WITH (FORMAT binary)",
-        }
-    }
-
-    /// Messages that the publisher sends beside one a row: the end of binary data is one of its own,
-    /// while the beginning comes with the first that there is (`CopyTo` in PostgreSQL's `copyto.c`).
-    pub(super) const fn extra_messages(self) -> u64 {
-        match self {
-            Self::Text => 0,
-            Self::Binary => 1,
-        }
-    }
-}
-
-impl fmt::Display for CopyFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Text => "text",
-            Self::Binary => "binary",
-        })
+/// Messages that the publisher sends beside one a row: the end of binary data is one of its own,
+/// while the beginning comes with the first that there is (`CopyTo` in PostgreSQL's `copyto.c`).
+pub(super) const fn extra_messages(format: CopyFormat) -> u64 {
+    match format {
+        CopyFormat::Text => 0,
+        CopyFormat::Binary => 1,
     }
 }
 
@@ -57,7 +28,8 @@ impl fmt::Display for CopyFormat {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CopyCommands {
     out: String,
-    r#in: String,
+    /// In text, and in binary.
+    r#in: [String; 2],
     /// Queries for the same columns, publisher's and target's, that are only parsed: for their types.
     /// None if binary is not wanted, or if there are no columns: such rows are empty lines.
     types: Option<(String, String)>,
@@ -68,7 +40,6 @@ impl CopyCommands {
     pub fn new(published: &PublishedTable, plan: &TablePlan, binary: Auto) -> Self {
         let source: Vec<&str> = plan.columns.iter().map(|column| column.source.as_str()).collect();
         let target = columns(plan.columns.iter().map(|column| column.target.as_str()));
-        let into = if target.is_empty() { String::new() } else { format!(" ({target})") };
         let select = |columns: &str, name: &QualifiedName| format!("SELECT {columns} FROM {}", name.quoted());
         let types = match binary {
             Auto::Auto | Auto::On if !target.is_empty() => Some((
@@ -79,7 +50,7 @@ impl CopyCommands {
         };
         Self {
             out: copy_query(published, &source),
-            r#in: format!("COPY {}{into} FROM STDIN", plan.target.quoted()),
+            r#in: [CopyFormat::Text, CopyFormat::Binary].map(|format| copy_in_sql(plan, format)),
             types,
         }
     }
@@ -92,8 +63,12 @@ impl CopyCommands {
 
     /// `COPY … FROM STDIN` for the target.
     #[must_use]
-    pub fn copy_in(&self, format: CopyFormat) -> String {
-        format!("{}{}", self.r#in, format.option())
+    pub fn copy_in(&self, format: CopyFormat) -> &str {
+        let [text, binary] = &self.r#in;
+        match format {
+            CopyFormat::Text => text,
+            CopyFormat::Binary => binary,
+        }
     }
 
     /// The format for what both tables are now. Both sides' transactions must be open: they keep the

@@ -24,7 +24,7 @@ mod error;
 mod initial;
 mod transfer;
 
-pub use command::{CopyCommands, CopyFormat};
+pub use command::CopyCommands;
 pub use error::{CopyError, Side};
 pub use initial::{CopyJob, CopyPlan, CopyResult, run};
 pub use transfer::{finish_table, transfer};

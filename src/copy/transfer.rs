@@ -8,6 +8,7 @@ use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, CopyInSink};
 use tracing::debug;
 
+use super::command::extra_messages;
 use super::initial::CopyJob;
 use super::{CopyError, Side};
 use crate::pg::{Lsn, SubscriptionName};
@@ -34,7 +35,7 @@ pub async fn transfer(
     let format = job.commands.format(source, target).await?;
     debug!(relation = %job.source, %format, "COPY to COPY");
     let rows = source.copy_out(&job.commands.copy_out(format)).await.map_err(&from_publisher)?;
-    let sink = target.copy_in(&job.commands.copy_in(format)).await.map_err(CopyError::on(Side::Target))?;
+    let sink = target.copy_in(job.commands.copy_in(format)).await.map_err(CopyError::on(Side::Target))?;
     tokio::pin!(rows, sink);
     let mut piece = BytesMut::with_capacity(PIECE_BYTES);
     let mut messages: u64 = 0;
@@ -52,7 +53,7 @@ pub async fn transfer(
         send(sink.as_mut(), piece.freeze()).await?;
     }
     sink.finish().await.map_err(CopyError::on(Side::Target))?;
-    let count = messages.saturating_sub(format.extra_messages());
+    let count = messages.saturating_sub(extra_messages(format));
     copied.store(count, Ordering::Relaxed);
     Ok(count)
 }

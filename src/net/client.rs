@@ -167,6 +167,11 @@ impl PgClient {
         outcome.ok().and_then(|ended| ended.clone()).unwrap_or_default()
     }
 
+    /// Closes the socket at once, for whoever shares the client: requests fail from here on.
+    pub fn hang_up(&self) {
+        self.driver.abort.abort();
+    }
+
     /// Ends the session with a Terminate message, for a few seconds at most.
     pub async fn close(self) {
         let Self { client, mut driver, .. } = self;

@@ -18,11 +18,11 @@
 //!
 //! # The stream
 //! A copy chooses for each table; a stream is binary or text for all columns of all tables at once.
-//! Types whose binary form *is* their text are no obstacle there, whatever the target's column is; an
-//! array is one, since rows of arrays cannot be put together as an array (`ArrayInput`).
+//! Types whose binary form *is* their text are no obstacle there, whatever the target's column is. Rows of
+//! arrays cannot be put together as an array (`ArrayInput`), but boxes that hold one each can.
 
 use super::render::{element_name, is_builtin};
-use super::{ArrayInput, ColumnPlan, PublishedColumn, PublishedRelation, TargetTable, TypeName};
+use super::{ArrayInput, ColumnPlan, OWN_SCHEMA, PublishedColumn, PublishedRelation, TargetTable, TypeName};
 
 /// Alphabetical.
 const STABLE: &[&str] = &[
@@ -78,6 +78,37 @@ const STABLE: &[&str] = &[
     "varchar",
 ];
 
+/// Elements of arrays that `migrations/` made a box for. Alphabetical.
+const BOXED: &[&str] = &[
+    "bool",
+    "bpchar",
+    "bytea",
+    "date",
+    "float4",
+    "float8",
+    "inet",
+    "int2",
+    "int4",
+    "int8",
+    "json",
+    "jsonb",
+    "numeric",
+    "text",
+    "time",
+    "timestamp",
+    "timestamptz",
+    "uuid",
+    "varchar",
+];
+
+/// The composite type that holds one array of this type, as its column `value`.
+#[must_use]
+pub fn array_box(ty: &TypeName) -> Option<TypeName> {
+    let element = ty.name.strip_prefix('_').filter(|_| is_builtin(ty))?;
+    BOXED.binary_search(&element).ok()?;
+    Some(TypeName { schema: OWN_SCHEMA.to_owned(), name: format!("boxed_{element}") })
+}
+
 /// Whether a value of the publisher's type `source` can enter a column of the type `target` in
 /// binary; each is what is below the column's domains.
 #[must_use]
@@ -105,11 +136,28 @@ const TEXT_LIKE: &[&str] = &["text", "varchar", "bpchar", "name", "json"];
 pub fn binary_form(published: &TypeName, target_base: &TypeName, input: ArrayInput) -> BinaryForm {
     if is_builtin(published) && TEXT_LIKE.contains(&published.name.as_str()) {
         BinaryForm::Text
-    } else if same_in_binary(published, target_base) && input == ArrayInput::OfType {
+    } else if same_in_binary(published, target_base)
+        && (input == ArrayInput::OfType || array_box(target_base).is_some())
+    {
         BinaryForm::Native
     } else {
         BinaryForm::Unusable
     }
+}
+
+/// Whether a row whose values came in binary can enter the target as it is, `COPY` reading each by its
+/// column's own type.
+#[must_use]
+pub fn copies_in_binary(columns: &[ColumnPlan]) -> bool {
+    columns.iter().all(|column| match column.binary {
+        BinaryForm::Native => true,
+        // A name is cut short as text, and refused in binary.
+        BinaryForm::Text => {
+            let base = &column.base_type;
+            is_builtin(base) && base.name != "name" && TEXT_LIKE.contains(&base.name.as_str())
+        }
+        BinaryForm::Unusable => false,
+    })
 }
 
 /// The first published column whose values cannot travel in binary; none if all can. Columns that the
@@ -146,8 +194,20 @@ mod tests {
     }
 
     #[test]
-    fn the_list_is_sorted_for_its_binary_search() {
+    fn the_lists_are_sorted_for_their_binary_search() {
         assert!(STABLE.is_sorted());
+        assert!(BOXED.is_sorted());
+    }
+
+    #[test]
+    fn every_box_is_made_by_a_migration() {
+        let made = include_str!("../../migrations/0004_boxes.sql");
+        let expected: Vec<String> = BOXED
+            .iter()
+            .map(|name| format!("CREATE TYPE pgsluice.boxed_{name} AS (value pg_catalog.{name}[]);"))
+            .collect();
+        let found: Vec<&str> = made.lines().filter(|line| line.starts_with("CREATE")).collect();
+        assert_eq!(found, expected);
     }
 
     #[test]
@@ -183,7 +243,9 @@ mod tests {
         check("varchar", "int4", ArrayInput::OfType, BinaryForm::Text);
         check("json", "text", ArrayInput::OfType, BinaryForm::Text);
         check("interval", "interval", ArrayInput::OfType, BinaryForm::Unusable);
-        check("_text", "_text", ArrayInput::OfText, BinaryForm::Unusable);
+        check("_text", "_text", ArrayInput::OfText, BinaryForm::Native);
+        check("_text", "_varchar", ArrayInput::OfText, BinaryForm::Unusable);
+        check("_int4range", "_int4range", ArrayInput::OfText, BinaryForm::Unusable);
         check("numeric", "numeric", ArrayInput::OfText, BinaryForm::Unusable);
         let enumeration = ty("public", "mood");
         let form = binary_form(&enumeration, &enumeration, ArrayInput::OfType);

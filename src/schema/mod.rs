@@ -11,6 +11,7 @@
 pub mod binary;
 mod canonical;
 pub mod catalog;
+mod copy;
 mod desc;
 pub mod diff;
 pub mod fit;
@@ -23,6 +24,7 @@ pub mod render;
 pub mod warning;
 
 pub use binary::BinaryForm;
+pub use copy::{CopyFormat, copy_in_sql};
 pub use desc::*;
 pub use diff::{Comparison, Pairing, Session, compare};
 pub use mapping::{Mapping, MappingNote};

@@ -211,7 +211,7 @@ impl From<ApplyError> for Failure {
                 Self { restart, ..Self::retry(Diagnosis::new(error.to_string())) }
             }
             ApplyError::TargetChanged(ref table) => Self::target_changed(table.clone()),
-            ApplyError::Server(error) => of_target(&error, None),
+            ApplyError::Server(error) | ApplyError::CopyRefused(error) => of_target(&error, None),
             ApplyError::Refused { error, change } => of_target(
                 &error,
                 Some(format!("{} on {}", change.change.operation(), change.table.plan.target)),

@@ -37,7 +37,7 @@ const WHOLE_MAX: Duration = Duration::from_hours(1);
 
 /// The publisher sends pieces once a transaction's changes fill this memory, 64 MB by default: it and the
 /// target would take turns rather than work at the same time.
-pub(super) const STREAM_EARLY: &str = "SET logical_decoding_work_mem = '16MB'";
+pub(super) const STREAM_EARLY: &str = "SET logical_decoding_work_mem = '8MB'";
 
 /// How transactions are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -187,6 +187,93 @@ async fn a_transaction_too_large_to_keep_is_all_or_nothing_and_its_offender_is_f
     world.wait_same_rows("t").await;
 }
 
+/// Rows of a transaction that goes by COPY, unless the target seems to be far away.
+const MANY: u32 = 15_000;
+
+/// A service that tells how new rows go.
+const TELLING: &[(&str, &str)] = &[("RUST_LOG", "info,pgsluice::apply=trace")];
+
+fn went_by_copy(log: &str, format: &str) -> bool {
+    log.lines().any(|line| line.contains("new rows go by COPY") && line.contains(&format!("format={format}")))
+}
+
+/// In either format, special characters and all; and a row among them that is there already is found,
+/// with everything before its transaction committed.
+#[tokio::test]
+async fn many_new_rows_go_by_copy_and_one_that_conflicts_is_found() {
+    for (binary, format) in [("auto", "binary"), ("off", "text")] {
+        let world = World::builder()
+            .both_sql("CREATE TABLE t (id int PRIMARY KEY, a text, at timestamptz, tags text[])")
+            .subscription_line(&format!("binary = \"{binary}\""))
+            .start()
+            .await;
+        let service = world.run();
+        world.wait_state("streaming").await;
+        assert_eq!(service.sigterm().await, 0);
+        world.target.exec("INSERT INTO t VALUES (34567, 'local')").await;
+        world
+            .publisher
+            .exec(format!(
+                "DO $$ BEGIN FOR i IN 0..3 LOOP INSERT INTO t SELECT i * {MANY} + n, \
+                     CASE n % 3 WHEN 0 THEN E'a\\tb\\nc\\\\N\\r' WHEN 1 THEN '' END, now(), ARRAY['x,y', NULL, n::text] \
+                     FROM generate_series(1, {MANY}) n; COMMIT; END LOOP; END $$"
+            ))
+            .await;
+        let service = world.run_with(TELLING);
+        let paused = world.wait_paused("conflict").await;
+        assert!(went_by_copy(&service.log(), format), "{}", service.log());
+        let id = paused.conflict_id().expect("a paused conflict has a number");
+        let conflict = world.pgsluice(&["conflicts", "show", &id, "--json"]).await.expect(0).json();
+        let conflict = evidence(&conflict);
+        assert_eq!(conflict["kind"], "insert_exists", "{conflict:#}");
+        assert_eq!(conflict["key"]["id"], "34567", "{conflict:#}");
+        assert_eq!(conflict["change_index"], 4567, "{conflict:#}");
+        let before = world
+            .target
+            .value("SELECT count(*) || ' ' || max(id) FROM t WHERE a IS DISTINCT FROM 'local'")
+            .await;
+        assert_eq!(before.as_deref(), Some("30000 30000"), "all before its transaction, nothing of it");
+        world.target.exec("DELETE FROM t WHERE id = 34567").await;
+        world.pgsluice(&["resume", &world.subscription]).await.expect(0);
+        world.wait_same_rows("t").await;
+    }
+}
+
+/// What fails before a COPY in its transaction keeps the server from beginning it.
+#[tokio::test]
+async fn a_copy_that_is_not_begun_loses_nothing() {
+    for binary in ["auto", "off"] {
+        let world = World::builder()
+            .both_sql("CREATE TABLE t (id int PRIMARY KEY, a text)")
+            .publisher_sql("INSERT INTO t VALUES (0, 'old')")
+            .subscription_line(&format!("binary = \"{binary}\""))
+            .start()
+            .await;
+        let service = world.run();
+        world.wait_state("streaming").await;
+        assert_eq!(service.sigterm().await, 0);
+        world.target.exec("DELETE FROM t WHERE id = 0").await;
+        world.publisher.exec("INSERT INTO t VALUES (1, 'before')").await;
+        world
+            .publisher
+            .exec(format!(
+                "BEGIN; DELETE FROM t WHERE id = 0; INSERT INTO t SELECT n, 'new' FROM generate_series(2, {MANY}) n; \
+                 COMMIT; INSERT INTO t SELECT n, 'after' FROM generate_series({MANY} + 1, 2 * {MANY}) n"
+            ))
+            .await;
+        let service = world.run_with(TELLING);
+        let paused = world.wait_paused("conflict").await;
+        assert!(service.log().contains("new rows go by COPY"), "{}", service.log());
+        let id = paused.conflict_id().expect("a paused conflict has a number");
+        let conflict = world.pgsluice(&["conflicts", "show", &id, "--json"]).await.expect(0).json();
+        assert_eq!(evidence(&conflict)["kind"], "delete_missing", "{conflict:#}");
+        assert_eq!(world.target.lines("SELECT id, a FROM t").await, ["1|before"]);
+        world.target.exec("INSERT INTO t VALUES (0, 'back')").await;
+        world.pgsluice(&["resume", &world.subscription]).await.expect(0);
+        world.wait_same_rows("t").await;
+    }
+}
+
 /// Order matters among rows that share a unique value, and within one batch.
 #[tokio::test]
 async fn values_that_move_between_rows_end_where_the_publisher_has_them() {
