@@ -34,7 +34,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_postgres::CopyInSink;
 use tokio_postgres::Statement;
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, ToSql};
 
 use super::array::column_array;
 use super::compact::{SetKind, SetRow, Step};
@@ -65,6 +65,10 @@ const COPY_ROWS_MIN: usize = 256;
 /// COPY data is handed to the connection in such pieces.
 const COPY_PIECE_BYTES: usize = 256 << 10;
 
+/// A batch of more rows does not go as one statement: what it would save is nothing to them.
+const ALONE_ROWS_MAX: usize = 256;
+
+type BoxedParam = Box<dyn ToSql + Sync + Send>;
 type Answer = Pin<Box<dyn Future<Output = Result<(), ApplyError>> + Send>>;
 
 pub(super) struct Pipeline {
@@ -105,6 +109,8 @@ pub(super) struct Batch {
 enum Form {
     Set(SetKind, Count),
     Copy(CopyFormat),
+    /// With its progress.
+    Alone(SetKind),
 }
 
 struct UnderWay {
@@ -196,6 +202,9 @@ impl Pipeline {
     }
 
     async fn answers(&mut self, batch: &Batch) -> Result<VecDeque<Answer>, ApplyError> {
+        if let Some(answer) = self.alone(batch).await? {
+            return Ok(VecDeque::from([answer]));
+        }
         let mut answers = VecDeque::new();
         if batch.steps.is_empty() && self.open == Open::No {
             return Ok(answers);
@@ -239,6 +248,29 @@ impl Pipeline {
         Ok(answers)
     }
 
+    /// Sends the batch as one statement, if it is one set and nothing is under way: whoever waits for one
+    /// small transaction waits for one answer. None if it is more.
+    async fn alone(&mut self, batch: &Batch) -> Result<Option<Answer>, ApplyError> {
+        let ([Step::Set { table, kind, rows }], Some(end)) = (batch.steps.as_slice(), batch.end) else {
+            return Ok(None);
+        };
+        let nothing_else = self.is_idle() && self.open == Open::No;
+        if !nothing_else || !sets::is_plain(kind) || rows.len() > ALONE_ROWS_MAX {
+            return Ok(None);
+        }
+        let format = self.format;
+        let sql = || sets::with_progress_sql(&table.plan, kind, format);
+        let statement = self.prepare(table, Form::Alone(kind.clone()), sql).await?;
+        let params = bind(&statement, table, kind, rows, Count::ByStatement)?;
+        let client = Arc::clone(&self.client);
+        let progress = self.progress_params(end, &stamps(&batch.steps));
+        Ok(Some(Self::dispatch(async move {
+            let params = params.into_iter().map(|param| Box::new(param) as BoxedParam).chain(progress);
+            client.execute_raw(&statement, params.collect::<Vec<_>>()).await?;
+            Ok(())
+        })))
+    }
+
     async fn statement(&mut self, step: &Step, counted: Count) -> Result<Sendable, ApplyError> {
         match step {
             Step::Truncate { tables, restart_seqs } => {
@@ -258,7 +290,7 @@ impl Pipeline {
                 let format = self.format;
                 let sql = || sets::set_sql(&table.plan, kind, counted, format);
                 let statement = self.prepare(table, Form::Set(kind.clone(), counted), sql).await?;
-                let params = bind(&statement, table, kind, rows)?;
+                let params = bind(&statement, table, kind, rows, counted)?;
                 let expected = by_answer.then_some(rows.len() as u64);
                 Ok(match kind {
                     SetKind::DeleteWhole { .. } | SetKind::UpdateWhole { .. } => {
@@ -367,15 +399,26 @@ impl Pipeline {
 
     fn advance(&self, statement: Statement, step: ProgressStep, stamps: &Stamps) -> Answer {
         let client = Arc::clone(&self.client);
-        let name = self.subscription.to_string();
-        let (from, to) = (PgLsn::from(step.from.as_u64()), PgLsn::from(step.to.as_u64()));
-        let transactions = i64::try_from(step.transactions).unwrap_or(i64::MAX);
-        let (oids, stamps) = stamps.parameters();
+        let params = self.progress_params(step, stamps);
         Self::dispatch(async move {
-            let time = step.commit_time_us;
-            client.execute(&statement, &[&name, &from, &to, &time, &transactions, &oids, &stamps]).await?;
+            client.execute_raw(&statement, params).await?;
             Ok(())
         })
+    }
+
+    /// As `progress::advance_guarded` takes them.
+    fn progress_params(&self, step: ProgressStep, stamps: &Stamps) -> [BoxedParam; 7] {
+        let transactions = i64::try_from(step.transactions).unwrap_or(i64::MAX);
+        let (oids, stamps) = stamps.parameters();
+        [
+            Box::new(self.subscription.to_string()),
+            Box::new(PgLsn::from(step.from.as_u64())),
+            Box::new(PgLsn::from(step.to.as_u64())),
+            Box::new(step.commit_time_us),
+            Box::new(transactions),
+            Box::new(oids),
+            Box::new(stamps),
+        ]
     }
 
     /// Waits until the oldest batch's answers are all in. Cancel safe.
@@ -504,6 +547,7 @@ fn bind(
     table: &TableContext,
     kind: &SetKind,
     rows: &[SetRow],
+    counted: Count,
 ) -> Result<Vec<Param>, ApplyError> {
     let (values, identity) = sets::parameters(&table.plan, kind);
     let images: Vec<&Tuple> = rows.iter().filter_map(|row| row.image.as_ref()).collect();
@@ -517,7 +561,7 @@ fn bind(
         let array = column_array(tuples, column, ty).map_err(|_| ApplyError::NotASet)?;
         params.push(array);
     }
-    if params.len() < statement.params().len() {
+    if sets::takes_count(kind, counted) {
         params.push(Param::Text(rows.len().to_string().into()));
     }
     Ok(params)

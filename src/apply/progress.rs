@@ -14,22 +14,31 @@ use tokio_postgres::types::PgLsn;
 use super::{ApplyError, stamp};
 use crate::pg::{Lsn, SubscriptionName, quote_literal};
 
-/// Moves the position from `$2` to `$3`; no row means that another writer has moved it.
-/// Parameters: name, previous, next, commit time (µs since the Unix epoch), transactions.
-const ADVANCE: &str = "UPDATE pgsluice.progress \
-    SET applied_lsn = $3, commit_time = pg_catalog.to_timestamp($4::pg_catalog.int8 / 1000000.0), \
-        transactions = transactions + $5, updated_at = pg_catalog.clock_timestamp() \
-    WHERE subscription = $1 AND applied_lsn = $2";
+/// Moves the position; no row means that another writer has moved it. Parameters, from `first` on: name,
+/// previous, next, commit time (µs since the Unix epoch), transactions.
+fn advance_sql(first: usize) -> String {
+    let [name, from, to, time, transactions] = [0, 1, 2, 3, 4].map(|n| first + n);
+    format!(
+        "UPDATE pgsluice.progress \
+         SET applied_lsn = ${to}, commit_time = pg_catalog.to_timestamp(${time}::pg_catalog.int8 / 1000000.0), \
+             transactions = transactions + ${transactions}, updated_at = pg_catalog.clock_timestamp() \
+         WHERE subscription = ${name} AND applied_lsn = ${from}"
+    )
+}
 
 /// The same, failing by itself (a division by zero) if another writer has moved the position or a table
 /// has changed since it was planned, so that COMMIT can be sent behind it unseen. One statement for both:
-/// each costs a small transaction more than its rows. Parameters 6 and 7: the tables' OIDs and stamps.
+/// each costs a small transaction more than its rows. Two more parameters: the tables' OIDs and stamps.
 pub(super) fn advance_guarded_sql() -> String {
-    format!(
-        "WITH moved AS ({ADVANCE} RETURNING 1) \
-         SELECT 1 / pg_catalog.count(*)::pg_catalog.int4, {} FROM moved",
-        stamp::guard(6)
-    )
+    let (moved, select) = advance_guarded(1);
+    format!("WITH {moved} SELECT {select}")
+}
+
+/// That statement in two parts, for a larger one: what goes into WITH, and what is selected.
+pub(super) fn advance_guarded(first: usize) -> (String, String) {
+    let moved = format!("moved AS ({} RETURNING 1)", advance_sql(first));
+    let guard = stamp::guard(first + 5);
+    (moved, format!("1 / pg_catalog.count(*)::pg_catalog.int4, {guard} FROM moved"))
 }
 
 const CREATE: &str = "INSERT INTO pgsluice.progress (subscription, applied_lsn, transactions, updated_at) \
@@ -83,7 +92,7 @@ pub(super) async fn advance(
     let (from, to) = (PgLsn::from(step.from.as_u64()), PgLsn::from(step.to.as_u64()));
     let transactions = i64::try_from(step.transactions).unwrap_or(i64::MAX);
     let moved = client
-        .execute(ADVANCE, &[&subscription.as_str(), &from, &to, &step.commit_time_us, &transactions])
+        .execute(&advance_sql(1), &[&subscription.as_str(), &from, &to, &step.commit_time_us, &transactions])
         .await?;
     if moved == 1 { Ok(()) } else { Err(ApplyError::ProgressMoved { expected: step.from }) }
 }

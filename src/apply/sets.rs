@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 
 use super::compact::SetKind;
 use super::planned::Replica;
+use super::progress::advance_guarded;
 use super::statement::{ColumnSet, identity_columns, scan_target};
 use super::whole;
 use crate::pg::quote_ident;
@@ -94,59 +95,107 @@ pub(super) fn answers_count(kind: &SetKind) -> bool {
     matches!(kind, SetKind::Update(_) | SetKind::Delete)
 }
 
-/// The statement. Its last parameter (but for INSERT, and where the answer is counted) is the number of
-/// rows, an int8.
+/// Whether the statement's last parameter is the number of rows, an int8.
+pub(super) fn takes_count(kind: &SetKind, counted: Count) -> bool {
+    match kind {
+        SetKind::Insert => false,
+        SetKind::Update(_) | SetKind::Delete => counted == Count::ByStatement,
+        SetKind::UpdateWhole { .. } | SetKind::DeleteWhole { .. } | SetKind::Absent => true,
+    }
+}
+
+/// Whether the set is one plain statement, so that [`with_progress_sql`] suits it.
+pub(super) fn is_plain(kind: &SetKind) -> bool {
+    matches!(kind, SetKind::Insert | SetKind::Update(_) | SetKind::Delete)
+}
+
+/// The statement. Parameters: arrays ([`parameters`]), then maybe a number ([`takes_count`]).
 pub(super) fn set_sql(table: &TablePlan, kind: &SetKind, counted: Count, format: Format) -> String {
+    match kind {
+        SetKind::Insert => insert_sql(table, format).0,
+        SetKind::Update(_) | SetKind::Delete => {
+            let (change, parameters) = change_sql(table, kind, format);
+            match counted {
+                Count::ByStatement => guarded("", &format!("{change} RETURNING 1"), parameters + 1),
+                Count::ByAnswer => change,
+            }
+        }
+        SetKind::UpdateWhole { set, null } => whole::sql(table, Some(set), null, format),
+        SetKind::DeleteWhole { null } => whole::sql(table, None, null, format),
+        SetKind::Absent => absent_sql(table, format),
+    }
+}
+
+/// A plain set with its guards and its progress as one statement, which needs no BEGIN and no COMMIT.
+/// Parameters: as of [`set_sql`], then as of [`advance_guarded`].
+pub(super) fn with_progress_sql(table: &TablePlan, kind: &SetKind, format: Format) -> String {
+    if *kind == SetKind::Insert {
+        let (insert, parameters) = insert_sql(table, format);
+        let (moved, select) = advance_guarded(parameters + 1);
+        return format!("WITH changed AS ({insert}), {moved} SELECT {select}");
+    }
+    let (change, parameters) = change_sql(table, kind, format);
+    let guard = count_guard("(SELECT pg_catalog.count(*) FROM changed)", parameters + 1);
+    let (moved, select) = advance_guarded(parameters + 2);
+    format!("WITH changed AS ({change} RETURNING 1), {moved} SELECT {guard}, {select}")
+}
+
+/// And the number of its parameters.
+fn insert_sql(table: &TablePlan, format: Format) -> (String, usize) {
+    let (values, identity) = parameters(table, &SetKind::Insert);
+    let source = Source::new(table, &values, &identity, format);
+    let names: Vec<String> = table.columns.iter().map(|c| quote_ident(&c.target)).collect();
+    let overriding = if table.identity_always { " OVERRIDING SYSTEM VALUE" } else { "" };
+    let sql = format!(
+        "INSERT INTO {} ({}){overriding} SELECT {} FROM {}",
+        table.target.quoted(),
+        names.join(", "),
+        source.select(),
+        source.from
+    );
+    (sql, source.parameters)
+}
+
+/// An update, or else a delete, of rows found by their key, and the number of its parameters.
+fn change_sql(table: &TablePlan, kind: &SetKind, format: Format) -> (String, usize) {
     let (values, identity) = parameters(table, kind);
     let source = Source::new(table, &values, &identity, format);
     let target = scan_target(table);
     let same = source.identity_condition(table, &identity);
-    let count = source.parameters + 1;
-    match kind {
-        SetKind::Insert => {
-            let names: Vec<String> = table.columns.iter().map(|c| quote_ident(&c.target)).collect();
-            let overriding = if table.identity_always { " OVERRIDING SYSTEM VALUE" } else { "" };
-            format!(
-                "INSERT INTO {} ({}){overriding} SELECT {} FROM {}",
-                table.target.quoted(),
-                names.join(", "),
-                source.select(),
-                source.from
-            )
-        }
+    let from = &source.from;
+    let sql = match kind {
         SetKind::Update(set) => {
             let assignments = assignments(table, set, &source.values);
-            let change = format!("UPDATE {target} AS t SET {assignments} FROM {} WHERE {same}", source.from);
-            counted_change(change, counted, count)
+            format!("UPDATE {target} AS t SET {assignments} FROM {from} WHERE {same}")
         }
-        SetKind::UpdateWhole { set, null } => whole::sql(table, Some(set), null, format),
-        SetKind::DeleteWhole { null } => whole::sql(table, None, null, format),
-        SetKind::Delete => {
-            let change = format!("DELETE FROM {target} AS t USING {} WHERE {same}", source.from);
-            counted_change(change, counted, count)
-        }
-        SetKind::Absent => format!(
-            "SELECT 1 / (CASE WHEN EXISTS (SELECT FROM {target} AS t, {} WHERE {same}) THEN 0 ELSE 1 END) \
-             WHERE ${count}::pg_catalog.int8 > 0",
-            source.from
-        ),
-    }
+        _ => format!("DELETE FROM {target} AS t USING {from} WHERE {same}"),
+    };
+    (sql, source.parameters)
 }
 
-fn counted_change(change: String, counted: Count, count: usize) -> String {
-    match counted {
-        Count::ByStatement => guarded("", &format!("{change} RETURNING 1"), count),
-        Count::ByAnswer => change,
-    }
+fn absent_sql(table: &TablePlan, format: Format) -> String {
+    let (values, identity) = parameters(table, &SetKind::Absent);
+    let source = Source::new(table, &values, &identity, format);
+    format!(
+        "SELECT 1 / (CASE WHEN EXISTS (SELECT FROM {} AS t, {} WHERE {}) THEN 0 ELSE 1 END) \
+         WHERE ${}::pg_catalog.int8 > 0",
+        scan_target(table),
+        source.from,
+        source.identity_condition(table, &identity),
+        source.parameters + 1
+    )
 }
 
 /// Fails unless exactly `$count` rows were changed. `with` are the queries that the change builds on.
 pub(super) fn guarded(with: &str, change: &str, count: usize) -> String {
     let comma = if with.is_empty() { "" } else { ", " };
-    format!(
-        "WITH {with}{comma}changed AS ({change}) SELECT 1 / (CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) \
-         ${count}::pg_catalog.int8 THEN 1 ELSE 0 END) FROM changed"
-    )
+    let guard = count_guard("pg_catalog.count(*)", count);
+    format!("WITH {with}{comma}changed AS ({change}) SELECT {guard} FROM changed")
+}
+
+/// The expression that fails unless `found` is `$count`.
+fn count_guard(found: &str, count: usize) -> String {
+    format!("1 / (CASE WHEN {found} OPERATOR(pg_catalog.=) ${count}::pg_catalog.int8 THEN 1 ELSE 0 END)")
 }
 
 pub(super) fn assignments(table: &TablePlan, set: &ColumnSet, values: &[String]) -> String {
