@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use tokio_postgres::types::Type;
 
-use super::array::column_array;
-use super::compact::{SetKind, SetRow, Step, compact};
+use super::array::set_arrays;
+use super::compact::{SetKind, Step, compact};
 use super::event::Event;
 use super::plan::{Param, RowChange};
 use super::planned::TableContext;
 use super::sets;
 use crate::pg::QualifiedName;
-use crate::pgoutput::{Message, Tuple};
+use crate::pgoutput::{Message, TextColumns};
 use crate::schema::{
     ArrayInput, BinaryForm, ColumnPlan, FiringTriggers, KeyScope, PublishedActions, PublishedRelation,
     ReplicaIdentity, RowIdentity, TableKind, TablePlan, TypeName,
@@ -56,6 +56,7 @@ impl Planner {
         let table = TableContext {
             id: 1,
             published: Arc::new(described.clone()),
+            text_columns: TextColumns::default(),
             plan,
             described,
             actions: PublishedActions::ALL,
@@ -79,22 +80,17 @@ impl Planner {
         let mut params = Vec::new();
         for step in compact(&events).ok()? {
             if let Step::Set { kind, rows, .. } = step {
-                self.bind(&kind, &rows, &mut params)?;
+                let types = self.types(&kind);
+                params.extend(set_arrays(&self.table.plan, &kind, &rows, &types).ok()?);
             }
         }
         Some(params)
     }
 
-    fn bind(&self, kind: &SetKind, rows: &[SetRow], params: &mut Vec<Param>) -> Option<()> {
+    /// The types of the set's parameters, as the prepared statement would tell them.
+    fn types(&self, kind: &SetKind) -> Vec<Type> {
         let (values, identity) = sets::parameters(&self.table.plan, kind);
-        let images: Vec<&Tuple> = rows.iter().filter_map(|row| row.image.as_ref()).collect();
-        let identities: Vec<&Tuple> = rows.iter().filter_map(|row| row.identity.as_ref()).collect();
-        for (columns, tuples) in [(values, &images), (identity, &identities)] {
-            for column in columns {
-                params.push(column_array(tuples, column, self.arrays.get(column)?).ok()?);
-            }
-        }
-        Some(())
+        values.into_iter().chain(identity).filter_map(|column| self.arrays.get(column).cloned()).collect()
     }
 }
 

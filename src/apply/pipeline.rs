@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tokio_postgres::Statement;
 use tokio_postgres::types::PgLsn;
 
-use super::array::column_array;
+use super::array::set_arrays;
 use super::compact::{SetKind, SetRow, Step};
 use super::event::Event;
 use super::plan::Param;
@@ -38,7 +38,6 @@ use super::whole::{PLAN_BY_KEY, PLAN_BY_SCAN};
 use super::{ApplyError, TableContext};
 use crate::net::PgClient;
 use crate::pg::SubscriptionName;
-use crate::pgoutput::Tuple;
 use crate::telemetry::Tally;
 
 /// Batches under way, at most: one that the target works on, and those that are on their way.
@@ -393,18 +392,8 @@ fn bind(
     kind: &SetKind,
     rows: &[SetRow],
 ) -> Result<Vec<Param>, ApplyError> {
-    let (values, identity) = sets::parameters(&table.plan, kind);
-    let images: Vec<&Tuple> = rows.iter().filter_map(|row| row.image.as_ref()).collect();
-    let identities: Vec<&Tuple> = rows.iter().filter_map(|row| row.identity.as_ref()).collect();
-    let columns = values
-        .into_iter()
-        .map(|column| (&images, column))
-        .chain(identity.into_iter().map(|column| (&identities, column)));
-    let mut params = Vec::with_capacity(statement.params().len());
-    for ((tuples, column), ty) in columns.zip(statement.params()) {
-        let array = column_array(tuples, column, ty).map_err(|_| ApplyError::NotASet)?;
-        params.push(array);
-    }
+    let arrays = set_arrays(&table.plan, kind, rows, statement.params());
+    let mut params = arrays.map_err(|_| ApplyError::NotASet)?;
     if params.len() < statement.params().len() {
         params.push(Param::Text(rows.len().to_string().into()));
     }

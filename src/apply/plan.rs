@@ -7,8 +7,8 @@
 use bytes::Bytes;
 
 use super::statement::{ColumnSet, Shape, identity_columns};
-use crate::pgoutput::{OldRow, Tuple, Value};
-use crate::schema::{BinaryForm, TablePlan};
+use crate::pgoutput::{OldRow, TextColumns, Tuple, Value};
+use crate::schema::TablePlan;
 
 /// One row change as it came, cheap to clone: tuples share the message's bytes.
 #[derive(Debug, Clone)]
@@ -31,6 +31,7 @@ impl RowChange {
 
     /// Bytes that it keeps alive.
     #[must_use]
+    #[inline]
     pub fn size_bytes(&self) -> usize {
         let old = |old: &OldRow| old.tuple().map_or(0, Tuple::size_bytes);
         match self {
@@ -49,17 +50,15 @@ impl RowChange {
         }
     }
 
-    /// Takes values that came in binary, but whose binary form is their text, for text.
-    pub fn binary_as_text(&mut self, table: &TablePlan) {
-        let is_text =
-            |column: usize| table.columns.get(column).is_some_and(|column| column.binary == BinaryForm::Text);
+    /// Takes values of these columns that came in binary, but whose binary form is their text, for text.
+    pub fn binary_as_text(&mut self, columns: &TextColumns) {
         let (old, new) = match self {
             Self::Insert { new } => (None, Some(new)),
             Self::Update { old, new } => (old.tuple_mut(), Some(new)),
             Self::Delete { old } => (old.tuple_mut(), None),
         };
         for tuple in old.into_iter().chain(new) {
-            tuple.binary_as_text(is_text);
+            tuple.binary_as_text(columns);
         }
     }
 

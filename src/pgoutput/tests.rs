@@ -218,7 +218,8 @@ fn a_tuple_gives_values_by_index_in_order_and_as_shared_bytes() {
     assert_eq!(row.get(4), None);
     assert_eq!(row.bytes(3).unwrap(), &b"\0\x07"[..]);
     assert_eq!((row.bytes(1), row.bytes(2), row.bytes(4)), (None, None, None));
-    assert!(row.iter().rev().eq([row.get(3), row.get(2), row.get(1), row.get(0)].map(Option::unwrap)));
+    assert!(row.iter().eq([row.get(0), row.get(1), row.get(2), row.get(3)].map(Option::unwrap)));
+    assert_eq!(row.iter().len(), 4);
     assert!(tuple(&[]).is_empty());
     assert_eq!(row.clone(), row);
 }
