@@ -10,6 +10,7 @@ use tokio_postgres::types::Type;
 use super::array::set_arrays;
 use super::compact::{SetKind, Step, compact};
 use super::event::Event;
+use super::gathered::Gathered;
 use super::plan::{Param, RowChange};
 use super::planned::TableContext;
 use super::sets;
@@ -25,6 +26,7 @@ use crate::schema::{
 pub struct Planner {
     table: Arc<TableContext>,
     arrays: Vec<Type>,
+    gathered: Gathered,
 }
 
 impl Planner {
@@ -62,21 +64,25 @@ impl Planner {
             actions: PublishedActions::ALL,
             exact_because: None,
         };
-        Self { table: Arc::new(table), arrays: columns.iter().map(|(_, ty)| ty.clone()).collect() }
+        Self {
+            table: Arc::new(table),
+            arrays: columns.iter().map(|(_, ty)| ty.clone()).collect(),
+            gathered: Gathered::default(),
+        }
     }
 
     /// Plans the messages as one batch. Returns the parameters; none if they cannot go as sets.
-    pub fn plan(&self, messages: impl IntoIterator<Item = Message>) -> Option<Vec<Param>> {
+    pub fn plan(&mut self, messages: impl IntoIterator<Item = Message>) -> Option<Vec<Param>> {
         let changes = messages.into_iter().filter_map(|message| match message {
             Message::Insert(m) => Some(RowChange::Insert { new: m.new }),
             Message::Update(m) => Some(RowChange::Update { old: m.old, new: m.new }),
             Message::Delete(m) => Some(RowChange::Delete { old: m.old.into() }),
             _ => None,
         });
-        let events: Vec<Event> = (1..)
-            .zip(changes)
-            .map(|(index, change)| Event::Change { table: Arc::clone(&self.table), change, index })
-            .collect();
+        for (index, change) in (1..).zip(changes) {
+            self.gathered.push(Event::Change { table: Arc::clone(&self.table), change, index });
+        }
+        let events = self.gathered.take_all();
         let mut params = Vec::new();
         for step in compact(&events).ok()? {
             if let Step::Set { kind, rows, .. } = step {
