@@ -1,75 +1,56 @@
 //! How many row messages one core plans in a second: `cargo bench --bench plan`.
 //!
-//! Planning is everything between decoding and sending: events, compaction, arrays. The row is that of
-//! `benches/decode.rs`, the batch as large as apply makes them. Compare with `cargo bench --bench decode`.
+//! Planning is everything between decoding and sending: events, compaction, arrays. The messages are those
+//! of `benches/decode.rs`, so the figures compare. What is made is dropped within what is measured, and so
+//! are the messages. `decoded_…` begins with the payloads: all that a row costs between socket and socket.
 
-use bytes::{BufMut, Bytes, BytesMut};
+mod rows;
+
+use bytes::Bytes;
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use pgsluice::apply::bench::Planner;
 use pgsluice::pgoutput::{Message, decode};
+use rows::MESSAGES;
 use tokio_postgres::types::Type;
 
 fn main() {
     divan::main();
 }
 
-/// Row messages of a batch, as `apply::applier` bounds it.
-const MESSAGES: usize = 8192;
-
-fn columns() -> [(&'static str, Type); 6] {
-    [
+fn planner() -> Planner {
+    Planner::new(&[
         ("id", Type::INT8_ARRAY),
         ("customer_id", Type::INT4_ARRAY),
         ("status", Type::TEXT_ARRAY),
         ("amount", Type::NUMERIC_ARRAY),
         ("created_at", Type::TIMESTAMPTZ_ARRAY),
         ("note", Type::TEXT_ARRAY),
-    ]
+    ])
 }
 
-fn put_row(out: &mut BytesMut, mark: u8, values: [Option<&str>; 6]) {
-    out.put_u8(mark);
-    out.put_u16(6);
-    for value in values {
-        match value {
-            None => out.put_u8(b'n'),
-            Some(text) => {
-                out.put_u8(b't');
-                out.put_u32(u32::try_from(text.len()).expect("a short text"));
-                out.put_slice(text.as_bytes());
-            }
-        }
-    }
+fn decoded(payload: &Bytes) -> Message {
+    decode(payload.clone()).expect("a whole message")
 }
 
-/// A message of `kind` about the row `id`.
-fn message(kind: u8, id: usize) -> Message {
-    let id = (1_234_567 + id).to_string();
-    let mut out = BytesMut::new();
-    out.put_u8(kind);
-    out.put_u32(16_384);
-    if kind == b'D' {
-        put_row(&mut out, b'K', [Some(&id), None, None, None, None, None]);
-    } else {
-        let rest =
-            ["4711", "shipped", "1299.90", "2024-02-29 12:00:00.123456+00", "leave it with the neighbour"];
-        let [customer, status, amount, at, note] = rest.map(Some);
-        put_row(&mut out, b'N', [Some(&id), customer, status, amount, at, note]);
-    }
-    decode(Bytes::from(out)).expect("a whole message")
-}
-
-fn bench(bencher: Bencher<'_, '_>, messages: &[Message]) {
-    let planner = Planner::new(&columns());
+fn bench(bencher: Bencher<'_, '_>, payloads: &[Bytes]) {
+    let mut planner = planner();
     bencher
-        .counter(ItemsCount::new(messages.len()))
-        .with_inputs(|| messages.to_vec())
-        .bench_local_values(|messages| black_box(planner.plan(messages)).expect("sets"));
+        .counter(ItemsCount::new(payloads.len()))
+        .with_inputs(|| payloads.iter().map(decoded).collect::<Vec<_>>())
+        .bench_local_values(|messages| drop(black_box(planner.plan(messages)).expect("sets")));
 }
 
-fn of_kind(kind: u8) -> Vec<Message> {
-    (0..MESSAGES).map(|id| message(kind, id)).collect()
+fn bench_decoded(bencher: Bencher<'_, '_>, payloads: &[Bytes]) {
+    let mut planner = planner();
+    bencher.counter(ItemsCount::new(payloads.len())).bench_local(|| {
+        let messages = payloads.iter().map(|payload| decoded(black_box(payload)));
+        drop(black_box(planner.plan(messages)).expect("sets"));
+    });
+}
+
+fn of_kind(kind: u8) -> Vec<Bytes> {
+    rows::messages(&[kind], 0..MESSAGES, None)
 }
 
 #[divan::bench]
@@ -90,11 +71,26 @@ fn delete(bencher: Bencher<'_, '_>) {
 /// A hundred rows, updated again and again: all but the last update of each is compacted away.
 #[divan::bench]
 fn update_of_few(bencher: Bencher<'_, '_>) {
-    bench(bencher, &(0..MESSAGES).map(|n| message(b'U', n % 100)).collect::<Vec<_>>());
+    bench(bencher, &rows::messages(b"U", (0..MESSAGES).map(|n| n % 100), None));
 }
 
 /// Each row is inserted, updated and deleted.
 #[divan::bench]
 fn passing_rows(bencher: Bencher<'_, '_>) {
-    bench(bencher, &(0..MESSAGES).map(|n| message(b"IUD"[n % 3], n / 3)).collect::<Vec<_>>());
+    bench(bencher, &rows::messages(b"IUD", (0..MESSAGES).map(|n| n / 3), None));
+}
+
+#[divan::bench]
+fn decoded_insert(bencher: Bencher<'_, '_>) {
+    bench_decoded(bencher, &of_kind(b'I'));
+}
+
+#[divan::bench]
+fn decoded_update(bencher: Bencher<'_, '_>) {
+    bench_decoded(bencher, &of_kind(b'U'));
+}
+
+#[divan::bench]
+fn decoded_delete(bencher: Bencher<'_, '_>) {
+    bench_decoded(bencher, &of_kind(b'D'));
 }

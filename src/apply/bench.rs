@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use tokio_postgres::types::Type;
 
-use super::array::column_array;
-use super::compact::{SetKind, SetRow, Step, compact};
+use super::array::set_arrays;
+use super::compact::{SetKind, Step, compact};
 use super::event::Event;
+use super::gathered::Gathered;
 use super::plan::{Param, RowChange};
 use super::planned::TableContext;
 use super::sets;
 use crate::pg::QualifiedName;
-use crate::pgoutput::{Message, Tuple};
+use crate::pgoutput::{Message, TextColumns};
 use crate::schema::{
     ArrayInput, BinaryForm, ColumnPlan, FiringTriggers, KeyScope, PublishedActions, PublishedRelation,
     ReplicaIdentity, RowIdentity, TableKind, TablePlan, TypeName,
@@ -25,6 +26,7 @@ use crate::schema::{
 pub struct Planner {
     table: Arc<TableContext>,
     arrays: Vec<Type>,
+    gathered: Gathered,
 }
 
 impl Planner {
@@ -56,45 +58,45 @@ impl Planner {
         let table = TableContext {
             id: 1,
             published: Arc::new(described.clone()),
+            text_columns: TextColumns::default(),
             plan,
             described,
             actions: PublishedActions::ALL,
             exact_because: None,
         };
-        Self { table: Arc::new(table), arrays: columns.iter().map(|(_, ty)| ty.clone()).collect() }
+        Self {
+            table: Arc::new(table),
+            arrays: columns.iter().map(|(_, ty)| ty.clone()).collect(),
+            gathered: Gathered::default(),
+        }
     }
 
     /// Plans the messages as one batch. Returns the parameters; none if they cannot go as sets.
-    pub fn plan(&self, messages: impl IntoIterator<Item = Message>) -> Option<Vec<Param>> {
+    pub fn plan(&mut self, messages: impl IntoIterator<Item = Message>) -> Option<Vec<Param>> {
         let changes = messages.into_iter().filter_map(|message| match message {
             Message::Insert(m) => Some(RowChange::Insert { new: m.new }),
             Message::Update(m) => Some(RowChange::Update { old: m.old, new: m.new }),
             Message::Delete(m) => Some(RowChange::Delete { old: m.old.into() }),
             _ => None,
         });
-        let events: Vec<Event> = (1..)
-            .zip(changes)
-            .map(|(index, change)| Event::Change { table: Arc::clone(&self.table), change, index })
-            .collect();
+        for (index, change) in (1..).zip(changes) {
+            self.gathered.push(Event::Change { table: Arc::clone(&self.table), change, index });
+        }
+        let events = self.gathered.take_all();
         let mut params = Vec::new();
         for step in compact(&events).ok()? {
             if let Step::Set { kind, rows, .. } = step {
-                self.bind(&kind, &rows, &mut params)?;
+                let types = self.types(&kind);
+                params.extend(set_arrays(&self.table.plan, &kind, &rows, &types).ok()?);
             }
         }
         Some(params)
     }
 
-    fn bind(&self, kind: &SetKind, rows: &[SetRow], params: &mut Vec<Param>) -> Option<()> {
+    /// The types of the set's parameters, as the prepared statement would tell them.
+    fn types(&self, kind: &SetKind) -> Vec<Type> {
         let (values, identity) = sets::parameters(&self.table.plan, kind);
-        let images: Vec<&Tuple> = rows.iter().filter_map(|row| row.image.as_ref()).collect();
-        let identities: Vec<&Tuple> = rows.iter().filter_map(|row| row.identity.as_ref()).collect();
-        for (columns, tuples) in [(values, &images), (identity, &identities)] {
-            for column in columns {
-                params.push(column_array(tuples, column, self.arrays.get(column)?).ok()?);
-            }
-        }
-        Some(())
+        values.into_iter().chain(identity).filter_map(|column| self.arrays.get(column).cloned()).collect()
     }
 }
 

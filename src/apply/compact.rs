@@ -23,16 +23,20 @@
 //!   and where a key may find several rows ([`KeyScope`]) it stands alone, since two counts that are
 //!   wrong could add up to a right one.
 //! - What cannot be expressed is [`Uncompactable`], never approximated.
+//!
+//! # What a row costs
+//! Rows and keys are borrowed from the events; only what is left in the end is shared with the steps. No
+//! row allocates anything of its own, but for keys of several columns and values taken over from older rows.
 
 mod net;
 mod run;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
 use foldhash::fast::RandomState;
 
 use self::net::NetRows;
@@ -70,11 +74,33 @@ pub(super) enum SetKind {
     },
 }
 
-/// A row of a set: what names it, and what it becomes. Either may be all there is.
+/// A row of a set: what names it, and what it becomes. Either may be all there is: an image without an
+/// identity is a new row, or names itself.
 #[derive(Debug, Clone)]
 pub(super) struct SetRow {
     pub(super) identity: Option<Tuple>,
     pub(super) image: Option<Tuple>,
+}
+
+impl SetRow {
+    fn named(identity: Tuple) -> Self {
+        Self { identity: Some(identity), image: None }
+    }
+
+    fn new(image: Tuple) -> Self {
+        Self { identity: None, image: Some(image) }
+    }
+
+    fn changed(identity: &Tuple, image: &Tuple) -> Self {
+        let names_itself = std::ptr::eq(identity, image);
+        Self { identity: (!names_itself).then(|| identity.clone()), image: Some(image.clone()) }
+    }
+
+    /// The tuple whose identity columns find the row.
+    #[inline]
+    pub(super) fn named_by(&self) -> Option<&Tuple> {
+        self.identity.as_ref().or(self.image.as_ref())
+    }
 }
 
 /// The changes contradict each other, or miss a value: row by row will tell which.
@@ -100,35 +126,62 @@ pub(super) fn compact<'a>(events: impl IntoIterator<Item = &'a Event>) -> Result
 }
 
 #[derive(Default)]
-struct Compactor {
+struct Compactor<'a> {
     /// Tables with changes since the last barrier, in order of appearance.
-    open: Vec<OpenTable>,
+    open: Vec<OpenTable<'a>>,
     by_id: HashMap<u64, usize, RandomState>,
     steps: Vec<Step>,
 }
 
-struct OpenTable {
-    table: Arc<TableContext>,
-    rows: Rows,
+struct OpenTable<'a> {
+    table: Planned,
+    rows: Rows<'a>,
     /// Other open tables through which the same rows of the target are written.
     rivals: Vec<usize>,
 }
 
-/// A table's changes so far.
-enum Rows {
-    Net(NetRows),
-    Run(Run),
+/// A table, and what its plan means for each of its changes.
+struct Planned {
+    context: Arc<TableContext>,
+    /// The columns that an update sets if all values came and the key stays.
+    settable: ColumnSet,
 }
 
-impl Rows {
+impl Planned {
+    fn new(table: &Arc<TableContext>) -> Self {
+        Self { context: Arc::clone(table), settable: settable(&table.plan) }
+    }
+
+    fn plan(&self) -> &TablePlan {
+        &self.context.plan
+    }
+
+    /// The columns that an update sets, unless the key moves.
+    #[inline]
+    fn set_by(&self, new: &Tuple) -> ColumnSet {
+        if new.is_complete() {
+            return self.settable.clone();
+        }
+        sent(new).filter(|&column| self.settable.contains(column)).collect()
+    }
+}
+
+/// A table's changes so far.
+enum Rows<'a> {
+    Net(NetRows<'a>),
+    Run(Run<'a>),
+}
+
+impl Rows<'_> {
     fn of(plan: &TablePlan) -> Self {
         let keyed = matches!(plan.row_identity, RowIdentity::Key { .. });
         if plan.order_free && keyed { Self::Net(NetRows::default()) } else { Self::Run(Run::default()) }
     }
 }
 
-impl OpenTable {
-    fn push(&mut self, change: Keyed<'_>, steps: &mut Vec<Step>) -> Result<(), Uncompactable> {
+impl<'a> OpenTable<'a> {
+    fn push(&mut self, change: &'a RowChange, steps: &mut Vec<Step>) -> Result<(), Uncompactable> {
+        let change = Keyed::of(&self.table, change)?;
         match &mut self.rows {
             Rows::Net(net) => net.push(&self.table, change, steps),
             Rows::Run(run) => run.push(&self.table, change, steps),
@@ -143,8 +196,8 @@ impl OpenTable {
     }
 }
 
-impl Compactor {
-    fn change(&mut self, table: &Arc<TableContext>, change: &RowChange) -> Result<(), Uncompactable> {
+impl<'a> Compactor<'a> {
+    fn change(&mut self, table: &Arc<TableContext>, change: &'a RowChange) -> Result<(), Uncompactable> {
         let at = match self.by_id.get(&table.id) {
             Some(&at) => at,
             None => self.open(table),
@@ -158,19 +211,19 @@ impl Compactor {
         }
         let open = self.open.get_mut(at).ok_or(Uncompactable)?;
         open.rivals = rivals;
-        open.push(Keyed::of(&table.plan, change)?, &mut self.steps)
+        open.push(change, &mut self.steps)
     }
 
     fn open(&mut self, table: &Arc<TableContext>) -> usize {
         let at = self.open.len();
         let mut rivals = Vec::new();
         for (other_at, other) in self.open.iter_mut().enumerate() {
-            if overlap(&other.table.plan, &table.plan) {
+            if overlap(other.table.plan(), &table.plan) {
                 other.rivals.push(at);
                 rivals.push(other_at);
             }
         }
-        self.open.push(OpenTable { table: Arc::clone(table), rows: Rows::of(&table.plan), rivals });
+        self.open.push(OpenTable { table: Planned::new(table), rows: Rows::of(&table.plan), rivals });
         self.by_id.insert(table.id, at);
         at
     }
@@ -209,18 +262,12 @@ enum Company {
 }
 
 impl<'a> Keyed<'a> {
-    fn of(plan: &TablePlan, change: &'a RowChange) -> Result<Self, Uncompactable> {
-        let (columns, company): (&[usize], _) = match &plan.row_identity {
-            RowIdentity::Key { columns, scope: KeyScope::Table } => (columns, Company::Any),
-            RowIdentity::Key { columns, scope: KeyScope::Leaves | KeyScope::OtherEquality } => {
-                (columns, Company::None)
-            }
-            RowIdentity::None | RowIdentity::FullRow => (&[], Company::Any),
-        };
+    fn of(table: &Planned, change: &'a RowChange) -> Result<Self, Uncompactable> {
+        let plan = table.plan();
         let width = plan.columns.len();
         match change {
             RowChange::Insert { new } => {
-                if new.len() != width || new.iter().any(|value| value == Value::Unchanged) {
+                if new.len() != width || !new.is_complete() {
                     return Err(Uncompactable);
                 }
                 let (kind, image) = (SetKind::Insert, Some(new));
@@ -230,53 +277,66 @@ impl<'a> Keyed<'a> {
                 if new.len() != width || old.len() != width {
                     return Err(Uncompactable);
                 }
-                let (set, null) = (present(plan, new, false), nulls(old)?);
-                let kind = SetKind::UpdateWhole { set, null };
-                Ok(Self { kind, identity: Some(old), image: Some(new), company })
+                let kind = SetKind::UpdateWhole { set: table.set_by(new), null: nulls(old)? };
+                Ok(Self { kind, identity: Some(old), image: Some(new), company: company(plan) })
             }
             RowChange::Delete { old: OldRow::Full(old) } if is_whole(plan) => {
                 if old.len() != width {
                     return Err(Uncompactable);
                 }
                 let kind = SetKind::DeleteWhole { null: nulls(old)? };
-                Ok(Self { kind, identity: Some(old), image: None, company })
+                Ok(Self { kind, identity: Some(old), image: None, company: company(plan) })
             }
             RowChange::Update { old, new } => {
-                let named_by = old.tuple().unwrap_or(new);
+                let (named_by, columns) = (old.tuple().unwrap_or(new), key_columns(plan));
                 if new.len() != width || named_by.len() != width || columns.is_empty() {
                     return Err(Uncompactable);
                 }
                 let moves = !matches!(old, OldRow::NotSent)
                     && columns.iter().any(|&column| named_by.get(column) != new.get(column));
-                let set = present(plan, new, moves);
-                if set.iter().next().is_none() {
+                let set = if moves { sent(new).collect() } else { table.set_by(new) };
+                if set.is_empty() {
                     return Err(Uncompactable);
                 }
                 let (kind, identity, image) = (SetKind::Update(set), Some(named_by), Some(new));
-                let company = if moves { Company::None } else { company };
+                let company = if moves { Company::None } else { company(plan) };
                 Ok(Self { kind, identity, image, company })
             }
             RowChange::Delete { old } => {
                 let named_by = old.tuple().ok_or(Uncompactable)?;
-                if named_by.len() != width || columns.is_empty() {
+                if named_by.len() != width || key_columns(plan).is_empty() {
                     return Err(Uncompactable);
                 }
-                Ok(Self { kind: SetKind::Delete, identity: Some(named_by), image: None, company })
+                let (kind, identity) = (SetKind::Delete, Some(named_by));
+                Ok(Self { kind, identity, image: None, company: company(plan) })
             }
         }
     }
 
     /// The key that names the row (for a new row, its own); none where rows have no key.
-    fn key(&self, plan: &TablePlan) -> Result<Option<Bytes>, Uncompactable> {
+    fn key(&self, plan: &TablePlan) -> Result<Option<Key<'a>>, Uncompactable> {
         key_of(self.identity.or(self.image).ok_or(Uncompactable)?, key_columns(plan))
     }
 
     fn row(&self) -> SetRow {
-        SetRow { identity: self.identity.cloned(), image: self.image.cloned() }
+        match (self.identity, self.image) {
+            (Some(identity), Some(image)) => SetRow::changed(identity, image),
+            (identity, image) => SetRow { identity: identity.cloned(), image: image.cloned() },
+        }
     }
 
-    fn alone(self, table: &Arc<TableContext>) -> Step {
-        Step::Set { table: Arc::clone(table), rows: vec![self.row()], kind: self.kind }
+    fn alone(self, table: &Planned) -> Step {
+        Step::Set { table: Arc::clone(&table.context), rows: vec![self.row()], kind: self.kind }
+    }
+}
+
+/// Whether a row that is named by its key may share a set with others.
+fn company(plan: &TablePlan) -> Company {
+    match plan.row_identity {
+        RowIdentity::Key { scope: KeyScope::Leaves | KeyScope::OtherEquality, .. } => Company::None,
+        RowIdentity::Key { scope: KeyScope::Table, .. } | RowIdentity::None | RowIdentity::FullRow => {
+            Company::Any
+        }
     }
 }
 
@@ -287,27 +347,28 @@ fn is_whole(plan: &TablePlan) -> bool {
 
 /// The columns of a whole old row that are NULL.
 fn nulls(row: &Tuple) -> Result<ColumnSet, Uncompactable> {
-    if row.iter().any(|value| value == Value::Unchanged) {
+    if !row.is_complete() {
         return Err(Uncompactable);
     }
     Ok(row.iter().enumerate().filter(|(_, value)| *value == Value::Null).map(|(i, _)| i).collect())
 }
 
 /// All values of a row in one piece. Values that were not sent are `older`'s.
-fn bytes_of(row: &Tuple, older: Option<&Tuple>) -> Bytes {
-    let mut bytes = BytesMut::new();
-    for (i, value) in row.iter().enumerate() {
-        let value =
-            if value == Value::Unchanged { older.and_then(|older| older.get(i)) } else { Some(value) };
-        match value.and_then(Value::as_bytes) {
-            None => bytes.put_u64(u64::MAX),
-            Some(value) => {
-                bytes.put_u64(value.len() as u64);
-                bytes.put_slice(value);
-            }
+fn bytes_of(row: &Tuple, older: Option<&Tuple>) -> Vec<u8> {
+    let row = older.map_or(Cow::Borrowed(row), |older| row.over(older));
+    let mut bytes = Vec::with_capacity(row.size_bytes() + row.len() * size_of::<u64>());
+    for value in row.iter() {
+        match value.as_bytes() {
+            None => bytes.extend_from_slice(&u64::MAX.to_be_bytes()),
+            Some(value) => put_delimited(&mut bytes, value),
         }
     }
-    bytes.freeze()
+    bytes
+}
+
+fn put_delimited(out: &mut Vec<u8>, value: &[u8]) {
+    out.extend_from_slice(&(value.len() as u64).to_be_bytes());
+    out.extend_from_slice(value);
 }
 
 fn key_columns(plan: &TablePlan) -> &[usize] {
@@ -317,28 +378,33 @@ fn key_columns(plan: &TablePlan) -> &[usize] {
     }
 }
 
-/// The columns that an update sets. A key that stays need not be set where equal keys are the same
+/// The columns that an update may set. A key that stays need not be set where equal keys are the same
 /// bytes on both sides (no trigger is there to see it); GENERATED ALWAYS identity columns refuse it.
-fn present(plan: &TablePlan, new: &Tuple, moves: bool) -> ColumnSet {
+fn settable(plan: &TablePlan) -> ColumnSet {
     let key = if plan.order_free { key_columns(plan) } else { &[] };
-    let stays = |i: usize| key.contains(&i) || plan.columns.get(i).is_some_and(|c| c.identity_always);
-    let values = new.iter().enumerate().filter(|(_, value)| *value != Value::Unchanged);
-    values.map(|(i, _)| i).filter(|&i| moves || !stays(i)).collect()
+    let columns = plan.columns.iter().enumerate();
+    columns.filter(|(i, column)| !key.contains(i) && !column.identity_always).map(|(i, _)| i).collect()
+}
+
+/// The columns whose values came.
+fn sent(row: &Tuple) -> impl Iterator<Item = usize> {
+    row.iter().enumerate().filter(|(_, value)| *value != Value::Unchanged).map(|(i, _)| i)
 }
 
 /// The key's values in one piece: one column's bytes as they are, several with their lengths.
-fn key_of(row: &Tuple, columns: &[usize]) -> Result<Option<Bytes>, Uncompactable> {
+type Key<'a> = Cow<'a, [u8]>;
+
+fn key_of<'a>(row: &'a Tuple, columns: &[usize]) -> Result<Option<Key<'a>>, Uncompactable> {
+    let value = |&column: &usize| row.get(column).and_then(Value::as_bytes).ok_or(Uncompactable);
     match columns {
         [] => Ok(None),
-        [column] => row.bytes(*column).map(Some).ok_or(Uncompactable),
+        [column] => Ok(Some(Cow::Borrowed(value(column)?))),
         _ => {
-            let mut key = BytesMut::new();
-            for &column in columns {
-                let value = row.get(column).and_then(Value::as_bytes).ok_or(Uncompactable)?;
-                key.put_u64(value.len() as u64);
-                key.put_slice(value);
+            let mut key = Vec::new();
+            for column in columns {
+                put_delimited(&mut key, value(column)?);
             }
-            Ok(Some(key.freeze()))
+            Ok(Some(Cow::Owned(key)))
         }
     }
 }

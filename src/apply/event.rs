@@ -42,6 +42,7 @@ impl Event {
     }
 
     /// Bytes of the rows that it keeps alive.
+    #[inline]
     pub(super) fn size_bytes(&self) -> usize {
         match self {
             Self::Change { change, .. } => change.size_bytes(),

@@ -283,17 +283,13 @@ fn positions(plan: &TablePlan, columns: &[String]) -> Option<Vec<usize>> {
 fn text(row: &Tuple, column: usize) -> Option<Param> {
     match row.get(column)? {
         Value::Null | Value::Unchanged => None,
-        Value::Text(_) => row.bytes(column).map(Param::Text),
-        Value::Binary(_) => row.bytes(column).map(Param::Binary),
+        Value::Text(bytes) => Some(Param::Text(row.share(bytes))),
+        Value::Binary(bytes) => Some(Param::Binary(row.share(bytes))),
     }
 }
 
 fn image(plan: &TablePlan, row: &Tuple) -> RowImage {
-    plan.columns
-        .iter()
-        .enumerate()
-        .filter_map(|(i, column)| Some((column.source.clone(), field(row.get(i)?))))
-        .collect()
+    plan.columns.iter().zip(row).map(|(column, value)| (column.source.clone(), field(value))).collect()
 }
 
 fn old_image(plan: &TablePlan, old: &OldRow) -> Option<RowImage> {
@@ -314,9 +310,9 @@ fn key_image(table: &TableContext, change: &RowChange) -> Option<RowImage> {
 fn key_columns(plan: &TablePlan, row: &Tuple) -> RowImage {
     plan.columns
         .iter()
-        .enumerate()
-        .filter(|(_, column)| column.key)
-        .filter_map(|(i, column)| Some((column.source.clone(), field(row.get(i)?))))
+        .zip(row)
+        .filter(|(column, _)| column.key)
+        .map(|(column, value)| (column.source.clone(), field(value)))
         .collect()
 }
 

@@ -179,7 +179,7 @@ impl Intake {
             return Ok(Taken::Nothing);
         };
         if self.format == Format::Binary {
-            change.binary_as_text(&table.plan);
+            change.binary_as_text(&table.text_columns);
         }
         let index = self.count()?;
         Ok(Taken::Event(Event::Change { table, change, index }))

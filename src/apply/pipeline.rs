@@ -36,12 +36,12 @@ use tokio_postgres::CopyInSink;
 use tokio_postgres::Statement;
 use tokio_postgres::types::{PgLsn, ToSql};
 
-use super::array::column_array;
+use super::array::set_arrays;
 use super::compact::{SetKind, SetRow, Step};
 use super::copied::copy_data;
 use super::event::Event;
 use super::plan::Param;
-use super::progress::{Step as ProgressStep, advance_guarded_sql};
+use super::progress::{Step as ProgressStep, advance_guarded, advance_guarded_sql};
 use super::sets::{self, Count};
 use super::stamp::{self, Stamps};
 use super::statement::{Sequences, truncate_sql};
@@ -49,7 +49,7 @@ use super::whole::{PLAN_BY_KEY, PLAN_BY_SCAN};
 use super::{ApplyError, TableContext, TargetSession};
 use crate::net::{PgClient, server_error};
 use crate::pg::SubscriptionName;
-use crate::pgoutput::{Format, Tuple};
+use crate::pgoutput::Format;
 use crate::schema::{CopyFormat, copy_in_sql};
 use crate::telemetry::Tally;
 
@@ -259,7 +259,7 @@ impl Pipeline {
             return Ok(None);
         }
         let format = self.format;
-        let sql = || sets::with_progress_sql(&table.plan, kind, format);
+        let sql = || sets::with_progress_sql(&table.plan, kind, format, advance_guarded);
         let statement = self.prepare(table, Form::Alone(kind.clone()), sql).await?;
         let params = bind(&statement, table, kind, rows, Count::ByStatement)?;
         let client = Arc::clone(&self.client);
@@ -549,18 +549,8 @@ fn bind(
     rows: &[SetRow],
     counted: Count,
 ) -> Result<Vec<Param>, ApplyError> {
-    let (values, identity) = sets::parameters(&table.plan, kind);
-    let images: Vec<&Tuple> = rows.iter().filter_map(|row| row.image.as_ref()).collect();
-    let identities: Vec<&Tuple> = rows.iter().filter_map(|row| row.identity.as_ref()).collect();
-    let columns = values
-        .into_iter()
-        .map(|column| (&images, column))
-        .chain(identity.into_iter().map(|column| (&identities, column)));
-    let mut params = Vec::with_capacity(statement.params().len());
-    for ((tuples, column), ty) in columns.zip(statement.params()) {
-        let array = column_array(tuples, column, ty).map_err(|_| ApplyError::NotASet)?;
-        params.push(array);
-    }
+    let arrays = set_arrays(&table.plan, kind, rows, statement.params());
+    let mut params = arrays.map_err(|_| ApplyError::NotASet)?;
     if sets::takes_count(kind, counted) {
         params.push(Param::Text(rows.len().to_string().into()));
     }

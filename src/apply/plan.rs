@@ -7,8 +7,8 @@
 use bytes::Bytes;
 
 use super::statement::{ColumnSet, Shape, identity_columns};
-use crate::pgoutput::{OldRow, Tuple, Value};
-use crate::schema::{BinaryForm, TablePlan};
+use crate::pgoutput::{OldRow, TextColumns, Tuple, Value};
+use crate::schema::TablePlan;
 
 /// One row change as it came, cheap to clone: tuples share the message's bytes.
 #[derive(Debug, Clone)]
@@ -31,6 +31,7 @@ impl RowChange {
 
     /// Bytes that it keeps alive.
     #[must_use]
+    #[inline]
     pub fn size_bytes(&self) -> usize {
         let old = |old: &OldRow| old.tuple().map_or(0, Tuple::size_bytes);
         match self {
@@ -49,17 +50,15 @@ impl RowChange {
         }
     }
 
-    /// Takes values that came in binary, but whose binary form is their text, for text.
-    pub fn binary_as_text(&mut self, table: &TablePlan) {
-        let is_text =
-            |column: usize| table.columns.get(column).is_some_and(|column| column.binary == BinaryForm::Text);
+    /// Takes values of these columns that came in binary, but whose binary form is their text, for text.
+    pub fn binary_as_text(&mut self, columns: &TextColumns) {
         let (old, new) = match self {
             Self::Insert { new } => (None, Some(new)),
             Self::Update { old, new } => (old.tuple_mut(), Some(new)),
             Self::Delete { old } => (old.tuple_mut(), None),
         };
         for tuple in old.into_iter().chain(new) {
-            tuple.binary_as_text(is_text);
+            tuple.binary_as_text(columns);
         }
     }
 
@@ -136,8 +135,8 @@ pub fn plan_exists(table: &TablePlan, change: &RowChange) -> Result<RowStatement
 fn plan_insert(table: &TablePlan, new: &Tuple) -> Result<RowStatement, PlanError> {
     check_width(table, new)?;
     let mut params = Vec::with_capacity(table.columns.len());
-    for (i, column) in table.columns.iter().enumerate() {
-        let param = param(new, i).ok_or_else(|| PlanError::UnchangedInInsert {
+    for (column, value) in table.columns.iter().zip(new) {
+        let param = param(new, value).ok_or_else(|| PlanError::UnchangedInInsert {
             table: table.source.to_string(),
             column: column.source.clone(),
         })?;
@@ -152,12 +151,12 @@ fn plan_update(table: &TablePlan, change: &RowChange, new: &Tuple) -> Result<Row
     let identity_row = change.identity_row();
     let mut set = ColumnSet::default();
     let mut params = Vec::with_capacity(table.columns.len() + identity_params.len());
-    for (i, column) in table.columns.iter().enumerate() {
+    for (i, (column, value)) in table.columns.iter().zip(new).enumerate() {
         // GENERATED ALWAYS identity columns refuse SET; naming one is only right if it changes.
-        if column.identity_always && identity_row.is_some_and(|old| old.get(i) == new.get(i)) {
+        if column.identity_always && identity_row.is_some_and(|old| old.get(i) == Some(value)) {
             continue;
         }
-        if let Some(value) = param(new, i) {
+        if let Some(value) = param(new, value) {
             set.insert(i);
             params.push(value);
         }
@@ -182,8 +181,9 @@ fn identity(table: &TablePlan, change: &RowChange) -> Result<(ColumnSet, Vec<Par
     }
     let mut null = ColumnSet::default();
     let mut params = Vec::with_capacity(columns.len());
+    let values: Vec<Value<'_>> = row.iter().collect();
     for i in columns {
-        match param(row, i) {
+        match values.get(i).and_then(|&value| param(row, value)) {
             Some(Param::Null) => null.insert(i),
             Some(value) => params.push(value),
             None => {
@@ -208,12 +208,12 @@ fn check_width(table: &TablePlan, row: &Tuple) -> Result<(), PlanError> {
     })
 }
 
-/// The value as a parameter; none if it was not sent because it did not change.
-fn param(row: &Tuple, column: usize) -> Option<Param> {
-    match row.get(column)? {
+/// The row's value as a parameter; none if it was not sent because it did not change.
+fn param(row: &Tuple, value: Value<'_>) -> Option<Param> {
+    match value {
         Value::Null => Some(Param::Null),
         Value::Unchanged => None,
-        Value::Text(_) => row.bytes(column).map(Param::Text),
-        Value::Binary(_) => row.bytes(column).map(Param::Binary),
+        Value::Text(bytes) => Some(Param::Text(row.share(bytes))),
+        Value::Binary(bytes) => Some(Param::Binary(row.share(bytes))),
     }
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use super::plan::RowChange;
 use super::sets::ExactBecause;
-use crate::schema::{PublishedActions, PublishedRelation, TablePlan};
+use crate::pgoutput::TextColumns;
+use crate::schema::{BinaryForm, PublishedActions, PublishedRelation, TablePlan};
 
 /// One published relation, compared with its target and planned.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub struct TableContext {
     pub id: u64,
     pub published: Arc<PublishedRelation>,
     pub plan: TablePlan,
+    /// The columns whose binary form is their text ([`text_columns`]).
+    pub(super) text_columns: TextColumns,
     /// What the plan was made from on the publisher's side.
     pub(super) described: PublishedRelation,
     pub(super) actions: PublishedActions,
@@ -38,6 +41,10 @@ impl TableContext {
             Some(_) => false,
         }
     }
+}
+
+pub(super) fn text_columns(plan: &TablePlan) -> TextColumns {
+    plan.columns.iter().map(|column| column.binary == BinaryForm::Text).collect()
 }
 
 /// Whether the session writes as a replica.

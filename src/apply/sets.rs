@@ -9,7 +9,6 @@ use std::fmt::Write as _;
 
 use super::compact::SetKind;
 use super::planned::Replica;
-use super::progress::advance_guarded;
 use super::statement::{ColumnSet, identity_columns, scan_target};
 use super::whole;
 use crate::pg::quote_ident;
@@ -127,16 +126,22 @@ pub(super) fn set_sql(table: &TablePlan, kind: &SetKind, counted: Count, format:
 }
 
 /// A plain set with its guards and its progress as one statement, which needs no BEGIN and no COMMIT.
-/// Parameters: as of [`set_sql`], then as of [`advance_guarded`].
-pub(super) fn with_progress_sql(table: &TablePlan, kind: &SetKind, format: Format) -> String {
+/// Parameters: as of [`set_sql`], then the progress's own. `advance` tells, for the number of its first
+/// parameter, what goes into WITH and what is selected to move it.
+pub(super) fn with_progress_sql(
+    table: &TablePlan,
+    kind: &SetKind,
+    format: Format,
+    advance: impl FnOnce(usize) -> (String, String),
+) -> String {
     if *kind == SetKind::Insert {
         let (insert, parameters) = insert_sql(table, format);
-        let (moved, select) = advance_guarded(parameters + 1);
+        let (moved, select) = advance(parameters + 1);
         return format!("WITH changed AS ({insert}), {moved} SELECT {select}");
     }
     let (change, parameters) = change_sql(table, kind, format);
     let guard = count_guard("(SELECT pg_catalog.count(*) FROM changed)", parameters + 1);
-    let (moved, select) = advance_guarded(parameters + 2);
+    let (moved, select) = advance(parameters + 2);
     format!("WITH changed AS ({change} RETURNING 1), {moved} SELECT {guard}, {select}")
 }
 

@@ -14,30 +14,51 @@ use std::fmt::Write as _;
 use crate::pg::{quote_ident, quote_literal};
 use crate::schema::{ColumnPlan, RowIdentity, TableKind, TablePlan};
 
-/// A set of columns, by position in the publisher's tuple.
+/// A set of columns, by position in the publisher's tuple. Every update has one, so it allocates only
+/// for a table with more than 64 columns.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub struct ColumnSet(Vec<u64>);
+pub struct ColumnSet {
+    /// A bit for each of the first 64 columns…
+    first: u64,
+    /// …and for those after them; no longer than the last of them needs.
+    more: Option<Box<[u64]>>,
+}
 
 impl ColumnSet {
     pub fn insert(&mut self, column: usize) {
-        let word = column / 64;
-        if self.0.len() <= word {
-            self.0.resize(word + 1, 0);
+        let bit = 1 << (column % 64);
+        let Some(word) = (column / 64).checked_sub(1) else {
+            self.first |= bit;
+            return;
+        };
+        let mut more = self.more.take().map_or_else(Vec::new, Vec::from);
+        if more.len() <= word {
+            more.resize(word + 1, 0);
         }
-        if let Some(bits) = self.0.get_mut(word) {
-            *bits |= 1 << (column % 64);
+        if let Some(bits) = more.get_mut(word) {
+            *bits |= bit;
         }
+        self.more = Some(more.into());
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.first == 0 && self.more.is_none()
     }
 
     #[must_use]
     pub fn contains(&self, column: usize) -> bool {
-        self.0.get(column / 64).is_some_and(|bits| bits & (1 << (column % 64)) != 0)
+        self.words().nth(column / 64).is_some_and(|bits| bits & (1 << (column % 64)) != 0)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        self.0.iter().enumerate().flat_map(|(word, &bits)| {
+        self.words().enumerate().flat_map(|(word, bits)| {
             (0..64).filter(move |bit| bits & (1 << bit) != 0).map(move |bit| word * 64 + bit)
         })
+    }
+
+    fn words(&self) -> impl Iterator<Item = u64> + '_ {
+        std::iter::once(self.first).chain(self.more.iter().flatten().copied())
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::planned::{Replica, TableContext};
+use super::planned::{Replica, TableContext, text_columns};
 use super::{ApplyError, ExactBecause, TargetSession};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
@@ -147,8 +147,15 @@ impl Tables {
         let exact_because = super::exact_because(&plan, session.replica());
         let takes_binary = takes_binary(&plan.columns);
         let announced = Announced { replaced, source: name.clone(), exact_because, takes_binary };
-        let context = TableContext { id: self.next_id, published, plan, described, actions, exact_because };
-        let context = Arc::new(context);
+        let context = Arc::new(TableContext {
+            id: self.next_id,
+            published,
+            text_columns: text_columns(&plan),
+            plan,
+            described,
+            actions,
+            exact_because,
+        });
         let position = member.position;
         self.relations.insert(oid, Known::Member { name, position, context });
         Ok(Some(announced))

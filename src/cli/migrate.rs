@@ -32,11 +32,11 @@ mod tests {
 
     #[test]
     fn versions_are_listed() {
-        let applied = [AppliedMigration { version: 3, description: "commands" }];
+        let applied = [AppliedMigration { version: 4, description: "boxes" }];
         insta::assert_snapshot!(render(&applied), @r"
-        applied 0003 commands
-        schema pgsluice is now at version 3
+        applied 0004 boxes
+        schema pgsluice is now at version 4
         ");
-        insta::assert_snapshot!(render(&[]), @"schema pgsluice was already at version 3");
+        insta::assert_snapshot!(render(&[]), @"schema pgsluice was already at version 4");
     }
 }

@@ -12,7 +12,7 @@ use super::message::{
     RelationColumn, StreamAbort, StreamCommit, StreamStart, Truncate, Type, Update,
 };
 use super::reader::Reader;
-use super::tuple::{Cells, Row};
+use super::tuple::{Row, Span};
 use crate::schema::ReplicaIdentity;
 
 /// `LOGICALREP_IS_REPLICA_IDENTITY` in `proto.c`.
@@ -83,16 +83,16 @@ pub fn decode_at(payload: Bytes, place: Place) -> Result<Message, DecodeError> {
             let (relation_oid, old, new) = update(reader)?;
             let old = match old {
                 None => OldRow::NotSent,
-                Some(Identity::Key(cells)) => OldRow::Key(cells.of(payload.clone())),
-                Some(Identity::Full(cells)) => OldRow::Full(cells.of(payload.clone())),
+                Some(Identity::Key(span)) => OldRow::Key(span.of(payload.clone())),
+                Some(Identity::Full(span)) => OldRow::Full(span.of(payload.clone())),
             };
             Ok(Message::Update(Update { relation_oid, old, new: new.of(payload) }))
         }
         MessageKind::Delete => {
             let (relation_oid, old) = delete(reader)?;
             let old = match old {
-                Identity::Key(cells) => DeletedRow::Key(cells.of(payload)),
-                Identity::Full(cells) => DeletedRow::Full(cells.of(payload)),
+                Identity::Key(span) => DeletedRow::Key(span.of(payload)),
+                Identity::Full(span) => DeletedRow::Full(span.of(payload)),
             };
             Ok(Message::Delete(Delete { relation_oid, old }))
         }
@@ -206,7 +206,7 @@ fn type_name(mut reader: Reader<'_>) -> Result<Type, DecodeError> {
     Ok(Type { oid, schema, name })
 }
 
-fn insert(mut reader: Reader<'_>) -> Result<(u32, Cells), DecodeError> {
+fn insert(mut reader: Reader<'_>) -> Result<(u32, Span), DecodeError> {
     let relation_oid = reader.u32(RELATION_OID)?;
     let new = new_row(&mut reader)?;
     reader.finish()?;
@@ -215,22 +215,22 @@ fn insert(mut reader: Reader<'_>) -> Result<(u32, Cells), DecodeError> {
 
 /// The old row as the wire marks it: `K` or `O`.
 enum Identity {
-    Key(Cells),
-    Full(Cells),
+    Key(Span),
+    Full(Span),
 }
 
-fn update(mut reader: Reader<'_>) -> Result<(u32, Option<Identity>, Cells), DecodeError> {
+fn update(mut reader: Reader<'_>) -> Result<(u32, Option<Identity>, Span), DecodeError> {
     const MARK: Field = Field::Of("row mark");
     let relation_oid = reader.u32(RELATION_OID)?;
     let offset = reader.offset();
     let (old, new) = match reader.u8(MARK)? {
-        b'N' => (None, Cells::read(&mut reader, Row::New)?),
+        b'N' => (None, Span::read(&mut reader, Row::New)?),
         b'K' => {
-            let old = Identity::Key(Cells::read(&mut reader, Row::OldKey)?);
+            let old = Identity::Key(Span::read(&mut reader, Row::OldKey)?);
             (Some(old), new_row(&mut reader)?)
         }
         b'O' => {
-            let old = Identity::Full(Cells::read(&mut reader, Row::Old)?);
+            let old = Identity::Full(Span::read(&mut reader, Row::Old)?);
             (Some(old), new_row(&mut reader)?)
         }
         found => {
@@ -247,8 +247,8 @@ fn delete(mut reader: Reader<'_>) -> Result<(u32, Identity), DecodeError> {
     let relation_oid = reader.u32(RELATION_OID)?;
     let offset = reader.offset();
     let old = match reader.u8(MARK)? {
-        b'K' => Identity::Key(Cells::read(&mut reader, Row::OldKey)?),
-        b'O' => Identity::Full(Cells::read(&mut reader, Row::Old)?),
+        b'K' => Identity::Key(Span::read(&mut reader, Row::OldKey)?),
+        b'O' => Identity::Full(Span::read(&mut reader, Row::Old)?),
         found => {
             let problem = Problem::Unexpected { found, expected: "'K' or 'O'" };
             return Err(reader.malformed(MARK, offset, problem));
@@ -259,11 +259,11 @@ fn delete(mut reader: Reader<'_>) -> Result<(u32, Identity), DecodeError> {
 }
 
 /// A row with its mark `N` before it.
-fn new_row(reader: &mut Reader<'_>) -> Result<Cells, DecodeError> {
+fn new_row(reader: &mut Reader<'_>) -> Result<Span, DecodeError> {
     const MARK: Field = Field::Of("new row mark");
     let offset = reader.offset();
     match reader.u8(MARK)? {
-        b'N' => Cells::read(reader, Row::New),
+        b'N' => Span::read(reader, Row::New),
         found => {
             let problem = Problem::Unexpected { found, expected: "'N'" };
             Err(reader.malformed(MARK, offset, problem))

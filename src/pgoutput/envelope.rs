@@ -40,6 +40,7 @@ pub enum Place {
 }
 
 impl MessageKind {
+    #[inline]
     fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
             b'B' => Self::Begin,
@@ -85,6 +86,7 @@ impl fmt::Display for MessageKind {
 
 impl MessageKind {
     /// Whether an xid stands before the body of one in a streamed transaction.
+    #[inline]
     fn carries_xid(self) -> bool {
         match self {
             Self::Relation
@@ -107,6 +109,7 @@ impl MessageKind {
 
 /// Splits a payload into its kind and a reader that stands at the body. The xid of a streamed change
 /// (its subtransaction's) is passed over: a subtransaction that aborts is told of by its own message.
+#[inline]
 pub(super) fn open(payload: &[u8], place: Place) -> Result<(MessageKind, Reader<'_>), DecodeError> {
     let (&byte, body) = payload.split_first().ok_or(DecodeError::Empty)?;
     let kind = MessageKind::from_byte(byte).ok_or(DecodeError::UnknownMessage(byte))?;

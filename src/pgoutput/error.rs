@@ -73,9 +73,6 @@ pub enum Problem {
     NoPosition,
     #[error("{excess_bytes} bytes after the end of the message")]
     Trailing { excess_bytes: usize },
-    /// PostgreSQL's own limit for a message is 1 GiB.
-    #[error("lies beyond 4 GiB")]
-    TooFar,
 }
 
 impl DecodeError {

@@ -195,6 +195,7 @@ impl fmt::Debug for LogicalMessage {
 impl OldRow {
     /// The key or row, if one was sent.
     #[must_use]
+    #[inline]
     pub fn tuple(&self) -> Option<&Tuple> {
         match self {
             Self::NotSent => None,
@@ -211,6 +212,7 @@ impl OldRow {
 }
 
 impl From<DeletedRow> for OldRow {
+    #[inline]
     fn from(row: DeletedRow) -> Self {
         match row {
             DeletedRow::Key(tuple) => Self::Key(tuple),

@@ -12,8 +12,8 @@
 //! It ignores flag bits that it does not know and bytes after a message's end. Here both are errors:
 //! a publisher that says more than is understood must not be applied as if it had said less.
 //!
-//! # Why a tuple is one buffer and a table of offsets
-//! A row of six columns is decoded with one allocation, and no column counts references of its own.
+//! # Why a tuple is kept as it came
+//! Decoding a row sees that each value is whole, and allocates nothing; whoever reads the row walks it.
 //! Values are bytes in the session's client encoding and are never interpreted here. A [`Tuple`]
 //! keeps the payload alive that it was read from, so payloads should not be windows of a far larger
 //! read buffer.
@@ -56,4 +56,4 @@ pub use message::{
     RelationColumn, StreamAbort, StreamCommit, StreamStart, Truncate, Type, Update,
 };
 pub use relations::{RelationCache, RelationError};
-pub use tuple::{Format, Tuple, Value, Values};
+pub use tuple::{Format, TextColumns, Tuple, Value, Values};

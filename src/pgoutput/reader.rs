@@ -14,6 +14,7 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    #[inline]
     pub(super) fn new(message: MessageKind, payload_bytes: usize, body: &'a [u8]) -> Self {
         Self { message, payload_bytes, rest: body }
     }

@@ -216,9 +216,12 @@ fn a_tuple_gives_values_by_index_in_order_and_as_shared_bytes() {
     assert_eq!(row.get(2), Some(Value::Unchanged));
     assert_eq!(row.get(3).and_then(Value::as_bytes), Some(&b"\0\x07"[..]));
     assert_eq!(row.get(4), None);
-    assert_eq!(row.bytes(3).unwrap(), &b"\0\x07"[..]);
-    assert_eq!((row.bytes(1), row.bytes(2), row.bytes(4)), (None, None, None));
-    assert!(row.iter().rev().eq([row.get(3), row.get(2), row.get(1), row.get(0)].map(Option::unwrap)));
+    let value = row.get(3).and_then(Value::as_bytes).unwrap();
+    assert_eq!(row.share(value).as_ptr(), value.as_ptr());
+    assert_eq!([1, 2].map(|column| row.get(column).and_then(Value::as_bytes)), [None, None]);
+    assert_eq!(row.get(4), None);
+    assert!(row.iter().eq([row.get(0), row.get(1), row.get(2), row.get(3)].map(Option::unwrap)));
+    assert_eq!(row.iter().len(), 4);
     assert!(tuple(&[]).is_empty());
     assert_eq!(row.clone(), row);
 }
@@ -362,7 +365,7 @@ fn touch(message: &Message) {
     };
     for row in rows {
         for (index, value) in row.iter().enumerate() {
-            assert_eq!(row.bytes(index).as_deref(), value.as_bytes());
+            assert_eq!(row.get(index), Some(value));
         }
     }
 }

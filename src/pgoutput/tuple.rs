@@ -1,22 +1,43 @@
-//! A row of the wire: one shared buffer and a table of where its values lie.
+//! A row of the wire, kept as it came.
+//!
+//! No table of where its values lie: whoever reads a row reads it from the first column on, and each value
+//! says how long it is. So a row costs no allocation, its clone a counted reference, and what is read of
+//! it lies in one place. The price is that a single column is found by passing over those before it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::iter::FusedIterator;
-use std::slice;
+use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use super::error::{DecodeError, Field, Problem};
 use super::reader::Reader;
 
 /// The values of a row, in the order of its relation's columns.
 ///
-/// Cloning shares buffer and costs the table. Equality compares values, not buffers.
+/// Cloning shares the buffer. Equality compares values, not buffers.
 #[derive(Clone)]
 pub struct Tuple {
-    /// The whole payload that the row came in.
-    payload: Bytes,
-    cells: Box<[Cell]>,
+    /// A `TupleData` without its count: kind bytes, lengths, values.
+    ///
+    /// Invariant: exactly `columns` whole values; only [`Span::read`] and [`Tuple::over`] make them.
+    values: Bytes,
+    columns: u16,
+    complete: bool,
+    text: TextColumns,
+}
+
+/// The columns whose binary values are text; shared by all rows of a table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TextColumns(Option<Arc<Vec<bool>>>);
+
+impl FromIterator<bool> for TextColumns {
+    /// Whether each column, from the first on, is one.
+    fn from_iter<I: IntoIterator<Item = bool>>(columns: I) -> Self {
+        let columns: Vec<bool> = columns.into_iter().collect();
+        Self(columns.contains(&true).then(|| Arc::new(columns)))
+    }
 }
 
 /// One column's value.
@@ -39,20 +60,14 @@ pub enum Format {
     Binary,
 }
 
-/// Where a value lies in the payload. Twelve bytes; `Bytes` per column would be 32 and a counter.
-///
-/// Invariant: `start + len` is within the payload; only [`Cells::read`] makes them.
+/// Where a row lies in the payload, which its reader still borrows.
 #[derive(Debug, Clone, Copy)]
-enum Cell {
-    Null,
-    Unchanged,
-    Text { start: u32, len: u32 },
-    Binary { start: u32, len: u32 },
+pub(super) struct Span {
+    start: usize,
+    end: usize,
+    columns: u16,
+    complete: bool,
 }
-
-/// A table of cells that still lacks the payload that its reader borrows.
-#[derive(Debug)]
-pub(super) struct Cells(Box<[Cell]>);
 
 /// Which of a message's rows is read, for errors.
 #[derive(Debug, Clone, Copy)]
@@ -81,142 +96,145 @@ impl Row {
     }
 }
 
-impl Cells {
-    /// Reads a `TupleData` (`logicalrep_read_tuple` in PostgreSQL's `proto.c`), with one allocation
-    /// that is never larger than twelve times the bytes at hand.
+impl Span {
+    /// Reads a `TupleData` (`logicalrep_read_tuple` in PostgreSQL's `proto.c`).
+    #[inline]
     pub(super) fn read(reader: &mut Reader<'_>, row: Row) -> Result<Self, DecodeError> {
         let offset = reader.offset();
-        let announced = u32::from(reader.u16(row.count())?);
-        let count = reader.believable(row.count(), offset, announced, 1)?;
-        let mut cells = Vec::with_capacity(count);
-        for number in 1..=announced {
-            cells.push(Cell::read(reader, row, number)?);
+        let columns = reader.u16(row.count())?;
+        reader.believable(row.count(), offset, u32::from(columns), 1)?;
+        let start = reader.offset();
+        let mut complete = true;
+        for number in 1..=u32::from(columns) {
+            complete &= pass_over(reader, row, number)? != UNCHANGED;
         }
-        Ok(Self(cells.into_boxed_slice()))
+        Ok(Self { start, end: reader.offset(), columns, complete })
     }
 
-    /// The row, given the payload that the cells were read from.
-    pub(super) fn of(self, payload: Bytes) -> Tuple {
-        Tuple { payload, cells: self.0 }
+    /// The row, given the payload that it was read from.
+    #[inline]
+    pub(super) fn of(self, mut payload: Bytes) -> Tuple {
+        payload.truncate(self.end);
+        payload.advance(self.start);
+        let Self { columns, complete, .. } = self;
+        Tuple { values: payload, columns, complete, text: TextColumns::default() }
     }
 }
 
-impl Cell {
-    #[inline]
-    fn read(reader: &mut Reader<'_>, row: Row, number: u32) -> Result<Self, DecodeError> {
-        let kind_field = row.column(number, "kind");
-        let offset = reader.offset();
-        let kind = reader.u8(kind_field)?;
-        match kind {
-            b'n' => return Ok(Self::Null),
-            b'u' => return Ok(Self::Unchanged),
-            b't' | b'b' => {}
-            found => {
-                let problem = Problem::Unexpected { found, expected: "'n', 'u', 't' or 'b'" };
-                return Err(reader.malformed(kind_field, offset, problem));
-            }
+/// One value, which must be whole. Returns its kind.
+#[inline]
+fn pass_over(reader: &mut Reader<'_>, row: Row, number: u32) -> Result<u8, DecodeError> {
+    let kind_field = row.column(number, "kind");
+    let offset = reader.offset();
+    match reader.u8(kind_field)? {
+        kind @ (NULL | UNCHANGED) => Ok(kind),
+        kind @ (TEXT | BINARY) => {
+            let len = reader.u32(row.column(number, "length"))?;
+            reader.bytes(row.column(number, "value"), len)?;
+            Ok(kind)
         }
-        let len = reader.u32(row.column(number, "length"))?;
-        let value_field = row.column(number, "value");
-        let offset = reader.offset();
-        let Ok(start) = u32::try_from(offset) else {
-            return Err(reader.malformed(value_field, offset, Problem::TooFar));
-        };
-        reader.bytes(value_field, len)?;
-        Ok(if kind == b't' { Self::Text { start, len } } else { Self::Binary { start, len } })
+        found => {
+            let problem = Problem::Unexpected { found, expected: "'n', 'u', 't' or 'b'" };
+            Err(reader.malformed(kind_field, offset, problem))
+        }
     }
 }
 
 impl Tuple {
     /// Number of columns.
     #[must_use]
+    #[inline]
     pub fn len(&self) -> usize {
-        self.cells.len()
+        usize::from(self.columns)
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.cells.is_empty()
+        self.columns == 0
     }
 
-    /// The value of column `index`, counted from 0; `None` beyond the last.
+    /// Whether every column's value was sent: none is [`Value::Unchanged`].
     #[must_use]
+    #[inline]
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The value of column `index`, counted from 0; `None` beyond the last. Passes over the columns
+    /// before it: to read many, use [`Self::iter`].
+    #[must_use]
+    #[inline]
     pub fn get(&self, index: usize) -> Option<Value<'_>> {
-        self.cells.get(index).map(|&cell| value(&self.payload, cell))
+        self.iter().nth(index)
     }
 
     /// This row on top of an older one: where a value is unchanged here, the older row's is taken.
-    /// Shares bytes if nothing has to be taken.
+    /// The row itself if nothing has to be taken.
     #[must_use]
-    pub fn over(&self, older: &Self) -> Self {
-        if !self.cells.iter().any(|cell| matches!(cell, Cell::Unchanged)) {
-            return self.clone();
+    pub fn over(&self, older: &Self) -> Cow<'_, Self> {
+        if self.complete {
+            return Cow::Borrowed(self);
         }
-        let mut payload = Vec::with_capacity(self.payload.len() + older.payload.len());
-        let cells = self.iter().enumerate().map(|(i, value)| {
-            let value = if value == Value::Unchanged { older.get(i).unwrap_or(value) } else { value };
-            // Each row came in one message of less than 4 GiB, but two of them might not fit.
-            let start = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-            let mut keep = |bytes: &[u8]| {
-                payload.extend_from_slice(bytes);
-                u32::try_from(bytes.len()).unwrap_or(u32::MAX)
-            };
-            match value {
-                Value::Null => Cell::Null,
-                Value::Unchanged => Cell::Unchanged,
-                Value::Text(bytes) => Cell::Text { start, len: keep(bytes) },
-                Value::Binary(bytes) => Cell::Binary { start, len: keep(bytes) },
-            }
-        });
-        let cells: Box<[Cell]> = cells.collect();
-        Self { payload: Bytes::from(payload), cells }
+        let mut values = BytesMut::with_capacity(self.values.len() + older.values.len());
+        let mut complete = true;
+        let mut below = older.iter();
+        for value in self {
+            let below = below.next();
+            let value = if value == Value::Unchanged { below.unwrap_or(value) } else { value };
+            complete &= value != Value::Unchanged;
+            put(&mut values, value);
+        }
+        let (values, text) = (values.freeze(), self.text.clone());
+        Cow::Owned(Self { values, columns: self.columns, complete, text })
     }
 
-    /// Takes the binary values of the columns that `is_text` names for what they are: text.
-    pub fn binary_as_text(&mut self, is_text: impl Fn(usize) -> bool) {
-        for (column, cell) in self.cells.iter_mut().enumerate() {
-            if let Cell::Binary { start, len } = *cell
-                && is_text(column)
-            {
-                *cell = Cell::Text { start, len };
-            }
-        }
+    /// Takes the binary values of these columns for what they are: text.
+    pub fn binary_as_text(&mut self, text: &TextColumns) {
+        self.text = text.clone();
     }
 
-    /// Bytes of the message that the row came in, which it keeps alive.
+    /// Bytes of the row; it keeps alive the message that it came in, which is little more.
     #[must_use]
+    #[inline]
     pub fn size_bytes(&self) -> usize {
-        self.payload.len() + self.cells.len() * size_of::<Cell>()
+        self.values.len()
     }
 
     /// All values in column order.
     #[must_use]
+    #[inline]
     pub fn iter(&self) -> Values<'_> {
-        Values { payload: &self.payload, cells: self.cells.iter() }
+        let text = self.text.0.as_deref().map_or(&[][..], Vec::as_slice);
+        Values { rest: &self.values, left: self.columns, text }
     }
 
-    /// The bytes of column `index`, text or binary, sharing the buffer; `None` for a NULL or
-    /// unchanged value and beyond the last column.
+    /// The bytes of one of this row's values, sharing the buffer.
+    ///
+    /// # Panics
+    /// If they are another row's.
     #[must_use]
-    pub fn bytes(&self, index: usize) -> Option<Bytes> {
-        match *self.cells.get(index)? {
-            Cell::Null | Cell::Unchanged => None,
-            Cell::Text { start, len } | Cell::Binary { start, len } => {
-                let start = start as usize;
-                Some(self.payload.slice(start..start + len as usize))
-            }
-        }
+    pub fn share(&self, value: &[u8]) -> Bytes {
+        self.values.slice_ref(value)
     }
 }
 
-#[inline]
-fn value(payload: &[u8], cell: Cell) -> Value<'_> {
-    match cell {
-        Cell::Null => Value::Null,
-        Cell::Unchanged => Value::Unchanged,
-        Cell::Text { start, len } => Value::Text(&payload[start as usize..][..len as usize]),
-        Cell::Binary { start, len } => Value::Binary(&payload[start as usize..][..len as usize]),
-    }
+/// The kinds of values, as `logicalrep_write_tuple` in PostgreSQL's `proto.c` marks them.
+const NULL: u8 = b'n';
+const UNCHANGED: u8 = b'u';
+const TEXT: u8 = b't';
+const BINARY: u8 = b'b';
+
+fn put(out: &mut BytesMut, value: Value<'_>) {
+    let (kind, bytes) = match value {
+        Value::Null => return out.put_u8(NULL),
+        Value::Unchanged => return out.put_u8(UNCHANGED),
+        Value::Text(bytes) => (TEXT, bytes),
+        Value::Binary(bytes) => (BINARY, bytes),
+    };
+    out.put_u8(kind);
+    // Values come from the wire, where their lengths are 32 bits.
+    out.put_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+    out.put_slice(bytes);
 }
 
 impl<'a> Value<'a> {
@@ -233,8 +251,24 @@ impl<'a> Value<'a> {
 /// A [`Tuple`]'s values in column order.
 #[derive(Clone)]
 pub struct Values<'a> {
-    payload: &'a [u8],
-    cells: slice::Iter<'a, Cell>,
+    rest: &'a [u8],
+    left: u16,
+    /// Whether the columns that are left have text for binary values; those beyond have not.
+    text: &'a [bool],
+}
+
+impl Values<'_> {
+    /// Whether the next column's binary values are text.
+    #[inline]
+    fn next_is_text(&mut self) -> bool {
+        match self.text.split_first() {
+            Some((&is_text, rest)) => {
+                self.text = rest;
+                is_text
+            }
+            None => false,
+        }
+    }
 }
 
 impl<'a> Iterator for Values<'a> {
@@ -242,17 +276,22 @@ impl<'a> Iterator for Values<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<Value<'a>> {
-        self.cells.next().map(|&cell| value(self.payload, cell))
+        let (&kind, rest) = self.rest.split_first()?;
+        self.left -= 1;
+        let is_text = self.next_is_text();
+        if kind == NULL || kind == UNCHANGED {
+            self.rest = rest;
+            return Some(if kind == NULL { Value::Null } else { Value::Unchanged });
+        }
+        let (len, rest) = rest.split_first_chunk()?;
+        let (bytes, rest) = rest.split_at_checked(u32::from_be_bytes(*len) as usize)?;
+        self.rest = rest;
+        Some(if kind == TEXT || is_text { Value::Text(bytes) } else { Value::Binary(bytes) })
     }
 
+    #[inline]
     fn size_hint(&self) -> (usize, Option<usize>) {
-        self.cells.size_hint()
-    }
-}
-
-impl DoubleEndedIterator for Values<'_> {
-    fn next_back(&mut self) -> Option<Self::Item> {
-        self.cells.next_back().map(|&cell| value(self.payload, cell))
+        (usize::from(self.left), Some(usize::from(self.left)))
     }
 }
 
@@ -305,10 +344,21 @@ impl fmt::Debug for Value<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pgoutput::testing::tuple;
 
     #[test]
-    fn a_cell_stays_small() {
-        assert_eq!(size_of::<Cell>(), 12);
-        assert_eq!(size_of::<Tuple>(), size_of::<Bytes>() + size_of::<Box<[Cell]>>());
+    fn a_row_stays_small() {
+        assert_eq!(size_of::<Tuple>(), size_of::<Bytes>() + 16);
+    }
+
+    #[test]
+    fn binary_values_of_text_columns_are_text() {
+        let mut row = tuple(&[Value::Binary(b"a"), Value::Null, Value::Binary(b"b"), Value::Binary(b"c")]);
+        row.binary_as_text(&[false, true, true].into_iter().collect());
+        assert!(row.iter().eq([Value::Binary(b"a"), Value::Null, Value::Text(b"b"), Value::Binary(b"c")]));
+        let newer = tuple(&[Value::Text(b"1"), Value::Unchanged, Value::Unchanged, Value::Unchanged]);
+        let over = newer.over(&row);
+        assert!(over.iter().eq([Value::Text(b"1"), Value::Null, Value::Text(b"b"), Value::Binary(b"c")]));
+        assert!(over.is_complete() && !newer.is_complete());
     }
 }

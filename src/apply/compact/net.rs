@@ -9,15 +9,15 @@
 //! is not known, a CHECK…), everything so far is written first, the passing state with it, and the
 //! net effect starts anew.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::Deref;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use foldhash::fast::RandomState;
 
-use super::{Company, Keyed, SetKind, SetRow, Step, Uncompactable, key_columns, key_of, present};
-use crate::apply::planned::TableContext;
+use super::{Company, Key, Keyed, Planned, SetKind, SetRow, Step, Uncompactable, key_columns, key_of};
 use crate::apply::statement::ColumnSet;
 use crate::pgoutput::{Tuple, Value};
 use crate::schema::{ColumnPlan, TablePlan};
@@ -26,22 +26,56 @@ use crate::schema::{ColumnPlan, TablePlan};
 /// `BTMaxItemSize` in PostgreSQL's `nbtree.h`; what is short as text may be longer inside).
 const INDEXED_BYTES_MAX: usize = 1000;
 
-/// What is left of a key's changes.
+/// A row as an event has it, or (seldom, so it may lie elsewhere) one made of several.
 #[derive(Debug, Clone)]
-enum Net {
-    /// First absent, now there.
-    Inserted(Tuple),
-    /// First absent, and gone again.
-    Vanished { identity: Tuple },
-    /// First present, now changed.
-    Updated { identity: Tuple, image: Tuple },
-    /// First present, now gone.
-    Deleted { identity: Tuple },
-    /// First present, deleted, and inserted anew: what the publisher does not send starts over.
-    Replaced { identity: Tuple, image: Tuple },
+enum Row<'a> {
+    Sent(&'a Tuple),
+    Made(Box<Tuple>),
 }
 
-impl Net {
+impl<'a> Row<'a> {
+    fn over(newer: &'a Tuple, older: &Tuple) -> Self {
+        match newer.over(older) {
+            Cow::Borrowed(newer) => Self::Sent(newer),
+            Cow::Owned(made) => Self::Made(Box::new(made)),
+        }
+    }
+
+    fn into_tuple(self) -> Tuple {
+        match self {
+            Self::Sent(tuple) => tuple.clone(),
+            Self::Made(tuple) => *tuple,
+        }
+    }
+}
+
+impl Deref for Row<'_> {
+    type Target = Tuple;
+
+    fn deref(&self) -> &Tuple {
+        match self {
+            Self::Sent(tuple) => tuple,
+            Self::Made(tuple) => tuple,
+        }
+    }
+}
+
+/// What is left of a key's changes.
+#[derive(Debug, Clone)]
+enum Net<'a> {
+    /// First absent, now there.
+    Inserted(Row<'a>),
+    /// First absent, and gone again.
+    Vanished { identity: Row<'a> },
+    /// First present, now changed.
+    Updated { identity: &'a Tuple, image: Row<'a> },
+    /// First present, now gone.
+    Deleted { identity: &'a Tuple },
+    /// First present, deleted, and inserted anew: what the publisher does not send starts over.
+    Replaced { identity: &'a Tuple, image: Row<'a> },
+}
+
+impl Net<'_> {
     /// The state that the row has now, if it is there.
     fn image(&self) -> Option<&Tuple> {
         match self {
@@ -52,20 +86,20 @@ impl Net {
 }
 
 #[derive(Default)]
-pub(super) struct NetRows {
+pub(super) struct NetRows<'a> {
     /// Where each key's row is; not kept as long as there is nothing but inserts, or deletes: a key that
     /// comes twice then contradicts itself, which the key's index or the set's row count notices.
-    index: Option<Index>,
-    rows: Vec<Net>,
+    index: Option<Index<'a>>,
+    rows: Vec<Net<'a>>,
 }
 
-type Index = HashMap<Bytes, usize, RandomState>;
+type Index<'a> = HashMap<Key<'a>, usize, RandomState>;
 
-impl NetRows {
+impl<'a> NetRows<'a> {
     pub(super) fn push(
         &mut self,
-        table: &Arc<TableContext>,
-        change: Keyed<'_>,
+        table: &Planned,
+        change: Keyed<'a>,
         steps: &mut Vec<Step>,
     ) -> Result<(), Uncompactable> {
         if change.company == Company::None {
@@ -78,9 +112,9 @@ impl NetRows {
             self.rows.push(first(&change)?);
             return Ok(());
         }
-        let key = change.key(&table.plan)?.ok_or(Uncompactable)?;
+        let key = change.key(table.plan())?.ok_or(Uncompactable)?;
         if self.index.is_none() {
-            self.index = Some(self.indexed(&table.plan)?);
+            self.index = Some(self.indexed(table.plan())?);
         }
         match self.index.get_or_insert_default().entry(key) {
             Entry::Vacant(entry) => {
@@ -89,7 +123,7 @@ impl NetRows {
             }
             Entry::Occupied(entry) => {
                 let row = self.rows.get_mut(*entry.get()).ok_or(Uncompactable)?;
-                if row.image().is_some_and(|image| may_be_refused(&table.plan, image)) {
+                if row.image().is_some_and(|image| may_be_refused(table.plan(), image)) {
                     self.close(table, steps);
                     return self.push(table, change, steps);
                 }
@@ -108,10 +142,10 @@ impl NetRows {
         )
     }
 
-    fn indexed(&self, plan: &TablePlan) -> Result<Index, Uncompactable> {
+    fn indexed(&self, plan: &TablePlan) -> Result<Index<'a>, Uncompactable> {
         let mut index = Index::with_capacity_and_hasher(self.rows.len() * 2, RandomState::default());
         for (at, row) in self.rows.iter().enumerate() {
-            let (Net::Inserted(named_by) | Net::Deleted { identity: named_by }) = row else {
+            let (Net::Inserted(Row::Sent(named_by)) | Net::Deleted { identity: named_by }) = row else {
                 return Err(Uncompactable);
             };
             let key = key_of(named_by, key_columns(plan))?.ok_or(Uncompactable)?;
@@ -122,34 +156,40 @@ impl NetRows {
         Ok(index)
     }
 
-    pub(super) fn close(&mut self, table: &Arc<TableContext>, steps: &mut Vec<Step>) {
+    pub(super) fn close(&mut self, table: &Planned, steps: &mut Vec<Step>) {
         self.index = None;
         let (mut absent, mut deletes, mut inserts) = (Vec::new(), Vec::new(), Vec::new());
         let mut updates: Vec<(ColumnSet, Vec<SetRow>)> = Vec::new();
-        let named = |identity| SetRow { identity: Some(identity), image: None };
-        let new = |image| SetRow { identity: None, image: Some(image) };
+        let mut left = self.rows.len() + 1;
         for row in self.rows.drain(..) {
+            left -= 1;
             match row {
-                Net::Inserted(image) => inserts.push(new(image)),
-                Net::Vanished { identity } => absent.push(named(identity)),
-                Net::Deleted { identity } => deletes.push(named(identity)),
+                Net::Inserted(image) => put(&mut inserts, SetRow::new(image.into_tuple()), left),
+                Net::Vanished { identity } => put(&mut absent, SetRow::named(identity.into_tuple()), left),
+                Net::Deleted { identity } => put(&mut deletes, SetRow::named(identity.clone()), left),
                 Net::Replaced { identity, image } => {
-                    deletes.push(named(identity));
-                    inserts.push(new(image));
+                    put(&mut deletes, SetRow::named(identity.clone()), left);
+                    put(&mut inserts, SetRow::new(image.into_tuple()), left);
                 }
                 Net::Updated { identity, image } => {
-                    let set = present(&table.plan, &image, false);
-                    let row = SetRow { identity: Some(identity), image: Some(image) };
+                    let set = table.set_by(&image);
+                    let row = changed(identity, image);
                     match updates.iter_mut().find(|(columns, _)| *columns == set) {
                         Some((_, rows)) => rows.push(row),
-                        None => updates.push((set, vec![row])),
+                        None => {
+                            // Most updates set the same columns; further sets get few rows.
+                            let capacity = if updates.is_empty() { left } else { 1 };
+                            let mut rows = Vec::with_capacity(capacity);
+                            rows.push(row);
+                            updates.push((set, rows));
+                        }
                     }
                 }
             }
         }
         let mut step = |kind, rows: Vec<SetRow>| {
             if !rows.is_empty() {
-                steps.push(Step::Set { table: Arc::clone(table), kind, rows });
+                steps.push(Step::Set { table: Arc::clone(&table.context), kind, rows });
             }
         };
         step(SetKind::Absent, absent);
@@ -161,10 +201,28 @@ impl NetRows {
     }
 }
 
-fn first(change: &Keyed<'_>) -> Result<Net, Uncompactable> {
-    match (&change.kind, change.identity.cloned(), change.image.cloned()) {
-        (SetKind::Insert, _, Some(image)) => Ok(Net::Inserted(image)),
-        (SetKind::Update(_), Some(identity), Some(image)) => Ok(Net::Updated { identity, image }),
+fn changed(identity: &Tuple, image: Row<'_>) -> SetRow {
+    match image {
+        Row::Sent(image) => SetRow::changed(identity, image),
+        Row::Made(image) => SetRow { identity: Some(identity.clone()), image: Some(*image) },
+    }
+}
+
+/// Puts one of `left` rows into a set, which may get them all: usually a batch has one kind of change, and
+/// growing step by step would move every row several times.
+fn put(set: &mut Vec<SetRow>, row: SetRow, left: usize) {
+    if set.is_empty() {
+        set.reserve_exact(left);
+    }
+    set.push(row);
+}
+
+fn first<'a>(change: &Keyed<'a>) -> Result<Net<'a>, Uncompactable> {
+    match (&change.kind, change.identity, change.image) {
+        (SetKind::Insert, _, Some(image)) => Ok(Net::Inserted(Row::Sent(image))),
+        (SetKind::Update(_), Some(identity), Some(image)) => {
+            Ok(Net::Updated { identity, image: Row::Sent(image) })
+        }
         (SetKind::Delete, Some(identity), _) => Ok(Net::Deleted { identity }),
         _ => Err(Uncompactable),
     }
@@ -172,22 +230,22 @@ fn first(change: &Keyed<'_>) -> Result<Net, Uncompactable> {
 
 /// The net effect of `row` followed by one more change. Pairs that no publisher produces (an
 /// insert where the row is, an update where it is not) are left to the exact path.
-fn next(row: &Net, change: &Keyed<'_>) -> Result<Net, Uncompactable> {
+fn next<'a>(row: &Net<'a>, change: &Keyed<'a>) -> Result<Net<'a>, Uncompactable> {
     Ok(match (row.clone(), &change.kind, change.image) {
-        (Net::Inserted(before), SetKind::Update(_), Some(image)) => Net::Inserted(image.over(&before)),
+        (Net::Inserted(before), SetKind::Update(_), Some(image)) => Net::Inserted(Row::over(image, &before)),
         (Net::Inserted(before), SetKind::Delete, _) => Net::Vanished { identity: before },
-        (Net::Vanished { .. }, SetKind::Insert, Some(image)) => Net::Inserted(image.clone()),
+        (Net::Vanished { .. }, SetKind::Insert, Some(image)) => Net::Inserted(Row::Sent(image)),
         (Net::Updated { identity, image: before }, SetKind::Update(_), Some(image)) => {
-            Net::Updated { identity, image: image.over(&before) }
+            Net::Updated { identity, image: Row::over(image, &before) }
         }
         (Net::Updated { identity, .. } | Net::Replaced { identity, .. }, SetKind::Delete, _) => {
             Net::Deleted { identity }
         }
         (Net::Deleted { identity }, SetKind::Insert, Some(image)) => {
-            Net::Replaced { identity, image: image.clone() }
+            Net::Replaced { identity, image: Row::Sent(image) }
         }
         (Net::Replaced { identity, image: before }, SetKind::Update(_), Some(image)) => {
-            Net::Replaced { identity, image: image.over(&before) }
+            Net::Replaced { identity, image: Row::over(image, &before) }
         }
         _ => return Err(Uncompactable),
     })

@@ -3,31 +3,29 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use foldhash::fast::RandomState;
 
-use super::{Company, Keyed, SetKind, SetRow, Step, Uncompactable, bytes_of};
-use crate::apply::planned::TableContext;
+use super::{Company, Key, Keyed, Planned, SetKind, SetRow, Step, Uncompactable, bytes_of};
 use crate::pgoutput::Tuple;
 
 /// Neighbouring changes of one kind, no key twice.
 #[derive(Default)]
-pub(super) struct Run {
+pub(super) struct Run<'a> {
     kind: Option<SetKind>,
-    keys: HashSet<Bytes, RandomState>,
+    keys: HashSet<Key<'a>, RandomState>,
     /// The rows that its updates of whole rows leave: another change of one of them comes after.
-    made: HashSet<Bytes, RandomState>,
+    made: HashSet<Vec<u8>, RandomState>,
     rows: Vec<SetRow>,
 }
 
-impl Run {
+impl<'a> Run<'a> {
     pub(super) fn push(
         &mut self,
-        table: &Arc<TableContext>,
-        change: Keyed<'_>,
+        table: &Planned,
+        change: Keyed<'a>,
         steps: &mut Vec<Step>,
     ) -> Result<(), Uncompactable> {
-        let key = change.key(&table.plan)?;
+        let key = change.key(table.plan())?;
         let whole = matches!(change.kind, SetKind::UpdateWhole { .. });
         let follows = |old: &Tuple| whole && self.made.contains(&bytes_of(old, None));
         let fits = self.kind.as_ref() == Some(&change.kind)
@@ -50,11 +48,15 @@ impl Run {
         Ok(())
     }
 
-    pub(super) fn close(&mut self, table: &Arc<TableContext>, steps: &mut Vec<Step>) {
+    pub(super) fn close(&mut self, table: &Planned, steps: &mut Vec<Step>) {
         self.keys.clear();
         self.made.clear();
         if let Some(kind) = self.kind.take() {
-            steps.push(Step::Set { table: Arc::clone(table), kind, rows: std::mem::take(&mut self.rows) });
+            steps.push(Step::Set {
+                table: Arc::clone(&table.context),
+                kind,
+                rows: std::mem::take(&mut self.rows),
+            });
         }
     }
 }

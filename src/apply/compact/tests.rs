@@ -5,6 +5,7 @@ mod model;
 use super::*;
 use crate::apply::statement::ColumnSet;
 use crate::pg::QualifiedName;
+use crate::pgoutput::TextColumns;
 use crate::pgoutput::testing::tuple;
 use crate::schema::{
     ArrayInput, BinaryForm, ColumnPlan, FiringTriggers, PublishedActions, PublishedRelation, ReplicaIdentity,
@@ -63,6 +64,7 @@ fn context(id: u64, plan: TablePlan) -> Arc<TableContext> {
     Arc::new(TableContext {
         id,
         published: Arc::new(described.clone()),
+        text_columns: TextColumns::default(),
         plan,
         described,
         actions: PublishedActions::ALL,
@@ -135,7 +137,8 @@ fn spelled(steps: &[Step]) -> String {
                 format!("update {:?} of whole (NULL: {:?})", columns(set), columns(null))
             }
         };
-        let rows = rows.iter().map(|row| match (&row.identity, &row.image) {
+        let identity = |row| if *kind == SetKind::Insert { None } else { SetRow::named_by(row) };
+        let rows = rows.iter().map(|row| match (identity(row), &row.image) {
             (Some(identity), Some(image)) => format!("{} > {}", words(identity), words(image)),
             (Some(row), None) | (None, Some(row)) => words(row),
             (None, None) => String::new(),

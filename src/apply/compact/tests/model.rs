@@ -165,7 +165,7 @@ impl Table {
 
     /// A set: as many rows met as given, whichever they are.
     fn apply_set(&mut self, kind: &SetKind, rows: &[SetRow]) -> Result<(), Refused> {
-        let identity = |row: &SetRow| row.identity.clone().expect("an identity");
+        let identity = |row: &SetRow| row.named_by().cloned().expect("an identity");
         match kind {
             SetKind::Insert => {
                 rows.iter().try_for_each(|row| self.insert(row.image.as_ref().expect("an image")))
