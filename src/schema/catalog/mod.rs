@@ -28,6 +28,7 @@ pub use slot::slot_row;
 pub use target::{TargetFacts, table_stamp_sql, target_facts, target_tables};
 pub use unreadable::{refused_copy, unreadable};
 
+pub use target_columns::target_column_types;
 /// `typtype`, `relkind` and their like: PostgreSQL's `"char"`, one ASCII character.
 fn catalog_char(row: &tokio_postgres::Row, column: &str) -> char {
     char::from(row.get::<_, i8>(column).cast_unsigned())
