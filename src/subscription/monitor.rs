@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::debug;
 
 use crate::config::Subscription;
@@ -25,6 +25,8 @@ use super::snapshot::{Link, Snapshot};
 /// How often positions are read and reported.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How often the publications are looked at.
+/// How long the first look leaves both servers to the attempt that begins at the same time.
+const HEAD_START: Duration = Duration::from_millis(200);
 const PUBLICATIONS_INTERVAL: Duration = Duration::from_secs(3);
 /// How long one round on the publisher may take.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,7 +68,7 @@ impl Monitor {
     /// Runs until dropped.
     pub(super) async fn run(self) {
         let started = Instant::now();
-        let mut ticks = interval(INTERVAL);
+        let mut ticks = interval_at(started + HEAD_START, INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut session: Option<PgClient> = None;
         let mut lag = LagClock::default();
