@@ -116,7 +116,7 @@ pub(super) async fn survey(
     warnings: &mut Vec<Diagnosis>,
 ) -> Result<Possible, Failure> {
     let subscription = &context.subscription;
-    let old = (publisher.facts.server_version_num < SINCE)
+    let old = (publisher.client.server_version_num() < SINCE)
         .then(|| "the publisher is older than PostgreSQL 14".to_owned());
     let mut possible = Possible { formats: Format::Text, transactions: Transactions::Whole };
     if subscription.binary != Auto::Off {

@@ -14,19 +14,20 @@ use tracing::debug;
 
 use crate::config::Subscription;
 use crate::net::{self, PgClient};
+use crate::schema::catalog;
 use crate::store::{Positions, Store};
 
 use super::positions::{LagClock, StreamPositions};
-use super::publications::{self, Publications};
+use super::publications::Publications;
 use super::publisher::monitor_options;
 use super::slot::{self, SlotView};
 use super::snapshot::{Link, Snapshot};
 
 /// How often positions are read and reported.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How often the publications are looked at.
 /// How long the first look leaves both servers to the attempt that begins at the same time.
 const HEAD_START: Duration = Duration::from_millis(200);
+/// How often the publications are looked at.
 const PUBLICATIONS_INTERVAL: Duration = Duration::from_secs(3);
 /// How long one round on the publisher may take.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -117,7 +118,7 @@ impl Monitor {
         let client = session.as_ref()?;
         let view = slot::view(client, &self.subscription.slot).await.ok()?;
         let published = if look == Look::PublicationsToo {
-            Some(publications::fingerprint(client, &self.subscription.publications).await.ok()?)
+            Some(catalog::publications_fingerprint(&**client, &self.subscription.publications).await.ok()?)
         } else {
             None
         };
