@@ -149,12 +149,7 @@ fn announce_waiting(config: &Config, board: &Board, diagnosis: &Diagnosis) {
 /// Waits for the target, if need be, and brings schema `pgsluice` up to date.
 async fn open_store(config: &Config, board: &Board) -> Store {
     loop {
-        let opened = async {
-            let store = Store::connect(&config.target.conninfo).await?;
-            let applied = store.migrate().await?;
-            Ok::<_, StoreError>((store, applied))
-        };
-        match opened.await {
+        match Store::open(&config.target.conninfo).await {
             Ok((store, applied)) => {
                 for migration in applied {
                     info!(version = migration.version, "schema pgsluice: {}", migration.description);

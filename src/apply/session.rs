@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row};
 
 use super::ApplyError;
 use super::planned::Replica;
@@ -123,27 +124,31 @@ impl TargetSession {
         if client.parameter("server_encoding") == Some("SQL_ASCII") {
             client.batch_execute("SET client_encoding = 'SQL_ASCII'").await.map_err(ApplyError::from)?;
         }
+        let (unnoticed, row, replica) = tokio::try_join!(
+            refused(&client, NOTICE_A_DEAD_CLIENT),
+            identify(&client),
+            allowed(&client, "SET session_replication_role = replica"),
+        )?;
         // Not every platform can tell; there, TCP keepalives have to do.
-        if let Some(error) = refused(&client, NOTICE_A_DEAD_CLIENT).await? {
+        if let Some(error) = unnoticed {
             tracing::debug!(%error, "the target does not look for lost clients");
         }
         let round_trip = round_trip(&client).await?;
-        let row = client
-            .query_one("SELECT current_user::pg_catalog.text, pg_catalog.pg_backend_pid()", &[])
-            .await
-            .map_err(ApplyError::from)?;
-        let mut session = Self {
+        let role: String = row.try_get(0).map_err(ApplyError::from)?;
+        let (replica, warnings) = match replica {
+            Allowed::Yes => (Replica::Yes, Vec::new()),
+            Allowed::No => (Replica::No, vec![no_replica_role(&role)]),
+        };
+        Ok(Self {
             client: Arc::new(client),
             conninfo: conninfo.clone(),
             round_trip,
             pid: row.try_get(1).map_err(ApplyError::from)?,
-            replica: Replica::No,
-            role: row.try_get(0).map_err(ApplyError::from)?,
-            warnings: Vec::new(),
+            replica,
+            role,
+            warnings,
             origin: None,
-        };
-        session.become_replica().await?;
-        Ok(session)
+        })
     }
 
     pub fn client(&self) -> &Arc<PgClient> {
@@ -176,7 +181,8 @@ impl TargetSession {
 
     /// Takes the subscription's advisory lock for as long as this connection lives.
     pub async fn try_lock(&self, key: i64) -> Result<Lock, ApplyError> {
-        let row = self.client.query_one("SELECT pg_catalog.pg_try_advisory_lock($1)", &[&key]).await?;
+        let sql = "SELECT pg_catalog.pg_try_advisory_lock($1)";
+        let row = self.client.query_typed_one(sql, &[(&key, Type::INT8)]).await?;
         Ok(if row.try_get(0)? { Lock::Held } else { Lock::HeldElsewhere })
     }
 
@@ -208,16 +214,6 @@ impl TargetSession {
             }
         };
         Ok(tokio::time::timeout(RESET_TIMEOUT, cancelled).await.map_err(unresponsive)??)
-    }
-
-    async fn become_replica(&mut self) -> Result<(), ApplyError> {
-        match allowed(&self.client, "SET session_replication_role = replica").await? {
-            Allowed::Yes => self.replica = Replica::Yes,
-            Allowed::No => {
-                self.warnings.push(no_replica_role(&self.role));
-            }
-        }
-        Ok(())
     }
 
     /// Gives every transaction of the session a replication origin, so that a publication of the
@@ -349,6 +345,12 @@ pub fn no_origin(role: &str, lacks: OriginLack) -> Diagnosis {
 pub enum Lock {
     Held,
     HeldElsewhere,
+}
+
+/// The session's role and its process.
+async fn identify(client: &Client) -> Result<Row, ApplyError> {
+    let sql = "SELECT current_user::pg_catalog.text, pg_catalog.pg_backend_pid()";
+    Ok(client.query_typed_one(sql, &[]).await?)
 }
 
 enum Allowed {

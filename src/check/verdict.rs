@@ -115,7 +115,7 @@ impl Recorded {
 }
 
 pub(super) fn wal_level(findings: &mut Findings, facts: &PublisherFacts) {
-    match service::wal_level(facts) {
+    match service::wal_level(&facts.wal_level) {
         None => findings.ok(Step::WalLevel, facts.wal_level.clone()),
         Some(diagnosis) => findings.fail(Step::WalLevel, diagnosis),
     }

@@ -22,7 +22,7 @@
 //! arrays cannot be put together as an array (`ArrayInput`), but boxes that hold one each can.
 
 use super::render::{element_name, is_builtin};
-use super::{ArrayInput, ColumnPlan, OWN_SCHEMA, PublishedColumn, PublishedRelation, TargetTable, TypeName};
+use super::{ArrayInput, ColumnPlan, OWN_SCHEMA, PublishedColumn, PublishedRelation, TypeName};
 
 /// Alphabetical.
 const STABLE: &[&str] = &[
@@ -160,15 +160,24 @@ pub fn copies_in_binary(columns: &[ColumnPlan]) -> bool {
     })
 }
 
+/// A column of the target, as far as binary values are concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ColumnType {
+    pub name: String,
+    /// What is below its domains.
+    pub base_type: TypeName,
+    pub array_input: ArrayInput,
+}
+
 /// The first published column whose values cannot travel in binary; none if all can. Columns that the
 /// target lacks are no concern here.
 #[must_use]
 pub fn first_unusable<'a>(
     published: &'a PublishedRelation,
-    target: &TargetTable,
+    target: &[ColumnType],
 ) -> Option<&'a PublishedColumn> {
     published.columns.iter().find(|column| {
-        let found = target.columns.iter().find(|found| found.name == column.name);
+        let found = target.iter().find(|found| found.name == column.name);
         found.is_some_and(|found| {
             binary_form(&column.ty, &found.base_type, found.array_input) == BinaryForm::Unusable
         })

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use sqlx::postgres::{PgListener, PgRow};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgRow};
 use sqlx::types::Json;
 use sqlx::{PgConnection, Row as _};
 use tokio::sync::mpsc;
@@ -23,13 +23,12 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::error::Diagnosis;
+use crate::pg::conninfo::TargetSessionAttrs;
 
 use super::codec::Time;
 use super::state::UnknownWord;
 use super::subscription::found;
-use super::{
-    Desired, EventKind, OPERATION_TIMEOUT, RELEASE_TIMEOUT, Store, StoreError, StoreErrorKind, event, pool,
-};
+use super::{Desired, EventKind, RELEASE_TIMEOUT, Store, StoreError, StoreErrorKind, event, pool};
 
 const COMMAND_CHANNEL: &str = "pgsluice";
 const ANSWER_CHANNEL: &str = "pgsluice_answer";
@@ -41,6 +40,9 @@ const SIGNALS_MAX: usize = 64;
 const ANSWER_POLL: Duration = Duration::from_secs(1);
 /// How long the listener hears nothing before it asks whether the server is still there.
 const HEARTBEAT: Duration = Duration::from_secs(30);
+/// How long a new listener leaves the target to the attempts that begin at the same time: its session,
+/// and looking for commands at once, would hold them up.
+const HEAD_START: Duration = Duration::from_millis(200);
 /// How long the listener waits before it tries to reach the server again.
 const RELISTEN_DELAY: Duration = Duration::from_secs(1);
 
@@ -254,27 +256,25 @@ impl Store {
         }))
     }
 
-    /// Listens for commands on a session of its own, which is re-established for ever.
+    /// Listens for commands on a session of its own, which is re-established for ever. Begins after
+    /// a moment that is the attempts'; what has come until then is told of as [`Signal::Any`].
     pub fn listen(&self) -> CommandSignal {
         let (sender, receiver) = mpsc::channel(SIGNALS_MAX);
         let task = tokio::spawn(signals(self.clone(), sender));
         CommandSignal { receiver, task }
     }
 
-    /// A session that listens on `channel`, outside the store's pool, so that a dead one does not
-    /// take its place there.
-    async fn listener(&self, channel: &str) -> Result<PgListener, StoreErrorKind> {
-        let (route, session) = super::first_open(&self.routes).await.map_err(StoreError::into_kind)?;
-        drop(timeout(RELEASE_TIMEOUT, sqlx::Connection::close(session)).await);
-        let work = async {
-            let mut listener = PgListener::connect_with(&pool(&route, 1)).await?;
+    /// A session that listens on `channel`, where the store's pool goes but outside it, so that a dead
+    /// one does not take its place there.
+    async fn listener(&self, channel: &str) -> Result<PgListener, StoreError> {
+        let wanted = self.routes.first().map_or(TargetSessionAttrs::Any, |route| route.session);
+        self.run("listen", async {
+            let options = PgConnectOptions::clone(&self.pool.connect_options());
+            let mut listener = PgListener::connect_with(&pool(options, wanted, 1)).await?;
             listener.listen(channel).await?;
-            Ok::<_, sqlx::Error>(listener)
-        };
-        match timeout(OPERATION_TIMEOUT, work).await {
-            Ok(listener) => Ok(listener?),
-            Err(_) => Err(StoreErrorKind::Lost(None)),
-        }
+            Ok(listener)
+        })
+        .await
     }
 }
 
@@ -315,6 +315,7 @@ impl Drop for CommandSignal {
 
 /// Listens, and listens again when the session is lost, until nobody receives any more.
 async fn signals(store: Store, sender: mpsc::Sender<Signal>) {
+    sleep(HEAD_START).await;
     while !sender.is_closed() {
         if let Ok(listener) = store.listener(COMMAND_CHANNEL).await {
             if sender.send(Signal::Any).await.is_err() {

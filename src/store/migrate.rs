@@ -47,8 +47,18 @@ pub struct AppliedMigration {
 impl Store {
     /// Brings schema `pgsluice` to [`SCHEMA_VERSION`] and returns what that took, often nothing.
     pub async fn migrate(&self) -> Result<Vec<AppliedMigration>, StoreError> {
-        let installed =
-            self.run(ACTION, async { Ok(installed(&mut *self.pool.acquire().await?).await?) }).await?;
+        let mut session = self.session().await?;
+        let applied = self.migrate_in(&mut session).await;
+        super::end(session).await;
+        applied
+    }
+
+    /// The same, finding out in `session` whether there is anything to do.
+    pub(super) async fn migrate_in(
+        &self,
+        session: &mut PgConnection,
+    ) -> Result<Vec<AppliedMigration>, StoreError> {
+        let installed = self.run(ACTION, async { Ok(installed(session).await?) }).await?;
         match judge(&installed) {
             Ok(()) => Ok(Vec::new()),
             Err(StoreErrorKind::NotMigrated { .. }) => self.upgrade().await,

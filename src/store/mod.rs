@@ -39,7 +39,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection};
 
 use crate::pg::conninfo::{ConnInfo, TargetSessionAttrs};
@@ -91,14 +91,30 @@ impl Store {
     ///
     /// Does not migrate, and does not ask for the schema ([`Store::require_schema`]).
     pub async fn connect(target: &ConnInfo) -> Result<Self, StoreError> {
+        let (store, session) = Self::reach(target).await?;
+        end(session).await;
+        Ok(store)
+    }
+
+    /// As [`Store::connect`], then brings schema `pgsluice` up to date as [`Store::migrate`] does, in
+    /// the session that has proved the way. The pool's first session, which a service needs next, is
+    /// opened meanwhile.
+    pub async fn open(target: &ConnInfo) -> Result<(Self, Vec<AppliedMigration>), StoreError> {
+        let (store, mut session) = Self::reach(target).await?;
+        // If it cannot be opened, whoever needs it will say so.
+        let (applied, _) = tokio::join!(store.migrate_in(&mut session), store.pool.acquire());
+        end(session).await;
+        Ok((store, applied?))
+    }
+
+    /// A store, and the session that has proved the way; the pool opens its own as they are needed.
+    async fn reach(target: &ConnInfo) -> Result<(Self, PgConnection), StoreError> {
         let routes: Arc<[Route]> = options::routes(target)
             .map_err(|diagnosis| StoreError::new(CONNECT, StoreErrorKind::Unsupported(diagnosis)))?
             .into();
         let (route, session) = first_open(&routes).await?;
-        let pool = pool(&route, CONNECTIONS_MAX);
-        // The session proved the way; the pool opens its own as they are needed.
-        drop(tokio::time::timeout(RELEASE_TIMEOUT, session.close()).await);
-        Ok(Self { pool, routes })
+        let pool = pool(route.options, route.session, CONNECTIONS_MAX);
+        Ok((Self { pool, routes }, session))
     }
 
     /// Ends the sessions, politely if the server answers in time.
@@ -135,9 +151,14 @@ impl Store {
     async fn find_way<T>(&self, kind: StoreErrorKind) -> Result<T, StoreErrorKind> {
         let (route, session) = first_open(&self.routes).await.map_err(StoreError::into_kind)?;
         self.pool.set_connect_options(route.options);
-        drop(tokio::time::timeout(RELEASE_TIMEOUT, session.close()).await);
+        end(session).await;
         Err(kind)
     }
+}
+
+/// Says goodbye, if the server listens.
+async fn end(session: PgConnection) {
+    drop(tokio::time::timeout(RELEASE_TIMEOUT, session.close()).await);
 }
 
 const CONNECT: &str = "connect to the target";
@@ -169,8 +190,7 @@ async fn open(route: &Route) -> Result<PgConnection, StoreErrorKind> {
     outcome.map_err(|error| error::connecting(&route.endpoint, error))
 }
 
-fn pool(route: &Route, connections_max: u32) -> PgPool {
-    let wanted = route.session;
+fn pool(options: PgConnectOptions, wanted: TargetSessionAttrs, connections_max: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -183,7 +203,7 @@ fn pool(route: &Route, connections_max: u32) -> PgPool {
                 pong.map_or_else(|_| Err(sqlx::Error::PoolTimedOut), |answer| answer.map(|()| true))
             })
         })
-        .connect_lazy_with(route.options.clone())
+        .connect_lazy_with(options)
 }
 
 /// What every session starts with, and whether this server is of the wanted kind.

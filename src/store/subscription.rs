@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{PgConnection, Row as _};
+use sqlx::{Connection as _, PgConnection, Row as _};
 
 use crate::error::{Diagnosis, PauseReason};
 use crate::pg::{Lsn, SlotName, SubscriptionName};
@@ -115,11 +115,14 @@ pub struct SubscriptionRow {
     pub owned: bool,
 }
 
+/// Positions come as text: sqlx would look `pg_lsn` up in the catalog first, in every new session.
 const SELECT: &str = "\
     SELECT s.name, s.slot, s.publisher_system_id, s.publications, s.state, s.reason, s.detail, s.hint, \
-           s.conflict_id, s.state_since, s.desired, s.skip_lsn, s.received_lsn, s.flushed_lsn, \
-           s.publisher_lsn, s.lag_bytes, s.lag_seconds, s.wal_status, s.retained_bytes, s.warnings, \
-           s.instance, s.reported_at, s.created_at, p.applied_lsn, p.commit_time, p.transactions, p.updated_at \
+           s.conflict_id, s.state_since, s.desired, s.skip_lsn::pg_catalog.text, \
+           s.received_lsn::pg_catalog.text, s.flushed_lsn::pg_catalog.text, \
+           s.publisher_lsn::pg_catalog.text, s.lag_bytes, s.lag_seconds, s.wal_status, s.retained_bytes, \
+           s.warnings, s.instance, s.reported_at, s.created_at, p.applied_lsn::pg_catalog.text, \
+           p.commit_time, p.transactions, p.updated_at \
     FROM pgsluice.subscription s LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
     WHERE $1::pg_catalog.text IS NULL OR s.name = $1 ORDER BY s.name";
 
@@ -156,19 +159,32 @@ impl Store {
         .await
     }
 
-    /// Takes the row over for `instance`, which has just got the advisory lock. Commands that a
-    /// predecessor took up but never answered become pending again.
-    pub async fn claim_subscription(&self, name: &str, instance: &str) -> Result<(), StoreError> {
+    /// Makes the subscription known, takes it over for `instance`, which has just got the advisory
+    /// lock, and reads what it finds. Commands that a predecessor took up but never answered become
+    /// pending again.
+    ///
+    /// All in one session: whoever has just failed over waits for it.
+    pub async fn claim_subscription(
+        &self,
+        registration: Registration<'_>,
+        instance: &str,
+    ) -> Result<SubscriptionRow, StoreError> {
         self.run("take the subscription over", async {
-            let mut tx = self.pool.begin().await?;
-            let claimed = sqlx::query(
-                "UPDATE pgsluice.subscription SET instance = $2, reported_at = now() WHERE name = $1",
+            let name = registration.name.as_str();
+            let mut session = self.pool.acquire().await?;
+            let mut tx = session.begin().await?;
+            sqlx::query(
+                "INSERT INTO pgsluice.subscription (name, slot, publications, instance, reported_at) \
+                 VALUES ($1, $2, $3, $4, now()) ON CONFLICT (name) DO UPDATE SET slot = excluded.slot, \
+                 publications = excluded.publications, instance = excluded.instance, \
+                 reported_at = excluded.reported_at",
             )
             .bind(name)
+            .bind(registration.slot.as_str())
+            .bind(registration.publications)
             .bind(instance)
             .execute(&mut *tx)
             .await?;
-            found(claimed.rows_affected(), name)?;
             sqlx::query(
                 "UPDATE pgsluice.command SET taken_at = NULL \
                  WHERE subscription = $1 AND done_at IS NULL AND taken_at IS NOT NULL",
@@ -176,7 +192,8 @@ impl Store {
             .bind(name)
             .execute(&mut *tx)
             .await?;
-            Ok(tx.commit().await?)
+            tx.commit().await?;
+            load(&mut session, Some(name)).await?.pop().ok_or_else(|| unknown(name))
         })
         .await
     }
@@ -197,28 +214,13 @@ impl Store {
 
     /// Every subscription, by name.
     pub async fn subscriptions(&self) -> Result<Vec<SubscriptionRow>, StoreError> {
-        self.run("read the subscriptions", self.load(None)).await
+        self.run("read the subscriptions", async { load(&mut *self.pool.acquire().await?, None).await }).await
     }
 
     /// One subscription, if the database knows it.
     pub async fn subscription(&self, name: &str) -> Result<Option<SubscriptionRow>, StoreError> {
-        let rows = self.run("read the subscription", self.load(Some(name))).await?;
-        Ok(rows.into_iter().next())
-    }
-
-    async fn load(&self, name: Option<&str>) -> Result<Vec<SubscriptionRow>, StoreErrorKind> {
-        // One snapshot, so that state, progress and tables fit together.
-        let mut tx = self.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?;
-        let rows = sqlx::query(SELECT).bind(name).fetch_all(&mut *tx).await?;
-        let mut rows = rows.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
-        let mut tables = table::load(&mut tx, name).await?;
-        let held = lock::held(&mut tx).await?;
-        tx.commit().await?;
-        for row in &mut rows {
-            row.tables = tables.remove(&row.name).unwrap_or_default();
-            row.owned = held.contains(&lock::lock_key(&row.name));
-        }
-        Ok(rows)
+        let read = async { load(&mut *self.pool.acquire().await?, Some(name)).await };
+        Ok(self.run("read the subscription", read).await?.pop())
     }
 
     /// Reports a state; true if state, reason or conflict changed, which is one event. A new
@@ -342,6 +344,24 @@ impl Store {
     }
 }
 
+async fn load(
+    session: &mut PgConnection,
+    name: Option<&str>,
+) -> Result<Vec<SubscriptionRow>, StoreErrorKind> {
+    // One snapshot, so that state, progress and tables fit together.
+    let mut tx = session.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?;
+    let rows = sqlx::query(SELECT).bind(name).fetch_all(&mut *tx).await?;
+    let mut rows = rows.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
+    let mut tables = table::load(&mut tx, name).await?;
+    let held = lock::held(&mut tx).await?;
+    tx.commit().await?;
+    for row in &mut rows {
+        row.tables = tables.remove(&row.name).unwrap_or_default();
+        row.owned = held.contains(&lock::lock_key(&row.name));
+    }
+    Ok(rows)
+}
+
 fn refuse_skip(lsn: Lsn, applied: Option<Lsn>, conflict: Option<Lsn>) -> Option<SkipRefusal> {
     match (applied, conflict) {
         (Some(applied), _) if lsn <= applied => Some(SkipRefusal::AlreadyApplied { lsn, applied }),
@@ -372,7 +392,7 @@ pub(super) async fn set_state(
 }
 
 fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
-    let progress = match row.try_get::<Option<Lsn>, _>("applied_lsn")? {
+    let progress = match lsn(row, "applied_lsn")? {
         None => None,
         Some(applied_lsn) => Some(Progress {
             applied_lsn,
@@ -393,11 +413,11 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
         conflict_id: row.try_get("conflict_id")?,
         state_since: row.try_get::<Time, _>("state_since")?.0,
         desired: word(row, "desired")?,
-        skip_lsn: row.try_get("skip_lsn")?,
+        skip_lsn: lsn(row, "skip_lsn")?,
         positions: Positions {
-            received_lsn: row.try_get("received_lsn")?,
-            flushed_lsn: row.try_get("flushed_lsn")?,
-            publisher_lsn: row.try_get("publisher_lsn")?,
+            received_lsn: lsn(row, "received_lsn")?,
+            flushed_lsn: lsn(row, "flushed_lsn")?,
+            publisher_lsn: lsn(row, "publisher_lsn")?,
             lag_bytes: unsigned(row, "lag_bytes")?,
             lag_seconds: row.try_get("lag_seconds")?,
             wal_status: row.try_get("wal_status")?,
@@ -430,6 +450,12 @@ pub(super) fn saturate(value: u64) -> i64 {
 pub(super) fn unsigned(row: &PgRow, column: &str) -> Result<Option<u64>, sqlx::Error> {
     let value: Option<i64> = row.try_get(column)?;
     value.map(u64::try_from).transpose().map_err(|error| undecodable(column, error))
+}
+
+/// A position that was selected as text.
+pub(super) fn lsn(row: &PgRow, column: &str) -> Result<Option<Lsn>, sqlx::Error> {
+    let text: Option<&str> = row.try_get(column)?;
+    text.map(str::parse).transpose().map_err(|error| undecodable(column, error))
 }
 
 pub(super) fn time(row: &PgRow, column: &str) -> Result<Option<Timestamp>, sqlx::Error> {

@@ -16,7 +16,7 @@ use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
 
 use super::codec::Time;
-use super::subscription::{saturate, unknown, unsigned, word};
+use super::subscription::{lsn, saturate, unknown, unsigned, word};
 use super::{EventKind, Store, StoreError, StoreErrorKind, TableState, event, spelling};
 
 /// A published table and where it goes.
@@ -302,8 +302,8 @@ pub(super) async fn load(
     name: Option<&str>,
 ) -> Result<HashMap<String, Vec<TableRow>>, StoreErrorKind> {
     let rows = sqlx::query(
-        "SELECT subscription, source_schema, source_table, target_schema, target_table, state, synced_lsn, \
-         attempt, rows_copied, rows_estimated, error, exact_because, updated_at FROM pgsluice.table_sync \
+        "SELECT subscription, source_schema, source_table, target_schema, target_table, state, \
+         synced_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, updated_at FROM pgsluice.table_sync \
          WHERE $1::pg_catalog.text IS NULL OR subscription = $1 ORDER BY source_schema, source_table",
     )
     .bind(name)
@@ -324,7 +324,7 @@ fn decode(row: &PgRow) -> Result<TableRow, sqlx::Error> {
         source: name("source_schema", "source_table")?,
         target: name("target_schema", "target_table")?,
         state: word(row, "state")?,
-        synced_lsn: row.try_get("synced_lsn")?,
+        synced_lsn: lsn(row, "synced_lsn")?,
         attempt: row.try_get("attempt")?,
         rows_copied: unsigned(row, "rows_copied")?.unwrap_or(0),
         rows_estimated: unsigned(row, "rows_estimated")?,

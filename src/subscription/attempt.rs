@@ -21,17 +21,19 @@ use crate::copy::{self, CopyCommands, CopyJob, CopyPlan};
 use crate::error::{Diagnosis, PauseReason};
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, QualifiedName};
-use crate::replication::{CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec};
+use crate::replication::{
+    CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec, SystemIdentity,
+};
 use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, Session, TablePlan, catalog};
-use crate::store::{NewTables, Store, TableMapping, TableRow, TableState};
+use crate::store::{NewTables, Store, SubscriptionRow, TableMapping, TableRow, TableState};
 use crate::telemetry::Attention;
 
 use super::failure::{Cause, Failure, schema_failure};
 use super::findings;
 use super::format::{self, Ready, Transactions, Whole};
 use super::positions::StreamPositions;
-use super::publications::{self, Publications};
-use super::publisher::{Publisher, copy_options};
+use super::publications::Publications;
+use super::publisher::{Published, Publisher, Reached, Reaching, copy_options};
 use super::reader::Reader;
 use super::slot::{self, OnMissing, SlotPlan};
 use super::snapshot::Snapshot;
@@ -102,56 +104,87 @@ impl Context {
     }
 }
 
-/// Runs one attempt. `link` holds the stream's reader, so that it outlives an attempt that is
-/// dropped for a pause, and goes on answering the publisher.
+/// What has been done for an attempt by whoever foresaw it: an attempt that finds nothing does all by
+/// itself.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    pub(super) reaching: Reaching,
+    /// What the target records of the subscription, read under its lock.
+    pub(super) recorded: Option<SubscriptionRow>,
+}
+
+impl Ahead {
+    /// Does what is left of it. What is wrong with the publisher is told first.
+    async fn complete(
+        self,
+        context: &Context,
+        session: &TargetSession,
+    ) -> Result<(Reached, Recorded), Failure> {
+        let recorded = async {
+            match self.recorded {
+                Some(row) => Ok(Some(row)),
+                None => context.store.subscription(context.name()).await,
+            }
+        };
+        let (reached, recorded) = tokio::join!(self.reaching.done(&context.subscription, session), recorded);
+        Ok((reached?, Recorded::of(recorded?)))
+    }
+}
+
+/// Runs one attempt. `link` holds the stream's reader, so that it outlives an attempt that is dropped for a pause, and
+/// goes on answering the publisher.
 pub(super) async fn run(
     context: &Context,
     session: &TargetSession,
+    ahead: Ahead,
     link: &mut Option<Reader>,
 ) -> Result<StreamEnd, Failure> {
     *link = None;
     context.publications.send_replace(Publications::default());
     let subscription = &context.subscription;
-    let publisher = Publisher::connect(subscription, session).await?;
-    let mut replication = publisher.replication(subscription).await?;
-    if let Some(diagnosis) = findings::wal_level(&publisher.facts) {
+    let (reached, known) = ahead.complete(context, session).await?;
+    let Reached { publisher, mut replication, identity, published } = reached;
+    if let Some(diagnosis) = findings::wal_level(&publisher.settings.wal_level) {
         return Err(Failure::retry(diagnosis).because_of(Cause::WalLevel));
     }
-    check_identity(context, &mut replication).await?;
+    check_identity(context, &identity, known.publisher).await?;
     if subscription.synchronous_commit == SynchronousCommit::Off {
         // What is recorded is reported to the publisher as flushed.
         progress::flush(session.client(), &subscription.name).await?;
     }
-    let recorded = progress::load(session.client(), &subscription.name).await?;
-    let view = slot::settled_view(&publisher.client, &subscription.slot).await?;
+    let (position, view) = tokio::join!(
+        progress::load(session.client(), &subscription.name),
+        slot::settled_view(&publisher.client, &subscription.slot)
+    );
+    let (position, view) = (position?, view?);
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(
         &subscription.slot,
         &subscription.name,
-        recorded,
+        position,
         view.slot.as_ref(),
         on_missing,
         &subscription.publisher.dbname,
     )?;
     let mut warnings = Vec::new();
-    let tables = take_up_tables(context, &publisher, plan, &mut warnings).await?;
+    let tables = take_up_tables(context, published?, known.tables, plan, &mut warnings).await?;
     let pending = compare_pending(session, &tables, &mut warnings).await?;
     let relations: Vec<_> = tables.iter().map(|table| (&table.published.relation, &table.target)).collect();
     let possible = format::survey(context, &publisher, session, &relations, &mut warnings).await?;
     let (from, copied) = match plan {
         SlotPlan::Continue { from } => {
-            report_warnings(context, session, warnings).await?;
+            report_warnings(context, session, warnings, &known.warnings).await?;
             (from, Vec::new())
         }
         SlotPlan::Adopt { from } => {
-            report_warnings(context, session, warnings).await?;
+            report_warnings(context, session, warnings, &known.warnings).await?;
             progress::create(session.client(), &subscription.name, from).await?;
             (from, Vec::new())
         }
         SlotPlan::Create => {
             let slot = create_slot(context, &mut replication).await?;
             // Only now: attempts that fail at the slot, again and again, would repeat them as often.
-            report_warnings(context, session, warnings).await?;
+            report_warnings(context, session, warnings, &known.warnings).await?;
             progress::create(session.client(), &subscription.name, slot.consistent_point).await?;
             let copied = first_rows(context, &publisher, &slot, &tables, &pending).await?;
             (slot.consistent_point, copied)
@@ -161,7 +194,7 @@ pub(super) async fn run(
     let pending = still_pending(pending, &members);
     let ready = if pending.is_empty() { Ready::All } else { Ready::NotAll };
     let syncs = TableSyncs::new(context, &publisher, pending);
-    let skip = armed_skip(context, from).await?;
+    let skip = skip_ahead(context, known.skip, from).await?;
     let choice = possible.choose(context, from, skip, ready);
     if choice.transactions == Transactions::InProgress {
         replication.simple_query(format::STREAM_EARLY).await?;
@@ -191,10 +224,10 @@ pub(super) async fn run(
     }
 }
 
-/// The skip that is armed, unless the stream is already past it.
-async fn armed_skip(context: &Context, from: Lsn) -> Result<Option<Lsn>, Failure> {
-    let row = context.store.subscription(context.name()).await?;
-    let Some(skip) = row.and_then(|row| row.skip_lsn) else { return Ok(None) };
+/// The skip that is armed, unless the stream is already past it. One that is armed during the attempt
+/// begins another one.
+async fn skip_ahead(context: &Context, armed: Option<Lsn>, from: Lsn) -> Result<Option<Lsn>, Failure> {
+    let Some(skip) = armed else { return Ok(None) };
     if skip >= from {
         return Ok(Some(skip));
     }
@@ -212,10 +245,32 @@ async fn armed_skip(context: &Context, from: Lsn) -> Result<Option<Lsn>, Failure
     Ok(None)
 }
 
+/// What an attempt needs of what the target records of the subscription.
+#[derive(Default)]
+struct Recorded {
+    publisher: Option<String>,
+    tables: Vec<TableRow>,
+    skip: Option<Lsn>,
+    warnings: Vec<String>,
+}
+
+impl Recorded {
+    fn of(row: Option<SubscriptionRow>) -> Self {
+        row.map_or_else(Self::default, |row| Self {
+            publisher: row.publisher_system_id,
+            tables: row.tables,
+            skip: row.skip_lsn,
+            warnings: row.warnings,
+        })
+    }
+}
+
 /// The positions belong to one publisher; another one's would mean nothing there.
-async fn check_identity(context: &Context, replication: &mut ReplicationConnection) -> Result<(), Failure> {
-    let identity = replication.identify_system().await?;
-    let known = context.store.subscription(context.name()).await?.and_then(|row| row.publisher_system_id);
+async fn check_identity(
+    context: &Context,
+    identity: &SystemIdentity,
+    known: Option<String>,
+) -> Result<(), Failure> {
     match known {
         Some(known) if known != identity.system_id => Err(Failure::pause(
             PauseReason::PublisherError,
@@ -226,22 +281,23 @@ async fn check_identity(context: &Context, replication: &mut ReplicationConnecti
     }
 }
 
-/// Lists what is published now, and makes the recorded tables agree. Without `auto_refresh`, tables
+/// Takes up what is published, and makes the recorded tables agree. Without `auto_refresh`, tables
 /// join and leave only when an operator asks for it.
 async fn take_up_tables(
     context: &Context,
-    publisher: &Publisher,
+    published: Published,
+    mut rows: Vec<TableRow>,
     plan: SlotPlan,
     warnings: &mut Vec<Diagnosis>,
 ) -> Result<Vec<PreparedTable>, Failure> {
     let subscription = &context.subscription;
-    let published = list_published(context, publisher).await?;
-    let known = context.store.subscription(context.name()).await?.map(|row| row.tables).unwrap_or_default();
+    let Published { tables: published, fingerprint } = published;
+    context.publications.send_modify(|publications| publications.taken_up = Some(fingerprint));
     let fixed = matches!(plan, SlotPlan::Continue { .. })
         && !subscription.auto_refresh
         && context.take_up == TakeUp::AsConfigured;
     let names: Vec<&QualifiedName> = if fixed {
-        known.iter().map(|row| &row.source).collect()
+        rows.iter().map(|row| &row.source).collect()
     } else {
         published.iter().map(|table| &table.relation.name).collect()
     };
@@ -260,11 +316,17 @@ async fn take_up_tables(
             NewTables::Ready { synced_lsn: from }
         }
     };
-    context.store.sync_tables(context.name(), &mappings, new).await?;
-    if let NewTables::Ready { synced_lsn } = new {
-        ready_without_copy(context, synced_lsn).await?;
+    let agree = are_recorded(&mappings, &rows);
+    if !agree {
+        context.store.sync_tables(context.name(), &mappings, new).await?;
     }
-    let rows = context.store.subscription(context.name()).await?.map(|row| row.tables).unwrap_or_default();
+    // A copy that has just been given up may have landed since the record was read.
+    if !agree || rows.iter().any(|row| row.state != TableState::Ready) {
+        rows = recorded_tables(context).await?;
+    }
+    if let NewTables::Ready { synced_lsn } = new {
+        rows = ready_without_copy(context, rows, synced_lsn).await?;
+    }
     let mut prepared = Vec::with_capacity(published.len());
     for published in published {
         if let Some(row) = rows.iter().find(|row| row.source == published.relation.name) {
@@ -274,23 +336,34 @@ async fn take_up_tables(
     Ok(prepared)
 }
 
-/// An attempt that ended between its slot and its first rows has left tables that wait for a copy,
-/// which `copy_data = false` does not want. Nothing of theirs has been streamed since.
-async fn ready_without_copy(context: &Context, position: Lsn) -> Result<(), Failure> {
-    let rows = context.store.subscription(context.name()).await?.map(|row| row.tables).unwrap_or_default();
-    for row in rows.iter().filter(|row| row.state == TableState::Pending && row.attempt == 0) {
-        mark_ready(context, &row.source, position).await?;
-    }
-    Ok(())
+/// Whether the record has exactly these tables, with these targets. Most attempts find it so.
+fn are_recorded(mappings: &[TableMapping], rows: &[TableRow]) -> bool {
+    let is_recorded = |mapping: &TableMapping| {
+        rows.iter().any(|row| row.source == mapping.source && row.target == mapping.target)
+    };
+    mappings.len() == rows.len() && mappings.iter().all(is_recorded)
 }
 
-async fn list_published(context: &Context, publisher: &Publisher) -> Result<Vec<PublishedTable>, Failure> {
-    let publications = &context.subscription.publications;
-    // First the fingerprint: what changes in between will look changed.
-    let fingerprint = publications::fingerprint(&publisher.client, publications).await?;
-    context.publications.send_modify(|publications| publications.taken_up = Some(fingerprint));
-    let version = publisher.facts.server_version_num;
-    Ok(catalog::published_tables(&*publisher.client, version, publications).await?)
+async fn recorded_tables(context: &Context) -> Result<Vec<TableRow>, Failure> {
+    let row = context.store.subscription(context.name()).await?;
+    Ok(row.map(|row| row.tables).unwrap_or_default())
+}
+
+/// An attempt that ended between its slot and its first rows has left tables that wait for a copy,
+/// which `copy_data = false` does not want. Nothing of theirs has been streamed since.
+async fn ready_without_copy(
+    context: &Context,
+    rows: Vec<TableRow>,
+    position: Lsn,
+) -> Result<Vec<TableRow>, Failure> {
+    let left = |row: &&TableRow| row.state == TableState::Pending && row.attempt == 0;
+    if !rows.iter().any(|row| left(&row)) {
+        return Ok(rows);
+    }
+    for row in rows.iter().filter(left) {
+        mark_ready(context, &row.source, position).await?;
+    }
+    recorded_tables(context).await
 }
 
 /// Says what works less well than it could.
@@ -298,6 +371,7 @@ async fn report_warnings(
     context: &Context,
     session: &TargetSession,
     warnings: Vec<Diagnosis>,
+    recorded: &[String],
 ) -> Result<(), Failure> {
     let warnings: Vec<&Diagnosis> = session.warnings().iter().chain(&warnings).collect();
     let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();
@@ -311,7 +385,9 @@ async fn report_warnings(
     for warning in warnings.iter().filter(|_| !said) {
         context.attention(None, warning);
     }
-    let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    if texts == recorded {
+        return Ok(());
+    }
     Ok(context.store.set_warnings(context.name(), &texts).await?)
 }
 

@@ -4,16 +4,14 @@
 
 use crate::error::Diagnosis;
 use crate::pg::{SubscriptionName, quote_ident};
-use crate::schema::catalog::PublisherFacts;
 
 /// `wal_level` on the publisher, unless it is what logical decoding needs.
-pub(crate) fn wal_level(facts: &PublisherFacts) -> Option<Diagnosis> {
-    if facts.wal_level == "logical" {
+pub(crate) fn wal_level(wal_level: &str) -> Option<Diagnosis> {
+    if wal_level == "logical" {
         return None;
     }
     let diagnosis = Diagnosis::new(format!(
-        "wal_level is \"{}\" on the publisher, not \"logical\"",
-        facts.wal_level
+        "wal_level is \"{wal_level}\" on the publisher, not \"logical\""
     ))
     .detail("its WAL does not hold what changes of rows are decoded from")
     .hint("on the publisher: ALTER SYSTEM SET wal_level = logical; then restart it (a reload is not enough)");

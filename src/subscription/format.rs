@@ -116,7 +116,7 @@ pub(super) async fn survey(
     warnings: &mut Vec<Diagnosis>,
 ) -> Result<Possible, Failure> {
     let subscription = &context.subscription;
-    let old = (publisher.facts.server_version_num < SINCE)
+    let old = (publisher.client.server_version_num() < SINCE)
         .then(|| "the publisher is older than PostgreSQL 14".to_owned());
     let mut possible = Possible { formats: Format::Text, transactions: Transactions::Whole };
     if subscription.binary != Auto::Off {
@@ -176,9 +176,9 @@ async fn unusable_column(
     relations: &Relations<'_>,
 ) -> Result<Option<String>, Failure> {
     let names: Vec<QualifiedName> = relations.iter().map(|&(_, target)| target.clone()).collect();
-    let targets = catalog::target_tables(&***session.client(), &names).await?;
+    let targets = catalog::target_column_types(&***session.client(), &names).await?;
     Ok(relations.iter().zip(&targets).find_map(|(&(published, _), target)| {
-        let column = first_unusable(published, target.as_ref()?)?;
+        let column = first_unusable(published, target)?;
         Some(format!(
             "column \"{}\" of {} is of type {}, which binary values are not used for here",
             column.name, published.name, column.ty.name

@@ -9,21 +9,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::debug;
 
 use crate::config::Subscription;
 use crate::net::{self, PgClient};
+use crate::schema::catalog;
 use crate::store::{Positions, Store};
 
 use super::positions::{LagClock, StreamPositions};
-use super::publications::{self, Publications};
+use super::publications::Publications;
 use super::publisher::monitor_options;
 use super::slot::{self, SlotView};
 use super::snapshot::{Link, Snapshot};
 
 /// How often positions are read and reported.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How long the first look leaves both servers to the attempt that begins at the same time.
+const HEAD_START: Duration = Duration::from_millis(200);
 /// How often the publications are looked at.
 const PUBLICATIONS_INTERVAL: Duration = Duration::from_secs(3);
 /// How long one round on the publisher may take.
@@ -66,7 +69,7 @@ impl Monitor {
     /// Runs until dropped.
     pub(super) async fn run(self) {
         let started = Instant::now();
-        let mut ticks = interval(INTERVAL);
+        let mut ticks = interval_at(started + HEAD_START, INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut session: Option<PgClient> = None;
         let mut lag = LagClock::default();
@@ -115,7 +118,7 @@ impl Monitor {
         let client = session.as_ref()?;
         let view = slot::view(client, &self.subscription.slot).await.ok()?;
         let published = if look == Look::PublicationsToo {
-            Some(publications::fingerprint(client, &self.subscription.publications).await.ok()?)
+            Some(catalog::publications_fingerprint(&**client, &self.subscription.publications).await.ok()?)
         } else {
             None
         };

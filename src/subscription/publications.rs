@@ -4,21 +4,6 @@
 //! the connection is made anew, is still a change when somebody can act on it. What to take up, and
 //! when, is not decided here.
 
-use crate::net::PgClient;
-use crate::schema::catalog::{self, CatalogError};
-
-/// The publications' definitions and tables, in one text that changes when they do: options, names
-/// and (15+) column lists, row filters and schemas. Tables of another pgsluice's state don't count.
-const FINGERPRINT: &str = "SELECT pg_catalog.md5(pg_catalog.concat( \
-    (SELECT pg_catalog.string_agg(pg_catalog.row_to_json(p)::pg_catalog.text, ',' ORDER BY p.pubname) \
-     FROM pg_catalog.pg_publication p WHERE p.pubname = ANY ($1)), \
-    (SELECT pg_catalog.string_agg(pg_catalog.row_to_json(r)::pg_catalog.text, ',' ORDER BY p.pubname, r.prrelid) \
-     FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
-     WHERE p.pubname = ANY ($1)), \
-    (SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I %I', t.pubname, t.schemaname, t.tablename), ',' \
-        ORDER BY t.pubname, t.schemaname, t.tablename) \
-     FROM pg_catalog.pg_publication_tables t WHERE t.pubname = ANY ($1) AND t.schemaname <> 'pgsluice')))";
-
 /// The publications as the attempt took them up, and as they were last seen.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Publications {
@@ -33,12 +18,6 @@ impl Publications {
     pub(super) fn have_changed(&self) -> bool {
         matches!((&self.taken_up, &self.seen), (Some(taken_up), Some(seen)) if taken_up != seen)
     }
-}
-
-/// Reads the fingerprint of these publications.
-pub(super) async fn fingerprint(client: &PgClient, publications: &[String]) -> Result<String, CatalogError> {
-    let row = client.query_one(FINGERPRINT, &[&publications]).await;
-    row.and_then(|row| row.try_get(0)).map_err(catalog::publisher_query("what is published"))
 }
 
 #[cfg(test)]

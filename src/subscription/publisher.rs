@@ -1,6 +1,12 @@
-//! The publisher's side of an attempt: connections, facts, what is published.
+//! The publisher's side of an attempt: connections, settings, what is published.
+//!
+//! All that needs nothing of each other is asked for at once: this is what every start, fail-over and
+//! reconnect waits for.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::task::JoinSet;
 
 use crate::apply::TargetSession;
 use crate::config::Subscription;
@@ -9,9 +15,10 @@ use crate::pg::{Lsn, SlotName};
 use crate::pgoutput::Format;
 use crate::replication::{
     CommandError, CommandErrorKind, Origin, ReplicationConnection, ReplicationStream, SessionOptions,
-    StartOptions, Streaming,
+    StartOptions, Streaming, SystemIdentity,
 };
-use crate::schema::catalog::{self, PublisherFacts};
+use crate::schema::PublishedTable;
+use crate::schema::catalog::{self, CatalogError, PublisherSettings};
 
 use super::failure::Failure;
 use super::format::Transactions;
@@ -38,7 +45,7 @@ const PROTO_VERSION: u32 = 2;
 #[derive(Debug)]
 pub(super) struct Publisher {
     pub(super) client: PgClient,
-    pub(super) facts: PublisherFacts,
+    pub(super) settings: PublisherSettings,
     pub(super) encoding: Encoding,
 }
 
@@ -51,8 +58,8 @@ pub(super) enum Encoding {
 }
 
 impl Encoding {
-    fn between(publisher: &str, target: Option<&str>) -> Self {
-        if publisher == "SQL_ASCII" || target == Some("SQL_ASCII") { Self::Raw } else { Self::Utf8 }
+    fn between(publisher: Option<&str>, target: Option<&str>) -> Self {
+        if publisher == Some("SQL_ASCII") || target == Some("SQL_ASCII") { Self::Raw } else { Self::Utf8 }
     }
 
     fn client_encoding(self) -> &'static str {
@@ -63,31 +70,94 @@ impl Encoding {
     }
 }
 
-impl Publisher {
-    pub(super) async fn connect(
+/// All that an attempt asks the publisher before anything is decided. None of it changes anything there.
+#[derive(Debug)]
+pub(super) struct Reached {
+    pub(super) publisher: Publisher,
+    pub(super) replication: ReplicationConnection,
+    pub(super) identity: SystemIdentity,
+    /// Judged only once it is certain that this is the right publisher, with its slot.
+    pub(super) published: Result<Published, CatalogError>,
+}
+
+/// What is published now.
+#[derive(Debug)]
+pub(super) struct Published {
+    pub(super) tables: Vec<PublishedTable>,
+    /// From before the tables were read: what changes in between will look changed.
+    pub(super) fingerprint: String,
+}
+
+/// A way to the publisher that may have been begun before the attempt that needs it. Dropped, it ends.
+#[derive(Debug, Default)]
+pub(super) struct Reaching(JoinSet<Result<Reached, Failure>>);
+
+impl Reaching {
+    pub(super) fn begin(subscription: Arc<Subscription>, session: &TargetSession) -> Self {
+        let target_encoding = target_encoding(session).map(str::to_owned);
+        let mut task = JoinSet::new();
+        task.spawn(async move { reach(&subscription, target_encoding.as_deref()).await });
+        Self(task)
+    }
+
+    /// Where it has led to; begins here if it has not been begun.
+    pub(super) async fn done(
+        mut self,
         subscription: &Subscription,
         session: &TargetSession,
-    ) -> Result<Self, Failure> {
-        let client = net::client(&subscription.publisher, &monitor_options(subscription)).await?;
-        let facts = catalog::publisher_facts(&*client).await?;
-        let target_encoding = session.client().parameter("server_encoding");
-        let encoding = Encoding::between(&facts.server_encoding, target_encoding);
-        Ok(Self { client, facts, encoding })
+    ) -> Result<Reached, Failure> {
+        match self.0.join_next().await {
+            Some(Ok(reached)) => reached,
+            Some(Err(_)) | None => reach(subscription, target_encoding(session)).await,
+        }
     }
+}
 
-    pub(super) async fn replication(
-        &self,
-        subscription: &Subscription,
-    ) -> Result<ReplicationConnection, Failure> {
-        let application_name =
-            subscription.publisher.application_name.clone().unwrap_or_else(|| subscription.name.to_string());
-        let options =
-            SessionOptions { application_name, client_encoding: self.encoding.client_encoding().to_owned() };
-        Ok(ReplicationConnection::connect(&subscription.publisher, &options).await?)
-    }
+fn target_encoding(session: &TargetSession) -> Option<&str> {
+    session.client().parameter("server_encoding")
+}
 
+/// Reaches the publisher with both its connections. What is wrong with the ordinary session is told first.
+async fn reach(subscription: &Subscription, target_encoding: Option<&str>) -> Result<Reached, Failure> {
+    let client = net::client(&subscription.publisher, &monitor_options(subscription)).await?;
+    let encoding = Encoding::between(client.parameter("server_encoding"), target_encoding);
+    let identified = async {
+        let mut replication = replication(subscription, encoding).await?;
+        let identity = replication.identify_system().await?;
+        Ok::<_, Failure>((replication, identity))
+    };
+    let (settings, identified, published) = tokio::join!(
+        catalog::publisher_settings(&*client),
+        identified,
+        published(&client, &subscription.publications)
+    );
+    let settings = settings?;
+    let (replication, identity) = identified?;
+    Ok(Reached { publisher: Publisher { client, settings, encoding }, replication, identity, published })
+}
+
+async fn published(client: &PgClient, publications: &[String]) -> Result<Published, CatalogError> {
+    // Sent in this order, which the session keeps.
+    let (fingerprint, tables) = tokio::try_join!(
+        catalog::publications_fingerprint(&**client, publications),
+        catalog::published_tables(&**client, client.server_version_num(), publications),
+    )?;
+    Ok(Published { tables, fingerprint })
+}
+
+pub(super) async fn replication(
+    subscription: &Subscription,
+    encoding: Encoding,
+) -> Result<ReplicationConnection, Failure> {
+    let application_name =
+        subscription.publisher.application_name.clone().unwrap_or_else(|| subscription.name.to_string());
+    let options = SessionOptions { application_name, client_encoding: encoding.client_encoding().to_owned() };
+    Ok(ReplicationConnection::connect(&subscription.publisher, &options).await?)
+}
+
+impl Publisher {
     pub(super) fn wal_sender_timeout(&self) -> Option<Duration> {
-        let timeout = Duration::from_millis(self.facts.wal_sender_timeout_ms.into());
+        let timeout = Duration::from_millis(self.settings.wal_sender_timeout_ms.into());
         (!timeout.is_zero()).then_some(timeout)
     }
 
@@ -122,7 +192,7 @@ impl Publisher {
                 Ok(stream) => return Ok(stream),
                 Err(error) if is_in_use(&error) && tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(SLOT_RELEASE_POLL).await;
-                    connection = self.replication(subscription).await?;
+                    connection = replication(subscription, self.encoding).await?;
                 }
                 Err(error) => return Err(error.into()),
             }

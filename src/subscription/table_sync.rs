@@ -25,13 +25,13 @@ use crate::net;
 use crate::pg::{Lsn, QualifiedName, SlotName, quote_literal};
 use crate::pgoutput::Format;
 use crate::replication::{SlotLifetime, SlotSnapshot, SlotSpec};
-use crate::schema::catalog::PublisherFacts;
+use crate::schema::catalog::PublisherSettings;
 use crate::store::TableState;
 
 use super::attempt::{Context, PendingTable, copy_job};
 use super::failure::Failure;
 use super::format::Transactions;
-use super::publisher::{Encoding, Publisher};
+use super::publisher::{self, Encoding, Publisher};
 use super::reader::{Done, Reader, StreamEvent};
 use super::slot;
 
@@ -82,7 +82,7 @@ pub(super) enum SyncEvent {
 /// The tables still to be synchronised, one at a time.
 pub(super) struct TableSyncs {
     context: Context,
-    facts: PublisherFacts,
+    settings: PublisherSettings,
     encoding: Encoding,
     queue: VecDeque<SyncJob>,
     running: Option<Running>,
@@ -143,7 +143,7 @@ impl TableSyncs {
     pub(super) fn new(context: &Context, publisher: &Publisher, jobs: Vec<SyncJob>) -> Self {
         Self {
             context: context.clone(),
-            facts: publisher.facts.clone(),
+            settings: publisher.settings.clone(),
             encoding: publisher.encoding,
             queue: jobs.into(),
             running: None,
@@ -235,7 +235,8 @@ impl TableSyncs {
         let source = job.table.published.relation.name.clone();
         let (reports, received) = mpsc::channel(EVENTS_MAX);
         let (finish, finish_asked) = oneshot::channel();
-        let sync = Sync { context: self.context.clone(), facts: self.facts.clone(), encoding: self.encoding };
+        let sync =
+            Sync { context: self.context.clone(), settings: self.settings.clone(), encoding: self.encoding };
         let mut task = JoinSet::new();
         task.spawn(async move {
             let result = sync.run(&job.table, reports, finish_asked).await;
@@ -277,7 +278,7 @@ impl TableSyncs {
 /// One sync's surroundings.
 struct Sync {
     context: Context,
-    facts: PublisherFacts,
+    settings: PublisherSettings,
     encoding: Encoding,
 }
 
@@ -295,10 +296,10 @@ impl Sync {
         target.set_origin(&sync_origin_name(&subscription.name)).await?;
         let publisher = Publisher {
             client: net::client(&subscription.publisher, &self.copy_options()).await?,
-            facts: self.facts.clone(),
+            settings: self.settings.clone(),
             encoding: self.encoding,
         };
-        let mut replication = publisher.replication(subscription).await?;
+        let mut replication = publisher::replication(subscription, publisher.encoding).await?;
         let slot_name = temporary_slot_name(&subscription.slot);
         let spec = SlotSpec {
             name: slot_name.clone(),
@@ -403,7 +404,7 @@ impl Sync {
     }
 
     fn copy_options(&self) -> net::ClientOptions {
-        super::publisher::copy_options(&self.context.subscription, self.encoding)
+        publisher::copy_options(&self.context.subscription, self.encoding)
     }
 }
 

@@ -27,7 +27,7 @@ use crate::store::{self, StateChange, Store};
 use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
 use self::waiting::commands_due;
-use super::attempt::{self, Context, Phase, TakeUp};
+use super::attempt::{self, Ahead, Context, Phase, TakeUp};
 use super::because::Because;
 use super::failure::{Failure, Restart, TargetLink};
 use super::format::Whole;
@@ -64,6 +64,8 @@ pub(crate) struct Worker {
     monitor: JoinSet<()>,
     session: Option<TargetSession>,
     link: Option<Reader>,
+    /// For the attempt that comes next.
+    ahead: Ahead,
     state: State,
     /// Why it is where it is.
     because: Option<Because>,
@@ -143,6 +145,7 @@ impl Worker {
             monitor: JoinSet::new(),
             session: None,
             link: None,
+            ahead: Ahead::default(),
             state: State::Starting { failures: 0 },
             because: None,
             held_back: None,
@@ -234,8 +237,9 @@ impl Worker {
         while self.phases.try_recv().is_ok() {}
         let context = self.context.clone();
         let mut link = self.link.take();
+        let ahead = std::mem::take(&mut self.ahead);
         let event = {
-            let mut attempt = std::pin::pin!(attempt::run(&context, session, &mut link));
+            let mut attempt = std::pin::pin!(attempt::run(&context, session, ahead, &mut link));
             loop {
                 let wake = tokio::select! {
                     biased;

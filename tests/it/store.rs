@@ -17,8 +17,8 @@ use pgsluice::pg::conninfo::{
 use pgsluice::pg::{Lsn, QualifiedName, SlotName, SubscriptionName};
 use pgsluice::store::{
     Answer, ConflictFilter, Desired, EventKind, NewTables, Outcome, Positions, Registration, SCHEMA_VERSION,
-    Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError, StoreErrorKind, TableChanges,
-    TableMapping, TableState, Verb, lock_key,
+    Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError, StoreErrorKind,
+    SubscriptionRow, TableChanges, TableMapping, TableState, Verb, lock_key,
 };
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -179,6 +179,15 @@ async fn register(store: &Store) {
     store.register_subscription(registration).await.unwrap();
 }
 
+async fn claim(store: &Store, instance: &str) -> Result<SubscriptionRow, StoreError> {
+    let registration = Registration {
+        name: &NAME.parse::<SubscriptionName>().unwrap(),
+        slot: &NAME.parse::<SlotName>().unwrap(),
+        publications: &["my_publication".to_owned()],
+    };
+    store.claim_subscription(registration, instance).await
+}
+
 fn widgets() -> QualifiedName {
     QualifiedName::new("public", "widgets")
 }
@@ -306,7 +315,7 @@ async fn table_privileges_suffice_once_the_schema_is_there() {
         .unwrap();
     assert_eq!(store.migrate().await.unwrap(), []);
     register(&store).await;
-    store.claim_subscription(NAME, "host/1").await.unwrap();
+    claim(&store, "host/1").await.unwrap();
     let id = store.open_conflict(&report()).await.unwrap();
     store.resolve_conflict(id, Resolution::Retry, "somebody").await.unwrap();
     store.submit(NAME, Verb::Pause, &json!({}), "somebody").await.unwrap();
@@ -319,7 +328,7 @@ async fn table_privileges_suffice_once_the_schema_is_there() {
 async fn a_subscription_reports_where_it_stands() {
     let database = Database::create().await;
     let store = database.with_subscription().await;
-    store.claim_subscription(NAME, "db-1/4711").await.unwrap();
+    claim(&store, "db-1/4711").await.unwrap();
     store.set_publisher(NAME, "7123456789012345678").await.unwrap();
     store.set_warnings(NAME, &["triggers cannot be suppressed".to_owned()]).await.unwrap();
     let positions = Positions {
@@ -343,7 +352,6 @@ async fn a_subscription_reports_where_it_stands() {
     for error in [
         store.report_positions("other", &positions).await.unwrap_err(),
         store.set_state("other", &StateChange::new(State::Copying)).await.unwrap_err(),
-        store.claim_subscription("other", "x").await.unwrap_err(),
         store.remove_subscription("other").await.unwrap_err(),
         store.submit("other", Verb::Pause, &json!({}), "x").await.unwrap_err(),
         store.arm_skip("other", Lsn::new(1)).await.unwrap_err(),
@@ -564,7 +572,7 @@ async fn commands_wait_for_a_service_and_the_last_wish_counts() {
     // A service that dies between taking and answering leaves them to its successor.
     let ids = |commands: Vec<pgsluice::store::Command>| commands.iter().map(|it| it.id).collect::<Vec<_>>();
     assert_eq!(ids(store.take_commands(NAME).await.unwrap()), [skip, resume]);
-    store.claim_subscription(NAME, "successor").await.unwrap();
+    claim(&store, "successor").await.unwrap();
     database
         .admin()
         .await
@@ -690,7 +698,7 @@ async fn the_status_document_is_the_contracts() {
         .execute("insert into pgsluice.progress values ('my_subscription', '0/16B3748', now(), 3)")
         .await
         .unwrap();
-    store.claim_subscription(NAME, "db-1/4711").await.unwrap();
+    claim(&store, "db-1/4711").await.unwrap();
     let tables = [TableMapping { source: widgets(), target: QualifiedName::new("reporting", "widget") }];
     store.sync_tables(NAME, &tables, NewTables::Ready { synced_lsn: Lsn::new(7) }).await.unwrap();
     let positions = Positions {
@@ -786,7 +794,7 @@ async fn operations_can_be_spawned() {
     let store = database.with_subscription().await;
     let work = async move {
         store.require_schema().await?;
-        store.claim_subscription(NAME, "host/1").await?;
+        claim(&store, "host/1").await?;
         store.set_state(NAME, &StateChange::new(State::Copying)).await?;
         store.report_positions(NAME, &Positions::default()).await?;
         store.sync_tables(NAME, &[], NewTables::Copy).await?;

@@ -11,6 +11,7 @@
 //! - Catalog text must be UTF-8 or converted to it by the server, as tokio-postgres demands.
 
 mod error;
+mod fingerprint;
 mod listing;
 mod publisher;
 mod slot;
@@ -19,13 +20,15 @@ mod target_columns;
 mod unreadable;
 
 pub use error::{CatalogError, Side};
+pub use fingerprint::publications_fingerprint;
 pub use listing::user_tables;
 pub use publisher::{
-    PublisherFacts, UnselectableReason, UnselectableTable, published_tables, publisher_facts,
-    publisher_query, unselectable_tables,
+    PublisherFacts, PublisherSettings, UnselectableReason, UnselectableTable, published_tables,
+    publisher_facts, publisher_query, publisher_settings, unselectable_tables,
 };
 pub use slot::slot_row;
 pub use target::{TargetFacts, table_stamp_sql, target_facts, target_tables};
+pub use target_columns::target_column_types;
 pub use unreadable::{refused_copy, unreadable};
 
 /// `typtype`, `relkind` and their like: PostgreSQL's `"char"`, one ASCII character.

@@ -399,8 +399,34 @@ pub struct PublisherFacts {
     pub role: String,
     pub role_has_replication: bool,
     pub role_is_superuser: bool,
+}
+
+/// What every attempt has to know of the publisher's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublisherSettings {
+    pub wal_level: String,
     /// Milliseconds; 0 is no timeout.
     pub wal_sender_timeout_ms: u32,
+}
+
+/// Settings alone: what they leave room for takes a fresh session many times as long to count.
+///
+/// A setting's unit is read as an interval's, which PostgreSQL writes the same way: `pg_settings` would
+/// tell the number alone, after it has listed them all.
+///
+/// # Errors
+/// A failed query.
+pub async fn publisher_settings<C: GenericClient + Sync>(
+    client: &C,
+) -> Result<PublisherSettings, CatalogError> {
+    let sql = "SELECT pg_catalog.current_setting('wal_level') AS wal_level,
+                      (1000 * EXTRACT(epoch FROM pg_catalog.current_setting('wal_sender_timeout')
+                        ::pg_catalog.interval))::pg_catalog.int8 AS timeout";
+    let row = client.query_typed_one(sql, &[]).await.map_err(failed("settings"))?;
+    Ok(PublisherSettings {
+        wal_level: row.get("wal_level"),
+        wal_sender_timeout_ms: unsigned(&row, "timeout"),
+    })
 }
 
 /// Settings, their use, and the role's attributes.
@@ -415,8 +441,6 @@ pub async fn publisher_facts<C: GenericClient + Sync>(client: &C) -> Result<Publ
                       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_replication_slots) AS slots_used,
                       pg_catalog.current_setting('max_wal_senders')::pg_catalog.int8 AS senders,
                       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_replication) AS senders_used,
-                      (SELECT s.setting::pg_catalog.int8 FROM pg_catalog.pg_settings s
-                        WHERE s.name = 'wal_sender_timeout') AS timeout,
                       r.rolname::pg_catalog.text AS role, r.rolreplication, r.rolsuper
                  FROM pg_catalog.pg_roles r WHERE r.rolname = current_user";
     let row = client.query_typed_one(sql, &[]).await.map_err(failed("settings"))?;
@@ -431,7 +455,6 @@ pub async fn publisher_facts<C: GenericClient + Sync>(client: &C) -> Result<Publ
         role: row.get("role"),
         role_has_replication: row.get("rolreplication"),
         role_is_superuser: row.get("rolsuper"),
-        wal_sender_timeout_ms: unsigned(&row, "timeout"),
     })
 }
 

@@ -1,6 +1,7 @@
 //! The publisher's position and one of its replication slots, read together.
 
 use tokio_postgres::GenericClient;
+use tokio_postgres::types::Type;
 
 use crate::pg::{Lsn, SlotName};
 
@@ -21,7 +22,7 @@ pub async fn slot_row<C: GenericClient + Sync>(
     slot: &SlotName,
 ) -> Result<(Lsn, Option<String>), CatalogError> {
     let failed = |source| CatalogError::Query { side: Side::Publisher, what: "the replication slot", source };
-    let row = client.query_one(VIEW, &[&slot.as_str()]).await.map_err(failed)?;
+    let row = client.query_typed_one(VIEW, &[(&slot.as_str(), Type::TEXT)]).await.map_err(failed)?;
     let position: String = row.try_get(0).map_err(failed)?;
     Ok((position.parse().unwrap_or_default(), row.try_get(1).map_err(failed)?))
 }

@@ -24,7 +24,8 @@ pub(super) fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -
 
 /// Describes the tables of these names, in their order; `None` where there is no relation.
 ///
-/// Nine queries, whatever the number of names. Privileges are those of `current_user`.
+/// Nine queries, whatever the number of names, and those that need nothing of each other under way at
+/// once. Privileges are those of `current_user`.
 ///
 /// # Errors
 /// A failed query.
@@ -32,17 +33,24 @@ pub async fn target_tables<C: GenericClient + Sync>(
     client: &C,
     names: &[QualifiedName],
 ) -> Result<Vec<Option<TargetTable>>, CatalogError> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
     let found = read_tables(client, names).await?;
     let mut oids: Vec<u32> = found.values().map(|table| table.oid).collect();
     // The same name may be asked for twice; then it was found twice.
     oids.sort_unstable();
     oids.dedup();
-    let trees = read_trees(client, &oids).await?;
-    let columns = target_columns::read_columns(client, &oids).await?;
-    let keys = read_unique_keys(client, &trees).await?;
-    let checks = read_checks(client, &oids).await?;
-    let acts = read_triggers(client, &trees).await?;
-    let foreign_keys = read_foreign_keys(client, &trees).await?;
+    let (trees, columns, checks) = tokio::try_join!(
+        read_trees(client, &oids),
+        target_columns::read_columns(client, &oids),
+        read_checks(client, &oids),
+    )?;
+    let (keys, acts, foreign_keys) = tokio::try_join!(
+        read_unique_keys(client, &trees),
+        read_triggers(client, &trees),
+        read_foreign_keys(client, &trees),
+    )?;
     let partitioning = read_partitioning(client, &trees, &keys).await?;
     let describe = |mut table: TargetTable| {
         let acts = acts.get(&table.oid).copied().unwrap_or_default();

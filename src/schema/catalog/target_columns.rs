@@ -2,14 +2,75 @@
 
 use std::collections::HashMap;
 
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{GenericClient, Row};
 
+use crate::pg::QualifiedName;
+use crate::schema::binary::ColumnType;
 use crate::schema::{ArrayInput, ColumnDefault, TargetColumn, TypeName};
 
 use super::catalog_char;
 use super::error::CatalogError;
 use super::target::failed;
+
+/// The types of these tables' columns, in the names' order; nothing where there is no relation.
+///
+/// For whoever asks about types only: all that [`target_tables`](super::target_tables) reads takes a
+/// fresh session several times as long.
+///
+/// # Errors
+/// A failed query.
+pub async fn target_column_types<C: GenericClient + Sync>(
+    client: &C,
+    names: &[QualifiedName],
+) -> Result<Vec<Vec<ColumnType>>, CatalogError> {
+    let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
+    let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
+    let sql = format!(
+        "WITH RECURSIVE col AS (
+           SELECT q.ord, a.attname, a.atttypid
+             FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2))
+                  WITH ORDINALITY AS q(schema, name, ord)
+             JOIN pg_catalog.pg_namespace n
+               ON n.nspname = q.schema::pg_catalog.name AND n.nspname::pg_catalog.text = q.schema
+             JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
+              AND c.relname = q.name::pg_catalog.name AND c.relname::pg_catalog.text = q.name
+             JOIN pg_catalog.pg_attribute a
+               ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+         ), below AS (
+           SELECT DISTINCT c.atttypid AS type, c.atttypid AS base FROM col c
+           UNION ALL
+           SELECT b.type, t.typbasetype
+             FROM below b JOIN pg_catalog.pg_type t ON t.oid = b.base AND t.typtype = 'd'
+         )
+         SELECT c.ord, c.attname::pg_catalog.text AS name, bn.nspname::pg_catalog.text AS base_schema,
+                bt.typname::pg_catalog.text AS base_name, {ARRAYS} AS arrays
+           FROM col c
+           JOIN below b ON b.type = c.atttypid
+           JOIN pg_catalog.pg_type bt ON bt.oid = b.base AND bt.typtype <> 'd'
+           JOIN pg_catalog.pg_namespace bn ON bn.oid = bt.typnamespace"
+    );
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&schemas, Type::TEXT_ARRAY), (&tables, Type::TEXT_ARRAY)];
+    let rows = client.query_typed(&sql, &parameters).await.map_err(failed("columns"))?;
+    let mut types = vec![Vec::new(); names.len()];
+    for row in &rows {
+        let at = usize::try_from(row.get::<_, i64>("ord") - 1).ok();
+        if let Some(of_table) = at.and_then(|at| types.get_mut(at)) {
+            let base_type = TypeName { schema: row.get("base_schema"), name: row.get("base_name") };
+            of_table.push(ColumnType { name: row.get("name"), base_type, array_input: array_input(row) });
+        }
+    }
+    Ok(types)
+}
+
+/// Whether arrays of the type `bt` can be written as [`ArrayInput::OfType`] has it.
+const ARRAYS: &str = "bt.typtype IN ('b', 'e', 'r', 'm') AND bt.typcategory <> 'A' AND bt.typarray <> 0 \
+    AND bt.typdelim = ','";
+
+fn array_input(row: &Row) -> ArrayInput {
+    if row.get("arrays") { ArrayInput::OfType } else { ArrayInput::OfText }
+}
 
 /// Columns of each table in attribute order, whatever the number of tables in two queries.
 pub(super) async fn read_columns<C: GenericClient + Sync>(
@@ -19,7 +80,8 @@ pub(super) async fn read_columns<C: GenericClient + Sync>(
     // `below` walks down a column type's domains, noting the first typmod, NOT NULL and DEFAULT met:
     // the outermost domain's default is the one that counts (getTypeDefault in rewriteHandler.c has
     // only that one, each domain having inherited it at its creation).
-    let sql = "WITH RECURSIVE below AS (
+    let sql = format!(
+        "WITH RECURSIVE below AS (
            SELECT DISTINCT a.atttypid AS type, a.atttypid AS base, -1 AS typmod,
                   NULL::pg_catalog.oid AS not_null
              FROM pg_catalog.pg_attribute a
@@ -38,8 +100,7 @@ pub(super) async fn read_columns<C: GenericClient + Sync>(
                 a.attnotnull OR b.not_null IS NOT NULL AS not_null,
                 nn.nspname::pg_catalog.text AS domain_schema, nt.typname::pg_catalog.text AS domain_name,
                 a.attidentity, a.attgenerated,
-                bt.typtype IN ('b', 'e', 'r', 'm') AND bt.typcategory <> 'A' AND bt.typarray <> 0
-                    AND bt.typdelim = ',' AS arrays,
+                {ARRAYS} AS arrays,
                 COALESCE(pg_catalog.pg_get_expr(d.adbin, d.adrelid), t.typdefault) AS default_sql
            FROM pg_catalog.pg_attribute a
            JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
@@ -51,8 +112,9 @@ pub(super) async fn read_columns<C: GenericClient + Sync>(
            LEFT JOIN pg_catalog.pg_namespace nn ON nn.oid = nt.typnamespace
            LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
           WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
-          ORDER BY a.attrelid, a.attnum";
-    let rows = client.query_typed(sql, &[(&tables, Type::OID_ARRAY)]).await;
+          ORDER BY a.attrelid, a.attnum"
+    );
+    let rows = client.query_typed(&sql, &[(&tables, Type::OID_ARRAY)]).await;
     let rows = rows.map_err(failed("columns"))?;
     let mut types: Vec<u32> = rows.iter().map(|row| row.get("base")).collect();
     types.sort_unstable();
@@ -83,7 +145,7 @@ fn column(row: &Row, equality: Option<TypeName>) -> TargetColumn {
         ty: TypeName { schema: row.get("type_schema"), name: row.get("type_name") },
         type_oid: row.get("atttypid"),
         typmod: row.get("typmod"),
-        array_input: if row.get("arrays") { ArrayInput::OfType } else { ArrayInput::OfText },
+        array_input: array_input(row),
         base_type: TypeName { schema: row.get("base_schema"), name: row.get("base_name") },
         display_type: row.get("display"),
         not_null: row.get("not_null"),

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use tracing::info;
 
+use super::super::attempt::Ahead;
 use super::super::because::Because;
 use super::super::failure::Failure;
+use super::super::publisher::Reaching;
 use super::super::snapshot::Link;
 use super::super::state::{Event, State};
 use super::{Owner, StoodBy, Worker};
 use crate::apply::{Lock, TargetSession, origin_name};
+use crate::config::SynchronousCommit;
 use crate::error::{Diagnosis, PauseReason};
 use crate::store::{self, Desired, Registration, lock_key};
 /// How often a standby asks for the lock.
@@ -57,7 +60,10 @@ impl Worker {
         if self.session.is_none() {
             let name = format!("pgsluice {}", subscription.name);
             let session = TargetSession::open(&self.context.target, &name).await?;
-            session.set_synchronous_commit(subscription.synchronous_commit.as_str()).await?;
+            // "on" is what it has.
+            if subscription.synchronous_commit != SynchronousCommit::On {
+                session.set_synchronous_commit(subscription.synchronous_commit.as_str()).await?;
+            }
             self.session = Some(session);
         }
         let Some(session) = &mut self.session else { return Ok(None) };
@@ -73,21 +79,26 @@ impl Worker {
                 return Ok(Some(Event::ShutdownAsked));
             }
         }
+        // What is on record seldom says to wait: the publisher can be reached meanwhile.
+        let reaching = Reaching::begin(Arc::clone(&subscription), session);
         session.set_origin(&origin_name(&subscription.name)).await?;
-        self.claim().await.map(Some)
+        let row = self.claim().await?;
+        let event = self.left_to(&row);
+        if event == Event::Locked {
+            self.ahead = Ahead { reaching, recorded: Some(row) };
+        }
+        Ok(Some(event))
     }
 
     /// The lock is ours: says so, and reads what was left.
-    async fn claim(&mut self) -> Result<Event, Failure> {
+    async fn claim(&mut self) -> Result<store::SubscriptionRow, Failure> {
         let subscription = Arc::clone(&self.context.subscription);
-        self.store
-            .register_subscription(Registration {
-                name: &subscription.name,
-                slot: &subscription.slot,
-                publications: &subscription.publications,
-            })
-            .await?;
-        self.store.claim_subscription(self.context.name(), &self.instance).await?;
+        let registration = Registration {
+            name: &subscription.name,
+            slot: &subscription.slot,
+            publications: &subscription.publications,
+        };
+        let row = self.store.claim_subscription(registration, &self.instance).await?;
         if self.stood_by.take().is_some() {
             info!(subscription = self.context.name(), "the other instance has gone, taking over");
         }
@@ -95,26 +106,33 @@ impl Worker {
         // Another instance may have reported in between.
         self.reported = None;
         self.start_monitor();
-        let row = self.store.subscription(self.context.name()).await?;
-        Ok(match row {
-            Some(row) if row.desired == Desired::Pause => {
-                self.because = Some(Because::operator());
-                Event::LockedWhilePaused(PauseReason::Operator)
-            }
-            Some(row) if row.state == store::State::Paused => self.left_paused(row),
-            _ => Event::Locked,
-        })
+        Ok(row)
+    }
+
+    /// What the record tells its new owner to do.
+    fn left_to(&mut self, row: &store::SubscriptionRow) -> Event {
+        if row.desired == Desired::Pause {
+            self.because = Some(Because::operator());
+            Event::LockedWhilePaused(PauseReason::Operator)
+        } else if row.state == store::State::Paused {
+            self.left_paused(row)
+        } else {
+            Event::Locked
+        }
     }
 
     /// A conflict waits for a person through restarts; other causes are simply looked at again.
-    fn left_paused(&mut self, row: store::SubscriptionRow) -> Event {
+    fn left_paused(&mut self, row: &store::SubscriptionRow) -> Event {
         if row.reason.as_deref() != Some(PauseReason::Conflict.as_str()) || row.skip_lsn.is_some() {
             return Event::Locked;
         }
         self.last_conflict = row.conflict_id;
         self.because = Some(Because {
             reason: PauseReason::Conflict.as_str().to_owned(),
-            diagnosis: Diagnosis { hint: row.hint, ..Diagnosis::new(row.detail.unwrap_or_default()) },
+            diagnosis: Diagnosis {
+                hint: row.hint.clone(),
+                ..Diagnosis::new(row.detail.clone().unwrap_or_default())
+            },
             conflict_id: row.conflict_id,
         });
         Event::LockedWhilePaused(PauseReason::Conflict)

@@ -259,7 +259,8 @@ async fn what_the_copy_may_not_read_is_found_before_it_runs() {
         (facts.role, facts.role_has_replication, facts.role_is_superuser),
         (role.clone(), false, false)
     );
-    assert_eq!(facts.wal_sender_timeout_ms, 60_000);
+    let settings = catalog::publisher_settings(&database.client).await.expect("settings");
+    assert_eq!((settings.wal_level.as_str(), settings.wal_sender_timeout_ms), ("logical", 60_000));
     if database.version >= 120_000 {
         let facts = catalog::target_facts(&database.client).await.expect("facts");
         assert!(!facts.may_be_replica && !facts.may_use_origins && !facts.in_recovery, "{facts:?}");
