@@ -193,6 +193,10 @@ impl Contestant {
             session.close().await;
         } else {
             let session = stand.at_target("postgres").await?;
+            // The service has ended, but its backends may be a moment behind, with an origin in hand.
+            let ended =
+                format!("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = '{SLUICE_DB}')");
+            wait(&session, &ended).await?;
             let sql = "SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin \
                        WHERE roname LIKE 'pgsluice%'";
             session.rows(sql).await?;

@@ -19,6 +19,7 @@ mod bind;
 mod catch_up;
 mod compact;
 mod copied;
+mod copying;
 mod error;
 mod event;
 mod evidence;

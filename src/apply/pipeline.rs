@@ -11,13 +11,6 @@
 //! stay in order and nothing overtakes a failure. Only a slice, whose COMMIT is not sent yet, may leave the
 //! counting to its answer: the last slice is sent when all others have been answered. A long way to the target costs latency, not speed.
 //!
-//! # COPY
-//! Many new rows enter a quarter cheaper by COPY than by INSERT, but its data may only follow the server's
-//! word that it is ready. A task of its own waits for that, so that nobody else has to; what the way there
-//! and back costs must be worth it. Where the server refuses to begin one, because something before it in
-//! the transaction has failed or because the table is no longer what it was, the driver has sent one Sync
-//! too many and mistakes each answer for the next one's: the session is given up.
-//!
 //! # Invariants
 //! - At most [`BATCHES_MAX`] batches are under way; each is bounded by its sender.
 //! - A batch's events are kept until its COMMIT has been answered, for the exact path; only a slice
@@ -29,16 +22,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{FutureExt as _, SinkExt as _};
-use tokio::task::JoinSet;
+use futures_util::FutureExt as _;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tokio_postgres::CopyInSink;
 use tokio_postgres::Statement;
 use tokio_postgres::types::{PgLsn, ToSql};
 
 use super::array::set_arrays;
 use super::compact::{SetKind, SetRow, Step};
 use super::copied::copy_data;
+use super::copying::Copying;
 use super::event::Event;
 use super::plan::Param;
 use super::progress::{Step as ProgressStep, advance_guarded, advance_guarded_sql};
@@ -47,7 +40,7 @@ use super::stamp::{self, Stamps};
 use super::statement::{Sequences, truncate_sql};
 use super::whole::{PLAN_BY_KEY, PLAN_BY_SCAN};
 use super::{ApplyError, TableContext, TargetSession};
-use crate::net::{PgClient, server_error};
+use crate::net::PgClient;
 use crate::pg::SubscriptionName;
 use crate::pgoutput::Format;
 use crate::schema::{CopyFormat, copy_in_sql};
@@ -62,9 +55,6 @@ const PREPARED_STATEMENTS_MAX: usize = 512;
 const COPY_SAVES_PER_ROW: Duration = Duration::from_nanos(400);
 /// Fewer rows are not worth a COPY however near the target is.
 const COPY_ROWS_MIN: usize = 256;
-/// COPY data is handed to the connection in such pieces.
-const COPY_PIECE_BYTES: usize = 256 << 10;
-
 /// A batch of more rows does not go as one statement: what it would save is nothing to them.
 const ALONE_ROWS_MAX: usize = 256;
 
@@ -277,14 +267,13 @@ impl Pipeline {
                 let sequences = if *restart_seqs { Sequences::Restart } else { Sequences::Continue };
                 Ok(Sendable::Text(truncate_sql(tables.iter().map(|table| &table.plan), sequences)))
             }
-            Step::Set { table, kind: SetKind::Insert, rows } if self.is_worth_copying(rows.len()) => {
-                let (format, data) = copy_data(&table.plan.columns, rows).map_err(|_| ApplyError::NotASet)?;
-                tracing::trace!(relation = %table.plan.target, rows = rows.len(), %format, "new rows go by COPY");
-                let sql = || copy_in_sql(&table.plan, format);
-                let statement = self.prepare(table, Form::Copy(format), sql).await?;
-                Ok(Sendable::Copy(statement, data, rows.len() as u64))
-            }
             Step::Set { table, kind, rows } => {
+                if *kind == SetKind::Insert
+                    && self.is_worth_copying(rows.len())
+                    && let Ok((format, data)) = copy_data(&table.plan.columns, rows)
+                {
+                    return self.copying(table, format, data, rows.len()).await;
+                }
                 let by_answer = counted == Count::ByAnswer && sets::answers_count(kind);
                 let counted = if by_answer { counted } else { Count::ByStatement };
                 let format = self.format;
@@ -302,6 +291,18 @@ impl Pipeline {
                 })
             }
         }
+    }
+
+    async fn copying(
+        &mut self,
+        table: &TableContext,
+        format: CopyFormat,
+        data: Bytes,
+        rows: usize,
+    ) -> Result<Sendable, ApplyError> {
+        tracing::trace!(relation = %table.plan.target, rows, %format, "new rows go by COPY");
+        let statement = self.prepare(table, Form::Copy(format), || copy_in_sql(&table.plan, format)).await?;
+        Ok(Sendable::Copy(statement, data, rows as u64))
     }
 
     fn is_worth_copying(&self, rows: usize) -> bool {
@@ -383,18 +384,15 @@ impl Pipeline {
 
     fn copy(&self, statement: Statement, data: Bytes, rows: u64) -> Answer {
         let client = Arc::clone(&self.client);
+        let (answer, answered) = oneshot::channel();
+        let copying = Copying { statement, data, rows, answer };
         let asked = Self::dispatch(async move {
-            let sink = client.copy_in(&statement).await.map_err(|error| match server_error(&error) {
-                Some(refused) => ApplyError::CopyRefused(Box::new(refused)),
-                None => ApplyError::Connection(error),
-            })?;
-            let copied = pour(sink, data).await?;
-            if copied == rows { Ok(()) } else { Err(ApplyError::SetMissed) }
+            copying.run(&client).await;
+            Ok(())
         });
-        // Ends with whoever waits for it.
-        let mut pouring = JoinSet::new();
-        pouring.spawn(asked);
-        Box::pin(async move { pouring.join_all().await.into_iter().collect() })
+        // Data flows whatever the batches' sender is doing.
+        tokio::spawn(asked);
+        Box::pin(async move { answered.await.unwrap_or(Err(ApplyError::SetMissed)) })
     }
 
     fn advance(&self, statement: Statement, step: ProgressStep, stamps: &Stamps) -> Answer {
@@ -452,13 +450,12 @@ impl Pipeline {
     }
 
     /// After a failure: rolls back whatever is open and gives back the events of everything that
-    /// is under way. None if some of them are no longer kept, or if the session is of no more use.
+    /// is under way. None if some of them are no longer kept, or if the session has been given up.
     pub(super) async fn abandon(&mut self) -> Result<Option<Vec<Event>>, ApplyError> {
         let mut events = Vec::new();
         let mut whole = true;
         for mut batch in std::mem::take(&mut self.under_way) {
             if batch.in_step().await == InStep::No {
-                self.client.hang_up();
                 return Ok(None);
             }
             whole &= !batch.batch.slice;
@@ -501,15 +498,6 @@ impl UnderWay {
 enum InStep {
     Yes,
     No,
-}
-
-/// Sends the data of a COPY. Returns the number of rows that the server took.
-async fn pour(sink: CopyInSink<Bytes>, mut data: Bytes) -> Result<u64, tokio_postgres::Error> {
-    let mut sink = std::pin::pin!(sink);
-    while !data.is_empty() {
-        sink.send(data.split_to(data.len().min(COPY_PIECE_BYTES))).await?;
-    }
-    sink.finish().await
 }
 
 /// The tables that the steps write to.

@@ -239,6 +239,30 @@ async fn many_new_rows_go_by_copy_and_one_that_conflicts_is_found() {
     }
 }
 
+/// Text may enter a column of another type, but not as that type's binary form: such rows go as arrays.
+#[tokio::test]
+async fn many_new_rows_that_no_copy_takes_still_go_in_sets() {
+    let world = World::builder()
+        .publisher_sql("CREATE TABLE t (id int PRIMARY KEY, mood text)")
+        .target_sql(
+            "CREATE TYPE mood AS ENUM ('glad', 'sad'); CREATE TABLE t (id int PRIMARY KEY, mood mood)",
+        )
+        .start()
+        .await;
+    let service = world.run_with(TELLING);
+    world.wait_state("streaming").await;
+    world
+        .publisher
+        .exec(format!(
+            "INSERT INTO t SELECT n, CASE n % 2 WHEN 0 THEN 'glad' ELSE 'sad' END \
+             FROM generate_series(1, {MANY}) n"
+        ))
+        .await;
+    world.wait_same_rows("t").await;
+    let log = service.log();
+    assert!(log.contains("values=Binary") && !log.contains("row by row"), "{log}");
+}
+
 /// What fails before a COPY in its transaction keeps the server from beginning it.
 #[tokio::test]
 async fn a_copy_that_is_not_begun_loses_nothing() {
