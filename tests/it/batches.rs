@@ -3,8 +3,6 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::support::proxy::DelayingProxy;
 use crate::support::world::{Servers, TARGET_ROLE, World, conninfo_through};
 
@@ -128,10 +126,7 @@ async fn within_a_batch(case: &Case) {
         .await;
     let _service = world.run();
 
-    let paused = world.wait_paused("conflict").await;
-    let id = paused.conflict_id().expect("a paused conflict has a number");
-    let conflict = world.pgsluice(&["conflicts", "show", &id, "--json"]).await.expect(0).json();
-    let conflict = evidence(&conflict);
+    let conflict = world.wait_conflict().await;
     assert_eq!(conflict["kind"], case.kind, "{conflict:#}");
     assert_eq!(conflict["change_index"], 1, "{conflict:#}");
     assert_eq!(conflict["change_count"], 1, "{conflict:#}");
@@ -154,11 +149,6 @@ async fn within_a_batch(case: &Case) {
     assert_eq!(applied, Some(TRANSACTIONS.to_string()), "{}: each transaction once", case.kind);
 }
 
-/// The document of one conflict, whether or not it is wrapped.
-fn evidence(document: &Value) -> &Value {
-    document.get("conflict").unwrap_or(document)
-}
-
 #[tokio::test]
 async fn a_transaction_too_large_to_keep_is_all_or_nothing_and_its_offender_is_found() {
     let world = World::builder().both_sql("CREATE TABLE t (id int PRIMARY KEY, a text)").start().await;
@@ -169,10 +159,7 @@ async fn a_transaction_too_large_to_keep_is_all_or_nothing_and_its_offender_is_f
     world.publisher.exec("INSERT INTO t SELECT g, repeat('x', 40) FROM generate_series(1, 30000) g").await;
     world.publisher.exec("INSERT INTO t VALUES (30001, 'after')").await;
 
-    let paused = world.wait_paused("conflict").await;
-    let id = paused.conflict_id().expect("a paused conflict has a number");
-    let conflict = world.pgsluice(&["conflicts", "show", &id, "--json"]).await.expect(0).json();
-    let conflict = evidence(&conflict);
+    let conflict = world.wait_conflict().await;
     assert_eq!(conflict["kind"], "insert_exists");
     assert_eq!(conflict["change_index"], 20000, "{conflict:#}");
     assert_eq!(conflict["change_count"], 30000, "{conflict:#}");
@@ -207,9 +194,7 @@ async fn many_new_rows_go_by_copy_and_one_that_conflicts_is_found() {
             .subscription_line(&format!("binary = \"{binary}\""))
             .start()
             .await;
-        let service = world.run();
-        world.wait_state("streaming").await;
-        assert_eq!(service.sigterm().await, 0);
+        world.take_up().await;
         world.target.exec("INSERT INTO t VALUES (34567, 'local')").await;
         world
             .publisher
@@ -220,11 +205,8 @@ async fn many_new_rows_go_by_copy_and_one_that_conflicts_is_found() {
             ))
             .await;
         let service = world.run_with(TELLING);
-        let paused = world.wait_paused("conflict").await;
+        let conflict = world.wait_conflict().await;
         assert!(went_by_copy(&service.log(), format), "{}", service.log());
-        let id = paused.conflict_id().expect("a paused conflict has a number");
-        let conflict = world.pgsluice(&["conflicts", "show", &id, "--json"]).await.expect(0).json();
-        let conflict = evidence(&conflict);
         assert_eq!(conflict["kind"], "insert_exists", "{conflict:#}");
         assert_eq!(conflict["key"]["id"], "34567", "{conflict:#}");
         assert_eq!(conflict["change_index"], 4567, "{conflict:#}");
@@ -273,9 +255,7 @@ async fn a_copy_that_is_not_begun_loses_nothing() {
             .subscription_line(&format!("binary = \"{binary}\""))
             .start()
             .await;
-        let service = world.run();
-        world.wait_state("streaming").await;
-        assert_eq!(service.sigterm().await, 0);
+        world.take_up().await;
         world.target.exec("DELETE FROM t WHERE id = 0").await;
         world.publisher.exec("INSERT INTO t VALUES (1, 'before')").await;
         world
@@ -286,11 +266,9 @@ async fn a_copy_that_is_not_begun_loses_nothing() {
             ))
             .await;
         let service = world.run_with(TELLING);
-        let paused = world.wait_paused("conflict").await;
+        let conflict = world.wait_conflict().await;
         assert!(service.log().contains("new rows go by COPY"), "{}", service.log());
-        let id = paused.conflict_id().expect("a paused conflict has a number");
-        let conflict = world.pgsluice(&["conflicts", "show", &id, "--json"]).await.expect(0).json();
-        assert_eq!(evidence(&conflict)["kind"], "delete_missing", "{conflict:#}");
+        assert_eq!(conflict["kind"], "delete_missing", "{conflict:#}");
         assert_eq!(world.target.lines("SELECT id, a FROM t").await, ["1|before"]);
         world.target.exec("INSERT INTO t VALUES (0, 'back')").await;
         world.pgsluice(&["resume", &world.subscription]).await.expect(0);
@@ -308,9 +286,7 @@ async fn values_that_move_between_rows_end_where_the_publisher_has_them() {
         .publisher_sql("INSERT INTO plain SELECT g, 'v' || g, 0 FROM generate_series(1, 100) g")
         .start()
         .await;
-    let service = world.run();
-    world.wait_state("streaming").await;
-    assert_eq!(service.sigterm().await, 0);
+    world.take_up().await;
     for table in ["t", "plain"] {
         let publisher = &world.publisher;
         // A unique value handed on: freed by an update and by a delete, taken by an insert.
@@ -357,9 +333,7 @@ async fn rows_without_a_key_are_found_by_all_they_hold() {
             ));
     }
     let world = builder.target_sql("CREATE UNIQUE INDEX ON watched ((a + 1)) WHERE a > 100000").start().await;
-    let service = world.run();
-    world.wait_state("streaming").await;
-    assert_eq!(service.sigterm().await, 0);
+    world.take_up().await;
     for table in tables {
         let one = |condition: &str| {
             format!("ctid = (SELECT ctid FROM {table} WHERE {condition} ORDER BY ctid LIMIT 1)")
@@ -415,9 +389,7 @@ async fn a_distant_target_costs_latency_but_hardly_speed() {
 
 /// Seconds from the first row of 10,000 transactions to the last.
 async fn catch_up(world: &World, run: u32, through: Option<&DelayingProxy>) -> f64 {
-    let warm = world.run();
-    world.wait_state("streaming").await;
-    assert_eq!(warm.sigterm().await, 0);
+    world.take_up().await;
     let (first, last) = (run * 10_000 + 1, (run + 1) * 10_000);
     world
         .publisher

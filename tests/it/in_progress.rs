@@ -132,10 +132,7 @@ async fn a_conflict_within_it_is_found_once_it_has_committed() {
     world.target.exec(format!("INSERT INTO t VALUES ({ROWS}, 'ours')")).await;
     let open = begin_large(&world).await;
     open.batch("COMMIT").await.unwrap();
-    let paused = world.wait_paused("conflict").await;
-    let id = paused.conflict_id().expect("a paused conflict has a number");
-    let shown = world.pgsluice(&["conflicts", "show", &id, "--json"]).await.expect(0).json();
-    let conflict = shown.get("conflict").unwrap_or(&shown);
+    let conflict = world.wait_conflict().await;
     assert_eq!(conflict["kind"], "insert_exists");
     assert_eq!(conflict["change_index"], ROWS, "{conflict:#}");
     world.target.exec(format!("DELETE FROM t WHERE id = {ROWS}")).await;

@@ -385,9 +385,7 @@ async fn without_a_copy_an_interrupted_beginning_copies_nothing() {
         .subscription_line("copy_data = false")
         .start()
         .await;
-    let service = world.run();
-    world.wait_state("streaming").await;
-    assert_eq!(service.sigterm().await, 0);
+    world.take_up().await;
     world.target.exec("UPDATE pgsluice.table_sync SET state = 'pending', synced_lsn = NULL").await;
     world.publisher.exec("INSERT INTO keyless VALUES (2)").await;
     let _service = world.run();

@@ -320,6 +320,21 @@ impl World {
         view
     }
 
+    /// Waits until it is paused on a conflict, and returns all that is told of it.
+    pub(crate) async fn wait_conflict(&self) -> serde_json::Value {
+        let paused = self.wait_paused("conflict").await;
+        let id = paused.conflict_id().expect("a paused conflict has a number");
+        self.pgsluice(&["conflicts", "show", &id, "--json"]).await.expect(0).json()
+    }
+
+    /// A service that runs until it streams, and ends: the slot is there, and what happens while nobody
+    /// looks arrives at once.
+    pub(crate) async fn take_up(&self) {
+        let service = self.run();
+        self.wait_state("streaming").await;
+        assert_eq!(service.sigterm().await, 0);
+    }
+
     /// Waits until all that is committed on the publisher now has been applied.
     pub(crate) async fn wait_caught_up(&self) {
         self.wait_caught_up_within(PATIENCE).await;
