@@ -92,14 +92,31 @@ pub fn table_stamp_sql(oid: &str) -> String {
     )
 }
 
+/// Relations `c`, in schema `n`, by their names `q`: what [`query_named`] asks for. A cast to name
+/// truncates: it finds the row by index, the comparison as text makes sure.
+pub(super) const NAMED: &str = "ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2))
+                WITH ORDINALITY AS q(schema, name, ord)
+           JOIN pg_catalog.pg_namespace n
+             ON n.nspname = q.schema::pg_catalog.name AND n.nspname::pg_catalog.text = q.schema
+           JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
+            AND c.relname = q.name::pg_catalog.name AND c.relname::pg_catalog.text = q.name";
+
+/// Runs a query about [`NAMED`] relations.
+pub(super) async fn query_named<C: GenericClient + Sync>(
+    client: &C,
+    sql: &str,
+    names: &[QualifiedName],
+) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
+    let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
+    client.query_typed(sql, &[(&schemas, Type::TEXT_ARRAY), (&tables, Type::TEXT_ARRAY)]).await
+}
+
 /// Relations by the position of their name, with what one row of `pg_class` tells.
 async fn read_tables<C: GenericClient + Sync>(
     client: &C,
     names: &[QualifiedName],
 ) -> Result<HashMap<usize, TargetTable>, CatalogError> {
-    let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
-    let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
-    // A cast to name truncates: it finds the row by index, the comparison as text makes sure.
     let privilege = |kind: &str| {
         format!(
             "COALESCE(pg_catalog.has_table_privilege(c.oid, '{kind}') OR (
@@ -118,12 +135,7 @@ async fn read_tables<C: GenericClient + Sync>(
                 pg_catalog.has_table_privilege(c.oid, 'DELETE') AS can_delete,
                 pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') AS can_truncate,
                 x.indexes, x.unique_indexes, x.computing
-           FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2))
-                WITH ORDINALITY AS q(schema, name, ord)
-           JOIN pg_catalog.pg_namespace n
-             ON n.nspname = q.schema::pg_catalog.name AND n.nspname::pg_catalog.text = q.schema
-           JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
-            AND c.relname = q.name::pg_catalog.name AND c.relname::pg_catalog.text = q.name
+           FROM {NAMED}
           CROSS JOIN LATERAL (
             SELECT pg_catalog.count(*) AS indexes,
                    pg_catalog.count(*) FILTER (WHERE i.indisunique OR i.indisexclusion) AS unique_indexes,
@@ -135,9 +147,7 @@ async fn read_tables<C: GenericClient + Sync>(
         insert = privilege("INSERT"),
         update = privilege("UPDATE"),
     );
-    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
-        [(&schemas, Type::TEXT_ARRAY), (&tables, Type::TEXT_ARRAY)];
-    let rows = client.query_typed(&sql, &parameters).await.map_err(failed("tables"))?;
+    let rows = query_named(client, &sql, names).await.map_err(failed("tables"))?;
     Ok(rows
         .iter()
         .filter_map(|row| {

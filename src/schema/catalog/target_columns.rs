@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 use tokio_postgres::{GenericClient, Row};
 
 use crate::pg::QualifiedName;
@@ -11,7 +11,7 @@ use crate::schema::{ArrayInput, ColumnDefault, TargetColumn, TypeName};
 
 use super::catalog_char;
 use super::error::CatalogError;
-use super::target::failed;
+use super::target::{NAMED, failed, query_named};
 
 /// The types of these tables' columns, in the names' order; nothing where there is no relation.
 ///
@@ -24,17 +24,10 @@ pub async fn target_column_types<C: GenericClient + Sync>(
     client: &C,
     names: &[QualifiedName],
 ) -> Result<Vec<Vec<ColumnType>>, CatalogError> {
-    let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
-    let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
     let sql = format!(
         "WITH RECURSIVE col AS (
            SELECT q.ord, a.attname, a.atttypid
-             FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2))
-                  WITH ORDINALITY AS q(schema, name, ord)
-             JOIN pg_catalog.pg_namespace n
-               ON n.nspname = q.schema::pg_catalog.name AND n.nspname::pg_catalog.text = q.schema
-             JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
-              AND c.relname = q.name::pg_catalog.name AND c.relname::pg_catalog.text = q.name
+             FROM {NAMED}
              JOIN pg_catalog.pg_attribute a
                ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
          ), below AS (
@@ -50,9 +43,7 @@ pub async fn target_column_types<C: GenericClient + Sync>(
            JOIN pg_catalog.pg_type bt ON bt.oid = b.base AND bt.typtype <> 'd'
            JOIN pg_catalog.pg_namespace bn ON bn.oid = bt.typnamespace"
     );
-    let parameters: [(&(dyn ToSql + Sync), Type); 2] =
-        [(&schemas, Type::TEXT_ARRAY), (&tables, Type::TEXT_ARRAY)];
-    let rows = client.query_typed(&sql, &parameters).await.map_err(failed("columns"))?;
+    let rows = query_named(client, &sql, names).await.map_err(failed("columns"))?;
     let mut types = vec![Vec::new(); names.len()];
     for row in &rows {
         let at = usize::try_from(row.get::<_, i64>("ord") - 1).ok();
