@@ -32,38 +32,8 @@ pub struct Planner {
 impl Planner {
     /// `columns` are names with their array types; the first one is the key.
     pub fn new(columns: &[(&str, Type)]) -> Self {
-        let name = QualifiedName::new("public", "orders");
-        let described =
-            PublishedRelation { name: name.clone(), identity: ReplicaIdentity::Default, columns: Vec::new() };
-        let plan = TablePlan {
-            source: name.clone(),
-            target: name,
-            target_oid: 1,
-            target_stamp: 0,
-            target_family_oid: 1,
-            kind: TableKind::Table,
-            columns: columns.iter().enumerate().map(|(at, (name, _))| column(name, at == 0)).collect(),
-            target_columns: columns.iter().map(|(name, _)| (*name).to_owned()).collect(),
-            row_identity: RowIdentity::Key { columns: vec![0], scope: KeyScope::Table },
-            fires: FiringTriggers::default(),
-            has_foreign_keys: false,
-            has_ordinary_triggers: false,
-            order_free: true,
-            judges_rows: false,
-            other_indexes: false,
-            has_unique_index: true,
-            identity_always: false,
-            unique_keys: Vec::new(),
-        };
-        let table = TableContext {
-            id: 1,
-            published: Arc::new(described.clone()),
-            text_columns: TextColumns::default(),
-            plan,
-            described,
-            actions: PublishedActions::ALL,
-            exact_because: None,
-        };
+        let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
+        let table = context(1, plan("orders", &names));
         Self {
             table: Arc::new(table),
             arrays: columns.iter().map(|(_, ty)| ty.clone()).collect(),
@@ -100,8 +70,50 @@ impl Planner {
     }
 }
 
-fn column(name: &str, key: bool) -> ColumnPlan {
-    let ty = TypeName { schema: "pg_catalog".to_owned(), name: "text".to_owned() };
+/// A table of text columns with these names; the first one is the key. Tests plan for it, too.
+pub(super) fn plan(table: &str, columns: &[&str]) -> TablePlan {
+    let name = QualifiedName::new("public", table);
+    TablePlan {
+        source: name.clone(),
+        target: name,
+        target_oid: 1,
+        target_stamp: 0,
+        target_family_oid: 1,
+        kind: TableKind::Table,
+        columns: columns.iter().enumerate().map(|(at, name)| column(name, at == 0)).collect(),
+        target_columns: columns.iter().map(|&name| name.to_owned()).collect(),
+        row_identity: RowIdentity::Key { columns: vec![0], scope: KeyScope::Table },
+        fires: FiringTriggers::default(),
+        has_foreign_keys: false,
+        has_ordinary_triggers: false,
+        order_free: true,
+        judges_rows: false,
+        other_indexes: false,
+        has_unique_index: true,
+        identity_always: false,
+        unique_keys: Vec::new(),
+    }
+}
+
+/// A table that sets suit.
+pub(super) fn context(id: u64, plan: TablePlan) -> TableContext {
+    let name = plan.source.clone();
+    let described = PublishedRelation { name, identity: ReplicaIdentity::Default, columns: Vec::new() };
+    TableContext {
+        id,
+        published: Arc::new(described.clone()),
+        text_columns: TextColumns::default(),
+        plan,
+        described,
+        actions: PublishedActions::ALL,
+        exact_because: None,
+    }
+}
+
+/// A column of text, of the key or not.
+pub(super) fn column(name: &str, key: bool) -> ColumnPlan {
+    let builtin = |name: &str| TypeName { schema: "pg_catalog".to_owned(), name: name.to_owned() };
+    let ty = builtin("text");
     ColumnPlan {
         source: name.to_owned(),
         target: name.to_owned(),
@@ -110,7 +122,7 @@ fn column(name: &str, key: bool) -> ColumnPlan {
         base_type: ty,
         array_input: ArrayInput::OfType,
         binary: BinaryForm::Text,
-        equality: None,
+        equality: Some(builtin("=")),
         not_null: key,
         refuses_values: false,
         key,

@@ -7,24 +7,26 @@ use bytes::{BufMut as _, Bytes};
 
 use super::array::NoElement;
 use super::compact::SetRow;
-use crate::pgoutput::{Tuple, Value};
+use crate::pgoutput::{Format, Tuple, Value};
 use crate::schema::binary::copies_in_binary;
 use crate::schema::{BinaryForm, ColumnPlan, CopyFormat};
 
-/// The rows' images as COPY data, in the format in which they came.
+/// The images of rows that came in `format`, as COPY data.
 ///
 /// # Errors
-/// They did not all come in one format that the table takes, or not whole.
-pub(super) fn copy_data(columns: &[ColumnPlan], rows: &[SetRow]) -> Result<(CopyFormat, Bytes), NoElement> {
+/// The table does not take all of their values as they came, or they are not whole.
+pub(super) fn copy_data(
+    columns: &[ColumnPlan],
+    rows: &[SetRow],
+    format: Format,
+) -> Result<(CopyFormat, Bytes), NoElement> {
     let images = || rows.iter().map(|row| row.image.as_ref());
     let bytes = images().flatten().map(Tuple::size_bytes).sum();
-    // Text values say nothing of the stream's format where text is all that there is.
-    if copies_in_binary(columns)
-        && let Ok(data) = binary(columns, images(), bytes)
-    {
-        return Ok((CopyFormat::Binary, data));
+    if format == Format::Binary && copies_in_binary(columns) {
+        Ok((CopyFormat::Binary, binary(columns, images(), bytes)?))
+    } else {
+        Ok((CopyFormat::Text, text(columns, images(), bytes)?))
     }
-    Ok((CopyFormat::Text, text(columns, images(), bytes)?))
 }
 
 /// protocol.sgml's "Binary Format" of COPY (`CopyFromBinaryOneRow` in PostgreSQL's `copyfromparse.c`).
@@ -106,25 +108,13 @@ fn escaped(bytes: &[u8], out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apply::bench;
     use crate::pgoutput::testing::tuple;
-    use crate::schema::{ArrayInput, TypeName};
+    use crate::schema::TypeName;
 
     fn column(ty: &str, binary: BinaryForm) -> ColumnPlan {
         let ty = TypeName { schema: "pg_catalog".to_owned(), name: ty.to_owned() };
-        ColumnPlan {
-            source: "c".to_owned(),
-            target: "c".to_owned(),
-            ty: ty.clone(),
-            type_oid: 0,
-            base_type: ty,
-            array_input: ArrayInput::OfType,
-            binary,
-            equality: None,
-            not_null: false,
-            refuses_values: false,
-            key: false,
-            identity_always: false,
-        }
+        ColumnPlan { ty: ty.clone(), type_oid: 0, base_type: ty, binary, ..bench::column("c", false) }
     }
 
     fn rows(values: &[&[Value<'_>]]) -> Vec<SetRow> {
@@ -144,7 +134,7 @@ mod tests {
         expected.extend(b"a\tb");
         expected.extend([0, 2, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
         expected.extend([0xff, 0xff]);
-        assert_eq!(copy_data(&columns, &rows), Ok((CopyFormat::Binary, expected.into())));
+        assert_eq!(copy_data(&columns, &rows, Format::Binary), Ok((CopyFormat::Binary, expected.into())));
     }
 
     #[test]
@@ -156,14 +146,15 @@ mod tests {
             &[Value::Text(b"8"), Value::Text(b"")],
         ]);
         let expected = "7\ta\\tb\\nc\\rd\\\\.e\n\\N\t\\\\N\n8\t\n";
-        assert_eq!(copy_data(&columns, &rows), Ok((CopyFormat::Text, expected.into())));
+        assert_eq!(copy_data(&columns, &rows, Format::Text), Ok((CopyFormat::Text, expected.into())));
     }
 
     #[test]
     fn what_the_target_would_read_otherwise_is_no_copy() {
         let binary: &[Value<'_>] = &[Value::Binary(b"1234")];
         let check = |ty: &str, form, row: &[Value<'_>], expected| {
-            let copied = copy_data(&[column(ty, form)], &rows(&[row])).map(|(format, _)| format);
+            let copied = copy_data(&[column(ty, form)], &rows(&[row]), Format::Binary);
+            let copied = copied.map(|(format, _)| format);
             assert_eq!(copied, expected, "{ty} {form:?} {row:?}");
         };
         check("int4", BinaryForm::Native, binary, Ok(CopyFormat::Binary));

@@ -9,7 +9,8 @@
 //! fail the same way), so a batch whose rows differ from the plan is aborted by the server, and its COMMIT rolls
 //! back. The next batch then finds the progress row not where it expects it, and fails, too: commits
 //! stay in order and nothing overtakes a failure. Only a slice, whose COMMIT is not sent yet, may leave the
-//! counting to its answer: the last slice is sent when all others have been answered. A long way to the target costs latency, not speed.
+//! counting to its answer: the last slice is sent when all others have been answered. A long way to the
+//! target costs latency, not speed.
 //!
 //! # Invariants
 //! - At most [`BATCHES_MAX`] batches are under way; each is bounded by its sender.
@@ -136,7 +137,7 @@ impl Pipeline {
             client: Arc::clone(session.client()),
             subscription,
             format,
-            round_trip: session.round_trip(),
+            round_trip: session.round_trip().unwrap_or(Duration::MAX),
             statements: HashMap::new(),
             progress: None,
             guard: None,
@@ -270,7 +271,7 @@ impl Pipeline {
             Step::Set { table, kind, rows } => {
                 if *kind == SetKind::Insert
                     && self.is_worth_copying(rows.len())
-                    && let Ok((format, data)) = copy_data(&table.plan.columns, rows)
+                    && let Ok((format, data)) = copy_data(&table.plan.columns, rows, self.format)
                 {
                     return self.copying(table, format, data, rows.len()).await;
                 }

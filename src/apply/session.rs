@@ -83,8 +83,8 @@ const ORIGIN_ATTEMPTS_MAX: u32 = 50;
 pub struct TargetSession {
     client: Arc<PgClient>,
     conninfo: ConnInfo,
-    /// How long a statement that does nothing took, there and back.
-    round_trip: Duration,
+    /// The way there and back; none if it has not been timed.
+    round_trip: Option<Duration>,
     /// The server's process that serves this session.
     pid: i32,
     /// `session_replication_role` is `replica`: ordinary triggers and foreign keys do not act.
@@ -95,17 +95,6 @@ pub struct TargetSession {
     warnings: Vec<Diagnosis>,
     /// The session's replication origin, if it has one.
     origin: Option<String>,
-}
-
-/// The shortest of a few round trips: whoever is busy answers late, but nobody answers early.
-async fn round_trip(client: &Client) -> Result<Duration, ApplyError> {
-    let mut shortest = Duration::MAX;
-    for _ in 0..ROUND_TRIPS {
-        let asked = Instant::now();
-        client.batch_execute("").await?;
-        shortest = shortest.min(asked.elapsed());
-    }
-    Ok(shortest)
 }
 
 impl TargetSession {
@@ -133,7 +122,6 @@ impl TargetSession {
         if let Some(error) = unnoticed {
             tracing::debug!(%error, "the target does not look for lost clients");
         }
-        let round_trip = round_trip(&client).await?;
         let role: String = row.try_get(0).map_err(ApplyError::from)?;
         let (replica, warnings) = match replica {
             Allowed::Yes => (Replica::Yes, Vec::new()),
@@ -142,7 +130,7 @@ impl TargetSession {
         Ok(Self {
             client: Arc::new(client),
             conninfo: conninfo.clone(),
-            round_trip,
+            round_trip: None,
             pid: row.try_get(1).map_err(ApplyError::from)?,
             replica,
             role,
@@ -155,7 +143,19 @@ impl TargetSession {
         &self.client
     }
 
-    pub(super) fn round_trip(&self) -> Duration {
+    /// Times the way to the target and back, for whoever sends batches: the shortest of a few, since
+    /// whoever is busy answers late, but nobody answers early.
+    pub async fn time_round_trip(&mut self) -> Result<(), ApplyError> {
+        for _ in 0..ROUND_TRIPS {
+            let asked = Instant::now();
+            self.client.batch_execute("").await?;
+            let took = asked.elapsed();
+            self.round_trip = Some(self.round_trip.map_or(took, |shortest| shortest.min(took)));
+        }
+        Ok(())
+    }
+
+    pub(super) fn round_trip(&self) -> Option<Duration> {
         self.round_trip
     }
 

@@ -3,73 +3,17 @@
 mod model;
 
 use super::*;
+use crate::apply::bench;
 use crate::apply::statement::ColumnSet;
-use crate::pg::QualifiedName;
-use crate::pgoutput::TextColumns;
 use crate::pgoutput::testing::tuple;
-use crate::schema::{
-    ArrayInput, BinaryForm, ColumnPlan, FiringTriggers, PublishedActions, PublishedRelation, ReplicaIdentity,
-    TypeName,
-};
 
 /// A table `(id, part, a, b)` with the key `(id)`.
 fn plan() -> TablePlan {
-    let name = QualifiedName::new("public", "t");
-    let column = |name: &str| {
-        let ty = TypeName { schema: "pg_catalog".to_owned(), name: "text".to_owned() };
-        ColumnPlan {
-            source: name.to_owned(),
-            target: name.to_owned(),
-            ty: ty.clone(),
-            type_oid: 25,
-            base_type: ty,
-            array_input: ArrayInput::OfType,
-            binary: BinaryForm::Text,
-            equality: Some(TypeName { schema: "pg_catalog".to_owned(), name: "=".to_owned() }),
-            not_null: name == "id",
-            refuses_values: false,
-            key: name == "id",
-            identity_always: false,
-        }
-    };
-    let names = ["id", "part", "a", "b"];
-    TablePlan {
-        source: name.clone(),
-        target: name,
-        target_oid: 1,
-        target_stamp: 0,
-        target_family_oid: 1,
-        kind: TableKind::Table,
-        columns: names.iter().map(|name| column(name)).collect(),
-        target_columns: names.iter().map(|&name| name.to_owned()).collect(),
-        row_identity: RowIdentity::Key { columns: vec![0], scope: KeyScope::Table },
-        fires: FiringTriggers::default(),
-        has_foreign_keys: false,
-        has_ordinary_triggers: false,
-        order_free: true,
-        judges_rows: false,
-        other_indexes: false,
-        has_unique_index: true,
-        identity_always: false,
-        unique_keys: Vec::new(),
-    }
+    bench::plan("t", &["id", "part", "a", "b"])
 }
 
 fn context(id: u64, plan: TablePlan) -> Arc<TableContext> {
-    let described = PublishedRelation {
-        name: plan.source.clone(),
-        identity: ReplicaIdentity::Default,
-        columns: Vec::new(),
-    };
-    Arc::new(TableContext {
-        id,
-        published: Arc::new(described.clone()),
-        text_columns: TextColumns::default(),
-        plan,
-        described,
-        actions: PublishedActions::ALL,
-        exact_because: None,
-    })
+    Arc::new(bench::context(id, plan))
 }
 
 /// `1 - x ~`: the id, and NULL (`-`), unchanged (`~`) or a text for the others; `''` is empty.

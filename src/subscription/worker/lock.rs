@@ -59,7 +59,8 @@ impl Worker {
         let subscription = Arc::clone(&self.context.subscription);
         if self.session.is_none() {
             let name = format!("pgsluice {}", subscription.name);
-            let session = TargetSession::open(&self.context.target, &name).await?;
+            let mut session = TargetSession::open(&self.context.target, &name).await?;
+            session.time_round_trip().await?;
             // "on" is what it has.
             if subscription.synchronous_commit != SynchronousCommit::On {
                 session.set_synchronous_commit(subscription.synchronous_commit.as_str()).await?;
