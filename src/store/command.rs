@@ -40,9 +40,9 @@ const SIGNALS_MAX: usize = 64;
 const ANSWER_POLL: Duration = Duration::from_secs(1);
 /// How long the listener hears nothing before it asks whether the server is still there.
 const HEARTBEAT: Duration = Duration::from_secs(30);
-/// How long a new listener leaves the target to the attempts that begin at the same time: its session,
-/// and looking for commands at once, would hold them up.
-const HEAD_START: Duration = Duration::from_millis(200);
+/// How long whoever only looks leaves the servers to the attempts that begin at the same time: another
+/// session, and what it asks at once, would hold them up.
+pub const HEAD_START: Duration = Duration::from_millis(200);
 /// How long the listener waits before it tries to reach the server again.
 const RELISTEN_DELAY: Duration = Duration::from_secs(1);
 

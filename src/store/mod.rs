@@ -45,7 +45,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection};
 use crate::pg::conninfo::{ConnInfo, TargetSessionAttrs};
 use options::Route;
 
-pub use command::{Answer, Command, CommandSignal, Outcome, Signal, Verb};
+pub use command::{Answer, Command, CommandSignal, HEAD_START, Outcome, Signal, Verb};
 pub use conflict::{ConflictFilter, ConflictRow, Settlement};
 pub use error::{SkipRefusal, StoreError, StoreErrorKind};
 pub use event::{EventKind, EventRow};

@@ -131,8 +131,8 @@ impl Ahead {
     }
 }
 
-/// Runs one attempt. `link` holds the stream's reader, so that it outlives an attempt that is dropped for a pause, and
-/// goes on answering the publisher.
+/// Runs one attempt. `link` holds the stream's reader, so that it outlives an attempt that is dropped
+/// for a pause, and goes on answering the publisher.
 pub(super) async fn run(
     context: &Context,
     session: &TargetSession,

@@ -15,7 +15,7 @@ use tracing::debug;
 use crate::config::Subscription;
 use crate::net::{self, PgClient};
 use crate::schema::catalog;
-use crate::store::{Positions, Store};
+use crate::store::{HEAD_START, Positions, Store};
 
 use super::positions::{LagClock, StreamPositions};
 use super::publications::Publications;
@@ -25,8 +25,6 @@ use super::snapshot::{Link, Snapshot};
 
 /// How often positions are read and reported.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long the first look leaves both servers to the attempt that begins at the same time.
-const HEAD_START: Duration = Duration::from_millis(200);
 /// How often the publications are looked at.
 const PUBLICATIONS_INTERVAL: Duration = Duration::from_secs(3);
 /// How long one round on the publisher may take.
