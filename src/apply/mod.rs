@@ -11,6 +11,7 @@
 //! - This module never sees wire bytes (`pgoutput`). A clock only decides when what has gathered is
 //!   sent, never what is applied.
 
+mod alone;
 mod applier;
 mod array;
 #[doc(hidden)]

@@ -27,15 +27,16 @@ use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_postgres::Statement;
-use tokio_postgres::types::{PgLsn, ToSql};
+use tokio_postgres::types::PgLsn;
 
+use super::alone::{Alone, BoxedParam, alone_sql};
 use super::array::set_arrays;
 use super::compact::{SetKind, SetRow, Step};
 use super::copied::copy_data;
 use super::copying::Copying;
 use super::event::Event;
 use super::plan::Param;
-use super::progress::{Step as ProgressStep, advance_guarded, advance_guarded_sql};
+use super::progress::{Step as ProgressStep, advance_guarded_sql};
 use super::sets::{self, Count};
 use super::stamp::{self, Stamps};
 use super::statement::{Sequences, truncate_sql};
@@ -59,7 +60,6 @@ const COPY_ROWS_MIN: usize = 256;
 /// A batch of more rows does not go as one statement: what it would save is nothing to them.
 const ALONE_ROWS_MAX: usize = 256;
 
-type BoxedParam = Box<dyn ToSql + Sync + Send>;
 type Answer = Pin<Box<dyn Future<Output = Result<(), ApplyError>> + Send>>;
 
 pub(super) struct Pipeline {
@@ -70,6 +70,7 @@ pub(super) struct Pipeline {
     /// The way to the target and back takes no longer than this.
     round_trip: Duration,
     statements: HashMap<(u64, Form), Statement>,
+    alone: HashMap<(u64, SetKind), Alone>,
     progress: Option<Statement>,
     /// Fails if a table has changed since it was planned.
     guard: Option<Statement>,
@@ -100,8 +101,6 @@ pub(super) struct Batch {
 enum Form {
     Set(SetKind, Count),
     Copy(CopyFormat),
-    /// With its progress.
-    Alone(SetKind),
 }
 
 struct UnderWay {
@@ -139,6 +138,7 @@ impl Pipeline {
             format,
             round_trip: session.round_trip().unwrap_or(Duration::MAX),
             statements: HashMap::new(),
+            alone: HashMap::new(),
             progress: None,
             guard: None,
             under_way: VecDeque::new(),
@@ -161,6 +161,7 @@ impl Pipeline {
     /// Lets go of a table's prepared statements: its definition has changed.
     pub(super) fn forget(&mut self, table: u64) {
         self.statements.retain(|(id, _), _| *id != table);
+        self.alone.retain(|(id, _), _| *id != table);
     }
 
     /// Sends a batch. Waits only for statements that are not prepared yet.
@@ -193,8 +194,8 @@ impl Pipeline {
     }
 
     async fn answers(&mut self, batch: &Batch) -> Result<VecDeque<Answer>, ApplyError> {
-        if let Some(answer) = self.alone(batch).await? {
-            return Ok(VecDeque::from([answer]));
+        if let Some(answers) = self.alone(batch).await? {
+            return Ok(answers);
         }
         let mut answers = VecDeque::new();
         if batch.steps.is_empty() && self.open == Open::No {
@@ -241,7 +242,7 @@ impl Pipeline {
 
     /// Sends the batch as one statement, if it is one set and nothing is under way: whoever waits for one
     /// small transaction waits for one answer. None if it is more.
-    async fn alone(&mut self, batch: &Batch) -> Result<Option<Answer>, ApplyError> {
+    async fn alone(&mut self, batch: &Batch) -> Result<Option<VecDeque<Answer>>, ApplyError> {
         let ([Step::Set { table, kind, rows }], Some(end)) = (batch.steps.as_slice(), batch.end) else {
             return Ok(None);
         };
@@ -249,17 +250,36 @@ impl Pipeline {
         if !nothing_else || !sets::is_plain(kind) || rows.len() > ALONE_ROWS_MAX {
             return Ok(None);
         }
-        let format = self.format;
-        let sql = || sets::with_progress_sql(&table.plan, kind, format, advance_guarded);
-        let statement = self.prepare(table, Form::Alone(kind.clone()), sql).await?;
-        let params = bind(&statement, table, kind, rows, Count::ByStatement)?;
+        let alone = self.alone_statement(table, kind).await?;
+        let params = bind(&alone.statement, table, kind, rows, Count::ByStatement)?;
+        let params = params.into_iter().map(|param| Box::new(param) as BoxedParam);
+        let params = params.chain(self.progress_params(end)).collect();
         let client = Arc::clone(&self.client);
-        let progress = self.progress_params(end, &stamps(&batch.steps));
-        Ok(Some(Self::dispatch(async move {
-            let params = params.into_iter().map(|param| Box::new(param) as BoxedParam).chain(progress);
-            client.execute_raw(&statement, params.collect::<Vec<_>>()).await?;
-            Ok(())
-        })))
+        if let Some(plan) = alone.fitting() {
+            return Ok(Some([Self::dispatch(async move { alone.run(&client, params, plan).await })].into()));
+        }
+        let guard = self.guard_statement().await?;
+        let (oids, stamps) = stamps(&batch.steps).parameters();
+        let begin = self.text("BEGIN".to_owned());
+        let first = Self::dispatch(async move {
+            let asked = async {
+                client.execute(&guard, &[&oids, &stamps]).await?;
+                Ok(())
+            };
+            alone.run_first(&client, params, asked).await
+        });
+        Ok(Some([begin, first, self.text("COMMIT".to_owned())].into()))
+    }
+
+    async fn alone_statement(&mut self, table: &TableContext, kind: &SetKind) -> Result<Alone, ApplyError> {
+        let key = (table.id, kind.clone());
+        if let Some(alone) = self.alone.get(&key) {
+            return Ok(alone.clone());
+        }
+        let alone = Alone::new(self.client.prepare(&alone_sql(&table.plan, kind, self.format)).await?);
+        self.make_room();
+        self.alone.insert(key, alone.clone());
+        Ok(alone)
     }
 
     async fn statement(&mut self, step: &Step, counted: Count) -> Result<Sendable, ApplyError> {
@@ -322,11 +342,16 @@ impl Pipeline {
             return Ok(statement.clone());
         }
         let statement = self.client.prepare(&sql()).await?;
-        if self.statements.len() >= PREPARED_STATEMENTS_MAX {
-            self.statements.clear();
-        }
+        self.make_room();
         self.statements.insert(key, statement.clone());
         Ok(statement)
+    }
+
+    fn make_room(&mut self) {
+        if self.statements.len() + self.alone.len() >= PREPARED_STATEMENTS_MAX {
+            self.statements.clear();
+            self.alone.clear();
+        }
     }
 
     async fn progress_statement(&mut self) -> Result<Statement, ApplyError> {
@@ -398,25 +423,24 @@ impl Pipeline {
 
     fn advance(&self, statement: Statement, step: ProgressStep, stamps: &Stamps) -> Answer {
         let client = Arc::clone(&self.client);
-        let params = self.progress_params(step, stamps);
+        let (oids, stamps) = stamps.parameters();
+        let guarded: [BoxedParam; 2] = [Box::new(oids), Box::new(stamps)];
+        let params: Vec<_> = self.progress_params(step).into_iter().chain(guarded).collect();
         Self::dispatch(async move {
             client.execute_raw(&statement, params).await?;
             Ok(())
         })
     }
 
-    /// As `progress::advance_guarded` takes them.
-    fn progress_params(&self, step: ProgressStep, stamps: &Stamps) -> [BoxedParam; 7] {
+    /// As `progress::advance_counted` takes them.
+    fn progress_params(&self, step: ProgressStep) -> [BoxedParam; 5] {
         let transactions = i64::try_from(step.transactions).unwrap_or(i64::MAX);
-        let (oids, stamps) = stamps.parameters();
         [
             Box::new(self.subscription.to_string()),
             Box::new(PgLsn::from(step.from.as_u64())),
             Box::new(PgLsn::from(step.to.as_u64())),
             Box::new(step.commit_time_us),
             Box::new(transactions),
-            Box::new(oids),
-            Box::new(stamps),
         ]
     }
 

@@ -30,15 +30,18 @@ fn advance_sql(first: usize) -> String {
 /// has changed since it was planned, so that COMMIT can be sent behind it unseen. One statement for both:
 /// each costs a small transaction more than its rows. Two more parameters: the tables' OIDs and stamps.
 pub(super) fn advance_guarded_sql() -> String {
-    let (moved, select) = advance_guarded(1);
-    format!("WITH {moved} SELECT {select}")
+    let (moved, counted, next) = advance_counted(1);
+    format!("WITH {moved} SELECT {counted}, {} FROM moved", stamp::guard(next))
 }
 
-/// That statement in two parts, for a larger one: what goes into WITH, and what is selected.
-pub(super) fn advance_guarded(first: usize) -> (String, String) {
-    let moved = format!("moved AS ({} RETURNING 1)", advance_sql(first));
-    let guard = stamp::guard(first + 5);
-    (moved, format!("1 / pg_catalog.count(*)::pg_catalog.int4, {guard} FROM moved"))
+/// For a larger statement: what goes into WITH, as `moved`; what, selected from it, fails by itself if another
+/// writer has moved the position; and the number of the next parameter.
+pub(super) fn advance_counted(first: usize) -> (String, &'static str, usize) {
+    (
+        format!("moved AS ({} RETURNING 1)", advance_sql(first)),
+        "1 / pg_catalog.count(*)::pg_catalog.int4",
+        first + 5,
+    )
 }
 
 const CREATE: &str = "INSERT INTO pgsluice.progress (subscription, applied_lsn, transactions, updated_at) \

@@ -32,11 +32,11 @@ mod tests {
 
     #[test]
     fn versions_are_listed() {
-        let applied = [AppliedMigration { version: 4, description: "boxes" }];
+        let applied = [AppliedMigration { version: 5, description: "plan_id" }];
         insta::assert_snapshot!(render(&applied), @r"
-        applied 0004 boxes
-        schema pgsluice is now at version 4
+        applied 0005 plan_id
+        schema pgsluice is now at version 5
         ");
-        insta::assert_snapshot!(render(&[]), @"schema pgsluice was already at version 4");
+        insta::assert_snapshot!(render(&[]), @"schema pgsluice was already at version 5");
     }
 }

@@ -22,7 +22,7 @@ use crate::replication::{Feedback, Frame, ReplicationStream, Reply, StreamError,
 use crate::telemetry::Tally;
 
 /// Chunks between reader and apply, at most: what the target has to do while the publisher only decodes.
-const CHUNKS_MAX: usize = 64;
+const CHUNKS_MAX: usize = 8;
 /// A chunk is handed over at this many messages or bytes at the latest; one message may exceed it.
 const CHUNK_MESSAGES_MAX: usize = 1024;
 const CHUNK_BYTES_MAX: usize = 128 << 10;

@@ -152,3 +152,76 @@ async fn what_no_longer_fits_pauses_on_the_schema_and_goes_on_once_it_fits() {
     }
     assert_eq!(world.target.value("SELECT count(*) FROM pgsluice.conflict").await.as_deref(), Some("0"));
 }
+
+/// A row by itself goes by a statement that asks the server for its plan only, not the catalog for the table: the
+/// first one, which learns what plan fits, and those that know it. DDL commits while the statement waits for it.
+#[tokio::test]
+async fn a_single_row_meets_the_table_as_it_is() {
+    let world = World::builder()
+        .both_sql("CREATE TABLE t (id int PRIMARY KEY, price numeric(12,2))")
+        .publisher_sql("INSERT INTO t VALUES (0, 0)")
+        .start()
+        .await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    let mut id = 0;
+    for (known, change) in [
+        ("no plan", "INSERT INTO t VALUES (ID, 1.55)"),
+        ("no plan", "UPDATE t SET price = 1.55 WHERE id = 0"),
+        ("the plan", "INSERT INTO t VALUES (ID, 1.55)"),
+        ("the plan", "UPDATE t SET price = 1.55 WHERE id = 0"),
+    ] {
+        if known == "the plan" {
+            for price in ["2.55", "3.55", "4.55"] {
+                id += 1;
+                world.publisher.exec(change.replace("ID", &id.to_string()).replace("1.55", price)).await;
+                world.wait_caught_up().await;
+            }
+        }
+        let ddl = world.target.session().await;
+        ddl.batch("BEGIN; ALTER TABLE t ALTER price TYPE numeric(12,0)").await.unwrap();
+        id += 1;
+        world.publisher.exec(change.replace("ID", &id.to_string())).await;
+        let waits = "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND NOT granted";
+        crate::support::wait::until("the row waits for the table", async || {
+            world.target.value(waits).await.as_deref() == Some("1")
+        })
+        .await;
+        ddl.batch("COMMIT").await.unwrap();
+        let view = world.wait_state("paused").await;
+        assert_eq!(view.reason.as_deref(), Some("schema"), "{change}, knowing {known}: {:#}", view.json);
+        assert!(view.told().contains("price"), "{change}, knowing {known}: {}", view.told());
+        ddl.batch("ALTER TABLE t ALTER price TYPE numeric(12,2)").await.unwrap();
+        ddl.close().await;
+        world.wait_state("streaming").await;
+        world.wait_caught_up().await;
+        // What was there has been rounded by the DDL; the row that waited has not.
+        let row = format!("SELECT * FROM t WHERE id = {}", if change.starts_with("INSERT") { id } else { 0 });
+        assert_eq!(world.target.lines(&row).await, world.publisher.lines(&row).await);
+    }
+    assert_eq!(world.target.value("SELECT count(*) FROM pgsluice.conflict").await.as_deref(), Some("0"));
+}
+
+/// What has the server plan a statement anew without changing the table costs nobody anything.
+#[tokio::test]
+async fn a_plan_made_anew_for_the_same_table_is_taken() {
+    let world = World::builder().both_sql("CREATE TABLE t (id int PRIMARY KEY, a int)").start().await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    let mut id = 0;
+    for again in
+        ["ANALYZE t", "ALTER TABLE t ALTER a SET STATISTICS 7", "CREATE INDEX t_a ON t (a)", "VACUUM t"]
+    {
+        for _ in 0..3 {
+            id += 1;
+            world.publisher.exec(format!("INSERT INTO t VALUES ({id}, 0)")).await;
+            world.publisher.exec(format!("UPDATE t SET a = {id} WHERE id = {id}")).await;
+            world.wait_caught_up().await;
+        }
+        world.target.exec(again).await;
+    }
+    world.publisher.exec("DELETE FROM t WHERE id = 1").await;
+    world.wait_caught_up().await;
+    world.wait_same_rows("t").await;
+    assert_quiet(&world, "new plans").await;
+}
