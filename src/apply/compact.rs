@@ -28,6 +28,7 @@
 //! Rows and keys are borrowed from the events; only what is left in the end is shared with the steps. No
 //! row allocates anything of its own, but for keys of several columns and values taken over from older rows.
 
+mod neighbours;
 mod net;
 mod run;
 #[cfg(test)]
@@ -39,6 +40,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
+pub(super) use self::neighbours::KeyRange;
 use self::net::NetRows;
 use self::run::Run;
 use super::event::Event;
@@ -51,8 +53,17 @@ use crate::schema::{KeyScope, RowIdentity, TableKind, TablePlan};
 /// One statement for many rows, or a barrier.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
-    Set { table: Arc<TableContext>, kind: SetKind, rows: Vec<SetRow> },
-    Truncate { tables: Vec<Arc<TableContext>>, restart_seqs: bool },
+    Set {
+        table: Arc<TableContext>,
+        kind: SetKind,
+        rows: Vec<SetRow>,
+        /// Of the rows' keys, if reading it is how to find them.
+        range: Option<KeyRange>,
+    },
+    Truncate {
+        tables: Vec<Arc<TableContext>>,
+        restart_seqs: bool,
+    },
 }
 
 /// What a set statement does.
@@ -326,7 +337,7 @@ impl<'a> Keyed<'a> {
     }
 
     fn alone(self, table: &Planned) -> Step {
-        Step::Set { table: Arc::clone(&table.context), rows: vec![self.row()], kind: self.kind }
+        Step::Set { table: Arc::clone(&table.context), rows: vec![self.row()], kind: self.kind, range: None }
     }
 }
 

@@ -17,7 +17,7 @@
 //! - A batch's events are kept until its COMMIT has been answered, for the exact path; only a slice
 //!   of a transaction too large to keep is let go, and would be sent again by the publisher.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,34 +29,24 @@ use tokio::time::Instant;
 use tokio_postgres::Statement;
 use tokio_postgres::types::PgLsn;
 
-use super::alone::{Alone, BoxedParam, alone_sql};
-use super::array::set_arrays;
-use super::compact::{SetKind, SetRow, Step};
-use super::copied::copy_data;
+use super::alone::BoxedParam;
+use super::compact::Step;
 use super::copying::Copying;
 use super::event::Event;
+use super::finding::PLAN_BY_KEY;
 use super::plan::Param;
-use super::progress::{Step as ProgressStep, advance_guarded_sql};
+use super::prepared::{Prepared, Sendable};
+use super::progress::Step as ProgressStep;
 use super::sets::{self, Count};
-use super::stamp::{self, Stamps};
-use super::statement::{Sequences, truncate_sql};
-use super::whole::{PLAN_BY_KEY, PLAN_BY_SCAN};
-use super::{ApplyError, TableContext, TargetSession};
+use super::stamp::Stamps;
+use super::{ApplyError, TargetSession};
 use crate::net::PgClient;
 use crate::pg::SubscriptionName;
 use crate::pgoutput::Format;
-use crate::schema::{CopyFormat, copy_in_sql};
 use crate::telemetry::Tally;
 
 /// Batches under way, at most: one that the target works on, and those that are on their way.
 pub(super) const BATCHES_MAX: usize = 3;
-/// Prepared set statements kept on the server. Beyond it all are let go, and the live ones return.
-const PREPARED_STATEMENTS_MAX: usize = 512;
-
-/// What a row costs the target less by COPY, roughly. The way there and back must not take longer.
-const COPY_SAVES_PER_ROW: Duration = Duration::from_nanos(400);
-/// Fewer rows are not worth a COPY however near the target is.
-const COPY_ROWS_MIN: usize = 256;
 /// A batch of more rows does not go as one statement: what it would save is nothing to them.
 const ALONE_ROWS_MAX: usize = 256;
 
@@ -65,15 +55,9 @@ type Answer = Pin<Box<dyn Future<Output = Result<(), ApplyError>> + Send>>;
 pub(super) struct Pipeline {
     client: Arc<PgClient>,
     subscription: SubscriptionName,
-    /// How the publisher sends values.
-    format: Format,
+    prepared: Prepared,
     /// The way to the target and back takes no longer than this.
     round_trip: Duration,
-    statements: HashMap<(u64, Form), Statement>,
-    alone: HashMap<(u64, SetKind), Alone>,
-    progress: Option<Statement>,
-    /// Fails if a table has changed since it was planned.
-    guard: Option<Statement>,
     under_way: VecDeque<UnderWay>,
     /// A slice has been sent whose transaction is still open on the target.
     open: Open,
@@ -94,13 +78,6 @@ pub(super) struct Batch {
     /// Where the transaction ends, with its progress; none for a slice that leaves it open.
     pub(super) end: Option<ProgressStep>,
     pub(super) tally: Tally,
-}
-
-/// What a table's prepared statement does.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Form {
-    Set(SetKind, Count),
-    Copy(CopyFormat),
 }
 
 struct UnderWay {
@@ -135,12 +112,8 @@ impl Pipeline {
         Self {
             client: Arc::clone(session.client()),
             subscription,
-            format,
+            prepared: Prepared::new(Arc::clone(session.client()), format),
             round_trip: session.round_trip().unwrap_or(Duration::MAX),
-            statements: HashMap::new(),
-            alone: HashMap::new(),
-            progress: None,
-            guard: None,
             under_way: VecDeque::new(),
             open: Open::No,
         }
@@ -160,8 +133,7 @@ impl Pipeline {
 
     /// Lets go of a table's prepared statements: its definition has changed.
     pub(super) fn forget(&mut self, table: u64) {
-        self.statements.retain(|(id, _), _| *id != table);
-        self.alone.retain(|(id, _), _| *id != table);
+        self.prepared.forget(table);
     }
 
     /// Sends a batch. Waits only for statements that are not prepared yet.
@@ -206,12 +178,12 @@ impl Pipeline {
         // A slice's COMMIT comes with the last one, and that is sent when all others have been answered.
         let counted = if batch.end.is_some() { Count::ByStatement } else { Count::ByAnswer };
         for step in &batch.steps {
-            statements.push(self.statement(step, counted).await?);
+            statements.push(self.prepared.step(step, counted, self.round_trip).await?);
         }
         let stamps = stamps(&batch.steps);
         let last = match batch.end {
-            Some(end) => Last::Commit(self.progress_statement().await?, end),
-            None => Last::Guard(self.guard_statement().await?),
+            Some(end) => Last::Commit(self.prepared.progress().await?, end),
+            None => Last::Guard(self.prepared.guard().await?),
         };
         if self.open == Open::No {
             answers.push_back(self.text("BEGIN".to_owned()));
@@ -219,15 +191,13 @@ impl Pipeline {
         for statement in statements {
             match statement {
                 Sendable::Text(sql) => answers.push_back(self.text(sql)),
-                Sendable::Prepared(statement, params, expected) => {
-                    answers.push_back(self.prepared(statement, params, expected));
+                Sendable::Set { statement, params, finding, expected } => {
+                    let settings = finding.settings();
+                    answers.extend(settings.map(|settings| self.text(settings.to_owned())));
+                    answers.push_back(self.set(statement, params, expected));
+                    answers.extend(settings.map(|_| self.text(PLAN_BY_KEY.to_owned())));
                 }
                 Sendable::Copy(statement, data, rows) => answers.push_back(self.copy(statement, data, rows)),
-                Sendable::ByScan(statement, params) => {
-                    answers.push_back(self.text(PLAN_BY_SCAN.to_owned()));
-                    answers.push_back(self.prepared(statement, params, None));
-                    answers.push_back(self.text(PLAN_BY_KEY.to_owned()));
-                }
             }
         }
         match last {
@@ -243,22 +213,21 @@ impl Pipeline {
     /// Sends the batch as one statement, if it is one set and nothing is under way: whoever waits for one
     /// small transaction waits for one answer. None if it is more.
     async fn alone(&mut self, batch: &Batch) -> Result<Option<VecDeque<Answer>>, ApplyError> {
-        let ([Step::Set { table, kind, rows }], Some(end)) = (batch.steps.as_slice(), batch.end) else {
+        let ([Step::Set { table, kind, rows, .. }], Some(end)) = (batch.steps.as_slice(), batch.end) else {
             return Ok(None);
         };
         let nothing_else = self.is_idle() && self.open == Open::No;
         if !nothing_else || !sets::is_plain(kind) || rows.len() > ALONE_ROWS_MAX {
             return Ok(None);
         }
-        let alone = self.alone_statement(table, kind).await?;
-        let params = bind(&alone.statement, table, kind, rows, Count::ByStatement)?;
+        let (alone, params) = self.prepared.alone(table, kind, rows).await?;
         let params = params.into_iter().map(|param| Box::new(param) as BoxedParam);
         let params = params.chain(self.progress_params(end)).collect();
         let client = Arc::clone(&self.client);
         if let Some(plan) = alone.fitting() {
             return Ok(Some([Self::dispatch(async move { alone.run(&client, params, plan).await })].into()));
         }
-        let guard = self.guard_statement().await?;
+        let guard = self.prepared.guard().await?;
         let (oids, stamps) = stamps(&batch.steps).parameters();
         let begin = self.text("BEGIN".to_owned());
         let first = Self::dispatch(async move {
@@ -269,107 +238,6 @@ impl Pipeline {
             alone.run_first(&client, params, asked).await
         });
         Ok(Some([begin, first, self.text("COMMIT".to_owned())].into()))
-    }
-
-    async fn alone_statement(&mut self, table: &TableContext, kind: &SetKind) -> Result<Alone, ApplyError> {
-        let key = (table.id, kind.clone());
-        if let Some(alone) = self.alone.get(&key) {
-            return Ok(alone.clone());
-        }
-        let alone = Alone::new(self.client.prepare(&alone_sql(&table.plan, kind, self.format)).await?);
-        self.make_room();
-        self.alone.insert(key, alone.clone());
-        Ok(alone)
-    }
-
-    async fn statement(&mut self, step: &Step, counted: Count) -> Result<Sendable, ApplyError> {
-        match step {
-            Step::Truncate { tables, restart_seqs } => {
-                let sequences = if *restart_seqs { Sequences::Restart } else { Sequences::Continue };
-                Ok(Sendable::Text(truncate_sql(tables.iter().map(|table| &table.plan), sequences)))
-            }
-            Step::Set { table, kind, rows } => {
-                if *kind == SetKind::Insert
-                    && self.is_worth_copying(rows.len())
-                    && let Ok((format, data)) = copy_data(&table.plan.columns, rows, self.format)
-                {
-                    return self.copying(table, format, data, rows.len()).await;
-                }
-                let by_answer = counted == Count::ByAnswer && sets::answers_count(kind);
-                let counted = if by_answer { counted } else { Count::ByStatement };
-                let format = self.format;
-                let sql = || sets::set_sql(&table.plan, kind, counted, format);
-                let statement = self.prepare(table, Form::Set(kind.clone(), counted), sql).await?;
-                let params = bind(&statement, table, kind, rows, counted)?;
-                let expected = by_answer.then_some(rows.len() as u64);
-                Ok(match kind {
-                    SetKind::DeleteWhole { .. } | SetKind::UpdateWhole { .. } => {
-                        Sendable::ByScan(statement, params)
-                    }
-                    SetKind::Absent | SetKind::Delete | SetKind::Update(_) | SetKind::Insert => {
-                        Sendable::Prepared(statement, params, expected)
-                    }
-                })
-            }
-        }
-    }
-
-    async fn copying(
-        &mut self,
-        table: &TableContext,
-        format: CopyFormat,
-        data: Bytes,
-        rows: usize,
-    ) -> Result<Sendable, ApplyError> {
-        tracing::trace!(relation = %table.plan.target, rows, %format, "new rows go by COPY");
-        let statement = self.prepare(table, Form::Copy(format), || copy_in_sql(&table.plan, format)).await?;
-        Ok(Sendable::Copy(statement, data, rows as u64))
-    }
-
-    fn is_worth_copying(&self, rows: usize) -> bool {
-        let saved = COPY_SAVES_PER_ROW.saturating_mul(u32::try_from(rows).unwrap_or(u32::MAX));
-        rows >= COPY_ROWS_MIN && saved >= self.round_trip
-    }
-
-    async fn prepare(
-        &mut self,
-        table: &TableContext,
-        form: Form,
-        sql: impl FnOnce() -> String,
-    ) -> Result<Statement, ApplyError> {
-        let key = (table.id, form);
-        if let Some(statement) = self.statements.get(&key) {
-            return Ok(statement.clone());
-        }
-        let statement = self.client.prepare(&sql()).await?;
-        self.make_room();
-        self.statements.insert(key, statement.clone());
-        Ok(statement)
-    }
-
-    fn make_room(&mut self) {
-        if self.statements.len() + self.alone.len() >= PREPARED_STATEMENTS_MAX {
-            self.statements.clear();
-            self.alone.clear();
-        }
-    }
-
-    async fn progress_statement(&mut self) -> Result<Statement, ApplyError> {
-        if let Some(statement) = &self.progress {
-            return Ok(statement.clone());
-        }
-        let statement = self.client.prepare(&advance_guarded_sql()).await?;
-        self.progress = Some(statement.clone());
-        Ok(statement)
-    }
-
-    async fn guard_statement(&mut self) -> Result<Statement, ApplyError> {
-        if let Some(statement) = &self.guard {
-            return Ok(statement.clone());
-        }
-        let statement = self.client.prepare(&stamp::guard_sql()).await?;
-        self.guard = Some(statement.clone());
-        Ok(statement)
     }
 
     fn guard(&self, statement: Statement, stamps: &Stamps) -> Answer {
@@ -396,7 +264,7 @@ impl Pipeline {
     }
 
     /// `expected` is the number of rows that the answer must tell, if it has to.
-    fn prepared(&self, statement: Statement, params: Vec<Param>, expected: Option<u64>) -> Answer {
+    fn set(&self, statement: Statement, params: Vec<Param>, expected: Option<u64>) -> Answer {
         let client = Arc::clone(&self.client);
         Self::dispatch(async move {
             let found = client.execute_raw(&statement, params).await?;
@@ -542,30 +410,4 @@ enum Last {
     Commit(Statement, ProgressStep),
     /// A slice leaves its transaction open.
     Guard(Statement),
-}
-
-enum Sendable {
-    Text(String),
-    /// And how many rows the answer must tell, if it has to.
-    Prepared(Statement, Vec<Param>, Option<u64>),
-    /// The data, and how many rows it is.
-    Copy(Statement, Bytes, u64),
-    /// The same, planned to read the table.
-    ByScan(Statement, Vec<Param>),
-}
-
-/// One array a column, and for what guards itself the number of rows.
-fn bind(
-    statement: &Statement,
-    table: &TableContext,
-    kind: &SetKind,
-    rows: &[SetRow],
-    counted: Count,
-) -> Result<Vec<Param>, ApplyError> {
-    let arrays = set_arrays(&table.plan, kind, rows, statement.params());
-    let mut params = arrays.map_err(|_| ApplyError::NotASet)?;
-    if sets::takes_count(kind, counted) {
-        params.push(Param::Text(rows.len().to_string().into()));
-    }
-    Ok(params)
 }

@@ -8,6 +8,7 @@
 use std::fmt::Write as _;
 
 use super::compact::SetKind;
+use super::finding::Finding;
 use super::planned::Replica;
 use super::statement::{ColumnSet, identity_columns, scan_target};
 use super::whole;
@@ -108,12 +109,19 @@ pub(super) fn is_plain(kind: &SetKind) -> bool {
     matches!(kind, SetKind::Insert | SetKind::Update(_) | SetKind::Delete)
 }
 
-/// The statement. Parameters: arrays ([`parameters`]), then maybe a number ([`takes_count`]).
-pub(super) fn set_sql(table: &TablePlan, kind: &SetKind, counted: Count, format: Format) -> String {
+/// The statement. Parameters: arrays ([`parameters`]), for rows found in a range its first and last key (each
+/// an int8), then maybe a number ([`takes_count`]).
+pub(super) fn set_sql(
+    table: &TablePlan,
+    kind: &SetKind,
+    finding: Finding,
+    counted: Count,
+    format: Format,
+) -> String {
     match kind {
         SetKind::Insert => insert_sql(table, format).0,
         SetKind::Update(_) | SetKind::Delete => {
-            let (change, parameters) = change_sql(table, kind, format);
+            let (change, parameters) = change_sql(table, kind, finding, format);
             match counted {
                 Count::ByStatement => guarded("", &format!("{change} RETURNING 1"), parameters + 1),
                 Count::ByAnswer => change,
@@ -139,7 +147,7 @@ pub(super) fn with_progress_sql(
         let (moved, select) = advance(parameters + 1);
         return format!("WITH changed AS ({insert}), {moved} SELECT {select}");
     }
-    let (change, parameters) = change_sql(table, kind, format);
+    let (change, parameters) = change_sql(table, kind, Finding::ByKey, format);
     let guard = count_guard("(SELECT pg_catalog.count(*) FROM changed)", parameters + 1);
     let (moved, select) = advance(parameters + 2);
     format!("WITH changed AS ({change} RETURNING 1), {moved} SELECT {guard}, {select}")
@@ -162,11 +170,19 @@ fn insert_sql(table: &TablePlan, format: Format) -> (String, usize) {
 }
 
 /// An update, or else a delete, of rows found by their key, and the number of its parameters.
-fn change_sql(table: &TablePlan, kind: &SetKind, format: Format) -> (String, usize) {
+fn change_sql(table: &TablePlan, kind: &SetKind, finding: Finding, format: Format) -> (String, usize) {
     let (values, identity) = parameters(table, kind);
     let source = Source::new(table, &values, &identity, format);
     let target = scan_target(table);
-    let same = source.identity_condition(table, &identity);
+    let mut same = source.identity_condition(table, &identity);
+    let mut parameters = source.parameters;
+    if let (Finding::InRange, Some(key)) = (finding, identity.first().and_then(|&i| table.columns.get(i))) {
+        let key = quote_ident(&key.target);
+        for bound in [">=", "<="] {
+            parameters += 1;
+            let _ = write!(same, " AND t.{key} OPERATOR(pg_catalog.{bound}) ${parameters}::pg_catalog.int8");
+        }
+    }
     let from = &source.from;
     let sql = match kind {
         SetKind::Update(set) => {
@@ -175,7 +191,7 @@ fn change_sql(table: &TablePlan, kind: &SetKind, format: Format) -> (String, usi
         }
         _ => format!("DELETE FROM {target} AS t USING {from} WHERE {same}"),
     };
-    (sql, source.parameters)
+    (sql, parameters)
 }
 
 fn absent_sql(table: &TablePlan, format: Format) -> String {

@@ -23,13 +23,6 @@ use crate::schema::{TableKind, TablePlan, TypeName};
 /// These have no order among their values, by which equals could be numbered.
 const UNORDERED: &[&str] = &["xid", "cid", "aclitem"];
 
-/// What a statement of this kind needs, and keyed sets must not have: the arrays' rows, which the planner
-/// takes for ten, are thousands, so everything is joined by hash, and nothing once for each row.
-pub(super) const PLAN_BY_SCAN: &str = "SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on; \
-    SET LOCAL enable_mergejoin = on; SET LOCAL enable_nestloop = off";
-pub(super) const PLAN_BY_KEY: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
-    SET LOCAL enable_mergejoin = off; SET LOCAL enable_nestloop = on";
-
 /// Whether rows of the table can be found in sets by all they hold: they are joined in no order, so there
 /// must be nothing that relates one row to another.
 pub(super) fn suits(table: &TablePlan) -> bool {

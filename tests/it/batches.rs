@@ -276,6 +276,72 @@ async fn a_copy_that_is_not_begun_loses_nothing() {
     }
 }
 
+/// Rows with neighbouring keys are found by one look into the index, in slices and in whole transactions, whatever
+/// integer the key is and however it comes; and one that is missing among them is found.
+#[tokio::test]
+async fn neighbouring_rows_are_found_as_one_range_and_one_that_is_missing_is_told() {
+    for binary in ["auto", "off"] {
+        let world = World::builder()
+            .both_sql("CREATE TABLE big (id bigint PRIMARY KEY, a text, n int)")
+            .both_sql("CREATE TABLE small (id smallint PRIMARY KEY, a text, n int)")
+            .both_sql("CREATE TABLE ours (id int PRIMARY KEY, a text, n int)")
+            .publisher_sql(
+                "INSERT INTO big SELECT n, 'a', n FROM generate_series(-25000, 25000) n WHERE n % 4 <> 0",
+            )
+            .publisher_sql(
+                "INSERT INTO small SELECT n, 'a', n FROM generate_series(1, 3000) n WHERE n % 4 <> 0",
+            )
+            .publisher_sql(
+                "INSERT INTO ours SELECT n, 'a', n FROM generate_series(1, 3000) n WHERE n % 4 <> 0",
+            )
+            .subscription_line(&format!("binary = \"{binary}\""))
+            .start()
+            .await;
+        let service = world.run();
+        world.wait_state("streaming").await;
+        let publisher = &world.publisher;
+        for table in ["big", "small", "ours"] {
+            for change in [
+                format!("UPDATE {table} SET a = 'b', n = n + 1"),
+                format!("UPDATE {table} SET a = NULL WHERE id % 4 <> 1"),
+                format!("DELETE FROM {table} WHERE id < 2000"),
+                format!(
+                    "BEGIN; INSERT INTO {table} VALUES (4, 'new'); UPDATE {table} SET n = 0 WHERE id > 4; COMMIT"
+                ),
+            ] {
+                publisher.exec(change).await;
+                world.wait_caught_up().await;
+            }
+        }
+        for table in ["big", "small", "ours"] {
+            world.wait_same_rows(table).await;
+            let told = "SELECT CASE WHEN n_tup_del > 0 THEN idx_scan END FROM pg_stat_user_tables WHERE relname = 'TABLE'"
+                .replace("TABLE", table);
+            let scans = crate::support::wait::until("the target counts its scans", async || {
+                // Before 15, a session tells of them with its next transaction only.
+                publisher.exec("UPDATE big SET n = n WHERE id = 4").await;
+                world.target.value(&told).await.ok_or("not yet")
+            })
+            .await;
+            let scans: u32 = scans.parse().unwrap();
+            assert!(scans < 1000, "rows of {table} were found by {scans} looks into its index");
+        }
+
+        world.target.exec("DELETE FROM ours WHERE id = 2601").await;
+        publisher.exec("UPDATE small SET n = -1").await;
+        publisher.exec("UPDATE ours SET n = -1").await;
+        let conflict = world.wait_conflict().await;
+        assert_eq!(conflict["kind"], "update_missing", "{conflict:#}");
+        assert_eq!(conflict["key"]["id"], "2601", "{conflict:#}");
+        assert_eq!(
+            world.target.value("SELECT count(*) FROM small WHERE n <> -1").await.as_deref(),
+            Some("0")
+        );
+        assert_eq!(world.target.value("SELECT count(*) FROM ours WHERE n = -1").await.as_deref(), Some("0"));
+        drop(service);
+    }
+}
+
 /// Order matters among rows that share a unique value, and within one batch.
 #[tokio::test]
 async fn values_that_move_between_rows_end_where_the_publisher_has_them() {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
+use super::neighbours::add_sets;
 use super::{Company, Key, Keyed, Planned, SetKind, SetRow, Step, Uncompactable, key_columns, key_of};
 use crate::apply::statement::ColumnSet;
 use crate::pgoutput::{Tuple, Value};
@@ -187,17 +188,16 @@ impl<'a> NetRows<'a> {
                 }
             }
         }
-        let mut step = |kind, rows: Vec<SetRow>| {
-            if !rows.is_empty() {
-                steps.push(Step::Set { table: Arc::clone(&table.context), kind, rows });
-            }
+        let set = |kind, rows: Vec<SetRow>| {
+            let table = Arc::clone(&table.context);
+            (!rows.is_empty()).then_some(Step::Set { table, kind, rows, range: None })
         };
-        step(SetKind::Absent, absent);
-        step(SetKind::Delete, deletes);
-        for (columns, rows) in updates {
-            step(SetKind::Update(columns), rows);
+        steps.extend(set(SetKind::Absent, absent));
+        let changed = updates.into_iter().map(|(columns, rows)| (SetKind::Update(columns), rows));
+        for (kind, rows) in std::iter::once((SetKind::Delete, deletes)).chain(changed) {
+            add_sets(&table.context, &kind, rows, steps);
         }
-        step(SetKind::Insert, inserts);
+        steps.extend(set(SetKind::Insert, inserts));
     }
 }
 

@@ -56,6 +56,7 @@ impl<'a> Run<'a> {
                 table: Arc::clone(&table.context),
                 kind,
                 rows: std::mem::take(&mut self.rows),
+                range: None,
             });
         }
     }

@@ -67,7 +67,7 @@ fn spelled(steps: &[Step]) -> String {
         row.iter().map(word).collect::<Vec<_>>().join(" ")
     };
     let line = |step: &Step| {
-        let Step::Set { table, kind, rows } = step else { return "truncate".to_owned() };
+        let Step::Set { table, kind, rows, .. } = step else { return "truncate".to_owned() };
         let verb = match kind {
             SetKind::Absent => "absent".to_owned(),
             SetKind::Delete => "delete".to_owned(),

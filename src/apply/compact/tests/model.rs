@@ -377,7 +377,7 @@ fn row_by_row(mut tables: [Table; 2], events: &[Event]) -> Result<[Vec<Row>; 2],
 fn in_sets(mut tables: [Table; 2], steps: &[Step]) -> Result<[Vec<Row>; 2], Refused> {
     for step in steps {
         match step {
-            Step::Set { table, kind, rows } => tables[at(table)].apply_set(kind, rows)?,
+            Step::Set { table, kind, rows, .. } => tables[at(table)].apply_set(kind, rows)?,
             Step::Truncate { tables: cleared, .. } => {
                 for table in cleared {
                     tables[at(table)].rows.clear();
