@@ -12,7 +12,7 @@ use crate::pgoutput::Begin;
 use crate::telemetry::Tally;
 
 /// A batch holds at most so many changes…
-const BATCH_CHANGES_MAX: usize = 16_384;
+const BATCH_CHANGES_MAX: usize = 32_768;
 /// …and bytes of rows. A transaction larger than this goes in slices.
 const BATCH_BYTES_MAX: usize = 2 << 20;
 /// What has waited so long is sent ahead, though the target is still busy with what came before.

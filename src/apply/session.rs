@@ -45,6 +45,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("enable_mergejoin", "off"),
     ("enable_material", "off"),
     ("jit", "off"),
+    // The arrays' rows of a whole batch are sorted in memory.
+    ("work_mem", "16MB"),
     ("plan_cache_mode", "force_generic_plan"),
     ("tcp_keepalives_idle", "10"),
     ("tcp_keepalives_interval", "5"),
