@@ -2,7 +2,7 @@
 //!
 //! A publisher sends every row by itself. A reader that sleeps on the socket is woken for each of them,
 //! and being woken, and waking, costs more than the row. So once much comes within a short time, the
-//! socket leaves the runtime's poller and is read every millisecond, until little comes again. What is
+//! socket leaves the runtime's poller and is read every few milliseconds, until little comes again. What is
 //! quiet is still told of at once.
 //!
 //! # Invariants
@@ -22,8 +22,9 @@ use tokio::time::{Instant, Sleep, sleep};
 /// So many bytes within [`WINDOW`] are much.
 const MUCH_BYTES: usize = 8 << 10;
 const WINDOW: Duration = Duration::from_millis(1);
-/// How long it is left alone between two looks.
-const NAP: Duration = Duration::from_millis(1);
+/// How long it is left alone between two looks, in windows. The longer, the less often the publisher's process
+/// and ours take turns; the kernel's buffers hold what comes meanwhile.
+const NAP_WINDOWS: u32 = 5;
 
 #[derive(Debug)]
 pub struct PacedTcp {
@@ -111,7 +112,7 @@ impl PacedTcp {
 }
 
 fn nap() -> Nap {
-    Nap::Until(Box::pin(sleep(NAP)))
+    Nap::Until(Box::pin(sleep(WINDOW * NAP_WINDOWS)))
 }
 
 fn lost() -> io::Error {
@@ -150,7 +151,7 @@ impl AsyncRead for PacedTcp {
                             return Poll::Ready(Ok(()));
                         }
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                            if *bytes_since_nap < MUCH_BYTES {
+                            if *bytes_since_nap < MUCH_BYTES * NAP_WINDOWS as usize {
                                 this.join_poller()?;
                             } else {
                                 *resting = nap();
