@@ -30,8 +30,9 @@ const PREPARED_STATEMENTS_MAX: usize = 512;
 
 /// What a row costs the target less by COPY, roughly. The way there and back must not take longer.
 const COPY_SAVES_PER_ROW: Duration = Duration::from_nanos(400);
-/// Fewer rows are not worth a COPY however near the target is.
-const COPY_ROWS_MIN: usize = 256;
+/// Fewer rows are not worth a COPY however near the target is: it waits for the server's word to begin, and
+/// whatever is sent behind it waits with it, also for a process that is busy with the next batch by then.
+const COPY_ROWS_MIN: usize = 2048;
 
 /// What a table's prepared statement does.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
