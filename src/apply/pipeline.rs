@@ -205,7 +205,7 @@ impl Pipeline {
                 answers.push_back(self.advance(statement, end, &stamps));
                 answers.push_back(self.text("COMMIT".to_owned()));
             }
-            Last::Guard(statement) => answers.push_back(self.guard(statement, &stamps)),
+            Last::Guard(statement) => answers.push_back(self.guard(statement, stamps)),
         }
         Ok(answers)
     }
@@ -228,25 +228,18 @@ impl Pipeline {
             return Ok(Some([Self::dispatch(async move { alone.run(&client, params, plan).await })].into()));
         }
         let guard = self.prepared.guard().await?;
-        let (oids, stamps) = stamps(&batch.steps).parameters();
+        let stamps = stamps(&batch.steps);
         let begin = self.text("BEGIN".to_owned());
-        let first = Self::dispatch(async move {
-            let asked = async {
-                client.execute(&guard, &[&oids, &stamps]).await?;
-                Ok(())
-            };
-            alone.run_first(&client, params, asked).await
-        });
+        let first =
+            Self::dispatch(
+                async move { alone.run_first(&client, params, ask(&client, &guard, &stamps)).await },
+            );
         Ok(Some([begin, first, self.text("COMMIT".to_owned())].into()))
     }
 
-    fn guard(&self, statement: Statement, stamps: &Stamps) -> Answer {
+    fn guard(&self, statement: Statement, stamps: Stamps) -> Answer {
         let client = Arc::clone(&self.client);
-        let (oids, stamps) = stamps.parameters();
-        Self::dispatch(async move {
-            client.execute(&statement, &[&oids, &stamps]).await?;
-            Ok(())
-        })
+        Self::dispatch(async move { ask(&client, &statement, &stamps).await })
     }
 
     /// Hands a request to the connection, in order, by its first poll.
@@ -403,6 +396,13 @@ fn stamps(steps: &[Step]) -> Stamps {
         }
     }
     stamps
+}
+
+/// Asks whether the tables are still what they were planned for; `guard` fails if not.
+async fn ask(client: &PgClient, guard: &Statement, stamps: &Stamps) -> Result<(), ApplyError> {
+    let (oids, stamps) = stamps.parameters();
+    client.execute(guard, &[&oids, &stamps]).await?;
+    Ok(())
 }
 
 /// What a batch is closed with.

@@ -177,22 +177,24 @@ impl Prepared {
     }
 
     pub(super) async fn progress(&mut self) -> Result<Statement, ApplyError> {
-        if let Some(statement) = &self.progress {
-            return Ok(statement.clone());
-        }
-        let statement = self.client.prepare(&advance_guarded_sql()).await?;
-        self.progress = Some(statement.clone());
-        Ok(statement)
+        once(&self.client, &mut self.progress, advance_guarded_sql).await
     }
 
     pub(super) async fn guard(&mut self) -> Result<Statement, ApplyError> {
-        if let Some(statement) = &self.guard {
-            return Ok(statement.clone());
-        }
-        let statement = self.client.prepare(&stamp::guard_sql()).await?;
-        self.guard = Some(statement.clone());
-        Ok(statement)
+        once(&self.client, &mut self.guard, stamp::guard_sql).await
     }
+}
+
+/// The statement in `kept`, prepared if this is the first time.
+async fn once(
+    client: &PgClient,
+    kept: &mut Option<Statement>,
+    sql: fn() -> String,
+) -> Result<Statement, ApplyError> {
+    if let Some(statement) = kept {
+        return Ok(statement.clone());
+    }
+    Ok(kept.insert(client.prepare(&sql()).await?).clone())
 }
 
 fn is_worth_copying(rows: usize, round_trip: Duration) -> bool {
