@@ -23,4 +23,5 @@ pub mod runtime;
 pub mod schema;
 pub mod store;
 pub mod subscription;
+pub mod target;
 pub mod telemetry;

@@ -20,7 +20,6 @@ use tracing::{error, info, warn};
 
 use self::side::Side;
 
-use crate::apply::{Lock, TargetSession};
 use crate::config::{Config, Subscription};
 use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::http::Server;
@@ -28,6 +27,7 @@ use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::SubscriptionName;
 use crate::store::{Registration, State, StateChange, Store, StoreError, Verb, lock_key};
 use crate::subscription::{Board, Wish, Worker, end_abandoned_creations, target_unavailable};
+use crate::target::{Lock, TargetSession};
 use crate::telemetry::{self, Attention, Bars};
 
 /// How long workers may take to stop, and the tasks after them.

@@ -12,18 +12,19 @@
 
 use std::collections::VecDeque;
 
-use super::compact::compact;
-use super::event::Event;
-use super::exact::Exact;
-use super::gathered::{Gathered, last_applied, summarize};
-use super::intake::{Intake, Taken};
-use super::pipeline::{Batch, Open, Pipeline};
-use super::progress;
-use super::tables::Tables;
-use super::{Applied, ApplyError, How, Membership, Outcome, Start, TargetSession};
+use crate::apply::batches::gathered::{Gathered, last_applied, summarize};
+use crate::apply::batches::pipeline::{Batch, Open, Pipeline};
+use crate::apply::incoming::event::Event;
+use crate::apply::incoming::intake::{Intake, Taken};
+use crate::apply::incoming::tables::Tables;
+use crate::apply::progress;
+use crate::apply::rows::exact::Exact;
+use crate::apply::sets::compact::compact;
+use crate::apply::{Applied, ApplyError, How, Membership, Outcome, Start};
 use crate::error::ServerError;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
 use crate::pgoutput::{Format, Message, Relation};
+use crate::target::TargetSession;
 use crate::telemetry::Tally;
 
 /// Applies one subscription's stream through one session.
@@ -420,7 +421,7 @@ impl<'a> Applier<'a> {
         let tally = summarize(&events);
         let last = last_applied(&events);
         let end = match (ends, last) {
-            (Ends::Whole, Some((lsn, applied))) if writes => Some(progress::Step {
+            (Ends::Whole, Some((lsn, applied))) if writes => Some(progress::Advance {
                 from: self.recorded,
                 to: lsn,
                 commit_time_us: applied.commit_time_us,
@@ -457,7 +458,7 @@ impl<'a> Applier<'a> {
         self.fall_back(error).await
     }
 
-    fn report(&mut self, done: &super::pipeline::Settled) {
+    fn report(&mut self, done: &crate::apply::batches::pipeline::Settled) {
         if done.slice && done.end.is_none() {
             // Durable, and told of, with the last slice.
             self.slices = Some(self.slices.take().unwrap_or_default().plus(done.tally));

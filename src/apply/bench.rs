@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use tokio_postgres::types::Type;
 
-use super::array::set_arrays;
-use super::compact::{SetKind, Step, compact};
-use super::event::Event;
-use super::gathered::Gathered;
-use super::plan::{Param, RowChange};
-use super::planned::TableContext;
-use super::sets;
+use crate::apply::batches::gathered::Gathered;
+use crate::apply::change::{Param, RowChange};
+use crate::apply::incoming::event::Event;
+use crate::apply::sets::array::set_arrays;
+use crate::apply::sets::compact::{SetKind, SetStep, compact};
+use crate::apply::sets::sql;
+use crate::apply::table::TableContext;
 use crate::pg::QualifiedName;
 use crate::pgoutput::{Message, TextColumns};
 use crate::schema::{
@@ -55,7 +55,7 @@ impl Planner {
         let events = self.gathered.take_all();
         let mut params = Vec::new();
         for step in compact(&events).ok()? {
-            if let Step::Set { kind, rows, .. } = step {
+            if let SetStep::Set { kind, rows, .. } = step {
                 let types = self.types(&kind);
                 params.extend(set_arrays(&self.table.plan, &kind, &rows, &types).ok()?);
             }
@@ -65,13 +65,13 @@ impl Planner {
 
     /// The types of the set's parameters, as the prepared statement would tell them.
     fn types(&self, kind: &SetKind) -> Vec<Type> {
-        let (values, identity) = sets::parameters(&self.table.plan, kind);
+        let (values, identity) = sql::parameters(&self.table.plan, kind);
         values.into_iter().chain(identity).filter_map(|column| self.arrays.get(column).cloned()).collect()
     }
 }
 
 /// A table of text columns with these names; the first one is the key. Tests plan for it, too.
-pub(super) fn plan(table: &str, columns: &[&str]) -> TablePlan {
+pub(in crate::apply) fn plan(table: &str, columns: &[&str]) -> TablePlan {
     let name = QualifiedName::new("public", table);
     TablePlan {
         source: name.clone(),
@@ -96,7 +96,7 @@ pub(super) fn plan(table: &str, columns: &[&str]) -> TablePlan {
 }
 
 /// A table that sets suit.
-pub(super) fn context(id: u64, plan: TablePlan) -> TableContext {
+pub(in crate::apply) fn context(id: u64, plan: TablePlan) -> TableContext {
     let name = plan.source.clone();
     let described = PublishedRelation { name, identity: ReplicaIdentity::Default, columns: Vec::new() };
     TableContext {
@@ -111,7 +111,7 @@ pub(super) fn context(id: u64, plan: TablePlan) -> TableContext {
 }
 
 /// A column of text, of the key or not.
-pub(super) fn column(name: &str, key: bool) -> ColumnPlan {
+pub(in crate::apply) fn column(name: &str, key: bool) -> ColumnPlan {
     let builtin = |name: &str| TypeName { schema: "pg_catalog".to_owned(), name: name.to_owned() };
     let ty = builtin("text");
     ColumnPlan {

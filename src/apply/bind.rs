@@ -7,7 +7,7 @@ use std::error::Error;
 use bytes::{BufMut as _, BytesMut};
 use tokio_postgres::types::{Format, IsNull, ToSql, Type};
 
-use super::plan::Param;
+use crate::apply::change::Param;
 
 impl ToSql for Param {
     fn to_sql(&self, _ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::TableContext;
-use super::plan::{PlanError, RowChange};
+use crate::apply::TableContext;
+use crate::apply::change::RowChange;
+use crate::apply::rows::plan::PlanError;
 use crate::error::ServerError;
 use crate::net::server_error;
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::RelationError;
 use crate::schema::Misfit;
 use crate::schema::catalog::CatalogError;
+use crate::target::TargetError;
 
 /// The change that could not be applied, kept whole as evidence.
 #[derive(Debug, Clone)]
@@ -83,7 +85,7 @@ pub enum ApplyError {
 impl ApplyError {
     /// The same failure, as that of one change.
     #[must_use]
-    pub(super) fn of_change(self, change: FailedChange) -> Self {
+    pub(in crate::apply) fn of_change(self, change: FailedChange) -> Self {
         match self {
             Self::Server(error) => Self::Refused { error, change: Box::new(change) },
             other => other,
@@ -96,6 +98,16 @@ impl ApplyError {
         match self {
             Self::Server(error) | Self::CopyRefused(error) | Self::Refused { error, .. } => Some(error),
             _ => None,
+        }
+    }
+}
+
+impl From<TargetError> for ApplyError {
+    fn from(error: TargetError) -> Self {
+        match error {
+            TargetError::Connection(error) => Self::Connection(error),
+            TargetError::Server(error) => Self::Server(error),
+            TargetError::Unresponsive(waited) => Self::Unresponsive(waited),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::ExactBecause;
+use crate::apply::ExactBecause;
 use crate::conflict::ConflictReport;
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::Format;

@@ -4,8 +4,8 @@ use crate::error::Diagnosis;
 use crate::pg::QualifiedName;
 use crate::schema::render::type_sql;
 use crate::schema::{
-    ColumnDefault, Comparison, Misfit, MisfitKind, Pairing, PublishedTable, Session, TargetTable, Warning,
-    WarningKind, compare,
+    ColumnDefault, Comparison, Misfit, MisfitKind, Pairing, PublishedTable, ReplicationRole, TargetTable,
+    Warning, WarningKind, compare,
 };
 use crate::subscription::schema_failure;
 
@@ -23,7 +23,7 @@ pub(super) struct Pair<'a> {
 pub(super) fn judge(
     findings: &mut Findings,
     pairs: &[Pair<'_>],
-    session: Session,
+    session: ReplicationRole,
     role: &str,
 ) -> Vec<TableReport> {
     let mut reports = Vec::with_capacity(pairs.len());

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::apply::{OriginLack, no_origin, no_replica_role, too_old};
 use crate::config::{Origin, Subscription};
 use crate::error::Diagnosis;
 use crate::net::{self, ConnectError, Encryption};
@@ -17,6 +16,7 @@ use crate::schema::{PublishedTable, render::table_sql};
 use crate::store::{SubscriptionRow, TableState};
 use crate::subscription::findings as service;
 use crate::subscription::slot::{self, OnMissing, SlotPlan, SlotView};
+use crate::target::{OriginLack, no_origin, no_replica_role, too_old};
 
 use super::findings::Findings;
 use super::report::Step;

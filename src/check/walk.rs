@@ -12,7 +12,7 @@ use crate::pg::conninfo::ConnInfo;
 use crate::pg::{QualifiedName, SubscriptionName};
 use crate::replication::{ReplicationConnection, SessionOptions, SystemIdentity};
 use crate::schema::catalog::{self, CatalogError, PublisherFacts, Side, TargetFacts, UnselectableTable};
-use crate::schema::{Mapping, PublishedTable, Session, TargetTable};
+use crate::schema::{Mapping, PublishedTable, ReplicationRole, TargetTable};
 use crate::store::{Store, StoreErrorKind};
 use crate::subscription::slot::{self, SlotView};
 
@@ -312,6 +312,6 @@ async fn judge_tables(
         .zip(&found)
         .map(|((published, target_name), target)| Pair { published, target_name, target: target.as_ref() })
         .collect();
-    let session = if facts.may_be_replica { Session::Replica } else { Session::Origin };
+    let session = if facts.may_be_replica { ReplicationRole::Replica } else { ReplicationRole::Origin };
     tables::judge(findings, &pairs, session, &facts.role)
 }

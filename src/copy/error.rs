@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use crate::apply::OpenError;
 use crate::error::{Diagnosis, ServerError};
 use crate::net::{ConnectError, server_error};
 use crate::pg::QualifiedName;
 use crate::schema::catalog;
+use crate::target::OpenError;
 
 /// PostgreSQL's error for a missing privilege.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";

@@ -14,10 +14,10 @@ use tracing::{debug, info};
 
 use super::transfer::{finish_table, transfer};
 use super::{CopyCommands, CopyError, Side};
-use crate::apply::{ApplyError, COPY_ORIGINS_MAX, OpenError, TargetSession, copy_origin_name};
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_literal};
+use crate::target::{COPY_ORIGINS_MAX, OpenError, TargetError, TargetSession, copy_origin_name};
 
 /// Tables copied at a time: one keeps a core of each server busy. Each has an origin of its own.
 const COPY_WORKERS: usize = COPY_ORIGINS_MAX;
@@ -148,7 +148,7 @@ async fn open(plan: &CopyPlan, worker: usize) -> Result<Sessions, CopyError> {
     target
         .set_origin(&copy_origin_name(&plan.subscription, worker))
         .await
-        .map_err(|error: ApplyError| CopyError::OpenTarget(OpenError::Prepare(error)))?;
+        .map_err(|error: TargetError| CopyError::OpenTarget(OpenError::Prepare(error)))?;
     Ok(Sessions { source, target })
 }
 

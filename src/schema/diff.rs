@@ -32,14 +32,14 @@ pub struct Pairing<'a> {
     pub target_name: &'a QualifiedName,
     /// `None` if there is no such relation.
     pub target: Option<&'a TargetTable>,
-    pub session: Session,
+    pub session: ReplicationRole,
     /// The applying role, for the GRANT that it lacks.
     pub role: &'a str,
 }
 
 /// Whether the applying session runs with `session_replication_role = replica`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Session {
+pub enum ReplicationRole {
     /// Ordinary triggers, rules and foreign keys stay out of replication.
     Replica,
     /// They act on replicated rows.
@@ -262,7 +262,7 @@ impl Findings<'_> {
 
     fn acting(&mut self, table: &TargetTable) {
         let (triggers, foreign_keys) = (table.has_ordinary_triggers, table.has_foreign_keys);
-        if self.pairing.session == Session::Origin && (triggers || foreign_keys) {
+        if self.pairing.session == ReplicationRole::Origin && (triggers || foreign_keys) {
             self.warn(WarningKind::ActsOnReplicated { triggers, foreign_keys });
         }
     }
@@ -325,7 +325,7 @@ impl Findings<'_> {
         let order_free = self.is_order_free(table, columns, &row_identity);
         let columns: Vec<ColumnPlan> =
             published.columns.iter().zip(columns.iter().copied()).map(planned).collect::<Option<_>>()?;
-        let acts = self.pairing.session == Session::Origin;
+        let acts = self.pairing.session == ReplicationRole::Origin;
         Some(TablePlan {
             source: published.name.clone(),
             target: table.name.clone(),

@@ -26,7 +26,7 @@ pub mod warning;
 pub use binary::BinaryForm;
 pub use copy::{CopyFormat, copy_in_sql};
 pub use desc::*;
-pub use diff::{Comparison, Pairing, Session, compare};
+pub use diff::{Comparison, Pairing, ReplicationRole, compare};
 pub use mapping::{Mapping, MappingNote};
 pub use misfit::{Misfit, MisfitKind};
 pub use plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use crate::apply::{Applier, Member, Membership, Replica, Start, TargetSession, progress};
+use crate::apply::{Applier, Member, Membership, Start, progress};
 use crate::config::{Subscription, SynchronousCommit};
 use crate::copy::{self, CopyCommands, CopyJob, CopyPlan};
 use crate::error::{Diagnosis, PauseReason};
@@ -24,8 +24,9 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::replication::{
     CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec, SystemIdentity,
 };
-use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, Session, TablePlan, catalog};
+use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, TablePlan, catalog};
 use crate::store::{NewTables, Store, SubscriptionRow, TableMapping, TableRow, TableState};
+use crate::target::TargetSession;
 use crate::telemetry::Attention;
 
 use super::failure::{Cause, Failure, schema_failure};
@@ -408,10 +409,6 @@ async fn compare_pending(
         tables.iter().filter(|table| table.row.state != TableState::Ready).collect();
     let names: Vec<QualifiedName> = waiting.iter().map(|table| table.target.clone()).collect();
     let targets = catalog::target_tables(&***session.client(), &names).await?;
-    let replica = match session.replica() {
-        Replica::Yes => Session::Replica,
-        Replica::No => Session::Origin,
-    };
     let (mut pending, mut misfits) = (Vec::new(), Vec::<Misfit>::new());
     for (table, target) in waiting.into_iter().zip(&targets) {
         let relation = &table.published.relation;
@@ -421,7 +418,7 @@ async fn compare_pending(
             actions,
             target_name: &table.target,
             target: target.as_ref(),
-            session: replica,
+            session: session.replication_role(),
             role: session.role(),
         });
         warnings.extend(compared.warnings.iter().map(schema::Warning::diagnosis));

@@ -1,6 +1,6 @@
 //! One exhaustive table from what went wrong to what is done about it and what is said.
 
-use crate::apply::{ApplyError, OpenError};
+use crate::apply::ApplyError;
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
 use crate::net::{ConnectError, Ended, Step};
 use crate::pg::{Lsn, QualifiedName};
@@ -8,6 +8,7 @@ use crate::pgoutput::DecodeError;
 use crate::replication::{CommandError, Fault};
 use crate::schema::catalog::{CatalogError, Side};
 use crate::store::StoreError;
+use crate::target::{OpenError, TargetError};
 
 use super::reader::ReadError;
 
@@ -236,6 +237,12 @@ impl From<ApplyError> for Failure {
             ApplyError::Relation(error) => protocol(&error),
             error @ ApplyError::OutOfOrder(_) => protocol(&error),
         }
+    }
+}
+
+impl From<TargetError> for Failure {
+    fn from(error: TargetError) -> Self {
+        ApplyError::from(error).into()
     }
 }
 

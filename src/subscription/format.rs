@@ -13,13 +13,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::apply::TargetSession;
 use crate::config::Auto;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::Format;
 use crate::schema::binary::first_unusable;
 use crate::schema::{PublishedRelation, catalog};
+use crate::target::TargetSession;
 
 use super::attempt::Context;
 use super::failure::Failure;

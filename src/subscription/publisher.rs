@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::apply::TargetSession;
 use crate::config::Subscription;
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::{Lsn, SlotName};
@@ -19,6 +18,7 @@ use crate::replication::{
 };
 use crate::schema::PublishedTable;
 use crate::schema::catalog::{self, CatalogError, PublisherSettings};
+use crate::target::TargetSession;
 
 use super::failure::Failure;
 use super::format::Transactions;

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use crate::apply::{CatchUp, Member, TargetSession, sync_origin_name};
+use crate::apply::{CatchUp, Member};
 use crate::copy::{self, CopyJob};
 use crate::error::Diagnosis;
 use crate::net;
@@ -27,6 +27,7 @@ use crate::pgoutput::Format;
 use crate::replication::{SlotLifetime, SlotSnapshot, SlotSpec};
 use crate::schema::catalog::PublisherSettings;
 use crate::store::TableState;
+use crate::target::{TargetError, TargetSession, sync_origin_name};
 
 use super::attempt::{Context, PendingTable, copy_job};
 use super::failure::Failure;
@@ -326,7 +327,7 @@ impl Sync {
             .await
             .map_err(|error| Failure::retry(error.diagnosis(source, &subscription.publisher.user)))?;
         fail::fail_point!("table_sync::before_commit");
-        target.client().batch_execute("COMMIT").await.map_err(crate::apply::ApplyError::from)?;
+        target.client().batch_execute("COMMIT").await.map_err(TargetError::from)?;
         // The rows are in; whatever happens to this session now is no failure of the sync.
         if let Err(error) = target.release_origin().await {
             debug!(subscription = %subscription.name, %error, "a sync's session ended early");

@@ -18,12 +18,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use crate::apply::TargetSession;
 use crate::config::Subscription;
 use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::pg::Lsn;
 use crate::pg::conninfo::ConnInfo;
 use crate::store::{self, StateChange, Store};
+use crate::target::TargetSession;
 use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
 use self::waiting::commands_due;

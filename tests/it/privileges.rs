@@ -212,7 +212,7 @@ fn no_statement_of_the_page_is_left_out() {
 /// The run-time hint, the page and the demonstration name the same functions for origins.
 #[test]
 fn everybody_names_the_same_functions_for_origins() {
-    let hint = pgsluice::apply::no_origin("pgsluice_apply", pgsluice::apply::OriginLack::Privilege);
+    let hint = pgsluice::target::no_origin("pgsluice_apply", pgsluice::target::OriginLack::Privilege);
     let hint = hint.hint.unwrap();
     let page = documented("target-origins", "example", PASSWORD);
     let compose = std::fs::read_to_string(

@@ -91,7 +91,7 @@ fn pairing<'a>(published: &'a PublishedRelation, table: Option<&'a TargetTable>)
         actions: PublishedActions::ALL,
         target_name: &published.name,
         target: table,
-        session: Session::Replica,
+        session: ReplicationRole::Replica,
         role: "applier",
     }
 }
@@ -340,7 +340,8 @@ fn what_may_go_wrong_later_is_a_warning() {
     };
     table.checks = vec![check_on("b", "CHECK ((b IS NOT NULL))"), check_on("b", "CHECK ((b <> ''::text))")];
     table.has_foreign_keys = true;
-    let comparison = compare(&Pairing { session: Session::Origin, ..pairing(&widgets, Some(&table)) });
+    let comparison =
+        compare(&Pairing { session: ReplicationRole::Origin, ..pairing(&widgets, Some(&table)) });
     insta::assert_snapshot!(describe(&comparison), @r#"
     WARNING column "id" of target table public.widgets is integer, the publisher's is bigint
       detail: A value out of the target type's range is refused.

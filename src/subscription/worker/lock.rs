@@ -12,10 +12,10 @@ use super::super::publisher::Reaching;
 use super::super::snapshot::Link;
 use super::super::state::{Event, State};
 use super::{Owner, StoodBy, Worker};
-use crate::apply::{Lock, TargetSession, origin_name};
 use crate::config::SynchronousCommit;
 use crate::error::{Diagnosis, PauseReason};
 use crate::store::{self, Desired, Registration, lock_key};
+use crate::target::{Lock, TargetSession, origin_name};
 /// How often a standby asks for the lock.
 const LOCK_POLL: Duration = Duration::from_secs(1);
 

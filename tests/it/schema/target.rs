@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use pgsluice::pg::QualifiedName;
 use pgsluice::schema::{
-    ColumnDefault, Comparison, Indexes, KeyScope, Pairing, PublishedActions, PublishedTable, RowIdentity,
-    Session, TableKind, TargetTable, compare,
+    ColumnDefault, Comparison, Indexes, KeyScope, Pairing, PublishedActions, PublishedTable, ReplicationRole,
+    RowIdentity, TableKind, TargetTable, compare,
 };
 
 use super::server::Database;
@@ -195,7 +195,7 @@ async fn comparison(publisher: &Database, target: &Database, role: &str) -> Vec<
             actions: PublishedActions::ALL,
             target_name: &table.relation.name,
             target: found.as_ref(),
-            session: Session::Replica,
+            session: ReplicationRole::Replica,
             role,
         })
     };

@@ -1,0 +1,224 @@
+//! The statements that sets go by, prepared once for each table and kind of change, and bound to rows.
+//!
+//! # Invariants
+//! - At most [`PREPARED_STATEMENTS_MAX`] are kept on the server; beyond it all are let go, and the live ones return.
+//! - A table's are let go when its definition has changed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio_postgres::Statement;
+
+use crate::apply::batches::single_statement::{Alone, alone_sql};
+use crate::apply::change::Param;
+use crate::apply::progress::advance_guarded_sql;
+use crate::apply::sets::array::set_arrays;
+use crate::apply::sets::compact::{KeyRange, SetKind, SetRow, SetStep};
+use crate::apply::sets::copy_data::copy_data;
+use crate::apply::sets::row_search::RowSearch;
+use crate::apply::sets::sql::{self, Count};
+use crate::apply::stamp;
+use crate::apply::statement::{Sequences, truncate_sql};
+use crate::apply::{ApplyError, TableContext};
+use crate::net::PgClient;
+use crate::pgoutput::Format;
+use crate::schema::{CopyFormat, copy_in_sql};
+
+const PREPARED_STATEMENTS_MAX: usize = 512;
+
+/// What a row costs the target less by COPY, roughly. The way there and back must not take longer.
+const COPY_SAVES_PER_ROW: Duration = Duration::from_nanos(400);
+/// Fewer rows are not worth a COPY however near the target is: it waits for the server's word to begin, and
+/// whatever is sent behind it waits with it, also for a process that is busy with the next batch by then.
+const COPY_ROWS_MIN: usize = 2048;
+
+/// What a table's prepared statement does.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Form {
+    Set(SetKind, RowSearch, Count),
+    Copy(CopyFormat),
+}
+
+#[derive(Debug)]
+pub(in crate::apply) struct Prepared {
+    client: Arc<PgClient>,
+    /// How the publisher sends values.
+    format: Format,
+    sets: HashMap<(u64, Form), Statement>,
+    alone: HashMap<(u64, SetKind), Alone>,
+    progress: Option<Statement>,
+    /// Fails if a table has changed since it was planned.
+    guard: Option<Statement>,
+}
+
+/// A step, ready to be sent.
+pub(in crate::apply) enum Sendable {
+    Text(String),
+    Set {
+        statement: Statement,
+        params: Vec<Param>,
+        finding: RowSearch,
+        /// How many rows the answer must tell, if it has to.
+        expected: Option<u64>,
+    },
+    /// The data, and how many rows it is.
+    Copy(Statement, Bytes, u64),
+}
+
+impl Prepared {
+    pub(in crate::apply) fn new(client: Arc<PgClient>, format: Format) -> Self {
+        Self { client, format, sets: HashMap::new(), alone: HashMap::new(), progress: None, guard: None }
+    }
+
+    /// Lets go of a table's statements.
+    pub(in crate::apply) fn forget(&mut self, table: u64) {
+        self.sets.retain(|(id, _), _| *id != table);
+        self.alone.retain(|(id, _), _| *id != table);
+    }
+
+    /// The way to the target and back takes no longer than `round_trip`.
+    pub(in crate::apply) async fn step(
+        &mut self,
+        step: &SetStep,
+        counted: Count,
+        round_trip: Duration,
+    ) -> Result<Sendable, ApplyError> {
+        match step {
+            SetStep::Truncate { tables, restart_seqs } => {
+                let sequences = if *restart_seqs { Sequences::Restart } else { Sequences::Continue };
+                Ok(Sendable::Text(truncate_sql(tables.iter().map(|table| &table.plan), sequences)))
+            }
+            SetStep::Set { table, kind, rows, range } => {
+                if *kind == SetKind::Insert
+                    && is_worth_copying(rows.len(), round_trip)
+                    && let Ok((format, data)) = copy_data(&table.plan.columns, rows, self.format)
+                {
+                    return self.copying(table, format, data, rows.len()).await;
+                }
+                self.set(table, kind, rows, *range, counted).await
+            }
+        }
+    }
+
+    async fn set(
+        &mut self,
+        table: &TableContext,
+        kind: &SetKind,
+        rows: &[SetRow],
+        range: Option<KeyRange>,
+        counted: Count,
+    ) -> Result<Sendable, ApplyError> {
+        let by_answer = counted == Count::ByAnswer && sql::answers_count(kind);
+        let counted = if by_answer { counted } else { Count::ByStatement };
+        let finding = RowSearch::of(kind, range);
+        let format = self.format;
+        let sql = || sql::set_sql(&table.plan, kind, finding, counted, format);
+        let statement = self.prepare(table, Form::Set(kind.clone(), finding, counted), sql).await?;
+        let params = bind(&statement, table, kind, rows, range, counted)?;
+        let expected = by_answer.then_some(rows.len() as u64);
+        Ok(Sendable::Set { statement, params, finding, expected })
+    }
+
+    async fn copying(
+        &mut self,
+        table: &TableContext,
+        format: CopyFormat,
+        data: Bytes,
+        rows: usize,
+    ) -> Result<Sendable, ApplyError> {
+        tracing::trace!(relation = %table.plan.target, rows, %format, "new rows go by COPY");
+        let statement = self.prepare(table, Form::Copy(format), || copy_in_sql(&table.plan, format)).await?;
+        Ok(Sendable::Copy(statement, data, rows as u64))
+    }
+
+    /// The statement for a transaction that is this set, and its parameters but for the progress's.
+    pub(in crate::apply) async fn alone(
+        &mut self,
+        table: &TableContext,
+        kind: &SetKind,
+        rows: &[SetRow],
+    ) -> Result<(Alone, Vec<Param>), ApplyError> {
+        let key = (table.id, kind.clone());
+        let alone = if let Some(alone) = self.alone.get(&key) {
+            alone.clone()
+        } else {
+            let alone = Alone::new(self.client.prepare(&alone_sql(&table.plan, kind, self.format)).await?);
+            self.make_room();
+            self.alone.insert(key, alone.clone());
+            alone
+        };
+        let params = bind(&alone.statement, table, kind, rows, None, Count::ByStatement)?;
+        Ok((alone, params))
+    }
+
+    async fn prepare(
+        &mut self,
+        table: &TableContext,
+        form: Form,
+        sql: impl FnOnce() -> String,
+    ) -> Result<Statement, ApplyError> {
+        let key = (table.id, form);
+        if let Some(statement) = self.sets.get(&key) {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(&sql()).await?;
+        self.make_room();
+        self.sets.insert(key, statement.clone());
+        Ok(statement)
+    }
+
+    fn make_room(&mut self) {
+        if self.sets.len() + self.alone.len() >= PREPARED_STATEMENTS_MAX {
+            self.sets.clear();
+            self.alone.clear();
+        }
+    }
+
+    pub(in crate::apply) async fn progress(&mut self) -> Result<Statement, ApplyError> {
+        once(&self.client, &mut self.progress, advance_guarded_sql).await
+    }
+
+    pub(in crate::apply) async fn guard(&mut self) -> Result<Statement, ApplyError> {
+        once(&self.client, &mut self.guard, stamp::guard_sql).await
+    }
+}
+
+/// The statement in `kept`, prepared if this is the first time.
+async fn once(
+    client: &PgClient,
+    kept: &mut Option<Statement>,
+    sql: fn() -> String,
+) -> Result<Statement, ApplyError> {
+    if let Some(statement) = kept {
+        return Ok(statement.clone());
+    }
+    Ok(kept.insert(client.prepare(&sql()).await?).clone())
+}
+
+fn is_worth_copying(rows: usize, round_trip: Duration) -> bool {
+    let saved = COPY_SAVES_PER_ROW.saturating_mul(u32::try_from(rows).unwrap_or(u32::MAX));
+    rows >= COPY_ROWS_MIN && saved >= round_trip
+}
+
+/// One array a column, for rows that are found in a range its ends, and for what guards itself the number
+/// of rows.
+fn bind(
+    statement: &Statement,
+    table: &TableContext,
+    kind: &SetKind,
+    rows: &[SetRow],
+    range: Option<KeyRange>,
+    counted: Count,
+) -> Result<Vec<Param>, ApplyError> {
+    let arrays = set_arrays(&table.plan, kind, rows, statement.params());
+    let mut params = arrays.map_err(|_| ApplyError::NotASet)?;
+    if let Some(KeyRange { first, last }) = range {
+        params.extend([first, last].map(|key| Param::Text(key.to_string().into())));
+    }
+    if sql::takes_count(kind, counted) {
+        params.push(Param::Text(rows.len().to_string().into()));
+    }
+    Ok(params)
+}

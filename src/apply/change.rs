@@ -1,0 +1,90 @@
+//! One replicated row change as it came, and its values as parameters.
+//!
+//! Pure data, shared by sets and by row-by-row apply.
+
+use bytes::Bytes;
+
+use crate::pgoutput::{OldRow, TextColumns, Tuple};
+
+/// One row change as it came, cheap to clone: tuples share the message's bytes.
+#[derive(Debug, Clone)]
+pub enum RowChange {
+    Insert { new: Tuple },
+    Update { old: OldRow, new: Tuple },
+    Delete { old: OldRow },
+}
+
+impl RowChange {
+    /// PostgreSQL's command name, for evidence and messages.
+    #[must_use]
+    pub fn operation(&self) -> &'static str {
+        match self {
+            Self::Insert { .. } => "INSERT",
+            Self::Update { .. } => "UPDATE",
+            Self::Delete { .. } => "DELETE",
+        }
+    }
+
+    /// Bytes that it keeps alive.
+    #[must_use]
+    #[inline]
+    pub fn size_bytes(&self) -> usize {
+        let old = |old: &OldRow| old.tuple().map_or(0, Tuple::size_bytes);
+        match self {
+            Self::Insert { new } => new.size_bytes(),
+            Self::Update { old: row, new } => new.size_bytes() + old(row),
+            Self::Delete { old: row } => old(row),
+        }
+    }
+
+    /// The row after the change.
+    #[must_use]
+    pub fn new_row(&self) -> Option<&Tuple> {
+        match self {
+            Self::Insert { new } | Self::Update { new, .. } => Some(new),
+            Self::Delete { .. } => None,
+        }
+    }
+
+    /// Takes values of these columns that came in binary, but whose binary form is their text, for text.
+    pub fn binary_as_text(&mut self, columns: &TextColumns) {
+        let (old, new) = match self {
+            Self::Insert { new } => (None, Some(new)),
+            Self::Update { old, new } => (old.tuple_mut(), Some(new)),
+            Self::Delete { old } => (old.tuple_mut(), None),
+        };
+        for tuple in old.into_iter().chain(new) {
+            tuple.binary_as_text(columns);
+        }
+    }
+
+    /// The tuple that names the row to change: the old key or row if it was sent, else (an update
+    /// that left its key alone) the new one.
+    #[must_use]
+    pub fn identity_row(&self) -> Option<&Tuple> {
+        match self {
+            Self::Insert { .. } => None,
+            Self::Update { old, new } => Some(old.tuple().unwrap_or(new)),
+            Self::Delete { old } => old.tuple(),
+        }
+    }
+}
+
+/// A parameter's value in the format in which the publisher sent it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Param {
+    Null,
+    Text(Bytes),
+    Binary(Bytes),
+}
+
+impl Param {
+    /// Bytes that it holds on to.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            Self::Null => 0,
+            Self::Text(bytes) | Self::Binary(bytes) => bytes.len(),
+        }
+    }
+}

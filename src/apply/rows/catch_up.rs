@@ -1,0 +1,117 @@
+//! Applies one table's changes into a transaction that stays open: the second half of a table's
+//! copy, from the snapshot's position to where the main stream is.
+//!
+//! Copy and catch-up are one target transaction, so a crash leaves nothing behind and the table
+//! is never seen half synchronised. There is no progress row to move: the table's `ready` mark
+//! carries the position instead, and commits with the rows.
+
+use std::sync::Arc;
+
+use crate::apply::change::RowChange;
+use crate::apply::incoming::tables::{Lookup, Tables};
+use crate::apply::rows::executor::Executor;
+use crate::apply::statement::{Sequences, truncate_sql};
+use crate::apply::{ApplyError, Member, Membership};
+use crate::pg::{Lsn, QualifiedName};
+use crate::pgoutput::Message;
+use crate::target::TargetSession;
+
+/// Applies the changes of one table within the session's open transaction.
+#[derive(Debug)]
+pub struct CatchUp<'a> {
+    session: &'a TargetSession,
+    executor: Executor,
+    tables: Tables,
+    /// Finish LSN of the publisher's transaction that is being received.
+    open: Option<Lsn>,
+    changes: u64,
+}
+
+impl<'a> CatchUp<'a> {
+    /// `member.position` is the position of the snapshot that the table was copied under.
+    pub fn new(session: &'a TargetSession, table: QualifiedName, member: Member) -> Self {
+        let members = Membership::from([(table, member)]);
+        Self {
+            session,
+            executor: Executor::new(Arc::clone(session.client())),
+            tables: Tables::new(members),
+            open: None,
+            changes: 0,
+        }
+    }
+
+    /// Takes the stream's next message. Returns the position reached when a transaction has ended;
+    /// its rows are there once [`Self::settle`] returns.
+    pub async fn handle(&mut self, message: Message) -> Result<Option<Lsn>, ApplyError> {
+        match message {
+            Message::Begin(begin) => self.open = Some(begin.final_lsn),
+            Message::Commit(commit) => {
+                self.open = None;
+                return Ok(Some(commit.end_lsn));
+            }
+            Message::Relation(relation) => {
+                let announced = self.tables.announce(relation, self.session).await?;
+                if let Some(replaced) = announced.and_then(|announced| announced.replaced) {
+                    self.executor.forget(replaced);
+                }
+            }
+            Message::Type(message) => self.tables.announce_type(message)?,
+            Message::Insert(m) => self.change(m.relation_oid, RowChange::Insert { new: m.new }).await?,
+            Message::Update(m) => {
+                self.change(m.relation_oid, RowChange::Update { old: m.old, new: m.new }).await?;
+            }
+            Message::Delete(m) => {
+                self.change(m.relation_oid, RowChange::Delete { old: m.old.into() }).await?;
+            }
+            Message::Truncate(m) => {
+                let identity = if m.restart_seqs { Sequences::Restart } else { Sequences::Continue };
+                for relation in m.relation_oids {
+                    if let Some(table) = self.find(relation)? {
+                        self.executor.drain().await?;
+                        let sql = truncate_sql([&table.plan], identity);
+                        self.session.client().batch_execute(&sql).await?;
+                    }
+                }
+            }
+            Message::Origin(_) | Message::Logical(_) => {}
+            Message::StreamStart(_)
+            | Message::StreamStop
+            | Message::StreamCommit(_)
+            | Message::StreamAbort(_) => {
+                return Err(ApplyError::OutOfOrder("a transaction in progress".to_owned()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits until every row taken so far is there. Not at each commit: the target's transaction
+    /// goes on, and a round trip for each of the publisher's would be what takes the time.
+    pub async fn settle(&mut self) -> Result<(), ApplyError> {
+        self.executor.drain().await
+    }
+
+    /// Whether the stream is between two transactions.
+    pub fn is_between_transactions(&self) -> bool {
+        self.open.is_none()
+    }
+
+    async fn change(&mut self, relation: u32, change: RowChange) -> Result<(), ApplyError> {
+        self.changes += 1;
+        match self.find(relation)? {
+            Some(table) => self.executor.submit(&table, change, self.changes).await,
+            None => Ok(()),
+        }
+    }
+
+    fn find(&self, relation: u32) -> Result<Option<Arc<crate::apply::TableContext>>, ApplyError> {
+        let commit_lsn =
+            self.open.ok_or_else(|| ApplyError::OutOfOrder("a change outside a transaction".to_owned()))?;
+        match self.tables.lookup(relation, commit_lsn) {
+            Lookup::Apply(table) => Ok(Some(Arc::clone(table))),
+            Lookup::PassOver => Ok(None),
+            Lookup::Unannounced => Err(ApplyError::OutOfOrder(format!(
+                "a change of relation {relation}, which no Relation message announced"
+            ))),
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! After a rollback: what stood in the way, read from the target while it is still there.
+//!
+//! Values are rendered by the target's own output functions, as text, so that evidence of both
+//! sides compares. Nothing here decides: what is no conflict is handed back as the error it was.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::apply::change::{Param, RowChange};
+use crate::apply::error::{ApplyError, FailedChange};
+use crate::apply::rows::plan::plan_exists;
+use crate::apply::statement::{local_rows_by_identity_sql, local_rows_by_key_sql};
+use crate::apply::{TableContext, unix_time_us};
+use crate::conflict::{
+    ConflictKind, ConflictReport, FieldValue, LocalRow, Operation, RowImage, classify_error, classify_row,
+};
+use crate::error::ServerError;
+use crate::pg::{QualifiedName, SubscriptionName};
+use crate::pgoutput::{Begin, OldRow, Tuple, Value};
+use crate::schema::TablePlan;
+use crate::target::TargetSession;
+
+/// Local rows shown per unique key, at most: one can stand in the way, more mean a broken index.
+const LOCAL_ROWS_MAX: usize = 8;
+
+/// A conflict, all but what is only known at the transaction's end.
+#[derive(Debug)]
+pub(in crate::apply) struct ConflictFacts {
+    kind: ConflictKind,
+    operation: Operation,
+    source: QualifiedName,
+    target: QualifiedName,
+    key: Option<RowImage>,
+    incoming: Option<RowImage>,
+    old: Option<RowImage>,
+    local_rows: Vec<RowImage>,
+    error: Option<ServerError>,
+    message: String,
+    /// From 1; 0 while it is nobody's ([`ConflictFacts::of_truncate`], [`ConflictFacts::of_commit`]).
+    change_index: u64,
+}
+
+impl ConflictFacts {
+    /// Names the tables' TRUNCATE as what was refused, unless it was an earlier row.
+    pub(in crate::apply) fn of_truncate(&mut self, tables: &[Arc<TableContext>], index: u64) {
+        if self.change_index > 0 {
+            return;
+        }
+        self.change_index = index;
+        let named = tables.iter().find(|table| table.plan.target == self.target);
+        if let Some(table) = named.or_else(|| tables.first()) {
+            self.source = table.plan.source.clone();
+            self.target = table.plan.target.clone();
+        }
+    }
+
+    /// Names the COMMIT after so many changes as what was refused, unless it was an earlier row.
+    pub(in crate::apply) fn of_commit(&mut self, source: Option<QualifiedName>, changes: u64) {
+        if self.change_index > 0 {
+            return;
+        }
+        self.operation = Operation::Commit;
+        self.change_index = changes;
+        if let Some(source) = source {
+            self.source = source;
+        }
+    }
+
+    /// The target's table.
+    pub(in crate::apply) fn target(&self) -> &QualifiedName {
+        &self.target
+    }
+
+    pub(in crate::apply) fn into_report(
+        self,
+        subscription: &SubscriptionName,
+        begin: &Begin,
+        change_count: u64,
+    ) -> ConflictReport {
+        let error = self.error.unwrap_or_default();
+        ConflictReport {
+            subscription: subscription.to_string(),
+            kind: self.kind,
+            operation: self.operation,
+            source: self.source,
+            target: self.target,
+            key: self.key,
+            incoming: self.incoming,
+            old: self.old,
+            local_rows: self.local_rows,
+            constraint: error.constraint,
+            sqlstate: Some(error.code).filter(|code| !code.is_empty()),
+            message: self.message,
+            server_detail: error.detail,
+            xid: begin.xid,
+            commit_lsn: begin.final_lsn,
+            commit_time: Timestamp::from_microsecond(unix_time_us(begin.commit_time)).ok(),
+            change_count: Some(change_count),
+            change_index: self.change_index,
+        }
+    }
+}
+
+/// Gathers the evidence for a failed change. The session's transaction has been rolled back.
+///
+/// # Errors
+/// The failure itself, if it is not a conflict; [`ApplyError::TargetChanged`] if the change was
+/// planned for a table that is no longer like that; or that of looking.
+pub(in crate::apply) async fn collect(
+    error: ApplyError,
+    session: &TargetSession,
+) -> Result<ConflictFacts, ApplyError> {
+    if let ApplyError::RowCount { change, .. } | ApplyError::Refused { change, .. } = &error {
+        change.table.check_current(session).await?;
+    }
+    match error {
+        ApplyError::RowCount { found, change } => missing_row(found, *change),
+        ApplyError::Refused { error, change } => refused(*error, *change, session).await,
+        ApplyError::Server(error) => of_no_row(*error),
+        other => Err(other),
+    }
+}
+
+fn missing_row(found: u64, change: FailedChange) -> Result<ConflictFacts, ApplyError> {
+    let operation = operation(&change.change);
+    let row = if found == 0 { LocalRow::Missing } else { LocalRow::SameOrigin };
+    let Some(kind) = classify_row(operation, row, 0) else {
+        return Err(ApplyError::RowCount { found, change: Box::new(change) });
+    };
+    let message = format!("the row to {operation} is not in {}", change.table.plan.target);
+    Ok(finding(kind, &change, Vec::new(), None, message))
+}
+
+async fn refused(
+    error: ServerError,
+    change: FailedChange,
+    session: &TargetSession,
+) -> Result<ConflictFacts, ApplyError> {
+    let operation = operation(&change.change);
+    if classify_error(operation, &error, 0).is_none() {
+        return Err(ApplyError::Refused { error: Box::new(error), change: Box::new(change) });
+    }
+    let (local_rows, unique_hits) = if error.code == "23505" {
+        rows_in_the_way(&change, session).await?
+    } else {
+        (row_itself(&change, session).await?, 0)
+    };
+    let kind = classify_error(operation, &error, unique_hits).unwrap_or(ConflictKind::ConstraintViolation);
+    let message = error.message.clone();
+    Ok(finding(kind, &change, local_rows, Some(error), message))
+}
+
+/// A TRUNCATE or a COMMIT (deferred constraints) was refused: no row to show but the server's words.
+fn of_no_row(error: ServerError) -> Result<ConflictFacts, ApplyError> {
+    let Some(kind) = classify_error(Operation::Truncate, &error, 0) else {
+        return Err(ApplyError::Server(Box::new(error)));
+    };
+    let table =
+        QualifiedName::new(error.schema.clone().unwrap_or_default(), error.table.clone().unwrap_or_default());
+    Ok(ConflictFacts {
+        kind,
+        operation: Operation::Truncate,
+        source: table.clone(),
+        target: table,
+        key: None,
+        incoming: None,
+        old: None,
+        local_rows: Vec::new(),
+        message: error.message.clone(),
+        error: Some(error),
+        change_index: 0,
+    })
+}
+
+fn finding(
+    kind: ConflictKind,
+    failed: &FailedChange,
+    local_rows: Vec<RowImage>,
+    error: Option<ServerError>,
+    message: String,
+) -> ConflictFacts {
+    let plan = &failed.table.plan;
+    let (incoming, old) = match &failed.change {
+        RowChange::Insert { new } => (Some(image(plan, new)), None),
+        RowChange::Update { old, new } => (Some(image(plan, new)), old_image(plan, old)),
+        RowChange::Delete { old } => (None, old_image(plan, old)),
+    };
+    ConflictFacts {
+        kind,
+        operation: operation(&failed.change),
+        source: plan.source.clone(),
+        target: plan.target.clone(),
+        key: key_image(&failed.table, &failed.change),
+        incoming,
+        old,
+        local_rows,
+        error,
+        message,
+        change_index: failed.index,
+    }
+}
+
+fn operation(change: &RowChange) -> Operation {
+    match change {
+        RowChange::Insert { .. } => Operation::Insert,
+        RowChange::Update { .. } => Operation::Update,
+        RowChange::Delete { .. } => Operation::Delete,
+    }
+}
+
+/// The rows that hold a key which the new row wants, and how many unique keys they hold. The row
+/// that an update changes is not in its own way.
+async fn rows_in_the_way(
+    failed: &FailedChange,
+    session: &TargetSession,
+) -> Result<(Vec<RowImage>, usize), ApplyError> {
+    let plan = &failed.table.plan;
+    let Some(new) = failed.change.new_row() else { return Ok((Vec::new(), 0)) };
+    // An update finds its own row under the keys that it leaves alone.
+    let own = row_itself(failed, session).await?;
+    let (mut rows, mut hits) = (Vec::new(), 0);
+    for unique in &plan.unique_keys {
+        let Some(columns) = positions(plan, &unique.columns) else { continue };
+        let Some(params) = columns.iter().map(|&i| text(new, i)).collect::<Option<Vec<_>>>() else {
+            continue;
+        };
+        let mut found = read_rows(session, &local_rows_by_key_sql(plan, &columns), params).await?;
+        found.retain(|row| !own.contains(row));
+        hits += usize::from(!found.is_empty());
+        for row in found {
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+    }
+    Ok((rows, hits))
+}
+
+/// The target's row that an update or delete means.
+async fn row_itself(failed: &FailedChange, session: &TargetSession) -> Result<Vec<RowImage>, ApplyError> {
+    if matches!(failed.change, RowChange::Insert { .. }) {
+        return Ok(Vec::new());
+    }
+    let plan = &failed.table.plan;
+    let Ok(exists) = plan_exists(plan, &failed.change) else { return Ok(Vec::new()) };
+    read_rows(session, &local_rows_by_identity_sql(plan, &exists.shape), exists.params).await
+}
+
+/// Reads rows as (column names, values as text). A query that fails because of what the change
+/// failed of, too (a column that has gone, a privilege), shows no rows rather than hide the cause.
+async fn read_rows(
+    session: &TargetSession,
+    sql: &str,
+    params: Vec<Param>,
+) -> Result<Vec<RowImage>, ApplyError> {
+    let client = session.client();
+    let read = async {
+        let statement = client.prepare(sql).await?;
+        let rows: Vec<_> =
+            futures_util::TryStreamExt::try_collect(client.query_raw(&statement, params).await?).await?;
+        Ok::<Vec<tokio_postgres::Row>, tokio_postgres::Error>(rows)
+    };
+    let rows = match read.await.map_err(ApplyError::from) {
+        Ok(rows) => rows,
+        Err(ApplyError::Server(_)) => return Ok(Vec::new()),
+        Err(other) => return Err(other),
+    };
+    rows.iter().take(LOCAL_ROWS_MAX).map(row_image).collect()
+}
+
+fn row_image(row: &tokio_postgres::Row) -> Result<RowImage, ApplyError> {
+    let names: Vec<String> = row.try_get(0)?;
+    let values: Vec<Option<String>> = row.try_get(1)?;
+    Ok(names
+        .into_iter()
+        .zip(values)
+        .map(|(name, value)| (name, value.map_or(FieldValue::Null, FieldValue::Text)))
+        .collect())
+}
+
+/// The publisher's positions of these target columns; none if one is not published.
+fn positions(plan: &TablePlan, columns: &[String]) -> Option<Vec<usize>> {
+    columns.iter().map(|name| plan.columns.iter().position(|column| column.target == *name)).collect()
+}
+
+/// The value as a parameter; none if it is NULL (equal to nothing) or was not sent.
+fn text(row: &Tuple, column: usize) -> Option<Param> {
+    match row.get(column)? {
+        Value::Null | Value::Unchanged => None,
+        Value::Text(bytes) => Some(Param::Text(row.share(bytes))),
+        Value::Binary(bytes) => Some(Param::Binary(row.share(bytes))),
+    }
+}
+
+fn image(plan: &TablePlan, row: &Tuple) -> RowImage {
+    plan.columns.iter().zip(row).map(|(column, value)| (column.source.clone(), field(value))).collect()
+}
+
+fn old_image(plan: &TablePlan, old: &OldRow) -> Option<RowImage> {
+    match old {
+        OldRow::NotSent => None,
+        OldRow::Full(row) => Some(image(plan, row)),
+        // The other fields of a key come as NULL and mean nothing (EDGE_CASES 5).
+        OldRow::Key(row) => Some(key_columns(plan, row)),
+    }
+}
+
+fn key_image(table: &TableContext, change: &RowChange) -> Option<RowImage> {
+    let row = change.identity_row().or_else(|| change.new_row())?;
+    let key = key_columns(&table.plan, row);
+    (!key.is_empty()).then_some(key)
+}
+
+fn key_columns(plan: &TablePlan, row: &Tuple) -> RowImage {
+    plan.columns
+        .iter()
+        .zip(row)
+        .filter(|(column, _)| column.key)
+        .map(|(column, value)| (column.source.clone(), field(value)))
+        .collect()
+}
+
+fn field(value: Value<'_>) -> FieldValue {
+    match value {
+        Value::Null => FieldValue::Null,
+        Value::Unchanged => FieldValue::Unchanged,
+        Value::Text(bytes) => FieldValue::from_bytes(bytes),
+        Value::Binary(bytes) => FieldValue::Bytes(bytes.to_vec()),
+    }
+}

@@ -1,0 +1,167 @@
+//! Runs planned row statements in order, many in flight, and names the first one that failed.
+//!
+//! The connection answers in the order of sending, so waiting for the oldest answer first finds
+//! the first offender: those behind it only ever fail because the transaction is already aborted.
+//! Statements are prepared once per table and shape. Nothing here opens or ends a transaction.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use tokio_postgres::Statement;
+
+use crate::apply::change::{Param, RowChange};
+use crate::apply::rows::plan::{self, RowStatement};
+use crate::apply::statement::{self, Shape};
+use crate::apply::{ApplyError, FailedChange, TableContext};
+use crate::net::PgClient;
+
+/// Statements sent and not yet answered, at most.
+const IN_FLIGHT_STATEMENTS_MAX: usize = 256;
+/// Bytes of their values, at most (one larger row goes alone).
+const IN_FLIGHT_BYTES_MAX: usize = 4 << 20;
+/// Prepared statements kept on the server. Beyond it all are let go, and the live ones return.
+const PREPARED_STATEMENTS_MAX: usize = 512;
+
+type Answer = Pin<Box<dyn Future<Output = Result<u64, tokio_postgres::Error>> + Send>>;
+
+pub(in crate::apply) struct Executor {
+    client: Arc<PgClient>,
+    statements: HashMap<(u64, Shape), Statement>,
+    in_flight: VecDeque<InFlight>,
+    in_flight_bytes: usize,
+}
+
+struct InFlight {
+    answer: Answer,
+    early: Option<Result<u64, tokio_postgres::Error>>,
+    subject: FailedChange,
+    bytes: usize,
+    expects: Rows,
+}
+
+/// How many rows a statement must report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    One,
+    /// A trigger may have swallowed the row.
+    Any,
+}
+
+impl std::fmt::Debug for Executor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Executor").field("in_flight", &self.in_flight.len()).finish_non_exhaustive()
+    }
+}
+
+impl Executor {
+    pub(in crate::apply) fn new(client: Arc<PgClient>) -> Self {
+        Self { client, statements: HashMap::new(), in_flight: VecDeque::new(), in_flight_bytes: 0 }
+    }
+
+    /// Sends the statement for one change, waiting only while too much is in flight. An error may
+    /// be that of an earlier change; it names the change that it belongs to.
+    pub(in crate::apply) async fn submit(
+        &mut self,
+        table: &Arc<TableContext>,
+        change: RowChange,
+        index: u64,
+    ) -> Result<(), ApplyError> {
+        let subject = FailedChange { table: Arc::clone(table), change, index };
+        let planned = plan::plan_row(&table.plan, &subject.change)?;
+        if table.plan.fires.before_row && !matches!(subject.change, RowChange::Insert { .. }) {
+            // A row trigger may make the count 0 without the row being missing (EDGE_CASES 25), so
+            // look first; and nothing else may be under way that could change the answer.
+            self.drain().await?;
+            let exists = plan::plan_exists(&table.plan, &subject.change)?;
+            self.send(exists, subject.clone(), Rows::One).await?;
+            self.drain().await?;
+        }
+        let expects = if table.plan.fires.before_row { Rows::Any } else { Rows::One };
+        self.send(planned, subject, expects).await?;
+        while self.in_flight.len() > IN_FLIGHT_STATEMENTS_MAX
+            || (self.in_flight_bytes > IN_FLIGHT_BYTES_MAX && self.in_flight.len() > 1)
+        {
+            self.settle_oldest().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for every answer.
+    pub(in crate::apply) async fn drain(&mut self) -> Result<(), ApplyError> {
+        while !self.in_flight.is_empty() {
+            self.settle_oldest().await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what is in flight: the transaction is being rolled back.
+    pub(in crate::apply) fn abandon(&mut self) {
+        self.in_flight.clear();
+        self.in_flight_bytes = 0;
+    }
+
+    /// Lets go of a table's prepared statements: its definition has changed.
+    pub(in crate::apply) fn forget(&mut self, table: u64) {
+        self.statements.retain(|(id, _), _| *id != table);
+    }
+
+    async fn send(
+        &mut self,
+        planned: RowStatement,
+        subject: FailedChange,
+        expects: Rows,
+    ) -> Result<(), ApplyError> {
+        let statement = match self.prepared(&subject.table, planned.shape).await {
+            Ok(statement) => statement,
+            // What cannot even be prepared (a table that has gone) is this change's failure.
+            Err(error) => return Err(error.of_change(subject)),
+        };
+        let bytes = planned.params.iter().map(Param::size_bytes).sum();
+        let client = Arc::clone(&self.client);
+        let params = planned.params;
+        let mut answer: Answer = Box::pin(async move { client.execute_raw(&statement, params).await });
+        // The first poll hands the statement to the connection; the answer is awaited later.
+        let early = (&mut answer).now_or_never();
+        self.in_flight_bytes += bytes;
+        self.in_flight.push_back(InFlight { answer, early, subject, bytes, expects });
+        Ok(())
+    }
+
+    async fn settle_oldest(&mut self) -> Result<(), ApplyError> {
+        let Some(oldest) = self.in_flight.pop_front() else { return Ok(()) };
+        self.in_flight_bytes -= oldest.bytes;
+        let result = match oldest.early {
+            Some(result) => result,
+            None => oldest.answer.await,
+        };
+        match result {
+            Ok(1) => Ok(()),
+            Ok(_) if oldest.expects == Rows::Any => Ok(()),
+            Ok(found) => Err(ApplyError::RowCount { found, change: Box::new(oldest.subject) }),
+            Err(error) => Err(ApplyError::from(error).of_change(oldest.subject)),
+        }
+    }
+
+    async fn prepared(&mut self, table: &TableContext, shape: Shape) -> Result<Statement, ApplyError> {
+        let key = (table.id, shape);
+        if let Some(statement) = self.statements.get(&key) {
+            return Ok(statement.clone());
+        }
+        let sql = statement::row_sql(&table.plan, &key.1);
+        let prepared = match self.client.prepare(&sql).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                // An earlier statement may have aborted the transaction: its error is the story.
+                self.drain().await?;
+                return Err(error.into());
+            }
+        };
+        if self.statements.len() >= PREPARED_STATEMENTS_MAX {
+            self.statements.clear();
+        }
+        self.statements.insert(key, prepared.clone());
+        Ok(prepared)
+    }
+}

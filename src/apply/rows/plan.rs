@@ -1,0 +1,135 @@
+//! One replicated row change becomes one statement: its shape and its parameters.
+//!
+//! Pure. Which columns of a message mean something follows PostgreSQL's rules for old rows: a key
+//! that did not change is not sent, a sent key's other fields mean nothing (EDGE_CASES 5), and an
+//! unchanged TOAST value is left out of SET, never NULL (EDGE_CASES 1).
+
+use crate::apply::change::{Param, RowChange};
+use crate::apply::statement::{ColumnSet, Shape, identity_columns};
+use crate::pgoutput::{Tuple, Value};
+use crate::schema::TablePlan;
+
+/// A statement to be run for one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowStatement {
+    pub shape: Shape,
+    pub params: Vec<Param>,
+}
+
+/// A change that does not fit its own Relation message, or that no row can be found for. The
+/// publisher never sends such a thing; if one arrives, applying anything would be a guess.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    #[error("a row of {table} has {found} columns, its Relation message announced {expected}")]
+    ColumnCount { table: String, expected: usize, found: usize },
+    #[error("an INSERT into {table} leaves out column \"{column}\" as unchanged")]
+    UnchangedInInsert { table: String, column: String },
+    #[error("{operation} on {table} carries no old row and no key to find the row by")]
+    NoIdentity { table: String, operation: &'static str },
+    #[error("the value of key column \"{column}\" of {table} was not sent")]
+    KeyNotSent { table: String, column: String },
+}
+
+/// Plans the statement that carries out `change`.
+pub fn plan_row(table: &TablePlan, change: &RowChange) -> Result<RowStatement, PlanError> {
+    match change {
+        RowChange::Insert { new } => plan_insert(table, new),
+        RowChange::Update { new, .. } => plan_update(table, change, new),
+        RowChange::Delete { .. } => {
+            let (null, params) = identity(table, change)?;
+            Ok(RowStatement { shape: Shape::Delete { null }, params })
+        }
+    }
+}
+
+/// Plans the question whether the row that `change` needs is there.
+pub fn plan_exists(table: &TablePlan, change: &RowChange) -> Result<RowStatement, PlanError> {
+    let (null, params) = identity(table, change)?;
+    Ok(RowStatement { shape: Shape::Exists { null }, params })
+}
+
+fn plan_insert(table: &TablePlan, new: &Tuple) -> Result<RowStatement, PlanError> {
+    check_width(table, new)?;
+    let mut params = Vec::with_capacity(table.columns.len());
+    for (column, value) in table.columns.iter().zip(new) {
+        let param = param(new, value).ok_or_else(|| PlanError::UnchangedInInsert {
+            table: table.source.to_string(),
+            column: column.source.clone(),
+        })?;
+        params.push(param);
+    }
+    Ok(RowStatement { shape: Shape::Insert((0..params.len()).collect()), params })
+}
+
+fn plan_update(table: &TablePlan, change: &RowChange, new: &Tuple) -> Result<RowStatement, PlanError> {
+    check_width(table, new)?;
+    let (null, identity_params) = identity(table, change)?;
+    let identity_row = change.identity_row();
+    let mut set = ColumnSet::default();
+    let mut params = Vec::with_capacity(table.columns.len() + identity_params.len());
+    for (i, (column, value)) in table.columns.iter().zip(new).enumerate() {
+        // GENERATED ALWAYS identity columns refuse SET; naming one is only right if it changes.
+        if column.identity_always && identity_row.is_some_and(|old| old.get(i) == Some(value)) {
+            continue;
+        }
+        if let Some(value) = param(new, value) {
+            set.insert(i);
+            params.push(value);
+        }
+    }
+    if set.iter().next().is_none() {
+        // Nothing was sent but unchanged values: the row must still be there.
+        return Ok(RowStatement { shape: Shape::Exists { null }, params: identity_params });
+    }
+    params.extend(identity_params);
+    Ok(RowStatement { shape: Shape::Update { set, null }, params })
+}
+
+/// The identity columns that are NULL, and the others' values in parameter order.
+fn identity(table: &TablePlan, change: &RowChange) -> Result<(ColumnSet, Vec<Param>), PlanError> {
+    let columns = identity_columns(table);
+    let no_identity =
+        || PlanError::NoIdentity { table: table.source.to_string(), operation: change.operation() };
+    let row = change.identity_row().ok_or_else(no_identity)?;
+    check_width(table, row)?;
+    if columns.is_empty() && !table.columns.is_empty() {
+        return Err(no_identity());
+    }
+    let mut null = ColumnSet::default();
+    let mut params = Vec::with_capacity(columns.len());
+    let values: Vec<Value<'_>> = row.iter().collect();
+    for i in columns {
+        match values.get(i).and_then(|&value| param(row, value)) {
+            Some(Param::Null) => null.insert(i),
+            Some(value) => params.push(value),
+            None => {
+                return Err(PlanError::KeyNotSent {
+                    table: table.source.to_string(),
+                    column: table.columns.get(i).map(|c| c.source.clone()).unwrap_or_default(),
+                });
+            }
+        }
+    }
+    Ok((null, params))
+}
+
+fn check_width(table: &TablePlan, row: &Tuple) -> Result<(), PlanError> {
+    if row.len() == table.columns.len() {
+        return Ok(());
+    }
+    Err(PlanError::ColumnCount {
+        table: table.source.to_string(),
+        expected: table.columns.len(),
+        found: row.len(),
+    })
+}
+
+/// The row's value as a parameter; none if it was not sent because it did not change.
+fn param(row: &Tuple, value: Value<'_>) -> Option<Param> {
+    match value {
+        Value::Null => Some(Param::Null),
+        Value::Unchanged => None,
+        Value::Text(bytes) => Some(Param::Text(row.share(bytes))),
+        Value::Binary(bytes) => Some(Param::Binary(row.share(bytes))),
+    }
+}

@@ -1,0 +1,136 @@
+//! SQL text of set statements for tables without a key, whose rows are found by all they hold.
+//!
+//! Pure. Of equal rows each change means one (EDGE_CASES 2), so both sides are numbered among their
+//! equals and meet number by number:
+//!
+//! ```text
+//! wanted: the changes' old rows ─ row_number() among equals ─┐
+//! found:  the table's equal rows ─ row_number() among equals ┴─▶ ctid ─▶ DELETE | UPDATE
+//! ```
+//! NULL is not equal to NULL for `=`, which is what joins by hash; so rows go together whose NULLs are in
+//! the same columns, and those are asked for by IS NULL (EDGE_CASES 3).
+//!
+//! The table is read once a set, instead of once a row.
+
+use std::fmt::Write as _;
+
+use crate::apply::sets::sql::{Source, assignments, guarded, not_null};
+use crate::apply::statement::{ColumnSet, scan_target};
+use crate::pg::quote_ident;
+use crate::pgoutput::Format;
+use crate::schema::{TableKind, TablePlan, TypeName};
+
+/// These have no order among their values, by which equals could be numbered.
+const UNORDERED: &[&str] = &["xid", "cid", "aclitem"];
+
+/// Whether rows of the table can be found in sets by all they hold: they are joined in no order, so there
+/// must be nothing that relates one row to another.
+pub(in crate::apply) fn suits(table: &TablePlan) -> bool {
+    let ordered = |ty: &TypeName| ty.schema == "pg_catalog" && !UNORDERED.contains(&ty.name.as_str());
+    table.kind == TableKind::Table
+        && !table.judges_rows
+        && !table.has_unique_index
+        && table.columns.iter().all(|column| ordered(&column.base_type))
+}
+
+/// The statement that changes rows (or, without `set`, deletes them) whose columns in `null` are NULL.
+/// Its parameters: the new values' arrays, the old rows' arrays, the number of rows.
+pub(in crate::apply) fn sql(
+    table: &TablePlan,
+    set: Option<&ColumnSet>,
+    null: &ColumnSet,
+    format: Format,
+) -> String {
+    let values: Vec<usize> = set.map(|set| set.iter().collect()).unwrap_or_default();
+    let identity = not_null(table, null);
+    let source = Source::new(table, &values, &identity, format);
+    let full_row = FullRowSql { table, identity, source };
+    let target = scan_target(table);
+    let met = format!(
+        "found f JOIN wanted w ON f.n OPERATOR(pg_catalog.=) w.n{}",
+        full_row.equals_wanted(|n| format!("f.h{n}"))
+    );
+    let change = match set {
+        Some(set) => {
+            let values: Vec<String> = (0..values.len()).map(|n| format!("w.v{n}")).collect();
+            let assignments = assignments(table, set, &values);
+            format!(
+                "UPDATE {target} AS t SET {assignments} FROM {met} \
+                 WHERE t.ctid OPERATOR(pg_catalog.=) f.at RETURNING 1"
+            )
+        }
+        None => format!(
+            "DELETE FROM {target} AS t USING {met} WHERE t.ctid OPERATOR(pg_catalog.=) f.at RETURNING 1"
+        ),
+    };
+    let with = format!(
+        "wanted AS MATERIALIZED ({}), found AS MATERIALIZED ({})",
+        full_row.wanted(),
+        full_row.found(&target, null)
+    );
+    guarded(&with, &change, full_row.source.parameters + 1)
+}
+
+struct FullRowSql<'a> {
+    table: &'a TablePlan,
+    /// The columns of old rows that are not NULL.
+    identity: Vec<usize>,
+    source: Source,
+}
+
+impl FullRowSql<'_> {
+    /// The arrays' rows: `n`, old values `o0`…, new values `v0`….
+    fn wanted(&self) -> String {
+        let mut sql = format!("SELECT {} AS n", numbered(&self.source.identity));
+        for (n, value) in self.source.identity.iter().enumerate() {
+            let _ = write!(sql, ", {value} AS o{n}");
+        }
+        for (n, value) in self.source.values.iter().enumerate() {
+            let _ = write!(sql, ", {value} AS v{n}");
+        }
+        let _ = write!(sql, " FROM {}", self.source.from);
+        sql
+    }
+
+    /// The table's rows that equal one of them: `at`, `n`, values `h0`….
+    fn found(&self, target: &str, null: &ColumnSet) -> String {
+        let own: Vec<String> = self.identity.iter().map(|&i| self.column(i)).collect();
+        let mut sql = format!("SELECT t.ctid AS at, {} AS n", numbered(&own));
+        for (n, own) in own.iter().enumerate() {
+            let _ = write!(sql, ", {own} AS h{n}");
+        }
+        let equal = self.equals_wanted(|n| own.get(n).cloned().unwrap_or_default());
+        let _ = write!(sql, " FROM {target} AS t WHERE EXISTS (SELECT FROM wanted w WHERE true{equal})");
+        for i in null.iter() {
+            let _ = write!(sql, " AND {} IS NULL", self.column(i));
+        }
+        sql
+    }
+
+    fn column(&self, i: usize) -> String {
+        self.table
+            .columns
+            .get(i)
+            .map(|column| format!("t.{}", quote_ident(&column.target)))
+            .unwrap_or_default()
+    }
+
+    /// ` AND left = w.o0…`, by each column's own equality.
+    fn equals_wanted(&self, left: impl Fn(usize) -> String) -> String {
+        let mut sql = String::new();
+        for (n, &i) in self.identity.iter().enumerate() {
+            let equality = self.table.columns.get(i).and_then(|column| column.equality.as_ref());
+            let (schema, name) =
+                equality.map_or(("pg_catalog", "="), |op| (op.schema.as_str(), op.name.as_str()));
+            let _ = write!(sql, " AND {} OPERATOR({}.{name}) w.o{n}", left(n), quote_ident(schema));
+        }
+        sql
+    }
+}
+
+fn numbered(among: &[String]) -> String {
+    match among {
+        [] => "pg_catalog.row_number() OVER ()".to_owned(),
+        _ => format!("pg_catalog.row_number() OVER (PARTITION BY {})", among.join(", ")),
+    }
+}
