@@ -71,7 +71,7 @@ impl Planner {
 }
 
 /// A table of text columns with these names; the first one is the key. Tests plan for it, too.
-pub(in crate::apply) fn plan(table: &str, columns: &[&str]) -> TablePlan {
+pub(crate) fn plan(table: &str, columns: &[&str]) -> TablePlan {
     let name = QualifiedName::new("public", table);
     TablePlan {
         source: name.clone(),
@@ -96,7 +96,7 @@ pub(in crate::apply) fn plan(table: &str, columns: &[&str]) -> TablePlan {
 }
 
 /// A table that sets suit.
-pub(in crate::apply) fn context(id: u64, plan: TablePlan) -> TableContext {
+pub(crate) fn context(id: u64, plan: TablePlan) -> TableContext {
     let name = plan.source.clone();
     let described = PublishedRelation { name, identity: ReplicaIdentity::Default, columns: Vec::new() };
     TableContext {
@@ -111,7 +111,7 @@ pub(in crate::apply) fn context(id: u64, plan: TablePlan) -> TableContext {
 }
 
 /// A column of text, of the key or not.
-pub(in crate::apply) fn column(name: &str, key: bool) -> ColumnPlan {
+pub(crate) fn column(name: &str, key: bool) -> ColumnPlan {
     let builtin = |name: &str| TypeName { schema: "pg_catalog".to_owned(), name: name.to_owned() };
     let ty = builtin("text");
     ColumnPlan {

@@ -85,7 +85,7 @@ pub enum ApplyError {
 impl ApplyError {
     /// The same failure, as that of one change.
     #[must_use]
-    pub(in crate::apply) fn of_change(self, change: FailedChange) -> Self {
+    pub(crate) fn of_change(self, change: FailedChange) -> Self {
         match self {
             Self::Server(error) => Self::Refused { error, change: Box::new(change) },
             other => other,

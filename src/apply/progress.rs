@@ -29,14 +29,14 @@ fn advance_sql(first: usize) -> String {
 /// The same, failing by itself (a division by zero) if another writer has moved the position or a table
 /// has changed since it was planned, so that COMMIT can be sent behind it unseen. One statement for both:
 /// each costs a small transaction more than its rows. Two more parameters: the tables' OIDs and stamps.
-pub(in crate::apply) fn advance_guarded_sql() -> String {
+pub(crate) fn advance_guarded_sql() -> String {
     let (moved, counted, next) = advance_counted(1);
     format!("WITH {moved} SELECT {counted}, {} FROM moved", stamp::guard(next))
 }
 
 /// For a larger statement: what goes into WITH, as `moved`; what, selected from it, fails by itself if another
 /// writer has moved the position; and the number of the next parameter.
-pub(in crate::apply) fn advance_counted(first: usize) -> (String, &'static str, usize) {
+pub(crate) fn advance_counted(first: usize) -> (String, &'static str, usize) {
     (
         format!("moved AS ({} RETURNING 1)", advance_sql(first)),
         "1 / pg_catalog.count(*)::pg_catalog.int4",
@@ -51,7 +51,7 @@ const LOAD: &str = "SELECT applied_lsn FROM pgsluice.progress WHERE subscription
 
 /// A step of the progress row, taken within the open transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::apply) struct Advance {
+pub(crate) struct Advance {
     pub from: Lsn,
     pub to: Lsn,
     /// Commit time of the last transaction, µs since the Unix epoch.
@@ -87,7 +87,7 @@ pub async fn flush(client: &Client, subscription: &SubscriptionName) -> Result<(
 }
 
 /// Takes the step; fails if another writer got there first.
-pub(in crate::apply) async fn advance(
+pub(crate) async fn advance(
     client: &Client,
     subscription: &SubscriptionName,
     step: Advance,

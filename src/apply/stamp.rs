@@ -17,25 +17,25 @@ use crate::schema::catalog::table_stamp_sql;
 
 /// Tables and their stamps, by the plan's id.
 #[derive(Debug, Default)]
-pub(in crate::apply) struct Stamps(BTreeMap<u64, (u32, i64, QualifiedName)>);
+pub(crate) struct Stamps(BTreeMap<u64, (u32, i64, QualifiedName)>);
 
 impl Stamps {
-    pub(in crate::apply) fn add(&mut self, table: &TableContext) {
+    pub(crate) fn add(&mut self, table: &TableContext) {
         let plan = &table.plan;
         self.0.entry(table.id).or_insert_with(|| (plan.target_oid, plan.target_stamp, plan.target.clone()));
     }
 
-    pub(in crate::apply) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// OIDs and stamps, as [`changed_sql`] and [`guard_sql`] take them.
-    pub(in crate::apply) fn parameters(&self) -> (Vec<u32>, Vec<i64>) {
+    pub(crate) fn parameters(&self) -> (Vec<u32>, Vec<i64>) {
         self.0.values().map(|(oid, stamp, _)| (*oid, *stamp)).unzip()
     }
 
     /// Fails if a table has changed since it was planned.
-    pub(in crate::apply) async fn check(&self, client: &Client) -> Result<(), ApplyError> {
+    pub(crate) async fn check(&self, client: &Client) -> Result<(), ApplyError> {
         if self.is_empty() {
             return Ok(());
         }
@@ -53,12 +53,12 @@ fn changed_sql() -> String {
 }
 
 /// The same, failing by itself (a division by zero), so that COMMIT can be sent behind it unseen.
-pub(in crate::apply) fn guard_sql() -> String {
+pub(crate) fn guard_sql() -> String {
     format!("SELECT {}", guard(1))
 }
 
 /// The expression that fails: OIDs are parameter `first`, stamps the one after.
-pub(in crate::apply) fn guard(first: usize) -> String {
+pub(crate) fn guard(first: usize) -> String {
     format!("1 / (CASE WHEN EXISTS (SELECT {}) THEN 0 ELSE 1 END)", changed(first))
 }
 

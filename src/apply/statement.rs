@@ -140,7 +140,7 @@ fn update_sql(table: &TablePlan, set: &ColumnSet, null: &ColumnSet) -> String {
 
 /// Ordinary tables by themselves (inheritance children are tables of their own to the publisher),
 /// partitioned ones with their partitions.
-pub(in crate::apply) fn scan_target(table: &TablePlan) -> String {
+pub(crate) fn scan_target(table: &TablePlan) -> String {
     match table.kind {
         TableKind::Partitioned => table.target.quoted(),
         TableKind::Table | TableKind::Other(_) => format!("ONLY {}", table.target.quoted()),

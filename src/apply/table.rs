@@ -18,23 +18,23 @@ pub struct TableContext {
     pub published: Arc<PublishedRelation>,
     pub plan: TablePlan,
     /// The columns whose binary form is their text ([`text_columns`]).
-    pub(in crate::apply) text_columns: TextColumns,
+    pub(crate) text_columns: TextColumns,
     /// What the plan was made from on the publisher's side.
-    pub(in crate::apply) described: PublishedRelation,
-    pub(in crate::apply) actions: PublishedActions,
+    pub(crate) described: PublishedRelation,
+    pub(crate) actions: PublishedActions,
     /// Why its changes are applied row by row; none if sets suit it.
     pub exact_because: Option<ExactBecause>,
 }
 
 impl TableContext {
     /// Whether something acts on the table's rows by itself, so that order means something.
-    pub(in crate::apply) fn acts(&self) -> bool {
+    pub(crate) fn acts(&self) -> bool {
         !matches!(self.exact_because, None | Some(ExactBecause::NoKey))
     }
 
     /// Whether the change can be part of a set. Without a key, rows can be put in together, but
     /// not found together.
-    pub(in crate::apply) fn suits_sets(&self, change: &RowChange) -> bool {
+    pub(crate) fn suits_sets(&self, change: &RowChange) -> bool {
         match self.exact_because {
             None => true,
             Some(ExactBecause::NoKey) => matches!(change, RowChange::Insert { .. }),
@@ -43,6 +43,6 @@ impl TableContext {
     }
 }
 
-pub(in crate::apply) fn text_columns(plan: &TablePlan) -> TextColumns {
+pub(crate) fn text_columns(plan: &TablePlan) -> TextColumns {
     plan.columns.iter().map(|column| column.binary == BinaryForm::Text).collect()
 }

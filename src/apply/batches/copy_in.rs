@@ -17,17 +17,17 @@ use crate::net::{PgClient, server_error};
 const PIECE_BYTES: usize = 256 << 10;
 
 /// A COPY of so many rows, and who waits for it.
-pub(in crate::apply) struct Copying {
-    pub(in crate::apply) statement: Statement,
-    pub(in crate::apply) data: Bytes,
-    pub(in crate::apply) rows: u64,
-    pub(in crate::apply) answer: oneshot::Sender<Result<(), ApplyError>>,
+pub(crate) struct Copying {
+    pub(crate) statement: Statement,
+    pub(crate) data: Bytes,
+    pub(crate) rows: u64,
+    pub(crate) answer: oneshot::Sender<Result<(), ApplyError>>,
 }
 
 impl Copying {
     /// Asks by its first poll, in order with other requests. A COPY that nobody waits for any more fails,
     /// but not before it is known whether it was begun.
-    pub(in crate::apply) async fn run(mut self, client: &PgClient) {
+    pub(crate) async fn run(mut self, client: &PgClient) {
         let result = match client.copy_in(&self.statement).await {
             Ok(sink) => tokio::select! {
                 biased;

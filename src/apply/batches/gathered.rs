@@ -19,7 +19,7 @@ const BATCH_BYTES_MAX: usize = 2 << 20;
 const BATCH_AGE_MAX: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
-pub(in crate::apply) struct Gathered {
+pub(crate) struct Gathered {
     events: Vec<Event>,
     bytes: usize,
     /// How many of them, from the first on, are whole transactions.
@@ -30,7 +30,7 @@ pub(in crate::apply) struct Gathered {
 
 impl Gathered {
     #[inline]
-    pub(in crate::apply) fn push(&mut self, event: Event) {
+    pub(crate) fn push(&mut self, event: Event) {
         if self.events.is_empty() {
             self.since = Some(Instant::now());
         }
@@ -39,29 +39,29 @@ impl Gathered {
     }
 
     /// Everything so far is whole transactions.
-    pub(in crate::apply) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.whole = self.events.len();
     }
 
-    pub(in crate::apply) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.events.is_empty()
     }
 
-    pub(in crate::apply) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.events.len() >= BATCH_CHANGES_MAX || self.bytes >= BATCH_BYTES_MAX
     }
 
     /// Whether whole transactions have waited long enough for a target that is busy.
-    pub(in crate::apply) fn is_old(&self) -> bool {
+    pub(crate) fn is_old(&self) -> bool {
         self.has_whole() && self.since.is_some_and(|since| since.elapsed() >= BATCH_AGE_MAX)
     }
 
-    pub(in crate::apply) fn has_whole(&self) -> bool {
+    pub(crate) fn has_whole(&self) -> bool {
         self.whole > 0
     }
 
     /// An idle publisher's position; only between transactions.
-    pub(in crate::apply) fn note_idle(&mut self, wal_end: Lsn) {
+    pub(crate) fn note_idle(&mut self, wal_end: Lsn) {
         if let Some(Event::Idle(lsn)) = self.events.last_mut() {
             *lsn = wal_end.max(*lsn);
         } else {
@@ -71,11 +71,11 @@ impl Gathered {
     }
 
     /// The last, unfinished transaction gets the beginning that it came without.
-    pub(in crate::apply) fn begin_last(&mut self, begin: Begin) {
+    pub(crate) fn begin_last(&mut self, begin: Begin) {
         self.events.insert(self.whole, Event::Begin(begin));
     }
 
-    pub(in crate::apply) fn take_all(&mut self) -> Vec<Event> {
+    pub(crate) fn take_all(&mut self) -> Vec<Event> {
         self.bytes = 0;
         self.whole = 0;
         // As much will come again: growing step by step would move every event several times.
@@ -83,7 +83,7 @@ impl Gathered {
         std::mem::replace(&mut self.events, next)
     }
 
-    pub(in crate::apply) fn take_whole(&mut self) -> Vec<Event> {
+    pub(crate) fn take_whole(&mut self) -> Vec<Event> {
         let rest = self.events.split_off(self.whole);
         let whole = self.take_all();
         for event in rest {
@@ -93,11 +93,11 @@ impl Gathered {
     }
 
     /// Lets go of the last, unfinished transaction.
-    pub(in crate::apply) fn drop_unfinished(&mut self) {
+    pub(crate) fn drop_unfinished(&mut self) {
         self.bytes -= self.events.drain(self.whole..).map(|event| event.size_bytes()).sum::<usize>();
     }
 
-    pub(in crate::apply) fn put_back(&mut self, mut events: Vec<Event>) {
+    pub(crate) fn put_back(&mut self, mut events: Vec<Event>) {
         events.append(&mut self.events);
         self.take_all();
         for event in events {
@@ -107,7 +107,7 @@ impl Gathered {
 }
 
 /// The last commit among the events: its end and what there is to say of it.
-pub(in crate::apply) fn last_applied(events: &[Event]) -> Option<(Lsn, Applied)> {
+pub(crate) fn last_applied(events: &[Event]) -> Option<(Lsn, Applied)> {
     events.iter().rev().find_map(|event| match event {
         Event::Commit { commit, changes } => {
             let applied = Applied {
@@ -123,7 +123,7 @@ pub(in crate::apply) fn last_applied(events: &[Event]) -> Option<(Lsn, Applied)>
 }
 
 /// Counts what the events hold, before compaction.
-pub(in crate::apply) fn summarize(events: &[Event]) -> Tally {
+pub(crate) fn summarize(events: &[Event]) -> Tally {
     let mut tally = Tally::default();
     for event in events {
         match event {

@@ -47,13 +47,13 @@ use crate::target::TargetSession;
 use crate::telemetry::Tally;
 
 /// Batches under way, at most: one that the target works on, and those that are on their way.
-pub(in crate::apply) const BATCHES_MAX: usize = 3;
+pub(crate) const BATCHES_MAX: usize = 3;
 /// A batch of more rows does not go as one statement: what it would save is nothing to them.
 const ALONE_ROWS_MAX: usize = 256;
 
 type Answer = Pin<Box<dyn Future<Output = Result<(), ApplyError>> + Send>>;
 
-pub(in crate::apply) struct Pipeline {
+pub(crate) struct Pipeline {
     client: Arc<PgClient>,
     subscription: SubscriptionName,
     prepared: Prepared,
@@ -66,19 +66,19 @@ pub(in crate::apply) struct Pipeline {
 
 /// Whether a target transaction is open between two sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::apply) enum Open {
+pub(crate) enum Open {
     No,
     Yes,
 }
 
 /// What is sent at once.
-pub(in crate::apply) struct Batch {
-    pub(in crate::apply) steps: Vec<SetStep>,
+pub(crate) struct Batch {
+    pub(crate) steps: Vec<SetStep>,
     /// Kept for the exact path; empty for a slice.
-    pub(in crate::apply) events: Vec<Event>,
+    pub(crate) events: Vec<Event>,
     /// Where the transaction ends, with its progress; none for a slice that leaves it open.
-    pub(in crate::apply) end: Option<Advance>,
-    pub(in crate::apply) tally: Tally,
+    pub(crate) end: Option<Advance>,
+    pub(crate) tally: Tally,
 }
 
 struct UnderWay {
@@ -90,13 +90,13 @@ struct UnderWay {
 }
 
 /// A batch whose answers are in.
-pub(in crate::apply) struct Settled {
-    pub(in crate::apply) events: Vec<Event>,
-    pub(in crate::apply) slice: bool,
-    pub(in crate::apply) end: Option<Advance>,
-    pub(in crate::apply) tally: Tally,
+pub(crate) struct Settled {
+    pub(crate) events: Vec<Event>,
+    pub(crate) slice: bool,
+    pub(crate) end: Option<Advance>,
+    pub(crate) tally: Tally,
     /// From its sending to its last answer.
-    pub(in crate::apply) took: Duration,
+    pub(crate) took: Duration,
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -109,11 +109,7 @@ impl std::fmt::Debug for Pipeline {
 }
 
 impl Pipeline {
-    pub(in crate::apply) fn new(
-        session: &TargetSession,
-        subscription: SubscriptionName,
-        format: Format,
-    ) -> Self {
+    pub(crate) fn new(session: &TargetSession, subscription: SubscriptionName, format: Format) -> Self {
         Self {
             client: Arc::clone(session.client()),
             subscription,
@@ -124,20 +120,20 @@ impl Pipeline {
         }
     }
 
-    pub(in crate::apply) fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.under_way.is_empty()
     }
 
-    pub(in crate::apply) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.under_way.len() >= BATCHES_MAX
     }
 
-    pub(in crate::apply) fn open(&self) -> Open {
+    pub(crate) fn open(&self) -> Open {
         self.open
     }
 
     /// Lets go of a table's prepared statements: its definition has changed.
-    pub(in crate::apply) fn forget(&mut self, table: u64) {
+    pub(crate) fn forget(&mut self, table: u64) {
         self.prepared.forget(table);
     }
 
@@ -145,7 +141,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// The batch comes back: it could not be sent, and nothing of it was.
-    pub(in crate::apply) async fn send(&mut self, batch: Batch) -> Result<(), (ApplyError, Batch)> {
+    pub(crate) async fn send(&mut self, batch: Batch) -> Result<(), (ApplyError, Batch)> {
         match self.answers(&batch).await {
             Ok(answers) => {
                 let leaves_open = batch.end.is_none() && !answers.is_empty();
@@ -312,7 +308,7 @@ impl Pipeline {
     }
 
     /// Waits until the oldest batch's answers are all in. Cancel safe.
-    pub(in crate::apply) async fn wait_oldest(&mut self) {
+    pub(crate) async fn wait_oldest(&mut self) {
         let Some(oldest) = self.under_way.front_mut() else { return std::future::pending().await };
         while oldest.answered().await {}
     }
@@ -321,7 +317,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// It failed and was rolled back; it is still the oldest, for [`Self::abandon`].
-    pub(in crate::apply) fn take_oldest(&mut self) -> Result<Option<Settled>, ApplyError> {
+    pub(crate) fn take_oldest(&mut self) -> Result<Option<Settled>, ApplyError> {
         match self.under_way.front_mut().and_then(|oldest| oldest.failed.take()) {
             Some(error) => Err(error),
             None => {
@@ -336,14 +332,14 @@ impl Pipeline {
     }
 
     /// Rolls back the open transaction; everything sent of it must have been answered.
-    pub(in crate::apply) async fn roll_back(&mut self) -> Result<(), ApplyError> {
+    pub(crate) async fn roll_back(&mut self) -> Result<(), ApplyError> {
         self.open = Open::No;
         Ok(self.client.batch_execute("ROLLBACK").await?)
     }
 
     /// After a failure: rolls back whatever is open and gives back the events of everything that
     /// is under way. None if some of them are no longer kept, or if the session has been given up.
-    pub(in crate::apply) async fn abandon(&mut self) -> Result<Option<Vec<Event>>, ApplyError> {
+    pub(crate) async fn abandon(&mut self) -> Result<Option<Vec<Event>>, ApplyError> {
         let mut events = Vec::new();
         let mut whole = true;
         for mut batch in std::mem::take(&mut self.under_way) {

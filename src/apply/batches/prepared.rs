@@ -42,7 +42,7 @@ enum Form {
 }
 
 #[derive(Debug)]
-pub(in crate::apply) struct Prepared {
+pub(crate) struct Prepared {
     client: Arc<PgClient>,
     /// How the publisher sends values.
     format: Format,
@@ -54,7 +54,7 @@ pub(in crate::apply) struct Prepared {
 }
 
 /// A step, ready to be sent.
-pub(in crate::apply) enum Sendable {
+pub(crate) enum Sendable {
     Text(String),
     Set {
         statement: Statement,
@@ -68,18 +68,18 @@ pub(in crate::apply) enum Sendable {
 }
 
 impl Prepared {
-    pub(in crate::apply) fn new(client: Arc<PgClient>, format: Format) -> Self {
+    pub(crate) fn new(client: Arc<PgClient>, format: Format) -> Self {
         Self { client, format, sets: HashMap::new(), alone: HashMap::new(), progress: None, guard: None }
     }
 
     /// Lets go of a table's statements.
-    pub(in crate::apply) fn forget(&mut self, table: u64) {
+    pub(crate) fn forget(&mut self, table: u64) {
         self.sets.retain(|(id, _), _| *id != table);
         self.alone.retain(|(id, _), _| *id != table);
     }
 
     /// The way to the target and back takes no longer than `round_trip`.
-    pub(in crate::apply) async fn step(
+    pub(crate) async fn step(
         &mut self,
         step: &SetStep,
         counted: Count,
@@ -134,7 +134,7 @@ impl Prepared {
     }
 
     /// The statement for a transaction that is this set, and its parameters but for the progress's.
-    pub(in crate::apply) async fn alone(
+    pub(crate) async fn alone(
         &mut self,
         table: &TableContext,
         kind: &SetKind,
@@ -176,11 +176,11 @@ impl Prepared {
         }
     }
 
-    pub(in crate::apply) async fn progress(&mut self) -> Result<Statement, ApplyError> {
+    pub(crate) async fn progress(&mut self) -> Result<Statement, ApplyError> {
         once(&self.client, &mut self.progress, advance_guarded_sql).await
     }
 
-    pub(in crate::apply) async fn guard(&mut self) -> Result<Statement, ApplyError> {
+    pub(crate) async fn guard(&mut self) -> Result<Statement, ApplyError> {
         once(&self.client, &mut self.guard, stamp::guard_sql).await
     }
 }

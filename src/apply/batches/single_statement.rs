@@ -24,22 +24,22 @@ use crate::net::PgClient;
 use crate::pgoutput::Format;
 use crate::schema::TablePlan;
 
-pub(in crate::apply) type BoxedParam = Box<dyn ToSql + Sync + Send>;
+pub(crate) type BoxedParam = Box<dyn ToSql + Sync + Send>;
 
 /// No plan has this number.
 const NONE: i64 = 0;
 
 /// One table's statement for one kind of change.
 #[derive(Debug, Clone)]
-pub(in crate::apply) struct Alone {
-    pub(in crate::apply) statement: Statement,
+pub(crate) struct Alone {
+    pub(crate) statement: Statement,
     /// The number of the plan that was made for the table as we know it.
     fitting: Arc<AtomicI64>,
 }
 
 /// Its text. Parameters: the set's, the progress's, and the number of the plan that it must have, which is
 /// NULL if any will do. It returns the number that it has, as `plan`.
-pub(in crate::apply) fn alone_sql(table: &TablePlan, kind: &SetKind, format: Format) -> String {
+pub(crate) fn alone_sql(table: &TablePlan, kind: &SetKind, format: Format) -> String {
     sql::with_progress_sql(table, kind, format, |first| {
         let (moved, counted, next) = advance_counted(first);
         (moved, format!("{counted}, {} AS plan FROM moved", plan_guard(next)))
@@ -56,17 +56,17 @@ fn plan_guard(wanted: usize) -> String {
 }
 
 impl Alone {
-    pub(in crate::apply) fn new(statement: Statement) -> Self {
+    pub(crate) fn new(statement: Statement) -> Self {
         Self { statement, fitting: Arc::new(AtomicI64::new(NONE)) }
     }
 
     /// The number of the plan that fits, if one is known to.
-    pub(in crate::apply) fn fitting(&self) -> Option<i64> {
+    pub(crate) fn fitting(&self) -> Option<i64> {
         Some(self.fitting.load(Ordering::Relaxed)).filter(|&plan| plan != NONE)
     }
 
     /// Runs it, and fails unless its plan is the one of this number.
-    pub(in crate::apply) async fn run(
+    pub(crate) async fn run(
         self,
         client: &PgClient,
         mut params: Vec<BoxedParam>,
@@ -84,7 +84,7 @@ impl Alone {
 
     /// Runs it with whatever plan it has, and notes the plan if the table turns out to be what it is taken for:
     /// `asked`, within the same transaction.
-    pub(in crate::apply) async fn run_first(
+    pub(crate) async fn run_first(
         self,
         client: &PgClient,
         mut params: Vec<BoxedParam>,

@@ -9,7 +9,7 @@ use crate::pgoutput::{Begin, Commit};
 
 /// One step of the stream. Cheap to clone: rows share the bytes that they came in.
 #[derive(Debug, Clone)]
-pub(in crate::apply) enum Event {
+pub(crate) enum Event {
     Begin(Begin),
     Change {
         table: Arc<TableContext>,
@@ -34,7 +34,7 @@ pub(in crate::apply) enum Event {
 
 impl Event {
     /// The position of an idle publisher.
-    pub(in crate::apply) fn idle(&self) -> Option<Lsn> {
+    pub(crate) fn idle(&self) -> Option<Lsn> {
         match self {
             Self::Idle(lsn) => Some(*lsn),
             Self::Begin(_) | Self::Change { .. } | Self::Truncate { .. } | Self::Commit { .. } => None,
@@ -43,7 +43,7 @@ impl Event {
 
     /// Bytes of the rows that it keeps alive.
     #[inline]
-    pub(in crate::apply) fn size_bytes(&self) -> usize {
+    pub(crate) fn size_bytes(&self) -> usize {
         match self {
             Self::Change { change, .. } => change.size_bytes(),
             Self::Begin(_) | Self::Truncate { .. } | Self::Commit { .. } | Self::Idle(_) => 0,

@@ -23,8 +23,8 @@ use crate::pgoutput::{Begin, Format, Message, Relation, StreamAbort, StreamCommi
 const NOT_YET: Lsn = Lsn::new(u64::MAX);
 
 #[derive(Debug)]
-pub(in crate::apply) struct Intake {
-    pub(in crate::apply) tables: Tables,
+pub(crate) struct Intake {
+    pub(crate) tables: Tables,
     /// How values come.
     format: Format,
     /// The publisher's transaction that is being received.
@@ -43,7 +43,7 @@ enum Receiving {
 
 /// What a message means.
 #[derive(Debug)]
-pub(in crate::apply) enum Taken {
+pub(crate) enum Taken {
     Nothing,
     Event(Event),
     /// A table's description, to be held against the target.
@@ -55,22 +55,22 @@ pub(in crate::apply) enum Taken {
 }
 
 impl Intake {
-    pub(in crate::apply) fn new(tables: Tables, format: Format, received: Lsn) -> Self {
+    pub(crate) fn new(tables: Tables, format: Format, received: Lsn) -> Self {
         Self { tables, format, receiving: None, piece: None, received }
     }
 
-    pub(in crate::apply) fn format(&self) -> Format {
+    pub(crate) fn format(&self) -> Format {
         self.format
     }
 
     /// The position up to which the stream has been received, between two transactions; none within
     /// one.
-    pub(in crate::apply) fn received(&self) -> Option<Lsn> {
+    pub(crate) fn received(&self) -> Option<Lsn> {
         self.receiving.is_none().then_some(self.received)
     }
 
     /// Where the transaction that is being received finishes, if there is one and it is known.
-    pub(in crate::apply) fn finishes_at(&self) -> Option<Lsn> {
+    pub(crate) fn finishes_at(&self) -> Option<Lsn> {
         match self.receiving {
             Some(Receiving::Whole { begin, .. }) => Some(begin.final_lsn),
             Some(Receiving::InProgress { .. }) | None => None,
@@ -78,17 +78,17 @@ impl Intake {
     }
 
     /// Whether it is not known yet how the transaction that is being received ends.
-    pub(in crate::apply) fn is_in_progress(&self) -> bool {
+    pub(crate) fn is_in_progress(&self) -> bool {
         self.piece.is_some() || matches!(self.receiving, Some(Receiving::InProgress { .. }))
     }
 
     /// Takes note of an idle publisher's position; only between transactions.
-    pub(in crate::apply) fn note_idle(&mut self, wal_end: Lsn) {
+    pub(crate) fn note_idle(&mut self, wal_end: Lsn) {
         self.received = self.received.max(wal_end);
     }
 
     /// Takes the stream's next message.
-    pub(in crate::apply) fn take(&mut self, message: Message) -> Result<Taken, ApplyError> {
+    pub(crate) fn take(&mut self, message: Message) -> Result<Taken, ApplyError> {
         match message {
             Message::Insert(m) => self.change(m.relation_oid, RowChange::Insert { new: m.new }),
             Message::Update(m) => self.change(m.relation_oid, RowChange::Update { old: m.old, new: m.new }),

@@ -1,6 +1,6 @@
 //! The stream's messages as apply sees them: relations resolved, changes numbered, transactions told
 //! apart.
 
-pub(in crate::apply) mod event;
-pub(in crate::apply) mod intake;
-pub(in crate::apply) mod tables;
+pub(crate) mod event;
+pub(crate) mod intake;
+pub(crate) mod tables;

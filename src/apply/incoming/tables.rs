@@ -34,19 +34,19 @@ pub type Membership = HashMap<QualifiedName, Member>;
 
 /// A table that has just been planned.
 #[derive(Debug)]
-pub(in crate::apply) struct Announced {
+pub(crate) struct Announced {
     /// The id of the plan that it replaces.
-    pub(in crate::apply) replaced: Option<u64>,
-    pub(in crate::apply) source: QualifiedName,
-    pub(in crate::apply) exact_because: Option<ExactBecause>,
-    pub(in crate::apply) takes_binary: bool,
+    pub(crate) replaced: Option<u64>,
+    pub(crate) source: QualifiedName,
+    pub(crate) exact_because: Option<ExactBecause>,
+    pub(crate) takes_binary: bool,
 }
 
 impl TableContext {
     /// Fails if the table would be planned otherwise now, or not at all: what went wrong with its
     /// changes is then the plan's fault, and theirs only if it happens again under a fresh one.
     /// The session must not be within a transaction.
-    pub(in crate::apply) async fn check_current(&self, session: &TargetSession) -> Result<(), ApplyError> {
+    pub(crate) async fn check_current(&self, session: &TargetSession) -> Result<(), ApplyError> {
         let now = compare(&self.described, self.actions, &self.plan.target, session).await?;
         // A privilege that was taken away is no change of the table: the refusal itself tells it all.
         let refused = |misfit: &Misfit| {
@@ -62,7 +62,7 @@ impl TableContext {
 
 /// What the stream's relation ids stand for, in this session.
 #[derive(Debug, Default)]
-pub(in crate::apply) struct Tables {
+pub(crate) struct Tables {
     members: Membership,
     cache: RelationCache,
     relations: HashMap<u32, Known, RandomState>,
@@ -83,7 +83,7 @@ enum Known {
 
 /// What to do with a change of a relation.
 #[derive(Debug)]
-pub(in crate::apply) enum Lookup<'a> {
+pub(crate) enum Lookup<'a> {
     Apply(&'a Arc<TableContext>),
     /// Not in the subscription, or already part of the table's copy.
     PassOver,
@@ -92,12 +92,12 @@ pub(in crate::apply) enum Lookup<'a> {
 }
 
 impl Tables {
-    pub(in crate::apply) fn new(members: Membership) -> Self {
+    pub(crate) fn new(members: Membership) -> Self {
         Self { members, ..Self::default() }
     }
 
     /// The table is synchronised: changes that commit from here on apply.
-    pub(in crate::apply) fn set_position(&mut self, source: &QualifiedName, at: Lsn) {
+    pub(crate) fn set_position(&mut self, source: &QualifiedName, at: Lsn) {
         if let Some(member) = self.members.get_mut(source) {
             member.position = Some(at);
         }
@@ -111,17 +111,17 @@ impl Tables {
     }
 
     /// The published table that is written to `target`.
-    pub(in crate::apply) fn source_of(&self, target: &QualifiedName) -> Option<QualifiedName> {
+    pub(crate) fn source_of(&self, target: &QualifiedName) -> Option<QualifiedName> {
         self.members.iter().find(|(_, member)| member.target == *target).map(|(source, _)| source.clone())
     }
 
-    pub(in crate::apply) fn announce_type(&mut self, message: Type) -> Result<(), RelationError> {
+    pub(crate) fn announce_type(&mut self, message: Type) -> Result<(), RelationError> {
         self.cache.note_type(message)
     }
 
     /// Takes a Relation message: compares it with the target as it is now. None if that is nothing
     /// new, or of a table outside the subscription.
-    pub(in crate::apply) async fn announce(
+    pub(crate) async fn announce(
         &mut self,
         message: Relation,
         session: &TargetSession,
@@ -163,7 +163,7 @@ impl Tables {
     }
 
     /// Finds what a change of relation `oid`, committed at `commit_lsn`, is to be applied to.
-    pub(in crate::apply) fn lookup(&self, oid: u32, commit_lsn: Lsn) -> Lookup<'_> {
+    pub(crate) fn lookup(&self, oid: u32, commit_lsn: Lsn) -> Lookup<'_> {
         match self.relations.get(&oid) {
             None => Lookup::Unannounced,
             Some(Known::Member { position: Some(position), context, .. }) if *position <= commit_lsn => {

@@ -26,7 +26,7 @@ const LOCAL_ROWS_MAX: usize = 8;
 
 /// A conflict, all but what is only known at the transaction's end.
 #[derive(Debug)]
-pub(in crate::apply) struct ConflictFacts {
+pub(crate) struct ConflictFacts {
     kind: ConflictKind,
     operation: Operation,
     source: QualifiedName,
@@ -43,7 +43,7 @@ pub(in crate::apply) struct ConflictFacts {
 
 impl ConflictFacts {
     /// Names the tables' TRUNCATE as what was refused, unless it was an earlier row.
-    pub(in crate::apply) fn of_truncate(&mut self, tables: &[Arc<TableContext>], index: u64) {
+    pub(crate) fn of_truncate(&mut self, tables: &[Arc<TableContext>], index: u64) {
         if self.change_index > 0 {
             return;
         }
@@ -56,7 +56,7 @@ impl ConflictFacts {
     }
 
     /// Names the COMMIT after so many changes as what was refused, unless it was an earlier row.
-    pub(in crate::apply) fn of_commit(&mut self, source: Option<QualifiedName>, changes: u64) {
+    pub(crate) fn of_commit(&mut self, source: Option<QualifiedName>, changes: u64) {
         if self.change_index > 0 {
             return;
         }
@@ -68,11 +68,11 @@ impl ConflictFacts {
     }
 
     /// The target's table.
-    pub(in crate::apply) fn target(&self) -> &QualifiedName {
+    pub(crate) fn target(&self) -> &QualifiedName {
         &self.target
     }
 
-    pub(in crate::apply) fn into_report(
+    pub(crate) fn into_report(
         self,
         subscription: &SubscriptionName,
         begin: &Begin,
@@ -107,10 +107,7 @@ impl ConflictFacts {
 /// # Errors
 /// The failure itself, if it is not a conflict; [`ApplyError::TargetChanged`] if the change was
 /// planned for a table that is no longer like that; or that of looking.
-pub(in crate::apply) async fn collect(
-    error: ApplyError,
-    session: &TargetSession,
-) -> Result<ConflictFacts, ApplyError> {
+pub(crate) async fn collect(error: ApplyError, session: &TargetSession) -> Result<ConflictFacts, ApplyError> {
     if let ApplyError::RowCount { change, .. } | ApplyError::Refused { change, .. } = &error {
         change.table.check_current(session).await?;
     }

@@ -25,7 +25,7 @@ use crate::telemetry::Tally;
 
 /// Applies events one by one.
 #[derive(Debug)]
-pub(in crate::apply) struct Exact<'a> {
+pub(crate) struct Exact<'a> {
     session: &'a TargetSession,
     executor: Executor,
     subscription: SubscriptionName,
@@ -58,29 +58,25 @@ enum Stage {
 }
 
 impl<'a> Exact<'a> {
-    pub(in crate::apply) fn new(
-        session: &'a TargetSession,
-        subscription: SubscriptionName,
-        skip: Option<Lsn>,
-    ) -> Self {
+    pub(crate) fn new(session: &'a TargetSession, subscription: SubscriptionName, skip: Option<Lsn>) -> Self {
         let executor = Executor::new(Arc::clone(session.client()));
         Self { session, executor, subscription, skip, transaction: None }
     }
 
     /// Whether the transaction that finishes at `lsn` is to be passed over.
-    pub(in crate::apply) fn skips(&self, lsn: Lsn) -> bool {
+    pub(crate) fn skips(&self, lsn: Lsn) -> bool {
         self.skip == Some(lsn)
     }
 
-    pub(in crate::apply) fn subscription(&self) -> &SubscriptionName {
+    pub(crate) fn subscription(&self) -> &SubscriptionName {
         &self.subscription
     }
 
-    pub(in crate::apply) fn is_between_transactions(&self) -> bool {
+    pub(crate) fn is_between_transactions(&self) -> bool {
         self.transaction.is_none()
     }
 
-    pub(in crate::apply) fn forget(&mut self, table: u64) {
+    pub(crate) fn forget(&mut self, table: u64) {
         self.executor.forget(table);
     }
 
@@ -90,7 +86,7 @@ impl<'a> Exact<'a> {
     /// # Errors
     /// After an error nothing more can be applied, and the session's transaction may be open
     /// ([`TargetSession::reset`]).
-    pub(in crate::apply) async fn handle(
+    pub(crate) async fn handle(
         &mut self,
         event: Event,
         recorded: &mut Lsn,
@@ -168,7 +164,7 @@ impl<'a> Exact<'a> {
 
     /// Waits for what is in flight, and judges it: whatever is asked of the session next must not
     /// meet a transaction that an earlier change has aborted.
-    pub(in crate::apply) async fn come_to_rest(&mut self) -> Result<(), ApplyError> {
+    pub(crate) async fn come_to_rest(&mut self) -> Result<(), ApplyError> {
         let result = self.executor.drain().await;
         if result.is_err() {
             self.settle(result, |_| ()).await?;

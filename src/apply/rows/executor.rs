@@ -26,7 +26,7 @@ const PREPARED_STATEMENTS_MAX: usize = 512;
 
 type Answer = Pin<Box<dyn Future<Output = Result<u64, tokio_postgres::Error>> + Send>>;
 
-pub(in crate::apply) struct Executor {
+pub(crate) struct Executor {
     client: Arc<PgClient>,
     statements: HashMap<(u64, Shape), Statement>,
     in_flight: VecDeque<InFlight>,
@@ -56,13 +56,13 @@ impl std::fmt::Debug for Executor {
 }
 
 impl Executor {
-    pub(in crate::apply) fn new(client: Arc<PgClient>) -> Self {
+    pub(crate) fn new(client: Arc<PgClient>) -> Self {
         Self { client, statements: HashMap::new(), in_flight: VecDeque::new(), in_flight_bytes: 0 }
     }
 
     /// Sends the statement for one change, waiting only while too much is in flight. An error may
     /// be that of an earlier change; it names the change that it belongs to.
-    pub(in crate::apply) async fn submit(
+    pub(crate) async fn submit(
         &mut self,
         table: &Arc<TableContext>,
         change: RowChange,
@@ -89,7 +89,7 @@ impl Executor {
     }
 
     /// Waits for every answer.
-    pub(in crate::apply) async fn drain(&mut self) -> Result<(), ApplyError> {
+    pub(crate) async fn drain(&mut self) -> Result<(), ApplyError> {
         while !self.in_flight.is_empty() {
             self.settle_oldest().await?;
         }
@@ -97,13 +97,13 @@ impl Executor {
     }
 
     /// Forgets what is in flight: the transaction is being rolled back.
-    pub(in crate::apply) fn abandon(&mut self) {
+    pub(crate) fn abandon(&mut self) {
         self.in_flight.clear();
         self.in_flight_bytes = 0;
     }
 
     /// Lets go of a table's prepared statements: its definition has changed.
-    pub(in crate::apply) fn forget(&mut self, table: u64) {
+    pub(crate) fn forget(&mut self, table: u64) {
         self.statements.retain(|(id, _), _| *id != table);
     }
 

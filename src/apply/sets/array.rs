@@ -17,10 +17,10 @@ use crate::schema::TablePlan;
 
 /// A value cannot be an element: it was not sent, or not in a form that an array can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::apply) struct NoElement;
+pub(crate) struct NoElement;
 
 /// The arrays that a set's statement takes ([`sql::parameters`]), as parameters of `types`.
-pub(in crate::apply) fn set_arrays(
+pub(crate) fn set_arrays(
     plan: &TablePlan,
     kind: &SetKind,
     rows: &[SetRow],
@@ -41,7 +41,7 @@ pub(in crate::apply) fn set_arrays(
 }
 
 /// These columns of `rows`, each as a parameter of its array type.
-pub(in crate::apply) fn column_arrays(
+pub(crate) fn column_arrays(
     rows: &[&Tuple],
     columns: &[usize],
     types: &[Type],

@@ -40,7 +40,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-pub(in crate::apply) use self::neighbours::KeyRange;
+pub(crate) use self::neighbours::KeyRange;
 use self::net::NetRows;
 use self::run::Run;
 use crate::apply::change::RowChange;
@@ -52,7 +52,7 @@ use crate::schema::{KeyScope, RowIdentity, TableKind, TablePlan};
 
 /// One statement for many rows, or a barrier.
 #[derive(Debug, Clone)]
-pub(in crate::apply) enum SetStep {
+pub(crate) enum SetStep {
     Set {
         table: Arc<TableContext>,
         kind: SetKind,
@@ -68,7 +68,7 @@ pub(in crate::apply) enum SetStep {
 
 /// What a set statement does.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(in crate::apply) enum SetKind {
+pub(crate) enum SetKind {
     /// No row has any of these keys.
     Absent,
     Delete,
@@ -88,9 +88,9 @@ pub(in crate::apply) enum SetKind {
 /// A row of a set: what names it, and what it becomes. Either may be all there is: an image without an
 /// identity is a new row, or names itself.
 #[derive(Debug, Clone)]
-pub(in crate::apply) struct SetRow {
-    pub(in crate::apply) identity: Option<Tuple>,
-    pub(in crate::apply) image: Option<Tuple>,
+pub(crate) struct SetRow {
+    pub(crate) identity: Option<Tuple>,
+    pub(crate) image: Option<Tuple>,
 }
 
 impl SetRow {
@@ -109,17 +109,17 @@ impl SetRow {
 
     /// The tuple whose identity columns find the row.
     #[inline]
-    pub(in crate::apply) fn named_by(&self) -> Option<&Tuple> {
+    pub(crate) fn named_by(&self) -> Option<&Tuple> {
         self.identity.as_ref().or(self.image.as_ref())
     }
 }
 
 /// The changes contradict each other, or miss a value: row by row will tell which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::apply) struct Uncompactable;
+pub(crate) struct Uncompactable;
 
 /// Compacts the changes of `events`.
-pub(in crate::apply) fn compact<'a>(
+pub(crate) fn compact<'a>(
     events: impl IntoIterator<Item = &'a Event>,
 ) -> Result<Vec<SetStep>, Uncompactable> {
     let mut compactor = Compactor::default();

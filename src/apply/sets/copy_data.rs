@@ -15,7 +15,7 @@ use crate::schema::{BinaryForm, ColumnPlan, CopyFormat};
 ///
 /// # Errors
 /// The table does not take all of their values as they came, or they are not whole.
-pub(in crate::apply) fn copy_data(
+pub(crate) fn copy_data(
     columns: &[ColumnPlan],
     rows: &[SetRow],
     format: Format,

@@ -25,7 +25,7 @@ const UNORDERED: &[&str] = &["xid", "cid", "aclitem"];
 
 /// Whether rows of the table can be found in sets by all they hold: they are joined in no order, so there
 /// must be nothing that relates one row to another.
-pub(in crate::apply) fn suits(table: &TablePlan) -> bool {
+pub(crate) fn suits(table: &TablePlan) -> bool {
     let ordered = |ty: &TypeName| ty.schema == "pg_catalog" && !UNORDERED.contains(&ty.name.as_str());
     table.kind == TableKind::Table
         && !table.judges_rows
@@ -35,12 +35,7 @@ pub(in crate::apply) fn suits(table: &TablePlan) -> bool {
 
 /// The statement that changes rows (or, without `set`, deletes them) whose columns in `null` are NULL.
 /// Its parameters: the new values' arrays, the old rows' arrays, the number of rows.
-pub(in crate::apply) fn sql(
-    table: &TablePlan,
-    set: Option<&ColumnSet>,
-    null: &ColumnSet,
-    format: Format,
-) -> String {
+pub(crate) fn sql(table: &TablePlan, set: Option<&ColumnSet>, null: &ColumnSet, format: Format) -> String {
     let values: Vec<usize> = set.map(|set| set.iter().collect()).unwrap_or_default();
     let identity = not_null(table, null);
     let source = Source::new(table, &values, &identity, format);

@@ -4,9 +4,9 @@
 //! what is written, `sql` and `full_row` how, `row_search` how rows are found, `array` and `copy_data`
 //! bring values into the form that travels.
 
-pub(in crate::apply) mod array;
-pub(in crate::apply) mod compact;
-pub(in crate::apply) mod copy_data;
-pub(in crate::apply) mod full_row;
-pub(in crate::apply) mod row_search;
-pub(in crate::apply) mod sql;
+pub(crate) mod array;
+pub(crate) mod compact;
+pub(crate) mod copy_data;
+pub(crate) mod full_row;
+pub(crate) mod row_search;
+pub(crate) mod sql;

@@ -6,7 +6,7 @@ use crate::apply::sets::compact::{KeyRange, SetKind};
 
 /// How a statement is to be planned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::apply) enum RowSearch {
+pub(crate) enum RowSearch {
     /// Row by row by the key's index, as the session plans unless told otherwise.
     ByKey,
     /// By reading a range of the key's index.
@@ -16,7 +16,7 @@ pub(in crate::apply) enum RowSearch {
 }
 
 impl RowSearch {
-    pub(in crate::apply) const fn of(kind: &SetKind, range: Option<KeyRange>) -> Self {
+    pub(crate) const fn of(kind: &SetKind, range: Option<KeyRange>) -> Self {
         match kind {
             SetKind::DeleteFullRow { .. } | SetKind::UpdateFullRow { .. } => Self::ByScan,
             _ if range.is_some() => Self::InRange,
@@ -27,7 +27,7 @@ impl RowSearch {
     /// Planner settings that the statement needs, and which are to be taken back behind it
     /// ([`PLAN_BY_KEY`]): the arrays' rows, which the planner takes for ten, are thousands, so nothing may be done
     /// once for each.
-    pub(in crate::apply) const fn settings(self) -> Option<&'static str> {
+    pub(crate) const fn settings(self) -> Option<&'static str> {
         match self {
             Self::ByKey => None,
             Self::InRange => Some("SET LOCAL enable_mergejoin = on; SET LOCAL enable_nestloop = off"),
@@ -40,5 +40,5 @@ impl RowSearch {
 }
 
 /// The session's own settings again.
-pub(in crate::apply) const PLAN_BY_KEY: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
+pub(crate) const PLAN_BY_KEY: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
     SET LOCAL enable_mergejoin = off; SET LOCAL enable_nestloop = on";

@@ -65,7 +65,7 @@ pub fn exact_because(table: &TablePlan, role: ReplicationRole) -> Option<ExactBe
 
 /// The columns whose arrays the statement takes, in parameter order: the row's values, then its
 /// old identity.
-pub(in crate::apply) fn parameters(table: &TablePlan, kind: &SetKind) -> (Vec<usize>, Vec<usize>) {
+pub(crate) fn parameters(table: &TablePlan, kind: &SetKind) -> (Vec<usize>, Vec<usize>) {
     match kind {
         SetKind::Insert => ((0..table.columns.len()).collect(), Vec::new()),
         SetKind::Update(set) => (set.iter().collect(), identity_columns(table)),
@@ -76,13 +76,13 @@ pub(in crate::apply) fn parameters(table: &TablePlan, kind: &SetKind) -> (Vec<us
 }
 
 /// The columns of old rows whose NULLs are in `null`.
-pub(in crate::apply) fn not_null(table: &TablePlan, null: &ColumnSet) -> Vec<usize> {
+pub(crate) fn not_null(table: &TablePlan, null: &ColumnSet) -> Vec<usize> {
     (0..table.columns.len()).filter(|&i| !null.contains(i)).collect()
 }
 
 /// Who holds the number of rows that a set has met against the number that it was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::apply) enum Count {
+pub(crate) enum Count {
     /// The statement itself: whatever is sent behind it fails with it. Rows are handed on to be counted,
     /// which is a tenth of what an UPDATE costs.
     ByStatement,
@@ -91,12 +91,12 @@ pub(in crate::apply) enum Count {
 }
 
 /// Whether the answer to the statement tells how many rows it met.
-pub(in crate::apply) fn answers_count(kind: &SetKind) -> bool {
+pub(crate) fn answers_count(kind: &SetKind) -> bool {
     matches!(kind, SetKind::Update(_) | SetKind::Delete)
 }
 
 /// Whether the statement's last parameter is the number of rows, an int8.
-pub(in crate::apply) fn takes_count(kind: &SetKind, counted: Count) -> bool {
+pub(crate) fn takes_count(kind: &SetKind, counted: Count) -> bool {
     match kind {
         SetKind::Insert => false,
         SetKind::Update(_) | SetKind::Delete => counted == Count::ByStatement,
@@ -105,13 +105,13 @@ pub(in crate::apply) fn takes_count(kind: &SetKind, counted: Count) -> bool {
 }
 
 /// Whether the set is one plain statement, so that [`with_progress_sql`] suits it.
-pub(in crate::apply) fn is_plain(kind: &SetKind) -> bool {
+pub(crate) fn is_plain(kind: &SetKind) -> bool {
     matches!(kind, SetKind::Insert | SetKind::Update(_) | SetKind::Delete)
 }
 
 /// The statement. Parameters: arrays ([`parameters`]), for rows found in a range its first and last key (each
 /// an int8), then maybe a number ([`takes_count`]).
-pub(in crate::apply) fn set_sql(
+pub(crate) fn set_sql(
     table: &TablePlan,
     kind: &SetKind,
     finding: RowSearch,
@@ -136,7 +136,7 @@ pub(in crate::apply) fn set_sql(
 /// A plain set with its guards and its progress as one statement, which needs no BEGIN and no COMMIT.
 /// Parameters: as of [`set_sql`], then the progress's own. `advance` tells, for the number of its first
 /// parameter, what goes into WITH and what is selected to move it.
-pub(in crate::apply) fn with_progress_sql(
+pub(crate) fn with_progress_sql(
     table: &TablePlan,
     kind: &SetKind,
     format: Format,
@@ -208,7 +208,7 @@ fn absent_sql(table: &TablePlan, format: Format) -> String {
 }
 
 /// Fails unless exactly `$count` rows were changed. `with` are the queries that the change builds on.
-pub(in crate::apply) fn guarded(with: &str, change: &str, count: usize) -> String {
+pub(crate) fn guarded(with: &str, change: &str, count: usize) -> String {
     let comma = if with.is_empty() { "" } else { ", " };
     let guard = count_guard("pg_catalog.count(*)", count);
     format!("WITH {with}{comma}changed AS ({change}) SELECT {guard} FROM changed")
@@ -219,7 +219,7 @@ fn count_guard(found: &str, count: usize) -> String {
     format!("1 / (CASE WHEN {found} OPERATOR(pg_catalog.=) ${count}::pg_catalog.int8 THEN 1 ELSE 0 END)")
 }
 
-pub(in crate::apply) fn assignments(table: &TablePlan, set: &ColumnSet, values: &[String]) -> String {
+pub(crate) fn assignments(table: &TablePlan, set: &ColumnSet, values: &[String]) -> String {
     let mut text = String::new();
     for (column, value) in set.iter().filter_map(|i| table.columns.get(i)).zip(values) {
         if !text.is_empty() {
@@ -234,20 +234,15 @@ pub(in crate::apply) fn assignments(table: &TablePlan, set: &ColumnSet, values: 
 ///
 /// In a SELECT list the functions go in step and hand their rows on one by one (`nodeProjectSet.c`); in
 /// `ROWS FROM` each would first fill a tuplestore of its own, a fifth of what an INSERT costs.
-pub(in crate::apply) struct Source {
-    pub(in crate::apply) from: String,
-    pub(in crate::apply) values: Vec<String>,
-    pub(in crate::apply) identity: Vec<String>,
-    pub(in crate::apply) parameters: usize,
+pub(crate) struct Source {
+    pub(crate) from: String,
+    pub(crate) values: Vec<String>,
+    pub(crate) identity: Vec<String>,
+    pub(crate) parameters: usize,
 }
 
 impl Source {
-    pub(in crate::apply) fn new(
-        table: &TablePlan,
-        values: &[usize],
-        identity: &[usize],
-        format: Format,
-    ) -> Self {
+    pub(crate) fn new(table: &TablePlan, values: &[usize], identity: &[usize], format: Format) -> Self {
         let mut arrays = Vec::new();
         let mut read = |&i: &usize| -> Option<String> {
             let column = table.columns.get(i)?;

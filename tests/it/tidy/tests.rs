@@ -31,9 +31,9 @@ fn the_pure_core_uses_nothing_impure() {
     assert_snapshot!(check("src/error.rs", "use std::time;\nfn f() { time::SystemTime::now(); }"), @"src/error.rs:3: uses std::time::SystemTime::now");
     assert_snapshot!(check("src/conflict/kind.rs", "fn f() -> bool {\n    std::env::var(\"X\").is_ok()\n}"), @"src/conflict/kind.rs:3: uses std::env::var");
     assert_snapshot!(check("src/subscription/state.rs", "use std::time::*;"), @"src/subscription/state.rs:2: uses std::time::*");
-    assert_snapshot!(check("src/apply/plan/mod.rs", "fn f() { ::metrics::counter!(\"x\"); }"), @r"
-        src/apply/plan/mod.rs:2: uses metrics::counter
-        src/apply/plan/mod.rs:2: uses metrics::counter, whose home is telemetry
+    assert_snapshot!(check("src/apply/statement.rs", "fn f() { ::metrics::counter!(\"x\"); }"), @r"
+        src/apply/statement.rs:2: uses metrics::counter
+        src/apply/statement.rs:2: uses metrics::counter, whose home is telemetry
     ");
     assert_eq!(check("src/pg/lsn.rs", "use std::time::Duration;\nfn f(_: std::fmt::Error) {}"), "");
     assert_eq!(check("src/subscription/worker.rs", "use tokio::select;\nuse std::time::Instant;"), "");
@@ -74,7 +74,7 @@ fn a_dependency_is_used_at_home_only() {
     assert_snapshot!(check("src/runtime.rs", "#[derive(clap::Parser)]\nstruct A;"), @"src/runtime.rs:2: uses clap::Parser, whose home is cli, main");
     assert_snapshot!(check("src/subscription/worker.rs", "use sqlx::query;"), @"src/subscription/worker.rs:2: uses sqlx::query, whose home is store");
     assert_snapshot!(check("src/store/mod.rs", "use tokio_postgres::Client;\nuse postgres_protocol as wire;"), @r"
-        src/store/mod.rs:2: uses tokio_postgres::Client, whose home is net, apply, copy, schema::catalog, demo
+        src/store/mod.rs:2: uses tokio_postgres::Client, whose home is net, target, apply, copy, schema::catalog, demo
         src/store/mod.rs:3: uses postgres_protocol, whose home is replication
     ");
     assert_snapshot!(check("src/replication/tls.rs", "use tokio_rustls::rustls::ClientConfig;"), @"src/replication/tls.rs:2: uses tokio_rustls::rustls::ClientConfig, whose home is net");
@@ -152,7 +152,7 @@ fn dependencies_point_down() {
     assert_snapshot!(check("src/pg/name.rs", "use crate::schema::TypeName;"), @"src/pg/name.rs:2: uses crate::schema::TypeName, and schema is above it");
     assert_snapshot!(check("src/pgoutput/mod.rs", "use crate::apply::execute;"), @"src/pgoutput/mod.rs:2: uses crate::apply::execute, and apply is above it");
     assert_snapshot!(check("src/schema/diff.rs", "use super::catalog::read;"), @"src/schema/diff.rs:2: uses crate::schema::catalog::read, and schema::catalog is above it");
-    assert_snapshot!(check("src/apply/plan/group.rs", "fn f() { super::super::execute::run(); }"), @"src/apply/plan/group.rs:2: uses crate::apply::execute::run, and apply is above it");
+    assert_snapshot!(check("src/apply/sets/compact/group.rs", "fn f() { super::super::super::execute::run(); }"), @"src/apply/sets/compact/group.rs:2: uses crate::apply::execute::run, and apply is above it");
     assert_snapshot!(check("src/net/mod.rs", "mod inner {\n    use super::super::http::x;\n}"), @"src/net/mod.rs:3: uses crate::http::x, and http is above it");
     assert_snapshot!(check("src/store/mod.rs", "use crate::{pg::Lsn, subscription as s};\nfn f() { s::x(); }"), @r"
         src/store/mod.rs:2: uses crate::subscription, and subscription is above it
@@ -165,7 +165,7 @@ fn dependencies_point_down() {
         ("src/cli/demo.rs", "use crate::{demo, runtime};"),
         ("src/subscription/worker.rs", "use super::state::step;\nuse crate::apply;"),
         ("src/apply/mod.rs", "mod plan;\npub use plan::Plan;"),
-        ("src/apply/plan/mod.rs", "use crate::pgoutput::Tuple;\nuse crate::schema::*;"),
+        ("src/apply/statement.rs", "use crate::pgoutput::Tuple;\nuse crate::schema::*;"),
         ("src/copy/mod.rs", "use crate::replication::Snapshot;"),
         ("src/store/mod.rs", "fn f<'a>() -> impl Sized + use<'a> { crate::pg::Lsn::ZERO }"),
     ] {
