@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use tokio_postgres::types::Type;
 
-use crate::apply::batches::gathered::Gathered;
 use crate::apply::change::{Param, RowChange};
+use crate::apply::core::{Gathered, Moment};
 use crate::apply::incoming::event::Event;
 use crate::apply::sets::array::set_arrays;
 use crate::apply::sets::compact::{SetKind, SetStep, compact};
@@ -50,7 +50,8 @@ impl Planner {
             _ => None,
         });
         for (index, change) in (1..).zip(changes) {
-            self.gathered.push(Event::Change { table: Arc::clone(&self.table), change, index });
+            let event = Event::Change { table: Arc::clone(&self.table), change, index };
+            self.gathered.push(event, Moment::ZERO);
         }
         let events = self.gathered.take_all();
         let mut params = Vec::new();

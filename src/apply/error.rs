@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use crate::apply::TableContext;
 use crate::apply::change::RowChange;
+use crate::apply::core::End;
 use crate::apply::rows::plan::PlanError;
 use crate::error::ServerError;
 use crate::net::server_error;
 use crate::pg::{Lsn, QualifiedName};
-use crate::pgoutput::RelationError;
-use crate::schema::Misfit;
 use crate::schema::catalog::CatalogError;
-use crate::target::TargetError;
+use crate::target::{OpenError, TargetError};
 
 /// The change that could not be applied, kept whole as evidence.
 #[derive(Debug, Clone)]
@@ -48,16 +47,11 @@ pub enum ApplyError {
     /// transaction was applied.
     #[error("table {0} of the target has been changed by DDL")]
     TargetChanged(QualifiedName),
-    /// Tables that the published rows do not fit into.
-    #[error("{} problem(s) keep published tables from fitting into the target", .0.len())]
-    Unfit(Vec<Misfit>),
     #[error("could not read the target's catalog")]
     Catalog(#[from] CatalogError),
     /// The stream contradicts itself.
     #[error("a change contradicts its table's description")]
     Plan(#[from] PlanError),
-    #[error("a relation could not be understood")]
-    Relation(#[from] RelationError),
     /// A batch holds a value that no array can hold; row by row it can be applied.
     #[error("a batch cannot be applied as sets")]
     NotASet,
@@ -68,18 +62,15 @@ pub enum ApplyError {
     /// A set met another number of rows than it was given; row by row it shows which.
     #[error("a set met another number of rows than it was given")]
     SetMissed,
-    /// A slice of a transaction too large to keep failed; the publisher has to send it again, to be
-    /// applied row by row until the transaction that finishes here is through.
-    #[error("the transaction that finishes at {until} has to be sent again")]
-    SendAgain { until: Lsn },
-    /// A transaction in progress was applied as if it were next, and was not, or not whole.
-    #[error("transactions have to be sent whole")]
-    SendWhole,
     /// The target does not answer.
     #[error("the target has not answered for {} s", .0.as_secs())]
     Unresponsive(Duration),
-    #[error("the stream is out of order: {0}")]
-    OutOfOrder(String),
+    /// A session for questions to the target's catalog could not be opened.
+    #[error("could not open another session on the target")]
+    Open(#[source] Box<OpenError>),
+    /// The stream cannot be applied any further as it comes.
+    #[error(transparent)]
+    Ended(#[from] End),
 }
 
 impl ApplyError {
@@ -99,6 +90,12 @@ impl ApplyError {
             Self::Server(error) | Self::CopyRefused(error) | Self::Refused { error, .. } => Some(error),
             _ => None,
         }
+    }
+}
+
+impl From<OpenError> for ApplyError {
+    fn from(error: OpenError) -> Self {
+        Self::Open(Box::new(error))
     }
 }
 

@@ -17,28 +17,23 @@ mod batches;
 pub mod bench;
 mod bind;
 pub mod change;
+pub mod core;
+mod dispatch;
 mod error;
-mod incoming;
-mod outcome;
+pub mod incoming;
+pub mod outcome;
+mod performer;
 pub mod progress;
 pub mod rows;
-mod sets;
+pub mod sets;
 mod stamp;
 pub mod statement;
-mod table;
+pub mod table;
 
-pub use applier::{Applier, Work};
+pub use applier::Applier;
 pub use error::{ApplyError, FailedChange};
 pub use incoming::tables::{Member, Membership};
 pub use outcome::{Applied, How, Outcome, Start};
 pub use rows::catch_up::CatchUp;
 pub use sets::sql::{ExactBecause, exact_because};
 pub use table::TableContext;
-
-/// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01).
-const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
-
-/// A publisher's time stamp (µs since 2000-01-01) as µs since the Unix epoch.
-fn unix_time_us(postgres_time_us: i64) -> i64 {
-    postgres_time_us.saturating_add(POSTGRES_EPOCH_US)
-}

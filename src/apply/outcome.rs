@@ -1,21 +1,28 @@
-//! Where an applier begins, and what it tells of its way.
+//! Where apply begins, and what it tells of its way.
 
 use std::time::Duration;
 
-use crate::apply::ExactBecause;
+use crate::apply::sets::sql::ExactBecause;
 use crate::conflict::ConflictReport;
 use crate::pg::{Lsn, QualifiedName};
-use crate::pgoutput::Format;
-use crate::telemetry::Tally;
+use crate::pgoutput::{Format, Tally};
 
-/// Where an applier begins.
+/// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01).
+const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// A publisher's time stamp (µs since 2000-01-01) as µs since the Unix epoch.
+pub(crate) fn unix_time_us(postgres_time_us: i64) -> i64 {
+    postgres_time_us.saturating_add(POSTGRES_EPOCH_US)
+}
+
+/// Where apply begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Start {
     /// The progress row's position.
     pub recorded: Lsn,
     /// Pass over the transaction that finishes here.
     pub skip: Option<Lsn>,
-    /// Apply exactly until the transaction that finishes here is through.
+    /// Apply row by row until the transaction that finishes here is through.
     pub exact_until: Option<Lsn>,
     /// How the publisher sends values.
     pub format: Format,
@@ -24,11 +31,13 @@ pub struct Start {
 /// What became of the stream so far.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Nothing durable yet.
-    Pending,
-    /// Everything up to `lsn` is durable in the target, or needs nothing there.
-    Durable { lsn: Lsn, transaction: Option<Applied> },
-    /// A target transaction is durable: a batch of sets, or one transaction applied exactly.
+    /// Everything up to `lsn` is recorded in the target as applied, or as needing nothing there.
+    Durable {
+        lsn: Lsn,
+        /// A transaction that was passed over on an operator's word.
+        skipped: Option<Applied>,
+    },
+    /// A target transaction is committed: a batch of sets, or one transaction applied row by row.
     Batch { lsn: Lsn, last: Applied, tally: Tally, took: Duration },
     /// How changes of a table will be applied: row by row for this reason, or in sets.
     Planned { source: QualifiedName, exact_because: Option<ExactBecause> },
@@ -37,7 +46,7 @@ pub enum Outcome {
         /// Without the server's words, which may quote a row's values.
         cause: String,
     },
-    /// A transaction was rolled back; this is why.
+    /// A transaction was rolled back on a conflict.
     Conflict(Box<ConflictReport>),
 }
 
@@ -58,8 +67,6 @@ pub struct Applied {
 pub enum How {
     /// Its rows are in the target.
     Committed,
-    /// None of its rows concern the target.
-    Empty,
     /// Passed over on an operator's word.
     Skipped,
 }

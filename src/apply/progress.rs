@@ -11,6 +11,7 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
+use crate::apply::core::Advance;
 use crate::apply::{ApplyError, stamp};
 use crate::pg::{Lsn, SubscriptionName, quote_literal};
 
@@ -20,7 +21,8 @@ fn advance_sql(first: usize) -> String {
     let [name, from, to, time, transactions] = [0, 1, 2, 3, 4].map(|n| first + n);
     format!(
         "UPDATE pgsluice.progress \
-         SET applied_lsn = ${to}, commit_time = pg_catalog.to_timestamp(${time}::pg_catalog.int8 / 1000000.0), \
+         SET applied_lsn = ${to}, commit_time = coalesce(pg_catalog.to_timestamp(${time}::pg_catalog.int8 / 1000000.0), \
+             commit_time), \
              transactions = transactions + ${transactions}, updated_at = pg_catalog.clock_timestamp() \
          WHERE subscription = ${name} AND applied_lsn = ${from}"
     )
@@ -49,16 +51,6 @@ const CREATE: &str = "INSERT INTO pgsluice.progress (subscription, applied_lsn, 
 
 const LOAD: &str = "SELECT applied_lsn FROM pgsluice.progress WHERE subscription = $1";
 
-/// A step of the progress row, taken within the open transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Advance {
-    pub from: Lsn,
-    pub to: Lsn,
-    /// Commit time of the last transaction, µs since the Unix epoch.
-    pub commit_time_us: i64,
-    pub transactions: u64,
-}
-
 /// The position up to which everything has been applied; none before the first start.
 pub async fn load(client: &Client, subscription: &SubscriptionName) -> Result<Option<Lsn>, ApplyError> {
     let row = client.query_opt(LOAD, &[&subscription.as_str()]).await.map_err(ApplyError::from)?;
@@ -86,16 +78,19 @@ pub async fn flush(client: &Client, subscription: &SubscriptionName) -> Result<(
     Ok(client.batch_execute(&sql).await?)
 }
 
-/// Takes the step; fails if another writer got there first.
+/// Moves the position; fails if another writer got there first.
 pub(crate) async fn advance(
     client: &Client,
     subscription: &SubscriptionName,
-    step: Advance,
+    advance: Advance,
 ) -> Result<(), ApplyError> {
-    let (from, to) = (PgLsn::from(step.from.as_u64()), PgLsn::from(step.to.as_u64()));
-    let transactions = i64::try_from(step.transactions).unwrap_or(i64::MAX);
+    let (from, to) = (PgLsn::from(advance.from.as_u64()), PgLsn::from(advance.to.as_u64()));
+    let transactions = i64::try_from(advance.transactions).unwrap_or(i64::MAX);
     let moved = client
-        .execute(&advance_sql(1), &[&subscription.as_str(), &from, &to, &step.commit_time_us, &transactions])
+        .execute(
+            &advance_sql(1),
+            &[&subscription.as_str(), &from, &to, &advance.commit_time_us, &transactions],
+        )
         .await?;
-    if moved == 1 { Ok(()) } else { Err(ApplyError::ProgressMoved { expected: step.from }) }
+    if moved == 1 { Ok(()) } else { Err(ApplyError::ProgressMoved { expected: advance.from }) }
 }

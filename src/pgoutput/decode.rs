@@ -61,14 +61,14 @@ impl Decoder {
 /// # Errors
 /// Whatever is not exactly one whole message; see [`DecodeError`].
 pub fn decode_at(payload: Bytes, place: Place) -> Result<Message, DecodeError> {
-    let (kind, reader) = envelope::open(&payload, place)?;
+    let (kind, xid, reader) = envelope::open(&payload, place)?;
     match kind {
         MessageKind::Begin => begin(reader).map(Message::Begin),
         MessageKind::Commit => commit(reader).map(Message::Commit),
         MessageKind::Origin => origin(reader).map(Message::Origin),
         MessageKind::Relation => relation(reader).map(Message::Relation),
         MessageKind::Type => type_name(reader).map(Message::Type),
-        MessageKind::Truncate => truncate(reader).map(Message::Truncate),
+        MessageKind::Truncate => truncate(reader, xid).map(Message::Truncate),
         MessageKind::Logical => logical(reader, &payload).map(Message::Logical),
         MessageKind::StreamStart => stream_start(reader).map(Message::StreamStart),
         MessageKind::StreamStop => reader.finish().map(|()| Message::StreamStop),
@@ -77,7 +77,7 @@ pub fn decode_at(payload: Bytes, place: Place) -> Result<Message, DecodeError> {
         // Rows outlive the reader's borrow of the payload and then take it over.
         MessageKind::Insert => {
             let (relation_oid, new) = insert(reader)?;
-            Ok(Message::Insert(Insert { relation_oid, new: new.of(payload) }))
+            Ok(Message::Insert(Insert { xid, relation_oid, new: new.of(payload) }))
         }
         MessageKind::Update => {
             let (relation_oid, old, new) = update(reader)?;
@@ -86,7 +86,7 @@ pub fn decode_at(payload: Bytes, place: Place) -> Result<Message, DecodeError> {
                 Some(Identity::Key(span)) => OldRow::Key(span.of(payload.clone())),
                 Some(Identity::Full(span)) => OldRow::Full(span.of(payload.clone())),
             };
-            Ok(Message::Update(Update { relation_oid, old, new: new.of(payload) }))
+            Ok(Message::Update(Update { xid, relation_oid, old, new: new.of(payload) }))
         }
         MessageKind::Delete => {
             let (relation_oid, old) = delete(reader)?;
@@ -94,7 +94,7 @@ pub fn decode_at(payload: Bytes, place: Place) -> Result<Message, DecodeError> {
                 Identity::Key(span) => DeletedRow::Key(span.of(payload)),
                 Identity::Full(span) => DeletedRow::Full(span.of(payload)),
             };
-            Ok(Message::Delete(Delete { relation_oid, old }))
+            Ok(Message::Delete(Delete { xid, relation_oid, old }))
         }
     }
 }
@@ -271,7 +271,7 @@ fn new_row(reader: &mut Reader<'_>) -> Result<Span, DecodeError> {
     }
 }
 
-fn truncate(mut reader: Reader<'_>) -> Result<Truncate, DecodeError> {
+fn truncate(mut reader: Reader<'_>, xid: Option<u32>) -> Result<Truncate, DecodeError> {
     const COUNT: Field = Field::Of("number of relations");
     let offset = reader.offset();
     let announced = reader.u32(COUNT)?;
@@ -283,6 +283,7 @@ fn truncate(mut reader: Reader<'_>) -> Result<Truncate, DecodeError> {
     }
     reader.finish()?;
     Ok(Truncate {
+        xid,
         relation_oids,
         cascade: flags & TRUNCATE_CASCADE != 0,
         restart_seqs: flags & TRUNCATE_RESTART_SEQS != 0,

@@ -107,15 +107,17 @@ impl MessageKind {
     }
 }
 
-/// Splits a payload into its kind and a reader that stands at the body. The xid of a streamed change
-/// (its subtransaction's) is passed over: a subtransaction that aborts is told of by its own message.
+/// Splits a payload into its kind, the xid of a streamed change (its subtransaction's, if it is of one),
+/// and a reader that stands at the body.
 #[inline]
-pub(super) fn open(payload: &[u8], place: Place) -> Result<(MessageKind, Reader<'_>), DecodeError> {
+pub(super) fn open(
+    payload: &[u8],
+    place: Place,
+) -> Result<(MessageKind, Option<u32>, Reader<'_>), DecodeError> {
     let (&byte, body) = payload.split_first().ok_or(DecodeError::Empty)?;
     let kind = MessageKind::from_byte(byte).ok_or(DecodeError::UnknownMessage(byte))?;
     let mut reader = Reader::new(kind, payload.len(), body);
-    if place == Place::InStream && kind.carries_xid() {
-        reader.u32(Field::Of("xid"))?;
-    }
-    Ok((kind, reader))
+    let streamed = place == Place::InStream && kind.carries_xid();
+    let xid = if streamed { Some(reader.u32(Field::Of("xid"))?) } else { None };
+    Ok((kind, xid, reader))
 }

@@ -122,12 +122,16 @@ pub struct Type {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Insert {
+    /// The transaction or subtransaction that made the change; present in a streamed piece only.
+    pub xid: Option<u32>,
     pub relation_oid: u32,
     pub new: Tuple,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Update {
+    /// The transaction or subtransaction that made the change; present in a streamed piece only.
+    pub xid: Option<u32>,
     pub relation_oid: u32,
     pub old: OldRow,
     pub new: Tuple,
@@ -147,6 +151,8 @@ pub enum OldRow {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delete {
+    /// The transaction or subtransaction that made the change; present in a streamed piece only.
+    pub xid: Option<u32>,
     pub relation_oid: u32,
     pub old: DeletedRow,
 }
@@ -163,6 +169,8 @@ pub enum DeletedRow {
 /// Every table of one TRUNCATE, those reached by CASCADE included.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Truncate {
+    /// The transaction or subtransaction that made the change; present in a streamed piece only.
+    pub xid: Option<u32>,
     pub relation_oids: Vec<u32>,
     pub cascade: bool,
     /// RESTART IDENTITY.

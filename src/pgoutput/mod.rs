@@ -41,6 +41,7 @@ mod error;
 mod message;
 mod reader;
 mod relations;
+mod tally;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -56,4 +57,5 @@ pub use message::{
     RelationColumn, StreamAbort, StreamCommit, StreamStart, Truncate, Type, Update,
 };
 pub use relations::{RelationCache, RelationError};
+pub use tally::Tally;
 pub use tuple::{Format, TextColumns, Tuple, Value, Values};

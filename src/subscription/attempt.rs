@@ -32,7 +32,7 @@ use crate::telemetry::Attention;
 use super::failure::{Cause, Failure, schema_failure};
 use super::findings;
 use super::format::{self, Ready, Transactions, Whole};
-use super::positions::StreamPositions;
+use super::positions::{Promptness, StreamPositions};
 use super::publications::Publications;
 use super::publisher::{Published, Publisher, Reached, Reaching, copy_options};
 use super::reader::Reader;
@@ -51,6 +51,8 @@ pub(super) struct Context {
     pub(super) target: ConnInfo,
     pub(super) store: Store,
     pub(super) positions: watch::Sender<StreamPositions>,
+    /// How soon the publisher wants to hear of positions.
+    pub(super) promptness: watch::Sender<Promptness>,
     /// What is published, as taken up and as last seen.
     pub(super) publications: watch::Sender<Publications>,
     pub(super) take_up: TakeUp,
@@ -196,7 +198,8 @@ pub(super) async fn run(
     let ready = if pending.is_empty() { Ready::All } else { Ready::NotAll };
     let syncs = TableSyncs::new(context, &publisher, pending);
     let skip = skip_ahead(context, known.skip, from).await?;
-    let choice = possible.choose(context, from, skip, ready);
+    let synchronised = members.values().filter_map(|member| member.position).max();
+    let choice = possible.choose(context, from, skip.max(synchronised), ready);
     if choice.transactions == Transactions::InProgress {
         replication.simple_query(format::STREAM_EARLY).await?;
     }

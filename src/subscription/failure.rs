@@ -1,6 +1,7 @@
 //! One exhaustive table from what went wrong to what is done about it and what is said.
 
 use crate::apply::ApplyError;
+use crate::apply::core::End;
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
 use crate::net::{ConnectError, Ended, Step};
 use crate::pg::{Lsn, QualifiedName};
@@ -203,14 +204,6 @@ impl From<ApplyError> for Failure {
                     .hint("see pg_stat_activity and pg_locks on the target; apply goes on by itself"),
             ),
             ApplyError::NotASet | ApplyError::SetMissed => Self::retry(Diagnosis::new(error.to_string())),
-            ApplyError::SendAgain { until } => {
-                let restart = Some(Restart::SendAgain { until });
-                Self { restart, ..Self::retry(Diagnosis::new(error.to_string())) }
-            }
-            ApplyError::SendWhole => {
-                let restart = Some(Restart::SendWhole);
-                Self { restart, ..Self::retry(Diagnosis::new(error.to_string())) }
-            }
             ApplyError::TargetChanged(ref table) => Self::target_changed(table.clone()),
             ApplyError::Server(error) | ApplyError::CopyRefused(error) => of_target(&error, None),
             ApplyError::Refused { error, change } => of_target(
@@ -226,16 +219,30 @@ impl From<ApplyError> for Failure {
                 ))
                 .hint("check the unique indexes of the table (amcheck), then \"pgsluice resume\""),
             ),
-            ApplyError::ProgressMoved { expected } => Self::target_lost(
-                Diagnosis::new(format!("another writer has moved the subscription on from {expected}"))
-                    .detail("nothing of this transaction was applied here")
-                    .hint("this instance lets go and takes its place in the queue again"),
-            ),
-            ApplyError::Unfit(misfits) => schema_failure(&misfits),
+            ApplyError::ProgressMoved { expected } => another_writer(expected),
             ApplyError::Catalog(error) => error.into(),
+            ApplyError::Open(error) => (*error).into(),
             ApplyError::Plan(error) => protocol(&error),
-            ApplyError::Relation(error) => protocol(&error),
-            error @ ApplyError::OutOfOrder(_) => protocol(&error),
+            ApplyError::Ended(end) => end.into(),
+        }
+    }
+}
+
+impl From<End> for Failure {
+    fn from(end: End) -> Self {
+        match end {
+            End::SendAgain { until } => {
+                let restart = Some(Restart::SendAgain { until });
+                Self { restart, ..Self::retry(Diagnosis::new(end.to_string())) }
+            }
+            End::SendWhole => {
+                let restart = Some(Restart::SendWhole);
+                Self { restart, ..Self::retry(Diagnosis::new(end.to_string())) }
+            }
+            End::AnotherWriter { expected } => another_writer(expected),
+            End::Unfit(misfits) => schema_failure(&misfits),
+            End::Relation(error) => protocol(&error),
+            end @ (End::OutOfOrder(_) | End::Invariant(_)) => protocol(&end),
         }
     }
 }
@@ -296,6 +303,14 @@ pub(crate) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
     }
     let hint = format!("on the target, then it goes on by itself:\n{}", hints.join("\n"));
     Failure::pause(PauseReason::Schema, diagnosis.hint(hint))
+}
+
+fn another_writer(expected: Lsn) -> Failure {
+    Failure::target_lost(
+        Diagnosis::new(format!("another writer has moved the subscription on from {expected}"))
+            .detail("nothing of this transaction was applied here")
+            .hint("this instance lets go of the subscription and asks for it again"),
+    )
 }
 
 fn connection_lost(why: String) -> Diagnosis {

@@ -143,14 +143,21 @@ pub(super) async fn survey(
 }
 
 impl Possible {
-    /// Chooses for a stream that begins at `from`, with `skip` to be passed over.
-    pub(super) fn choose(self, context: &Context, from: Lsn, skip: Option<Lsn>, ready: Ready) -> Choice {
+    /// Chooses for a stream that begins at `from`. Up to `known_at_end`, which changes apply is known at
+    /// the end of their transaction only: a transaction is to be passed over, or a table was synchronised
+    /// later.
+    pub(super) fn choose(
+        self,
+        context: &Context,
+        from: Lsn,
+        known_at_end: Option<Lsn>,
+        ready: Ready,
+    ) -> Choice {
         let now = Instant::now();
         let exact = context.exact_until.filter(|until| *until >= from);
-        // Which transaction it is that is to be passed over is known at its end only.
-        let known_at_its_end = exact.max(skip);
+        let known_at_its_end = exact.max(known_at_end.filter(|known| *known > from));
         let whole = context.whole.map(|whole| whole.until).filter(|until| *until > now);
-        // So is which changes of a table apply that is still being copied.
+        // The same goes for a table that is still being copied.
         let may_stream = known_at_its_end.is_none() && whole.is_none() && ready == Ready::All;
         let binary = self.formats == Format::Binary;
         let streaming = self.transactions == Transactions::InProgress;

@@ -17,7 +17,7 @@ use crate::net::{self, PgClient};
 use crate::schema::catalog;
 use crate::store::{HEAD_START, Positions, Store};
 
-use super::positions::{LagClock, StreamPositions};
+use super::positions::{LagClock, Promptness, StreamPositions};
 use super::publications::Publications;
 use super::publisher::monitor_options;
 use super::slot::{self, SlotView};
@@ -46,6 +46,8 @@ pub(super) struct Monitor {
     pub(super) positions: watch::Receiver<StreamPositions>,
     /// Where it tells what is published now, if changes are taken up by themselves.
     pub(super) publications: watch::Sender<Publications>,
+    /// Where it tells whether commits of the publisher may wait for what we report.
+    pub(super) positions_wanted: watch::Sender<Promptness>,
     pub(super) events: mpsc::Sender<MonitorEvent>,
     pub(super) snapshot: watch::Sender<Snapshot>,
 }
@@ -115,6 +117,11 @@ impl Monitor {
         }
         let client = session.as_ref()?;
         let view = slot::view(client, &self.subscription.slot).await.ok()?;
+        let synchronous = catalog::has_synchronous_standbys(&**client).await.ok()?;
+        self.positions_wanted.send_if_modified(|wanted| {
+            let now = if synchronous { Promptness::CommitsWait } else { Promptness::Relaxed };
+            std::mem::replace(wanted, now) != now
+        });
         let published = if look == Look::PublicationsToo {
             Some(catalog::publications_fingerprint(&**client, &self.subscription.publications).await.ok()?)
         } else {

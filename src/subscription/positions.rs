@@ -8,6 +8,31 @@ use crate::pg::Lsn;
 /// Samples of the publisher's position that are kept: an hour at one a second.
 const SAMPLES_MAX: usize = 3600;
 
+/// Time between two records of an idle stream's position, at least: each is a small transaction of the target,
+/// and a busy publisher that changes nothing of ours would cause thousands a second.
+const IDLE_RECORD_INTERVAL: Duration = Duration::from_secs(1);
+/// The same where commits of the publisher may wait for the record.
+const IDLE_RECORD_INTERVAL_SYNCHRONOUS: Duration = Duration::from_millis(5);
+
+/// How soon the publisher wants to hear of positions that need nothing in the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Promptness {
+    #[default]
+    Relaxed,
+    /// The publisher has synchronous standbys: commits may wait for what we report.
+    CommitsWait,
+}
+
+impl Promptness {
+    /// Time between two records of an idle stream's position, at least.
+    pub(super) fn idle_record_interval(self) -> Duration {
+        match self {
+            Self::Relaxed => IDLE_RECORD_INTERVAL,
+            Self::CommitsWait => IDLE_RECORD_INTERVAL_SYNCHRONOUS,
+        }
+    }
+}
+
 /// Positions of a running stream; none where nothing is known yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StreamPositions {

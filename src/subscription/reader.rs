@@ -17,9 +17,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use crate::pg::Lsn;
-use crate::pgoutput::{DecodeError, Decoder, Message};
+use crate::pgoutput::{DecodeError, Decoder, Message, Tally};
 use crate::replication::{Feedback, Frame, ReplicationStream, Reply, StreamError, micros_since_2000};
-use crate::telemetry::Tally;
 
 /// Chunks between reader and apply, at most: what the target has to do while the publisher only decodes.
 const CHUNKS_MAX: usize = 8;
@@ -36,7 +35,10 @@ const STATUS_PER_TIMEOUT: u32 = 4;
 pub(super) enum StreamEvent {
     Message(Message),
     /// Everything up to here has been sent.
-    Keepalive(Lsn),
+    Keepalive {
+        wal_end: Lsn,
+        reply: Reply,
+    },
 }
 
 /// Some of the stream.
@@ -212,7 +214,7 @@ impl Task {
                 }
                 Frame::Keepalive { wal_end, reply, .. } => {
                     received = Some(wal_end);
-                    chunk.events.push(StreamEvent::Keepalive(wal_end));
+                    chunk.events.push(StreamEvent::Keepalive { wal_end, reply });
                     if reply == Reply::Requested {
                         self.send_status().await?;
                     }

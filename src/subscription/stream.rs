@@ -2,8 +2,6 @@
 //! goes back, and tables that are still being copied are taken in at a transaction's boundary.
 
 use std::collections::HashMap;
-use std::time::Duration;
-
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
 
@@ -12,6 +10,7 @@ use crate::config::SynchronousCommit;
 use crate::conflict::ConflictReport;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
+use crate::replication::Reply;
 use crate::store::{StoreError, TableState};
 use crate::telemetry::{BatchApplied, FellBack, Received};
 
@@ -22,9 +21,6 @@ use super::format::Choice;
 use super::publications::Publications;
 use super::reader::{Chunk, Done, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
-
-/// How long a transaction in progress may send nothing: until its end, the target's rows are locked.
-const IN_PROGRESS_SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// How a stream that did not fail ended.
 #[derive(Debug)]
@@ -46,10 +42,8 @@ enum Event {
     Rest,
     /// The stream has waited for a table's sync long enough.
     Resume,
-    /// A transaction in progress has stood still long enough with the target's locks.
-    Stale,
-    /// A batch has been answered.
-    Settled,
+    /// The target has answered, or time has passed.
+    Applied(Result<(), ApplyError>),
     /// The reader has stopped.
     Ended,
     Sync(SyncEvent),
@@ -79,48 +73,43 @@ pub(super) async fn run(
         first: true,
         said: HashMap::new(),
         choice,
-        heard: Instant::now(),
     };
     stream.publish(reader);
     let mut publications = context.publications.subscribe();
     loop {
         let may_end = stream.may_begin_anew();
+        let promptness = *context.promptness.borrow();
+        stream.applier.set_idle_record_interval(promptness.idle_record_interval());
         // What has been sent to the target is not thrown away either: first it settles.
         let more_to_ask = may_end && stream.may_ask_for_more();
         let ending = more_to_ask || (may_end && publications.borrow().have_changed());
         let resume = stream.waits_for_sync();
-        let stale = stream.goes_stale();
-        let (busy, open) = (stream.applier.is_busy(), !ending && resume.is_none());
+        let busy = stream.applier.is_busy();
+        let open = !ending && resume.is_none() && stream.applier.takes_messages();
         let more = !stream.rest.as_slice().is_empty();
         let event = tokio::select! {
             // Hand-overs are rare and somebody waits for them; what is done makes room.
             biased;
             event = stream.syncs.next() => Event::Sync(event),
             flushed = next_flush(&mut stream.flushes) => Event::Flushed(flushed),
-            () = stream.applier.wait(), if busy => Event::Settled,
+            applied = stream.applier.next() => Event::Applied(applied),
             Ok(_) = publications.wait_for(Publications::have_changed), if may_end && !busy => {
                 Event::Anew(StreamEnd::PublicationsChanged)
             }
             () = std::future::ready(()), if more_to_ask && !busy => Event::Anew(StreamEnd::AskForMore),
             () = sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => Event::Resume,
-            () = sleep_until(stale.unwrap_or_else(Instant::now)), if stale.is_some() => Event::Stale,
             () = std::future::ready(()), if open && more => Event::Rest,
             chunk = reader.chunks.recv(), if open && !more => chunk.map_or(Event::Ended, Event::Chunk),
         };
         let done = match event {
             Event::Chunk(chunk) => {
                 Received { subscription: context.name(), tally: chunk.received }.emit();
-                // A keepalive says nothing of a transaction in progress.
-                if chunk.events.iter().any(|event| matches!(event, StreamEvent::Message(_))) {
-                    stream.heard = Instant::now();
-                }
                 stream.rest = chunk.events.into_iter();
                 stream.take(reader).await
             }
             Event::Rest => stream.take(reader).await,
             Event::Resume => Ok(()),
-            Event::Stale => Err(ApplyError::SendWhole.into()),
-            Event::Settled => stream.applier.settle().await.map_err(Failure::from),
+            Event::Applied(applied) => applied.map_err(Failure::from),
             Event::Ended => return Err(reader.end().await.into()),
             Event::Sync(event) => stream.on_sync(event).await,
             Event::Flushed(flushed) => stream.on_flushed(flushed, reader),
@@ -155,28 +144,26 @@ struct Stream<'a> {
     /// What was last said of a table whose copy fails.
     said: HashMap<QualifiedName, Diagnosis>,
     choice: Choice,
-    /// When the last message came.
-    heard: Instant,
 }
 
 impl Stream<'_> {
     /// Takes the chunk, up to the end of the transaction at which something else is due: a chunk
     /// seldom ends where a transaction does, and a hand-over must not depend on that luck.
     async fn take(&mut self, reader: &Reader) -> Result<(), Failure> {
-        while let Some(event) = self.rest.next() {
+        while self.applier.takes_messages()
+            && let Some(event) = self.rest.next()
+        {
             match event {
-                StreamEvent::Message(message) => {
-                    if let Some(work) = self.applier.take(message)? {
-                        self.applier.work(work).await?;
-                    }
+                StreamEvent::Message(message) => self.applier.take(message)?,
+                StreamEvent::Keepalive { wal_end, reply } => {
+                    self.applier.keepalive(wal_end, reply == Reply::Requested);
                 }
-                StreamEvent::Keepalive(wal_end) => self.applier.keepalive(wal_end),
             }
             if self.applier.received().is_some() && self.is_something_due() {
                 break;
             }
         }
-        self.applier.flush().await?;
+        self.applier.quiet()?;
         self.hand_over().await?;
         self.publish(reader);
         Ok(())
@@ -186,11 +173,10 @@ impl Stream<'_> {
     async fn outcomes(&mut self, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
         while let Some(outcome) = self.applier.outcome() {
             match outcome {
-                Outcome::Pending => {}
-                Outcome::Durable { lsn, transaction } => {
+                Outcome::Durable { lsn, skipped } => {
                     self.advance(lsn, reader);
-                    if let Some(applied) = transaction {
-                        self.note(lsn, applied).await?;
+                    if let Some(skipped) = skipped {
+                        self.note(lsn, skipped).await?;
                     }
                 }
                 Outcome::Batch { lsn, last, tally, took } => {
@@ -250,9 +236,9 @@ impl Stream<'_> {
                 let settled = store.resolve_applied(name, lsn).await?;
                 debug!(subscription = name, %lsn, ?settled, "first transaction applied");
             }
-            How::Committed | How::Empty => {}
+            How::Committed => {}
         }
-        self.first &= applied.how == How::Empty;
+        self.first = false;
         Ok(())
     }
 
@@ -266,11 +252,6 @@ impl Stream<'_> {
     fn may_ask_for_more(&self) -> bool {
         let better = self.choice.better_after.filter(|_| self.syncs.is_empty());
         better.is_some_and(|better| better.is_due(Instant::now(), self.done.applied))
-    }
-
-    /// Until when more of a transaction in progress has to come; none if there is none.
-    fn goes_stale(&self) -> Option<Instant> {
-        self.applier.is_in_progress().then_some(self.heard + IN_PROGRESS_SILENCE_MAX)
     }
 
     /// Until when the stream keeps still for a table's sync that is about to reach it, if it does.

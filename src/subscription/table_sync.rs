@@ -393,7 +393,9 @@ impl Sync {
             for event in chunk.events {
                 let position = match event {
                     StreamEvent::Message(message) => catch_up.handle(message).await?,
-                    StreamEvent::Keepalive(lsn) => catch_up.is_between_transactions().then_some(lsn),
+                    StreamEvent::Keepalive { wal_end, .. } => {
+                        catch_up.is_between_transactions().then_some(wal_end)
+                    }
                 };
                 reached = position.map_or(reached, |position| position.max(reached));
             }

@@ -32,7 +32,7 @@ use super::because::Because;
 use super::failure::{Failure, Restart, TargetLink};
 use super::format::Whole;
 use super::monitor::{Monitor, MonitorEvent};
-use super::positions::StreamPositions;
+use super::positions::{Promptness, StreamPositions};
 use super::publications::Publications;
 use super::reader::Reader;
 use super::schema_watch::SchemaWatch;
@@ -125,6 +125,7 @@ impl Worker {
             target,
             store: store.clone(),
             positions: watch::Sender::new(StreamPositions::default()),
+            promptness: watch::Sender::new(Promptness::default()),
             publications: watch::Sender::new(Publications::default()),
             take_up: TakeUp::AsConfigured,
             phases: phase_sender,
@@ -205,6 +206,7 @@ impl Worker {
                 store: self.store.clone(),
                 positions: self.context.positions.subscribe(),
                 publications: self.context.publications.clone(),
+                positions_wanted: self.context.promptness.clone(),
                 events: self.monitor_sender.clone(),
                 snapshot: self.context.snapshot.clone(),
             };

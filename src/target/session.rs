@@ -100,6 +100,13 @@ impl TargetSession {
         })
     }
 
+    /// A session of its own for questions to the catalog, which must not wait behind rows.
+    pub async fn open_catalog_session(&self) -> Result<PgClient, OpenError> {
+        let options =
+            ClientOptions { application_name: Some("pgsluice catalog".to_owned()), settings: Vec::new() };
+        Ok(net::client(&self.conninfo, &options).await?)
+    }
+
     pub fn client(&self) -> &Arc<PgClient> {
         &self.client
     }

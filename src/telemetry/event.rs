@@ -14,78 +14,7 @@ use super::names::{
 };
 use crate::conflict::ConflictReport;
 use crate::error::{Diagnosis, Disposition};
-use crate::pgoutput::Message;
-
-/// Row changes by operation, and transactions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tally {
-    pub inserts: u64,
-    pub updates: u64,
-    pub deletes: u64,
-    /// Tables truncated.
-    pub truncates: u64,
-    pub transactions: u64,
-}
-
-impl Tally {
-    /// Row changes of all kinds.
-    #[must_use]
-    pub const fn rows(&self) -> u64 {
-        self.inserts + self.updates + self.deletes + self.truncates
-    }
-
-    /// Both together.
-    #[must_use]
-    pub const fn plus(self, other: Self) -> Self {
-        Self {
-            inserts: self.inserts + other.inserts,
-            updates: self.updates + other.updates,
-            deletes: self.deletes + other.deletes,
-            truncates: self.truncates + other.truncates,
-            transactions: self.transactions + other.transactions,
-        }
-    }
-
-    /// Counts what the stream has brought.
-    pub fn count(&mut self, message: &Message) {
-        match message {
-            Message::Insert(_) => self.inserts += 1,
-            Message::Update(_) => self.updates += 1,
-            Message::Delete(_) => self.deletes += 1,
-            Message::Truncate(truncate) => self.truncates += truncate.relation_oids.len() as u64,
-            Message::Commit(_) | Message::StreamCommit(_) => self.transactions += 1,
-            Message::Begin(_)
-            | Message::Relation(_)
-            | Message::Type(_)
-            | Message::Origin(_)
-            | Message::Logical(_)
-            | Message::StreamStart(_)
-            | Message::StreamStop
-            | Message::StreamAbort(_) => {}
-        }
-    }
-
-    pub(super) const fn by_operation(&self) -> [(&'static str, u64); 4] {
-        [
-            ("insert", self.inserts),
-            ("update", self.updates),
-            ("delete", self.deletes),
-            ("truncate", self.truncates),
-        ]
-    }
-
-    fn add_to(&self, subscription: &str, transactions: &'static str, rows: &'static str) {
-        counter!(transactions, LABEL_SUBSCRIPTION => subscription.to_owned()).increment(self.transactions);
-        for (operation, count) in self.by_operation() {
-            if count > 0 {
-                counter!(
-                    rows, LABEL_SUBSCRIPTION => subscription.to_owned(), LABEL_OPERATION => operation
-                )
-                .increment(count);
-            }
-        }
-    }
-}
+use crate::pgoutput::Tally;
 
 /// Part of the stream has arrived.
 #[derive(Debug, Clone, Copy)]
@@ -96,7 +25,7 @@ pub struct Received<'a> {
 
 impl Received<'_> {
     pub fn emit(&self) {
-        self.tally.add_to(self.subscription, RECEIVED_TRANSACTIONS, RECEIVED_ROWS);
+        add(&self.tally, self.subscription, RECEIVED_TRANSACTIONS, RECEIVED_ROWS);
     }
 }
 
@@ -113,7 +42,7 @@ pub struct BatchApplied<'a> {
 
 impl BatchApplied<'_> {
     pub fn emit(&self) {
-        self.tally.add_to(self.subscription, APPLIED_TRANSACTIONS, APPLIED_ROWS);
+        add(&self.tally, self.subscription, APPLIED_TRANSACTIONS, APPLIED_ROWS);
         let labels = [(LABEL_SUBSCRIPTION, self.subscription.to_owned())];
         counter!(BATCHES, &labels).increment(1);
         #[expect(clippy::cast_precision_loss, reason = "a batch is far smaller than 2^53 rows")]
@@ -244,6 +173,17 @@ impl Attention<'_> {
 /// A message as one line of the log; fields are quoted anyway.
 fn one_line(text: &str) -> String {
     text.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+/// Adds `tally` to a subscription's counters.
+fn add(tally: &Tally, subscription: &str, transactions: &'static str, rows: &'static str) {
+    counter!(transactions, LABEL_SUBSCRIPTION => subscription.to_owned()).increment(tally.transactions);
+    for (operation, count) in tally.by_operation() {
+        if count > 0 {
+            counter!(rows, LABEL_SUBSCRIPTION => subscription.to_owned(), LABEL_OPERATION => operation)
+                .increment(count);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -15,10 +15,10 @@ use std::sync::OnceLock;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::event::Tally;
 use super::names::{self, Kind};
 use crate::conflict::ConflictKind;
 use crate::pg::{Lsn, QualifiedName};
+use crate::pgoutput::Tally;
 use crate::store::State;
 
 /// Tables with gauges of their own, at most: with more, only the sums are given.

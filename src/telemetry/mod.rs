@@ -21,9 +21,7 @@ mod metrics;
 pub mod names;
 mod progress;
 
-pub use event::{
-    AttemptFailed, Attention, BatchApplied, ConflictFound, Encounter, FellBack, Received, Tally,
-};
+pub use event::{AttemptFailed, Attention, BatchApplied, ConflictFound, Encounter, FellBack, Received};
 pub use logging::start;
 pub use metrics::{CopyGauges, Gauges, TABLES_MAX, register, render, start as start_metrics, upkeep};
 pub use progress::Bars;

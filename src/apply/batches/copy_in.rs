@@ -1,9 +1,11 @@
 //! Puts a set of new rows in by `COPY`: a quarter cheaper for the target than an INSERT of arrays.
 //!
 //! Its data may only follow the server's word that it is ready, so it takes one way there and back more,
-//! and a task that waits for it. Where the server refuses to begin, because something before it in the
+//! and a task that waits for it. If the server refuses to begin, because something before it in the
 //! transaction has failed or because the table is no longer what it was, the driver has sent one Sync too
-//! many, and would take each answer for the next one's: the session is given up there and then.
+//! many and would take each answer for that of the next request: the connection is closed at once.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::SinkExt as _;
@@ -16,28 +18,25 @@ use crate::net::{PgClient, server_error};
 /// COPY data is handed to the connection in such pieces.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// A COPY of so many rows, and who waits for it.
-pub(crate) struct Copying {
+/// A COPY of a number of rows, and where its answer goes.
+pub(crate) struct CopyIn {
     pub(crate) statement: Statement,
     pub(crate) data: Bytes,
     pub(crate) rows: u64,
     pub(crate) answer: oneshot::Sender<Result<(), ApplyError>>,
 }
 
-impl Copying {
-    /// Asks by its first poll, in order with other requests. A COPY that nobody waits for any more fails,
-    /// but not before it is known whether it was begun.
-    pub(crate) async fn run(mut self, client: &PgClient) {
+impl CopyIn {
+    /// Asks by its first poll, in order with other requests. Dropped before it is through, it closes the
+    /// connection: nobody could tell any more which answer belongs to what.
+    pub(crate) async fn run(self, client: Arc<PgClient>) {
+        let unfinished = Unfinished(Some(client));
+        let Some(client) = &unfinished.0 else { return };
         let result = match client.copy_in(&self.statement).await {
-            Ok(sink) => tokio::select! {
-                biased;
-                // Dropped without an end, it fails.
-                () = self.answer.closed() => return,
-                copied = pour(sink, self.data) => match copied {
-                    Ok(copied) if copied == self.rows => Ok(()),
-                    Ok(_) => Err(ApplyError::SetMissed),
-                    Err(error) => Err(error.into()),
-                },
+            Ok(sink) => match pour(sink, self.data).await {
+                Ok(copied) if copied == self.rows => Ok(()),
+                Ok(_) => Err(ApplyError::SetMissed),
+                Err(error) => Err(error.into()),
             },
             Err(error) => Err(match server_error(&error) {
                 Some(refused) => {
@@ -47,8 +46,26 @@ impl Copying {
                 None => ApplyError::Connection(error),
             }),
         };
-        // Whoever has stopped waiting needs no answer.
+        unfinished.is_through();
+        // A receiver that has gone needs no answer.
         let _ = self.answer.send(result);
+    }
+}
+
+/// Closes the connection when it is dropped while a COPY is under way.
+struct Unfinished(Option<Arc<PgClient>>);
+
+impl Unfinished {
+    fn is_through(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(client) = &self.0 {
+            client.hang_up();
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio_postgres::Statement;
 
-use crate::apply::batches::single_statement::{Alone, alone_sql};
+use crate::apply::batches::single_statement::{SingleStatement, single_statement_sql};
 use crate::apply::change::Param;
 use crate::apply::progress::advance_guarded_sql;
 use crate::apply::sets::array::set_arrays;
@@ -47,7 +47,7 @@ pub(crate) struct Prepared {
     /// How the publisher sends values.
     format: Format,
     sets: HashMap<(u64, Form), Statement>,
-    alone: HashMap<(u64, SetKind), Alone>,
+    single: HashMap<(u64, SetKind), SingleStatement>,
     progress: Option<Statement>,
     /// Fails if a table has changed since it was planned.
     guard: Option<Statement>,
@@ -59,7 +59,7 @@ pub(crate) enum Sendable {
     Set {
         statement: Statement,
         params: Vec<Param>,
-        finding: RowSearch,
+        search: RowSearch,
         /// How many rows the answer must tell, if it has to.
         expected: Option<u64>,
     },
@@ -69,13 +69,13 @@ pub(crate) enum Sendable {
 
 impl Prepared {
     pub(crate) fn new(client: Arc<PgClient>, format: Format) -> Self {
-        Self { client, format, sets: HashMap::new(), alone: HashMap::new(), progress: None, guard: None }
+        Self { client, format, sets: HashMap::new(), single: HashMap::new(), progress: None, guard: None }
     }
 
     /// Lets go of a table's statements.
     pub(crate) fn forget(&mut self, table: u64) {
         self.sets.retain(|(id, _), _| *id != table);
-        self.alone.retain(|(id, _), _| *id != table);
+        self.single.retain(|(id, _), _| *id != table);
     }
 
     /// The way to the target and back takes no longer than `round_trip`.
@@ -112,13 +112,13 @@ impl Prepared {
     ) -> Result<Sendable, ApplyError> {
         let by_answer = counted == Count::ByAnswer && sql::answers_count(kind);
         let counted = if by_answer { counted } else { Count::ByStatement };
-        let finding = RowSearch::of(kind, range);
+        let search = RowSearch::of(kind, range);
         let format = self.format;
-        let sql = || sql::set_sql(&table.plan, kind, finding, counted, format);
-        let statement = self.prepare(table, Form::Set(kind.clone(), finding, counted), sql).await?;
+        let sql = || sql::set_sql(&table.plan, kind, search, counted, format);
+        let statement = self.prepare(table, Form::Set(kind.clone(), search, counted), sql).await?;
         let params = bind(&statement, table, kind, rows, range, counted)?;
         let expected = by_answer.then_some(rows.len() as u64);
-        Ok(Sendable::Set { statement, params, finding, expected })
+        Ok(Sendable::Set { statement, params, search, expected })
     }
 
     async fn copying(
@@ -134,23 +134,25 @@ impl Prepared {
     }
 
     /// The statement for a transaction that is this set, and its parameters but for the progress's.
-    pub(crate) async fn alone(
+    pub(crate) async fn single_statement(
         &mut self,
         table: &TableContext,
         kind: &SetKind,
         rows: &[SetRow],
-    ) -> Result<(Alone, Vec<Param>), ApplyError> {
+    ) -> Result<(SingleStatement, Vec<Param>), ApplyError> {
         let key = (table.id, kind.clone());
-        let alone = if let Some(alone) = self.alone.get(&key) {
-            alone.clone()
+        let single = if let Some(single) = self.single.get(&key) {
+            single.clone()
         } else {
-            let alone = Alone::new(self.client.prepare(&alone_sql(&table.plan, kind, self.format)).await?);
+            let single = SingleStatement::new(
+                self.client.prepare(&single_statement_sql(&table.plan, kind, self.format)).await?,
+            );
             self.make_room();
-            self.alone.insert(key, alone.clone());
-            alone
+            self.single.insert(key, single.clone());
+            single
         };
-        let params = bind(&alone.statement, table, kind, rows, None, Count::ByStatement)?;
-        Ok((alone, params))
+        let params = bind(&single.statement, table, kind, rows, None, Count::ByStatement)?;
+        Ok((single, params))
     }
 
     async fn prepare(
@@ -170,9 +172,9 @@ impl Prepared {
     }
 
     fn make_room(&mut self) {
-        if self.sets.len() + self.alone.len() >= PREPARED_STATEMENTS_MAX {
+        if self.sets.len() + self.single.len() >= PREPARED_STATEMENTS_MAX {
             self.sets.clear();
-            self.alone.clear();
+            self.single.clear();
         }
     }
 

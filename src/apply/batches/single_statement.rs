@@ -31,7 +31,7 @@ const NONE: i64 = 0;
 
 /// One table's statement for one kind of change.
 #[derive(Debug, Clone)]
-pub(crate) struct Alone {
+pub(crate) struct SingleStatement {
     pub(crate) statement: Statement,
     /// The number of the plan that was made for the table as we know it.
     fitting: Arc<AtomicI64>,
@@ -39,7 +39,7 @@ pub(crate) struct Alone {
 
 /// Its text. Parameters: the set's, the progress's, and the number of the plan that it must have, which is
 /// NULL if any will do. It returns the number that it has, as `plan`.
-pub(crate) fn alone_sql(table: &TablePlan, kind: &SetKind, format: Format) -> String {
+pub(crate) fn single_statement_sql(table: &TablePlan, kind: &SetKind, format: Format) -> String {
     sql::with_progress_sql(table, kind, format, |first| {
         let (moved, counted, next) = advance_counted(first);
         (moved, format!("{counted}, {} AS plan FROM moved", plan_guard(next)))
@@ -55,7 +55,7 @@ fn plan_guard(wanted: usize) -> String {
     )
 }
 
-impl Alone {
+impl SingleStatement {
     pub(crate) fn new(statement: Statement) -> Self {
         Self { statement, fitting: Arc::new(AtomicI64::new(NONE)) }
     }

@@ -2,25 +2,30 @@
 //! apart.
 //!
 //! # Transactions in progress
-//! A publisher that may (`streaming`) sends a large transaction in pieces before it knows how it ends,
-//! and other transactions in between. The first one that touches a table of ours is taken as if it were
-//! next: it is applied as it comes, in a target transaction that commits only if it does. Nearly always
-//! that is how it goes, and target and publisher have worked at the same time. If something else of
-//! ours commits first, or part of it is rolled back, it was not next: the publisher is asked to send whole
-//! transactions ([`ApplyError::SendWhole`]), and nothing is lost but the work. So nothing has to be put
-//! by, in memory or on disk.
+//! A publisher that may (`streaming`) sends a large transaction in pieces before it knows how it ends, and
+//! other transactions in between. The first one that touches a table of ours is taken as if it were next: it
+//! is applied as it comes, in a target transaction that commits only if it does. Nearly always that is how it
+//! goes, and target and publisher have worked at the same time. Whatever cannot be proved to belong to what
+//! will commit is not applied so; the publisher is asked to send whole transactions ([`End::SendWhole`]),
+//! and nothing is lost but the work. That is so if
+//! - another transaction of ours commits first, or part of it is rolled back;
+//! - a subtransaction made the change. The publisher does not announce the abort of each one: a
+//!   subtransaction that was spilled to disk before the transaction could be streamed counts as not streamed
+//!   (`ReorderBufferTruncateTXN` and `ReorderBufferAbort` in `reorderbuffer.c`);
+//! - the table's position lies beyond what has been received: whether the transaction commits before or
+//!   after it is known at its end only.
+//!
+//! So nothing has to be put by, in memory or on disk.
 
 use std::sync::Arc;
 
+use super::event::Event;
+use super::tables::{Lookup, Tables};
 use crate::apply::change::RowChange;
-use crate::apply::incoming::event::Event;
-use crate::apply::incoming::tables::{Lookup, Tables};
-use crate::apply::{ApplyError, TableContext};
-use crate::pg::Lsn;
-use crate::pgoutput::{Begin, Format, Message, Relation, StreamAbort, StreamCommit, Truncate};
-
-/// Where a transaction in progress will finish: beyond the position of every table that takes part.
-const NOT_YET: Lsn = Lsn::new(u64::MAX);
+use crate::apply::core::End;
+use crate::apply::table::TableContext;
+use crate::pg::{Lsn, QualifiedName};
+use crate::pgoutput::{Begin, Format, Message, StreamAbort, StreamCommit, Truncate};
 
 #[derive(Debug)]
 pub(crate) struct Intake {
@@ -29,7 +34,7 @@ pub(crate) struct Intake {
     format: Format,
     /// The publisher's transaction that is being received.
     receiving: Option<Receiving>,
-    /// Whose piece of a transaction in progress this is.
+    /// The transaction in progress that the current piece belongs to.
     piece: Option<u32>,
     /// The end of the last transaction received.
     received: Lsn,
@@ -41,13 +46,24 @@ enum Receiving {
     InProgress { xid: u32, changes: u64 },
 }
 
+/// When the transaction of a change commits.
+#[derive(Debug, Clone, Copy)]
+enum Finish {
+    At(Lsn),
+    /// Somewhere beyond this position.
+    Beyond(Lsn),
+}
+
 /// What a message means.
 #[derive(Debug)]
 pub(crate) enum Taken {
     Nothing,
     Event(Event),
-    /// A table's description, to be held against the target.
-    Announce(Relation),
+    /// A transaction without anything for us ended here.
+    Passed(Lsn),
+    /// A table was described; the target's table of this name, if it is one of ours and the description is
+    /// news, is to be described next.
+    Announced(Option<QualifiedName>),
     /// The transaction in progress has committed: how it would have begun, and its end.
     Ended(Begin, Event),
     /// The transaction in progress was rolled back.
@@ -66,7 +82,7 @@ impl Intake {
     /// The position up to which the stream has been received, between two transactions; none within
     /// one.
     pub(crate) fn received(&self) -> Option<Lsn> {
-        self.receiving.is_none().then_some(self.received)
+        (self.receiving.is_none() && self.piece.is_none()).then_some(self.received)
     }
 
     /// Where the transaction that is being received finishes, if there is one and it is known.
@@ -88,21 +104,23 @@ impl Intake {
     }
 
     /// Takes the stream's next message.
-    pub(crate) fn take(&mut self, message: Message) -> Result<Taken, ApplyError> {
+    pub(crate) fn take(&mut self, message: Message) -> Result<Taken, End> {
         match message {
-            Message::Insert(m) => self.change(m.relation_oid, RowChange::Insert { new: m.new }),
-            Message::Update(m) => self.change(m.relation_oid, RowChange::Update { old: m.old, new: m.new }),
-            Message::Delete(m) => self.change(m.relation_oid, RowChange::Delete { old: m.old.into() }),
+            Message::Insert(m) => self.change(m.relation_oid, m.xid, RowChange::Insert { new: m.new }),
+            Message::Update(m) => {
+                self.change(m.relation_oid, m.xid, RowChange::Update { old: m.old, new: m.new })
+            }
+            Message::Delete(m) => self.change(m.relation_oid, m.xid, RowChange::Delete { old: m.old.into() }),
             Message::Truncate(m) => self.truncate(&m),
             Message::Begin(begin) => self.begin(begin),
             Message::Commit(commit) => {
                 let Some(Receiving::Whole { changes, .. }) = self.receiving.take() else {
                     return Err(outside("COMMIT"));
                 };
-                self.received = commit.end_lsn;
+                self.received = self.received.max(commit.end_lsn);
                 Ok(Taken::Event(Event::Commit { commit, changes }))
             }
-            Message::Relation(relation) => Ok(Taken::Announce(relation)),
+            Message::Relation(relation) => Ok(Taken::Announced(self.tables.announce(relation)?)),
             Message::Type(message) => {
                 self.tables.announce_type(message)?;
                 Ok(Taken::Nothing)
@@ -112,7 +130,7 @@ impl Intake {
             Message::Origin(_) | Message::Logical(_) => Ok(Taken::Nothing),
             Message::StreamStart(start) => {
                 if self.piece.replace(start.xid).is_some() || self.finishes_at().is_some() {
-                    return Err(ApplyError::OutOfOrder("a stream start within something".to_owned()));
+                    return Err(End::OutOfOrder("a stream start within something".to_owned()));
                 }
                 Ok(Taken::Nothing)
             }
@@ -125,24 +143,22 @@ impl Intake {
         }
     }
 
-    fn begin(&mut self, begin: Begin) -> Result<Taken, ApplyError> {
+    fn begin(&mut self, begin: Begin) -> Result<Taken, End> {
         match self.receiving {
             None => {
                 self.receiving = Some(Receiving::Whole { begin, changes: 0 });
                 Ok(Taken::Event(Event::Begin(begin)))
             }
-            Some(Receiving::InProgress { .. }) => Err(ApplyError::SendWhole),
-            Some(Receiving::Whole { .. }) => {
-                Err(ApplyError::OutOfOrder("BEGIN within a transaction".to_owned()))
-            }
+            Some(Receiving::InProgress { .. }) => Err(End::SendWhole),
+            Some(Receiving::Whole { .. }) => Err(End::OutOfOrder("BEGIN within a transaction".to_owned())),
         }
     }
 
-    fn stream_commit(&mut self, StreamCommit { xid, commit }: StreamCommit) -> Result<Taken, ApplyError> {
+    fn stream_commit(&mut self, StreamCommit { xid, commit }: StreamCommit) -> Result<Taken, End> {
         match self.receiving {
             Some(Receiving::InProgress { xid: ours, changes }) if ours == xid => {
                 self.receiving = None;
-                self.received = commit.end_lsn;
+                self.received = self.received.max(commit.end_lsn);
                 let (final_lsn, commit_time) = (commit.commit_lsn, commit.commit_time);
                 let begin = Begin { final_lsn, commit_time, xid };
                 Ok(Taken::Ended(begin, Event::Commit { commit, changes }))
@@ -150,20 +166,20 @@ impl Intake {
             // Nothing of it concerned us.
             Some(Receiving::InProgress { .. }) => Ok(Taken::Nothing),
             None => {
-                self.received = commit.end_lsn;
-                Ok(Taken::Event(Event::Idle(commit.end_lsn)))
+                self.received = self.received.max(commit.end_lsn);
+                Ok(Taken::Passed(commit.end_lsn))
             }
             Some(Receiving::Whole { .. }) => {
-                Err(ApplyError::OutOfOrder("a stream commit within a transaction".to_owned()))
+                Err(End::OutOfOrder("a stream commit within a transaction".to_owned()))
             }
         }
     }
 
-    fn stream_abort(&mut self, abort: StreamAbort) -> Result<Taken, ApplyError> {
+    fn stream_abort(&mut self, abort: StreamAbort) -> Result<Taken, End> {
         match self.receiving {
             Some(Receiving::InProgress { xid, .. }) if xid == abort.xid => {
                 if abort.subxid != abort.xid {
-                    return Err(ApplyError::SendWhole);
+                    return Err(End::SendWhole);
                 }
                 self.receiving = None;
                 Ok(Taken::RolledBack)
@@ -172,12 +188,13 @@ impl Intake {
         }
     }
 
-    fn change(&mut self, relation: u32, mut change: RowChange) -> Result<Taken, ApplyError> {
+    fn change(&mut self, relation: u32, made_by: Option<u32>, mut change: RowChange) -> Result<Taken, End> {
         let finish = self.finish(change.operation())?;
         let Some(table) = self.find(relation, finish)?.map(Arc::clone) else {
             self.pass_over();
             return Ok(Taken::Nothing);
         };
+        self.is_of_top_level(made_by)?;
         if self.format == Format::Binary {
             change.binary_as_text(&table.text_columns);
         }
@@ -185,7 +202,7 @@ impl Intake {
         Ok(Taken::Event(Event::Change { table, change, index }))
     }
 
-    fn truncate(&mut self, message: &Truncate) -> Result<Taken, ApplyError> {
+    fn truncate(&mut self, message: &Truncate) -> Result<Taken, End> {
         let finish = self.finish("TRUNCATE")?;
         let mut tables = Vec::with_capacity(message.relation_oids.len());
         for &relation in &message.relation_oids {
@@ -195,15 +212,22 @@ impl Intake {
             self.pass_over();
             return Ok(Taken::Nothing);
         }
+        self.is_of_top_level(message.xid)?;
         let index = self.count()?;
         Ok(Taken::Event(Event::Truncate { tables, restart_seqs: message.restart_seqs, index }))
     }
 
-    /// Where the transaction of a change finishes.
-    fn finish(&self, what: &str) -> Result<Lsn, ApplyError> {
+    /// Fails if a subtransaction made the change of a transaction in progress.
+    fn is_of_top_level(&self, made_by: Option<u32>) -> Result<(), End> {
+        if self.piece == made_by { Ok(()) } else { Err(End::SendWhole) }
+    }
+
+    /// When the transaction of a change commits.
+    fn finish(&self, what: &str) -> Result<Finish, End> {
         match (self.piece, self.receiving) {
-            (Some(_), _) => Ok(NOT_YET),
-            (None, Some(Receiving::Whole { begin, .. })) => Ok(begin.final_lsn),
+            // Everything received so far has committed before it.
+            (Some(_), _) => Ok(Finish::Beyond(self.received)),
+            (None, Some(Receiving::Whole { begin, .. })) => Ok(Finish::At(begin.final_lsn)),
             (None, Some(Receiving::InProgress { .. }) | None) => Err(outside(what)),
         }
     }
@@ -218,7 +242,7 @@ impl Intake {
     }
 
     /// Counts a change that is ours, and tells its place in its transaction.
-    fn count(&mut self) -> Result<u64, ApplyError> {
+    fn count(&mut self) -> Result<u64, End> {
         match (self.piece, &mut self.receiving) {
             (None, Some(Receiving::Whole { changes, .. })) => {
                 *changes += 1;
@@ -232,23 +256,31 @@ impl Intake {
                 *receiving = Some(Receiving::InProgress { xid, changes: 1 });
                 Ok(1)
             }
-            (Some(_), Some(_)) => Err(ApplyError::SendWhole),
+            (Some(_), Some(_)) => Err(End::SendWhole),
             (None, _) => Err(outside("a change")),
         }
     }
 
     /// Finds the table of a relation; none if its changes are not to be applied.
-    fn find(&self, relation: u32, finish: Lsn) -> Result<Option<&Arc<TableContext>>, ApplyError> {
-        match self.tables.lookup(relation, finish) {
-            Lookup::Apply(table) => Ok(Some(table)),
-            Lookup::PassOver => Ok(None),
-            Lookup::Unannounced => Err(ApplyError::OutOfOrder(format!(
+    fn find(&self, relation: u32, finish: Finish) -> Result<Option<&Arc<TableContext>>, End> {
+        match (self.tables.lookup(relation), finish) {
+            (Lookup::Unannounced, _) => Err(End::OutOfOrder(format!(
                 "a change of relation {relation}, which no Relation message announced"
             ))),
+            (Lookup::Foreign, _) | (Lookup::Member { position: None, .. }, Finish::At(_)) => Ok(None),
+            (Lookup::Member { position: Some(position), context }, Finish::At(commit)) => {
+                Ok((position <= commit).then_some(context))
+            }
+            (Lookup::Member { position: Some(position), context }, Finish::Beyond(received))
+                if position <= received =>
+            {
+                Ok(Some(context))
+            }
+            (Lookup::Member { .. }, Finish::Beyond(_)) => Err(End::SendWhole),
         }
     }
 }
 
-fn outside(what: &str) -> ApplyError {
-    ApplyError::OutOfOrder(format!("{what} outside a transaction"))
+fn outside(what: &str) -> End {
+    End::OutOfOrder(format!("{what} outside a transaction"))
 }

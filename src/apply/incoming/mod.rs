@@ -1,6 +1,6 @@
 //! The stream's messages as apply sees them: relations resolved, changes numbered, transactions told
 //! apart.
 
-pub(crate) mod event;
-pub(crate) mod intake;
-pub(crate) mod tables;
+pub mod event;
+pub mod intake;
+pub mod tables;

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
+use crate::apply::sets::sql::{ExactBecause, exact_because};
 use crate::apply::table::{TableContext, text_columns};
-use crate::apply::{ApplyError, ExactBecause};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
 use crate::schema::binary::takes_binary;
 use crate::schema::{
-    self, Comparison, Misfit, MisfitKind, Pairing, PublishedActions, PublishedRelation, catalog,
+    self, Comparison, Misfit, MisfitKind, Pairing, PublishedActions, PublishedRelation, ReplicationRole,
+    TargetTable,
 };
-use crate::target::TargetSession;
 
 /// A table of the subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,18 +23,50 @@ pub struct Member {
     pub catalog: Arc<PublishedRelation>,
     pub target: QualifiedName,
     pub actions: PublishedActions,
-    /// Where its copy stands: a change applies if its commit lies at or beyond. None while the
-    /// table is not synchronised; its changes are then somebody else's business.
+    /// A change applies if its commit lies at or beyond. None while the table is not synchronised: its
+    /// changes are then applied by its synchronisation.
     pub position: Option<Lsn>,
 }
 
 /// The subscription's tables by their names on the publisher. A table that exists on both sides
-/// but is not listed here is never written (EDGE_CASES 19).
+/// but is not listed here is never written.
 pub type Membership = HashMap<QualifiedName, Member>;
+
+/// What a comparison needs to know of the target's session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Surroundings {
+    pub replication_role: ReplicationRole,
+    /// The applying role, for the GRANT that it lacks.
+    pub role: String,
+}
+
+impl Surroundings {
+    /// Compares a published table with its target as that is now.
+    pub(crate) fn compare(
+        &self,
+        published: &PublishedRelation,
+        actions: PublishedActions,
+        target_name: &QualifiedName,
+        target: Option<&TargetTable>,
+    ) -> Comparison {
+        let (session, role) = (self.replication_role, self.role.as_str());
+        schema::compare(&Pairing { published, actions, target_name, target, session, role })
+    }
+}
+
+/// Whether a table would be planned as it was before, were it planned now.
+pub(crate) fn is_still_planned_so(table: &TableContext, now: &Comparison) -> bool {
+    // A privilege that was taken away is no change of the table: the refusal itself tells it all.
+    let refused = |misfit: &Misfit| {
+        matches!(misfit.kind, MisfitKind::MissingPrivilege { .. } | MisfitKind::NoSchemaUsage { .. })
+    };
+    let only_refused = !now.misfits.is_empty() && now.misfits.iter().all(refused);
+    only_refused || now.plan.as_ref() == Some(&table.plan)
+}
 
 /// A table that has just been planned.
 #[derive(Debug)]
-pub(crate) struct Announced {
+pub(crate) struct Described {
     /// The id of the plan that it replaces.
     pub(crate) replaced: Option<u64>,
     pub(crate) source: QualifiedName,
@@ -42,31 +74,23 @@ pub(crate) struct Announced {
     pub(crate) takes_binary: bool,
 }
 
-impl TableContext {
-    /// Fails if the table would be planned otherwise now, or not at all: what went wrong with its
-    /// changes is then the plan's fault, and theirs only if it happens again under a fresh one.
-    /// The session must not be within a transaction.
-    pub(crate) async fn check_current(&self, session: &TargetSession) -> Result<(), ApplyError> {
-        let now = compare(&self.described, self.actions, &self.plan.target, session).await?;
-        // A privilege that was taken away is no change of the table: the refusal itself tells it all.
-        let refused = |misfit: &Misfit| {
-            matches!(misfit.kind, MisfitKind::MissingPrivilege { .. } | MisfitKind::NoSchemaUsage { .. })
-        };
-        let only_refused = !now.misfits.is_empty() && now.misfits.iter().all(refused);
-        if only_refused || now.plan.as_ref() == Some(&self.plan) {
-            return Ok(());
-        }
-        Err(ApplyError::TargetChanged(self.plan.target.clone()))
-    }
-}
-
 /// What the stream's relation ids stand for, in this session.
-#[derive(Debug, Default)]
-pub(crate) struct Tables {
+#[derive(Debug)]
+pub struct Tables {
     members: Membership,
+    surroundings: Surroundings,
     cache: RelationCache,
     relations: HashMap<u32, Known, RandomState>,
+    /// A table that has been announced, and whose target is being described.
+    awaited: Option<Awaited>,
     next_id: u64,
+}
+
+#[derive(Debug)]
+struct Awaited {
+    oid: u32,
+    name: QualifiedName,
+    published: Arc<PublishedRelation>,
 }
 
 #[derive(Debug)]
@@ -81,22 +105,32 @@ enum Known {
     },
 }
 
-/// What to do with a change of a relation.
+/// What a relation is to us.
 #[derive(Debug)]
 pub(crate) enum Lookup<'a> {
-    Apply(&'a Arc<TableContext>),
-    /// Not in the subscription, or already part of the table's copy.
-    PassOver,
+    Member {
+        position: Option<Lsn>,
+        context: &'a Arc<TableContext>,
+    },
+    /// Not in the subscription.
+    Foreign,
     /// The publisher never announced this relation.
     Unannounced,
 }
 
 impl Tables {
-    pub(crate) fn new(members: Membership) -> Self {
-        Self { members, ..Self::default() }
+    pub(crate) fn new(members: Membership, surroundings: Surroundings) -> Self {
+        Self {
+            members,
+            surroundings,
+            cache: RelationCache::default(),
+            relations: HashMap::default(),
+            awaited: None,
+            next_id: 0,
+        }
     }
 
-    /// The table is synchronised: changes that commit from here on apply.
+    /// The table is synchronised: changes that commit at or beyond the position apply.
     pub(crate) fn set_position(&mut self, source: &QualifiedName, at: Lsn) {
         if let Some(member) = self.members.get_mut(source) {
             member.position = Some(at);
@@ -119,13 +153,9 @@ impl Tables {
         self.cache.note_type(message)
     }
 
-    /// Takes a Relation message: compares it with the target as it is now. None if that is nothing
-    /// new, or of a table outside the subscription.
-    pub(crate) async fn announce(
-        &mut self,
-        message: Relation,
-        session: &TargetSession,
-    ) -> Result<Option<Announced>, ApplyError> {
+    /// Takes a Relation message. Returns the target's table that it is to be compared with
+    /// ([`Self::describe`]); none if the message is nothing new, or of a table outside the subscription.
+    pub(crate) fn announce(&mut self, message: Relation) -> Result<Option<QualifiedName>, RelationError> {
         let oid = message.oid;
         let name = QualifiedName::new(&message.schema, &message.name);
         let Some(member) = self.members.get(&name) else {
@@ -133,21 +163,39 @@ impl Tables {
             return Ok(None);
         };
         let published = self.cache.note_relation(message)?;
+        if let Some(Known::Member { context, .. }) = self.relations.get(&oid)
+            && Arc::ptr_eq(&context.published, &published)
+        {
+            return Ok(None);
+        }
+        let target = member.target.clone();
+        self.awaited = Some(Awaited { oid, name, published });
+        Ok(Some(target))
+    }
+
+    /// Whether a table has been announced whose target has not been described yet.
+    pub(crate) fn awaits_description(&self) -> bool {
+        self.awaited.is_some()
+    }
+
+    /// Plans the announced table for the target's table as it is now.
+    ///
+    /// # Errors
+    /// The reasons why it does not fit.
+    pub(crate) fn describe(&mut self, target: Option<TargetTable>) -> Result<Option<Described>, Vec<Misfit>> {
+        let Some(Awaited { oid, name, published }) = self.awaited.take() else { return Ok(None) };
+        let Some(member) = self.members.get(&name) else { return Ok(None) };
+        let described = PublishedRelation::clone(&published).with_domains_of(&member.catalog);
+        let actions = member.actions;
+        let comparison = self.surroundings.compare(&described, actions, &member.target, target.as_ref());
+        let Some(plan) = comparison.plan else { return Err(comparison.misfits) };
+        self.next_id += 1;
         let replaced = match self.relations.get(&oid) {
-            Some(Known::Member { context, .. }) if Arc::ptr_eq(&context.published, &published) => {
-                return Ok(None);
-            }
             Some(Known::Member { context, .. }) => Some(context.id),
             Some(Known::Foreign) | None => None,
         };
-        let described = PublishedRelation::clone(&published).with_domains_of(&member.catalog);
-        let actions = member.actions;
-        let comparison = compare(&described, actions, &member.target, session).await?;
-        let Some(plan) = comparison.plan else { return Err(ApplyError::Unfit(comparison.misfits)) };
-        self.next_id += 1;
-        let exact_because = crate::apply::exact_because(&plan, session.replication_role());
+        let exact_because = exact_because(&plan, self.surroundings.replication_role);
         let takes_binary = takes_binary(&plan.columns);
-        let announced = Announced { replaced, source: name.clone(), exact_because, takes_binary };
         let context = Arc::new(TableContext {
             id: self.next_id,
             published,
@@ -158,36 +206,16 @@ impl Tables {
             exact_because,
         });
         let position = member.position;
-        self.relations.insert(oid, Known::Member { name, position, context });
-        Ok(Some(announced))
+        self.relations.insert(oid, Known::Member { name: name.clone(), position, context });
+        Ok(Some(Described { replaced, source: name, exact_because, takes_binary }))
     }
 
-    /// Finds what a change of relation `oid`, committed at `commit_lsn`, is to be applied to.
-    pub(crate) fn lookup(&self, oid: u32, commit_lsn: Lsn) -> Lookup<'_> {
+    /// What a change of relation `oid` is a change of.
+    pub(crate) fn lookup(&self, oid: u32) -> Lookup<'_> {
         match self.relations.get(&oid) {
             None => Lookup::Unannounced,
-            Some(Known::Member { position: Some(position), context, .. }) if *position <= commit_lsn => {
-                Lookup::Apply(context)
-            }
-            Some(Known::Member { .. } | Known::Foreign) => Lookup::PassOver,
+            Some(Known::Member { position, context, .. }) => Lookup::Member { position: *position, context },
+            Some(Known::Foreign) => Lookup::Foreign,
         }
     }
-}
-
-/// Compares a published table with its target as that is now.
-async fn compare(
-    published: &PublishedRelation,
-    actions: PublishedActions,
-    target_name: &QualifiedName,
-    session: &TargetSession,
-) -> Result<Comparison, ApplyError> {
-    let target = catalog::target_tables(&***session.client(), std::slice::from_ref(target_name)).await?;
-    Ok(schema::compare(&Pairing {
-        published,
-        actions,
-        target_name,
-        target: target.first().and_then(Option::as_ref),
-        session: session.replication_role(),
-        role: session.role(),
-    }))
 }

@@ -8,12 +8,15 @@
 use std::sync::Arc;
 
 use crate::apply::change::RowChange;
+use crate::apply::core::End;
 use crate::apply::incoming::tables::{Lookup, Tables};
+use crate::apply::rows::evidence::surroundings;
 use crate::apply::rows::executor::Executor;
 use crate::apply::statement::{Sequences, truncate_sql};
 use crate::apply::{ApplyError, Member, Membership};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::Message;
+use crate::schema::catalog;
 use crate::target::TargetSession;
 
 /// Applies the changes of one table within the session's open transaction.
@@ -34,7 +37,7 @@ impl<'a> CatchUp<'a> {
         Self {
             session,
             executor: Executor::new(Arc::clone(session.client())),
-            tables: Tables::new(members),
+            tables: Tables::new(members, surroundings(session)),
             open: None,
             changes: 0,
         }
@@ -50,12 +53,11 @@ impl<'a> CatchUp<'a> {
                 return Ok(Some(commit.end_lsn));
             }
             Message::Relation(relation) => {
-                let announced = self.tables.announce(relation, self.session).await?;
-                if let Some(replaced) = announced.and_then(|announced| announced.replaced) {
-                    self.executor.forget(replaced);
+                if let Some(target) = self.tables.announce(relation).map_err(End::from)? {
+                    self.describe(&target).await?;
                 }
             }
-            Message::Type(message) => self.tables.announce_type(message)?,
+            Message::Type(message) => self.tables.announce_type(message).map_err(End::from)?,
             Message::Insert(m) => self.change(m.relation_oid, RowChange::Insert { new: m.new }).await?,
             Message::Update(m) => {
                 self.change(m.relation_oid, RowChange::Update { old: m.old, new: m.new }).await?;
@@ -78,7 +80,7 @@ impl<'a> CatchUp<'a> {
             | Message::StreamStop
             | Message::StreamCommit(_)
             | Message::StreamAbort(_) => {
-                return Err(ApplyError::OutOfOrder("a transaction in progress".to_owned()));
+                return Err(End::OutOfOrder("a transaction in progress".to_owned()).into());
             }
         }
         Ok(None)
@@ -95,6 +97,16 @@ impl<'a> CatchUp<'a> {
         self.open.is_none()
     }
 
+    async fn describe(&mut self, target: &QualifiedName) -> Result<(), ApplyError> {
+        let client = self.session.client();
+        let tables = catalog::target_tables(&***client, std::slice::from_ref(target)).await?;
+        let described = self.tables.describe(tables.into_iter().next().flatten()).map_err(End::Unfit)?;
+        if let Some(replaced) = described.and_then(|described| described.replaced) {
+            self.executor.forget(replaced);
+        }
+        Ok(())
+    }
+
     async fn change(&mut self, relation: u32, change: RowChange) -> Result<(), ApplyError> {
         self.changes += 1;
         match self.find(relation)? {
@@ -105,13 +117,16 @@ impl<'a> CatchUp<'a> {
 
     fn find(&self, relation: u32) -> Result<Option<Arc<crate::apply::TableContext>>, ApplyError> {
         let commit_lsn =
-            self.open.ok_or_else(|| ApplyError::OutOfOrder("a change outside a transaction".to_owned()))?;
-        match self.tables.lookup(relation, commit_lsn) {
-            Lookup::Apply(table) => Ok(Some(Arc::clone(table))),
-            Lookup::PassOver => Ok(None),
-            Lookup::Unannounced => Err(ApplyError::OutOfOrder(format!(
+            self.open.ok_or_else(|| End::OutOfOrder("a change outside a transaction".to_owned()))?;
+        match self.tables.lookup(relation) {
+            Lookup::Member { position: Some(position), context } if position <= commit_lsn => {
+                Ok(Some(Arc::clone(context)))
+            }
+            Lookup::Member { .. } | Lookup::Foreign => Ok(None),
+            Lookup::Unannounced => Err(End::OutOfOrder(format!(
                 "a change of relation {relation}, which no Relation message announced"
-            ))),
+            ))
+            .into()),
         }
     }
 }

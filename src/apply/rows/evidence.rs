@@ -3,104 +3,24 @@
 //! Values are rendered by the target's own output functions, as text, so that evidence of both
 //! sides compares. Nothing here decides: what is no conflict is handed back as the error it was.
 
-use std::sync::Arc;
-
-use jiff::Timestamp;
-
+use crate::apply::TableContext;
 use crate::apply::change::{Param, RowChange};
 use crate::apply::error::{ApplyError, FailedChange};
+use crate::apply::incoming::tables::{Surroundings, is_still_planned_so};
+use crate::apply::rows::facts::ConflictFacts;
 use crate::apply::rows::plan::plan_exists;
 use crate::apply::statement::{local_rows_by_identity_sql, local_rows_by_key_sql};
-use crate::apply::{TableContext, unix_time_us};
 use crate::conflict::{
-    ConflictKind, ConflictReport, FieldValue, LocalRow, Operation, RowImage, classify_error, classify_row,
+    ConflictKind, FieldValue, LocalRow, Operation, RowImage, classify_error, classify_row,
 };
 use crate::error::ServerError;
-use crate::pg::{QualifiedName, SubscriptionName};
-use crate::pgoutput::{Begin, OldRow, Tuple, Value};
-use crate::schema::TablePlan;
+use crate::pg::QualifiedName;
+use crate::pgoutput::{OldRow, Tuple, Value};
+use crate::schema::{TablePlan, catalog};
 use crate::target::TargetSession;
 
 /// Local rows shown per unique key, at most: one can stand in the way, more mean a broken index.
 const LOCAL_ROWS_MAX: usize = 8;
-
-/// A conflict, all but what is only known at the transaction's end.
-#[derive(Debug)]
-pub(crate) struct ConflictFacts {
-    kind: ConflictKind,
-    operation: Operation,
-    source: QualifiedName,
-    target: QualifiedName,
-    key: Option<RowImage>,
-    incoming: Option<RowImage>,
-    old: Option<RowImage>,
-    local_rows: Vec<RowImage>,
-    error: Option<ServerError>,
-    message: String,
-    /// From 1; 0 while it is nobody's ([`ConflictFacts::of_truncate`], [`ConflictFacts::of_commit`]).
-    change_index: u64,
-}
-
-impl ConflictFacts {
-    /// Names the tables' TRUNCATE as what was refused, unless it was an earlier row.
-    pub(crate) fn of_truncate(&mut self, tables: &[Arc<TableContext>], index: u64) {
-        if self.change_index > 0 {
-            return;
-        }
-        self.change_index = index;
-        let named = tables.iter().find(|table| table.plan.target == self.target);
-        if let Some(table) = named.or_else(|| tables.first()) {
-            self.source = table.plan.source.clone();
-            self.target = table.plan.target.clone();
-        }
-    }
-
-    /// Names the COMMIT after so many changes as what was refused, unless it was an earlier row.
-    pub(crate) fn of_commit(&mut self, source: Option<QualifiedName>, changes: u64) {
-        if self.change_index > 0 {
-            return;
-        }
-        self.operation = Operation::Commit;
-        self.change_index = changes;
-        if let Some(source) = source {
-            self.source = source;
-        }
-    }
-
-    /// The target's table.
-    pub(crate) fn target(&self) -> &QualifiedName {
-        &self.target
-    }
-
-    pub(crate) fn into_report(
-        self,
-        subscription: &SubscriptionName,
-        begin: &Begin,
-        change_count: u64,
-    ) -> ConflictReport {
-        let error = self.error.unwrap_or_default();
-        ConflictReport {
-            subscription: subscription.to_string(),
-            kind: self.kind,
-            operation: self.operation,
-            source: self.source,
-            target: self.target,
-            key: self.key,
-            incoming: self.incoming,
-            old: self.old,
-            local_rows: self.local_rows,
-            constraint: error.constraint,
-            sqlstate: Some(error.code).filter(|code| !code.is_empty()),
-            message: self.message,
-            server_detail: error.detail,
-            xid: begin.xid,
-            commit_lsn: begin.final_lsn,
-            commit_time: Timestamp::from_microsecond(unix_time_us(begin.commit_time)).ok(),
-            change_count: Some(change_count),
-            change_index: self.change_index,
-        }
-    }
-}
 
 /// Gathers the evidence for a failed change. The session's transaction has been rolled back.
 ///
@@ -109,7 +29,7 @@ impl ConflictFacts {
 /// planned for a table that is no longer like that; or that of looking.
 pub(crate) async fn collect(error: ApplyError, session: &TargetSession) -> Result<ConflictFacts, ApplyError> {
     if let ApplyError::RowCount { change, .. } | ApplyError::Refused { change, .. } = &error {
-        change.table.check_current(session).await?;
+        check_current(&change.table, session).await?;
     }
     match error {
         ApplyError::RowCount { found, change } => missing_row(found, *change),
@@ -117,6 +37,22 @@ pub(crate) async fn collect(error: ApplyError, session: &TargetSession) -> Resul
         ApplyError::Server(error) => of_no_row(*error),
         other => Err(other),
     }
+}
+
+/// Fails if the table would be planned otherwise now, or not at all: what went wrong with its
+/// changes is then the plan's fault, and theirs only if it happens again under a fresh one.
+/// The session must not be within a transaction.
+pub(crate) async fn check_current(table: &TableContext, session: &TargetSession) -> Result<(), ApplyError> {
+    let name = &table.plan.target;
+    let target = catalog::target_tables(&***session.client(), std::slice::from_ref(name)).await?;
+    let target = target.first().and_then(Option::as_ref);
+    let now = surroundings(session).compare(&table.described, table.actions, name, target);
+    if is_still_planned_so(table, &now) { Ok(()) } else { Err(ApplyError::TargetChanged(name.clone())) }
+}
+
+/// What a comparison needs to know of the session.
+pub(crate) fn surroundings(session: &TargetSession) -> Surroundings {
+    Surroundings { replication_role: session.replication_role(), role: session.role().to_owned() }
 }
 
 fn missing_row(found: u64, change: FailedChange) -> Result<ConflictFacts, ApplyError> {

@@ -5,13 +5,12 @@
 //! Statements are prepared once per table and shape. Nothing here opens or ends a transaction.
 
 use std::collections::{HashMap, VecDeque};
-use std::pin::Pin;
 use std::sync::Arc;
 
-use futures_util::FutureExt as _;
 use tokio_postgres::Statement;
 
 use crate::apply::change::{Param, RowChange};
+use crate::apply::dispatch::Dispatched;
 use crate::apply::rows::plan::{self, RowStatement};
 use crate::apply::statement::{self, Shape};
 use crate::apply::{ApplyError, FailedChange, TableContext};
@@ -21,10 +20,11 @@ use crate::net::PgClient;
 const IN_FLIGHT_STATEMENTS_MAX: usize = 256;
 /// Bytes of their values, at most (one larger row goes alone).
 const IN_FLIGHT_BYTES_MAX: usize = 4 << 20;
-/// Prepared statements kept on the server. Beyond it all are let go, and the live ones return.
+/// Prepared statements kept on the server, at most. When full, the cache is cleared; statements in use are
+/// prepared again.
 const PREPARED_STATEMENTS_MAX: usize = 512;
 
-type Answer = Pin<Box<dyn Future<Output = Result<u64, tokio_postgres::Error>> + Send>>;
+type Answer = Dispatched<Result<u64, tokio_postgres::Error>>;
 
 pub(crate) struct Executor {
     client: Arc<PgClient>,
@@ -35,7 +35,6 @@ pub(crate) struct Executor {
 
 struct InFlight {
     answer: Answer,
-    early: Option<Result<u64, tokio_postgres::Error>>,
     subject: FailedChange,
     bytes: usize,
     expects: Rows,
@@ -68,24 +67,39 @@ impl Executor {
         change: RowChange,
         index: u64,
     ) -> Result<(), ApplyError> {
-        let subject = FailedChange { table: Arc::clone(table), change, index };
-        let planned = plan::plan_row(&table.plan, &subject.change)?;
-        if table.plan.fires.before_row && !matches!(subject.change, RowChange::Insert { .. }) {
-            // A row trigger may make the count 0 without the row being missing (EDGE_CASES 25), so
-            // look first; and nothing else may be under way that could change the answer.
-            self.drain().await?;
-            let exists = plan::plan_exists(&table.plan, &subject.change)?;
-            self.send(exists, subject.clone(), Rows::One).await?;
-            self.drain().await?;
-        }
-        let expects = if table.plan.fires.before_row { Rows::Any } else { Rows::One };
-        self.send(planned, subject, expects).await?;
+        self.start(table, change, index).await?;
         while self.in_flight.len() > IN_FLIGHT_STATEMENTS_MAX
             || (self.in_flight_bytes > IN_FLIGHT_BYTES_MAX && self.in_flight.len() > 1)
         {
             self.settle_oldest().await?;
         }
         Ok(())
+    }
+
+    /// The same without waiting for room. Row triggers that fire make it wait for everything in flight
+    /// first.
+    pub(crate) async fn start(
+        &mut self,
+        table: &Arc<TableContext>,
+        change: RowChange,
+        index: u64,
+    ) -> Result<(), ApplyError> {
+        let subject = FailedChange { table: Arc::clone(table), change, index };
+        let planned = plan::plan_row(&table.plan, &subject.change)?;
+        if table.plan.fires.before_row && !matches!(subject.change, RowChange::Insert { .. }) {
+            // A row trigger may make the count 0 without the row being missing, so look first; and nothing
+            // else may be under way that could change the answer.
+            self.drain().await?;
+            let exists = plan::plan_exists(&table.plan, &subject.change)?;
+            self.send(exists, subject.clone(), Rows::One).await?;
+            self.drain().await?;
+        }
+        let expects = if table.plan.fires.before_row { Rows::Any } else { Rows::One };
+        self.send(planned, subject, expects).await
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.in_flight.is_empty()
     }
 
     /// Waits for every answer.
@@ -102,7 +116,7 @@ impl Executor {
         self.in_flight_bytes = 0;
     }
 
-    /// Lets go of a table's prepared statements: its definition has changed.
+    /// Drops a table's prepared statements: its definition has changed.
     pub(crate) fn forget(&mut self, table: u64) {
         self.statements.retain(|(id, _), _| *id != table);
     }
@@ -121,21 +135,18 @@ impl Executor {
         let bytes = planned.params.iter().map(Param::size_bytes).sum();
         let client = Arc::clone(&self.client);
         let params = planned.params;
-        let mut answer: Answer = Box::pin(async move { client.execute_raw(&statement, params).await });
-        // The first poll hands the statement to the connection; the answer is awaited later.
-        let early = (&mut answer).now_or_never();
+        let answer = Dispatched::new(async move { client.execute_raw(&statement, params).await });
         self.in_flight_bytes += bytes;
-        self.in_flight.push_back(InFlight { answer, early, subject, bytes, expects });
+        self.in_flight.push_back(InFlight { answer, subject, bytes, expects });
         Ok(())
     }
 
-    async fn settle_oldest(&mut self) -> Result<(), ApplyError> {
+    /// Waits for the oldest answer, and judges it. Cancel-safe.
+    pub(crate) async fn settle_oldest(&mut self) -> Result<(), ApplyError> {
+        let Some(oldest) = self.in_flight.front_mut() else { return Ok(()) };
+        let result = oldest.answer.answer().await;
         let Some(oldest) = self.in_flight.pop_front() else { return Ok(()) };
         self.in_flight_bytes -= oldest.bytes;
-        let result = match oldest.early {
-            Some(result) => result,
-            None => oldest.answer.await,
-        };
         match result {
             Ok(1) => Ok(()),
             Ok(_) if oldest.expects == Rows::Any => Ok(()),

@@ -3,6 +3,7 @@
 
 pub(crate) mod catch_up;
 pub(crate) mod evidence;
-pub(crate) mod exact;
 pub(crate) mod executor;
+pub mod facts;
 pub mod plan;
+pub(crate) mod writer;

@@ -40,7 +40,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-pub(crate) use self::neighbours::KeyRange;
+pub use self::neighbours::KeyRange;
 use self::net::NetRows;
 use self::run::Run;
 use crate::apply::change::RowChange;
@@ -52,7 +52,7 @@ use crate::schema::{KeyScope, RowIdentity, TableKind, TablePlan};
 
 /// One statement for many rows, or a barrier.
 #[derive(Debug, Clone)]
-pub(crate) enum SetStep {
+pub enum SetStep {
     Set {
         table: Arc<TableContext>,
         kind: SetKind,
@@ -68,7 +68,7 @@ pub(crate) enum SetStep {
 
 /// What a set statement does.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum SetKind {
+pub enum SetKind {
     /// No row has any of these keys.
     Absent,
     Delete,
@@ -88,9 +88,9 @@ pub(crate) enum SetKind {
 /// A row of a set: what names it, and what it becomes. Either may be all there is: an image without an
 /// identity is a new row, or names itself.
 #[derive(Debug, Clone)]
-pub(crate) struct SetRow {
-    pub(crate) identity: Option<Tuple>,
-    pub(crate) image: Option<Tuple>,
+pub struct SetRow {
+    pub identity: Option<Tuple>,
+    pub image: Option<Tuple>,
 }
 
 impl SetRow {
@@ -109,7 +109,7 @@ impl SetRow {
 
     /// The tuple whose identity columns find the row.
     #[inline]
-    pub(crate) fn named_by(&self) -> Option<&Tuple> {
+    pub fn named_by(&self) -> Option<&Tuple> {
         self.identity.as_ref().or(self.image.as_ref())
     }
 }
@@ -131,7 +131,7 @@ pub(crate) fn compact<'a>(
                 let (tables, restart_seqs) = (tables.clone(), *restart_seqs);
                 compactor.steps.push(SetStep::Truncate { tables, restart_seqs });
             }
-            Event::Begin(_) | Event::Commit { .. } | Event::Idle(_) => {}
+            Event::Begin(_) | Event::Commit { .. } => {}
         }
     }
     compactor.close_all();
@@ -172,10 +172,18 @@ impl Planned {
     /// The columns that an update sets, unless the key moves.
     #[inline]
     fn set_by(&self, new: &Tuple) -> ColumnSet {
-        if new.is_complete() {
-            return self.settable.clone();
+        let set = if new.is_complete() {
+            self.settable.clone()
+        } else {
+            sent(new).filter(|&column| self.settable.contains(column)).collect()
+        };
+        if !set.is_empty() {
+            return set;
         }
-        sent(new).filter(|&column| self.settable.contains(column)).collect()
+        // Nothing of the row changes, but it must be there: its key is set to itself.
+        let columns = &self.plan().columns;
+        let may_be_set = |&column: &usize| columns.get(column).is_some_and(|column| !column.identity_always);
+        sent(new).filter(may_be_set).collect()
     }
 }
 

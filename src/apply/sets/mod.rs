@@ -5,8 +5,8 @@
 //! bring values into the form that travels.
 
 pub(crate) mod array;
-pub(crate) mod compact;
+pub mod compact;
 pub(crate) mod copy_data;
 pub(crate) mod full_row;
 pub(crate) mod row_search;
-pub(crate) mod sql;
+pub mod sql;

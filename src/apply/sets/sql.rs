@@ -114,14 +114,14 @@ pub(crate) fn is_plain(kind: &SetKind) -> bool {
 pub(crate) fn set_sql(
     table: &TablePlan,
     kind: &SetKind,
-    finding: RowSearch,
+    search: RowSearch,
     counted: Count,
     format: Format,
 ) -> String {
     match kind {
         SetKind::Insert => insert_sql(table, format).0,
         SetKind::Update(_) | SetKind::Delete => {
-            let (change, parameters) = change_sql(table, kind, finding, format);
+            let (change, parameters) = change_sql(table, kind, search, format);
             match counted {
                 Count::ByStatement => guarded("", &format!("{change} RETURNING 1"), parameters + 1),
                 Count::ByAnswer => change,
@@ -170,13 +170,13 @@ fn insert_sql(table: &TablePlan, format: Format) -> (String, usize) {
 }
 
 /// An update, or else a delete, of rows found by their key, and the number of its parameters.
-fn change_sql(table: &TablePlan, kind: &SetKind, finding: RowSearch, format: Format) -> (String, usize) {
+fn change_sql(table: &TablePlan, kind: &SetKind, search: RowSearch, format: Format) -> (String, usize) {
     let (values, identity) = parameters(table, kind);
     let source = Source::new(table, &values, &identity, format);
     let target = scan_target(table);
     let mut same = source.identity_condition(table, &identity);
     let mut parameters = source.parameters;
-    if let (RowSearch::InRange, Some(key)) = (finding, identity.first().and_then(|&i| table.columns.get(i))) {
+    if let (RowSearch::InRange, Some(key)) = (search, identity.first().and_then(|&i| table.columns.get(i))) {
         let key = quote_ident(&key.target);
         for bound in [">=", "<="] {
             parameters += 1;

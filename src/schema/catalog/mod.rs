@@ -23,8 +23,8 @@ pub use error::{CatalogError, Side};
 pub use fingerprint::publications_fingerprint;
 pub use listing::user_tables;
 pub use publisher::{
-    PublisherFacts, PublisherSettings, UnselectableReason, UnselectableTable, published_tables,
-    publisher_facts, publisher_query, publisher_settings, unselectable_tables,
+    PublisherFacts, PublisherSettings, UnselectableReason, UnselectableTable, has_synchronous_standbys,
+    published_tables, publisher_facts, publisher_query, publisher_settings, unselectable_tables,
 };
 pub use slot::slot_row;
 pub use target::{TargetFacts, table_stamp_sql, target_facts, target_tables};

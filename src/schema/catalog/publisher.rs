@@ -429,6 +429,16 @@ pub async fn publisher_settings<C: GenericClient + Sync>(
     })
 }
 
+/// Whether commits of the publisher may wait for standbys, and so for subscribers.
+///
+/// # Errors
+/// A failed query.
+pub async fn has_synchronous_standbys<C: GenericClient + Sync>(client: &C) -> Result<bool, CatalogError> {
+    let sql = "SELECT pg_catalog.current_setting('synchronous_standby_names') OPERATOR(pg_catalog.<>) '' AS synchronous";
+    let row = client.query_typed_one(sql, &[]).await.map_err(failed("settings"))?;
+    Ok(row.get("synchronous"))
+}
+
 /// Settings, their use, and the role's attributes.
 ///
 /// # Errors

@@ -24,7 +24,7 @@ const INTEGERS_PER_ROW_MAX: u64 = 3;
 
 /// The first and the last of a set's keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct KeyRange {
+pub struct KeyRange {
     pub(crate) first: i64,
     pub(crate) last: i64,
 }

@@ -368,7 +368,7 @@ fn row_by_row(mut tables: [Table; 2], events: &[Event]) -> Result<[Vec<Row>; 2],
                     tables[at(table)].rows.clear();
                 }
             }
-            Event::Begin(_) | Event::Commit { .. } | Event::Idle(_) => {}
+            Event::Begin(_) | Event::Commit { .. } => {}
         }
     }
     Ok(tables.map(Table::sorted))

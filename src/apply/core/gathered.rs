@@ -2,43 +2,41 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
+use super::Moment;
 use crate::apply::change::RowChange;
 use crate::apply::incoming::event::Event;
-use crate::apply::{Applied, How, unix_time_us};
-use crate::pg::Lsn;
-use crate::pgoutput::Begin;
-use crate::telemetry::Tally;
+use crate::apply::outcome::{Applied, How, unix_time_us};
+use crate::pgoutput::{Begin, Commit, Tally};
 
-/// A batch holds at most so many changes…
-const BATCH_CHANGES_MAX: usize = 32_768;
-/// …and bytes of rows. A transaction larger than this goes in slices.
-const BATCH_BYTES_MAX: usize = 2 << 20;
-/// What has waited so long is sent ahead, though the target is still busy with what came before.
-const BATCH_AGE_MAX: Duration = Duration::from_millis(100);
+/// Changes in a batch, at most. A transaction with more goes in slices.
+pub(crate) const BATCH_CHANGES_MAX: usize = 32_768;
+/// Bytes of rows in a batch, at most; one larger row goes alone.
+pub(crate) const BATCH_BYTES_MAX: usize = 2 << 20;
+/// Whole transactions that have waited for this long are sent although the target is still busy.
+pub(crate) const BATCH_AGE_MAX: Duration = Duration::from_millis(100);
 
+/// Events in publisher order.
 #[derive(Debug, Default)]
 pub(crate) struct Gathered {
     events: Vec<Event>,
     bytes: usize,
-    /// How many of them, from the first on, are whole transactions.
+    /// How many of the events, from the first on, belong to whole transactions.
     whole: usize,
-    /// When the first of them came.
-    since: Option<Instant>,
+    /// When the first event came.
+    since: Moment,
 }
 
 impl Gathered {
     #[inline]
-    pub(crate) fn push(&mut self, event: Event) {
+    pub(crate) fn push(&mut self, event: Event, now: Moment) {
         if self.events.is_empty() {
-            self.since = Some(Instant::now());
+            self.since = now;
         }
         self.bytes += event.size_bytes();
         self.events.push(event);
     }
 
-    /// Everything so far is whole transactions.
+    /// Everything so far belongs to whole transactions.
     pub(crate) fn close(&mut self) {
         self.whole = self.events.len();
     }
@@ -51,23 +49,13 @@ impl Gathered {
         self.events.len() >= BATCH_CHANGES_MAX || self.bytes >= BATCH_BYTES_MAX
     }
 
-    /// Whether whole transactions have waited long enough for a target that is busy.
-    pub(crate) fn is_old(&self) -> bool {
-        self.has_whole() && self.since.is_some_and(|since| since.elapsed() >= BATCH_AGE_MAX)
+    /// When whole transactions will have waited long enough for a target that is busy.
+    pub(crate) fn is_old_at(&self) -> Option<Moment> {
+        self.has_whole().then(|| self.since + BATCH_AGE_MAX)
     }
 
     pub(crate) fn has_whole(&self) -> bool {
         self.whole > 0
-    }
-
-    /// An idle publisher's position; only between transactions.
-    pub(crate) fn note_idle(&mut self, wal_end: Lsn) {
-        if let Some(Event::Idle(lsn)) = self.events.last_mut() {
-            *lsn = wal_end.max(*lsn);
-        } else {
-            self.push(Event::Idle(wal_end));
-        }
-        self.close();
     }
 
     /// The last, unfinished transaction gets the beginning that it came without.
@@ -83,42 +71,32 @@ impl Gathered {
         std::mem::replace(&mut self.events, next)
     }
 
-    pub(crate) fn take_whole(&mut self) -> Vec<Event> {
+    /// The whole transactions. What there is of the next one stays.
+    pub(crate) fn take_whole(&mut self, now: Moment) -> Vec<Event> {
         let rest = self.events.split_off(self.whole);
         let whole = self.take_all();
         for event in rest {
-            self.push(event);
+            self.push(event, now);
         }
         whole
     }
 
-    /// Lets go of the last, unfinished transaction.
+    /// Drops the last, unfinished transaction.
     pub(crate) fn drop_unfinished(&mut self) {
         self.bytes -= self.events.drain(self.whole..).map(|event| event.size_bytes()).sum::<usize>();
     }
-
-    pub(crate) fn put_back(&mut self, mut events: Vec<Event>) {
-        events.append(&mut self.events);
-        self.take_all();
-        for event in events {
-            self.push(event);
-        }
-    }
 }
 
-/// The last commit among the events: its end and what there is to say of it.
-pub(crate) fn last_applied(events: &[Event]) -> Option<(Lsn, Applied)> {
+/// What there is to say of a transaction that has ended.
+pub(crate) fn applied(commit: &Commit, changes: u64, how: How) -> Applied {
+    Applied { commit_lsn: commit.commit_lsn, commit_time_us: unix_time_us(commit.commit_time), changes, how }
+}
+
+/// The last commit among the events.
+pub(crate) fn last_commit(events: &[Event]) -> Option<(Commit, u64)> {
     events.iter().rev().find_map(|event| match event {
-        Event::Commit { commit, changes } => {
-            let applied = Applied {
-                commit_lsn: commit.commit_lsn,
-                commit_time_us: unix_time_us(commit.commit_time),
-                changes: *changes,
-                how: How::Committed,
-            };
-            Some((commit.end_lsn, applied))
-        }
-        _ => None,
+        Event::Commit { commit, changes } => Some((*commit, *changes)),
+        Event::Begin(_) | Event::Change { .. } | Event::Truncate { .. } => None,
     })
 }
 
@@ -132,7 +110,7 @@ pub(crate) fn summarize(events: &[Event]) -> Tally {
             Event::Change { change: RowChange::Update { .. }, .. } => tally.updates += 1,
             Event::Change { change: RowChange::Delete { .. }, .. } => tally.deletes += 1,
             Event::Truncate { tables, .. } => tally.truncates += tables.len() as u64,
-            Event::Begin(_) | Event::Idle(_) => {}
+            Event::Begin(_) => {}
         }
     }
     tally

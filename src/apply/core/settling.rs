@@ -1,0 +1,133 @@
+//! Phase `Settling`: something did not work, and whatever is under way is answered before anything else is
+//! sent.
+//!
+//! Batches that were sent before the one in question still commit, and what they hold must not be applied
+//! again. Those behind it cannot: they expect the progress row where it would have left it.
+
+use std::collections::VecDeque;
+
+use super::rows::Rows;
+use super::sets::{Kept, Sent};
+use super::step::{Answer, End, Step};
+use super::{Core, Phase};
+use crate::apply::incoming::event::Event;
+use crate::apply::outcome::Outcome;
+
+#[derive(Debug)]
+pub(super) struct Settling {
+    under_way: VecDeque<Sent>,
+    outcome: SoFar,
+    /// What is applied row by row, in publisher order, once everything is settled.
+    replay: Vec<Event>,
+}
+
+/// What the answers have shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SoFar {
+    /// Everything that was answered is committed.
+    Committed,
+    /// A batch has failed: this many events of `replay` come from failed batches.
+    Failed { events: usize },
+    /// All have been answered, and the progress row is being read.
+    Verifying,
+}
+
+impl Settling {
+    /// `replay` follows what is under way.
+    pub(super) fn new(under_way: VecDeque<Sent>, replay: Vec<Event>) -> Self {
+        Self { under_way, outcome: SoFar::Committed, replay }
+    }
+
+    /// An event that follows everything else.
+    pub(super) fn push(&mut self, event: Event) {
+        self.replay.push(event);
+    }
+
+    /// The events of a failed batch, which follow those of earlier failed ones.
+    fn put_back(&mut self, events: Vec<Event>) {
+        let at = match self.outcome {
+            SoFar::Failed { events } => events,
+            SoFar::Committed | SoFar::Verifying => 0,
+        };
+        self.outcome = SoFar::Failed { events: at + events.len() };
+        self.replay.splice(at..at, events);
+    }
+}
+
+impl Core {
+    /// A batch has failed, or could not be sent: it and everything behind it goes row by row.
+    pub(super) fn failed(&mut self, mut settling: Settling, kept: Kept, cause: String) -> Result<Phase, End> {
+        if self.is_in_progress() {
+            return Err(End::SendWhole);
+        }
+        match kept {
+            Kept::Events(events) => settling.put_back(events),
+            Kept::AtPublisher { finish } => {
+                return Err(End::SendAgain { until: finish.max(self.positions.sent()) });
+            }
+        }
+        self.tell(Outcome::FellBack { cause });
+        self.settle(settling)
+    }
+
+    /// Waits for the next answer, or goes on if there is none to come.
+    pub(super) fn settle(&mut self, mut settling: Settling) -> Result<Phase, End> {
+        if self.is_in_progress() {
+            return Err(End::SendWhole);
+        }
+        if !settling.under_way.is_empty() {
+            return Ok(Phase::Settling(settling));
+        }
+        match settling.outcome {
+            SoFar::Committed => self.replay_rows(settling.replay),
+            SoFar::Failed { .. } => {
+                settling.outcome = SoFar::Verifying;
+                self.steps.push_back(Step::Settle { expected: self.positions.recorded() });
+                Ok(Phase::Settling(settling))
+            }
+            SoFar::Verifying => Ok(Phase::Settling(settling)),
+        }
+    }
+
+    pub(super) fn answered_in_settling(
+        &mut self,
+        mut settling: Settling,
+        answer: Answer,
+    ) -> Result<Phase, End> {
+        let another_writer = End::AnotherWriter { expected: self.positions.recorded() };
+        let Some(sent) = settling.under_way.pop_front() else {
+            return match (settling.outcome, answer) {
+                (SoFar::Verifying, Answer::Done { .. }) => self.replay_rows(settling.replay),
+                (SoFar::Verifying, _) => Err(another_writer),
+                _ => Err(End::Invariant("an answer came that nothing was waiting for")),
+            };
+        };
+        match (answer, settling.outcome) {
+            (Answer::Done { took }, SoFar::Committed) => {
+                self.committed(sent, took)?;
+                self.settle(settling)
+            }
+            // It expects the progress row where the failed one would have left it.
+            (Answer::Done { .. }, SoFar::Failed { .. } | SoFar::Verifying) => Err(another_writer),
+            (Answer::Failed { cause } | Answer::NotSent { cause }, SoFar::Committed) => {
+                self.failed(settling, sent.kept, cause)
+            }
+            (Answer::Failed { .. } | Answer::NotSent { .. }, _) => match sent.kept {
+                Kept::Events(events) => {
+                    settling.put_back(events);
+                    self.settle(settling)
+                }
+                Kept::AtPublisher { .. } => Err(self.send_again()),
+            },
+            (Answer::OutOfStep { .. }, _) => Err(self.send_again()),
+            (Answer::Refused(_) | Answer::PassedOver | Answer::Moved, _) => {
+                Err(End::Invariant("a batch was answered as if it were a row"))
+            }
+        }
+    }
+
+    fn replay_rows(&mut self, replay: Vec<Event>) -> Result<Phase, End> {
+        self.positions.forget_sent();
+        self.pump(Rows::replaying(replay))
+    }
+}

@@ -1,0 +1,103 @@
+//! What the core asks for, and what it hears in answer.
+//!
+//! Pure data. The shell carries steps out in the order in which they come; each step that says so is
+//! answered exactly once, and answers come in the order of their steps.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::positions::Advance;
+use crate::apply::change::RowChange;
+use crate::apply::outcome::Outcome;
+use crate::apply::rows::facts::ConflictFacts;
+use crate::apply::sets::compact::SetStep;
+use crate::apply::table::TableContext;
+use crate::pg::{Lsn, QualifiedName};
+use crate::pgoutput::RelationError;
+use crate::schema::{Misfit, TargetTable};
+
+/// What the shell has to do.
+#[derive(Debug)]
+pub enum Step {
+    /// Read a table's description from the target's catalog. Answered by [`super::Core::described`], apart
+    /// from the other answers.
+    Describe(QualifiedName),
+    /// Send a batch, without waiting for those before it. Answered.
+    Apply(Batch),
+    /// Roll back what is open, and read the progress row: it must be at `expected`. Answered.
+    Settle { expected: Lsn },
+    /// Begin a target transaction for rows. Not answered.
+    BeginRows,
+    /// Apply one row of it. Answered.
+    Row { table: Arc<TableContext>, change: RowChange, index: u64 },
+    /// Truncate tables within it. Answered.
+    TruncateRows { tables: Vec<Arc<TableContext>>, restart_seqs: bool, index: u64 },
+    /// Record the progress and commit the rows. Answered.
+    CommitRows(Advance),
+    /// The table's prepared statements are of no more use: its definition has changed. Not answered.
+    Forget { table: u64 },
+    /// Tell what has happened. Not answered.
+    Tell(Outcome),
+    /// Nothing more can be applied. Not answered, and no step follows it.
+    End(End),
+}
+
+/// Sets that go to the target together.
+#[derive(Debug)]
+pub struct Batch {
+    pub sets: Vec<SetStep>,
+    /// Whether it begins the target's transaction. A slice that is not the first continues one.
+    pub begins: bool,
+    /// The progress that it records before it commits. None for a slice: its transaction stays open.
+    pub advance: Option<Advance>,
+}
+
+/// What became of a step.
+#[derive(Debug)]
+pub enum Answer {
+    /// It is done. A batch with progress, and rows that were to be committed, are committed.
+    Done { took: Duration },
+    /// The target has refused the batch, or its rows were other ones than planned. Nothing of it, and
+    /// nothing that was sent behind it, has been applied.
+    Failed { cause: String },
+    /// The same, and the session is of no more use.
+    OutOfStep { cause: String },
+    /// The batch could not be built or prepared. Nothing of it was sent.
+    NotSent { cause: String },
+    /// The target has refused a row, a TRUNCATE or the COMMIT of rows. Their transaction is rolled back.
+    Refused(Box<ConflictFacts>),
+    /// Nothing was done, because something before it in the transaction has been refused.
+    PassedOver,
+    /// The progress row is not where it was expected: there is another writer.
+    Moved,
+}
+
+/// Why nothing more can be applied, although both connections stand.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The stream contradicts itself.
+    #[error("the stream is out of order: {0}")]
+    OutOfOrder(String),
+    #[error("a relation could not be understood")]
+    Relation(#[from] RelationError),
+    /// A published table does not fit into the target.
+    #[error("{} problem(s) keep published tables from fitting into the target", .0.len())]
+    Unfit(Vec<Misfit>),
+    /// The publisher has to send everything from the recorded position again, to be applied row by row
+    /// until the transaction that finishes here is through.
+    #[error("the transaction that finishes at {until} has to be sent again")]
+    SendAgain { until: Lsn },
+    /// A transaction in progress cannot be applied as it comes: the publisher has to send transactions
+    /// whole.
+    #[error("transactions have to be sent whole")]
+    SendWhole,
+    /// Another writer has moved the progress row.
+    #[error("another writer has moved the progress row on from {expected}")]
+    AnotherWriter { expected: Lsn },
+    /// An invariant does not hold. Nothing is applied that would rest on it.
+    #[error("an invariant of apply does not hold: {0}")]
+    Invariant(&'static str),
+}
+
+/// The answer to [`Step::Describe`]: none if the target has no such table.
+pub type Description = Option<TargetTable>;

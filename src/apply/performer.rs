@@ -1,0 +1,302 @@
+//! Carries the core's steps out on the target session, in order, and answers each that is to be answered.
+//!
+//! ```text
+//! core ──Step──▶ Performer ──SQL──▶ target
+//!      ◀─Answer─           ◀────────
+//! ```
+//! It runs beside the stream's loop, in the same task, so that nothing which waits for the target keeps the
+//! loop from taking messages, reporting, or ending. A question to the target's catalog goes over the
+//! session that applies if that is idle, and over a session of its own otherwise: it must not wait behind rows
+//! that wait for somebody's lock.
+//!
+//! It decides nothing. An error that no answer can carry (the connection is lost; a failure that is no
+//! conflict) ends it, and with it the attempt.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::ApplyError;
+use super::batches::sender::{Alone, Answered, BatchSender, InFlight};
+use super::core::{Answer, Batch, Description, Step};
+use super::rows::writer::{RowWriter, Told};
+use super::{outcome::Start, progress};
+use crate::error::ServerError;
+use crate::net::PgClient;
+use crate::pg::{Lsn, QualifiedName, SubscriptionName};
+use crate::schema::catalog;
+use crate::target::TargetSession;
+
+/// What the performer tells.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Answer(Answer),
+    Described(Box<Description>),
+}
+
+type Describing = std::pin::Pin<Box<dyn Future<Output = Result<Description, ApplyError>> + Send>>;
+
+pub(super) struct Performer<'a> {
+    session: &'a TargetSession,
+    subscription: SubscriptionName,
+    sender: BatchSender,
+    rows: RowWriter<'a>,
+    under_way: VecDeque<UnderWay>,
+    describing: Option<Describing>,
+    /// For catalog questions while the session is busy; opened when first needed.
+    catalog: Option<Arc<PgClient>>,
+    answers: mpsc::UnboundedSender<Heard>,
+}
+
+/// Something that is to be answered, in its place.
+enum UnderWay {
+    Batch(InFlight),
+    /// It never left.
+    NotSent(String),
+}
+
+impl<'a> Performer<'a> {
+    pub(super) fn new(
+        session: &'a TargetSession,
+        subscription: SubscriptionName,
+        start: Start,
+        answers: mpsc::UnboundedSender<Heard>,
+    ) -> Self {
+        Self {
+            session,
+            subscription: subscription.clone(),
+            sender: BatchSender::new(session, subscription.clone(), start.format),
+            rows: RowWriter::new(session, subscription),
+            under_way: VecDeque::new(),
+            describing: None,
+            catalog: None,
+            answers,
+        }
+    }
+
+    /// Runs until something fails that no answer can carry, or until nobody sends steps any more.
+    pub(super) async fn run(mut self, mut steps: mpsc::UnboundedReceiver<Step>) -> Result<(), ApplyError> {
+        loop {
+            let step = tokio::select! {
+                // Answers first: they are what the publisher waits for.
+                biased;
+                answered = oldest(&mut self.under_way) => {
+                    self.tell_oldest(&answered?);
+                    continue;
+                }
+                answer = self.rows.oldest() => {
+                    let told = self.rows.judge(answer).await?;
+                    self.tell_rows(told);
+                    continue;
+                }
+                described = next_description(&mut self.describing) => {
+                    self.describing = None;
+                    self.tell(Heard::Described(Box::new(described?)));
+                    continue;
+                }
+                step = steps.recv() => step,
+            };
+            match step {
+                Some(step) => self.perform(step).await?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn perform(&mut self, step: Step) -> Result<(), ApplyError> {
+        match step {
+            Step::Describe(target) => self.describe(target).await,
+            Step::Apply(batch) => self.send(batch).await,
+            Step::Settle { expected } => self.settle(expected).await,
+            Step::BeginRows => self.rows.begin().await,
+            Step::Row { table, change, index } => {
+                if table.plan.fires.before_row {
+                    self.drain_rows().await?;
+                }
+                let told = self.rows.row(&table, change, index).await?;
+                told.into_iter().for_each(|told| self.tell_rows(told));
+                Ok(())
+            }
+            Step::TruncateRows { tables, restart_seqs, index } => {
+                self.drain_rows().await?;
+                let told = self.rows.truncate(&tables, restart_seqs, index).await?;
+                self.tell_rows(told);
+                Ok(())
+            }
+            Step::CommitRows(advance) => self.commit_rows(advance).await,
+            Step::Forget { table } => {
+                self.sender.forget(table);
+                self.rows.forget(table);
+                Ok(())
+            }
+            // The stream's loop takes these for itself.
+            Step::Tell(_) | Step::End(_) => Ok(()),
+        }
+    }
+
+    /// Sends a batch. Goes on telling of those before it while statements are being prepared.
+    async fn send(&mut self, batch: Batch) -> Result<(), ApplyError> {
+        let alone = if self.under_way.is_empty() { Alone::Yes } else { Alone::No };
+        let mut early = Vec::new();
+        let sent = {
+            let mut sending = pin!(self.sender.send(&batch, alone));
+            loop {
+                tokio::select! {
+                    biased;
+                    sent = &mut sending => break sent,
+                    answered = oldest(&mut self.under_way) => {
+                        let answered = answered?;
+                        let _ = self.answers.send(Heard::Answer(answer_of(&answered)));
+                        early.push(answered);
+                    }
+                }
+            }
+        };
+        early.iter().for_each(|answered| self.note(answered));
+        match sent {
+            Ok(in_flight) => self.under_way.push_back(UnderWay::Batch(in_flight)),
+            Err(error @ ApplyError::Connection(_)) => return Err(error),
+            Err(error) => {
+                if let Some(refused) = error.server_error() {
+                    tracing::warn!(
+                        error = refused.to_code(),
+                        "a set statement could not be prepared; rows go one by one"
+                    );
+                }
+                self.under_way.push_back(UnderWay::NotSent(cause(&error)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Rolls back what is open, and asks the record.
+    async fn settle(&mut self, expected: Lsn) -> Result<(), ApplyError> {
+        self.session.client().batch_execute("ROLLBACK").await?;
+        let recorded = progress::load(self.session.client(), &self.subscription).await?;
+        let agrees = recorded == Some(expected);
+        self.tell(Heard::Answer(if agrees { done(Duration::ZERO) } else { Answer::Moved }));
+        Ok(())
+    }
+
+    async fn commit_rows(&mut self, advance: super::core::Advance) -> Result<(), ApplyError> {
+        match self.rows.commit(advance).await {
+            Ok(told) => self.tell_rows(told),
+            Err(ApplyError::ProgressMoved { .. }) => self.tell(Heard::Answer(Answer::Moved)),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    async fn drain_rows(&mut self) -> Result<(), ApplyError> {
+        while self.rows.is_busy() {
+            let answer = self.rows.oldest().await;
+            let told = self.rows.judge(answer).await?;
+            self.tell_rows(told);
+        }
+        Ok(())
+    }
+
+    /// Begins to read a table's description.
+    async fn describe(&mut self, target: QualifiedName) -> Result<(), ApplyError> {
+        let busy = !self.under_way.is_empty() || self.rows.is_busy();
+        let client = if busy { self.catalog_session().await? } else { Arc::clone(self.session.client()) };
+        self.describing = Some(Box::pin(async move {
+            let tables = catalog::target_tables(&**client, std::slice::from_ref(&target)).await?;
+            Ok(tables.into_iter().next().flatten())
+        }));
+        Ok(())
+    }
+
+    async fn catalog_session(&mut self) -> Result<Arc<PgClient>, ApplyError> {
+        if let Some(client) = self.catalog.as_ref().filter(|client| !client.is_closed()) {
+            return Ok(Arc::clone(client));
+        }
+        let client = Arc::new(self.session.open_catalog_session().await?);
+        Ok(Arc::clone(self.catalog.insert(client)))
+    }
+
+    fn tell_oldest(&mut self, answered: &OldestAnswer) {
+        self.note(answered);
+        self.tell(Heard::Answer(answer_of(answered)));
+    }
+
+    fn note(&mut self, answered: &OldestAnswer) {
+        if let OldestAnswer::Batch(answered) = answered {
+            self.sender.note(answered);
+        }
+    }
+
+    fn tell_rows(&mut self, told: Told) {
+        match told {
+            Told::Done(took) => self.tell(Heard::Answer(done(took))),
+            Told::PassedOver => self.tell(Heard::Answer(Answer::PassedOver)),
+            Told::Refused { facts, passed_over } => {
+                self.tell(Heard::Answer(Answer::Refused(facts)));
+                for _ in 0..passed_over {
+                    self.tell(Heard::Answer(Answer::PassedOver));
+                }
+            }
+        }
+    }
+
+    fn tell(&self, heard: Heard) {
+        // A loop that has gone needs no answer.
+        let _ = self.answers.send(heard);
+    }
+}
+
+enum OldestAnswer {
+    Batch(Answered),
+    NotSent(String),
+}
+
+/// The oldest answer of a batch; waits for ever if none is to come. Cancel-safe.
+///
+/// # Errors
+/// The connection is lost: what has become of the batch is not known.
+async fn oldest(under_way: &mut VecDeque<UnderWay>) -> Result<OldestAnswer, ApplyError> {
+    let answered = match under_way.front_mut() {
+        None => return std::future::pending().await,
+        Some(UnderWay::NotSent(cause)) => OldestAnswer::NotSent(std::mem::take(cause)),
+        Some(UnderWay::Batch(batch)) => OldestAnswer::Batch(batch.answered().await),
+    };
+    under_way.pop_front();
+    match answered {
+        OldestAnswer::Batch(Answered { result: Err(error @ ApplyError::Connection(_)), .. }) => Err(error),
+        answered => Ok(answered),
+    }
+}
+
+async fn next_description(describing: &mut Option<Describing>) -> Result<Description, ApplyError> {
+    match describing {
+        Some(describing) => describing.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn answer_of(oldest: &OldestAnswer) -> Answer {
+    match oldest {
+        OldestAnswer::NotSent(cause) => Answer::NotSent { cause: cause.clone() },
+        OldestAnswer::Batch(Answered { result: Ok(()), took, .. }) => done(*took),
+        OldestAnswer::Batch(Answered { result: Err(error), .. }) => {
+            let cause = cause(error);
+            if matches!(error, ApplyError::CopyRefused(_)) {
+                Answer::OutOfStep { cause }
+            } else {
+                Answer::Failed { cause }
+            }
+        }
+    }
+}
+
+/// Without the server's words, which may quote a row's values.
+fn cause(error: &ApplyError) -> String {
+    error.server_error().map_or_else(|| error.to_string(), ServerError::to_code)
+}
+
+fn done(took: Duration) -> Answer {
+    Answer::Done { took }
+}
