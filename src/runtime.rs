@@ -349,7 +349,7 @@ pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Resu
     drop_slot(&publisher, subscription).await?;
     if let Err(error) = session.drop_origins(name).await {
         // Harmless but for the room that they take.
-        warn!(subscription = %name, %error, "replication origins named pgsluice_{name}… stay on the target");
+        warn!(subscription = %name, %error, "replication origins named pgsluice:…:{name} stay on the target");
     }
     store.remove_subscription(name.as_str()).await?;
     drop(session);

@@ -8,9 +8,9 @@ use crate::config::{Origin, Subscription};
 use crate::error::Diagnosis;
 use crate::net::{self, ConnectError, Encryption};
 use crate::pg::conninfo::{ConnInfo, Host, HostAddress};
-use crate::pg::{Lsn, QualifiedName, nearest, quote_ident};
+use crate::pg::{ImposedLimit, Lsn, QualifiedName, imposed_limits, nearest, quote_ident};
 use crate::replication::SystemIdentity;
-use crate::schema::catalog::{PublisherFacts, TargetFacts, UnselectableTable, unreadable};
+use crate::schema::catalog::{PublisherFacts, Side, TargetFacts, UnselectableTable, unreadable};
 use crate::schema::mapping::MappingNote;
 use crate::schema::{PublishedTable, render::table_sql};
 use crate::store::{SubscriptionRow, TableState};
@@ -81,6 +81,17 @@ fn note_reach(findings: &mut Findings, error: &ConnectError) {
 }
 
 /// The replication connection, on top of a way that leads to the database.
+/// Time-outs that sessions on this side cannot lift.
+pub(super) fn time_limits(findings: &mut Findings, side: Side, role: &str, imposed: &[ImposedLimit]) {
+    let step = match side {
+        Side::Publisher => Step::Database,
+        Side::Target => Step::Target,
+    };
+    if let Some(diagnosis) = imposed_limits(&side.to_string(), role, imposed) {
+        findings.warn(step, diagnosis);
+    }
+}
+
 pub(super) fn replication(findings: &mut Findings, outcome: Result<&SystemIdentity, Diagnosis>) {
     match outcome {
         Ok(_) => findings.ok(Step::Replication, "admitted"),

@@ -9,8 +9,8 @@ use crate::config::{Config, Subscription};
 use crate::error::Diagnosis;
 use crate::net::{self, ClientOptions, ConnectError, PgClient};
 use crate::pg::conninfo::ConnInfo;
-use crate::pg::{QualifiedName, SubscriptionName};
-use crate::replication::{ReplicationConnection, SessionOptions, SystemIdentity};
+use crate::pg::{ImposedLimit, QualifiedName, SubscriptionName, TimeLimits};
+use crate::replication::{CommandError, ReplicationConnection, SessionOptions, SystemIdentity};
 use crate::schema::catalog::{self, CatalogError, PublisherFacts, Side, TargetFacts, UnselectableTable};
 use crate::schema::{Mapping, PublishedTable, ReplicationRole, TargetTable};
 use crate::store::{Store, StoreErrorKind};
@@ -26,7 +26,7 @@ const CHECKS_MAX: usize = 4;
 /// How long one side's questions may take once the connection stands.
 const QUESTIONS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a server may work on one of them.
-const STATEMENT_TIMEOUT: &str = "20s";
+const LIMITS: TimeLimits = TimeLimits { statement: Some(Duration::from_secs(20)), idle_in_transaction: None };
 
 /// Checks every subscription of the configuration, or the one of that name.
 pub async fn check(config: &Config, name: Option<&SubscriptionName>) -> Document {
@@ -46,6 +46,8 @@ struct Publisher {
     existing: Answer<BTreeSet<QualifiedName>>,
     denied: Answer<Vec<UnselectableTable>>,
     identity: Answer<SystemIdentity>,
+    /// Time-outs that hold in its sessions.
+    imposed: Vec<ImposedLimit>,
 }
 
 /// What the target answered.
@@ -54,6 +56,8 @@ struct Target {
     facts: Answer<TargetFacts>,
     existing: Answer<BTreeSet<QualifiedName>>,
     state: Answer<State>,
+    /// Time-outs that hold in its sessions.
+    imposed: Vec<ImposedLimit>,
 }
 
 type Answer<T> = Result<T, Diagnosis>;
@@ -97,7 +101,8 @@ async fn walk(subscription: &Subscription, target: &ConnInfo) -> Report {
 fn options(subscription: &Subscription) -> ClientOptions {
     ClientOptions {
         application_name: Some(format!("{} check", subscription.name)),
-        settings: vec![("statement_timeout".to_owned(), STATEMENT_TIMEOUT.to_owned())],
+        settings: Vec::new(),
+        limits: LIMITS,
     }
 }
 
@@ -154,21 +159,42 @@ async fn reach_publisher(subscription: &Subscription) -> Result<Publisher, Conne
         Ok(tables) => asked(side, catalog::unselectable_tables(&*client, tables)).await,
         Err(_) => Ok(Vec::new()),
     };
-    let identity = asked(side, replicate(subscription)).await;
-    Ok(Publisher { client, facts, view, published, existing, denied, identity })
+    let (identity, replication_imposed) = match asked(side, replicate(subscription)).await {
+        Ok((identity, imposed)) => (Ok(identity), imposed),
+        Err(diagnosis) => (Err(diagnosis), Vec::new()),
+    };
+    let mut imposed = imposed_limits(&client).await;
+    for limit in replication_imposed {
+        if !imposed.contains(&limit) {
+            imposed.push(limit);
+        }
+    }
+    Ok(Publisher { client, facts, view, published, existing, denied, identity, imposed })
 }
 
-/// A replication connection, only to see that it can be made, and to whom it leads.
-async fn replicate(subscription: &Subscription) -> Result<SystemIdentity, Diagnosis> {
+/// The time-outs that an ordinary session could not lift. A session that does not answer has told so
+/// at other questions.
+async fn imposed_limits(client: &PgClient) -> Vec<ImposedLimit> {
+    let asked = tokio::time::timeout(QUESTIONS_TIMEOUT, client.imposed_limits(LIMITS)).await;
+    asked.ok().and_then(Result::ok).unwrap_or_default()
+}
+
+/// A replication connection, only to see that it can be made, to whom it leads, and which time-outs it
+/// could not lift.
+async fn replicate(subscription: &Subscription) -> Result<(SystemIdentity, Vec<ImposedLimit>), Diagnosis> {
     let options = SessionOptions {
         application_name: format!("{} check", subscription.name),
         client_encoding: "UTF8".to_owned(),
     };
     let connected = ReplicationConnection::connect(&subscription.publisher, &options).await;
     let mut connection = connected.map_err(|error| error.diagnosis())?;
-    let identity = connection.identify_system().await.map_err(|error| error.diagnosis());
+    let answers = async {
+        let identity = connection.identify_system().await?;
+        Ok((identity, connection.imposed_limits().await?))
+    };
+    let answers = answers.await.map_err(|error: CommandError| error.diagnosis());
     connection.close().await;
-    identity
+    answers
 }
 
 async fn reach_target(subscription: &Subscription, target: &ConnInfo) -> Result<Target, ConnectError> {
@@ -176,7 +202,8 @@ async fn reach_target(subscription: &Subscription, target: &ConnInfo) -> Result<
     let facts = asked(Side::Target, catalog::target_facts(&client)).await;
     let existing = asked(Side::Target, catalog::user_tables(&*client, Side::Target)).await;
     let state = Box::pin(asked(Side::Target, read_state(subscription, target))).await;
-    Ok(Target { client, facts, existing, state })
+    let imposed = imposed_limits(&client).await;
+    Ok(Target { client, facts, existing, state, imposed })
 }
 
 /// Reads the state as the command line does, with the driver that the service uses for it.
@@ -220,6 +247,7 @@ fn judge_target(
         }
     };
     verdict::target(findings, Ok((target.client.host(), facts)));
+    verdict::time_limits(findings, Side::Target, &info.user, &target.imposed);
     match &target.state {
         Err(diagnosis) => findings.fail(Step::State, diagnosis.clone()),
         Ok(State::NotThere) => {
@@ -243,6 +271,7 @@ fn judge_publisher(
 ) {
     let identity = publisher.identity.as_ref();
     verdict::replication(findings, identity.map_err(Clone::clone));
+    verdict::time_limits(findings, Side::Publisher, &subscription.publisher.user, &publisher.imposed);
     match &publisher.facts {
         Ok(facts) => verdict::wal_level(findings, facts),
         Err(diagnosis) => findings.fail(Step::WalLevel, diagnosis.clone()),

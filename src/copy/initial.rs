@@ -17,7 +17,7 @@ use super::{CopyCommands, CopyError, Side};
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_literal};
-use crate::target::{COPY_ORIGINS_MAX, OpenError, TargetError, TargetSession, copy_origin_name};
+use crate::target::{COPY_ORIGINS_MAX, OpenError, OriginUse, TargetError, TargetSession};
 
 /// Tables copied at a time: one keeps a core of each server busy. Each has an origin of its own.
 const COPY_WORKERS: usize = COPY_ORIGINS_MAX;
@@ -146,7 +146,7 @@ async fn open(plan: &CopyPlan, worker: usize) -> Result<Sessions, CopyError> {
     let mut target =
         TargetSession::open(&plan.target, &application_name).await.map_err(CopyError::OpenTarget)?;
     target
-        .set_origin(&copy_origin_name(&plan.subscription, worker))
+        .set_origin(&plan.subscription, OriginUse::Copy(worker))
         .await
         .map_err(|error: TargetError| CopyError::OpenTarget(OpenError::Prepare(error)))?;
     Ok(Sessions { source, target })

@@ -27,6 +27,7 @@ use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 use tokio_postgres::error::DbError;
 use tokio_postgres::tls::{self, TlsConnect, TlsStream};
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, SimpleQueryMessage};
+use tracing::debug;
 
 use super::error::{ConnectError, ConnectErrorKind, Purpose, Step};
 use super::establish::{Login, LoginError, establish};
@@ -34,7 +35,7 @@ use super::stream::{Encryption, NetStream};
 use super::{Dialed, server_version_num};
 use crate::error::ServerError;
 use crate::pg::conninfo::{self, ConnInfo, Host, TargetSessionAttrs};
-use crate::pg::{Secret, quote_literal};
+use crate::pg::{ImposedLimit, Secret, TimeLimits, quote_literal};
 
 /// How long a graceful [`PgClient::close`] may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,6 +67,8 @@ pub struct ClientOptions {
     pub application_name: Option<String>,
     /// Run-time parameters to set once connected, name and value, as `SET name = value` would.
     pub settings: Vec<(String, String)>,
+    /// Time-outs of the session's own; all others are lifted.
+    pub limits: TimeLimits,
 }
 
 /// A tokio-postgres client that owns its connection. Dropping it closes the socket at once;
@@ -167,6 +170,36 @@ impl PgClient {
         outcome.ok().and_then(|ended| ended.clone()).unwrap_or_default()
     }
 
+    /// Sets the session's time-outs. One that the server does not let go of stays, and is what
+    /// [`PgClient::imposed_limits`] finds.
+    async fn lift_time_limits(&self, limits: TimeLimits) -> Result<(), tokio_postgres::Error> {
+        let statements = limits.statements(self.server_version_num);
+        match self.batch_execute(&statements.join("; ")).await {
+            Err(error) if server_error(&error).is_some() => {}
+            done => return done,
+        }
+        for statement in &statements {
+            let Err(error) = self.batch_execute(statement).await else { continue };
+            match server_error(&error) {
+                Some(refusal) => debug!(error = %refusal, "refused: {statement}"),
+                None => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The time-outs that hold although the session, opened with `limits`, has set them otherwise.
+    pub async fn imposed_limits(
+        &self,
+        limits: TimeLimits,
+    ) -> Result<Vec<ImposedLimit>, tokio_postgres::Error> {
+        let rows = self.query_typed(&limits.imposed(self.server_version_num), &[]).await?;
+        let limit = |row: &tokio_postgres::Row| {
+            Ok(ImposedLimit { name: row.try_get(0)?, milliseconds: row.try_get(1)? })
+        };
+        rows.iter().map(limit).collect()
+    }
+
     /// Closes the socket at once, for whoever shares the client: requests fail from here on.
     pub fn hang_up(&self) {
         self.driver.abort.abort();
@@ -258,7 +291,7 @@ impl Login for SqlLogin<'_> {
         })?;
         let (driver, ended) = drive(connection);
         let client = PgClient { client, driver, ended, parameters, server_version_num, host, encryption };
-        set_up(&client, &self.options.settings).await?;
+        set_up(&client, self.options).await?;
         check_session(&client, self.info.target_session_attrs).await?;
         Ok(client)
     }
@@ -293,8 +326,9 @@ fn driver_config(
     config
 }
 
-/// One round trip: nothing is found by its unqualified name, and the settings asked for hold.
-async fn set_up(client: &PgClient, settings: &[(String, String)]) -> Result<(), LoginError> {
+/// One round trip: nothing is found by its unqualified name, the settings asked for hold, and time-outs
+/// of the role or the database do not.
+async fn set_up(client: &PgClient, options: &ClientOptions) -> Result<(), LoginError> {
     let refused = |error: tokio_postgres::Error| {
         let kind = match server_error(&error) {
             Some(server) => ConnectErrorKind::Setting(Box::new(server)),
@@ -307,14 +341,15 @@ async fn set_up(client: &PgClient, settings: &[(String, String)]) -> Result<(), 
         client.batch_execute("SET standard_conforming_strings = on").await.map_err(refused)?;
     }
     let mut batch = String::from("SELECT pg_catalog.set_config('search_path', '', false)");
-    for (name, value) in settings {
+    for (name, value) in &options.settings {
         batch.push_str(", pg_catalog.set_config(");
         batch.push_str(&quote_literal(name));
         batch.push_str(", ");
         batch.push_str(&quote_literal(value));
         batch.push_str(", false)");
     }
-    client.batch_execute(&batch).await.map_err(refused)
+    let (set, lifted) = tokio::join!(client.batch_execute(&batch), client.lift_time_limits(options.limits));
+    set.and(lifted).map_err(refused)
 }
 
 /// `target_session_attrs`, judged by what the server says now (`fe-connect.c`, CONNECTION_CHECK_*).

@@ -1,18 +1,22 @@
-//! PostgreSQL's small vocabulary as types: positions, names, secrets, connection strings.
+//! PostgreSQL's small vocabulary as types: positions, names, secrets, connection strings, time-outs.
 //!
 //! Pure: no socket, clock, environment or driver. Everything is built once, at the boundary, and
 //! is correct from then on. This is the only module that quotes an identifier.
 
 pub mod conninfo;
+mod hash;
 mod ident;
 mod lsn;
 mod name;
 mod nearest;
 mod secret;
+mod time_limits;
 
 pub use ident::{quote_ident, quote_literal};
 pub use lsn::{Lsn, ParseLsnError};
 pub use name::{ParseNameError, QualifiedName, SlotName, SubscriptionName};
 pub use secret::Secret;
+pub use time_limits::{ImposedLimit, TimeLimits, imposed_limits};
 
+pub(crate) use hash::fnv1a;
 pub(crate) use nearest::{nearest, one_of};

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use postgres_protocol::message::frontend;
+use tracing::debug;
 
 use super::auth::{authenticate, lost};
 use super::channel::{Channel, ChannelError};
@@ -30,13 +31,12 @@ use crate::net::{
     ConnectError, ConnectErrorKind, Dialed, Login, LoginError, Purpose, Step, establish, server_version_num,
 };
 use crate::pg::conninfo::{ConnInfo, Host, TargetSessionAttrs};
-use crate::pg::{Lsn, SlotName};
+use crate::pg::{ImposedLimit, Lsn, SlotName, TimeLimits};
 
 /// Settings that the session relies on; the user's own `options` come first and yield to these.
 const OPTIONS: &str = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 \
                        -c lc_monetary=C -c search_path= \
-                       -c standard_conforming_strings=on -c statement_timeout=0 -c lock_timeout=0 \
-                       -c idle_in_transaction_session_timeout=0";
+                       -c standard_conforming_strings=on";
 
 /// A result's size at most, bytes.
 const RESULT_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -130,6 +130,20 @@ impl ReplicationConnection {
     /// run as one transaction, and their rows follow one another.
     pub async fn simple_query(&mut self, sql: &str) -> Result<Vec<Row>, CommandError> {
         self.run("a query", sql).await
+    }
+
+    /// The time-outs that hold although the session has lifted all of them.
+    pub async fn imposed_limits(&mut self) -> Result<Vec<ImposedLimit>, CommandError> {
+        let command = "a query for time-outs";
+        let rows = self.run(command, &TimeLimits::NONE.imposed(self.server_version_num)).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(ImposedLimit {
+                    name: text(command, row, 0, "name")?.to_owned(),
+                    milliseconds: text(command, row, 1, "setting")?.to_owned(),
+                })
+            })
+            .collect()
     }
 
     /// Creates a slot. Waits for transactions that are running at the publisher.
@@ -280,7 +294,7 @@ impl Login for ReplicationLogin<'_> {
             LoginError::new(Step::Database, ConnectErrorKind::Protocol(what))
         })?;
         let mut connection = ReplicationConnection { channel, state: State::Ready, server_version_num, host };
-        outlast(&mut connection).await?;
+        lift_time_limits(&mut connection).await?;
         check_session(&mut connection, self.info.target_session_attrs).await?;
         Ok(connection)
     }
@@ -319,15 +333,24 @@ async fn until_ready(channel: &mut Channel) -> Result<(), LoginError> {
     }
 }
 
-/// Lifts the time limits that a role or database may set and that older versions don't know, so
-/// that they cannot be part of the start-up options.
-async fn outlast(connection: &mut ReplicationConnection) -> Result<(), LoginError> {
-    let sql = match connection.server_version_num {
-        170_000.. => "SET idle_session_timeout = 0; SET transaction_timeout = 0",
-        140_000.. => "SET idle_session_timeout = 0",
-        _ => return Ok(()),
-    };
-    connection.simple_query(sql).await.map(drop).map_err(set_up_failed)
+/// Lifts the time-outs that a role or a database may set. They cannot be part of the start-up options:
+/// a server refuses a connection for one that it does not know. One that it does not let go of stays,
+/// and is what [`ReplicationConnection::imposed_limits`] finds.
+async fn lift_time_limits(connection: &mut ReplicationConnection) -> Result<(), LoginError> {
+    let statements = TimeLimits::NONE.statements(connection.server_version_num);
+    match connection.simple_query(&statements.join("; ")).await {
+        Err(error) if matches!(error.kind, CommandErrorKind::Server(_)) => {}
+        done => return done.map(drop).map_err(set_up_failed),
+    }
+    for statement in &statements {
+        match connection.simple_query(statement).await {
+            Err(CommandError { kind: CommandErrorKind::Server(refusal), .. }) => {
+                debug!(error = %refusal, "refused: {statement}");
+            }
+            done => drop(done.map_err(set_up_failed)?),
+        }
+    }
+    Ok(())
 }
 
 /// `target_session_attrs`, judged by what the server says now (`fe-connect.c`, CONNECTION_CHECK_*).

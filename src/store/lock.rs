@@ -1,13 +1,15 @@
 //! Who applies a subscription: an advisory lock of the target, by the subscription's name.
 //!
 //! `apply` takes the lock on the connection that writes, so that a lost lock is a lost writer.
-//! Here it is only named and looked at.
+//! Here it is only named and looked at. Advisory locks belong to one database each, so two databases of
+//! a cluster may have subscriptions of the same name.
 
 use std::collections::HashSet;
 
 use sqlx::PgConnection;
 
 use super::{Store, StoreError, StoreErrorKind};
+use crate::pg::fnv1a;
 
 /// Held while schema `pgsluice` is upgraded. No subscription's key: those hash a `/`.
 pub(super) const MIGRATION_LOCK_KEY: i64 = fnv1a(b"pgsluice migrations").cast_signed();
@@ -19,16 +21,6 @@ pub(super) const MIGRATION_LOCK_KEY: i64 = fnv1a(b"pgsluice migrations").cast_si
 #[must_use]
 pub fn lock_key(name: &str) -> i64 {
     fnv1a(format!("pgsluice/{name}").as_bytes()).cast_signed()
-}
-
-const fn fnv1a(bytes: &[u8]) -> u64 {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut at = 0;
-    while at < bytes.len() {
-        hash = (hash ^ bytes[at] as u64).wrapping_mul(0x0000_0100_0000_01b3);
-        at += 1;
-    }
-    hash
 }
 
 impl Store {
@@ -60,11 +52,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_hash_is_fnv_1a_and_stays() {
-        // Test vectors of the FNV reference implementation.
-        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
-        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
+    fn each_name_has_a_lock_of_its_own() {
         assert_ne!(lock_key("a"), lock_key("b"));
+        assert_eq!(lock_key("a"), -3_705_229_039_962_736_779, "versions agree on it");
     }
 }

@@ -42,6 +42,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection};
 
+use crate::pg::TimeLimits;
 use crate::pg::conninfo::{ConnInfo, TargetSessionAttrs};
 use options::Route;
 
@@ -63,6 +64,9 @@ const CONNECTIONS_MAX: u32 = 3;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the server works on one statement.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
+/// The time-outs of every session: a transaction that its owner has left stays no longer than a statement.
+const LIMITS: TimeLimits =
+    TimeLimits { statement: Some(STATEMENT_TIMEOUT), idle_in_transaction: Some(STATEMENT_TIMEOUT) };
 /// How long one operation may take from here, a network that swallows packets included.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a session may take to prove itself before it goes back to the pool.
@@ -208,18 +212,35 @@ fn pool(options: PgConnectOptions, wanted: TargetSessionAttrs, connections_max: 
 
 /// What every session starts with, and whether this server is of the wanted kind.
 async fn prepare(session: &mut PgConnection, wanted: TargetSessionAttrs) -> Result<(), sqlx::Error> {
-    let limit = STATEMENT_TIMEOUT.as_millis();
-    let settings = format!(
-        "SET search_path = ''; SET statement_timeout = {limit}; \
-         SET idle_in_transaction_session_timeout = {limit}"
-    );
-    session.execute(sqlx::AssertSqlSafe(settings)).await?;
+    secure(session).await?;
     if is_refused(session, wanted).await? {
         let reason = "the server is read-only, and target_session_attrs asks for one that is not";
         return Err(sqlx::Error::Io(std::io::Error::other(reason)));
     }
     // Last, because target_session_attrs asks what the server's own defaults are.
     session.execute(TRANSACTIONS).await?;
+    Ok(())
+}
+
+/// Nothing is found by its unqualified name, and time-outs of the role or the database do not hold. One
+/// that the server does not let go of stays; `check` finds it.
+async fn secure(session: &mut PgConnection) -> Result<(), sqlx::Error> {
+    const NO_PATH: &str = "SET search_path = ''";
+    let statements = LIMITS.statements(session.server_version_num().unwrap_or_default());
+    let together = format!("{NO_PATH}; {}", statements.join("; "));
+    match session.execute(sqlx::AssertSqlSafe(together)).await {
+        Err(sqlx::Error::Database(_)) => {}
+        done => return done.map(drop),
+    }
+    session.execute(NO_PATH).await?;
+    for statement in statements {
+        match session.execute(sqlx::AssertSqlSafe(statement)).await {
+            Err(sqlx::Error::Database(refusal)) => tracing::debug!(%refusal, "a time-out stays as it is"),
+            done => {
+                done?;
+            }
+        }
+    }
     Ok(())
 }
 

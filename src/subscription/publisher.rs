@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::config::Subscription;
 use crate::net::{self, ClientOptions, PgClient};
-use crate::pg::{Lsn, SlotName};
+use crate::pg::{Lsn, SlotName, TimeLimits};
 use crate::pgoutput::Format;
 use crate::replication::{
     CommandError, CommandErrorKind, Origin, ReplicationConnection, ReplicationStream, SessionOptions,
@@ -205,13 +205,19 @@ pub(super) fn copy_options(subscription: &Subscription, encoding: Encoding) -> C
     let mut settings: Vec<_> =
         VALUE_SETTINGS.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
     settings.push(("client_encoding".to_owned(), encoding.client_encoding().to_owned()));
-    settings.push(("statement_timeout".to_owned(), "0".to_owned()));
-    ClientOptions { application_name: Some(format!("{} copy", subscription.name)), settings }
+    ClientOptions {
+        application_name: Some(format!("{} copy", subscription.name)),
+        settings,
+        limits: TimeLimits::NONE,
+    }
 }
 
 /// Options for the session that watches slot and publications.
 pub(super) fn monitor_options(subscription: &Subscription) -> ClientOptions {
-    ClientOptions { application_name: Some(format!("{} monitor", subscription.name)), settings: Vec::new() }
+    ClientOptions {
+        application_name: Some(format!("{} monitor", subscription.name)),
+        ..ClientOptions::default()
+    }
 }
 
 fn is_in_use(error: &CommandError) -> bool {

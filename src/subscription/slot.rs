@@ -10,7 +10,7 @@ use tracing::info;
 
 use crate::error::{Diagnosis, PauseReason};
 use crate::net::PgClient;
-use crate::pg::{Lsn, SlotName, SubscriptionName};
+use crate::pg::{Lsn, SlotName, SubscriptionName, fnv1a};
 use crate::schema::catalog::{self, CatalogError};
 
 use super::failure::Failure;
@@ -94,12 +94,14 @@ const END_CREATIONS: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) \
     FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
     WHERE s.slot_type = 'logical' AND s.confirmed_flush_lsn IS NULL AND a.usename = current_user \
     AND (s.slot_name = $1::pg_catalog.text \
-        OR s.temporary AND pg_catalog.left(s.slot_name::pg_catalog.text, pg_catalog.length($2)) = $2)";
+        OR s.temporary AND pg_catalog.left(s.slot_name::pg_catalog.text, pg_catalog.length($2)) = $2 \
+            AND pg_catalog.length(s.slot_name::pg_catalog.text) = pg_catalog.length($2) + $3)";
 
 /// Ends what former connections of this subscription left half created. Whoever calls it has the
 /// subscription's lock, so there are no others. Returns how many there were.
 pub(crate) async fn end_abandoned_creations(client: &PgClient, slot: &SlotName) -> Result<u64, CatalogError> {
-    let ended = client.execute(END_CREATIONS, &[&slot.as_str(), &sync_prefix(slot)]).await;
+    let ended =
+        client.execute(END_CREATIONS, &[&slot.as_str(), &sync_prefix(slot), &SYNC_SUFFIX_LENGTH]).await;
     ended.map_err(catalog::publisher_query("abandoned slots"))
 }
 
@@ -121,13 +123,25 @@ pub(super) async fn settled_view(client: &PgClient, slot: &SlotName) -> Result<S
     Ok(seen)
 }
 
-/// How the names of temporary slots begin that feed tables of this slot's subscription. With the
-/// eight characters that follow, a name stays within PostgreSQL's 63 bytes.
-pub(super) fn sync_prefix(slot: &SlotName) -> String {
-    const KEPT_MAX: usize = 48;
-    let slot = slot.as_str();
+/// Characters of a temporary slot's name behind its prefix.
+const SYNC_SUFFIX_LENGTH: i32 = 8;
+
+/// How the names of temporary slots begin that feed tables of this slot's subscription. A long name is
+/// cut, and one name may begin with another, so a hash of the whole name makes the prefix this slot's own.
+fn sync_prefix(slot: &SlotName) -> String {
+    // With the hash and the suffix, a name stays within PostgreSQL's 63 bytes.
+    const KEPT_MAX: usize = 40;
+    let name = slot.as_str();
+    let hash = fnv1a(name.as_bytes()) & 0xffff_ffff;
     // Slot names are ASCII.
-    format!("{}_sync_", slot.get(..KEPT_MAX).unwrap_or(slot))
+    format!("{}_sync_{hash:08x}_", name.get(..KEPT_MAX).unwrap_or(name))
+}
+
+/// The name of a temporary slot that feeds a table of this slot's subscription: unique among the
+/// processes that may share the publisher, and recognizable as this slot's.
+pub(super) fn temporary_name(slot: &SlotName) -> SlotName {
+    let unique = format!("{}{:08x}", sync_prefix(slot), rand::random::<u32>());
+    unique.parse().unwrap_or_else(|_| slot.clone())
 }
 
 /// Whether a missing slot is made.
@@ -305,8 +319,19 @@ mod tests {
     #[test]
     fn slots_for_tables_are_recognizable_and_never_too_long() {
         let long: SlotName = "s".repeat(63).parse().unwrap();
-        assert_eq!(sync_prefix(&"sub".parse().unwrap()), "sub_sync_");
-        assert_eq!(sync_prefix(&long).len() + 8, 62);
+        assert_eq!(sync_prefix(&"sub".parse().unwrap()), "sub_sync_5d0fc2f5_");
+        assert_eq!(temporary_name(&long).as_str().len(), 63);
+        let suffix = temporary_name(&long).as_str().len() - sync_prefix(&long).len();
+        assert_eq!(i32::try_from(suffix), Ok(SYNC_SUFFIX_LENGTH));
+    }
+
+    #[test]
+    fn slots_for_tables_are_told_apart_by_their_subscription() {
+        let (one, other) = (format!("{}_one", "s".repeat(48)), format!("{}_other", "s".repeat(48)));
+        for (slot, other) in [("sub", "sub_sync_1"), (one.as_str(), other.as_str())] {
+            let (slot, other) = (slot.parse().unwrap(), other.parse().unwrap());
+            assert!(!temporary_name(&other).as_str().starts_with(&sync_prefix(&slot)));
+        }
     }
 
     #[test]

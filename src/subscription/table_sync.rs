@@ -22,12 +22,12 @@ use crate::apply::{CatchUp, Member};
 use crate::copy::{self, CopyJob};
 use crate::error::Diagnosis;
 use crate::net;
-use crate::pg::{Lsn, QualifiedName, SlotName, quote_literal};
+use crate::pg::{Lsn, QualifiedName, quote_literal};
 use crate::pgoutput::Format;
 use crate::replication::{SlotLifetime, SlotSnapshot, SlotSpec};
 use crate::schema::catalog::PublisherSettings;
 use crate::store::TableState;
-use crate::target::{TargetError, TargetSession, sync_origin_name};
+use crate::target::{OriginUse, TargetError, TargetSession};
 
 use super::attempt::{Context, PendingTable, copy_job};
 use super::failure::Failure;
@@ -294,14 +294,14 @@ impl Sync {
         let subscription = &context.subscription;
         let job = copy_job(context, table).await?;
         let mut target = TargetSession::open(&context.target, &format!("{} sync", subscription.name)).await?;
-        target.set_origin(&sync_origin_name(&subscription.name)).await?;
+        target.set_origin(&subscription.name, OriginUse::TableSync).await?;
         let publisher = Publisher {
             client: net::client(&subscription.publisher, &self.copy_options()).await?,
             settings: self.settings.clone(),
             encoding: self.encoding,
         };
         let mut replication = publisher::replication(subscription, publisher.encoding).await?;
-        let slot_name = temporary_slot_name(&subscription.slot);
+        let slot_name = slot::temporary_name(&subscription.slot);
         let spec = SlotSpec {
             name: slot_name.clone(),
             lifetime: SlotLifetime::Temporary,
@@ -409,12 +409,6 @@ impl Sync {
     fn copy_options(&self) -> net::ClientOptions {
         publisher::copy_options(&self.context.subscription, self.encoding)
     }
-}
-
-/// Unique among the processes that may ever share the publisher, and recognizable as this slot's.
-fn temporary_slot_name(slot: &SlotName) -> SlotName {
-    let unique = format!("{}{:08x}", slot::sync_prefix(slot), rand::random::<u32>());
-    unique.parse().unwrap_or_else(|_| slot.clone())
 }
 
 #[cfg(test)]

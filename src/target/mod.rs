@@ -14,5 +14,5 @@ mod session;
 mod settings;
 
 pub use error::{OpenError, TargetError, too_old};
-pub use origin::{COPY_ORIGINS_MAX, OriginLack, copy_origin_name, no_origin, origin_name, sync_origin_name};
+pub use origin::{COPY_ORIGINS_MAX, OriginLack, OriginUse, no_origin};
 pub use session::{Lock, TargetSession, no_replica_role};

@@ -17,7 +17,7 @@ use super::settings::SETTINGS;
 use crate::error::Diagnosis;
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::conninfo::ConnInfo;
-use crate::pg::quote_ident;
+use crate::pg::{TimeLimits, quote_ident};
 use crate::schema::ReplicationRole;
 
 /// How many round trips are timed.
@@ -48,6 +48,8 @@ pub struct TargetSession {
     round_trip: Option<Duration>,
     /// The server's process that serves this session.
     pid: i32,
+    /// The database's OID.
+    pub(super) database: u32,
     /// The session's `session_replication_role`.
     replication_role: ReplicationRole,
     /// The applying role.
@@ -65,6 +67,7 @@ impl TargetSession {
         let options = ClientOptions {
             application_name: Some(application_name.to_owned()),
             settings: SETTINGS.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
+            limits: TimeLimits::NONE,
         };
         let client = net::client(conninfo, &options).await?;
         if let Some(diagnosis) = too_old(client.server_version_num()) {
@@ -93,6 +96,7 @@ impl TargetSession {
             conninfo: conninfo.clone(),
             round_trip: None,
             pid: row.try_get(1).map_err(TargetError::from)?,
+            database: row.try_get(2).map_err(TargetError::from)?,
             replication_role,
             role,
             warnings,
@@ -166,8 +170,10 @@ impl TargetSession {
         }
         let unresponsive = |_| TargetError::Unresponsive(RESET_TIMEOUT);
         let cancelled = async {
-            let options =
-                ClientOptions { application_name: Some("pgsluice cancel".to_owned()), settings: Vec::new() };
+            let options = ClientOptions {
+                application_name: Some("pgsluice cancel".to_owned()),
+                ..ClientOptions::default()
+            };
             // Without it, what remains is to wait.
             let canceller = net::client(&self.conninfo, &options).await.ok();
             loop {
@@ -204,9 +210,10 @@ pub enum Lock {
     HeldElsewhere,
 }
 
-/// The session's role and its process.
+/// The session's role, its process and its database.
 async fn identify(client: &Client) -> Result<Row, TargetError> {
-    let sql = "SELECT current_user::pg_catalog.text, pg_catalog.pg_backend_pid()";
+    let sql = "SELECT current_user::pg_catalog.text, pg_catalog.pg_backend_pid(), d.oid \
+        FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
     Ok(client.query_typed_one(sql, &[]).await?)
 }
 

@@ -1,4 +1,4 @@
-//! Settings of the target session.
+//! Settings of the target session; its time-outs are every session's (`pg::TimeLimits`).
 
 /// Settings that every replicated write runs under. Keepalives make the target notice within half
 /// a minute that a writer's host has died, so that its lock does not outlive it.
@@ -15,9 +15,6 @@ pub(super) const SETTINGS: &[(&str, &str)] = &[
     ("default_transaction_read_only", "off"),
     ("default_transaction_deferrable", "off"),
     ("row_security", "off"),
-    ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
     ("standard_conforming_strings", "on"),
     // Rows are found by their key's index, whatever a statement that was prepared while the table was
     // small would prefer; and nothing is planned, or compiled, for each batch anew.

@@ -59,6 +59,8 @@ mod target_ddl;
 #[cfg(test)]
 mod tidy;
 #[cfg(test)]
+mod time_limits;
+#[cfg(test)]
 mod triggers;
 #[cfg(test)]
 mod values;

@@ -15,7 +15,7 @@ use super::{Owner, StoodBy, Worker};
 use crate::config::SynchronousCommit;
 use crate::error::{Diagnosis, PauseReason};
 use crate::store::{self, Desired, Registration, lock_key};
-use crate::target::{Lock, TargetSession, origin_name};
+use crate::target::{Lock, OriginUse, TargetSession};
 /// How often a standby asks for the lock.
 const LOCK_POLL: Duration = Duration::from_secs(1);
 
@@ -82,7 +82,7 @@ impl Worker {
         }
         // What is on record seldom says to wait: the publisher can be reached meanwhile.
         let reaching = Reaching::begin(Arc::clone(&subscription), session);
-        session.set_origin(&origin_name(&subscription.name)).await?;
+        session.set_origin(&subscription.name, OriginUse::Apply).await?;
         let row = self.claim().await?;
         let event = self.left_to(&row);
         if event == Event::Locked {

@@ -370,6 +370,7 @@ async fn a_sql_session_is_set_up_and_tells_how_it_ended() {
             ("work_mem".to_owned(), "4321kB".to_owned()),
             ("my.note".to_owned(), "it's\\".to_owned()),
         ],
+        ..ClientOptions::default()
     };
     let info =
         ConnInfo { options: Some("-c standard_conforming_strings=off".to_owned()), ..cluster.admin_info() };
