@@ -22,7 +22,7 @@ use crate::apply::rows::exact::Exact;
 use crate::apply::sets::compact::compact;
 use crate::apply::{Applied, ApplyError, How, Membership, Outcome, Start};
 use crate::error::ServerError;
-use crate::pg::{Lsn, QualifiedName, SubscriptionName};
+use crate::pg::{Lsn, QualifiedName, SubscriptionName, Term};
 use crate::pgoutput::{Format, Message, Relation};
 use crate::target::TargetSession;
 use crate::telemetry::Tally;
@@ -36,6 +36,9 @@ pub struct Applier<'a> {
     pipeline: Pipeline,
     /// The progress row's position when everything that has been sent is through.
     recorded: Lsn,
+    /// The last position of the progress row whose COMMIT has been seen to succeed.
+    committed: Lsn,
+    term: Term,
     mode: Mode,
     gathered: Gathered,
     /// The finish LSN of the last transaction that went in slices.
@@ -89,9 +92,11 @@ impl<'a> Applier<'a> {
         Self {
             session,
             intake: Intake::new(Tables::new(members), start.format, start.recorded),
-            exact: Exact::new(session, subscription.clone(), start.skip),
-            pipeline: Pipeline::new(session, subscription, start.format),
+            exact: Exact::new(session, subscription.clone(), start.term, start.skip),
+            pipeline: Pipeline::new(session, subscription, start.term, start.format),
+            term: start.term,
             recorded: start.recorded,
+            committed: start.recorded,
             mode,
             gathered: Gathered::default(),
             sliced: Lsn::ZERO,
@@ -288,6 +293,7 @@ impl<'a> Applier<'a> {
             _ => None,
         };
         let outcome = self.exact.handle(event, &mut self.recorded, &self.intake.tables).await?;
+        self.committed = self.recorded;
         if matches!(outcome, Outcome::Conflict(_)) {
             if self.intake.format() == Format::Binary {
                 // Evidence is for people: the transaction comes again, with its values as text.
@@ -340,9 +346,8 @@ impl<'a> Applier<'a> {
         let Some(mut events) = self.pipeline.abandon().await? else { return Err(self.send_again()) };
         self.outcomes.push_back(Outcome::FellBack { cause });
         let subscription = self.exact.subscription().clone();
-        if let Some(recorded) = progress::load(self.session.client(), &subscription).await? {
-            self.recorded = recorded;
-        }
+        progress::expect(self.session.client(), &subscription, self.term, self.committed).await?;
+        self.recorded = self.committed;
         events.extend(self.gathered.take_all());
         self.mode = Mode::Exact { until: None };
         for event in events {
@@ -459,6 +464,7 @@ impl<'a> Applier<'a> {
     }
 
     fn report(&mut self, done: &crate::apply::batches::pipeline::Settled) {
+        self.committed = done.end.map_or(self.committed, |end| end.to);
         if done.slice && done.end.is_none() {
             // Durable, and told of, with the last slice.
             self.slices = Some(self.slices.take().unwrap_or_default().plus(done.tally));

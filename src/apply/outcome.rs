@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::apply::ExactBecause;
 use crate::conflict::ConflictReport;
-use crate::pg::{Lsn, QualifiedName};
+use crate::pg::{Lsn, QualifiedName, Term};
 use crate::pgoutput::Format;
 use crate::telemetry::Tally;
 
@@ -13,6 +13,8 @@ use crate::telemetry::Tally;
 pub struct Start {
     /// The progress row's position.
     pub recorded: Lsn,
+    /// The owner's term, which the progress row has.
+    pub term: Term,
     /// Pass over the transaction that finishes here.
     pub skip: Option<Lsn>,
     /// Apply exactly until the transaction that finishes here is through.

@@ -9,10 +9,13 @@ mod lsn;
 mod name;
 mod nearest;
 mod secret;
+mod term;
 
 pub use ident::{quote_ident, quote_literal};
 pub use lsn::{Lsn, ParseLsnError};
 pub use name::{ParseNameError, QualifiedName, SlotName, SubscriptionName};
 pub use secret::Secret;
+pub use term::Term;
 
 pub(crate) use nearest::{nearest, one_of};
+pub(crate) use term::as_owner;

@@ -1,13 +1,14 @@
 //! One exhaustive table from what went wrong to what is done about it and what is said.
 
 use crate::apply::ApplyError;
+use crate::copy::CopyError;
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
 use crate::net::{ConnectError, Ended, Step};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::DecodeError;
 use crate::replication::{CommandError, Fault};
 use crate::schema::catalog::{CatalogError, Side};
-use crate::store::StoreError;
+use crate::store::{StoreError, StoreErrorKind};
 use crate::target::{OpenError, TargetError};
 
 use super::reader::ReadError;
@@ -50,6 +51,10 @@ pub enum Cause {
     /// A connection that stood was lost.
     Connection,
     Target,
+    /// The record of a table is not what was expected: it has to be read again.
+    Record,
+    /// Another instance has taken the subscription over.
+    Owner,
 }
 
 impl Cause {
@@ -62,7 +67,8 @@ impl Cause {
             Self::Slot => "slot",
             Self::Publications => "publications",
             Self::Connection => "connection",
-            Self::Target => "target",
+            Self::Target | Self::Record => "target",
+            Self::Owner => "standby",
         }
     }
 
@@ -108,6 +114,24 @@ impl Failure {
 
     fn of(disposition: Disposition, diagnosis: Diagnosis, cause: Cause) -> Self {
         Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause }
+    }
+
+    /// A copy failed, of a table that `role` reads on the publisher.
+    pub(super) fn of_copy(error: &CopyError, source: &QualifiedName, role: &str) -> Self {
+        let cause = match error {
+            CopyError::Unsettled(_) | CopyError::Superseded(_) => Cause::Record,
+            CopyError::ConnectPublisher(_)
+            | CopyError::OpenTarget(_)
+            | CopyError::Connection(..)
+            | CopyError::Server(..) => Cause::Connection,
+        };
+        Self::of(Disposition::Retry, error.diagnosis(source, role), cause)
+    }
+
+    /// Whether the attempt cannot go on as if only one table were concerned: its record is not what it was
+    /// taken for, or the subscription is another instance's.
+    pub(super) fn ends_attempt(&self) -> bool {
+        matches!(self.cause, Cause::Record | Cause::Owner)
     }
 
     pub(super) fn target_changed(table: QualifiedName) -> Self {
@@ -162,7 +186,12 @@ impl From<CommandError> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self::of(error.disposition(), error.diagnosis(), Cause::Target)
+        let (disposition, diagnosis) = (error.disposition(), error.diagnosis());
+        match error.kind() {
+            StoreErrorKind::NotOwner { .. } => Self::target_lost(diagnosis).because_of(Cause::Owner),
+            StoreErrorKind::CopySuperseded { .. } => Self::of(disposition, diagnosis, Cause::Record),
+            _ => Self::of(disposition, diagnosis, Cause::Target),
+        }
     }
 }
 
@@ -231,6 +260,12 @@ impl From<ApplyError> for Failure {
                     .detail("nothing of this transaction was applied here")
                     .hint("this instance lets go and takes its place in the queue again"),
             ),
+            ApplyError::TakenOver => Self::target_lost(
+                Diagnosis::new("another instance has taken over the subscription")
+                    .detail("it has made the progress row its own; nothing was applied here since")
+                    .hint("this instance lets go and takes its place in the queue again"),
+            )
+            .because_of(Cause::Owner),
             ApplyError::Unfit(misfits) => schema_failure(&misfits),
             ApplyError::Catalog(error) => error.into(),
             ApplyError::Plan(error) => protocol(&error),

@@ -41,7 +41,7 @@ use crate::apply::sets::row_search::PLAN_BY_KEY;
 use crate::apply::sets::sql::{self, Count};
 use crate::apply::stamp::Stamps;
 use crate::net::PgClient;
-use crate::pg::SubscriptionName;
+use crate::pg::{SubscriptionName, Term};
 use crate::pgoutput::Format;
 use crate::target::TargetSession;
 use crate::telemetry::Tally;
@@ -56,6 +56,7 @@ type Answer = Pin<Box<dyn Future<Output = Result<(), ApplyError>> + Send>>;
 pub(crate) struct Pipeline {
     client: Arc<PgClient>,
     subscription: SubscriptionName,
+    term: Term,
     prepared: Prepared,
     /// The way to the target and back takes no longer than this.
     round_trip: Duration,
@@ -109,10 +110,16 @@ impl std::fmt::Debug for Pipeline {
 }
 
 impl Pipeline {
-    pub(crate) fn new(session: &TargetSession, subscription: SubscriptionName, format: Format) -> Self {
+    pub(crate) fn new(
+        session: &TargetSession,
+        subscription: SubscriptionName,
+        term: Term,
+        format: Format,
+    ) -> Self {
         Self {
             client: Arc::clone(session.client()),
             subscription,
+            term,
             prepared: Prepared::new(Arc::clone(session.client()), format),
             round_trip: session.round_trip().unwrap_or(Duration::MAX),
             under_way: VecDeque::new(),
@@ -296,7 +303,7 @@ impl Pipeline {
     }
 
     /// As `progress::advance_counted` takes them.
-    fn progress_params(&self, step: Advance) -> [BoxedParam; 5] {
+    fn progress_params(&self, step: Advance) -> [BoxedParam; 6] {
         let transactions = i64::try_from(step.transactions).unwrap_or(i64::MAX);
         [
             Box::new(self.subscription.to_string()),
@@ -304,6 +311,7 @@ impl Pipeline {
             Box::new(PgLsn::from(step.to.as_u64())),
             Box::new(step.commit_time_us),
             Box::new(transactions),
+            Box::new(self.term.as_i64()),
         ]
     }
 

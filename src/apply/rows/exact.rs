@@ -18,7 +18,7 @@ use crate::apply::rows::executor::Executor;
 use crate::apply::stamp::Stamps;
 use crate::apply::statement::{Sequences, truncate_sql};
 use crate::apply::{Applied, ApplyError, How, Outcome, TableContext, unix_time_us};
-use crate::pg::{Lsn, SubscriptionName};
+use crate::pg::{Lsn, SubscriptionName, Term};
 use crate::pgoutput::{Begin, Commit};
 use crate::target::TargetSession;
 use crate::telemetry::Tally;
@@ -29,6 +29,7 @@ pub(crate) struct Exact<'a> {
     session: &'a TargetSession,
     executor: Executor,
     subscription: SubscriptionName,
+    term: Term,
     /// Pass over exactly the transaction that finishes here.
     skip: Option<Lsn>,
     transaction: Option<Transaction>,
@@ -58,9 +59,14 @@ enum Stage {
 }
 
 impl<'a> Exact<'a> {
-    pub(crate) fn new(session: &'a TargetSession, subscription: SubscriptionName, skip: Option<Lsn>) -> Self {
+    pub(crate) fn new(
+        session: &'a TargetSession,
+        subscription: SubscriptionName,
+        term: Term,
+        skip: Option<Lsn>,
+    ) -> Self {
         let executor = Executor::new(Arc::clone(session.client()));
-        Self { session, executor, subscription, skip, transaction: None }
+        Self { session, executor, subscription, term, skip, transaction: None }
     }
 
     /// Whether the transaction that finishes at `lsn` is to be passed over.
@@ -245,7 +251,8 @@ impl<'a> Exact<'a> {
     async fn finish(&mut self, step: Advance, stamps: &Stamps) -> Result<(), ApplyError> {
         self.executor.drain().await?;
         let client = self.session.client();
-        tokio::try_join!(stamps.check(client), progress::advance(client, &self.subscription, step))?;
+        let advanced = progress::advance(client, &self.subscription, self.term, step);
+        tokio::try_join!(stamps.check(client), advanced)?;
         fail::fail_point!("apply::before_commit");
         self.session.client().batch_execute("COMMIT").await?;
         fail::fail_point!("apply::after_commit");

@@ -73,7 +73,7 @@ impl Worker {
         if lock == Lock::HeldElsewhere {
             return Ok(None);
         }
-        if let Some(StoodBy { created_at: Some(known) }) = self.stood_by {
+        if let Some(known) = self.stood_by.and_then(|stood_by| stood_by.created_at).or(self.created_at) {
             let row = self.store.subscription(subscription.name.as_str()).await?;
             if row.is_none_or(|row| row.created_at != known) {
                 info!(subscription = %subscription.name, "dropped while standing by; restart to start over");
@@ -99,13 +99,17 @@ impl Worker {
             slot: &subscription.slot,
             publications: &subscription.publications,
         };
-        let row = self.store.claim_subscription(registration, &self.instance).await?;
+        let (owner, row) = self.store.claim_subscription(registration, &self.instance).await?;
+        self.context.owner = owner;
+        self.created_at = Some(row.created_at);
         if self.stood_by.take().is_some() {
             info!(subscription = self.context.name(), "the other instance has gone, taking over");
         }
         self.owner = Owner::Us;
         // Another instance may have reported in between.
         self.reported = None;
+        // One that runs still reports as the owner that we were.
+        self.monitor.shutdown().await;
         self.start_monitor();
         Ok(row)
     }
