@@ -122,11 +122,11 @@ pub async fn create(
 
 /// Makes everything that was committed before durable, the position included: for a session whose
 /// commits don't wait for that.
-pub async fn flush(client: &Client, subscription: &SubscriptionName) -> Result<(), ApplyError> {
+pub async fn flush(client: &Client, subscription: &SubscriptionName, term: Term) -> Result<(), ApplyError> {
     // A commit that waits waits for everything before it, and one without a change does not wait.
     let sql = format!(
         "BEGIN; SET LOCAL synchronous_commit = 'on'; \
-         UPDATE pgsluice.progress SET updated_at = updated_at WHERE subscription = {}; COMMIT",
+         UPDATE pgsluice.progress SET updated_at = updated_at WHERE subscription = {} AND term = {term}; COMMIT",
         quote_literal(subscription.as_str())
     );
     Ok(client.batch_execute(&sql).await?)

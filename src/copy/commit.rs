@@ -17,7 +17,7 @@ use super::{CopyError, Side};
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, as_owner};
 use crate::store::Ownership;
-use crate::target::TargetSession;
+use crate::target::{OpenError, TargetSession};
 
 /// Marks a table as synchronised, if the attempt is still the table's own, and the owner its own.
 const MARK_READY: &str = as_owner!(
@@ -106,6 +106,11 @@ async fn is_ready(
 ) -> Result<Landed, CopyError> {
     let name = format!("{} copy's record", owner.name());
     let session = TargetSession::open(target, &name).await.map_err(CopyError::OpenTarget)?;
+    // A row lock counts as a change: the answer must not wait for a standby that the COMMIT has waited for.
+    session
+        .set_synchronous_commit("off")
+        .await
+        .map_err(|error| CopyError::OpenTarget(OpenError::Prepare(error)))?;
     let position = PgLsn::from(position.as_u64());
     let (schema, table) = (&job.source.schema, &job.source.name);
     let row = session

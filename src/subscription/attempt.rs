@@ -153,7 +153,7 @@ pub(super) async fn run(
     let (position, view) = (position?, view?);
     if subscription.synchronous_commit == SynchronousCommit::Off {
         // What is recorded is reported to the publisher as flushed.
-        progress::flush(session.client(), &subscription.name).await?;
+        progress::flush(session.client(), &subscription.name, term).await?;
     }
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(

@@ -224,14 +224,13 @@ impl Worker {
         self.held_back = None;
         let event = Box::pin(self.attempt_with(&session)).await;
         self.context.snapshot.send_modify(|snapshot| snapshot.copies.clear());
-        if self.owner != Owner::Us {
-            // The lock may still be the session's: it goes with it, and is asked for anew.
-            debug!(subscription = self.context.name(), "the target session is given up");
-            return event;
-        }
         // The attempt may have been dropped within a transaction; a session that does not come
         // clean is given up, and the lock with it.
         match session.reset().await {
+            // The lock may still be the session's: it goes with it, and is asked for anew.
+            Ok(()) if self.owner != Owner::Us => {
+                debug!(subscription = self.context.name(), "the target session is given up");
+            }
             Ok(()) if !session.client().is_closed() => self.session = Some(session),
             Ok(()) => debug!(subscription = self.context.name(), "the target session has ended"),
             Err(error) => warn!(subscription = self.context.name(), %error, "the target session is given up"),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::info;
+use tracing::{debug, info};
 
 use super::super::attempt::Ahead;
 use super::super::because::Because;
@@ -84,6 +84,10 @@ impl Worker {
         let reaching = Reaching::begin(Arc::clone(&subscription), session);
         session.set_origin(&origin_name(&subscription.name)).await?;
         let row = self.claim().await?;
+        if let Some(session) = &self.session {
+            let ended = session.end_copies(&subscription.name).await?;
+            debug!(subscription = %subscription.name, ended, "copies of former owners are ended");
+        }
         let event = self.left_to(&row);
         if event == Event::Locked {
             self.ahead = Ahead { reaching, recorded: Some(row) };
