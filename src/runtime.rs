@@ -25,7 +25,7 @@ use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::http::Server;
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::SubscriptionName;
-use crate::store::{Registration, State, StateChange, Store, StoreError, Verb, lock_key};
+use crate::store::{Registration, State, Store, StoreError, Verb, lock_key};
 use crate::subscription::{Board, Wish, Worker, end_abandoned_creations, target_unavailable};
 use crate::target::{Lock, TargetSession};
 use crate::telemetry::{self, Attention, Bars};
@@ -240,7 +240,7 @@ impl Service {
                 publications: &subscription.publications,
             })
             .await?;
-        self.store.set_state(subscription.name.as_str(), &StateChange::new(State::Disabled)).await?;
+        self.store.set_disabled(subscription.name.as_str()).await?;
         Ok(())
     }
 

@@ -43,6 +43,9 @@ pub enum ApplyError {
     /// Another writer has moved the progress row.
     #[error("another writer has moved the progress row on from {expected}")]
     ProgressMoved { expected: Lsn },
+    /// A later owner has made the progress row its own.
+    #[error("another instance has taken over the progress row")]
+    TakenOver,
     /// DDL has changed a table of the target since its changes were planned. Nothing of the
     /// transaction was applied.
     #[error("table {0} of the target has been changed by DDL")]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::apply::sets::sql::ExactBecause;
 use crate::conflict::ConflictReport;
-use crate::pg::{Lsn, QualifiedName};
+use crate::pg::{Lsn, QualifiedName, Term};
 use crate::pgoutput::{Format, Tally};
 
 /// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01).
@@ -18,6 +18,8 @@ pub(crate) fn unix_time_us(postgres_time_us: i64) -> i64 {
 /// Where apply begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Start {
+    /// The owner's term, which the progress row has.
+    pub term: Term,
     /// The progress row's position.
     pub recorded: Lsn,
     /// Pass over the transaction that finishes here.

@@ -26,7 +26,7 @@ use super::rows::writer::{RowWriter, Told};
 use super::{outcome::Start, progress};
 use crate::error::ServerError;
 use crate::net::PgClient;
-use crate::pg::{Lsn, QualifiedName, SubscriptionName};
+use crate::pg::{Lsn, QualifiedName, SubscriptionName, Term};
 use crate::schema::catalog;
 use crate::target::TargetSession;
 
@@ -42,6 +42,7 @@ type Describing = std::pin::Pin<Box<dyn Future<Output = Result<Description, Appl
 pub(super) struct Performer<'a> {
     session: &'a TargetSession,
     subscription: SubscriptionName,
+    term: Term,
     sender: BatchSender,
     rows: RowWriter<'a>,
     under_way: VecDeque<UnderWay>,
@@ -68,8 +69,9 @@ impl<'a> Performer<'a> {
         Self {
             session,
             subscription: subscription.clone(),
-            sender: BatchSender::new(session, subscription.clone(), start.format),
-            rows: RowWriter::new(session, subscription),
+            term: start.term,
+            sender: BatchSender::new(session, subscription.clone(), start.term, start.format),
+            rows: RowWriter::new(session, subscription, start.term),
             under_way: VecDeque::new(),
             describing: None,
             catalog: None,
@@ -175,9 +177,13 @@ impl<'a> Performer<'a> {
     /// Rolls back what is open, and asks the record.
     async fn settle(&mut self, expected: Lsn) -> Result<(), ApplyError> {
         self.session.client().batch_execute("ROLLBACK").await?;
-        let recorded = progress::load(self.session.client(), &self.subscription).await?;
-        let agrees = recorded == Some(expected);
-        self.tell(Heard::Answer(if agrees { done(Duration::ZERO) } else { Answer::Moved }));
+        let agrees = progress::expect(self.session.client(), &self.subscription, self.term, expected).await;
+        let answer = match agrees {
+            Ok(()) => done(Duration::ZERO),
+            Err(ApplyError::ProgressMoved { .. }) => Answer::Moved,
+            Err(error) => return Err(error),
+        };
+        self.tell(Heard::Answer(answer));
         Ok(())
     }
 

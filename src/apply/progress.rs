@@ -6,25 +6,27 @@
 //!
 //! # Invariants
 //! - It is written here only, inside the transaction of the rows that it vouches for.
-//! - It moves by compare-and-set on the previous position: of two writers, one fails.
+//! - It moves by compare-and-set on the previous position and on the owner's term: of two writers, one fails.
+//! - A new owner writes its term into the row before it reads the position ([`take_over`]), and so waits for
+//!   whatever a former one has under way. From then on, nobody adopts a position that is found here.
 
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
 use crate::apply::core::Advance;
 use crate::apply::{ApplyError, stamp};
-use crate::pg::{Lsn, SubscriptionName, quote_literal};
+use crate::pg::{Lsn, SubscriptionName, Term, as_owner, quote_literal};
 
 /// Moves the position; no row means that another writer has moved it. Parameters, from `first` on: name,
-/// previous, next, commit time (µs since the Unix epoch), transactions.
+/// previous, next, commit time (µs since the Unix epoch), transactions, the owner's term.
 fn advance_sql(first: usize) -> String {
-    let [name, from, to, time, transactions] = [0, 1, 2, 3, 4].map(|n| first + n);
+    let [name, from, to, time, transactions, term] = [0, 1, 2, 3, 4, 5].map(|n| first + n);
     format!(
         "UPDATE pgsluice.progress \
          SET applied_lsn = ${to}, commit_time = coalesce(pg_catalog.to_timestamp(${time}::pg_catalog.int8 / 1000000.0), \
              commit_time), \
              transactions = transactions + ${transactions}, updated_at = pg_catalog.clock_timestamp() \
-         WHERE subscription = ${name} AND applied_lsn = ${from}"
+         WHERE subscription = ${name} AND applied_lsn = ${from} AND term = ${term}"
     )
 }
 
@@ -42,37 +44,81 @@ pub(crate) fn advance_counted(first: usize) -> (String, &'static str, usize) {
     (
         format!("moved AS ({} RETURNING 1)", advance_sql(first)),
         "1 / pg_catalog.count(*)::pg_catalog.int4",
-        first + 5,
+        first + 6,
     )
 }
 
-const CREATE: &str = "INSERT INTO pgsluice.progress (subscription, applied_lsn, transactions, updated_at) \
-    VALUES ($1, $2, 0, pg_catalog.clock_timestamp()) ON CONFLICT (subscription) DO NOTHING";
+const CREATE: &str = as_owner!(
+    " INSERT INTO pgsluice.progress (subscription, applied_lsn, term, transactions, updated_at) \
+     SELECT owner.name, $3, $2, 0, pg_catalog.clock_timestamp() FROM owner ON CONFLICT (subscription) DO NOTHING"
+);
 
-const LOAD: &str = "SELECT applied_lsn FROM pgsluice.progress WHERE subscription = $1";
+const TAKE_OVER: &str =
+    "UPDATE pgsluice.progress SET term = $2 WHERE subscription = $1 AND term <= $2 RETURNING applied_lsn";
 
-/// The position up to which everything has been applied; none before the first start.
-pub async fn load(client: &Client, subscription: &SubscriptionName) -> Result<Option<Lsn>, ApplyError> {
-    let row = client.query_opt(LOAD, &[&subscription.as_str()]).await.map_err(ApplyError::from)?;
-    row.map(|row| row.try_get::<_, PgLsn>(0).map(|lsn| Lsn::new(lsn.into())))
-        .transpose()
-        .map_err(ApplyError::from)
+const LOAD: &str = "SELECT applied_lsn, term FROM pgsluice.progress WHERE subscription = $1";
+
+/// Makes the row the owner's, and returns the position up to which everything has been applied; none before the
+/// first start. What former owners have under way is waited for, and none of them moves the position any more.
+///
+/// # Errors
+/// Also if a later owner has done so already.
+pub async fn take_over(
+    client: &Client,
+    subscription: &SubscriptionName,
+    term: Term,
+) -> Result<Option<Lsn>, ApplyError> {
+    let row = client.query_opt(TAKE_OVER, &[&subscription.as_str(), &term.as_i64()]).await?;
+    if let Some(row) = row {
+        return Ok(Some(Lsn::new(row.try_get::<_, PgLsn>(0)?.into())));
+    }
+    match found(client, subscription).await? {
+        Some(_) => Err(ApplyError::TakenOver),
+        None => Ok(None),
+    }
 }
 
-/// Records where a new subscription begins: its slot's consistent point. Leaves an existing
-/// position alone.
-pub async fn create(client: &Client, subscription: &SubscriptionName, at: Lsn) -> Result<(), ApplyError> {
-    client.execute(CREATE, &[&subscription.as_str(), &PgLsn::from(at.as_u64())]).await?;
-    Ok(())
+/// The position and the term that stand in the row; none if there is no row.
+async fn found(client: &Client, subscription: &SubscriptionName) -> Result<Option<(Lsn, Term)>, ApplyError> {
+    let Some(row) = client.query_opt(LOAD, &[&subscription.as_str()]).await? else { return Ok(None) };
+    Ok(Some((Lsn::new(row.try_get::<_, PgLsn>(0)?.into()), Term::new(row.try_get(1)?))))
+}
+
+/// Fails unless the row is where its owner left it: anything else is another writer's.
+pub(crate) async fn expect(
+    client: &Client,
+    subscription: &SubscriptionName,
+    term: Term,
+    position: Lsn,
+) -> Result<(), ApplyError> {
+    match found(client, subscription).await? {
+        Some(row) if row == (position, term) => Ok(()),
+        _ => Err(ApplyError::ProgressMoved { expected: position }),
+    }
+}
+
+/// Records where a new subscription begins: its slot's consistent point.
+///
+/// # Errors
+/// Also if another instance has taken the subscription over, or another writer has made the row.
+pub async fn create(
+    client: &Client,
+    subscription: &SubscriptionName,
+    term: Term,
+    at: Lsn,
+) -> Result<(), ApplyError> {
+    let position = PgLsn::from(at.as_u64());
+    let created = client.execute(CREATE, &[&subscription.as_str(), &term.as_i64(), &position]).await?;
+    if created == 1 { Ok(()) } else { Err(ApplyError::TakenOver) }
 }
 
 /// Makes everything that was committed before durable, the position included: for a session whose
 /// commits don't wait for that.
-pub async fn flush(client: &Client, subscription: &SubscriptionName) -> Result<(), ApplyError> {
+pub async fn flush(client: &Client, subscription: &SubscriptionName, term: Term) -> Result<(), ApplyError> {
     // A commit that waits waits for everything before it, and one without a change does not wait.
     let sql = format!(
         "BEGIN; SET LOCAL synchronous_commit = 'on'; \
-         UPDATE pgsluice.progress SET updated_at = updated_at WHERE subscription = {}; COMMIT",
+         UPDATE pgsluice.progress SET updated_at = updated_at WHERE subscription = {} AND term = {term}; COMMIT",
         quote_literal(subscription.as_str())
     );
     Ok(client.batch_execute(&sql).await?)
@@ -82,6 +128,7 @@ pub async fn flush(client: &Client, subscription: &SubscriptionName) -> Result<(
 pub(crate) async fn advance(
     client: &Client,
     subscription: &SubscriptionName,
+    term: Term,
     advance: Advance,
 ) -> Result<(), ApplyError> {
     let (from, to) = (PgLsn::from(advance.from.as_u64()), PgLsn::from(advance.to.as_u64()));
@@ -89,7 +136,7 @@ pub(crate) async fn advance(
     let moved = client
         .execute(
             &advance_sql(1),
-            &[&subscription.as_str(), &from, &to, &advance.commit_time_us, &transactions],
+            &[&subscription.as_str(), &from, &to, &advance.commit_time_us, &transactions, &term.as_i64()],
         )
         .await?;
     if moved == 1 { Ok(()) } else { Err(ApplyError::ProgressMoved { expected: advance.from }) }

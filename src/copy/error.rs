@@ -40,6 +40,9 @@ pub enum CopyError {
     /// A later attempt, or another instance, has taken the table over.
     #[error("another attempt has taken over the copy of {0}")]
     Superseded(QualifiedName),
+    /// The answer to a COMMIT was lost, and the record could not be asked: the rows may be there or not.
+    #[error("it is not known whether the copy of {0} was committed")]
+    Unsettled(QualifiedName),
 }
 
 impl CopyError {
@@ -74,6 +77,11 @@ impl CopyError {
                 Diagnosis::new(copying).detail(format!("the connection to the {side} was lost: {error}"))
             }
             Self::Superseded(_) => Diagnosis::new(copying).detail(self.to_string()),
+            Self::Unsettled(_) => Diagnosis::new(self.to_string())
+                .detail(
+                    "the connection to the target was lost, and its record of the table could not be asked",
+                )
+                .hint("the record is asked again by itself once the target is back"),
             Self::Server(Side::Publisher, error) if error.code == INSUFFICIENT_PRIVILEGE => {
                 catalog::refused_copy(role, table, &error.message)
             }

@@ -12,11 +12,13 @@ use tokio::sync::Mutex;
 use tokio::sync::mpsc;
 use tracing::{debug, info};
 
-use super::transfer::{finish_table, transfer};
+use super::commit::{commit, finish_table};
+use super::transfer::transfer;
 use super::{CopyCommands, CopyError, Side};
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::conninfo::ConnInfo;
-use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_literal};
+use crate::pg::{Lsn, QualifiedName, quote_literal};
+use crate::store::Ownership;
 use crate::target::{COPY_ORIGINS_MAX, OpenError, OriginUse, TargetError, TargetSession};
 
 /// Tables copied at a time: one keeps a core of each server busy. Each has an origin of its own.
@@ -41,7 +43,7 @@ pub struct CopyJob {
 /// What all copies of one snapshot share.
 #[derive(Debug, Clone)]
 pub struct CopyPlan {
-    pub subscription: SubscriptionName,
+    pub owner: Ownership,
     pub publisher: ConnInfo,
     /// Settings for sessions on the publisher: values must look as the stream's do.
     pub publisher_options: ClientOptions,
@@ -55,6 +57,8 @@ pub struct CopyPlan {
 #[derive(Debug)]
 pub struct CopyResult {
     pub source: QualifiedName,
+    /// The number of the attempt.
+    pub attempt: i32,
     /// Rows copied.
     pub outcome: Result<u64, CopyError>,
 }
@@ -78,7 +82,7 @@ pub fn run(plan: CopyPlan, mut jobs: Vec<CopyJob>) -> (mpsc::Receiver<CopyResult
                 };
                 let outcome = copy_one(&plan, &job, worker, &mut sessions).await;
                 let failed = outcome.is_err();
-                let result = CopyResult { source: job.source, outcome };
+                let result = CopyResult { source: job.source, attempt: job.attempt, outcome };
                 if results.send(result).await.is_err() {
                     return;
                 }
@@ -115,7 +119,8 @@ async fn copy_one(
     let Some(Sessions { source, target }) = sessions else {
         return Err(CopyError::Superseded(job.source.clone()));
     };
-    info!(subscription = %plan.subscription, relation = %job.source, "copying table");
+    let subscription = plan.owner.subscription();
+    info!(%subscription, relation = %job.source, "copying table");
     let begin = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
         quote_literal(&plan.snapshot)
@@ -124,11 +129,16 @@ async fn copy_one(
     let on_target = CopyError::on(Side::Target);
     target.client().batch_execute("BEGIN").await.map_err(&on_target)?;
     let rows = transfer(source, target.client(), job, &job.copied).await?;
-    finish_table(target.client(), &plan.subscription, job, plan.position, rows).await?;
+    finish_table(target.client(), &plan.owner, job, plan.position, rows).await?;
     fail::fail_point!("copy::before_commit");
-    target.client().batch_execute("COMMIT").await.map_err(&on_target)?;
-    source.batch_execute("COMMIT").await.map_err(CopyError::on(Side::Publisher))?;
-    info!(subscription = %plan.subscription, relation = %job.source, rows, "table copied");
+    commit(target, &plan.target, &plan.owner, job, plan.position).await?;
+    info!(%subscription, relation = %job.source, rows, "table copied");
+    // The rows are in: a session that does not end well is no failure of the copy.
+    let ended = source.batch_execute("COMMIT").await;
+    if ended.is_err() || target.client().is_closed() {
+        debug!(%subscription, relation = %job.source, ?ended, "a copy's sessions ended early");
+        end(sessions.take()).await;
+    }
     Ok(rows)
 }
 
@@ -142,11 +152,12 @@ async fn end(sessions: Option<Sessions>) {
 async fn open(plan: &CopyPlan, worker: usize) -> Result<Sessions, CopyError> {
     let source =
         net::client(&plan.publisher, &plan.publisher_options).await.map_err(CopyError::ConnectPublisher)?;
-    let application_name = format!("{} copy", plan.subscription);
+    let subscription = plan.owner.subscription();
+    let application_name = format!("{subscription} copy");
     let mut target =
         TargetSession::open(&plan.target, &application_name).await.map_err(CopyError::OpenTarget)?;
     target
-        .set_origin(&plan.subscription, OriginUse::Copy(worker))
+        .set_origin(subscription, OriginUse::Copy(worker))
         .await
         .map_err(|error: TargetError| CopyError::OpenTarget(OpenError::Prepare(error)))?;
     Ok(Sessions { source, target })

@@ -16,15 +16,19 @@
 //! # Invariants
 //! - A table's rows and its `ready` mark, with the position of the snapshot, commit together. A
 //!   crash before that leaves nothing behind; after it, nothing to do.
-//! - The mark is fenced by the attempt's number: of two copies of one table, one commits.
+//! - The mark is fenced by the attempt's number and the owner's term: of two copies of one table, one commits.
+//! - Once the target's COMMIT has landed the copy is done, whatever becomes of the publisher's session or of
+//!   the answer (`commit`).
 //! - Not here: deciding when to copy again, and streaming.
 
 mod command;
+mod commit;
 mod error;
 mod initial;
 mod transfer;
 
 pub use command::CopyCommands;
+pub use commit::{commit, finish_table};
 pub use error::{CopyError, Side};
 pub use initial::{CopyJob, CopyPlan, CopyResult, run};
-pub use transfer::{finish_table, transfer};
+pub use transfer::transfer;

@@ -1,27 +1,19 @@
-//! One table: COPY to COPY, and its mark, in one target transaction.
+//! One table: COPY to COPY, within transactions that are open on both sides.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, CopyInSink};
 use tracing::debug;
 
 use super::command::extra_messages;
 use super::initial::CopyJob;
 use super::{CopyError, Side};
-use crate::pg::{Lsn, SubscriptionName};
 
 /// Rows are gathered into pieces of this size, bytes, before they are sent on: the publisher sends
 /// one message a row.
 const PIECE_BYTES: usize = 128 << 10;
-
-/// Marks a table as synchronised, if the attempt is still the table's own.
-const MARK_READY: &str = "UPDATE pgsluice.table_sync \
-    SET state = 'ready', synced_lsn = $4, rows_copied = $5, error = NULL, \
-        updated_at = pg_catalog.clock_timestamp() \
-    WHERE subscription = $1 AND source_schema = $2 AND source_table = $3 AND attempt = $6";
 
 /// Copies the table's rows from `source` (whose transaction has the snapshot) to `target` (whose
 /// transaction is open) in the better format that both can. Counts rows into `copied` as they go. Returns their number.
@@ -60,30 +52,4 @@ pub async fn transfer(
 
 async fn send(mut sink: std::pin::Pin<&mut CopyInSink<Bytes>>, piece: Bytes) -> Result<(), CopyError> {
     sink.send(piece).await.map_err(CopyError::on(Side::Target))
-}
-
-/// Marks the table `ready` from `position` on, within the open target transaction.
-pub async fn finish_table(
-    target: &Client,
-    subscription: &SubscriptionName,
-    job: &CopyJob,
-    position: Lsn,
-    rows: u64,
-) -> Result<(), CopyError> {
-    let (source, rows) = (&job.source, i64::try_from(rows).unwrap_or(i64::MAX));
-    let marked = target
-        .execute(
-            MARK_READY,
-            &[
-                &subscription.as_str(),
-                &source.schema,
-                &source.name,
-                &PgLsn::from(position.as_u64()),
-                &rows,
-                &job.attempt,
-            ],
-        )
-        .await
-        .map_err(CopyError::on(Side::Target))?;
-    if marked == 1 { Ok(()) } else { Err(CopyError::Superseded(source.clone())) }
 }

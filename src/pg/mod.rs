@@ -10,13 +10,16 @@ mod lsn;
 mod name;
 mod nearest;
 mod secret;
+mod term;
 mod time_limits;
 
 pub use ident::{quote_ident, quote_literal};
 pub use lsn::{Lsn, ParseLsnError};
 pub use name::{ParseNameError, QualifiedName, SlotName, SubscriptionName};
 pub use secret::Secret;
+pub use term::Term;
 pub use time_limits::{ImposedLimit, TimeLimits, imposed_limits};
 
 pub(crate) use hash::fnv1a;
 pub(crate) use nearest::{nearest, one_of};
+pub(crate) use term::as_owner;

@@ -28,7 +28,9 @@ use crate::pg::conninfo::TargetSessionAttrs;
 use super::codec::Time;
 use super::state::UnknownWord;
 use super::subscription::found;
-use super::{Desired, EventKind, RELEASE_TIMEOUT, Store, StoreError, StoreErrorKind, event, pool};
+use super::{
+    Desired, EventKind, Ownership, RELEASE_TIMEOUT, Store, StoreError, StoreErrorKind, event, owner, pool,
+};
 
 const COMMAND_CHANNEL: &str = "pgsluice";
 const ANSWER_CHANNEL: &str = "pgsluice_answer";
@@ -174,16 +176,17 @@ impl Store {
 
     /// Takes up what is pending for the subscription, oldest first. Only its owner may. Commands
     /// that this version does not know are refused on the spot.
-    pub async fn take_commands(&self, name: &str) -> Result<Vec<Command>, StoreError> {
+    pub async fn take_commands(&self, owner: &Ownership) -> Result<Vec<Command>, StoreError> {
         self.run("take up commands", async {
             let mut tx = self.pool.begin().await?;
+            owner::require(&mut tx, owner).await?;
             let rows = sqlx::query(
                 "UPDATE pgsluice.command c SET taken_at = now() WHERE c.id IN \
                  (SELECT id FROM pgsluice.command WHERE subscription = $1 AND done_at IS NULL \
                   AND taken_at IS NULL ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED) \
                  RETURNING c.id, c.verb, c.args, c.created_by, c.created_at",
             )
-            .bind(name)
+            .bind(owner.name())
             .bind(TAKE_MAX)
             .fetch_all(&mut *tx)
             .await?;
@@ -206,9 +209,10 @@ impl Store {
     }
 
     /// Answers a command and tells whoever waits. A second answer changes nothing.
-    pub async fn answer(&self, id: i64, reply: &Answer) -> Result<(), StoreError> {
+    pub async fn answer(&self, owner: &Ownership, id: i64, reply: &Answer) -> Result<(), StoreError> {
         self.run("answer the command", async {
             let mut tx = self.pool.begin().await?;
+            owner::require(&mut tx, owner).await?;
             answer(&mut tx, id, reply).await?;
             Ok(tx.commit().await?)
         })

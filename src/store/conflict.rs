@@ -14,8 +14,10 @@ use crate::error::PauseReason;
 use crate::pg::{Lsn, QualifiedName};
 
 use super::codec::{Time, serialize_time};
-use super::subscription::{saturate, set_state, time, unsigned, word};
-use super::{EventKind, State, StateChange, Store, StoreError, StoreErrorKind, event, spelling};
+use super::subscription::{arm_skip, disarm_skip, saturate, set_state, time, unsigned, word};
+use super::{
+    EventKind, Ownership, State, StateChange, Store, StoreError, StoreErrorKind, event, owner, spelling,
+};
 
 /// Who settles a conflict when no person does.
 const BY_ITSELF: &str = "pgsluice";
@@ -81,20 +83,25 @@ const SELECT: &str = "\
 impl Store {
     /// Records a conflict and pauses its subscription on it, in one transaction, and returns its
     /// number. The same conflict met again (by a retry) keeps its number and is counted.
-    pub async fn open_conflict(&self, report: &ConflictReport) -> Result<i64, StoreError> {
+    pub async fn open_conflict(&self, owner: &Ownership, report: &ConflictReport) -> Result<i64, StoreError> {
         self.run("record the conflict", async {
-            let opened = self.write_conflict(report).await;
+            let opened = self.write_conflict(owner, report).await;
             if !spelling::is_untranslatable(&opened) {
                 return opened;
             }
-            self.write_conflict(&spelling::report(report)).await
+            self.write_conflict(owner, &spelling::report(report)).await
         })
         .await
     }
 
-    async fn write_conflict(&self, report: &ConflictReport) -> Result<i64, StoreErrorKind> {
+    async fn write_conflict(
+        &self,
+        owner: &Ownership,
+        report: &ConflictReport,
+    ) -> Result<i64, StoreErrorKind> {
         let mut tx = self.pool.begin().await?;
-        // First the subscription's row: everybody locks it before its conflicts.
+        owner::require(&mut tx, owner).await?;
+        // Then the subscription's row: everybody locks it before its conflicts.
         let change = StateChange {
             reason: Some(PauseReason::Conflict.as_str().to_owned()),
             detail: Some(report.summary()),
@@ -104,7 +111,7 @@ impl Store {
         let (id, occurrences) = insert(&mut tx, report).await?;
         settle_others(&mut tx, report, id).await?;
         let change = StateChange { hint: Some(report.hint(id)), conflict_id: Some(id), ..change };
-        set_state(&mut tx, &report.subscription, &change).await?;
+        set_state(&mut tx, owner, &change).await?;
         if occurrences == 1 {
             let facts = json!({
                 "conflict_id": id, "kind": report.kind, "table": report.target, "commit_lsn": report.commit_lsn,
@@ -152,49 +159,54 @@ impl Store {
         .await
     }
 
-    /// Settles an open conflict.
+    /// Settles an open conflict of the owner's subscription. One that is settled by passing its
+    /// transaction over arms the skip at the same time.
     pub async fn resolve_conflict(
         &self,
+        owner: &Ownership,
         id: i64,
         resolution: Resolution,
         by: &str,
     ) -> Result<(), StoreError> {
         self.run("settle the conflict", async {
-            let mut tx = self.pool.begin().await?;
-            let subscription: Option<String> = sqlx::query_scalar(
-                "UPDATE pgsluice.conflict SET resolved_at = now(), resolution = $2, resolved_by = $3 \
-                 WHERE id = $1 AND resolved_at IS NULL RETURNING subscription",
+            let (name, mut tx) = (owner.name(), self.pool.begin().await?);
+            owner::require(&mut tx, owner).await?;
+            if resolution == Resolution::SkipTransaction
+                && let Some(lsn) = open_commit_lsn(&mut tx, name, id).await?
+            {
+                arm_skip(&mut tx, name, lsn).await?;
+            }
+            let done = sqlx::query(
+                "UPDATE pgsluice.conflict SET resolved_at = now(), resolution = $3, resolved_by = $4 \
+                 WHERE id = $1 AND subscription = $2 AND resolved_at IS NULL",
             )
             .bind(id)
+            .bind(name)
             .bind(resolution.as_str())
             .bind(by)
-            .fetch_optional(&mut *tx)
+            .execute(&mut *tx)
             .await?;
-            let Some(subscription) = subscription else {
-                let known: Option<i32> = sqlx::query_scalar("SELECT 1 FROM pgsluice.conflict WHERE id = $1")
-                    .bind(id)
-                    .fetch_optional(&mut *tx)
-                    .await?;
+            if done.rows_affected() == 0 {
+                let known = "SELECT 1 FROM pgsluice.conflict WHERE id = $1 AND subscription = $2";
+                let known: Option<i32> =
+                    sqlx::query_scalar(known).bind(id).bind(name).fetch_optional(&mut *tx).await?;
                 return Err(known
                     .map_or(StoreErrorKind::UnknownConflict(id), |_| StoreErrorKind::AlreadyResolved(id)));
-            };
+            }
             let message = format!("conflict {id} settled by {by}: {resolution}");
             let facts = json!({ "conflict_id": id, "resolution": resolution, "by": by });
-            event::insert(&mut tx, Some(&subscription), EventKind::Resolved, &message, Some(facts)).await?;
+            event::insert(&mut tx, Some(name), EventKind::Resolved, &message, Some(facts)).await?;
             Ok(tx.commit().await?)
         })
         .await
     }
 
     /// A skip has been carried out: settles whatever conflict its transaction had, and disarms it.
-    pub async fn finish_skip(&self, name: &str, commit_lsn: Lsn) -> Result<(), StoreError> {
+    pub async fn finish_skip(&self, owner: &Ownership, commit_lsn: Lsn) -> Result<(), StoreError> {
         self.run("settle a skipped transaction", async {
-            let mut tx = self.pool.begin().await?;
-            sqlx::query("UPDATE pgsluice.subscription SET skip_lsn = NULL WHERE name = $1 AND skip_lsn = $2")
-                .bind(name)
-                .bind(commit_lsn)
-                .execute(&mut *tx)
-                .await?;
+            let (name, mut tx) = (owner.name(), self.pool.begin().await?);
+            owner::require(&mut tx, owner).await?;
+            disarm_skip(&mut tx, name, commit_lsn).await?;
             sqlx::query(
                 "UPDATE pgsluice.conflict SET resolved_at = now(), resolution = $3, resolved_by = $4 \
                  WHERE subscription = $1 AND commit_lsn = $2 AND resolved_at IS NULL",
@@ -225,9 +237,10 @@ impl Store {
 
     /// Settles, as retried with success, whatever conflict of the subscription lies at or before
     /// `applied`. Returns their numbers.
-    pub async fn resolve_applied(&self, name: &str, applied: Lsn) -> Result<Vec<i64>, StoreError> {
+    pub async fn resolve_applied(&self, owner: &Ownership, applied: Lsn) -> Result<Vec<i64>, StoreError> {
         self.run("settle applied conflicts", async {
-            let mut tx = self.pool.begin().await?;
+            let (name, mut tx) = (owner.name(), self.pool.begin().await?);
+            owner::require(&mut tx, owner).await?;
             let ids: Vec<i64> = sqlx::query_scalar(
                 "UPDATE pgsluice.conflict SET resolved_at = now(), resolution = $3, resolved_by = $4 \
                  WHERE subscription = $1 AND commit_lsn <= $2 AND resolved_at IS NULL RETURNING id",
@@ -248,6 +261,17 @@ impl Store {
         })
         .await
     }
+}
+
+/// Where the transaction of an open conflict of the subscription finishes; none if there is none.
+async fn open_commit_lsn(
+    session: &mut PgConnection,
+    name: &str,
+    id: i64,
+) -> Result<Option<Lsn>, StoreErrorKind> {
+    let sql = "SELECT commit_lsn FROM pgsluice.conflict \
+               WHERE id = $1 AND subscription = $2 AND resolved_at IS NULL";
+    Ok(sqlx::query_scalar(sql).bind(id).bind(name).fetch_optional(session).await?)
 }
 
 async fn lock_subscription(session: &mut PgConnection, name: &str) -> Result<(), StoreErrorKind> {

@@ -48,6 +48,14 @@ pub enum StoreErrorKind {
     Foreign {
         version: i64,
     },
+    /// Another instance has taken the subscription over since; nothing was written.
+    NotOwner {
+        subscription: String,
+    },
+    /// The table's copy is a later one than what was to be written speaks of; nothing was written.
+    CopySuperseded {
+        source: QualifiedName,
+    },
     UnknownSubscription(String),
     UnknownTable {
         subscription: String,
@@ -91,7 +99,7 @@ impl StoreError {
         let pause = Disposition::Pause(PauseReason::TargetError);
         match &self.kind {
             K::Unreachable { source, .. } if !is_of_the_settings(source) => Disposition::Retry,
-            K::Lost(_) => Disposition::Retry,
+            K::Lost(_) | K::NotOwner { .. } | K::CopySuperseded { .. } => Disposition::Retry,
             K::Refused { server, .. } | K::Server(server) => {
                 if server.is_transient() || is_read_only(server) { Disposition::Retry } else { pause }
             }
@@ -109,6 +117,12 @@ impl StoreError {
         }
     }
 
+    /// Whether another instance has taken the subscription over.
+    #[must_use]
+    pub const fn is_not_owner(&self) -> bool {
+        matches!(self.kind, StoreErrorKind::NotOwner { .. })
+    }
+
     /// What the command line exits with.
     #[must_use]
     pub const fn exit(&self) -> Exit {
@@ -123,6 +137,8 @@ impl StoreError {
             | K::NotMigrated { .. }
             | K::Newer { .. }
             | K::Foreign { .. }
+            | K::NotOwner { .. }
+            | K::CopySuperseded { .. }
             | K::AlreadyResolved(_)
             | K::SkipRefused(_)
             | K::Undecodable(_) => Exit::No,
@@ -155,6 +171,16 @@ impl StoreError {
                 Diagnosis::new("schema pgsluice in the target was not installed by a release of pgsluice")
                     .detail(format!("migration {version} differs from the one that this pgsluice carries"))
                     .hint("run the pgsluice that installed it, or drop schema pgsluice to start over")
+            }
+            K::NotOwner { subscription } => {
+                Diagnosis::new(format!("another instance has taken over subscription \"{subscription}\""))
+                    .detail(format!("while trying to {}; nothing was written", self.action))
+                    .hint("this instance lets go and stands by")
+            }
+            K::CopySuperseded { source } => {
+                Diagnosis::new(format!("the record of table {source} has moved on to another copy"))
+                    .detail(format!("while trying to {}; nothing was written", self.action))
+                    .hint("the record is read again by itself")
             }
             K::UnknownSubscription(name) => Diagnosis::new(format!("there is no subscription \"{name}\""))
                 .hint("\"pgsluice status\" lists them"),

@@ -9,8 +9,9 @@
 //!
 //! # Invariants
 //! - The progress row is never written here: `apply` moves it inside the rows' transaction.
-//! - A subscription's row belongs to the instance that holds its advisory lock ([`lock_key`]);
-//!   a standby writes nothing. What operators write (`desired`, `skip_lsn`, commands) is apart.
+//! - A subscription's rows belong to the instance that holds its advisory lock ([`lock_key`]);
+//!   a standby writes nothing, and a former owner is refused ([`Ownership`]). What operators write
+//!   (`desired`, `skip_lsn`, commands) is apart.
 //! - What must agree is written in one transaction: a conflict and the pause that it causes, a
 //!   state and its event, a wish and its command.
 //! - Every statement names its schema, and `search_path` is empty: nothing planted in `public`
@@ -27,6 +28,7 @@ mod event;
 mod lock;
 mod migrate;
 mod options;
+mod owner;
 mod spelling;
 mod state;
 mod status;
@@ -52,10 +54,11 @@ pub use error::{SkipRefusal, StoreError, StoreErrorKind};
 pub use event::{EventKind, EventRow};
 pub use lock::lock_key;
 pub use migrate::{AppliedMigration, SCHEMA_VERSION};
+pub use owner::Ownership;
 pub use state::{Desired, State, TableState, UnknownWord};
 pub use status::{SlotStatus, StatusDocument, SubscriptionStatus, TableStatus};
 pub use subscription::{Positions, Progress, Registration, StateChange, SubscriptionRow};
-pub use table::{NewTables, TableChanges, TableMapping, TableRow};
+pub use table::{NewTables, TableChanges, TableMapping, TableRow, TableStep};
 pub use wal::WalPositions;
 
 /// Sessions of one store, its listener apart.

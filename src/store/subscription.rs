@@ -7,12 +7,14 @@ use sqlx::types::Json;
 use sqlx::{Connection as _, PgConnection, Row as _};
 
 use crate::error::{Diagnosis, PauseReason};
-use crate::pg::{Lsn, SlotName, SubscriptionName};
+use crate::pg::{Lsn, SlotName, SubscriptionName, as_owner};
 
 use super::codec::Time;
 use super::error::SkipRefusal;
 use super::table::{self, TableRow};
-use super::{Desired, EventKind, State, Store, StoreError, StoreErrorKind, event, lock, spelling};
+use super::{
+    Desired, EventKind, Ownership, State, Store, StoreError, StoreErrorKind, event, lock, owner, spelling,
+};
 
 /// What the configuration says of a subscription.
 #[derive(Debug, Clone, Copy)]
@@ -126,19 +128,30 @@ const SELECT: &str = "\
     FROM pgsluice.subscription s LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
     WHERE $1::pg_catalog.text IS NULL OR s.name = $1 ORDER BY s.name";
 
-/// `WITH old … updated … logged`: the row and its event change together, or neither.
-const SET_STATE: &str = "\
-    WITH old AS (\
-        SELECT name, state, (state, reason, conflict_id) IS DISTINCT FROM ($2, $3, $6) AS changed \
-        FROM pgsluice.subscription WHERE name = $1 FOR UPDATE\
+/// The row and its event change together, or neither.
+const SET_STATE: &str = as_owner!(
+    ", old AS (\
+        SELECT s.name, s.state, (s.state, s.reason, s.conflict_id) IS DISTINCT FROM ($3, $4, $7) AS changed \
+        FROM pgsluice.subscription s, owner WHERE s.name = owner.name FOR UPDATE OF s\
     ), updated AS (\
-        UPDATE pgsluice.subscription s SET state = $2, reason = $3, detail = $4, hint = $5, conflict_id = $6, \
+        UPDATE pgsluice.subscription s SET state = $3, reason = $4, detail = $5, hint = $6, conflict_id = $7, \
             reported_at = now(), state_since = CASE WHEN old.changed THEN now() ELSE s.state_since END \
         FROM old WHERE s.name = old.name RETURNING old.changed, old.state\
     ), logged AS (\
         INSERT INTO pgsluice.event (subscription, kind, message, detail) \
-        SELECT $1, 'state', state || ' -> ' || $2 || coalesce(' (' || $3 || ')', ''), $7 FROM updated WHERE changed\
-    ) SELECT changed FROM updated";
+        SELECT $1, 'state', state || ' -> ' || $3 || coalesce(' (' || $4 || ')', ''), $8 FROM updated WHERE changed\
+    ) SELECT changed FROM updated"
+);
+
+/// For a subscription that this instance's configuration has disabled.
+const SET_DISABLED: &str = "UPDATE pgsluice.subscription SET state = $2, reason = NULL, detail = NULL, \
+    hint = NULL, conflict_id = NULL, reported_at = now(), state_since = now() WHERE name = $1 AND state <> $2";
+
+const REPORT_POSITIONS: &str = as_owner!(
+    " UPDATE pgsluice.subscription s SET received_lsn = $3, flushed_lsn = $4, publisher_lsn = $5, \
+     lag_bytes = $6, lag_seconds = $7, wal_status = $8, retained_bytes = $9, reported_at = now() \
+     FROM owner WHERE s.name = owner.name"
+);
 
 impl Store {
     /// Makes the subscription known, or brings slot and publications up to date.
@@ -159,55 +172,18 @@ impl Store {
         .await
     }
 
-    /// Makes the subscription known, takes it over for `instance`, which has just got the advisory
-    /// lock, and reads what it finds. Commands that a predecessor took up but never answered become
-    /// pending again.
-    ///
-    /// All in one session: whoever has just failed over waits for it.
-    pub async fn claim_subscription(
-        &self,
-        registration: Registration<'_>,
-        instance: &str,
-    ) -> Result<SubscriptionRow, StoreError> {
-        self.run("take the subscription over", async {
-            let name = registration.name.as_str();
-            let mut session = self.pool.acquire().await?;
-            let mut tx = session.begin().await?;
-            sqlx::query(
-                "INSERT INTO pgsluice.subscription (name, slot, publications, instance, reported_at) \
-                 VALUES ($1, $2, $3, $4, now()) ON CONFLICT (name) DO UPDATE SET slot = excluded.slot, \
-                 publications = excluded.publications, instance = excluded.instance, \
-                 reported_at = excluded.reported_at",
-            )
-            .bind(name)
-            .bind(registration.slot.as_str())
-            .bind(registration.publications)
-            .bind(instance)
-            .execute(&mut *tx)
-            .await?;
-            sqlx::query(
-                "UPDATE pgsluice.command SET taken_at = NULL \
-                 WHERE subscription = $1 AND done_at IS NULL AND taken_at IS NOT NULL",
-            )
-            .bind(name)
-            .execute(&mut *tx)
-            .await?;
-            tx.commit().await?;
-            load(&mut session, Some(name)).await?.pop().ok_or_else(|| unknown(name))
-        })
-        .await
-    }
-
     /// Records which publisher the positions belong to.
-    pub async fn set_publisher(&self, name: &str, system_id: &str) -> Result<(), StoreError> {
+    pub async fn set_publisher(&self, owner: &Ownership, system_id: &str) -> Result<(), StoreError> {
         self.run("record the publisher", async {
-            let done =
-                sqlx::query("UPDATE pgsluice.subscription SET publisher_system_id = $2 WHERE name = $1")
-                    .bind(name)
-                    .bind(system_id)
-                    .execute(&self.pool)
-                    .await?;
-            found(done.rows_affected(), name)
+            let done = sqlx::query(as_owner!(
+                " UPDATE pgsluice.subscription s SET publisher_system_id = $3 FROM owner WHERE s.name = owner.name"
+            ))
+            .bind(owner.name())
+            .bind(owner.term().as_i64())
+            .bind(system_id)
+            .execute(&self.pool)
+            .await?;
+            owner::met(&self.pool, done.rows_affected(), owner).await
         })
         .await
     }
@@ -225,61 +201,74 @@ impl Store {
 
     /// Reports a state; true if state, reason or conflict changed, which is one event. A new
     /// detail or hint alone is written without one.
-    pub async fn set_state(&self, name: &str, change: &StateChange) -> Result<bool, StoreError> {
+    pub async fn set_state(&self, owner: &Ownership, change: &StateChange) -> Result<bool, StoreError> {
         self.run("report the subscription's state", async {
             let mut session = self.pool.acquire().await?;
-            let reported = set_state(&mut session, name, change).await;
+            let reported = set_state(&mut session, owner, change).await;
             if !spelling::is_untranslatable(&reported) {
                 return reported;
             }
-            set_state(&mut session, name, &spelling::state_change(change)).await
+            set_state(&mut session, owner, &spelling::state_change(change)).await
+        })
+        .await
+    }
+
+    /// Reports a subscription as disabled, which nobody owns. One that another instance applies is left to it.
+    pub async fn set_disabled(&self, name: &str) -> Result<(), StoreError> {
+        self.run("report the subscription as disabled", async {
+            let mut session = self.pool.acquire().await?;
+            if !lock::held(&mut session).await?.contains(&lock::lock_key(name)) {
+                let disabled = State::Disabled.as_str();
+                sqlx::query(SET_DISABLED).bind(name).bind(disabled).execute(&mut *session).await?;
+            }
+            Ok(())
         })
         .await
     }
 
     /// Reports positions: one small UPDATE, meant to be called about every second.
-    pub async fn report_positions(&self, name: &str, positions: &Positions) -> Result<(), StoreError> {
+    pub async fn report_positions(&self, owner: &Ownership, positions: &Positions) -> Result<(), StoreError> {
         self.run("report the subscription's positions", async {
-            let done = sqlx::query(
-                "UPDATE pgsluice.subscription SET received_lsn = $2, flushed_lsn = $3, publisher_lsn = $4, \
-                 lag_bytes = $5, lag_seconds = $6, wal_status = $7, retained_bytes = $8, reported_at = now() \
-                 WHERE name = $1",
-            )
-            .bind(name)
-            .bind(positions.received_lsn)
-            .bind(positions.flushed_lsn)
-            .bind(positions.publisher_lsn)
-            .bind(positions.lag_bytes.map(saturate))
-            .bind(positions.lag_seconds)
-            .bind(positions.wal_status.as_deref())
-            .bind(positions.retained_bytes.map(saturate))
-            .execute(&self.pool)
-            .await?;
-            found(done.rows_affected(), name)
+            let done = sqlx::query(REPORT_POSITIONS)
+                .bind(owner.name())
+                .bind(owner.term().as_i64())
+                .bind(positions.received_lsn)
+                .bind(positions.flushed_lsn)
+                .bind(positions.publisher_lsn)
+                .bind(positions.lag_bytes.map(saturate))
+                .bind(positions.lag_seconds)
+                .bind(positions.wal_status.as_deref())
+                .bind(positions.retained_bytes.map(saturate))
+                .execute(&self.pool)
+                .await?;
+            owner::met(&self.pool, done.rows_affected(), owner).await
         })
         .await
     }
 
     /// Replaces the list of what works, but not as fully as it could.
-    pub async fn set_warnings(&self, name: &str, warnings: &[String]) -> Result<(), StoreError> {
+    pub async fn set_warnings(&self, owner: &Ownership, warnings: &[String]) -> Result<(), StoreError> {
         self.run("report the subscription's warnings", async {
-            let written = self.write_warnings(name, warnings).await;
+            let written = self.write_warnings(owner, warnings).await;
             if !spelling::is_untranslatable(&written) {
                 return written;
             }
             let ascii: Vec<String> = warnings.iter().map(|warning| spelling::text(warning)).collect();
-            self.write_warnings(name, &ascii).await
+            self.write_warnings(owner, &ascii).await
         })
         .await
     }
 
-    async fn write_warnings(&self, name: &str, warnings: &[String]) -> Result<(), StoreErrorKind> {
-        let done = sqlx::query("UPDATE pgsluice.subscription SET warnings = $2 WHERE name = $1")
-            .bind(name)
-            .bind(Json(warnings))
-            .execute(&self.pool)
-            .await?;
-        found(done.rows_affected(), name)
+    async fn write_warnings(&self, owner: &Ownership, warnings: &[String]) -> Result<(), StoreErrorKind> {
+        let done = sqlx::query(as_owner!(
+            " UPDATE pgsluice.subscription s SET warnings = $3 FROM owner WHERE s.name = owner.name"
+        ))
+        .bind(owner.name())
+        .bind(owner.term().as_i64())
+        .bind(Json(warnings))
+        .execute(&self.pool)
+        .await?;
+        owner::met(&self.pool, done.rows_affected(), owner).await
     }
 
     /// Arms a skip of exactly the transaction that finishes at `lsn`, now or once it comes.
@@ -287,42 +276,19 @@ impl Store {
     pub async fn arm_skip(&self, name: &str, lsn: Lsn) -> Result<(), StoreError> {
         self.run("arm the skip", async {
             let mut tx = self.pool.begin().await?;
-            let row: Option<(Option<Lsn>, Option<Lsn>)> = sqlx::query_as(
-                "SELECT p.applied_lsn, c.commit_lsn FROM pgsluice.subscription s \
-                 LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
-                 LEFT JOIN pgsluice.conflict c ON s.state = 'paused' AND c.id = s.conflict_id \
-                      AND c.resolved_at IS NULL \
-                 WHERE s.name = $1 FOR UPDATE OF s",
-            )
-            .bind(name)
-            .fetch_optional(&mut *tx)
-            .await?;
-            let (applied, conflict) = row.ok_or_else(|| unknown(name))?;
-            if let Some(refusal) = refuse_skip(lsn, applied, conflict) {
-                return Err(StoreErrorKind::SkipRefused(refusal));
-            }
-            sqlx::query("UPDATE pgsluice.subscription SET skip_lsn = $2 WHERE name = $1")
-                .bind(name)
-                .bind(lsn)
-                .execute(&mut *tx)
-                .await?;
-            let message = format!("the transaction that finishes at {lsn} is to be passed over");
-            event::insert(&mut tx, Some(name), EventKind::Skip, &message, Some(json!({ "lsn": lsn })))
-                .await?;
+            arm_skip(&mut tx, name, lsn).await?;
             Ok(tx.commit().await?)
         })
         .await
     }
 
     /// Disarms the skip of `lsn`; one that was armed for another position stays.
-    pub async fn clear_skip(&self, name: &str, lsn: Lsn) -> Result<(), StoreError> {
+    pub async fn clear_skip(&self, owner: &Ownership, lsn: Lsn) -> Result<(), StoreError> {
         self.run("disarm the skip", async {
-            sqlx::query("UPDATE pgsluice.subscription SET skip_lsn = NULL WHERE name = $1 AND skip_lsn = $2")
-                .bind(name)
-                .bind(lsn)
-                .execute(&self.pool)
-                .await?;
-            Ok(())
+            let mut tx = self.pool.begin().await?;
+            owner::require(&mut tx, owner).await?;
+            disarm_skip(&mut tx, owner.name(), lsn).await?;
+            Ok(tx.commit().await?)
         })
         .await
     }
@@ -332,6 +298,11 @@ impl Store {
     pub async fn remove_subscription(&self, name: &str) -> Result<(), StoreError> {
         self.run("remove the subscription", async {
             let mut tx = self.pool.begin().await?;
+            // The owner's row first, as everybody.
+            sqlx::query("SELECT 1 FROM pgsluice.owner WHERE subscription = $1 FOR UPDATE")
+                .bind(name)
+                .execute(&mut *tx)
+                .await?;
             let done = sqlx::query("DELETE FROM pgsluice.subscription WHERE name = $1")
                 .bind(name)
                 .execute(&mut *tx)
@@ -344,7 +315,46 @@ impl Store {
     }
 }
 
-async fn load(
+/// Arms a skip within the open transaction.
+pub(super) async fn arm_skip(session: &mut PgConnection, name: &str, lsn: Lsn) -> Result<(), StoreErrorKind> {
+    let row: Option<(Option<Lsn>, Option<Lsn>)> = sqlx::query_as(
+        "SELECT p.applied_lsn, c.commit_lsn FROM pgsluice.subscription s \
+         LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
+         LEFT JOIN pgsluice.conflict c ON s.state = 'paused' AND c.id = s.conflict_id \
+              AND c.resolved_at IS NULL \
+         WHERE s.name = $1 FOR UPDATE OF s",
+    )
+    .bind(name)
+    .fetch_optional(&mut *session)
+    .await?;
+    let (applied, conflict) = row.ok_or_else(|| unknown(name))?;
+    if let Some(refusal) = refuse_skip(lsn, applied, conflict) {
+        return Err(StoreErrorKind::SkipRefused(refusal));
+    }
+    sqlx::query("UPDATE pgsluice.subscription SET skip_lsn = $2 WHERE name = $1")
+        .bind(name)
+        .bind(lsn)
+        .execute(&mut *session)
+        .await?;
+    let message = format!("the transaction that finishes at {lsn} is to be passed over");
+    event::insert(session, Some(name), EventKind::Skip, &message, Some(json!({ "lsn": lsn }))).await
+}
+
+/// Disarms the skip of `lsn` within the open transaction.
+pub(super) async fn disarm_skip(
+    session: &mut PgConnection,
+    name: &str,
+    lsn: Lsn,
+) -> Result<(), StoreErrorKind> {
+    sqlx::query("UPDATE pgsluice.subscription SET skip_lsn = NULL WHERE name = $1 AND skip_lsn = $2")
+        .bind(name)
+        .bind(lsn)
+        .execute(session)
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn load(
     session: &mut PgConnection,
     name: Option<&str>,
 ) -> Result<Vec<SubscriptionRow>, StoreErrorKind> {
@@ -372,23 +382,30 @@ fn refuse_skip(lsn: Lsn, applied: Option<Lsn>, conflict: Option<Lsn>) -> Option<
 
 pub(super) async fn set_state(
     session: &mut PgConnection,
-    name: &str,
+    owner: &Ownership,
     change: &StateChange,
 ) -> Result<bool, StoreErrorKind> {
     let facts: Value = json!({
         "state": change.state, "reason": change.reason, "detail": change.detail, "conflict_id": change.conflict_id,
     });
-    sqlx::query_scalar(SET_STATE)
-        .bind(name)
+    let changed = sqlx::query_scalar(SET_STATE)
+        .bind(owner.name())
+        .bind(owner.term().as_i64())
         .bind(change.state.as_str())
         .bind(change.reason.as_deref())
         .bind(change.detail.as_deref())
         .bind(change.hint.as_deref())
         .bind(change.conflict_id)
         .bind(Json(facts))
-        .fetch_optional(session)
-        .await?
-        .ok_or_else(|| unknown(name))
+        .fetch_optional(&mut *session)
+        .await?;
+    match changed {
+        Some(changed) => Ok(changed),
+        None => {
+            owner::require(session, owner).await?;
+            Err(unknown(owner.name()))
+        }
+    }
 }
 
 fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {

@@ -1,8 +1,13 @@
 //! The tables of a subscription: what maps to what, and how far each copy has come.
 //!
 //! A table turns `ready` inside the copy's own transaction (module `copy`), together with its
-//! rows; every other step is written here. `attempt` fences: the copy checks in its transaction
-//! that it is still the latest, so that a copy believed dead cannot land late.
+//! rows; every other step is written here.
+//!
+//! # Invariants
+//! - A copy has a number, `attempt`. What is written of a copy is written only while it is the latest: one that
+//!   is believed dead cannot land late, nor can a note about it.
+//! - What is written over a table that is `ready` is only how it is applied: its rows are there, and its position
+//!   with them.
 
 use std::collections::HashMap;
 
@@ -13,11 +18,11 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, Row as _};
 
 use crate::error::Diagnosis;
-use crate::pg::{Lsn, QualifiedName};
+use crate::pg::{Lsn, QualifiedName, as_owner};
 
 use super::codec::Time;
 use super::subscription::{lsn, saturate, unknown, unsigned, word};
-use super::{EventKind, Store, StoreError, StoreErrorKind, TableState, event, spelling};
+use super::{EventKind, Ownership, Store, StoreError, StoreErrorKind, TableState, event, owner, spelling};
 
 /// A published table and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +45,15 @@ pub enum NewTables {
 pub struct TableChanges {
     pub added: Vec<QualifiedName>,
     pub removed: Vec<QualifiedName>,
+}
+
+/// How a step of one table's synchronisation fared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableStep {
+    /// It is recorded, for the copy of this number.
+    Taken { attempt: i32 },
+    /// Nothing was written: the table is synchronised, from this position on.
+    Ready { synced_lsn: Lsn },
 }
 
 /// A table's row.
@@ -66,12 +80,13 @@ impl Store {
     /// gone, follows changed targets. The state of those that stay is left alone.
     pub async fn sync_tables(
         &self,
-        name: &str,
+        owner: &Ownership,
         tables: &[TableMapping],
         new: NewTables,
     ) -> Result<TableChanges, StoreError> {
         self.run("take up the published tables", async {
-            let mut tx = self.pool.begin().await?;
+            let (name, mut tx) = (owner.name(), self.pool.begin().await?);
+            owner::require(&mut tx, owner).await?;
             let known: Option<i32> =
                 sqlx::query_scalar("SELECT 1 FROM pgsluice.subscription WHERE name = $1 FOR UPDATE")
                     .bind(name)
@@ -94,103 +109,178 @@ impl Store {
         .await
     }
 
-    /// Reports a table's state, with what holds it back if something does.
+    /// Makes sure that no copy that was begun before lands any more, and waits for those whose COMMIT is under
+    /// way: what the record says of its tables from now on, it says until the owner writes it.
+    pub async fn end_copies(&self, owner: &Ownership) -> Result<(), StoreError> {
+        self.run("end the copies of an earlier attempt", async {
+            let done = sqlx::query(as_owner!(
+                " UPDATE pgsluice.table_sync t SET attempt = t.attempt + 1, updated_at = now() FROM owner \
+                 WHERE t.subscription = owner.name AND t.attempt > 0 AND t.state <> 'ready'"
+            ))
+            .bind(owner.name())
+            .bind(owner.term().as_i64())
+            .execute(&self.pool)
+            .await?;
+            if done.rows_affected() > 0 { Ok(()) } else { owner::still(&self.pool, owner).await }
+        })
+        .await
+    }
+
+    /// Reports the state of a table whose latest copy has the number `attempt`, with what holds it back if
+    /// something does.
+    ///
+    /// # Errors
+    /// Also [`StoreErrorKind::CopySuperseded`], if there has been another copy since.
     pub async fn set_table_state(
         &self,
-        name: &str,
+        owner: &Ownership,
         source: &QualifiedName,
+        attempt: i32,
         state: TableState,
         error: Option<&Diagnosis>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<TableStep, StoreError> {
         self.run("report a table's state", async {
-            let written = self.write_table_state(name, source, state, error).await;
+            let written = self.write_table_state(owner, source, attempt, state, error).await;
             if !spelling::is_untranslatable(&written) {
                 return written;
             }
-            self.write_table_state(name, source, state, error.map(spelling::diagnosis).as_ref()).await
+            let ascii = error.map(spelling::diagnosis);
+            self.write_table_state(owner, source, attempt, state, ascii.as_ref()).await
         })
         .await
     }
 
     async fn write_table_state(
         &self,
-        name: &str,
+        owner: &Ownership,
         source: &QualifiedName,
+        attempt: i32,
         state: TableState,
         error: Option<&Diagnosis>,
-    ) -> Result<(), StoreErrorKind> {
-        let done = sqlx::query(
-            "UPDATE pgsluice.table_sync SET state = $4, error = $5, updated_at = now() \
-             WHERE subscription = $1 AND source_schema = $2 AND source_table = $3",
-        )
-        .bind(name)
+    ) -> Result<TableStep, StoreErrorKind> {
+        let taken = sqlx::query_scalar(as_owner!(
+            " UPDATE pgsluice.table_sync t SET state = $6, error = $7, updated_at = now() FROM owner \
+             WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4 \
+             AND t.attempt = $5 AND t.state <> 'ready' RETURNING t.attempt"
+        ))
+        .bind(owner.name())
+        .bind(owner.term().as_i64())
         .bind(&source.schema)
         .bind(&source.name)
+        .bind(attempt)
         .bind(state.as_str())
         .bind(error.map(Json))
-        .execute(&self.pool)
+        .fetch_optional(&self.pool)
         .await?;
-        found(done.rows_affected(), name, source)
+        self.step(owner, source, taken).await
     }
 
-    /// Makes a table that is not copied `ready`: changes that commit from `position` on apply.
+    /// Makes a table that is not copied, and whose latest copy has the number `attempt`, `ready`: changes that
+    /// commit from `position` on apply.
+    ///
+    /// # Errors
+    /// As of [`Self::set_table_state`].
     pub async fn set_table_ready(
         &self,
-        name: &str,
+        owner: &Ownership,
         source: &QualifiedName,
+        attempt: i32,
         position: Lsn,
-    ) -> Result<(), StoreError> {
+    ) -> Result<TableStep, StoreError> {
         self.run("report a table as ready", async {
-            let done = sqlx::query(
-                "UPDATE pgsluice.table_sync SET state = 'ready', synced_lsn = $4, error = NULL, updated_at = now() \
-                 WHERE subscription = $1 AND source_schema = $2 AND source_table = $3",
-            )
-            .bind(name)
+            let taken = sqlx::query_scalar(as_owner!(
+                " UPDATE pgsluice.table_sync t SET state = 'ready', synced_lsn = $6, error = NULL, \
+                 updated_at = now() FROM owner WHERE t.subscription = owner.name AND t.source_schema = $3 \
+                 AND t.source_table = $4 AND t.attempt = $5 AND t.state <> 'ready' RETURNING t.attempt"
+            ))
+            .bind(owner.name())
+            .bind(owner.term().as_i64())
             .bind(&source.schema)
             .bind(&source.name)
+            .bind(attempt)
             .bind(position)
-            .execute(&self.pool)
+            .fetch_optional(&self.pool)
             .await?;
-            found(done.rows_affected(), name, source)
+            self.step(owner, source, taken).await
         })
         .await
     }
 
-    /// Starts a copy: the table is `copying`, and the returned attempt is the only one that may
-    /// write from now on.
-    pub async fn begin_copy(&self, name: &str, source: &QualifiedName) -> Result<i32, StoreError> {
+    /// Starts a copy of a table whose latest one had the number `attempt`: the table is `copying`, and the
+    /// attempt that is returned is the only one that may write from now on.
+    ///
+    /// # Errors
+    /// As of [`Self::set_table_state`].
+    pub async fn begin_copy(
+        &self,
+        owner: &Ownership,
+        source: &QualifiedName,
+        attempt: i32,
+    ) -> Result<TableStep, StoreError> {
         self.run("begin a table's copy", async {
-            sqlx::query_scalar(
-                "UPDATE pgsluice.table_sync SET state = 'copying', attempt = attempt + 1, rows_copied = 0, \
-                 synced_lsn = NULL, error = NULL, updated_at = now() \
-                 WHERE subscription = $1 AND source_schema = $2 AND source_table = $3 RETURNING attempt",
-            )
-            .bind(name)
+            let taken = sqlx::query_scalar(as_owner!(
+                " UPDATE pgsluice.table_sync t SET state = 'copying', attempt = t.attempt + 1, rows_copied = 0, \
+                 synced_lsn = NULL, error = NULL, updated_at = now() FROM owner \
+                 WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4 \
+                 AND t.attempt = $5 AND t.state <> 'ready' RETURNING t.attempt"
+            ))
+            .bind(owner.name())
+            .bind(owner.term().as_i64())
             .bind(&source.schema)
             .bind(&source.name)
+            .bind(attempt)
             .fetch_optional(&self.pool)
-            .await?
-            .ok_or_else(|| unknown_table(name, source))
+            .await?;
+            self.step(owner, source, taken).await
         })
         .await
+    }
+
+    /// What it means that a step met its table, or did not.
+    async fn step(
+        &self,
+        owner: &Ownership,
+        source: &QualifiedName,
+        taken: Option<i32>,
+    ) -> Result<TableStep, StoreErrorKind> {
+        if let Some(attempt) = taken {
+            return Ok(TableStep::Taken { attempt });
+        }
+        owner::still(&self.pool, owner).await?;
+        let row: Option<(String, Option<Lsn>)> = sqlx::query_as(
+            "SELECT state, synced_lsn FROM pgsluice.table_sync \
+             WHERE subscription = $1 AND source_schema = $2 AND source_table = $3",
+        )
+        .bind(owner.name())
+        .bind(&source.schema)
+        .bind(&source.name)
+        .fetch_optional(&self.pool)
+        .await?;
+        let (state, synced_lsn) = row.ok_or_else(|| unknown_table(owner.name(), source))?;
+        match synced_lsn {
+            Some(synced_lsn) if state == TableState::Ready.as_str() => Ok(TableStep::Ready { synced_lsn }),
+            _ => Err(StoreErrorKind::CopySuperseded { source: source.clone() }),
+        }
     }
 
     /// Reports how far a copy has come. A copy that is no longer the latest reports into the void.
     pub async fn report_copy(
         &self,
-        name: &str,
+        owner: &Ownership,
         source: &QualifiedName,
         attempt: i32,
         rows_copied: u64,
         rows_estimated: Option<u64>,
     ) -> Result<(), StoreError> {
         self.run("report a table's copy", async {
-            sqlx::query(
-                "UPDATE pgsluice.table_sync SET rows_copied = $5, rows_estimated = coalesce($6, rows_estimated), \
-                 updated_at = now() WHERE subscription = $1 AND source_schema = $2 AND source_table = $3 \
-                 AND attempt = $4 AND state = 'copying'",
-            )
-            .bind(name)
+            let done = sqlx::query(as_owner!(
+                " UPDATE pgsluice.table_sync t SET rows_copied = $6, \
+                 rows_estimated = coalesce($7, t.rows_estimated), updated_at = now() FROM owner \
+                 WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4 \
+                 AND t.attempt = $5 AND t.state = 'copying'"
+            ))
+            .bind(owner.name())
+            .bind(owner.term().as_i64())
             .bind(&source.schema)
             .bind(&source.name)
             .bind(attempt)
@@ -198,7 +288,7 @@ impl Store {
             .bind(rows_estimated.map(saturate))
             .execute(&self.pool)
             .await?;
-            Ok(())
+            if done.rows_affected() > 0 { Ok(()) } else { owner::still(&self.pool, owner).await }
         })
         .await
     }
@@ -206,22 +296,27 @@ impl Store {
     /// Says why a table is applied row by row; none if it is not.
     pub async fn set_exact_because(
         &self,
-        name: &str,
+        owner: &Ownership,
         source: &QualifiedName,
         reason: Option<&str>,
     ) -> Result<(), StoreError> {
         self.run("report how a table is applied", async {
-            let done = sqlx::query(
-                "UPDATE pgsluice.table_sync SET exact_because = $4, updated_at = now() \
-                 WHERE subscription = $1 AND source_schema = $2 AND source_table = $3",
-            )
-            .bind(name)
+            let done = sqlx::query(as_owner!(
+                " UPDATE pgsluice.table_sync t SET exact_because = $5, updated_at = now() FROM owner \
+                 WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4"
+            ))
+            .bind(owner.name())
+            .bind(owner.term().as_i64())
             .bind(&source.schema)
             .bind(&source.name)
             .bind(reason)
             .execute(&self.pool)
             .await?;
-            found(done.rows_affected(), name, source)
+            if done.rows_affected() > 0 {
+                return Ok(());
+            }
+            owner::still(&self.pool, owner).await?;
+            Err(unknown_table(owner.name(), source))
         })
         .await
     }
@@ -286,10 +381,6 @@ fn names(rows: impl IntoIterator<Item = (String, String)>) -> Vec<QualifiedName>
     let mut names: Vec<_> = rows.into_iter().map(|(schema, name)| QualifiedName::new(schema, name)).collect();
     names.sort();
     names
-}
-
-fn found(rows_affected: u64, name: &str, source: &QualifiedName) -> Result<(), StoreErrorKind> {
-    if rows_affected == 0 { Err(unknown_table(name, source)) } else { Ok(()) }
 }
 
 fn unknown_table(name: &str, source: &QualifiedName) -> StoreErrorKind {

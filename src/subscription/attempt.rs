@@ -8,16 +8,12 @@
 //! not is rolled back with its session, and the next attempt begins from the record.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::apply::{Applier, Member, Membership, Start, progress};
 use crate::config::{Subscription, SynchronousCommit};
-use crate::copy::{self, CopyCommands, CopyJob, CopyPlan};
 use crate::error::{Diagnosis, PauseReason};
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, QualifiedName};
@@ -25,24 +21,22 @@ use crate::replication::{
     CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec, SystemIdentity,
 };
 use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, TablePlan, catalog};
-use crate::store::{NewTables, Store, SubscriptionRow, TableMapping, TableRow, TableState};
+use crate::store::{NewTables, Ownership, Store, SubscriptionRow, TableMapping, TableRow, TableState};
 use crate::target::TargetSession;
 use crate::telemetry::Attention;
 
 use super::failure::{Cause, Failure, schema_failure};
 use super::findings;
+use super::first_rows::{first_rows, mark_ready};
 use super::format::{self, Ready, Transactions, Whole};
 use super::positions::{Promptness, StreamPositions};
 use super::publications::Publications;
-use super::publisher::{Published, Publisher, Reached, Reaching, copy_options};
+use super::publisher::{Published, Reached, Reaching};
 use super::reader::Reader;
 use super::slot::{self, OnMissing, SlotPlan};
 use super::snapshot::Snapshot;
 use super::stream::{self, StreamEnd};
 use super::table_sync::{SyncJob, TableSyncs};
-
-/// How often a running copy is reported.
-const COPY_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What an attempt needs, and where it tells how it goes.
 #[derive(Debug, Clone)]
@@ -50,6 +44,8 @@ pub(super) struct Context {
     pub(super) subscription: Arc<Subscription>,
     pub(super) target: ConnInfo,
     pub(super) store: Store,
+    /// What every write to the store goes by.
+    pub(super) owner: Ownership,
     pub(super) positions: watch::Sender<StreamPositions>,
     /// How soon the publisher wants to hear of positions.
     pub(super) promptness: watch::Sender<Promptness>,
@@ -85,10 +81,10 @@ pub(super) enum Phase {
 }
 
 /// A table with everything that applying and copying need to know.
-struct PreparedTable {
-    published: PublishedTable,
-    target: QualifiedName,
-    row: TableRow,
+pub(super) struct PreparedTable {
+    pub(super) published: PublishedTable,
+    pub(super) target: QualifiedName,
+    pub(super) row: TableRow,
 }
 
 impl Context {
@@ -151,15 +147,16 @@ pub(super) async fn run(
         return Err(Failure::retry(diagnosis).because_of(Cause::WalLevel));
     }
     check_identity(context, &identity, known.publisher).await?;
-    if subscription.synchronous_commit == SynchronousCommit::Off {
-        // What is recorded is reported to the publisher as flushed.
-        progress::flush(session.client(), &subscription.name).await?;
-    }
+    let term = context.owner.term();
     let (position, view) = tokio::join!(
-        progress::load(session.client(), &subscription.name),
+        progress::take_over(session.client(), &subscription.name, term),
         slot::settled_view(&publisher.client, &subscription.slot)
     );
     let (position, view) = (position?, view?);
+    if subscription.synchronous_commit == SynchronousCommit::Off {
+        // What is recorded is reported to the publisher as flushed.
+        progress::flush(session.client(), &subscription.name, term).await?;
+    }
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(
         &subscription.slot,
@@ -171,7 +168,7 @@ pub(super) async fn run(
     )?;
     let mut warnings = Vec::new();
     let tables = take_up_tables(context, published?, known.tables, plan, &mut warnings).await?;
-    let pending = compare_pending(session, &tables, &mut warnings).await?;
+    let mut pending = compare_pending(session, &tables, &mut warnings).await?;
     let relations: Vec<_> = tables.iter().map(|table| (&table.published.relation, &table.target)).collect();
     let possible = format::survey(context, &publisher, session, &relations, &mut warnings).await?;
     let (from, copied) = match plan {
@@ -181,15 +178,15 @@ pub(super) async fn run(
         }
         SlotPlan::Adopt { from } => {
             report_warnings(context, session, warnings, &known.warnings).await?;
-            progress::create(session.client(), &subscription.name, from).await?;
+            progress::create(session.client(), &subscription.name, term, from).await?;
             (from, Vec::new())
         }
         SlotPlan::Create => {
             let slot = create_slot(context, &mut replication).await?;
             // Only now: attempts that fail at the slot, again and again, would repeat them as often.
             report_warnings(context, session, warnings, &known.warnings).await?;
-            progress::create(session.client(), &subscription.name, slot.consistent_point).await?;
-            let copied = first_rows(context, &publisher, &slot, &tables, &pending).await?;
+            progress::create(session.client(), &subscription.name, term, slot.consistent_point).await?;
+            let copied = first_rows(context, &publisher, &slot, &tables, &mut pending).await?;
             (slot.consistent_point, copied)
         }
     };
@@ -209,7 +206,8 @@ pub(super) async fn run(
     info!(subscription = %subscription.name, lsn = %from, values = ?choice.format, transactions = ?choice.transactions, "streaming");
     context.tell(Phase::Streaming).await;
     let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
-    let start = Start { recorded: from, skip, exact_until: context.exact_until, format: choice.format };
+    let exact_until = context.exact_until;
+    let start = Start { recorded: from, term, skip, exact_until, format: choice.format };
     let applier = Applier::new(session, subscription.name.clone(), members, start);
     let streaming = stream::run(context, applier, reader, syncs, from, choice);
     let end = tokio::select! {
@@ -238,13 +236,13 @@ async fn skip_ahead(context: &Context, armed: Option<Lsn>, from: Lsn) -> Result<
     // The progress row moved with the skip itself; a crash may have come before the rest.
     if context.store.has_open_conflict(context.name(), skip).await? {
         info!(subscription = context.name(), lsn = %skip, "the transaction was passed over before the service ended");
-        context.store.finish_skip(context.name(), skip).await?;
+        context.store.finish_skip(&context.owner, skip).await?;
     } else {
         warn!(
             subscription = context.name(), lsn = %skip,
             "the skip is over: the stream is past its position, and a transaction that finished there was passed over"
         );
-        context.store.clear_skip(context.name(), skip).await?;
+        context.store.clear_skip(&context.owner, skip).await?;
     }
     Ok(None)
 }
@@ -281,7 +279,7 @@ async fn check_identity(
             findings::other_publisher(&identity.system_id, &known, &context.subscription.name),
         )),
         Some(_) => Ok(()),
-        None => Ok(context.store.set_publisher(context.name(), &identity.system_id).await?),
+        None => Ok(context.store.set_publisher(&context.owner, &identity.system_id).await?),
     }
 }
 
@@ -322,9 +320,13 @@ async fn take_up_tables(
     };
     let agree = are_recorded(&mappings, &rows);
     if !agree {
-        context.store.sync_tables(context.name(), &mappings, new).await?;
+        context.store.sync_tables(&context.owner, &mappings, new).await?;
     }
-    // A copy that has just been given up may have landed since the record was read.
+    // A copy that has been given up may have landed since the record was read, or be about to: the stream passes
+    // over a table that is not synchronised, and must not do so with one that is.
+    if rows.iter().any(|row| row.state != TableState::Ready && row.attempt > 0) {
+        context.store.end_copies(&context.owner).await?;
+    }
     if !agree || rows.iter().any(|row| row.state != TableState::Ready) {
         rows = recorded_tables(context).await?;
     }
@@ -365,7 +367,7 @@ async fn ready_without_copy(
         return Ok(rows);
     }
     for row in rows.iter().filter(left) {
-        mark_ready(context, &row.source, position).await?;
+        mark_ready(context, row, position).await?;
     }
     recorded_tables(context).await
 }
@@ -392,7 +394,7 @@ async fn report_warnings(
     if texts == recorded {
         return Ok(());
     }
-    Ok(context.store.set_warnings(context.name(), &texts).await?)
+    Ok(context.store.set_warnings(&context.owner, &texts).await?)
 }
 
 /// A table that has to be copied, and how.
@@ -400,6 +402,8 @@ pub(super) struct PendingTable {
     pub(super) published: PublishedTable,
     pub(super) member: Member,
     pub(super) plan: TablePlan,
+    /// The number of its latest copy.
+    pub(super) attempt: i32,
 }
 
 /// Compares every table that is to be copied with its target, before anything is copied.
@@ -429,7 +433,8 @@ async fn compare_pending(
         if let Some(plan) = compared.plan {
             let catalog = Arc::new(relation.clone());
             let member = Member { catalog, target: table.target.clone(), actions, position: None };
-            pending.push(PendingTable { published: table.published.clone(), member, plan });
+            let (published, attempt) = (table.published.clone(), table.row.attempt);
+            pending.push(PendingTable { published, member, plan, attempt });
         }
     }
     if misfits.is_empty() { Ok(pending) } else { Err(schema_failure(&misfits)) }
@@ -452,119 +457,6 @@ async fn create_slot(
         "created replication slot \"{}\" on the publisher", slot.name
     );
     Ok(slot)
-}
-
-/// What the tables hold before the stream begins. Returns the tables that are synchronised now,
-/// with their positions.
-async fn first_rows(
-    context: &Context,
-    publisher: &Publisher,
-    slot: &CreatedSlot,
-    tables: &[PreparedTable],
-    pending: &[PendingTable],
-) -> Result<Vec<(QualifiedName, Lsn)>, Failure> {
-    if !context.subscription.copy_data {
-        for table in tables {
-            mark_ready(context, &table.row.source, slot.consistent_point).await?;
-        }
-        return Ok(tables.iter().map(|table| (table.row.source.clone(), slot.consistent_point)).collect());
-    }
-    let Some(snapshot) = slot.snapshot.clone() else { return Ok(Vec::new()) };
-    if pending.is_empty() {
-        return Ok(Vec::new());
-    }
-    context.tell(Phase::Copying).await;
-    let mut jobs = Vec::with_capacity(pending.len());
-    for table in pending {
-        jobs.push(copy_job(context, table).await?);
-    }
-    let plan = CopyPlan {
-        subscription: context.subscription.name.clone(),
-        publisher: context.subscription.publisher.clone(),
-        publisher_options: copy_options(&context.subscription, publisher.encoding),
-        target: context.target.clone(),
-        snapshot,
-        position: slot.consistent_point,
-    };
-    copy_all(context, plan, jobs).await
-}
-
-/// A table without a copy: everything that commits from here on applies.
-async fn mark_ready(context: &Context, source: &QualifiedName, position: Lsn) -> Result<(), Failure> {
-    Ok(context.store.set_table_ready(context.name(), source, position).await?)
-}
-
-/// Takes the next attempt's number and writes both COPY commands.
-pub(super) async fn copy_job(context: &Context, table: &PendingTable) -> Result<CopyJob, Failure> {
-    let source = &table.published.relation.name;
-    let attempt = context.store.begin_copy(context.name(), source).await?;
-    let binary = context.subscription.binary;
-    Ok(CopyJob {
-        source: source.clone(),
-        commands: CopyCommands::new(&table.published, &table.plan, binary),
-        attempt,
-        estimated: table.published.rows_estimated,
-        copied: Arc::new(AtomicU64::new(0)),
-    })
-}
-
-/// Copies all tables, reports as they go, and returns those that succeeded. What fails is noted
-/// on its table; the stream's table syncs take it up again.
-async fn copy_all(
-    context: &Context,
-    plan: CopyPlan,
-    jobs: Vec<CopyJob>,
-) -> Result<Vec<(QualifiedName, Lsn)>, Failure> {
-    let position = plan.position;
-    let watched = jobs.clone();
-    context.snapshot.send_modify(|snapshot| snapshot.copies_begin(&watched));
-    let (mut results, mut tasks) = copy::run(plan, jobs);
-    let mut ticks = interval(COPY_REPORT_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut copied = Vec::new();
-    loop {
-        let finished = tokio::select! {
-            result = results.recv() => match result {
-                Some(result) => Some(result),
-                None => break,
-            },
-            _ = ticks.tick() => None,
-        };
-        match finished {
-            None => report_copies(context, &watched).await?,
-            Some(result) => {
-                context.snapshot.send_modify(|snapshot| snapshot.copy_ends(&result.source));
-                let role = &context.subscription.publisher.user;
-                match result.outcome {
-                    Ok(_) => copied.push((result.source, position)),
-                    Err(error) => {
-                        hold_back(context, &result.source, error.diagnosis(&result.source, role)).await?;
-                    }
-                }
-            }
-        }
-    }
-    while tasks.join_next().await.is_some() {}
-    Ok(copied)
-}
-
-/// A table's copy has failed: the others go on, and the stream's table syncs take it up again.
-async fn hold_back(context: &Context, source: &QualifiedName, diagnosis: Diagnosis) -> Result<(), Failure> {
-    context.attention(Some(source), &diagnosis);
-    let state = TableState::Pending;
-    context.store.set_table_state(context.name(), source, state, Some(&diagnosis)).await?;
-    context.tell(Phase::TableHeldBack(Some(diagnosis))).await;
-    Ok(())
-}
-
-async fn report_copies(context: &Context, jobs: &[CopyJob]) -> Result<(), Failure> {
-    for job in jobs {
-        let rows = job.copied.load(Ordering::Relaxed);
-        if rows > 0 {
-            context.store.report_copy(context.name(), &job.source, job.attempt, rows, job.estimated).await?;
-        }
-    }
-    Ok(())
 }
 
 fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn)]) -> Membership {

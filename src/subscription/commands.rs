@@ -4,16 +4,17 @@ use serde_json::Value;
 
 use crate::conflict::Resolution;
 use crate::error::Diagnosis;
-use crate::store::{Answer, Store, Verb};
+use crate::store::{Answer, Ownership, Store, Verb};
 
 /// Resolves a conflict: checks that it is open and this subscription's, and prepares what the
 /// resolution needs. The caller goes on with the stream.
 pub(super) async fn resolve(
     store: &Store,
-    subscription: &str,
+    owner: &Ownership,
     args: &Value,
     by: &str,
 ) -> Result<Answer, Diagnosis> {
+    let subscription = owner.name();
     let id = args.get("conflict_id").and_then(Value::as_i64);
     let resolution: Option<Resolution> =
         args.get("resolution").and_then(Value::as_str).and_then(|word| word.parse().ok());
@@ -36,8 +37,7 @@ pub(super) async fn resolve(
         ))),
         Resolution::SkipTransaction => {
             let lsn = conflict.report.commit_lsn;
-            store.arm_skip(subscription, lsn).await.map_err(|error| error.diagnosis())?;
-            store.resolve_conflict(id, resolution, by).await.map_err(|error| error.diagnosis())?;
+            store.resolve_conflict(owner, id, resolution, by).await.map_err(|error| error.diagnosis())?;
             Ok(Answer::done(format!("the transaction that finishes at {lsn} is passed over")))
         }
         Resolution::ApplyRemote | Resolution::KeepLocal => {

@@ -2,13 +2,14 @@
 
 use crate::apply::ApplyError;
 use crate::apply::core::End;
+use crate::copy::CopyError;
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
 use crate::net::{ConnectError, Ended, Step};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::DecodeError;
 use crate::replication::{CommandError, Fault};
 use crate::schema::catalog::{CatalogError, Side};
-use crate::store::StoreError;
+use crate::store::{StoreError, StoreErrorKind};
 use crate::target::{OpenError, TargetError};
 
 use super::reader::ReadError;
@@ -51,6 +52,10 @@ pub enum Cause {
     /// A connection that stood was lost.
     Connection,
     Target,
+    /// The record of a table is not what was expected: it has to be read again.
+    Record,
+    /// Another instance has taken the subscription over.
+    Owner,
 }
 
 impl Cause {
@@ -63,7 +68,8 @@ impl Cause {
             Self::Slot => "slot",
             Self::Publications => "publications",
             Self::Connection => "connection",
-            Self::Target => "target",
+            Self::Target | Self::Record => "target",
+            Self::Owner => "standby",
         }
     }
 
@@ -109,6 +115,24 @@ impl Failure {
 
     fn of(disposition: Disposition, diagnosis: Diagnosis, cause: Cause) -> Self {
         Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause }
+    }
+
+    /// A copy failed, of a table that `role` reads on the publisher.
+    pub(super) fn of_copy(error: &CopyError, source: &QualifiedName, role: &str) -> Self {
+        let cause = match error {
+            CopyError::Unsettled(_) | CopyError::Superseded(_) => Cause::Record,
+            CopyError::ConnectPublisher(_)
+            | CopyError::OpenTarget(_)
+            | CopyError::Connection(..)
+            | CopyError::Server(..) => Cause::Connection,
+        };
+        Self::of(Disposition::Retry, error.diagnosis(source, role), cause)
+    }
+
+    /// Whether the attempt cannot go on as if only one table were concerned: its record is not what it was
+    /// taken for, or the subscription is another instance's.
+    pub(super) fn ends_attempt(&self) -> bool {
+        matches!(self.cause, Cause::Record | Cause::Owner)
     }
 
     pub(super) fn target_changed(table: QualifiedName) -> Self {
@@ -163,7 +187,12 @@ impl From<CommandError> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self::of(error.disposition(), error.diagnosis(), Cause::Target)
+        let (disposition, diagnosis) = (error.disposition(), error.diagnosis());
+        match error.kind() {
+            StoreErrorKind::NotOwner { .. } => Self::target_lost(diagnosis).because_of(Cause::Owner),
+            StoreErrorKind::CopySuperseded { .. } => Self::of(disposition, diagnosis, Cause::Record),
+            _ => Self::of(disposition, diagnosis, Cause::Target),
+        }
     }
 }
 
@@ -220,6 +249,12 @@ impl From<ApplyError> for Failure {
                 .hint("check the unique indexes of the table (amcheck), then \"pgsluice resume\""),
             ),
             ApplyError::ProgressMoved { expected } => another_writer(expected),
+            ApplyError::TakenOver => Self::target_lost(
+                Diagnosis::new("another instance has taken over the subscription")
+                    .detail("it has made the progress row its own; nothing was applied here since")
+                    .hint("this instance lets go of the subscription and asks for it again"),
+            )
+            .because_of(Cause::Owner),
             ApplyError::Catalog(error) => error.into(),
             ApplyError::Open(error) => (*error).into(),
             ApplyError::Plan(error) => protocol(&error),

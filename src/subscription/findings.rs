@@ -3,7 +3,7 @@
 //! Pure. Whoever finds it decides what follows: an attempt ends or warns, `check` lists it.
 
 use crate::error::Diagnosis;
-use crate::pg::{SubscriptionName, quote_ident};
+use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_ident};
 
 /// `wal_level` on the publisher, unless it is what logical decoding needs.
 pub(crate) fn wal_level(wal_level: &str) -> Option<Diagnosis> {
@@ -35,5 +35,20 @@ pub(crate) fn other_publisher(found: &str, recorded: &str, subscription: &Subscr
         ))
         .hint(format!(
             "point \"publisher\" back at the right server, or start over with \"pgsluice drop {subscription}\""
+        ))
+}
+
+/// A table's record says `ready` from a position that the stream has passed without the table's changes.
+pub(crate) fn passed_over(
+    table: &QualifiedName,
+    position: Lsn,
+    subscription: &SubscriptionName,
+) -> Diagnosis {
+    Diagnosis::new(format!("table {table} was marked as synchronised while the stream was past its position"))
+        .detail(format!(
+            "its record says {position}; the changes that the stream has brought since then were passed over"
+        ))
+        .hint(format!(
+            "compare the table on both sides and correct the target's rows, then \"pgsluice resume {subscription}\""
         ))
 }

@@ -18,6 +18,7 @@ mod because;
 mod commands;
 mod failure;
 pub(crate) mod findings;
+mod first_rows;
 mod flushes;
 mod format;
 mod monitor;

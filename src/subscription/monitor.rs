@@ -15,7 +15,7 @@ use tracing::debug;
 use crate::config::Subscription;
 use crate::net::{self, PgClient};
 use crate::schema::catalog;
-use crate::store::{HEAD_START, Positions, Store};
+use crate::store::{HEAD_START, Ownership, Positions, Store};
 
 use super::positions::{LagClock, Promptness, StreamPositions};
 use super::publications::Publications;
@@ -38,11 +38,14 @@ const BACKOFF_MAX: Duration = Duration::from_secs(15);
 pub(super) enum MonitorEvent {
     /// The publisher cannot be asked; said again as long as that lasts.
     PublisherLost,
+    /// The subscription is another instance's now.
+    NotOwner,
 }
 
 pub(super) struct Monitor {
     pub(super) subscription: Arc<Subscription>,
     pub(super) store: Store,
+    pub(super) owner: Ownership,
     pub(super) positions: watch::Receiver<StreamPositions>,
     /// Where it tells what is published now, if changes are taken up by themselves.
     pub(super) publications: watch::Sender<Publications>,
@@ -151,11 +154,14 @@ impl Monitor {
             snapshot.positions.clone_from(&positions);
             snapshot.publisher = if view.is_some() { Link::Up } else { Link::Down };
         });
-        let reported = self.store.report_positions(self.subscription.name.as_str(), &positions).await;
+        let reported = self.store.report_positions(&self.owner, &positions).await;
         self.snapshot.send_modify(|snapshot| snapshot.target = Link::of(&reported));
         if let Err(error) = reported {
             // The worker meets a lost target on its own connection and says so.
             debug!(subscription = %self.subscription.name, %error, "positions not reported");
+            if error.is_not_owner() {
+                let _ = self.events.send(MonitorEvent::NotOwner).await;
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 //!    │               ├── Retry ──┴──▶ retrying ──back-off, resume──▶ starting
 //!    │               └── Pause ─────▶ paused ──resume, target fits, retry due──▶ starting
 //!    └─────────────────────────────────────────────────────────────────────┘
+//! any ──taken over by another instance──▶ standby
 //! any ──shutdown──▶ stopped
 //! ```
 //!
@@ -98,9 +99,8 @@ pub fn step(state: State, event: Event) -> Result<(State, Action), Illegal> {
         (S::Stopped, event) => return Err(Illegal { state, event }),
         (_, E::ShutdownAsked) => (S::Stopped, Action::Finish),
 
-        (S::Starting { .. } | S::Standby | S::Retrying { .. } | S::Paused(_), E::LockHeldElsewhere) => {
-            (S::Standby, Action::AwaitLock)
-        }
+        // Also of a subscription that another instance has taken over while it was ours to apply.
+        (_, E::LockHeldElsewhere) => (S::Standby, Action::AwaitLock),
         (S::Starting { failures }, E::Locked) => (S::Starting { failures }, Action::Attempt),
 
         (S::Starting { failures }, E::CopyStarted) => (S::Copying { failures }, Action::Continue),

@@ -8,14 +8,15 @@ use tracing::{debug, info};
 use crate::apply::{Applied, Applier, ApplyError, ExactBecause, How, Outcome};
 use crate::config::SynchronousCommit;
 use crate::conflict::ConflictReport;
-use crate::error::Diagnosis;
+use crate::error::{Diagnosis, PauseReason};
 use crate::pg::{Lsn, QualifiedName};
 use crate::replication::Reply;
-use crate::store::{StoreError, TableState};
+use crate::store::{StoreError, TableState, TableStep};
 use crate::telemetry::{BatchApplied, FellBack, Received};
 
 use super::attempt::{Context, Phase};
-use super::failure::{Failure, Restart};
+use super::failure::{Cause, Failure, Restart};
+use super::findings;
 use super::flushes::Flushes;
 use super::format::Choice;
 use super::publications::Publications;
@@ -186,7 +187,8 @@ impl Stream<'_> {
                 }
                 Outcome::Planned { source, exact_because } => {
                     let because = exact_because.map(ExactBecause::as_str);
-                    self.context.store.set_exact_because(self.context.name(), &source, because).await?;
+                    let (store, owner) = (&self.context.store, &self.context.owner);
+                    store.set_exact_because(owner, &source, because).await?;
                 }
                 Outcome::FellBack { cause } => {
                     FellBack { subscription: self.context.name(), cause: &cause }.emit();
@@ -225,15 +227,15 @@ impl Stream<'_> {
 
     /// What a transaction's end means beyond its rows: a retried conflict is settled, a skip spent.
     async fn note(&mut self, lsn: Lsn, applied: Applied) -> Result<(), Failure> {
-        let (store, name) = (&self.context.store, self.context.name());
+        let (store, name, owner) = (&self.context.store, self.context.name(), &self.context.owner);
         match applied.how {
             How::Skipped => {
                 let lsn = applied.commit_lsn;
                 info!(subscription = name, %lsn, changes = applied.changes, "transaction passed over");
-                store.finish_skip(name, lsn).await?;
+                store.finish_skip(owner, lsn).await?;
             }
             How::Committed if self.first => {
-                let settled = store.resolve_applied(name, lsn).await?;
+                let settled = store.resolve_applied(owner, lsn).await?;
                 debug!(subscription = name, %lsn, ?settled, "first transaction applied");
             }
             How::Committed => {}
@@ -276,25 +278,46 @@ impl Stream<'_> {
     }
 
     async fn on_sync(&mut self, event: SyncEvent) -> Result<(), Failure> {
-        let (store, name) = (&self.context.store, self.context.name());
+        let (store, owner) = (&self.context.store, &self.context.owner);
         match event {
             SyncEvent::CaughtUp => return Box::pin(self.hand_over()).await,
-            SyncEvent::State { source, state } => store.set_table_state(name, &source, state, None).await?,
-            SyncEvent::Done { source, position } => {
-                info!(subscription = name, relation = %source, lsn = %position, "table synchronised");
-                self.applier.set_position(&source, position);
-                self.report_held_back(None).await;
+            SyncEvent::State { source, attempt, state } => {
+                // One that is ready by now is told so by its own event.
+                store.set_table_state(owner, &source, attempt, state, None).await?;
             }
-            SyncEvent::Failed { source, diagnosis } => {
+            SyncEvent::Done { source, position } => self.take_in(source, position).await?,
+            SyncEvent::Failed { source, attempt, diagnosis } => {
                 // It is tried again every few seconds: said once, until it fails of something else.
                 if self.said.get(&source) != Some(&diagnosis) {
                     self.context.attention(Some(&source), &diagnosis);
                     self.said.insert(source.clone(), diagnosis.clone());
                 }
-                store.set_table_state(name, &source, TableState::Pending, Some(&diagnosis)).await?;
-                self.report_held_back(Some(diagnosis)).await;
+                let pending = TableState::Pending;
+                match store.set_table_state(owner, &source, attempt, pending, Some(&diagnosis)).await? {
+                    TableStep::Taken { .. } => self.report_held_back(Some(diagnosis)).await,
+                    // It has landed all the same: nothing more may be passed over.
+                    TableStep::Ready { .. } => {
+                        return Err(Failure::retry(diagnosis).because_of(Cause::Record));
+                    }
+                }
             }
+            SyncEvent::Ended(failure) => return Err(failure),
         }
+        Ok(())
+    }
+
+    /// From the position on, the table is the stream's. Until now its changes have been passed over.
+    async fn take_in(&mut self, source: QualifiedName, position: Lsn) -> Result<(), Failure> {
+        let name = self.context.name();
+        if self.applier.received().is_none_or(|received| received > position) {
+            return Err(Failure::pause(
+                PauseReason::TargetError,
+                findings::passed_over(&source, position, &self.context.subscription.name),
+            ));
+        }
+        info!(subscription = name, relation = %source, lsn = %position, "table synchronised");
+        self.applier.set_position(&source, position);
+        self.report_held_back(None).await;
         Ok(())
     }
 

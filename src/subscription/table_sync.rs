@@ -27,10 +27,11 @@ use crate::pgoutput::Format;
 use crate::replication::{SlotLifetime, SlotSnapshot, SlotSpec};
 use crate::schema::catalog::PublisherSettings;
 use crate::store::TableState;
-use crate::target::{OriginUse, TargetError, TargetSession};
+use crate::target::{OriginUse, TargetSession};
 
-use super::attempt::{Context, PendingTable, copy_job};
-use super::failure::Failure;
+use super::attempt::{Context, PendingTable};
+use super::failure::{Cause, Failure};
+use super::first_rows::{CopyStart, copy_job};
 use super::format::Transactions;
 use super::publisher::{self, Encoding, Publisher};
 use super::reader::{Done, Reader, StreamEvent};
@@ -66,6 +67,8 @@ impl SyncJob {
 pub(super) enum SyncEvent {
     State {
         source: QualifiedName,
+        /// The number of the copy.
+        attempt: i32,
         state: TableState,
     },
     /// The running sync has come far enough to be handed over, perhaps.
@@ -74,10 +77,15 @@ pub(super) enum SyncEvent {
         source: QualifiedName,
         position: Lsn,
     },
+    /// It is tried again by itself.
     Failed {
         source: QualifiedName,
+        /// The number of the copy.
+        attempt: i32,
         diagnosis: Diagnosis,
     },
+    /// The attempt cannot go on: what the table's record says has to be read again before more is streamed.
+    Ended(Failure),
 }
 
 /// The tables still to be synchronised, one at a time.
@@ -136,7 +144,8 @@ impl Pace {
 }
 
 enum Report {
-    CatchingUp,
+    /// Copied, by the attempt of this number.
+    CatchingUp(i32),
     Reached(Lsn),
 }
 
@@ -201,8 +210,9 @@ impl TableSyncs {
                     run.progressed = Some(Instant::now());
                     return SyncEvent::CaughtUp;
                 }
-                Some(Report::CatchingUp) => {
-                    return SyncEvent::State { source: run.source.clone(), state: TableState::CatchingUp };
+                Some(Report::CatchingUp(attempt)) => {
+                    let (source, state) = (run.source.clone(), TableState::CatchingUp);
+                    return SyncEvent::State { source, attempt, state };
                 }
                 None => {
                     if let Some(ended) = run.task.join_next().await {
@@ -232,7 +242,7 @@ impl TableSyncs {
             return std::future::pending().await;
         };
         tokio::time::sleep_until(due).await;
-        let Some(job) = self.queue.pop_front() else { return };
+        let Some(mut job) = self.queue.pop_front() else { return };
         let source = job.table.published.relation.name.clone();
         let (reports, received) = mpsc::channel(EVENTS_MAX);
         let (finish, finish_asked) = oneshot::channel();
@@ -240,7 +250,7 @@ impl TableSyncs {
             Sync { context: self.context.clone(), settings: self.settings.clone(), encoding: self.encoding };
         let mut task = JoinSet::new();
         task.spawn(async move {
-            let result = sync.run(&job.table, reports, finish_asked).await;
+            let result = sync.run(&mut job.table, reports, finish_asked).await;
             (job.table, result)
         });
         self.running = Some(Running {
@@ -261,17 +271,21 @@ impl TableSyncs {
         let source = self.running.take().map(|run| run.source);
         match ended {
             Ok((table, Ok(position))) => SyncEvent::Done { source: table.published.relation.name, position },
+            Ok((_, Err(failure))) if failure.ends_attempt() => SyncEvent::Ended(failure),
             Ok((table, Err(failure))) => {
-                let source = table.published.relation.name.clone();
+                let (source, attempt) = (table.published.relation.name.clone(), table.attempt);
                 self.queue.push_back(SyncJob { table, not_before: Instant::now() + RETRY_DELAY });
-                SyncEvent::Failed { source, diagnosis: failure.diagnosis }
+                SyncEvent::Failed { source, attempt, diagnosis: failure.diagnosis }
             }
-            Err(panic) => SyncEvent::Failed {
-                source: source.unwrap_or_else(|| QualifiedName::new("", "")),
-                diagnosis: Diagnosis::new("the synchronisation of a table ended unexpectedly")
-                    .detail(panic.to_string())
-                    .hint("restart pgsluice; the table is taken up again"),
-            },
+            // What it has done is not known.
+            Err(panic) => {
+                let source = source.unwrap_or_else(|| QualifiedName::new("", ""));
+                let diagnosis =
+                    Diagnosis::new(format!("the synchronisation of table {source} ended unexpectedly"))
+                        .detail(panic.to_string())
+                        .hint("the table is taken up again by itself");
+                SyncEvent::Ended(Failure::retry(diagnosis).because_of(Cause::Record))
+            }
         }
     }
 }
@@ -286,13 +300,16 @@ struct Sync {
 impl Sync {
     async fn run(
         &self,
-        table: &PendingTable,
+        table: &mut PendingTable,
         reports: mpsc::Sender<Report>,
         finish: oneshot::Receiver<()>,
     ) -> Result<Lsn, Failure> {
-        let (context, source) = (&self.context, &table.published.relation.name);
-        let subscription = &context.subscription;
-        let job = copy_job(context, table).await?;
+        let (context, subscription) = (&self.context, &self.context.subscription);
+        let job = match copy_job(context, table).await? {
+            CopyStart::Job(job) => job,
+            CopyStart::Ready(position) => return Ok(position),
+        };
+        let (table, source) = (&*table, &job.source);
         let mut target = TargetSession::open(&context.target, &format!("{} sync", subscription.name)).await?;
         target.set_origin(&subscription.name, OriginUse::TableSync).await?;
         let publisher = Publisher {
@@ -316,18 +333,20 @@ impl Sync {
         context.snapshot.send_modify(|seen| seen.copy_ends(source));
         let rows = rows?;
         info!(subscription = %subscription.name, relation = %source, rows, "table copied, catching up");
-        let _ = reports.send(Report::CatchingUp).await;
+        let _ = reports.send(Report::CatchingUp(job.attempt)).await;
         let from = slot.consistent_point;
         let stream = publisher
             .start(subscription, replication, &slot_name, from, Format::Text, Transactions::Whole)
             .await?;
         let mut reader = Reader::start(stream, from, publisher.wal_sender_timeout());
         let position = self.catch_up(table, &target, &mut reader, from, &reports, finish).await?;
-        copy::finish_table(target.client(), &subscription.name, &job, position, rows)
-            .await
-            .map_err(|error| Failure::retry(error.diagnosis(source, &subscription.publisher.user)))?;
-        fail::fail_point!("table_sync::before_commit");
-        target.client().batch_execute("COMMIT").await.map_err(TargetError::from)?;
+        let finished = async {
+            copy::finish_table(target.client(), &context.owner, &job, position, rows).await?;
+            fail::fail_point!("table_sync::before_commit");
+            copy::commit(&target, &context.target, &context.owner, &job, position).await
+        };
+        let role = &subscription.publisher.user;
+        finished.await.map_err(|error| Failure::of_copy(&error, source, role))?;
         // The rows are in; whatever happens to this session now is no failure of the sync.
         if let Err(error) = target.release_origin().await {
             debug!(subscription = %subscription.name, %error, "a sync's session ended early");
@@ -342,8 +361,6 @@ impl Sync {
         job: &CopyJob,
         snapshot: &str,
     ) -> Result<u64, Failure> {
-        let role = &self.context.subscription.publisher.user;
-        let failed = |error: copy::CopyError| Failure::retry(error.diagnosis(&job.source, role));
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
             quote_literal(snapshot)
@@ -353,12 +370,15 @@ impl Sync {
             source.batch_execute(&begin).await.map_err(copy::CopyError::publisher)?;
             target.client().batch_execute("BEGIN").await.map_err(copy::CopyError::target)?;
             let rows = copy::transfer(source, target.client(), job, &job.copied).await?;
-            source.batch_execute("COMMIT").await.map_err(copy::CopyError::publisher)?;
+            // All rows have come: a session that does not end well is no failure.
+            let ended = source.batch_execute("COMMIT").await;
+            debug!(relation = %job.source, ?ended, "the publisher's session has been read");
             Ok(rows)
         };
-        let rows = rows.await.map_err(failed)?;
-        let (name, copied) = (self.context.name(), job.copied.load(Ordering::Relaxed));
-        self.context.store.report_copy(name, &job.source, job.attempt, copied, job.estimated).await?;
+        let role = &self.context.subscription.publisher.user;
+        let rows = rows.await.map_err(|error| Failure::of_copy(&error, &job.source, role))?;
+        let (context, copied) = (&self.context, job.copied.load(Ordering::Relaxed));
+        context.store.report_copy(&context.owner, &job.source, job.attempt, copied, job.estimated).await?;
         Ok(rows)
     }
 
@@ -383,7 +403,9 @@ impl Sync {
             }
             let chunk = tokio::select! {
                 biased;
-                _ = &mut finish, if !finishing => {
+                asked = &mut finish, if !finishing => {
+                    // Nobody waits for a sync any more whose stream has ended.
+                    asked.map_err(|_| Failure::retry(Diagnosis::new("the stream has ended")))?;
                     finishing = true;
                     continue;
                 }

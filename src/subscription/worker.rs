@@ -22,14 +22,14 @@ use crate::config::Subscription;
 use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::pg::Lsn;
 use crate::pg::conninfo::ConnInfo;
-use crate::store::{self, StateChange, Store};
+use crate::store::{self, Ownership, StateChange, Store};
 use crate::target::TargetSession;
 use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
 use self::waiting::commands_due;
 use super::attempt::{self, Ahead, Context, Phase, TakeUp};
 use super::because::Because;
-use super::failure::{Failure, Restart, TargetLink};
+use super::failure::{Cause, Failure, Restart, TargetLink};
 use super::format::Whole;
 use super::monitor::{Monitor, MonitorEvent};
 use super::positions::{Promptness, StreamPositions};
@@ -79,6 +79,8 @@ pub(crate) struct Worker {
     /// Where a changed target table last made it begin anew.
     restarted_at: Option<Lsn>,
     stood_by: Option<StoodBy>,
+    /// When the subscription that was last ours was created.
+    created_at: Option<jiff::Timestamp>,
     /// The last conflict that was logged: one that is met again and again is said once, and once
     /// more for each person who asks to go on.
     conflict_said: Option<i64>,
@@ -121,6 +123,7 @@ impl Worker {
         let (phase_sender, phases) = mpsc::channel(EVENTS_MAX);
         let (monitor_sender, monitor_events) = mpsc::channel(EVENTS_MAX);
         let context = Context {
+            owner: Ownership::none(subscription.name.clone()),
             subscription: Arc::new(subscription),
             target,
             store: store.clone(),
@@ -156,6 +159,7 @@ impl Worker {
             reported: None,
             restarted_at: None,
             stood_by: None,
+            created_at: None,
             conflict_said: None,
         }
     }
@@ -164,13 +168,13 @@ impl Worker {
     pub(crate) async fn run(mut self) {
         let mut action = Action::AwaitLock;
         while action != Action::Finish {
-            self.report().await;
-            let event = match action {
-                Action::AwaitLock => self.await_lock().await,
-                Action::Attempt => Box::pin(self.attempt()).await,
-                Action::BackOff { failures } => self.back_off(failures).await,
-                Action::Hold => self.hold().await,
-                Action::Continue | Action::Finish => break,
+            let event = match (self.report().await, action) {
+                (Some(deposed), _) => deposed,
+                (None, Action::AwaitLock) => self.await_lock().await,
+                (None, Action::Attempt) => Box::pin(self.attempt()).await,
+                (None, Action::BackOff { failures }) => self.back_off(failures).await,
+                (None, Action::Hold) => self.hold().await,
+                (None, Action::Continue | Action::Finish) => break,
             };
             action = self.take(event, action);
         }
@@ -204,6 +208,7 @@ impl Worker {
             let monitor = Monitor {
                 subscription: Arc::clone(&self.context.subscription),
                 store: self.store.clone(),
+                owner: self.context.owner.clone(),
                 positions: self.context.positions.subscribe(),
                 publications: self.context.publications.clone(),
                 positions_wanted: self.context.promptness.clone(),
@@ -224,6 +229,10 @@ impl Worker {
         // The attempt may have been dropped within a transaction; a session that does not come
         // clean is given up, and the lock with it.
         match session.reset().await {
+            // The lock may still be the session's: it goes with it, and is asked for anew.
+            Ok(()) if self.owner != Owner::Us => {
+                debug!(subscription = self.context.name(), "the target session is given up");
+            }
             Ok(()) if !session.client().is_closed() => self.session = Some(session),
             Ok(()) => debug!(subscription = self.context.name(), "the target session has ended"),
             Err(error) => warn!(subscription = self.context.name(), %error, "the target session is given up"),
@@ -272,6 +281,7 @@ impl Worker {
                 }
                 None
             }
+            Wake::Monitor(MonitorEvent::NotOwner) => (self.owner == Owner::Us).then(|| self.deposed()),
             Wake::Phase(phase) => self.on_phase(phase).await,
             Wake::Attempt(end) => Some(match *end {
                 Ok(StreamEnd::Conflict(report)) => self.on_conflict(&report).await,
@@ -292,18 +302,16 @@ impl Worker {
             }
             Phase::TableHeldBack(diagnosis) => {
                 self.held_back = diagnosis;
-                self.report().await;
-                return None;
+                return self.report().await;
             }
         };
         self.because = None;
         self.take(event, Action::Attempt);
-        self.report().await;
-        None
+        self.report().await
     }
 
     async fn on_conflict(&mut self, report: &crate::conflict::ConflictReport) -> Event {
-        match self.store.open_conflict(report).await {
+        match self.store.open_conflict(&self.context.owner, report).await {
             Ok(id) => {
                 let known = self.last_conflict.replace(id) == Some(id);
                 let said = self.conflict_said.replace(id) == Some(id);
@@ -350,6 +358,9 @@ impl Worker {
     }
 
     fn fail(&mut self, failure: Failure) -> Event {
+        if failure.cause == Cause::Owner {
+            return self.deposed();
+        }
         let reason = match failure.disposition {
             Disposition::Retry => failure.cause.as_str().to_owned(),
             Disposition::Pause(reason) => reason.as_str().to_owned(),
@@ -372,6 +383,18 @@ impl Worker {
         Event::Failed(failure.disposition)
     }
 
+    /// Another instance has taken the subscription over: the session goes, with whatever it has open, and the
+    /// lock is asked for again.
+    fn deposed(&mut self) -> Event {
+        info!(
+            subscription = self.context.name(),
+            "another instance has taken the subscription over, letting go"
+        );
+        self.session = None;
+        self.lose_target();
+        Event::LockHeldElsewhere
+    }
+
     /// Without the target nothing can be acknowledged: let go of the publisher, too.
     fn lose_target(&mut self) {
         self.owner = Owner::Other;
@@ -380,21 +403,24 @@ impl Worker {
 
     // --- reporting ------------------------------------------------------------------------
 
-    async fn report(&mut self) {
-        let Some(change) = self.state_change() else { return };
+    /// Tells the state; an event if the subscription turns out to be another instance's.
+    async fn report(&mut self) -> Option<Event> {
+        let change = self.state_change()?;
         // First what everybody sees: it must not wait for a target that is down.
         self.context.snapshot.send_modify(|snapshot| snapshot.shown.clone_from(&change));
         if self.owner != Owner::Us {
             // What the target records is its owner's word.
-            return;
+            return None;
         }
         if self.reported.as_ref() == Some(&change) {
-            return;
+            return None;
         }
-        match self.store.set_state(self.context.name(), &change).await {
+        match self.store.set_state(&self.context.owner, &change).await {
             Ok(_) => self.reported = Some(change),
+            Err(error) if error.is_not_owner() => return Some(self.deposed()),
             Err(error) => debug!(subscription = self.context.name(), %error, "state not reported"),
         }
+        None
     }
 
     /// What the world is to see; none once the worker has stopped.

@@ -17,7 +17,7 @@ use super::settings::SETTINGS;
 use crate::error::Diagnosis;
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::conninfo::ConnInfo;
-use crate::pg::{TimeLimits, quote_ident};
+use crate::pg::{SubscriptionName, TimeLimits, quote_ident};
 use crate::schema::ReplicationRole;
 
 /// How many round trips are timed.
@@ -36,6 +36,12 @@ const NOTICE_A_DEAD_CLIENT: &str = "SET client_connection_check_interval = '2s'"
 /// cancelled, it would count as done before it is as durable as it has to be.
 const CANCEL: &str = "SELECT pg_catalog.pg_cancel_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
     WHERE a.pid = $1 AND a.state <> 'idle' AND a.wait_event IS DISTINCT FROM 'SyncRep'";
+
+/// Ends this role's sessions of these names, which the server has shortened to a name's length.
+const END_COPIES: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
+    WHERE a.datname = pg_catalog.current_database() AND a.usename = current_user AND a.application_name \
+    IN ($1::pg_catalog.text::pg_catalog.name::pg_catalog.text, $2::pg_catalog.text::pg_catalog.name::pg_catalog.text) \
+    AND a.wait_event IS DISTINCT FROM 'SyncRep'";
 
 /// PostgreSQL's error for a missing privilege.
 pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
@@ -106,8 +112,10 @@ impl TargetSession {
 
     /// A session of its own for questions to the catalog, which must not wait behind rows.
     pub async fn open_catalog_session(&self) -> Result<PgClient, OpenError> {
-        let options =
-            ClientOptions { application_name: Some("pgsluice catalog".to_owned()), settings: Vec::new() };
+        let options = ClientOptions {
+            application_name: Some("pgsluice catalog".to_owned()),
+            ..ClientOptions::default()
+        };
         Ok(net::client(&self.conninfo, &options).await?)
     }
 
@@ -156,6 +164,16 @@ impl TargetSession {
         let sql = "SELECT pg_catalog.pg_try_advisory_lock($1)";
         let row = self.client.query_typed_one(sql, &[(&key, Type::INT8)]).await?;
         Ok(if row.try_get(0)? { Lock::Held } else { Lock::HeldElsewhere })
+    }
+
+    /// Ends the sessions that former owners of the subscription copy tables in: who has just got the lock needs
+    /// the locks and the origins that they have, and a process that was stopped would keep them. None of them
+    /// could commit any more. Returns how many there were.
+    ///
+    /// One whose COMMIT waits for a synchronous standby is left to it ([`CANCEL`]).
+    pub async fn end_copies(&self, subscription: &SubscriptionName) -> Result<u64, TargetError> {
+        let [copy, sync] = ["copy", "sync"].map(|work| format!("{subscription} {work}"));
+        Ok(self.client.execute(END_COPIES, &[&copy, &sync]).await?)
     }
 
     /// Ends whatever transaction an abandoned attempt left open. A statement that still runs, or

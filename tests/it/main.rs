@@ -24,6 +24,8 @@ mod faults_network;
 #[cfg(test)]
 mod feedback;
 #[cfg(test)]
+mod fence;
+#[cfg(test)]
 mod hand_over;
 #[cfg(test)]
 mod histories;

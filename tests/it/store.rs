@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::{Child, Command as Process, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -16,9 +17,9 @@ use pgsluice::pg::conninfo::{
 };
 use pgsluice::pg::{Lsn, QualifiedName, SlotName, SubscriptionName};
 use pgsluice::store::{
-    Answer, ConflictFilter, Desired, EventKind, NewTables, Outcome, Positions, Registration, SCHEMA_VERSION,
-    Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError, StoreErrorKind,
-    SubscriptionRow, TableChanges, TableMapping, TableState, Verb, lock_key,
+    Answer, ConflictFilter, Desired, EventKind, NewTables, Outcome, Ownership, Positions, Registration,
+    SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError,
+    StoreErrorKind, TableChanges, TableMapping, TableState, TableStep, Verb, lock_key,
 };
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -179,13 +180,18 @@ async fn register(store: &Store) {
     store.register_subscription(registration).await.unwrap();
 }
 
-async fn claim(store: &Store, instance: &str) -> Result<SubscriptionRow, StoreError> {
+/// A subscription that has just been taken over.
+async fn owned(store: &Store) -> Ownership {
+    claim(store, "host/1").await.unwrap()
+}
+
+async fn claim(store: &Store, instance: &str) -> Result<Ownership, StoreError> {
     let registration = Registration {
         name: &NAME.parse::<SubscriptionName>().unwrap(),
         slot: &NAME.parse::<SlotName>().unwrap(),
         publications: &["my_publication".to_owned()],
     };
-    store.claim_subscription(registration, instance).await
+    store.claim_subscription(registration, instance).await.map(|(owner, _)| owner)
 }
 
 fn widgets() -> QualifiedName {
@@ -315,11 +321,11 @@ async fn table_privileges_suffice_once_the_schema_is_there() {
         .unwrap();
     assert_eq!(store.migrate().await.unwrap(), []);
     register(&store).await;
-    claim(&store, "host/1").await.unwrap();
-    let id = store.open_conflict(&report()).await.unwrap();
-    store.resolve_conflict(id, Resolution::Retry, "somebody").await.unwrap();
+    let owner = owned(&store).await;
+    let id = store.open_conflict(&owner, &report()).await.unwrap();
+    store.resolve_conflict(&owner, id, Resolution::Retry, "somebody").await.unwrap();
     store.submit(NAME, Verb::Pause, &json!({}), "somebody").await.unwrap();
-    assert_eq!(store.take_commands(NAME).await.unwrap().len(), 1);
+    assert_eq!(store.take_commands(&owner).await.unwrap().len(), 1);
     store.prune().await.unwrap();
     store.remove_subscription(NAME).await.unwrap();
 }
@@ -328,9 +334,9 @@ async fn table_privileges_suffice_once_the_schema_is_there() {
 async fn a_subscription_reports_where_it_stands() {
     let database = Database::create().await;
     let store = database.with_subscription().await;
-    claim(&store, "db-1/4711").await.unwrap();
-    store.set_publisher(NAME, "7123456789012345678").await.unwrap();
-    store.set_warnings(NAME, &["triggers cannot be suppressed".to_owned()]).await.unwrap();
+    let owner = claim(&store, "db-1/4711").await.unwrap();
+    store.set_publisher(&owner, "7123456789012345678").await.unwrap();
+    store.set_warnings(&owner, &["triggers cannot be suppressed".to_owned()]).await.unwrap();
     let positions = Positions {
         received_lsn: Some(Lsn::new(u64::MAX)),
         flushed_lsn: Some(Lsn::new(0x16B_3700)),
@@ -340,7 +346,7 @@ async fn a_subscription_reports_where_it_stands() {
         wal_status: Some("reserved".to_owned()),
         retained_bytes: Some(1 << 24),
     };
-    store.report_positions(NAME, &positions).await.unwrap();
+    store.report_positions(&owner, &positions).await.unwrap();
 
     let row = store.subscription(NAME).await.unwrap().unwrap();
     assert_eq!(row.positions, positions);
@@ -350,8 +356,6 @@ async fn a_subscription_reports_where_it_stands() {
     assert_eq!((row.instance.as_deref(), row.progress, row.tables), (Some("db-1/4711"), None, vec![]));
 
     for error in [
-        store.report_positions("other", &positions).await.unwrap_err(),
-        store.set_state("other", &StateChange::new(State::Copying)).await.unwrap_err(),
         store.remove_subscription("other").await.unwrap_err(),
         store.submit("other", Verb::Pause, &json!({}), "x").await.unwrap_err(),
         store.arm_skip("other", Lsn::new(1)).await.unwrap_err(),
@@ -385,17 +389,18 @@ async fn progress_is_read_as_apply_wrote_it() {
 async fn a_state_is_one_event_when_it_changes() {
     let database = Database::create().await;
     let store = database.with_subscription().await;
+    let owner = owned(&store).await;
     let streaming = StateChange::new(State::Streaming);
-    assert!(store.set_state(NAME, &streaming).await.unwrap());
+    assert!(store.set_state(&owner, &streaming).await.unwrap());
     let since = store.subscription(NAME).await.unwrap().unwrap().state_since;
-    assert!(!store.set_state(NAME, &streaming).await.unwrap());
+    assert!(!store.set_state(&owner, &streaming).await.unwrap());
 
     let diagnosis =
         Diagnosis::new("column \"price\" is missing").detail("public.widgets").hint("ALTER TABLE …");
     let paused = StateChange::paused(PauseReason::Schema, &diagnosis);
-    assert!(store.set_state(NAME, &paused).await.unwrap());
+    assert!(store.set_state(&owner, &paused).await.unwrap());
     let detail = StateChange { detail: Some("another".to_owned()), ..paused };
-    assert!(!store.set_state(NAME, &detail).await.unwrap());
+    assert!(!store.set_state(&owner, &detail).await.unwrap());
 
     let row = store.subscription(NAME).await.unwrap().unwrap();
     assert_eq!((row.state, row.reason.as_deref()), (State::Paused, Some("schema")));
@@ -410,49 +415,202 @@ async fn a_state_is_one_event_when_it_changes() {
 async fn tables_come_go_and_are_copied_under_a_fence() {
     let database = Database::create().await;
     let store = database.with_subscription().await;
+    let owner = owned(&store).await;
     let table = |name: &str, target: &str| TableMapping {
         source: QualifiedName::new("public", name),
         target: QualifiedName::new("reporting", target),
     };
     let first = [table("widgets", "widget"), table("B \"x\"", "b")];
-    let changes = store.sync_tables(NAME, &first, NewTables::Copy).await.unwrap();
+    let changes = store.sync_tables(&owner, &first, NewTables::Copy).await.unwrap();
     assert_eq!((changes.added.len(), changes.removed.len()), (2, 0));
-    assert_eq!(store.sync_tables(NAME, &first, NewTables::Copy).await.unwrap(), TableChanges::default());
+    assert_eq!(store.sync_tables(&owner, &first, NewTables::Copy).await.unwrap(), TableChanges::default());
 
-    let attempt = store.begin_copy(NAME, &widgets()).await.unwrap();
-    assert_eq!(store.begin_copy(NAME, &widgets()).await.unwrap(), attempt + 1);
-    store.report_copy(NAME, &widgets(), attempt, 99, None).await.unwrap();
-    store.report_copy(NAME, &widgets(), attempt + 1, 5, Some(10)).await.unwrap();
-    store.set_exact_because(NAME, &widgets(), Some("triggers fire")).await.unwrap();
+    assert_eq!(store.begin_copy(&owner, &widgets(), 0).await.unwrap(), TableStep::Taken { attempt: 1 });
+    assert_eq!(store.begin_copy(&owner, &widgets(), 1).await.unwrap(), TableStep::Taken { attempt: 2 });
+    store.report_copy(&owner, &widgets(), 1, 99, None).await.unwrap();
+    store.report_copy(&owner, &widgets(), 2, 5, Some(10)).await.unwrap();
+    store.set_exact_because(&owner, &widgets(), Some("triggers fire")).await.unwrap();
 
     let second = [table("widgets", "other"), table("gadgets", "gadgets")];
     let ready = NewTables::Ready { synced_lsn: Lsn::new(7) };
-    let changes = store.sync_tables(NAME, &second, ready).await.unwrap();
+    let changes = store.sync_tables(&owner, &second, ready).await.unwrap();
     assert_eq!(changes.added, [QualifiedName::new("public", "gadgets")]);
     assert_eq!(changes.removed, [QualifiedName::new("public", "B \"x\"")]);
 
     let tables = store.subscription(NAME).await.unwrap().unwrap().tables;
     assert_eq!((tables[0].state, tables[0].synced_lsn), (TableState::Ready, Some(Lsn::new(7))));
     let copied = &tables[1];
-    assert_eq!((copied.state, copied.attempt, copied.rows_copied), (TableState::Copying, attempt + 1, 5));
+    assert_eq!((copied.state, copied.attempt, copied.rows_copied), (TableState::Copying, 2, 5));
     assert_eq!((copied.rows_estimated, copied.exact_because.as_deref()), (Some(10), Some("triggers fire")));
     assert_eq!(copied.target, QualifiedName::new("reporting", "other"));
 
     let why = Diagnosis::new("no").hint("fix it");
-    store.set_table_state(NAME, &widgets(), TableState::Paused, Some(&why)).await.unwrap();
+    store.set_table_state(&owner, &widgets(), 2, TableState::Paused, Some(&why)).await.unwrap();
     let tables = store.subscription(NAME).await.unwrap().unwrap().tables;
     assert_eq!((tables[1].state, tables[1].error.as_ref()), (TableState::Paused, Some(&why)));
-    let missing = store.begin_copy(NAME, &QualifiedName::new("public", "nope")).await.unwrap_err();
+    let missing = store.begin_copy(&owner, &QualifiedName::new("public", "nope"), 0).await.unwrap_err();
     assert!(matches!(missing.kind(), StoreErrorKind::UnknownTable { .. }));
+}
+
+#[tokio::test]
+async fn a_table_that_is_ready_is_not_copied_again() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let owner = owned(&store).await;
+    let tables = ["widgets", "gadgets"].map(|name| QualifiedName::new("public", name));
+    let [widgets, gadgets] = &tables;
+    let mappings = tables.clone().map(|source| TableMapping { target: source.clone(), source });
+    store.sync_tables(&owner, &mappings, NewTables::Copy).await.unwrap();
+    let taken = |attempt| TableStep::Taken { attempt };
+    assert_eq!(store.begin_copy(&owner, widgets, 0).await.unwrap(), taken(1));
+    assert_eq!(store.begin_copy(&owner, gadgets, 0).await.unwrap(), taken(1));
+    // Its rows and its mark have been committed by the copy.
+    let mut admin = database.admin().await;
+    admin
+        .execute("update pgsluice.table_sync set state = 'ready', synced_lsn = '0/70' where source_table = 'widgets'")
+        .await
+        .unwrap();
+    let ready = TableStep::Ready { synced_lsn: Lsn::new(0x70) };
+    assert_eq!(store.begin_copy(&owner, widgets, 1).await.unwrap(), ready);
+    let why = Diagnosis::new("no");
+    let pending = store.set_table_state(&owner, widgets, 1, TableState::Pending, Some(&why)).await.unwrap();
+    assert_eq!(pending, ready);
+    let late = store.set_table_state(&owner, widgets, 1, TableState::CatchingUp, None).await.unwrap();
+    assert_eq!(late, ready);
+    assert_eq!(store.set_table_ready(&owner, widgets, 1, Lsn::new(0x80)).await.unwrap(), ready);
+    store.report_copy(&owner, widgets, 1, 99, None).await.unwrap();
+
+    // A new owner's first word: copies that were begun before do not land, nor do notes about them.
+    store.end_copies(&owner).await.unwrap();
+    let rows = store.subscription(NAME).await.unwrap().unwrap().tables;
+    let seen: Vec<_> = rows.iter().map(|row| (row.state, row.attempt, row.synced_lsn)).collect();
+    let synced = Some(Lsn::new(0x70));
+    assert_eq!(seen, [(TableState::Copying, 2, None), (TableState::Ready, 1, synced)]);
+    for error in [
+        store.begin_copy(&owner, gadgets, 1).await.unwrap_err(),
+        store.set_table_state(&owner, gadgets, 1, TableState::Pending, None).await.unwrap_err(),
+        store.set_table_ready(&owner, gadgets, 1, Lsn::new(7)).await.unwrap_err(),
+    ] {
+        assert!(matches!(error.kind(), StoreErrorKind::CopySuperseded { .. }), "{error:?}");
+        assert_eq!(error.disposition(), Disposition::Retry);
+    }
+}
+
+/// Everything in schema `pgsluice` but what an owner is told of.
+const STATE: &str = "select concat_ws(E'\n', \
+    (select json_agg(t order by t.name) from pgsluice.subscription t), \
+    (select json_agg(t order by t.source_table) from pgsluice.table_sync t), \
+    (select json_agg(t order by t.id) from pgsluice.conflict t), \
+    (select json_agg(t order by t.id) from pgsluice.command t), \
+    (select json_agg(t order by t.id) from pgsluice.event t), \
+    (select json_agg(t order by t.subscription) from pgsluice.owner t))";
+
+type Write<'a> = (&'static str, Pin<Box<dyn Future<Output = Result<(), StoreError>> + 'a>>);
+
+/// Every write that an owner makes, each so that it would change something.
+fn writes<'a>(store: &'a Store, owner: &'a Ownership, conflict: i64, command: i64) -> Vec<Write<'a>> {
+    macro_rules! writes {
+        ($($method:ident($($argument:expr),*);)*) => {
+            vec![$((stringify!($method), {
+                Box::pin(async move { store.$method(owner, $($argument),*).await.map(drop) })
+            })),*]
+        };
+    }
+    writes! {
+        set_publisher("1");
+        set_state(&StateChange::new(State::Copying));
+        report_positions(&Positions { lag_bytes: Some(1), ..Positions::default() });
+        set_warnings(&["late".to_owned()]);
+        clear_skip(report().commit_lsn);
+        sync_tables(&[], NewTables::Copy);
+        end_copies();
+        begin_copy(&widgets(), 1);
+        set_table_state(&widgets(), 1, TableState::Pending, None);
+        report_copy(&widgets(), 1, 17, None);
+        set_exact_because(&widgets(), Some("late"));
+        set_table_ready(&widgets(), 1, Lsn::new(9));
+        open_conflict(&report());
+        resolve_conflict(conflict, Resolution::Retry, "late");
+        resolve_conflict(conflict, Resolution::SkipTransaction, "late");
+        finish_skip(report().commit_lsn);
+        resolve_applied(report().commit_lsn);
+        take_commands();
+        answer(command, &Answer::done("late"));
+    }
+}
+
+#[tokio::test]
+async fn a_former_owner_writes_nothing() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let former = claim(&store, "former").await.unwrap();
+    let mapping = TableMapping { source: widgets(), target: widgets() };
+    store.sync_tables(&former, &[mapping], NewTables::Copy).await.unwrap();
+    store.begin_copy(&former, &widgets(), 0).await.unwrap();
+    let conflict = store.open_conflict(&former, &report()).await.unwrap();
+    store.arm_skip(NAME, report().commit_lsn).await.unwrap();
+    let command = store.submit(NAME, Verb::Resume, &json!({}), "ann").await.unwrap();
+
+    let owner = claim(&store, "owner").await.unwrap();
+    assert!(owner.term() > former.term(), "{owner:?} {former:?}");
+    let mut admin = database.admin().await;
+    let before: String = sqlx::query_scalar(STATE).fetch_one(&mut admin).await.unwrap();
+    for stranger in [former.clone(), Ownership::none(NAME.parse().unwrap())] {
+        for (write, outcome) in writes(&store, &stranger, conflict, command) {
+            let error = outcome.await.expect_err(write);
+            assert!(error.is_not_owner(), "{write}: {error:?}");
+            assert_eq!(error.disposition(), Disposition::Retry, "{write}");
+            let after: String = sqlx::query_scalar(STATE).fetch_one(&mut admin).await.unwrap();
+            assert_eq!(before, after, "{write}");
+        }
+    }
+    // The same, by the owner, all get through: the list above shows nothing else.
+    let mut refused = Vec::new();
+    for (write, outcome) in writes(&store, &owner, conflict, command) {
+        refused.extend(outcome.await.err().filter(StoreError::is_not_owner).map(|_| write));
+    }
+    assert_eq!(refused, [""; 0]);
+    // A subscription that is dropped and made again has later terms, too.
+    store.remove_subscription(NAME).await.unwrap();
+    register(&store).await;
+    assert!(store.set_warnings(&owner, &[]).await.unwrap_err().is_not_owner());
+    assert!(claim(&store, "next").await.unwrap().term() > owner.term());
+}
+
+/// A write that has met its row waits with the lock: a take-over comes after it, or it after the take-over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_and_a_take_over_come_one_after_the_other() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let former = claim(&store, "former").await.unwrap();
+    // A take-over that has changed the owner's row, and has not been committed.
+    let mut admin = database.admin().await;
+    admin.execute("begin; update pgsluice.owner set term = default").await.unwrap();
+    let late = {
+        let (store, former) = (store.clone(), former.clone());
+        tokio::spawn(async move { store.set_warnings(&former, &["late".to_owned()]).await })
+    };
+    let mut other = database.admin().await;
+    let waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
+    bounded(async {
+        while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut other).await.unwrap() == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    admin.execute("commit").await.unwrap();
+    assert!(bounded(late).await.unwrap().unwrap_err().is_not_owner());
+    assert_eq!(store.subscription(NAME).await.unwrap().unwrap().warnings, [""; 0]);
 }
 
 #[tokio::test]
 async fn a_conflict_pauses_and_keeps_its_evidence() {
     let database = Database::create().await;
     let store = database.with_subscription().await;
+    let owner = owned(&store).await;
     let report = report();
-    let id = store.open_conflict(&report).await.unwrap();
-    assert_eq!(store.open_conflict(&report).await.unwrap(), id);
+    let id = store.open_conflict(&owner, &report).await.unwrap();
+    assert_eq!(store.open_conflict(&owner, &report).await.unwrap(), id);
 
     let row = store.conflict(id).await.unwrap();
     assert_eq!((&row.report, row.occurrences, row.settled.is_none()), (&report, 2, true));
@@ -465,23 +623,23 @@ async fn a_conflict_pauses_and_keeps_its_evidence() {
 
     // Another conflict means that this one was cured.
     let later = ConflictReport { change_index: 3, ..report.clone() };
-    let other = store.open_conflict(&later).await.unwrap();
+    let other = store.open_conflict(&owner, &later).await.unwrap();
     assert_ne!(other, id);
     let open = store.conflicts(ConflictFilter::Open).await.unwrap();
     assert_eq!(open.iter().map(|row| row.id).collect::<Vec<_>>(), [other]);
 
-    store.resolve_conflict(other, Resolution::SkipTransaction, "ann").await.unwrap();
+    store.resolve_conflict(&owner, other, Resolution::SkipTransaction, "ann").await.unwrap();
     let settled = store.conflict(other).await.unwrap().settled.unwrap();
     assert_eq!((settled.resolution, settled.by.as_deref()), (Resolution::SkipTransaction, Some("ann")));
-    let again = store.resolve_conflict(other, Resolution::Retry, "bob").await.unwrap_err();
+    let again = store.resolve_conflict(&owner, other, Resolution::Retry, "bob").await.unwrap_err();
     assert!(matches!(again.kind(), StoreErrorKind::AlreadyResolved(number) if *number == other));
     let unknown = store.conflict(99).await.unwrap_err();
     assert_eq!((unknown.exit(), unknown.to_string().as_str()), (Exit::Usage, "there is no conflict 99"));
     assert_eq!(store.conflicts(ConflictFilter::Of(NAME)).await.unwrap().len(), 2);
 
-    let third = store.open_conflict(&report).await.unwrap();
-    assert!(store.resolve_applied(NAME, Lsn::new(1)).await.unwrap().is_empty());
-    assert_eq!(store.resolve_applied(NAME, report.commit_lsn).await.unwrap(), [third]);
+    let third = store.open_conflict(&owner, &report).await.unwrap();
+    assert!(store.resolve_applied(&owner, Lsn::new(1)).await.unwrap().is_empty());
+    assert_eq!(store.resolve_applied(&owner, report.commit_lsn).await.unwrap(), [third]);
     assert_eq!(store.conflicts(ConflictFilter::All).await.unwrap().len(), 3);
 }
 
@@ -489,14 +647,15 @@ async fn a_conflict_pauses_and_keeps_its_evidence() {
 async fn a_skip_is_armed_for_one_transaction_ahead() {
     let database = Database::create().await;
     let store = database.with_subscription().await;
+    let owner = owned(&store).await;
     let refused = |error: StoreError| match error.kind() {
         StoreErrorKind::SkipRefused(refusal) => *refusal,
         other => panic!("{other:?}"),
     };
     store.arm_skip(NAME, Lsn::new(0x10)).await.unwrap();
-    store.clear_skip(NAME, Lsn::new(0x11)).await.unwrap();
+    store.clear_skip(&owner, Lsn::new(0x11)).await.unwrap();
     assert_eq!(store.subscription(NAME).await.unwrap().unwrap().skip_lsn, Some(Lsn::new(0x10)));
-    store.clear_skip(NAME, Lsn::new(0x10)).await.unwrap();
+    store.clear_skip(&owner, Lsn::new(0x10)).await.unwrap();
     assert_eq!(store.subscription(NAME).await.unwrap().unwrap().skip_lsn, None);
 
     let mut admin = database.admin().await;
@@ -507,7 +666,7 @@ async fn a_skip_is_armed_for_one_transaction_ahead() {
         SkipRefusal::AlreadyApplied { lsn, applied }
     );
     let report = report();
-    store.open_conflict(&report).await.unwrap();
+    store.open_conflict(&owner, &report).await.unwrap();
     let (lsn, conflict) = (Lsn::new(0x30), report.commit_lsn);
     assert_eq!(
         refused(store.arm_skip(NAME, lsn).await.unwrap_err()),
@@ -537,6 +696,7 @@ async fn the_owner_is_who_holds_the_lock() {
 async fn a_command_reaches_the_service_at_once_and_its_answer_the_asker() {
     let database = Database::create().await;
     let store = database.with_subscription().await;
+    let owner = owned(&store).await;
     let mut signal = store.listen();
     assert_eq!(bounded(signal.recv()).await, Signal::Any);
 
@@ -548,11 +708,11 @@ async fn a_command_reaches_the_service_at_once_and_its_answer_the_asker() {
     assert_eq!(store.subscription(NAME).await.unwrap().unwrap().desired, Desired::Pause);
 
     let waiting = tokio::spawn(async move { asker.wait_answer(id, Duration::from_secs(20)).await });
-    let commands = store.take_commands(NAME).await.unwrap();
+    let commands = store.take_commands(&owner).await.unwrap();
     assert_eq!((commands.len(), commands[0].id, commands[0].verb), (1, id, Verb::Pause));
-    assert_eq!(store.take_commands(NAME).await.unwrap(), []);
+    assert_eq!(store.take_commands(&owner).await.unwrap(), []);
     let answered = Instant::now();
-    store.answer(id, &Answer::done("paused")).await.unwrap();
+    store.answer(&owner, id, &Answer::done("paused")).await.unwrap();
     let answer = waiting.await.unwrap().unwrap().unwrap();
     assert_eq!((answer.outcome, answer.text), (Outcome::Done, Diagnosis::new("paused")));
     assert!(answered.elapsed() < Duration::from_millis(700), "{:?}", answered.elapsed());
@@ -562,6 +722,7 @@ async fn a_command_reaches_the_service_at_once_and_its_answer_the_asker() {
 async fn commands_wait_for_a_service_and_the_last_wish_counts() {
     let database = Database::create().await;
     let store = database.with_subscription().await;
+    let owner = owned(&store).await;
     let pause = store.submit(NAME, Verb::Pause, &json!({}), "ann").await.unwrap();
     let skip = store.submit(NAME, Verb::Skip, &json!({ "lsn": "0/1" }), "ann").await.unwrap();
     let resume = store.submit(NAME, Verb::Resume, &json!({}), "bob").await.unwrap();
@@ -571,15 +732,15 @@ async fn commands_wait_for_a_service_and_the_last_wish_counts() {
 
     // A service that dies between taking and answering leaves them to its successor.
     let ids = |commands: Vec<pgsluice::store::Command>| commands.iter().map(|it| it.id).collect::<Vec<_>>();
-    assert_eq!(ids(store.take_commands(NAME).await.unwrap()), [skip, resume]);
-    claim(&store, "successor").await.unwrap();
+    assert_eq!(ids(store.take_commands(&owner).await.unwrap()), [skip, resume]);
+    let owner = claim(&store, "successor").await.unwrap();
     database
         .admin()
         .await
         .execute("insert into pgsluice.command (subscription, verb, created_by) values ('my_subscription', 'dance', 'x')")
         .await
         .unwrap();
-    let commands = store.take_commands(NAME).await.unwrap();
+    let commands = store.take_commands(&owner).await.unwrap();
     assert_eq!(commands[0].args, json!({ "lsn": "0/1" }));
     assert_eq!(ids(commands), [skip, resume]);
     let dance = store.wait_answer(resume + 1, Duration::ZERO).await.unwrap().unwrap();
@@ -615,7 +776,8 @@ async fn listening_survives_a_lost_session() {
 async fn removal_takes_everything_but_the_audit() {
     let database = Database::create().await;
     let store = database.with_subscription().await;
-    store.open_conflict(&report()).await.unwrap();
+    let owner = owned(&store).await;
+    store.open_conflict(&owner, &report()).await.unwrap();
     store.submit(NAME, Verb::Resume, &json!({}), "ann").await.unwrap();
     store
         .record_event(Some(NAME), EventKind::Skip, "passed over", Some(json!({ "lsn": "0/1" })))
@@ -675,8 +837,9 @@ async fn nothing_planted_in_the_search_path_runs() {
         .await
         .unwrap();
     let store = database.with_subscription().await;
-    store.set_state(NAME, &StateChange::new(State::Streaming)).await.unwrap();
-    store.open_conflict(&report()).await.unwrap();
+    let owner = owned(&store).await;
+    store.set_state(&owner, &StateChange::new(State::Streaming)).await.unwrap();
+    store.open_conflict(&owner, &report()).await.unwrap();
     let sessions: i64 = sqlx::query_scalar(
         "select count(*) from pg_stat_activity where datname = current_database() \
          and application_name = 'pgsluice state'",
@@ -698,9 +861,9 @@ async fn the_status_document_is_the_contracts() {
         .execute("insert into pgsluice.progress values ('my_subscription', '0/16B3748', now(), 3)")
         .await
         .unwrap();
-    claim(&store, "db-1/4711").await.unwrap();
+    let owner = claim(&store, "db-1/4711").await.unwrap();
     let tables = [TableMapping { source: widgets(), target: QualifiedName::new("reporting", "widget") }];
-    store.sync_tables(NAME, &tables, NewTables::Ready { synced_lsn: Lsn::new(7) }).await.unwrap();
+    store.sync_tables(&owner, &tables, NewTables::Ready { synced_lsn: Lsn::new(7) }).await.unwrap();
     let positions = Positions {
         received_lsn: Some(Lsn::new(0x16B_3750)),
         lag_bytes: Some(8),
@@ -708,8 +871,8 @@ async fn the_status_document_is_the_contracts() {
         wal_status: Some("reserved".to_owned()),
         ..Positions::default()
     };
-    store.report_positions(NAME, &positions).await.unwrap();
-    store.set_state(NAME, &StateChange::new(State::Streaming)).await.unwrap();
+    store.report_positions(&owner, &positions).await.unwrap();
+    store.set_state(&owner, &StateChange::new(State::Streaming)).await.unwrap();
 
     let mut document = StatusDocument::new(&store.subscriptions().await.unwrap(), [("new", State::Starting)]);
     assert!(!document.is_well());
@@ -794,16 +957,16 @@ async fn operations_can_be_spawned() {
     let store = database.with_subscription().await;
     let work = async move {
         store.require_schema().await?;
-        claim(&store, "host/1").await?;
-        store.set_state(NAME, &StateChange::new(State::Copying)).await?;
-        store.report_positions(NAME, &Positions::default()).await?;
-        store.sync_tables(NAME, &[], NewTables::Copy).await?;
-        store.set_warnings(NAME, &[]).await?;
-        let id = store.open_conflict(&report()).await?;
-        store.resolve_conflict(id, Resolution::Retry, NAME).await?;
-        store.resolve_applied(NAME, Lsn::new(1)).await?;
+        let owner = claim(&store, "host/1").await?;
+        store.set_state(&owner, &StateChange::new(State::Copying)).await?;
+        store.report_positions(&owner, &Positions::default()).await?;
+        store.sync_tables(&owner, &[], NewTables::Copy).await?;
+        store.set_warnings(&owner, &[]).await?;
+        let id = store.open_conflict(&owner, &report()).await?;
+        store.resolve_conflict(&owner, id, Resolution::Retry, NAME).await?;
+        store.resolve_applied(&owner, Lsn::new(1)).await?;
         store.arm_skip(NAME, Lsn::new(1)).await?;
-        store.take_commands(NAME).await?;
+        store.take_commands(&owner).await?;
         store.events(None, 1).await?;
         store.is_owned(NAME).await?;
         store.subscriptions().await

@@ -35,7 +35,7 @@ use crate::apply::sets::row_search::PLAN_BY_KEY;
 use crate::apply::sets::sql::{self, Count};
 use crate::apply::stamp::Stamps;
 use crate::net::PgClient;
-use crate::pg::SubscriptionName;
+use crate::pg::{SubscriptionName, Term};
 use crate::pgoutput::Format;
 use crate::target::TargetSession;
 
@@ -47,6 +47,7 @@ type Answer = Dispatched<Result<(), ApplyError>>;
 pub(crate) struct BatchSender {
     client: Arc<PgClient>,
     subscription: SubscriptionName,
+    term: Term,
     prepared: Prepared,
     /// The way to the target and back takes no longer than this.
     round_trip: Duration,
@@ -71,10 +72,16 @@ pub(crate) struct Answered {
 }
 
 impl BatchSender {
-    pub(crate) fn new(session: &TargetSession, subscription: SubscriptionName, format: Format) -> Self {
+    pub(crate) fn new(
+        session: &TargetSession,
+        subscription: SubscriptionName,
+        term: Term,
+        format: Format,
+    ) -> Self {
         Self {
             client: Arc::clone(session.client()),
             subscription,
+            term,
             prepared: Prepared::new(Arc::clone(session.client()), format),
             round_trip: session.round_trip().unwrap_or(Duration::MAX),
             copies: JoinSet::new(),
@@ -222,7 +229,7 @@ impl BatchSender {
     }
 
     /// As `progress::advance_counted` takes them.
-    fn progress_params(&self, advance: Advance) -> [BoxedParam; 5] {
+    fn progress_params(&self, advance: Advance) -> [BoxedParam; 6] {
         let transactions = i64::try_from(advance.transactions).unwrap_or(i64::MAX);
         [
             Box::new(self.subscription.to_string()),
@@ -230,6 +237,7 @@ impl BatchSender {
             Box::new(PgLsn::from(advance.to.as_u64())),
             Box::new(advance.commit_time_us),
             Box::new(transactions),
+            Box::new(self.term.as_i64()),
         ]
     }
 }

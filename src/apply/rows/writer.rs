@@ -18,13 +18,14 @@ use crate::apply::core::Advance;
 use crate::apply::stamp::Stamps;
 use crate::apply::statement::{Sequences, truncate_sql};
 use crate::apply::{ApplyError, TableContext, progress};
-use crate::pg::SubscriptionName;
+use crate::pg::{SubscriptionName, Term};
 use crate::target::TargetSession;
 
 pub(crate) struct RowWriter<'a> {
     session: &'a TargetSession,
     executor: Executor,
     subscription: SubscriptionName,
+    term: Term,
     /// The tables that the transaction has written to.
     stamps: Stamps,
     since: Instant,
@@ -52,11 +53,12 @@ pub(crate) enum Told {
 }
 
 impl<'a> RowWriter<'a> {
-    pub(crate) fn new(session: &'a TargetSession, subscription: SubscriptionName) -> Self {
+    pub(crate) fn new(session: &'a TargetSession, subscription: SubscriptionName, term: Term) -> Self {
         Self {
             session,
             executor: Executor::new(Arc::clone(session.client())),
             subscription,
+            term,
             stamps: Stamps::default(),
             since: Instant::now(),
             untold: 0,
@@ -159,7 +161,7 @@ impl<'a> RowWriter<'a> {
         let guarded = async {
             tokio::try_join!(
                 self.stamps.check(client),
-                progress::advance(client, &self.subscription, advance)
+                progress::advance(client, &self.subscription, self.term, advance)
             )?;
             fail::fail_point!("apply::before_commit");
             client.batch_execute("COMMIT").await?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::info;
+use tracing::{debug, info};
 
 use super::super::attempt::Ahead;
 use super::super::because::Because;
@@ -73,7 +73,7 @@ impl Worker {
         if lock == Lock::HeldElsewhere {
             return Ok(None);
         }
-        if let Some(StoodBy { created_at: Some(known) }) = self.stood_by {
+        if let Some(known) = self.stood_by.and_then(|stood_by| stood_by.created_at).or(self.created_at) {
             let row = self.store.subscription(subscription.name.as_str()).await?;
             if row.is_none_or(|row| row.created_at != known) {
                 info!(subscription = %subscription.name, "dropped while standing by; restart to start over");
@@ -84,6 +84,10 @@ impl Worker {
         let reaching = Reaching::begin(Arc::clone(&subscription), session);
         session.set_origin(&subscription.name, OriginUse::Apply).await?;
         let row = self.claim().await?;
+        if let Some(session) = &self.session {
+            let ended = session.end_copies(&subscription.name).await?;
+            debug!(subscription = %subscription.name, ended, "copies of former owners are ended");
+        }
         let event = self.left_to(&row);
         if event == Event::Locked {
             self.ahead = Ahead { reaching, recorded: Some(row) };
@@ -99,13 +103,17 @@ impl Worker {
             slot: &subscription.slot,
             publications: &subscription.publications,
         };
-        let row = self.store.claim_subscription(registration, &self.instance).await?;
+        let (owner, row) = self.store.claim_subscription(registration, &self.instance).await?;
+        self.context.owner = owner;
+        self.created_at = Some(row.created_at);
         if self.stood_by.take().is_some() {
             info!(subscription = self.context.name(), "the other instance has gone, taking over");
         }
         self.owner = Owner::Us;
         // Another instance may have reported in between.
         self.reported = None;
+        // One that runs still reports as the owner that we were.
+        self.monitor.shutdown().await;
         self.start_monitor();
         Ok(row)
     }

@@ -137,8 +137,9 @@ impl Worker {
         if self.owner != Owner::Us {
             return None;
         }
-        let commands = match self.store.take_commands(self.context.name()).await {
+        let commands = match self.store.take_commands(&self.context.owner).await {
             Ok(commands) => commands,
+            Err(error) if error.is_not_owner() => return Some(self.deposed()),
             Err(error) => {
                 debug!(subscription = self.context.name(), %error, "commands not read");
                 return None;
@@ -147,7 +148,11 @@ impl Worker {
         let mut event = None;
         for command in commands {
             let (answer, next) = self.on_command(&command).await;
-            if let Err(error) = self.store.answer(command.id, &answer).await {
+            if let Err(error) = self.store.answer(&self.context.owner, command.id, &answer).await {
+                if error.is_not_owner() {
+                    // It is the new owner's to carry out and to answer.
+                    return Some(self.deposed());
+                }
                 debug!(subscription = self.context.name(), %error, "answer not recorded");
             }
             event = next.or(event);
@@ -193,7 +198,7 @@ impl Worker {
     }
 
     async fn on_resolve(&self, args: &Value, by: &str) -> (Answer, Option<Event>) {
-        match commands::resolve(&self.store, self.context.name(), args, by).await {
+        match commands::resolve(&self.store, &self.context.owner, args, by).await {
             Ok(answer) => (answer, Some(Event::ResumeAsked)),
             Err(refusal) => (Answer::refused(refusal), None),
         }

@@ -1,0 +1,122 @@
+//! The end of a table's copy: its mark, COMMIT, and what became of a COMMIT whose answer is lost.
+//!
+//! # Why the record is asked
+//! A COMMIT whose connection breaks may have landed or not, and a copy that landed must not be made again. The
+//! table's record tells, since its mark is part of the transaction: a question that wants the row's lock waits
+//! for a COMMIT that is still under way, and then sees what it has left.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
+use tracing::{debug, info};
+
+use super::initial::CopyJob;
+use super::{CopyError, Side};
+use crate::pg::conninfo::ConnInfo;
+use crate::pg::{Lsn, as_owner};
+use crate::store::Ownership;
+use crate::target::{OpenError, TargetSession};
+
+/// Marks a table as synchronised, if the attempt is still the table's own, and the owner its own.
+const MARK_READY: &str = as_owner!(
+    " UPDATE pgsluice.table_sync t SET state = 'ready', synced_lsn = $5, rows_copied = $6, error = NULL, \
+         updated_at = pg_catalog.clock_timestamp() FROM owner \
+     WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4 AND t.attempt = $7 \
+     AND t.state IN ('copying', 'catching_up')"
+);
+
+/// The mark holds locks that a take-over waits for. If its COMMIT never comes (the process is stopped, or cut
+/// off), the server ends the transaction.
+const COMMIT_SOON: &str = "SET LOCAL idle_in_transaction_session_timeout = '5s'";
+
+/// One row if the attempt has made the table `ready`, at this position. Waits for a COMMIT under way.
+const IS_READY: &str = "SELECT 1 FROM (SELECT t.state, t.attempt, t.synced_lsn FROM pgsluice.table_sync t \
+    WHERE t.subscription = $1 AND t.source_schema = $2 AND t.source_table = $3 FOR UPDATE) AS t \
+    WHERE t.state = 'ready' AND t.attempt = $4 AND t.synced_lsn = $5";
+
+/// How long the record may take to answer, a target that restarts included.
+const ASK_TIMEOUT: Duration = Duration::from_secs(30);
+const ASK_POLL: Duration = Duration::from_millis(500);
+
+/// Marks the table `ready` from `position` on, within the open target transaction.
+pub async fn finish_table(
+    target: &Client,
+    owner: &Ownership,
+    job: &CopyJob,
+    position: Lsn,
+    rows: u64,
+) -> Result<(), CopyError> {
+    let (source, rows) = (&job.source, i64::try_from(rows).unwrap_or(i64::MAX));
+    let on_target = CopyError::on(Side::Target);
+    target.batch_execute(COMMIT_SOON).await.map_err(&on_target)?;
+    let position = PgLsn::from(position.as_u64());
+    let (name, term) = (owner.name(), owner.term().as_i64());
+    let marked = target
+        .execute(MARK_READY, &[&name, &term, &source.schema, &source.name, &position, &rows, &job.attempt])
+        .await
+        .map_err(&on_target)?;
+    if marked == 1 { Ok(()) } else { Err(CopyError::Superseded(source.clone())) }
+}
+
+/// Commits a copy that [`finish_table`] has marked. If the answer is lost, a fresh session to `target` asks
+/// the record.
+///
+/// # Errors
+/// The copy was rolled back; or, with [`CopyError::Unsettled`], nobody could be asked.
+pub async fn commit(
+    session: &TargetSession,
+    target: &ConnInfo,
+    owner: &Ownership,
+    job: &CopyJob,
+    position: Lsn,
+) -> Result<(), CopyError> {
+    let Err(error) = session.client().batch_execute("COMMIT").await else { return Ok(()) };
+    let error = CopyError::target(error);
+    debug!(relation = %job.source, %error, "the answer to a copy's COMMIT is no success, asking the record");
+    let deadline = Instant::now() + ASK_TIMEOUT;
+    loop {
+        match tokio::time::timeout_at(deadline, is_ready(target, owner, job, position)).await {
+            Ok(Ok(Landed::Yes)) => {
+                info!(relation = %job.source, "the copy's COMMIT has landed, although its answer was lost");
+                return Ok(());
+            }
+            Ok(Ok(Landed::No)) => return Err(error),
+            Ok(Err(unasked)) if Instant::now() + ASK_POLL < deadline => {
+                debug!(relation = %job.source, error = %unasked, "the record could not be asked");
+                tokio::time::sleep(ASK_POLL).await;
+            }
+            Ok(Err(_)) | Err(_) => return Err(CopyError::Unsettled(job.source.clone())),
+        }
+    }
+}
+
+/// What became of a COMMIT.
+enum Landed {
+    Yes,
+    No,
+}
+
+async fn is_ready(
+    target: &ConnInfo,
+    owner: &Ownership,
+    job: &CopyJob,
+    position: Lsn,
+) -> Result<Landed, CopyError> {
+    let name = format!("{} copy's record", owner.name());
+    let session = TargetSession::open(target, &name).await.map_err(CopyError::OpenTarget)?;
+    // A row lock counts as a change: the answer must not wait for a standby that the COMMIT has waited for.
+    session
+        .set_synchronous_commit("off")
+        .await
+        .map_err(|error| CopyError::OpenTarget(OpenError::Prepare(error)))?;
+    let position = PgLsn::from(position.as_u64());
+    let (schema, table) = (&job.source.schema, &job.source.name);
+    let row = session
+        .client()
+        .query_opt(IS_READY, &[&owner.name(), schema, table, &job.attempt, &position])
+        .await
+        .map_err(CopyError::target)?;
+    Ok(if row.is_some() { Landed::Yes } else { Landed::No })
+}

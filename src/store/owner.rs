@@ -1,0 +1,132 @@
+//! Who owns a subscription: taking it over, and the proof that every later write of the owner carries.
+//!
+//! # Invariants
+//! - A take-over makes the term grow, in the transaction that reads what was left.
+//! - What an owner writes checks its term in the same statement or transaction, under a lock of the row that a
+//!   take-over changes: a write of a former owner is refused, however late it comes.
+//! - A transaction locks the owner's row before any other row of the subscription, so that none of them
+//!   deadlock.
+
+use sqlx::postgres::PgPool;
+use sqlx::{Connection as _, PgConnection};
+
+use crate::pg::{SubscriptionName, Term, as_owner};
+
+use super::subscription::{load, unknown};
+use super::{Registration, Store, StoreError, StoreErrorKind, SubscriptionRow};
+
+/// The proof that its holder owns a subscription, or did when it took it over: the term.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ownership {
+    subscription: SubscriptionName,
+    term: Term,
+}
+
+impl Ownership {
+    /// What an instance has that has not taken the subscription over: all that it writes is refused.
+    #[must_use]
+    pub const fn none(subscription: SubscriptionName) -> Self {
+        Self { subscription, term: Term::NONE }
+    }
+
+    #[must_use]
+    pub const fn subscription(&self) -> &SubscriptionName {
+        &self.subscription
+    }
+
+    /// The subscription's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.subscription.as_str()
+    }
+
+    #[must_use]
+    pub const fn term(&self) -> Term {
+        self.term
+    }
+
+    fn refused(&self) -> StoreErrorKind {
+        StoreErrorKind::NotOwner { subscription: self.name().to_owned() }
+    }
+}
+
+/// Only a new subscription's row is written here, so that the owner's is locked first.
+const REGISTER: &str = "INSERT INTO pgsluice.subscription (name, slot, publications) VALUES ($1, $2, $3) \
+    ON CONFLICT (name) DO NOTHING";
+
+/// An identity column takes its next value by DEFAULT, which is evaluated once the row is locked.
+const TAKE_OVER: &str = "INSERT INTO pgsluice.owner (subscription, instance) VALUES ($1, $2) \
+    ON CONFLICT (subscription) DO UPDATE SET term = DEFAULT, instance = excluded.instance, since = now() \
+    RETURNING term";
+
+const REPORT_OWNER: &str = "UPDATE pgsluice.subscription SET slot = $2, publications = $3, instance = $4, \
+    reported_at = now() WHERE name = $1";
+
+const COMMANDS_LEFT: &str = "UPDATE pgsluice.command SET taken_at = NULL \
+    WHERE subscription = $1 AND done_at IS NULL AND taken_at IS NOT NULL";
+
+impl Store {
+    /// Makes the subscription known, takes it over for `instance`, which has just got the advisory
+    /// lock, and reads what it finds. Commands that a predecessor took up but never answered become
+    /// pending again. From here on, all writes of former owners are refused.
+    ///
+    /// All in one session: whoever has just failed over waits for it.
+    pub async fn claim_subscription(
+        &self,
+        registration: Registration<'_>,
+        instance: &str,
+    ) -> Result<(Ownership, SubscriptionRow), StoreError> {
+        self.run("take the subscription over", async {
+            let name = registration.name.as_str();
+            let mut session = self.pool.acquire().await?;
+            let mut tx = session.begin().await?;
+            sqlx::query(REGISTER)
+                .bind(name)
+                .bind(registration.slot.as_str())
+                .bind(registration.publications)
+                .execute(&mut *tx)
+                .await?;
+            let term: i64 =
+                sqlx::query_scalar(TAKE_OVER).bind(name).bind(instance).fetch_one(&mut *tx).await?;
+            sqlx::query(REPORT_OWNER)
+                .bind(name)
+                .bind(registration.slot.as_str())
+                .bind(registration.publications)
+                .bind(instance)
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query(COMMANDS_LEFT).bind(name).execute(&mut *tx).await?;
+            tx.commit().await?;
+            let row = load(&mut session, Some(name)).await?.pop().ok_or_else(|| unknown(name))?;
+            let ownership = Ownership { subscription: registration.name.clone(), term: Term::new(term) };
+            Ok((ownership, row))
+        })
+        .await
+    }
+}
+
+/// Fails unless the subscription is still the owner's, and keeps it so until the transaction ends. Must come
+/// first in the transaction.
+pub(super) async fn require(session: &mut PgConnection, owner: &Ownership) -> Result<(), StoreErrorKind> {
+    let owned: Option<i32> = sqlx::query_scalar(as_owner!(" SELECT 1 FROM owner"))
+        .bind(owner.name())
+        .bind(owner.term().as_i64())
+        .fetch_optional(session)
+        .await?;
+    owned.map(drop).ok_or_else(|| owner.refused())
+}
+
+/// What a statement of the owner means that met no row: that the subscription is no longer the owner's, or
+/// else nothing.
+pub(super) async fn still(pool: &PgPool, owner: &Ownership) -> Result<(), StoreErrorKind> {
+    require(&mut *pool.acquire().await?, owner).await
+}
+
+/// As [`still`], of a statement that changes the subscription's own row.
+pub(super) async fn met(pool: &PgPool, rows_affected: u64, owner: &Ownership) -> Result<(), StoreErrorKind> {
+    if rows_affected > 0 {
+        return Ok(());
+    }
+    still(pool, owner).await?;
+    Err(unknown(owner.name()))
+}

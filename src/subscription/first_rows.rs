@@ -1,0 +1,166 @@
+//! The rows that tables hold before the stream begins: which are copied, and how each copy is recorded.
+//!
+//! The copying itself is `copy`'s. A table whose copy fails does not hold the others up: it is noted on its
+//! record, and the stream's table syncs take it up again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::copy::{self, CopyCommands, CopyJob, CopyPlan};
+use crate::error::Diagnosis;
+use crate::pg::{Lsn, QualifiedName};
+use crate::replication::CreatedSlot;
+use crate::store::{TableRow, TableState, TableStep};
+
+use super::attempt::{Context, PendingTable, Phase, PreparedTable};
+use super::failure::{Cause, Failure};
+use super::publisher::{Publisher, copy_options};
+
+/// How often a running copy is reported.
+const COPY_REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the tables hold before the stream begins. Returns the tables that are synchronised now,
+/// with their positions.
+pub(super) async fn first_rows(
+    context: &Context,
+    publisher: &Publisher,
+    slot: &CreatedSlot,
+    tables: &[PreparedTable],
+    pending: &mut [PendingTable],
+) -> Result<Vec<(QualifiedName, Lsn)>, Failure> {
+    if !context.subscription.copy_data {
+        for table in tables.iter().filter(|table| table.row.state != TableState::Ready) {
+            mark_ready(context, &table.row, slot.consistent_point).await?;
+        }
+        return Ok(tables.iter().map(|table| (table.row.source.clone(), slot.consistent_point)).collect());
+    }
+    let Some(snapshot) = slot.snapshot.clone() else { return Ok(Vec::new()) };
+    if pending.is_empty() {
+        return Ok(Vec::new());
+    }
+    context.tell(Phase::Copying).await;
+    let (mut jobs, mut ready) = (Vec::with_capacity(pending.len()), Vec::new());
+    for table in pending {
+        match copy_job(context, table).await? {
+            CopyStart::Job(job) => jobs.push(job),
+            CopyStart::Ready(position) => ready.push((table.published.relation.name.clone(), position)),
+        }
+    }
+    let plan = CopyPlan {
+        owner: context.owner.clone(),
+        publisher: context.subscription.publisher.clone(),
+        publisher_options: copy_options(&context.subscription, publisher.encoding),
+        target: context.target.clone(),
+        snapshot,
+        position: slot.consistent_point,
+    };
+    ready.extend(copy_all(context, plan, jobs).await?);
+    Ok(ready)
+}
+
+/// A table without a copy: everything that commits from here on applies.
+pub(super) async fn mark_ready(context: &Context, row: &TableRow, position: Lsn) -> Result<(), Failure> {
+    // One that is ready already keeps its position: nothing of it has been streamed.
+    context.store.set_table_ready(&context.owner, &row.source, row.attempt, position).await?;
+    Ok(())
+}
+
+/// How a table's copy begins.
+pub(super) enum CopyStart {
+    Job(CopyJob),
+    /// It does not: the table is synchronised, from this position on.
+    Ready(Lsn),
+}
+
+/// Takes the next attempt's number and writes both COPY commands.
+pub(super) async fn copy_job(context: &Context, table: &mut PendingTable) -> Result<CopyStart, Failure> {
+    let source = &table.published.relation.name;
+    let attempt = match context.store.begin_copy(&context.owner, source, table.attempt).await? {
+        TableStep::Taken { attempt } => attempt,
+        TableStep::Ready { synced_lsn } => return Ok(CopyStart::Ready(synced_lsn)),
+    };
+    table.attempt = attempt;
+    let binary = context.subscription.binary;
+    Ok(CopyStart::Job(CopyJob {
+        source: source.clone(),
+        commands: CopyCommands::new(&table.published, &table.plan, binary),
+        attempt,
+        estimated: table.published.rows_estimated,
+        copied: Arc::new(AtomicU64::new(0)),
+    }))
+}
+
+/// Copies all tables, reports as they go, and returns those that succeeded. What fails is noted
+/// on its table; the stream's table syncs take it up again.
+async fn copy_all(
+    context: &Context,
+    plan: CopyPlan,
+    jobs: Vec<CopyJob>,
+) -> Result<Vec<(QualifiedName, Lsn)>, Failure> {
+    let position = plan.position;
+    let watched = jobs.clone();
+    context.snapshot.send_modify(|snapshot| snapshot.copies_begin(&watched));
+    let (mut results, mut tasks) = copy::run(plan, jobs);
+    let mut ticks = interval(COPY_REPORT_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut copied = Vec::new();
+    loop {
+        let finished = tokio::select! {
+            result = results.recv() => match result {
+                Some(result) => Some(result),
+                None => break,
+            },
+            _ = ticks.tick() => None,
+        };
+        match finished {
+            None => report_copies(context, &watched).await?,
+            Some(result) => {
+                context.snapshot.send_modify(|snapshot| snapshot.copy_ends(&result.source));
+                let role = &context.subscription.publisher.user;
+                match result.outcome {
+                    Ok(_) => copied.push((result.source, position)),
+                    Err(error) => {
+                        let failure = Failure::of_copy(&error, &result.source, role);
+                        if failure.ends_attempt() {
+                            return Err(failure);
+                        }
+                        hold_back(context, &result.source, result.attempt, failure.diagnosis).await?;
+                    }
+                }
+            }
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+    Ok(copied)
+}
+
+/// A table's copy has failed: the others go on, and the stream's table syncs take it up again.
+async fn hold_back(
+    context: &Context,
+    source: &QualifiedName,
+    attempt: i32,
+    diagnosis: Diagnosis,
+) -> Result<(), Failure> {
+    context.attention(Some(source), &diagnosis);
+    let (store, state) = (&context.store, TableState::Pending);
+    match store.set_table_state(&context.owner, source, attempt, state, Some(&diagnosis)).await? {
+        TableStep::Taken { .. } => {}
+        TableStep::Ready { .. } => return Err(Failure::retry(diagnosis).because_of(Cause::Record)),
+    }
+    context.tell(Phase::TableHeldBack(Some(diagnosis))).await;
+    Ok(())
+}
+
+async fn report_copies(context: &Context, jobs: &[CopyJob]) -> Result<(), Failure> {
+    for job in jobs {
+        let rows = job.copied.load(Ordering::Relaxed);
+        if rows > 0 {
+            let (store, owner) = (&context.store, &context.owner);
+            store.report_copy(owner, &job.source, job.attempt, rows, job.estimated).await?;
+        }
+    }
+    Ok(())
+}
