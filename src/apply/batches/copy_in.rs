@@ -46,7 +46,7 @@ impl CopyIn {
                 None => ApplyError::Connection(error),
             }),
         };
-        unfinished.is_through();
+        unfinished.end();
         // A receiver that has gone needs no answer.
         let _ = self.answer.send(result);
     }
@@ -56,7 +56,7 @@ impl CopyIn {
 struct Unfinished(Option<Arc<PgClient>>);
 
 impl Unfinished {
-    fn is_through(mut self) {
+    fn end(mut self) {
         self.0 = None;
     }
 }
