@@ -459,6 +459,14 @@ impl<'a> Applier<'a> {
                 "a set statement could not be prepared; rows go one by one"
             );
         }
+        // What has been sent may have landed, and is not to be applied again.
+        while self.is_busy() {
+            self.pipeline.wait_oldest().await;
+            match self.pipeline.take_oldest() {
+                Ok(Some(done)) => self.report(&done),
+                Ok(None) | Err(_) => break,
+            }
+        }
         self.gathered.put_back(events);
         self.fall_back(error).await
     }
