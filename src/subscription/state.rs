@@ -214,6 +214,20 @@ mod tests {
     }
 
     #[test]
+    fn an_owner_that_is_taken_over_stands_by() {
+        for state in [
+            State::Starting { failures: 2 },
+            State::Standby,
+            State::Copying { failures: 0 },
+            State::Streaming,
+            State::Retrying { failures: 1 },
+            State::Paused(PauseReason::Conflict),
+        ] {
+            check(state, Event::LockHeldElsewhere, (State::Standby, Action::AwaitLock));
+        }
+    }
+
+    #[test]
     fn shutdown_ends_every_state_and_nothing_follows_it() {
         for state in [
             State::Starting { failures: 2 },

@@ -1,7 +1,8 @@
 //! Who has lost a subscription writes nothing more, and what has landed is not done again: copies whose
 //! COMMIT is not answered, owners that wake up late, and other writers of the progress row.
 //!
-//! `PGSLUICE_SEED` replays the choices of the random kills.
+//! `PGSLUICE_SEED` replays the choices of the random moments. `PGSLUICE_TURNS` is how often two instances take
+//! over from each other, `PGSLUICE_FROZEN_MS` for how long the former owner sleeps on.
 
 use std::time::Duration;
 
@@ -203,6 +204,17 @@ async fn a_copy_whose_commit_did_not_land_is_made_again() {
     assert!(attempts.iter().all(|attempt| !attempt.ends_with("|1")), "{attempts:?}");
 }
 
+/// The run's choices, by a seed that is told.
+fn seeded() -> StdRng {
+    let seed: u64 = number("PGSLUICE_SEED").unwrap_or_else(rand::random);
+    println!("PGSLUICE_SEED={seed} replays the moments of this run");
+    StdRng::seed_from_u64(seed)
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|value| value.parse().unwrap())
+}
+
 const KILLS: usize = 10;
 const JOINING: usize = 8;
 
@@ -356,4 +368,62 @@ async fn an_owner_that_wakes_up_late_writes_nothing() {
         world.wait_same_rows(name).await;
     }
     assert_eq!(former.sigterm().await, 0);
+}
+
+const TURNS_DEFAULT: u64 = 4;
+const FROZEN_MS_DEFAULT: u64 = 500;
+
+/// Two instances, stopped by turns at random moments while rows are written and tables join; what the other one
+/// had on its way comes late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_owners_that_are_stopped_by_turns_apply_everything_once() {
+    let turns = number("PGSLUICE_TURNS").unwrap_or(TURNS_DEFAULT);
+    let frozen = Duration::from_millis(number("PGSLUICE_FROZEN_MS").unwrap_or(FROZEN_MS_DEFAULT));
+    let mut random = seeded();
+    let names: Vec<String> = (0..=turns).map(|number| format!("t{number}")).collect();
+    let world = World::builder()
+        .servers(Servers::Separate)
+        .both_sql(&names.iter().map(|name| keyless(name)).collect::<String>())
+        .publisher_sql(&names.iter().map(|name| rows(name, 20_000)).collect::<String>())
+        .publisher_sql("CREATE PUBLICATION my_publication FOR TABLE t0")
+        .start()
+        .await;
+    let mut owner = world.run();
+    wait_all_ready(&world).await;
+    let mut other = world.run();
+    let term = "SELECT term FROM pgsluice.owner";
+    for turn in 1..=turns {
+        world.publisher.exec(format!("ALTER PUBLICATION my_publication ADD TABLE t{turn}")).await;
+        let insert = |name| format!("INSERT INTO {name} VALUES (-{turn}, 'streamed');");
+        let busy = names.iter().map(insert).collect::<Vec<_>>().concat();
+        let writing = async {
+            loop {
+                world.publisher.exec(&busy).await;
+            }
+        };
+        let before = world.target.value(term).await;
+        let moment = Duration::from_millis(random.random_range(500..5000));
+        let ended: Result<(), _> = tokio::time::timeout(moment, writing).await;
+        assert!(ended.is_err());
+        owner.signal(Signal::Freeze);
+        world.publisher.exec(&busy).await;
+        until("the other one owns it", async || {
+            end_backends(&world, "^pgsluice sub").await;
+            world.target.value(term).await != before
+        })
+        .await;
+        // Not synchronisation: how long it sleeps is what is tried.
+        tokio::time::sleep(frozen).await;
+        owner.signal(Signal::Thaw);
+        std::mem::swap(&mut owner, &mut other);
+    }
+    published(&world, names.len()).await;
+    wait_all_ready(&world).await;
+    world.wait_caught_up_within(Duration::from_mins(2)).await;
+    println!("{turns} turns; copies begun: {:?}", attempts(&world).await);
+    for name in &names {
+        world.assert_same_rows(name).await;
+    }
+    assert_eq!(owner.sigterm().await, 0);
+    assert_eq!(other.sigterm().await, 0);
 }
