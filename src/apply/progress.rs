@@ -12,6 +12,8 @@ use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
 use crate::apply::{ApplyError, stamp};
+use crate::boundary;
+use crate::net::PgClient;
 use crate::pg::{Lsn, SubscriptionName, quote_literal};
 
 /// Moves the position; no row means that another writer has moved it. Parameters, from `first` on: name,
@@ -69,8 +71,13 @@ pub async fn load(client: &Client, subscription: &SubscriptionName) -> Result<Op
 
 /// Records where a new subscription begins: its slot's consistent point. Leaves an existing
 /// position alone.
-pub async fn create(client: &Client, subscription: &SubscriptionName, at: Lsn) -> Result<(), ApplyError> {
-    client.execute(CREATE, &[&subscription.as_str(), &PgLsn::from(at.as_u64())]).await?;
+pub async fn create(client: &PgClient, subscription: &SubscriptionName, at: Lsn) -> Result<(), ApplyError> {
+    let (name, position) = (subscription.as_str(), PgLsn::from(at.as_u64()));
+    boundary::deed!(
+        "progress::create",
+        client.execute(CREATE, &[&name, &position]).await,
+        Err(client.lose().await)
+    )?;
     Ok(())
 }
 

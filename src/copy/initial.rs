@@ -14,6 +14,7 @@ use tracing::{debug, info};
 
 use super::transfer::{finish_table, transfer};
 use super::{CopyCommands, CopyError, Side};
+use crate::boundary;
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_literal};
@@ -125,8 +126,9 @@ async fn copy_one(
     target.client().batch_execute("BEGIN").await.map_err(&on_target)?;
     let rows = transfer(source, target.client(), job, &job.copied).await?;
     finish_table(target.client(), &plan.subscription, job, plan.position, rows).await?;
-    fail::fail_point!("copy::before_commit");
-    target.client().batch_execute("COMMIT").await.map_err(&on_target)?;
+    let client = target.client();
+    boundary::deed!("copy::commit", client.batch_execute("COMMIT").await, Err(client.lose().await))
+        .map_err(&on_target)?;
     source.batch_execute("COMMIT").await.map_err(CopyError::on(Side::Publisher))?;
     info!(subscription = %plan.subscription, relation = %job.source, rows, "table copied");
     Ok(rows)

@@ -9,13 +9,14 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{PgConnection, Row as _};
 
+use crate::boundary;
 use crate::conflict::{ConflictReport, Resolution, RowImage};
 use crate::error::PauseReason;
 use crate::pg::{Lsn, QualifiedName};
 
 use super::codec::{Time, serialize_time};
 use super::subscription::{saturate, set_state, time, unsigned, word};
-use super::{EventKind, State, StateChange, Store, StoreError, StoreErrorKind, event, spelling};
+use super::{EventKind, State, StateChange, Store, StoreError, StoreErrorKind, event, lost, spelling};
 
 /// Who settles a conflict when no person does.
 const BY_ITSELF: &str = "pgsluice";
@@ -113,7 +114,7 @@ impl Store {
             event::insert(&mut tx, Some(&report.subscription), EventKind::Conflict, &message, Some(facts))
                 .await?;
         }
-        tx.commit().await?;
+        boundary::deed!("conflict::open", tx.commit().await, Err(lost()))?;
         Ok(id)
     }
 
@@ -181,7 +182,7 @@ impl Store {
             let message = format!("conflict {id} settled by {by}: {resolution}");
             let facts = json!({ "conflict_id": id, "resolution": resolution, "by": by });
             event::insert(&mut tx, Some(&subscription), EventKind::Resolved, &message, Some(facts)).await?;
-            Ok(tx.commit().await?)
+            Ok(boundary::deed!("conflict::resolve", tx.commit().await, Err(lost()))?)
         })
         .await
     }
@@ -208,7 +209,7 @@ impl Store {
             let message = format!("the transaction that finishes at {commit_lsn} was passed over");
             let facts = json!({ "commit_lsn": commit_lsn });
             event::insert(&mut tx, Some(name), EventKind::Skip, &message, Some(facts)).await?;
-            Ok(tx.commit().await?)
+            Ok(boundary::deed!("skip::finish", tx.commit().await, Err(lost()))?)
         })
         .await
     }
@@ -223,14 +224,14 @@ impl Store {
         .await
     }
 
-    /// Settles, as retried with success, whatever conflict of the subscription lies at or before
-    /// `applied`. Returns their numbers.
+    /// Settles, as retried with success, whatever conflict of the subscription lies before `applied`, the end of
+    /// a transaction. Returns their numbers.
     pub async fn resolve_applied(&self, name: &str, applied: Lsn) -> Result<Vec<i64>, StoreError> {
         self.run("settle applied conflicts", async {
             let mut tx = self.pool.begin().await?;
             let ids: Vec<i64> = sqlx::query_scalar(
                 "UPDATE pgsluice.conflict SET resolved_at = now(), resolution = $3, resolved_by = $4 \
-                 WHERE subscription = $1 AND commit_lsn <= $2 AND resolved_at IS NULL RETURNING id",
+                 WHERE subscription = $1 AND commit_lsn < $2 AND resolved_at IS NULL RETURNING id",
             )
             .bind(name)
             .bind(applied)
@@ -243,7 +244,7 @@ impl Store {
                 let facts = json!({ "conflict_id": id, "resolution": Resolution::Retry, "by": BY_ITSELF });
                 event::insert(&mut tx, Some(name), EventKind::Resolved, &message, Some(facts)).await?;
             }
-            tx.commit().await?;
+            boundary::deed!("conflict::applied", tx.commit().await, Err(lost()))?;
             Ok(ids)
         })
         .await

@@ -6,13 +6,14 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{Connection as _, PgConnection, Row as _};
 
+use crate::boundary;
 use crate::error::{Diagnosis, PauseReason};
 use crate::pg::{Lsn, SlotName, SubscriptionName};
 
 use super::codec::Time;
 use super::error::SkipRefusal;
 use super::table::{self, TableRow};
-use super::{Desired, EventKind, State, Store, StoreError, StoreErrorKind, event, lock, spelling};
+use super::{Desired, EventKind, State, Store, StoreError, StoreErrorKind, event, lock, lost, spelling};
 
 /// What the configuration says of a subscription.
 #[derive(Debug, Clone, Copy)]
@@ -109,6 +110,8 @@ pub struct SubscriptionRow {
     pub reported_at: Option<Timestamp>,
     pub created_at: Timestamp,
     pub progress: Option<Progress>,
+    /// A conflict is open whose transaction has been applied: the note was lost that settles it.
+    pub has_passed_conflict: bool,
     /// By publisher's name.
     pub tables: Vec<TableRow>,
     /// Whether a session holds the advisory lock: a service applies it now.
@@ -122,7 +125,8 @@ const SELECT: &str = "\
            s.received_lsn::pg_catalog.text, s.flushed_lsn::pg_catalog.text, \
            s.publisher_lsn::pg_catalog.text, s.lag_bytes, s.lag_seconds, s.wal_status, s.retained_bytes, \
            s.warnings, s.instance, s.reported_at, s.created_at, p.applied_lsn::pg_catalog.text, \
-           p.commit_time, p.transactions, p.updated_at \
+           p.commit_time, p.transactions, p.updated_at, EXISTS (SELECT FROM pgsluice.conflict c \
+               WHERE c.subscription = s.name AND c.resolved_at IS NULL AND c.commit_lsn < p.applied_lsn) AS passed \
     FROM pgsluice.subscription s LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
     WHERE $1::pg_catalog.text IS NULL OR s.name = $1 ORDER BY s.name";
 
@@ -172,27 +176,29 @@ impl Store {
         self.run("take the subscription over", async {
             let name = registration.name.as_str();
             let mut session = self.pool.acquire().await?;
-            let mut tx = session.begin().await?;
-            sqlx::query(
-                "INSERT INTO pgsluice.subscription (name, slot, publications, instance, reported_at) \
+            {
+                let mut tx = session.begin().await?;
+                sqlx::query(
+                    "INSERT INTO pgsluice.subscription (name, slot, publications, instance, reported_at) \
                  VALUES ($1, $2, $3, $4, now()) ON CONFLICT (name) DO UPDATE SET slot = excluded.slot, \
                  publications = excluded.publications, instance = excluded.instance, \
                  reported_at = excluded.reported_at",
-            )
-            .bind(name)
-            .bind(registration.slot.as_str())
-            .bind(registration.publications)
-            .bind(instance)
-            .execute(&mut *tx)
-            .await?;
-            sqlx::query(
-                "UPDATE pgsluice.command SET taken_at = NULL \
+                )
+                .bind(name)
+                .bind(registration.slot.as_str())
+                .bind(registration.publications)
+                .bind(instance)
+                .execute(&mut *tx)
+                .await?;
+                sqlx::query(
+                    "UPDATE pgsluice.command SET taken_at = NULL \
                  WHERE subscription = $1 AND done_at IS NULL AND taken_at IS NOT NULL",
-            )
-            .bind(name)
-            .execute(&mut *tx)
-            .await?;
-            tx.commit().await?;
+                )
+                .bind(name)
+                .execute(&mut *tx)
+                .await?;
+                boundary::deed!("subscription::claim", tx.commit().await, Err(lost()))?;
+            }
             load(&mut session, Some(name)).await?.pop().ok_or_else(|| unknown(name))
         })
         .await
@@ -201,12 +207,12 @@ impl Store {
     /// Records which publisher the positions belong to.
     pub async fn set_publisher(&self, name: &str, system_id: &str) -> Result<(), StoreError> {
         self.run("record the publisher", async {
-            let done =
+            let recorded =
                 sqlx::query("UPDATE pgsluice.subscription SET publisher_system_id = $2 WHERE name = $1")
                     .bind(name)
                     .bind(system_id)
-                    .execute(&self.pool)
-                    .await?;
+                    .execute(&self.pool);
+            let done = boundary::deed!("subscription::publisher", recorded.await, Err(lost()))?;
             found(done.rows_affected(), name)
         })
         .await
@@ -309,7 +315,7 @@ impl Store {
             let message = format!("the transaction that finishes at {lsn} is to be passed over");
             event::insert(&mut tx, Some(name), EventKind::Skip, &message, Some(json!({ "lsn": lsn })))
                 .await?;
-            Ok(tx.commit().await?)
+            Ok(boundary::deed!("skip::arm", tx.commit().await, Err(lost()))?)
         })
         .await
     }
@@ -338,7 +344,7 @@ impl Store {
                 .await?;
             found(done.rows_affected(), name)?;
             event::insert(&mut tx, Some(name), EventKind::Removed, "removed with its state", None).await?;
-            Ok(tx.commit().await?)
+            Ok(boundary::deed!("drop::state", tx.commit().await, Err(lost()))?)
         })
         .await
     }
@@ -428,6 +434,7 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
         reported_at: time(row, "reported_at")?,
         created_at: row.try_get::<Time, _>("created_at")?.0,
         progress,
+        has_passed_conflict: row.try_get("passed")?,
         tables: Vec::new(),
         owned: false,
     })

@@ -12,12 +12,13 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{PgConnection, Row as _};
 
+use crate::boundary;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
 
 use super::codec::Time;
 use super::subscription::{lsn, saturate, unknown, unsigned, word};
-use super::{EventKind, Store, StoreError, StoreErrorKind, TableState, event, spelling};
+use super::{EventKind, Store, StoreError, StoreErrorKind, TableState, event, lost, spelling};
 
 /// A published table and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +89,7 @@ impl Store {
                 let facts = json!({ "added": changes.added, "removed": changes.removed });
                 event::insert(&mut tx, Some(name), EventKind::Table, &message, Some(facts)).await?;
             }
-            tx.commit().await?;
+            boundary::deed!("table::take_up", tx.commit().await, Err(lost()))?;
             Ok(changes)
         })
         .await
@@ -141,7 +142,7 @@ impl Store {
         position: Lsn,
     ) -> Result<(), StoreError> {
         self.run("report a table as ready", async {
-            let done = sqlx::query(
+            let made = sqlx::query(
                 "UPDATE pgsluice.table_sync SET state = 'ready', synced_lsn = $4, error = NULL, updated_at = now() \
                  WHERE subscription = $1 AND source_schema = $2 AND source_table = $3",
             )
@@ -149,8 +150,8 @@ impl Store {
             .bind(&source.schema)
             .bind(&source.name)
             .bind(position)
-            .execute(&self.pool)
-            .await?;
+            .execute(&self.pool);
+            let done = boundary::deed!("table::ready", made.await, Err(lost()))?;
             found(done.rows_affected(), name, source)
         })
         .await
@@ -160,7 +161,7 @@ impl Store {
     /// write from now on.
     pub async fn begin_copy(&self, name: &str, source: &QualifiedName) -> Result<i32, StoreError> {
         self.run("begin a table's copy", async {
-            sqlx::query_scalar(
+            let begun = sqlx::query_scalar(
                 "UPDATE pgsluice.table_sync SET state = 'copying', attempt = attempt + 1, rows_copied = 0, \
                  synced_lsn = NULL, error = NULL, updated_at = now() \
                  WHERE subscription = $1 AND source_schema = $2 AND source_table = $3 RETURNING attempt",
@@ -168,9 +169,9 @@ impl Store {
             .bind(name)
             .bind(&source.schema)
             .bind(&source.name)
-            .fetch_optional(&self.pool)
-            .await?
-            .ok_or_else(|| unknown_table(name, source))
+            .fetch_optional(&self.pool);
+            boundary::deed!("table::begin_copy", begun.await, Err(lost()))?
+                .ok_or_else(|| unknown_table(name, source))
         })
         .await
     }

@@ -196,6 +196,9 @@ pub(super) async fn run(
     let ready = if pending.is_empty() { Ready::All } else { Ready::NotAll };
     let syncs = TableSyncs::new(context, &publisher, pending);
     let skip = skip_ahead(context, known.skip, from).await?;
+    if known.has_passed_conflict {
+        context.store.resolve_applied(context.name(), from).await?;
+    }
     let choice = possible.choose(context, from, skip, ready);
     if choice.transactions == Transactions::InProgress {
         replication.simple_query(format::STREAM_EARLY).await?;
@@ -252,6 +255,7 @@ struct Recorded {
     publisher: Option<String>,
     tables: Vec<TableRow>,
     skip: Option<Lsn>,
+    has_passed_conflict: bool,
     warnings: Vec<String>,
 }
 
@@ -261,6 +265,7 @@ impl Recorded {
             publisher: row.publisher_system_id,
             tables: row.tables,
             skip: row.skip_lsn,
+            has_passed_conflict: row.has_passed_conflict,
             warnings: row.warnings,
         })
     }

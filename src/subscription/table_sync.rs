@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::apply::{CatchUp, Member};
+use crate::boundary;
 use crate::copy::{self, CopyJob};
 use crate::error::Diagnosis;
 use crate::net;
@@ -326,8 +327,9 @@ impl Sync {
         copy::finish_table(target.client(), &subscription.name, &job, position, rows)
             .await
             .map_err(|error| Failure::retry(error.diagnosis(source, &subscription.publisher.user)))?;
-        fail::fail_point!("table_sync::before_commit");
-        target.client().batch_execute("COMMIT").await.map_err(TargetError::from)?;
+        let client = target.client();
+        boundary::deed!("table_sync::commit", client.batch_execute("COMMIT").await, Err(client.lose().await))
+            .map_err(TargetError::from)?;
         // The rows are in; whatever happens to this session now is no failure of the sync.
         if let Err(error) = target.release_origin().await {
             debug!(subscription = %subscription.name, %error, "a sync's session ended early");
