@@ -7,6 +7,7 @@
 //! ARCHITECTURE.md is the map; each module's own page says what it does and what it does not.
 
 pub mod apply;
+pub mod boundary;
 pub mod check;
 pub mod cli;
 pub mod config;

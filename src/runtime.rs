@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use self::side::Side;
 
+use crate::boundary;
 use crate::config::{Config, Subscription};
 use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::http::Server;
@@ -405,6 +406,9 @@ async fn take_over(
     }
 }
 
+const DROP_SLOT: &str = "SELECT pg_catalog.pg_drop_replication_slot(s.slot_name) \
+    FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1::pg_catalog.text";
+
 /// Drops the replication slot; one that is not there is no error.
 async fn drop_slot(client: &PgClient, subscription: &Subscription) -> Result<(), Failure> {
     end_abandoned_creations(client, &subscription.slot)
@@ -414,13 +418,11 @@ async fn drop_slot(client: &PgClient, subscription: &Subscription) -> Result<(),
     let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
     loop {
         // The walsender may need a moment to notice that its subscriber has gone.
-        let dropped = client
-            .execute(
-                "SELECT pg_catalog.pg_drop_replication_slot(s.slot_name) FROM pg_catalog.pg_replication_slots s \
-                 WHERE s.slot_name = $1::pg_catalog.text",
-                &[&slot],
-            )
-            .await;
+        let dropped = boundary::deed!(
+            "drop::slot",
+            client.execute(DROP_SLOT, &[&slot]).await,
+            Err(client.lose().await)
+        );
         let Err(error) = dropped else { return Ok(()) };
         let Some(server) = net::server_error(&error) else {
             return Err(Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string())));

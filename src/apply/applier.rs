@@ -121,7 +121,7 @@ impl<'a> Applier<'a> {
             biased;
             heard = self.heard.recv() => match heard {
                 Some(Heard::Answer(answer)) => self.core.answered(answer, self.now()),
-                Some(Heard::Described(description)) => self.core.described(*description, self.now()),
+                Some(Heard::Described(description)) => self.core.described(&description, self.now()),
                 None => return (&mut self.performing).await,
             },
             ended = &mut self.performing => ended?,

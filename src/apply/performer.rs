@@ -86,7 +86,7 @@ impl<'a> Performer<'a> {
                 // Answers first: they are what the publisher waits for.
                 biased;
                 answered = oldest(&mut self.under_way) => {
-                    self.tell_oldest(&answered?);
+                    self.tell_oldest(&answered?).await?;
                     continue;
                 }
                 answer = self.rows.oldest() => {
@@ -119,7 +119,9 @@ impl<'a> Performer<'a> {
                     self.drain_rows().await?;
                 }
                 let told = self.rows.row(&table, change, index).await?;
-                told.into_iter().for_each(|told| self.tell_rows(told));
+                if let Some(told) = told {
+                    self.tell_rows(told);
+                }
                 Ok(())
             }
             Step::TruncateRows { tables, restart_seqs, index } => {
@@ -157,7 +159,9 @@ impl<'a> Performer<'a> {
                 }
             }
         };
-        early.iter().for_each(|answered| self.note(answered));
+        for answered in &early {
+            self.note(answered);
+        }
         match sent {
             Ok(in_flight) => self.under_way.push_back(UnderWay::Batch(in_flight)),
             Err(error @ ApplyError::Connection(_)) => return Err(error),
@@ -224,9 +228,13 @@ impl<'a> Performer<'a> {
         Ok(Arc::clone(self.catalog.insert(client)))
     }
 
-    fn tell_oldest(&mut self, answered: &OldestAnswer) {
+    async fn tell_oldest(&mut self, answered: &OldestAnswer) -> Result<(), ApplyError> {
+        if let OldestAnswer::Batch(answered) = answered {
+            self.sender.receive(answered).await?;
+        }
         self.note(answered);
         self.tell(Heard::Answer(answer_of(answered)));
+        Ok(())
     }
 
     fn note(&mut self, answered: &OldestAnswer) {

@@ -15,6 +15,8 @@ use tokio_postgres::types::PgLsn;
 
 use crate::apply::core::Advance;
 use crate::apply::{ApplyError, stamp};
+use crate::boundary;
+use crate::net::PgClient;
 use crate::pg::{Lsn, SubscriptionName, Term, as_owner, quote_literal};
 
 /// Moves the position; no row means that another writer has moved it. Parameters, from `first` on: name,
@@ -102,13 +104,17 @@ pub(crate) async fn expect(
 /// # Errors
 /// Also if another instance has taken the subscription over, or another writer has made the row.
 pub async fn create(
-    client: &Client,
+    client: &PgClient,
     subscription: &SubscriptionName,
     term: Term,
     at: Lsn,
 ) -> Result<(), ApplyError> {
-    let position = PgLsn::from(at.as_u64());
-    let created = client.execute(CREATE, &[&subscription.as_str(), &term.as_i64(), &position]).await?;
+    let (name, position) = (subscription.as_str(), PgLsn::from(at.as_u64()));
+    let created = boundary::deed!(
+        "progress::create",
+        client.execute(CREATE, &[&name, &term.as_i64(), &position]).await,
+        Err(client.lose().await)
+    )?;
     if created == 1 { Ok(()) } else { Err(ApplyError::TakenOver) }
 }
 

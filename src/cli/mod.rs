@@ -178,6 +178,7 @@ struct DemoArgs {
 /// Parses the process's arguments and carries them out. Usage errors end the process with 2.
 pub async fn main() -> ExitCode {
     let cli = Cli::parse();
+    let _armed = crate::boundary::arm();
     match dispatch(cli).await {
         Ok(exit) => exit.into(),
         Err(failure) => {

@@ -14,6 +14,7 @@ use tracing::{debug, info};
 
 use super::initial::CopyJob;
 use super::{CopyError, Side};
+use crate::boundary;
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, as_owner};
 use crate::store::Ownership;
@@ -66,13 +67,27 @@ pub async fn finish_table(
 /// # Errors
 /// The copy was rolled back; or, with [`CopyError::Unsettled`], nobody could be asked.
 pub async fn commit(
+    of: CommitOf,
     session: &TargetSession,
     target: &ConnInfo,
     owner: &Ownership,
     job: &CopyJob,
     position: Lsn,
 ) -> Result<(), CopyError> {
-    let Err(error) = session.client().batch_execute("COMMIT").await else { return Ok(()) };
+    let client = session.client();
+    let answer = match of {
+        CommitOf::InitialCopy => {
+            boundary::deed!("copy::commit", client.batch_execute("COMMIT").await, Err(client.lose().await))
+        }
+        CommitOf::TableSync => {
+            boundary::deed!(
+                "table_sync::commit",
+                client.batch_execute("COMMIT").await,
+                Err(client.lose().await)
+            )
+        }
+    };
+    let Err(error) = answer else { return Ok(()) };
     let error = CopyError::target(error);
     debug!(relation = %job.source, %error, "the answer to a copy's COMMIT is no success, asking the record");
     let deadline = Instant::now() + ASK_TIMEOUT;
@@ -90,6 +105,14 @@ pub async fn commit(
             Ok(Err(_)) | Err(_) => return Err(CopyError::Unsettled(job.source.clone())),
         }
     }
+}
+
+/// Which copy a COMMIT ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommitOf {
+    InitialCopy,
+    /// That of a table that joins a running stream.
+    TableSync,
 }
 
 /// What became of a COMMIT.

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use tokio::sync::mpsc;
 use tracing::{debug, info};
 
-use super::commit::{commit, finish_table};
+use super::commit::{CommitOf, commit, finish_table};
 use super::transfer::transfer;
 use super::{CopyCommands, CopyError, Side};
 use crate::net::{self, ClientOptions, PgClient};
@@ -130,8 +130,8 @@ async fn copy_one(
     target.client().batch_execute("BEGIN").await.map_err(&on_target)?;
     let rows = transfer(source, target.client(), job, &job.copied).await?;
     finish_table(target.client(), &plan.owner, job, plan.position, rows).await?;
-    fail::fail_point!("copy::before_commit");
-    commit(target, &plan.target, &plan.owner, job, plan.position).await?;
+    let of = CommitOf::InitialCopy;
+    commit(of, target, &plan.target, &plan.owner, job, plan.position).await?;
     info!(%subscription, relation = %job.source, rows, "table copied");
     // The rows are in: a session that does not end well is no failure of the copy.
     let ended = source.batch_execute("COMMIT").await;

@@ -28,7 +28,7 @@ mod initial;
 mod transfer;
 
 pub use command::CopyCommands;
-pub use commit::{commit, finish_table};
+pub use commit::{CommitOf, commit, finish_table};
 pub use error::{CopyError, Side};
 pub use initial::{CopyJob, CopyPlan, CopyResult, run};
 pub use transfer::transfer;

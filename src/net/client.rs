@@ -205,6 +205,17 @@ impl PgClient {
         self.driver.abort.abort();
     }
 
+    /// Loses the connection, and returns the error of a request that meets that.
+    pub(crate) async fn lose(&self) -> tokio_postgres::Error {
+        self.hang_up();
+        loop {
+            // Fails as soon as the driver has gone, which is when it is next polled.
+            if let Err(error) = self.batch_execute("").await {
+                return error;
+            }
+        }
+    }
+
     /// Ends the session with a Terminate message, for a few seconds at most.
     pub async fn close(self) {
         let Self { client, mut driver, .. } = self;

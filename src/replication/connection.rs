@@ -26,6 +26,7 @@ use super::command::{self, SlotSpec, StartOptions, WhenActive};
 use super::error::{CommandError, CommandErrorKind};
 use super::stream::ReplicationStream;
 use super::wire::{self, Row, WireError};
+use crate::boundary;
 use crate::error::ServerError;
 use crate::net::{
     ConnectError, ConnectErrorKind, Dialed, Login, LoginError, Purpose, Step, establish, server_version_num,
@@ -151,7 +152,8 @@ impl ReplicationConnection {
         let command = "CREATE_REPLICATION_SLOT";
         let sql = command::create_slot(spec, self.server_version_num)
             .map_err(|error| CommandError::new(command, CommandErrorKind::Unsupported(error)))?;
-        let rows = self.run(command, &sql).await?;
+        let lost = || Err(CommandError::new(command, CommandErrorKind::Closed));
+        let rows = boundary::deed!("slot::create", self.run(command, &sql).await, lost())?;
         let row = single(command, &rows)?;
         Ok(CreatedSlot {
             name: text(command, row, 0, "slot_name")?.to_owned(),

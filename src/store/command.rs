@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::boundary;
 use crate::error::Diagnosis;
 use crate::pg::conninfo::TargetSessionAttrs;
 
@@ -29,7 +30,8 @@ use super::codec::Time;
 use super::state::UnknownWord;
 use super::subscription::found;
 use super::{
-    Desired, EventKind, Ownership, RELEASE_TIMEOUT, Store, StoreError, StoreErrorKind, event, owner, pool,
+    Desired, EventKind, Ownership, RELEASE_TIMEOUT, Store, StoreError, StoreErrorKind, event, lost, owner,
+    pool,
 };
 
 const COMMAND_CHANNEL: &str = "pgsluice";
@@ -168,14 +170,16 @@ impl Store {
             )
             .await?;
             notify(&mut tx, COMMAND_CHANNEL, name).await?;
-            tx.commit().await?;
+            boundary::deed!("command::submit", tx.commit().await, Err(lost()))?;
             Ok(id)
         })
         .await
     }
 
-    /// Takes up what is pending for the subscription, oldest first. Only its owner may. Commands
-    /// that this version does not know are refused on the spot.
+    /// Takes up what is pending for the subscription, oldest first. Only its owner may, and it answers all
+    /// before it asks for more: one that was taken and has no answer after seconds is taken again, since the
+    /// answer to the taking, or to the answering, was lost. Commands that this version does not know are
+    /// refused on the spot.
     pub async fn take_commands(&self, owner: &Ownership) -> Result<Vec<Command>, StoreError> {
         self.run("take up commands", async {
             let mut tx = self.pool.begin().await?;
@@ -183,7 +187,8 @@ impl Store {
             let rows = sqlx::query(
                 "UPDATE pgsluice.command c SET taken_at = now() WHERE c.id IN \
                  (SELECT id FROM pgsluice.command WHERE subscription = $1 AND done_at IS NULL \
-                  AND taken_at IS NULL ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED) \
+                  AND (taken_at IS NULL OR taken_at < now() - interval '5 seconds') \
+                  ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED) \
                  RETURNING c.id, c.verb, c.args, c.created_by, c.created_at",
             )
             .bind(owner.name())
@@ -201,7 +206,7 @@ impl Store {
                     }
                 }
             }
-            tx.commit().await?;
+            boundary::deed!("command::take", tx.commit().await, Err(lost()))?;
             commands.sort_by_key(|command| command.id);
             Ok(commands)
         })
@@ -214,7 +219,7 @@ impl Store {
             let mut tx = self.pool.begin().await?;
             owner::require(&mut tx, owner).await?;
             answer(&mut tx, id, reply).await?;
-            Ok(tx.commit().await?)
+            Ok(boundary::deed!("command::answer", tx.commit().await, Err(lost()))?)
         })
         .await
     }

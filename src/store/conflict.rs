@@ -9,6 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{PgConnection, Row as _};
 
+use crate::boundary;
 use crate::conflict::{ConflictReport, Resolution, RowImage};
 use crate::error::PauseReason;
 use crate::pg::{Lsn, QualifiedName};
@@ -16,7 +17,7 @@ use crate::pg::{Lsn, QualifiedName};
 use super::codec::{Time, serialize_time};
 use super::subscription::{arm_skip, disarm_skip, saturate, set_state, time, unsigned, word};
 use super::{
-    EventKind, Ownership, State, StateChange, Store, StoreError, StoreErrorKind, event, owner, spelling,
+    EventKind, Ownership, State, StateChange, Store, StoreError, StoreErrorKind, event, lost, owner, spelling,
 };
 
 /// Who settles a conflict when no person does.
@@ -120,7 +121,7 @@ impl Store {
             event::insert(&mut tx, Some(&report.subscription), EventKind::Conflict, &message, Some(facts))
                 .await?;
         }
-        tx.commit().await?;
+        boundary::deed!("conflict::open", tx.commit().await, Err(lost()))?;
         Ok(id)
     }
 
@@ -196,7 +197,7 @@ impl Store {
             let message = format!("conflict {id} settled by {by}: {resolution}");
             let facts = json!({ "conflict_id": id, "resolution": resolution, "by": by });
             event::insert(&mut tx, Some(name), EventKind::Resolved, &message, Some(facts)).await?;
-            Ok(tx.commit().await?)
+            Ok(boundary::deed!("conflict::resolve", tx.commit().await, Err(lost()))?)
         })
         .await
     }
@@ -220,7 +221,7 @@ impl Store {
             let message = format!("the transaction that finishes at {commit_lsn} was passed over");
             let facts = json!({ "commit_lsn": commit_lsn });
             event::insert(&mut tx, Some(name), EventKind::Skip, &message, Some(facts)).await?;
-            Ok(tx.commit().await?)
+            Ok(boundary::deed!("skip::finish", tx.commit().await, Err(lost()))?)
         })
         .await
     }
@@ -235,15 +236,15 @@ impl Store {
         .await
     }
 
-    /// Settles, as retried with success, whatever conflict of the subscription lies at or before
-    /// `applied`. Returns their numbers.
+    /// Settles, as retried with success, whatever conflict of the subscription lies before `applied`, the end of
+    /// a transaction. Returns their numbers.
     pub async fn resolve_applied(&self, owner: &Ownership, applied: Lsn) -> Result<Vec<i64>, StoreError> {
         self.run("settle applied conflicts", async {
             let (name, mut tx) = (owner.name(), self.pool.begin().await?);
             owner::require(&mut tx, owner).await?;
             let ids: Vec<i64> = sqlx::query_scalar(
                 "UPDATE pgsluice.conflict SET resolved_at = now(), resolution = $3, resolved_by = $4 \
-                 WHERE subscription = $1 AND commit_lsn <= $2 AND resolved_at IS NULL RETURNING id",
+                 WHERE subscription = $1 AND commit_lsn < $2 AND resolved_at IS NULL RETURNING id",
             )
             .bind(name)
             .bind(applied)
@@ -256,7 +257,7 @@ impl Store {
                 let facts = json!({ "conflict_id": id, "resolution": Resolution::Retry, "by": BY_ITSELF });
                 event::insert(&mut tx, Some(name), EventKind::Resolved, &message, Some(facts)).await?;
             }
-            tx.commit().await?;
+            boundary::deed!("conflict::applied", tx.commit().await, Err(lost()))?;
             Ok(ids)
         })
         .await

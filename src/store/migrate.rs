@@ -19,7 +19,8 @@ use serde::Serialize;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{Connection as _, Executor as _, PgConnection, SqlSafeStr as _};
 
-use super::{Store, StoreError, StoreErrorKind, lock};
+use super::{Store, StoreError, StoreErrorKind, lock, lost};
+use crate::boundary;
 
 /// How long other instances' migrations are waited for, and a migration may take.
 const MIGRATION_TIMEOUT: Duration = Duration::from_mins(5);
@@ -112,7 +113,8 @@ async fn upgrade(session: &mut PgConnection) -> Result<Vec<AppliedMigration>, St
     if !schema_exists(session).await? {
         migrator.create_schema("pgsluice");
     }
-    migrator.run_direct(None, session, false).await?;
+    let lost = || Err(sqlx::migrate::MigrateError::Execute(lost()));
+    boundary::deed!("migrate::run", migrator.run_direct(None, session, false).await, lost())?;
     let is_new = |version: i64| before.iter().all(|(installed, _)| *installed != version);
     Ok(MIGRATIONS
         .into_iter()

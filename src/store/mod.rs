@@ -163,6 +163,11 @@ impl Store {
     }
 }
 
+/// The error of a session that has been lost.
+fn lost() -> sqlx::Error {
+    sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into())
+}
+
 /// Says goodbye, if the server listens.
 async fn end(session: PgConnection) {
     drop(tokio::time::timeout(RELEASE_TIMEOUT, session.close()).await);

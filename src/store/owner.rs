@@ -10,10 +10,11 @@
 use sqlx::postgres::PgPool;
 use sqlx::{Connection as _, PgConnection};
 
+use crate::boundary;
 use crate::pg::{SubscriptionName, Term, as_owner};
 
 use super::subscription::{load, unknown};
-use super::{Registration, Store, StoreError, StoreErrorKind, SubscriptionRow};
+use super::{Registration, Store, StoreError, StoreErrorKind, SubscriptionRow, lost};
 
 /// The proof that its holder owns a subscription, or did when it took it over: the term.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,30 +80,40 @@ impl Store {
         self.run("take the subscription over", async {
             let name = registration.name.as_str();
             let mut session = self.pool.acquire().await?;
-            let mut tx = session.begin().await?;
-            sqlx::query(REGISTER)
-                .bind(name)
-                .bind(registration.slot.as_str())
-                .bind(registration.publications)
-                .execute(&mut *tx)
-                .await?;
-            let term: i64 =
-                sqlx::query_scalar(TAKE_OVER).bind(name).bind(instance).fetch_one(&mut *tx).await?;
-            sqlx::query(REPORT_OWNER)
-                .bind(name)
-                .bind(registration.slot.as_str())
-                .bind(registration.publications)
-                .bind(instance)
-                .execute(&mut *tx)
-                .await?;
-            sqlx::query(COMMANDS_LEFT).bind(name).execute(&mut *tx).await?;
-            tx.commit().await?;
+            let term = take_over(&mut session, registration, instance).await?;
             let row = load(&mut session, Some(name)).await?.pop().ok_or_else(|| unknown(name))?;
-            let ownership = Ownership { subscription: registration.name.clone(), term: Term::new(term) };
+            let ownership = Ownership { subscription: registration.name.clone(), term };
             Ok((ownership, row))
         })
         .await
     }
+}
+
+/// Makes the term grow, and reports the new owner.
+async fn take_over(
+    session: &mut PgConnection,
+    registration: Registration<'_>,
+    instance: &str,
+) -> Result<Term, StoreErrorKind> {
+    let name = registration.name.as_str();
+    let mut tx = session.begin().await?;
+    sqlx::query(REGISTER)
+        .bind(name)
+        .bind(registration.slot.as_str())
+        .bind(registration.publications)
+        .execute(&mut *tx)
+        .await?;
+    let term: i64 = sqlx::query_scalar(TAKE_OVER).bind(name).bind(instance).fetch_one(&mut *tx).await?;
+    sqlx::query(REPORT_OWNER)
+        .bind(name)
+        .bind(registration.slot.as_str())
+        .bind(registration.publications)
+        .bind(instance)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query(COMMANDS_LEFT).bind(name).execute(&mut *tx).await?;
+    boundary::deed!("subscription::claim", tx.commit().await, Err(lost()))?;
+    Ok(Term::new(term))
 }
 
 /// Fails unless the subscription is still the owner's, and keeps it so until the transaction ends. Must come

@@ -6,6 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{Connection as _, PgConnection, Row as _};
 
+use crate::boundary;
 use crate::error::{Diagnosis, PauseReason};
 use crate::pg::{Lsn, SlotName, SubscriptionName, as_owner};
 
@@ -13,7 +14,8 @@ use super::codec::Time;
 use super::error::SkipRefusal;
 use super::table::{self, TableRow};
 use super::{
-    Desired, EventKind, Ownership, State, Store, StoreError, StoreErrorKind, event, lock, owner, spelling,
+    Desired, EventKind, Ownership, State, Store, StoreError, StoreErrorKind, event, lock, lost, owner,
+    spelling,
 };
 
 /// What the configuration says of a subscription.
@@ -111,6 +113,8 @@ pub struct SubscriptionRow {
     pub reported_at: Option<Timestamp>,
     pub created_at: Timestamp,
     pub progress: Option<Progress>,
+    /// A conflict is open whose transaction has been applied: the note was lost that settles it.
+    pub has_passed_conflict: bool,
     /// By publisher's name.
     pub tables: Vec<TableRow>,
     /// Whether a session holds the advisory lock: a service applies it now.
@@ -124,7 +128,8 @@ const SELECT: &str = "\
            s.received_lsn::pg_catalog.text, s.flushed_lsn::pg_catalog.text, \
            s.publisher_lsn::pg_catalog.text, s.lag_bytes, s.lag_seconds, s.wal_status, s.retained_bytes, \
            s.warnings, s.instance, s.reported_at, s.created_at, p.applied_lsn::pg_catalog.text, \
-           p.commit_time, p.transactions, p.updated_at \
+           p.commit_time, p.transactions, p.updated_at, EXISTS (SELECT FROM pgsluice.conflict c \
+               WHERE c.subscription = s.name AND c.resolved_at IS NULL AND c.commit_lsn < p.applied_lsn) AS passed \
     FROM pgsluice.subscription s LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
     WHERE $1::pg_catalog.text IS NULL OR s.name = $1 ORDER BY s.name";
 
@@ -175,14 +180,14 @@ impl Store {
     /// Records which publisher the positions belong to.
     pub async fn set_publisher(&self, owner: &Ownership, system_id: &str) -> Result<(), StoreError> {
         self.run("record the publisher", async {
-            let done = sqlx::query(as_owner!(
+            let recorded = sqlx::query(as_owner!(
                 " UPDATE pgsluice.subscription s SET publisher_system_id = $3 FROM owner WHERE s.name = owner.name"
             ))
             .bind(owner.name())
             .bind(owner.term().as_i64())
             .bind(system_id)
-            .execute(&self.pool)
-            .await?;
+            .execute(&self.pool);
+            let done = boundary::deed!("subscription::publisher", recorded.await, Err(lost()))?;
             owner::met(&self.pool, done.rows_affected(), owner).await
         })
         .await
@@ -277,7 +282,7 @@ impl Store {
         self.run("arm the skip", async {
             let mut tx = self.pool.begin().await?;
             arm_skip(&mut tx, name, lsn).await?;
-            Ok(tx.commit().await?)
+            Ok(boundary::deed!("skip::arm", tx.commit().await, Err(lost()))?)
         })
         .await
     }
@@ -309,7 +314,7 @@ impl Store {
                 .await?;
             found(done.rows_affected(), name)?;
             event::insert(&mut tx, Some(name), EventKind::Removed, "removed with its state", None).await?;
-            Ok(tx.commit().await?)
+            Ok(boundary::deed!("drop::state", tx.commit().await, Err(lost()))?)
         })
         .await
     }
@@ -445,6 +450,7 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
         reported_at: time(row, "reported_at")?,
         created_at: row.try_get::<Time, _>("created_at")?.0,
         progress,
+        has_passed_conflict: row.try_get("passed")?,
         tables: Vec::new(),
         owned: false,
     })

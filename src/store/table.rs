@@ -17,12 +17,15 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{PgConnection, Row as _};
 
+use crate::boundary;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName, as_owner};
 
 use super::codec::Time;
 use super::subscription::{lsn, saturate, unknown, unsigned, word};
-use super::{EventKind, Ownership, Store, StoreError, StoreErrorKind, TableState, event, owner, spelling};
+use super::{
+    EventKind, Ownership, Store, StoreError, StoreErrorKind, TableState, event, lost, owner, spelling,
+};
 
 /// A published table and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,7 +106,7 @@ impl Store {
                 let facts = json!({ "added": changes.added, "removed": changes.removed });
                 event::insert(&mut tx, Some(name), EventKind::Table, &message, Some(facts)).await?;
             }
-            tx.commit().await?;
+            boundary::deed!("table::take_up", tx.commit().await, Err(lost()))?;
             Ok(changes)
         })
         .await
@@ -188,7 +191,7 @@ impl Store {
         position: Lsn,
     ) -> Result<TableStep, StoreError> {
         self.run("report a table as ready", async {
-            let taken = sqlx::query_scalar(as_owner!(
+            let made = sqlx::query_scalar(as_owner!(
                 " UPDATE pgsluice.table_sync t SET state = 'ready', synced_lsn = $6, error = NULL, \
                  updated_at = now() FROM owner WHERE t.subscription = owner.name AND t.source_schema = $3 \
                  AND t.source_table = $4 AND t.attempt = $5 AND t.state <> 'ready' RETURNING t.attempt"
@@ -199,8 +202,8 @@ impl Store {
             .bind(&source.name)
             .bind(attempt)
             .bind(position)
-            .fetch_optional(&self.pool)
-            .await?;
+            .fetch_optional(&self.pool);
+            let taken = boundary::deed!("table::ready", made.await, Err(lost()))?;
             self.step(owner, source, taken).await
         })
         .await
@@ -218,7 +221,7 @@ impl Store {
         attempt: i32,
     ) -> Result<TableStep, StoreError> {
         self.run("begin a table's copy", async {
-            let taken = sqlx::query_scalar(as_owner!(
+            let begun = sqlx::query_scalar(as_owner!(
                 " UPDATE pgsluice.table_sync t SET state = 'copying', attempt = t.attempt + 1, rows_copied = 0, \
                  synced_lsn = NULL, error = NULL, updated_at = now() FROM owner \
                  WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4 \
@@ -229,8 +232,8 @@ impl Store {
             .bind(&source.schema)
             .bind(&source.name)
             .bind(attempt)
-            .fetch_optional(&self.pool)
-            .await?;
+            .fetch_optional(&self.pool);
+            let taken = boundary::deed!("table::begin_copy", begun.await, Err(lost()))?;
             self.step(owner, source, taken).await
         })
         .await

@@ -195,6 +195,9 @@ pub(super) async fn run(
     let ready = if pending.is_empty() { Ready::All } else { Ready::NotAll };
     let syncs = TableSyncs::new(context, &publisher, pending);
     let skip = skip_ahead(context, known.skip, from).await?;
+    if known.has_passed_conflict {
+        context.store.resolve_applied(&context.owner, from).await?;
+    }
     let synchronised = members.values().filter_map(|member| member.position).max();
     let choice = possible.choose(context, from, skip.max(synchronised), ready);
     if choice.transactions == Transactions::InProgress {
@@ -253,6 +256,7 @@ struct Recorded {
     publisher: Option<String>,
     tables: Vec<TableRow>,
     skip: Option<Lsn>,
+    has_passed_conflict: bool,
     warnings: Vec<String>,
 }
 
@@ -262,6 +266,7 @@ impl Recorded {
             publisher: row.publisher_system_id,
             tables: row.tables,
             skip: row.skip_lsn,
+            has_passed_conflict: row.has_passed_conflict,
             warnings: row.warnings,
         })
     }

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::conflict::Resolution;
 use crate::error::Diagnosis;
-use crate::store::{Answer, Ownership, Store, Verb};
+use crate::store::{Answer, Ownership, Settlement, Store, Verb};
 
 /// Resolves a conflict: checks that it is open and this subscription's, and prepares what the
 /// resolution needs. The caller goes on with the stream.
@@ -37,7 +37,14 @@ pub(super) async fn resolve(
         ))),
         Resolution::SkipTransaction => {
             let lsn = conflict.report.commit_lsn;
-            store.resolve_conflict(owner, id, resolution, by).await.map_err(|error| error.diagnosis())?;
+            if let Err(error) = store.resolve_conflict(owner, id, resolution, by).await {
+                // What is said may only be that the answer was lost: then the record tells.
+                let record = store.conflict(id).await.map_err(|error| error.diagnosis())?;
+                let is_ours = |s: &Settlement| s.resolution == resolution && s.by.as_deref() == Some(by);
+                if !record.settled.as_ref().is_some_and(is_ours) {
+                    return Err(error.diagnosis());
+                }
+            }
             Ok(Answer::done(format!("the transaction that finishes at {lsn} is passed over")))
         }
         Resolution::ApplyRemote | Resolution::KeepLocal => {

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::apply::{CatchUp, Member};
-use crate::copy::{self, CopyJob};
+use crate::copy::{self, CommitOf, CopyJob};
 use crate::error::Diagnosis;
 use crate::net;
 use crate::pg::{Lsn, QualifiedName, quote_literal};
@@ -342,8 +342,7 @@ impl Sync {
         let position = self.catch_up(table, &target, &mut reader, from, &reports, finish).await?;
         let finished = async {
             copy::finish_table(target.client(), &context.owner, &job, position, rows).await?;
-            fail::fail_point!("table_sync::before_commit");
-            copy::commit(&target, &context.target, &context.owner, &job, position).await
+            copy::commit(CommitOf::TableSync, &target, &context.target, &context.owner, &job, position).await
         };
         let role = &subscription.publisher.user;
         finished.await.map_err(|error| Failure::of_copy(&error, source, role))?;

@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod batches;
 #[cfg(test)]
+mod boundaries;
+#[cfg(test)]
 mod check;
 #[cfg(test)]
 mod cluster;

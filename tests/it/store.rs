@@ -639,7 +639,10 @@ async fn a_conflict_pauses_and_keeps_its_evidence() {
 
     let third = store.open_conflict(&owner, &report).await.unwrap();
     assert!(store.resolve_applied(&owner, Lsn::new(1)).await.unwrap().is_empty());
-    assert_eq!(store.resolve_applied(&owner, report.commit_lsn).await.unwrap(), [third]);
+    // A transaction that ends where this one's COMMIT record begins is the one before.
+    assert!(store.resolve_applied(&owner, report.commit_lsn).await.unwrap().is_empty());
+    let end = Lsn::new(report.commit_lsn.as_u64() + 1);
+    assert_eq!(store.resolve_applied(&owner, end).await.unwrap(), [third]);
     assert_eq!(store.conflicts(ConflictFilter::All).await.unwrap().len(), 3);
 }
 

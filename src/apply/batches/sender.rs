@@ -34,6 +34,7 @@ use crate::apply::sets::compact::SetStep;
 use crate::apply::sets::row_search::PLAN_BY_KEY;
 use crate::apply::sets::sql::{self, Count};
 use crate::apply::stamp::Stamps;
+use crate::boundary;
 use crate::net::PgClient;
 use crate::pg::{SubscriptionName, Term};
 use crate::pgoutput::Format;
@@ -101,12 +102,29 @@ impl BatchSender {
         while self.copies.try_join_next().is_some() {}
     }
 
+    /// Fails if a test wants the answer to be lost.
+    pub(crate) async fn receive(&self, answered: &Answered) -> Result<(), ApplyError> {
+        let lost = match (answered.commits, &answered.result) {
+            (_, Err(_)) => false,
+            (true, Ok(())) => boundary::is_lost!("apply::batch", "::after"),
+            (false, Ok(())) => boundary::is_lost!("apply::slice", "::after"),
+        };
+        if lost { Err(self.client.lose().await.into()) } else { Ok(()) }
+    }
+
     /// Sends a batch. Waits only for statements that are not prepared yet. `alone`: nothing else is under
     /// way.
     ///
     /// # Errors
     /// It could not be sent, and nothing of it was.
     pub(crate) async fn send(&mut self, batch: &Batch, alone: Alone) -> Result<InFlight, ApplyError> {
+        let lost = match batch.advance {
+            Some(_) => boundary::is_lost!("apply::batch", "::before"),
+            None => boundary::is_lost!("apply::slice", "::before"),
+        };
+        if lost {
+            return Err(self.client.lose().await.into());
+        }
         let answers = match self.single_statement(batch, alone).await? {
             Some(answers) => answers,
             None => self.statements(batch).await?,

@@ -257,12 +257,12 @@ impl Core {
     }
 
     /// The answer to [`Step::Describe`].
-    pub fn described(&mut self, description: Description, now: Moment) {
+    pub fn described(&mut self, description: &Description, now: Moment) {
         self.now = now;
         if matches!(self.phase, Phase::Stopped) {
             return;
         }
-        let done = match self.intake.tables.describe(description) {
+        let done = match self.intake.tables.describe(description.as_ref()) {
             Ok(Some(described)) => self.planned(described),
             Ok(None) => Err(End::Invariant("a table was described that nobody asked about")),
             // Whether it matters is not known before the transaction's end.
@@ -288,7 +288,7 @@ impl Core {
     fn admit(&mut self, event: Event) -> Result<(), End> {
         if let Phase::Sets(sets) = &mut self.phase
             && !matches!(&event, Event::Begin(begin) if self.skip == Some(begin.final_lsn))
-            && sets.suits(&event)
+            && event.suits_sets()
         {
             let ends = matches!(event, Event::Commit { .. });
             sets.gathered.push(event, self.now);

@@ -235,14 +235,15 @@ impl Core {
             return Err(End::Invariant("an answer came that nothing was waiting for"));
         };
         match answer {
-            Answer::Done { took } => self.committed_rows(&mut rows, committing, took)?,
-            Answer::Moved => return Err(End::AnotherWriter { expected: self.positions.recorded() }),
+            Answer::Done { took } => self.committed_rows(&mut rows, &committing, took)?,
             Answer::Refused(facts) => {
-                self.refused_commit(*facts, committing)?;
+                self.refused_commit(*facts, &committing)?;
                 return Ok(Phase::Stopped);
             }
             // A record or a skip holds no rows that could fail: the progress row was not where it should be.
-            Answer::Failed { .. } => return Err(End::AnotherWriter { expected: self.positions.recorded() }),
+            Answer::Moved | Answer::Failed { .. } => {
+                return Err(End::AnotherWriter { expected: self.positions.recorded() });
+            }
             Answer::NotSent { .. } | Answer::OutOfStep { .. } | Answer::PassedOver => {
                 return Err(End::Invariant("a COMMIT was answered as if it were a set"));
             }
@@ -250,29 +251,29 @@ impl Core {
         self.pump(rows)
     }
 
-    fn committed_rows(&mut self, rows: &mut Rows, done: Committing, took: Duration) -> Result<(), End> {
+    fn committed_rows(&mut self, rows: &mut Rows, done: &Committing, took: Duration) -> Result<(), End> {
         let lsn = self.positions.commit(done.advance)?;
-        let Committed::Transaction { commit, changes, how, tally, .. } = done.outcome else {
+        let Committed::Transaction { commit, changes, how, tally, .. } = &done.outcome else {
             self.tell(Outcome::Durable { lsn, skipped: None });
             return Ok(());
         };
         rows.finished = commit.commit_lsn;
-        let last = applied(&commit, changes, how);
+        let last = applied(commit, *changes, *how);
         self.tell(match how {
-            How::Committed => Outcome::Batch { lsn, last, tally: Tally { transactions: 1, ..tally }, took },
+            How::Committed => Outcome::Batch { lsn, last, tally: Tally { transactions: 1, ..*tally }, took },
             How::Skipped => Outcome::Durable { lsn, skipped: Some(last) },
         });
         Ok(())
     }
 
     /// COMMIT was refused, by a deferred constraint for example.
-    fn refused_commit(&mut self, mut facts: ConflictFacts, done: Committing) -> Result<(), End> {
+    fn refused_commit(&mut self, mut facts: ConflictFacts, done: &Committing) -> Result<(), End> {
         self.positions.forget_sent();
-        let Committed::Transaction { begin, commit, changes, .. } = done.outcome else {
+        let Committed::Transaction { begin, commit, changes, .. } = &done.outcome else {
             return Err(End::Invariant("a COMMIT without rows was refused as if it had some"));
         };
-        facts.of_commit(self.intake.tables.source_of(facts.target()), changes);
-        self.conflict(facts, &begin, &commit, changes)?;
+        facts.of_commit(self.intake.tables.source_of(facts.target()), *changes);
+        self.conflict(facts, begin, commit, *changes)?;
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Phase `Sets`: whole transactions gather while the target works on batches of earlier ones.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::gathered::{Gathered, applied, last_commit, summarize};
 use super::positions::Advance;
@@ -65,16 +66,6 @@ impl Sets {
     /// When gathered transactions are to be sent although the target is busy.
     pub(super) fn is_old_at(&self) -> Option<Moment> {
         self.gathered.is_old_at().filter(|_| self.under_way.len() < BATCHES_MAX)
-    }
-
-    /// Whether the event can be part of a set.
-    #[inline]
-    pub(super) fn suits(&self, event: &Event) -> bool {
-        match event {
-            Event::Change { table, change, .. } => table.suits_sets(change),
-            Event::Truncate { tables, .. } => !tables.iter().any(|table| table.acts()),
-            Event::Begin(_) | Event::Commit { .. } => true,
-        }
     }
 
     /// A position has been sent to be recorded.
@@ -170,7 +161,7 @@ impl Core {
         };
         match answer {
             Answer::Done { took } => {
-                self.committed(sent, took)?;
+                self.committed(&sent, took)?;
                 Ok(Phase::Sets(sets))
             }
             // What was asked for behind a batch that was not sent finds the progress row elsewhere, and fails.
@@ -187,7 +178,7 @@ impl Core {
     }
 
     /// A batch is committed.
-    pub(super) fn committed(&mut self, sent: Sent, took: std::time::Duration) -> Result<(), End> {
+    pub(super) fn committed(&mut self, sent: &Sent, took: Duration) -> Result<(), End> {
         let lsn = self.positions.commit(sent.advance)?;
         self.tell(match sent.last {
             Some(last) => Outcome::Batch { lsn, last, tally: sent.tally, took },

@@ -104,7 +104,7 @@ impl Core {
         };
         match (answer, settling.outcome) {
             (Answer::Done { took }, SoFar::Committed) => {
-                self.committed(sent, took)?;
+                self.committed(&sent, took)?;
                 self.settle(settling)
             }
             // It expects the progress row where the failed one would have left it.

@@ -82,13 +82,7 @@ impl Core {
     }
 
     pub(super) fn admit_to_slices(&mut self, mut slices: Slices, event: Event) -> Result<Phase, End> {
-        let suits = match &event {
-            Event::Change { table, change, .. } => table.suits_sets(change),
-            Event::Truncate { tables, .. } => !tables.iter().any(|table| table.acts()),
-            Event::Begin(_) => false,
-            Event::Commit { .. } => true,
-        };
-        if !suits {
+        if !event.suits_sets() {
             return Err(self.send_sliced_again(slices.finish));
         }
         if let Event::Commit { commit, changes } = event {
@@ -147,7 +141,7 @@ impl Core {
     pub(super) fn answered_in_slices(&mut self, mut slices: Slices, answer: Answer) -> Result<Phase, End> {
         match (slices.under_way.pop_front(), answer) {
             (Some(InFlight::Batch(sent)), Answer::Done { took }) => {
-                self.committed(sent, took)?;
+                self.committed(&sent, took)?;
                 self.end_slices(slices)
             }
             (Some(InFlight::Slice), Answer::Done { .. }) => self.end_slices(slices),

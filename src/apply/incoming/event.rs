@@ -30,6 +30,16 @@ pub enum Event {
 }
 
 impl Event {
+    /// Whether it can be part of a set.
+    #[inline]
+    pub(crate) fn suits_sets(&self) -> bool {
+        match self {
+            Self::Change { table, change, .. } => table.suits_sets(change),
+            Self::Truncate { tables, .. } => !tables.iter().any(|table| table.acts()),
+            Self::Begin(_) | Self::Commit { .. } => true,
+        }
+    }
+
     /// Bytes of the rows that it keeps alive.
     #[inline]
     pub(crate) fn size_bytes(&self) -> usize {

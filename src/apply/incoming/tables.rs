@@ -182,12 +182,15 @@ impl Tables {
     ///
     /// # Errors
     /// The reasons why it does not fit.
-    pub(crate) fn describe(&mut self, target: Option<TargetTable>) -> Result<Option<Described>, Vec<Misfit>> {
+    pub(crate) fn describe(
+        &mut self,
+        target: Option<&TargetTable>,
+    ) -> Result<Option<Described>, Vec<Misfit>> {
         let Some(Awaited { oid, name, published }) = self.awaited.take() else { return Ok(None) };
         let Some(member) = self.members.get(&name) else { return Ok(None) };
         let described = PublishedRelation::clone(&published).with_domains_of(&member.catalog);
         let actions = member.actions;
-        let comparison = self.surroundings.compare(&described, actions, &member.target, target.as_ref());
+        let comparison = self.surroundings.compare(&described, actions, &member.target, target);
         let Some(plan) = comparison.plan else { return Err(comparison.misfits) };
         self.next_id += 1;
         let replaced = match self.relations.get(&oid) {

@@ -100,7 +100,7 @@ impl<'a> CatchUp<'a> {
     async fn describe(&mut self, target: &QualifiedName) -> Result<(), ApplyError> {
         let client = self.session.client();
         let tables = catalog::target_tables(&***client, std::slice::from_ref(target)).await?;
-        let described = self.tables.describe(tables.into_iter().next().flatten()).map_err(End::Unfit)?;
+        let described = self.tables.describe(tables.first().and_then(Option::as_ref)).map_err(End::Unfit)?;
         if let Some(replaced) = described.and_then(|described| described.replaced) {
             self.executor.forget(replaced);
         }

@@ -18,6 +18,7 @@ use crate::apply::core::Advance;
 use crate::apply::stamp::Stamps;
 use crate::apply::statement::{Sequences, truncate_sql};
 use crate::apply::{ApplyError, TableContext, progress};
+use crate::boundary;
 use crate::pg::{SubscriptionName, Term};
 use crate::target::TargetSession;
 
@@ -163,9 +164,7 @@ impl<'a> RowWriter<'a> {
                 self.stamps.check(client),
                 progress::advance(client, &self.subscription, self.term, advance)
             )?;
-            fail::fail_point!("apply::before_commit");
-            client.batch_execute("COMMIT").await?;
-            fail::fail_point!("apply::after_commit");
+            boundary::deed!("apply::rows", client.batch_execute("COMMIT").await, Err(client.lose().await))?;
             Ok(())
         };
         let committed = guarded.await;

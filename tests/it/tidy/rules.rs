@@ -75,7 +75,7 @@ const HOMES_REASON: &str = "one dependency has one home, so that replacing it to
 
 /// The layers, lowest first. A module may use its own layer and those below.
 const LAYERS: &[&[&str]] = &[
-    &["pg", "error"],
+    &["pg", "error", "boundary"],
     &[
         "pgoutput",
         "conflict",
@@ -103,7 +103,7 @@ const LAYERS: &[&[&str]] = &[
     &["main", "lib"],
 ];
 const LAYERS_REASON: &str = "dependencies point down: main, cli, demo, runtime; http, subscription and check; the \
-                             shell; the pure core; pg and error";
+                             shell; the pure core; pg, error and boundary";
 
 /// What `http` must not touch.
 const WORKERS: &[&str] = &["subscription::worker", "subscription::Worker"];
