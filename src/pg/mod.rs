@@ -9,10 +9,12 @@ mod lsn;
 mod name;
 mod nearest;
 mod secret;
+mod timeline;
 
 pub use ident::{quote_ident, quote_literal};
 pub use lsn::{Lsn, ParseLsnError};
 pub use name::{ParseNameError, QualifiedName, SlotName, SubscriptionName};
 pub use secret::Secret;
+pub use timeline::{HISTORY_BYTES_MAX, Switch, TimelineError, TimelineHistory};
 
 pub(crate) use nearest::{nearest, one_of};
