@@ -11,6 +11,9 @@
 //! transaction and names the change.
 
 use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::apply::batches::gathered::{Gathered, last_applied, summarize};
 use crate::apply::batches::pipeline::{Batch, Open, Pipeline};
@@ -43,7 +46,18 @@ pub struct Applier<'a> {
     /// What the slices applied so far hold, of a transaction whose last one has not been.
     slices: Option<Tally>,
     outcomes: VecDeque<Outcome>,
+    idle: IdlePosition,
 }
+
+/// A position that the stream has passed without anything to apply: recorded before it is reported.
+#[derive(Debug, Default)]
+struct IdlePosition {
+    waiting: Option<Lsn>,
+    recorded_at: Option<Instant>,
+}
+
+/// Idle positions are recorded this often at most.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How events are applied as they come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +111,7 @@ impl<'a> Applier<'a> {
             sliced: Lsn::ZERO,
             slices: None,
             outcomes: VecDeque::new(),
+            idle: IdlePosition::default(),
         }
     }
 
@@ -234,7 +249,7 @@ impl<'a> Applier<'a> {
         }
         self.intake.note_idle(wal_end);
         if self.is_at_rest() {
-            self.outcomes.push_back(Outcome::Durable { lsn: wal_end, transaction: None });
+            self.hold_idle(wal_end);
         } else {
             self.gathered.note_idle(wal_end);
         }
@@ -247,6 +262,30 @@ impl<'a> Applier<'a> {
         if (wanted || due) && self.pipeline.open() == Open::No {
             self.send_whole().await?;
         }
+        if self.idle_due().is_some_and(|due| due <= Instant::now()) {
+            self.record_idle().await
+        } else {
+            Ok(())
+        }
+    }
+
+    /// When [`Self::flush`] has an idle position to record; none if there is none, or work comes first.
+    pub fn idle_due(&self) -> Option<Instant> {
+        let at_rest = self.is_at_rest() && self.exact.is_between_transactions() && self.mode != Mode::Stopped;
+        self.idle.waiting.filter(|_| at_rest)?;
+        Some(self.idle.recorded_at.map_or_else(Instant::now, |at| at + IDLE_INTERVAL))
+    }
+
+    fn hold_idle(&mut self, lsn: Lsn) {
+        self.idle.waiting = self.idle.waiting.max(Some(lsn)).filter(|lsn| *lsn > self.recorded);
+    }
+
+    async fn record_idle(&mut self) -> Result<(), ApplyError> {
+        let Some(lsn) = self.idle.waiting.take().filter(|lsn| *lsn > self.recorded) else { return Ok(()) };
+        progress::record_idle(self.session.client(), self.exact.subscription(), self.recorded, lsn).await?;
+        self.recorded = lsn;
+        self.idle.recorded_at = Some(Instant::now());
+        self.outcomes.push_back(Outcome::Durable { lsn, transaction: None });
         Ok(())
     }
 
@@ -295,8 +334,10 @@ impl<'a> Applier<'a> {
             }
             self.mode = Mode::Stopped;
         }
-        if !matches!(outcome, Outcome::Pending) {
-            self.outcomes.push_back(outcome);
+        match outcome {
+            Outcome::Pending => {}
+            Outcome::Durable { lsn, .. } if lsn > self.recorded => self.hold_idle(lsn),
+            outcome => self.outcomes.push_back(outcome),
         }
         if let (Some(finished), Mode::Exact { until }) = (finished, self.mode)
             && until.is_none_or(|until| finished >= until)
@@ -475,17 +516,15 @@ impl<'a> Applier<'a> {
                 (end.to, applied)
             })
         }) else {
-            let idle = done.events.iter().rev().find_map(Event::idle);
-            self.outcomes.extend(idle.map(|lsn| Outcome::Durable { lsn, transaction: None }));
+            if let Some(idle) = done.events.iter().rev().find_map(Event::idle) {
+                self.hold_idle(idle);
+            }
             return;
         };
-        let lsn = done.events.iter().rev().find_map(Event::idle).unwrap_or(lsn).max(lsn);
+        self.hold_idle(done.events.iter().rev().find_map(Event::idle).unwrap_or(lsn).max(lsn));
         if done.end.is_some() {
             let tally = self.slices.take().unwrap_or_default().plus(done.tally);
             self.outcomes.push_back(Outcome::Batch { lsn, last, tally, took: done.took });
-        } else {
-            let last = Applied { how: How::Empty, ..last };
-            self.outcomes.push_back(Outcome::Durable { lsn, transaction: Some(last) });
         }
     }
 }

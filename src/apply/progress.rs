@@ -47,6 +47,9 @@ pub(crate) fn advance_counted(first: usize) -> (String, &'static str, usize) {
 const CREATE: &str = "INSERT INTO pgsluice.progress (subscription, applied_lsn, transactions, updated_at) \
     VALUES ($1, $2, 0, pg_catalog.clock_timestamp()) ON CONFLICT (subscription) DO NOTHING";
 
+const IDLE: &str = "UPDATE pgsluice.progress SET applied_lsn = $3, updated_at = pg_catalog.clock_timestamp() \
+    WHERE subscription = $1 AND applied_lsn = $2";
+
 const LOAD: &str = "SELECT applied_lsn FROM pgsluice.progress WHERE subscription = $1";
 
 /// A step of the progress row, taken within the open transaction.
@@ -84,6 +87,19 @@ pub async fn flush(client: &Client, subscription: &SubscriptionName) -> Result<(
         quote_literal(subscription.as_str())
     );
     Ok(client.batch_execute(&sql).await?)
+}
+
+/// Records that there is nothing to apply up to `to`, so that it may be reported as flushed; fails if
+/// another writer got there first.
+pub async fn record_idle(
+    client: &Client,
+    subscription: &SubscriptionName,
+    from: Lsn,
+    to: Lsn,
+) -> Result<(), ApplyError> {
+    let (was, to) = (PgLsn::from(from.as_u64()), PgLsn::from(to.as_u64()));
+    let moved = client.execute(IDLE, &[&subscription.as_str(), &was, &to]).await?;
+    if moved == 1 { Ok(()) } else { Err(ApplyError::ProgressMoved { expected: from }) }
 }
 
 /// Takes the step; fails if another writer got there first.

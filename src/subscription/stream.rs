@@ -50,6 +50,8 @@ enum Event {
     Stale,
     /// A batch has been answered.
     Settled,
+    /// An idle position is to be recorded.
+    Idle,
     /// The reader has stopped.
     Ended,
     Sync(SyncEvent),
@@ -90,6 +92,7 @@ pub(super) async fn run(
         let ending = more_to_ask || (may_end && publications.borrow().have_changed());
         let resume = stream.waits_for_sync();
         let stale = stream.goes_stale();
+        let idle = stream.applier.idle_due();
         let (busy, open) = (stream.applier.is_busy(), !ending && resume.is_none());
         let more = !stream.rest.as_slice().is_empty();
         let event = tokio::select! {
@@ -104,6 +107,7 @@ pub(super) async fn run(
             () = std::future::ready(()), if more_to_ask && !busy => Event::Anew(StreamEnd::AskForMore),
             () = sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => Event::Resume,
             () = sleep_until(stale.unwrap_or_else(Instant::now)), if stale.is_some() => Event::Stale,
+            () = sleep_until(idle.unwrap_or_else(Instant::now)), if idle.is_some() && !busy => Event::Idle,
             () = std::future::ready(()), if open && more => Event::Rest,
             chunk = reader.chunks.recv(), if open && !more => chunk.map_or(Event::Ended, Event::Chunk),
         };
@@ -121,6 +125,7 @@ pub(super) async fn run(
             Event::Resume => Ok(()),
             Event::Stale => Err(ApplyError::SendWhole.into()),
             Event::Settled => stream.applier.settle().await.map_err(Failure::from),
+            Event::Idle => stream.applier.flush().await.map_err(Failure::from),
             Event::Ended => return Err(reader.end().await.into()),
             Event::Sync(event) => stream.on_sync(event).await,
             Event::Flushed(flushed) => stream.on_flushed(flushed, reader),
