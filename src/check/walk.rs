@@ -9,7 +9,7 @@ use crate::config::{Config, Subscription};
 use crate::error::Diagnosis;
 use crate::net::{self, ClientOptions, ConnectError, PgClient};
 use crate::pg::conninfo::ConnInfo;
-use crate::pg::{QualifiedName, SubscriptionName};
+use crate::pg::{Lsn, QualifiedName, SubscriptionName, TimelineHistory};
 use crate::replication::{ReplicationConnection, SessionOptions, SystemIdentity};
 use crate::schema::catalog::{self, CatalogError, PublisherFacts, Side, TargetFacts, UnselectableTable};
 use crate::schema::{Mapping, PublishedTable, ReplicationRole, TargetTable};
@@ -45,7 +45,8 @@ struct Publisher {
     published: Answer<Vec<PublishedTable>>,
     existing: Answer<BTreeSet<QualifiedName>>,
     denied: Answer<Vec<UnselectableTable>>,
-    identity: Answer<SystemIdentity>,
+    checkpoint: Answer<Option<Lsn>>,
+    identity: Answer<(SystemIdentity, Option<TimelineHistory>)>,
 }
 
 /// What the target answered.
@@ -155,11 +156,14 @@ async fn reach_publisher(subscription: &Subscription) -> Result<Publisher, Conne
         Err(_) => Ok(Vec::new()),
     };
     let identity = asked(side, replicate(subscription)).await;
-    Ok(Publisher { client, facts, view, published, existing, denied, identity })
+    let checkpoint = asked(side, catalog::last_checkpoint(&*client)).await;
+    Ok(Publisher { client, facts, view, published, existing, denied, checkpoint, identity })
 }
 
 /// A replication connection, only to see that it can be made, and to whom it leads.
-async fn replicate(subscription: &Subscription) -> Result<SystemIdentity, Diagnosis> {
+async fn replicate(
+    subscription: &Subscription,
+) -> Result<(SystemIdentity, Option<TimelineHistory>), Diagnosis> {
     let options = SessionOptions {
         application_name: format!("{} check", subscription.name),
         client_encoding: "UTF8".to_owned(),
@@ -167,8 +171,12 @@ async fn replicate(subscription: &Subscription) -> Result<SystemIdentity, Diagno
     let connected = ReplicationConnection::connect(&subscription.publisher, &options).await;
     let mut connection = connected.map_err(|error| error.diagnosis())?;
     let identity = connection.identify_system().await.map_err(|error| error.diagnosis());
+    let history = match &identity {
+        Ok(identity) => connection.timeline_history(identity.timeline).await.ok(),
+        Err(_) => None,
+    };
     connection.close().await;
-    identity
+    identity.map(|identity| (identity, history))
 }
 
 async fn reach_target(subscription: &Subscription, target: &ConnInfo) -> Result<Target, ConnectError> {
@@ -242,7 +250,7 @@ fn judge_publisher(
     recorded: &Recorded,
 ) {
     let identity = publisher.identity.as_ref();
-    verdict::replication(findings, identity.map_err(Clone::clone));
+    verdict::replication(findings, identity.map(|(identity, _)| identity).map_err(Clone::clone));
     match &publisher.facts {
         Ok(facts) => verdict::wal_level(findings, facts),
         Err(diagnosis) => findings.fail(Step::WalLevel, diagnosis.clone()),
@@ -252,7 +260,9 @@ fn judge_publisher(
             if let Ok(facts) = &publisher.facts {
                 verdict::room(findings, facts, view, recorded);
             }
-            verdict::slot(findings, subscription, view, recorded, identity.ok());
+            let identity = identity.ok().map(|(identity, history)| (identity, history.as_ref()));
+            let checkpoint = publisher.checkpoint.as_ref().ok().copied().flatten();
+            verdict::slot(findings, subscription, view, recorded, identity, checkpoint);
         }
         Err(diagnosis) => findings.fail(Step::Slot, diagnosis.clone()),
     }

@@ -27,6 +27,7 @@ mod event;
 mod lock;
 mod migrate;
 mod options;
+mod publisher;
 mod spelling;
 mod state;
 mod status;

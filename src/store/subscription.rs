@@ -8,9 +8,11 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 
 use crate::error::{Diagnosis, PauseReason};
 use crate::pg::{Lsn, SlotName, SubscriptionName};
+use crate::subscription::trust::PublisherRecord;
 
 use super::codec::Time;
 use super::error::SkipRefusal;
+use super::publisher;
 use super::table::{self, TableRow};
 use super::{Desired, EventKind, State, Store, StoreError, StoreErrorKind, event, lock, spelling};
 
@@ -109,6 +111,8 @@ pub struct SubscriptionRow {
     pub reported_at: Option<Timestamp>,
     pub created_at: Timestamp,
     pub progress: Option<Progress>,
+    /// What was seen of the publisher; none if nothing was, or an older version looked.
+    pub publisher: Option<PublisherRecord>,
     /// By publisher's name.
     pub tables: Vec<TableRow>,
     /// Whether a session holds the advisory lock: a service applies it now.
@@ -122,7 +126,10 @@ const SELECT: &str = "\
            s.received_lsn::pg_catalog.text, s.flushed_lsn::pg_catalog.text, \
            s.publisher_lsn::pg_catalog.text, s.lag_bytes, s.lag_seconds, s.wal_status, s.retained_bytes, \
            s.warnings, s.instance, s.reported_at, s.created_at, p.applied_lsn::pg_catalog.text, \
-           p.commit_time, p.transactions, p.updated_at \
+           p.commit_time, p.transactions, p.updated_at, s.publisher_timeline, \
+           s.publisher_timeline_start::pg_catalog.text, s.publisher_started_at, s.publisher_is_standby, \
+           s.publisher_wal_lsn::pg_catalog.text AS witnessed_wal, s.publisher_next_xid, \
+           s.slot_restart_lsn::pg_catalog.text, s.publisher_seen_at, s.distrusted_started_at \
     FROM pgsluice.subscription s LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
     WHERE $1::pg_catalog.text IS NULL OR s.name = $1 ORDER BY s.name";
 
@@ -194,20 +201,6 @@ impl Store {
             .await?;
             tx.commit().await?;
             load(&mut session, Some(name)).await?.pop().ok_or_else(|| unknown(name))
-        })
-        .await
-    }
-
-    /// Records which publisher the positions belong to.
-    pub async fn set_publisher(&self, name: &str, system_id: &str) -> Result<(), StoreError> {
-        self.run("record the publisher", async {
-            let done =
-                sqlx::query("UPDATE pgsluice.subscription SET publisher_system_id = $2 WHERE name = $1")
-                    .bind(name)
-                    .bind(system_id)
-                    .execute(&self.pool)
-                    .await?;
-            found(done.rows_affected(), name)
         })
         .await
     }
@@ -428,6 +421,7 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
         reported_at: time(row, "reported_at")?,
         created_at: row.try_get::<Time, _>("created_at")?.0,
         progress,
+        publisher: publisher::decode(row)?,
         tables: Vec::new(),
         owned: false,
     })

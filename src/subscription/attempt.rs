@@ -18,12 +18,10 @@ use tracing::{info, warn};
 use crate::apply::{Applier, Member, Membership, Start, progress};
 use crate::config::{Subscription, SynchronousCommit};
 use crate::copy::{self, CopyCommands, CopyJob, CopyPlan};
-use crate::error::{Diagnosis, PauseReason};
+use crate::error::Diagnosis;
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, QualifiedName};
-use crate::replication::{
-    CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec, SystemIdentity,
-};
+use crate::replication::{CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec};
 use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, TablePlan, catalog};
 use crate::store::{NewTables, Store, SubscriptionRow, TableMapping, TableRow, TableState};
 use crate::target::TargetSession;
@@ -40,6 +38,8 @@ use super::slot::{self, OnMissing, SlotPlan};
 use super::snapshot::Snapshot;
 use super::stream::{self, StreamEnd};
 use super::table_sync::{SyncJob, TableSyncs};
+use super::trust;
+use super::verify::{self, check_identity, still_holds, verify};
 
 /// How often a running copy is reported.
 const COPY_REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -148,7 +148,7 @@ pub(super) async fn run(
     if let Some(diagnosis) = findings::wal_level(&publisher.settings.wal_level) {
         return Err(Failure::retry(diagnosis).because_of(Cause::WalLevel));
     }
-    check_identity(context, &identity, known.publisher).await?;
+    check_identity(context, &identity, known.record.system_id.as_deref()).await?;
     if subscription.synchronous_commit == SynchronousCommit::Off {
         // What is recorded is reported to the publisher as flushed.
         progress::flush(session.client(), &subscription.name).await?;
@@ -158,6 +158,8 @@ pub(super) async fn run(
         slot::settled_view(&publisher.client, &subscription.slot)
     );
     let (position, view) = (position?, view?);
+    let mut record = known.record;
+    record.applied = position;
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(
         &subscription.slot,
@@ -167,6 +169,9 @@ pub(super) async fn run(
         on_missing,
         &subscription.publisher.dbname,
     )?;
+    let applied =
+        verify(context, session, &publisher.client, &mut replication, &identity, &view, &record).await?;
+    let plan = plan.from(applied);
     let mut warnings = Vec::new();
     let tables = take_up_tables(context, published?, known.tables, plan, &mut warnings).await?;
     let pending = compare_pending(session, &tables, &mut warnings).await?;
@@ -203,6 +208,7 @@ pub(super) async fn run(
     let stream = publisher
         .start(subscription, replication, &subscription.slot, from, choice.format, choice.transactions)
         .await?;
+    still_holds(&publisher.client, subscription, &view, from).await?;
     info!(subscription = %subscription.name, lsn = %from, values = ?choice.format, transactions = ?choice.transactions, "streaming");
     context.tell(Phase::Streaming).await;
     let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
@@ -249,7 +255,8 @@ async fn skip_ahead(context: &Context, armed: Option<Lsn>, from: Lsn) -> Result<
 /// What an attempt needs of what the target records of the subscription.
 #[derive(Default)]
 struct Recorded {
-    publisher: Option<String>,
+    /// What is compared with the publisher; its position is read anew.
+    record: trust::Record,
     tables: Vec<TableRow>,
     skip: Option<Lsn>,
     warnings: Vec<String>,
@@ -258,27 +265,11 @@ struct Recorded {
 impl Recorded {
     fn of(row: Option<SubscriptionRow>) -> Self {
         row.map_or_else(Self::default, |row| Self {
-            publisher: row.publisher_system_id,
+            record: verify::record(&row, None),
             tables: row.tables,
             skip: row.skip_lsn,
             warnings: row.warnings,
         })
-    }
-}
-
-/// The positions belong to one publisher; another one's would mean nothing there.
-async fn check_identity(
-    context: &Context,
-    identity: &SystemIdentity,
-    known: Option<String>,
-) -> Result<(), Failure> {
-    match known {
-        Some(known) if known != identity.system_id => Err(Failure::pause(
-            PauseReason::PublisherError,
-            findings::other_publisher(&identity.system_id, &known, &context.subscription.name),
-        )),
-        Some(_) => Ok(()),
-        None => Ok(context.store.set_publisher(context.name(), &identity.system_id).await?),
     }
 }
 

@@ -61,6 +61,10 @@ mod tidy;
 #[cfg(test)]
 mod triggers;
 #[cfg(test)]
+mod trust;
+#[cfg(test)]
+mod trust_restarts;
+#[cfg(test)]
 mod values;
 #[cfg(test)]
 mod verdicts;
