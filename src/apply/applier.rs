@@ -56,8 +56,9 @@ struct IdlePosition {
     recorded_at: Option<Instant>,
 }
 
-/// Idle positions are recorded this often at most.
-const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Idle positions are recorded this often at most. Not less often: a publisher that commits synchronously
+/// waits for them when it commits what is not published.
+const IDLE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How events are applied as they come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
