@@ -92,6 +92,9 @@ pub enum PauseReason {
     Operator,
     /// The slot is missing, or the publisher has removed WAL that it needs.
     SlotLost,
+    /// Positions of publisher, slot and target contradict each other: one of them has been made again,
+    /// restored or replaced.
+    Diverged,
     /// The target refuses for a reason that waiting does not cure.
     TargetError,
     /// The publisher refuses for a reason that waiting does not cure.
@@ -108,6 +111,7 @@ impl PauseReason {
             Self::Schema => "schema",
             Self::Operator => "operator",
             Self::SlotLost => "slot_lost",
+            Self::Diverged => "diverged",
             Self::TargetError => "target_error",
             Self::PublisherError => "publisher_error",
             Self::Protocol => "protocol",

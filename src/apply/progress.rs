@@ -58,6 +58,9 @@ const CREATE: &str = as_owner!(
 const TAKE_OVER: &str =
     "UPDATE pgsluice.progress SET term = $2 WHERE subscription = $1 AND term <= $2 RETURNING applied_lsn";
 
+const IDLE: &str = "UPDATE pgsluice.progress SET applied_lsn = $4, updated_at = pg_catalog.clock_timestamp() \
+    WHERE subscription = $1 AND term = $2 AND applied_lsn = $3";
+
 const LOAD: &str = "SELECT applied_lsn, term FROM pgsluice.progress WHERE subscription = $1";
 
 /// Makes the row the owner's, and returns the position up to which everything has been applied; none before the
@@ -128,6 +131,20 @@ pub async fn flush(client: &Client, subscription: &SubscriptionName, term: Term)
         quote_literal(subscription.as_str())
     );
     Ok(client.batch_execute(&sql).await?)
+}
+
+/// Records that there is nothing to apply up to `to`, outside of a stream; fails if another writer got there
+/// first.
+pub async fn record_idle(
+    client: &Client,
+    subscription: &SubscriptionName,
+    term: Term,
+    from: Lsn,
+    to: Lsn,
+) -> Result<(), ApplyError> {
+    let (was, to) = (PgLsn::from(from.as_u64()), PgLsn::from(to.as_u64()));
+    let moved = client.execute(IDLE, &[&subscription.as_str(), &term.as_i64(), &was, &to]).await?;
+    if moved == 1 { Ok(()) } else { Err(ApplyError::ProgressMoved { expected: from }) }
 }
 
 /// Moves the position; fails if another writer got there first.

@@ -8,7 +8,7 @@ use crate::config::{Origin, Subscription};
 use crate::error::Diagnosis;
 use crate::net::{self, ConnectError, Encryption};
 use crate::pg::conninfo::{ConnInfo, Host, HostAddress};
-use crate::pg::{ImposedLimit, Lsn, QualifiedName, imposed_limits, nearest, quote_ident};
+use crate::pg::{ImposedLimit, Lsn, QualifiedName, TimelineHistory, imposed_limits, nearest, quote_ident};
 use crate::replication::SystemIdentity;
 use crate::schema::catalog::{PublisherFacts, Side, TargetFacts, UnselectableTable, unreadable};
 use crate::schema::mapping::MappingNote;
@@ -16,6 +16,7 @@ use crate::schema::{PublishedTable, render::table_sql};
 use crate::store::{SubscriptionRow, TableState};
 use crate::subscription::findings as service;
 use crate::subscription::slot::{self, OnMissing, SlotPlan, SlotView};
+use crate::subscription::verify;
 use crate::target::{OriginLack, no_origin, no_replica_role, too_old};
 
 use super::findings::Findings;
@@ -176,10 +177,11 @@ pub(super) fn slot(
     subscription: &Subscription,
     view: &SlotView,
     recorded: &Recorded,
-    identity: Option<&SystemIdentity>,
+    identity: Option<(&SystemIdentity, Option<&TimelineHistory>)>,
+    checkpoint: Option<Lsn>,
 ) {
     let known = recorded.row().and_then(|row| row.publisher_system_id.as_deref());
-    if let (Some(known), Some(identity)) = (known, identity)
+    if let (Some(known), Some((identity, _))) = (known, identity)
         && known != identity.system_id
     {
         let other = service::other_publisher(&identity.system_id, known, &subscription.name);
@@ -198,6 +200,13 @@ pub(super) fn slot(
             findings.ok(Step::Slot, format!("\"{name}\" is there, from {from} on"));
         }
         Ok(SlotPlan::Continue { from }) => findings.ok(Step::Slot, format!("\"{name}\" goes on from {from}")),
+    }
+    if let (Some(row), Some((identity, history))) = (recorded.row(), identity) {
+        let record = verify::record(row, recorded.position());
+        let seen = verify::seen(view, identity, history.cloned(), checkpoint);
+        if let Err(failure) = verify::judged(&record, &seen, subscription) {
+            findings.fail(Step::Slot, failure.diagnosis);
+        }
     }
     let Some(found) = found else { return };
     if let (Some(pid), false) = (found.active_pid, recorded.is_running()) {

@@ -9,7 +9,7 @@ use crate::config::{Config, Subscription};
 use crate::error::Diagnosis;
 use crate::net::{self, ClientOptions, ConnectError, PgClient};
 use crate::pg::conninfo::ConnInfo;
-use crate::pg::{ImposedLimit, QualifiedName, SubscriptionName, TimeLimits};
+use crate::pg::{ImposedLimit, Lsn, QualifiedName, SubscriptionName, TimeLimits, TimelineHistory};
 use crate::replication::{CommandError, ReplicationConnection, SessionOptions, SystemIdentity};
 use crate::schema::catalog::{self, CatalogError, PublisherFacts, Side, TargetFacts, UnselectableTable};
 use crate::schema::{Mapping, PublishedTable, ReplicationRole, TargetTable};
@@ -45,7 +45,8 @@ struct Publisher {
     published: Answer<Vec<PublishedTable>>,
     existing: Answer<BTreeSet<QualifiedName>>,
     denied: Answer<Vec<UnselectableTable>>,
-    identity: Answer<SystemIdentity>,
+    checkpoint: Answer<Option<Lsn>>,
+    identity: Answer<(SystemIdentity, Option<TimelineHistory>)>,
     /// Time-outs that hold in its sessions.
     imposed: Vec<ImposedLimit>,
 }
@@ -163,13 +164,14 @@ async fn reach_publisher(subscription: &Subscription) -> Result<Publisher, Conne
         Ok((identity, imposed)) => (Ok(identity), imposed),
         Err(diagnosis) => (Err(diagnosis), Vec::new()),
     };
+    let checkpoint = asked(side, catalog::last_checkpoint(&*client)).await;
     let mut imposed = imposed_limits(&client).await;
     for limit in replication_imposed {
         if !imposed.contains(&limit) {
             imposed.push(limit);
         }
     }
-    Ok(Publisher { client, facts, view, published, existing, denied, identity, imposed })
+    Ok(Publisher { client, facts, view, published, existing, denied, checkpoint, identity, imposed })
 }
 
 /// The time-outs that an ordinary session could not lift. A session that does not answer has told so
@@ -179,9 +181,12 @@ async fn imposed_limits(client: &PgClient) -> Vec<ImposedLimit> {
     asked.ok().and_then(Result::ok).unwrap_or_default()
 }
 
+/// What only a replication connection tells: to whom it leads, and where that server's timeline comes from.
+type Identity = (SystemIdentity, Option<TimelineHistory>);
+
 /// A replication connection, only to see that it can be made, to whom it leads, and which time-outs it
 /// could not lift.
-async fn replicate(subscription: &Subscription) -> Result<(SystemIdentity, Vec<ImposedLimit>), Diagnosis> {
+async fn replicate(subscription: &Subscription) -> Result<(Identity, Vec<ImposedLimit>), Diagnosis> {
     let options = SessionOptions {
         application_name: format!("{} check", subscription.name),
         client_encoding: "UTF8".to_owned(),
@@ -190,7 +195,8 @@ async fn replicate(subscription: &Subscription) -> Result<(SystemIdentity, Vec<I
     let mut connection = connected.map_err(|error| error.diagnosis())?;
     let answers = async {
         let identity = connection.identify_system().await?;
-        Ok((identity, connection.imposed_limits().await?))
+        let history = connection.timeline_history(identity.timeline).await.ok();
+        Ok(((identity, history), connection.imposed_limits().await?))
     };
     let answers = answers.await.map_err(|error: CommandError| error.diagnosis());
     connection.close().await;
@@ -270,7 +276,7 @@ fn judge_publisher(
     recorded: &Recorded,
 ) {
     let identity = publisher.identity.as_ref();
-    verdict::replication(findings, identity.map_err(Clone::clone));
+    verdict::replication(findings, identity.map(|(identity, _)| identity).map_err(Clone::clone));
     verdict::time_limits(findings, Side::Publisher, &subscription.publisher.user, &publisher.imposed);
     match &publisher.facts {
         Ok(facts) => verdict::wal_level(findings, facts),
@@ -281,7 +287,9 @@ fn judge_publisher(
             if let Ok(facts) = &publisher.facts {
                 verdict::room(findings, facts, view, recorded);
             }
-            verdict::slot(findings, subscription, view, recorded, identity.ok());
+            let identity = identity.ok().map(|(identity, history)| (identity, history.as_ref()));
+            let checkpoint = publisher.checkpoint.as_ref().ok().copied().flatten();
+            verdict::slot(findings, subscription, view, recorded, identity, checkpoint);
         }
         Err(diagnosis) => findings.fail(Step::Slot, diagnosis.clone()),
     }

@@ -12,6 +12,7 @@ mod nearest;
 mod secret;
 mod term;
 mod time_limits;
+mod timeline;
 
 pub use ident::{quote_ident, quote_literal};
 pub use lsn::{Lsn, ParseLsnError};
@@ -19,6 +20,7 @@ pub use name::{ParseNameError, QualifiedName, SlotName, SubscriptionName};
 pub use secret::Secret;
 pub use term::Term;
 pub use time_limits::{ImposedLimit, TimeLimits, imposed_limits};
+pub use timeline::{HISTORY_BYTES_MAX, Switch, TimelineError, TimelineHistory};
 
 pub(crate) use hash::fnv1a;
 pub(crate) use nearest::{nearest, one_of};

@@ -32,7 +32,7 @@ use crate::net::{
     ConnectError, ConnectErrorKind, Dialed, Login, LoginError, Purpose, Step, establish, server_version_num,
 };
 use crate::pg::conninfo::{ConnInfo, Host, TargetSessionAttrs};
-use crate::pg::{ImposedLimit, Lsn, SlotName, TimeLimits};
+use crate::pg::{ImposedLimit, Lsn, SlotName, TimeLimits, TimelineHistory};
 
 /// Settings that the session relies on; the user's own `options` come first and yield to these.
 const OPTIONS: &str = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 \
@@ -125,6 +125,22 @@ impl ReplicationConnection {
             xlog_position: parsed(command, row, 2, "xlogpos", "an LSN")?,
             dbname: row.text(3).map(str::to_owned),
         })
+    }
+
+    /// `TIMELINE_HISTORY`: the ancestors of `timeline`. Timeline 1 has none, and no history file.
+    ///
+    /// # Errors
+    /// The server has no such file, or what it holds is no timeline's history.
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<TimelineHistory, CommandError> {
+        if timeline == 1 {
+            return Ok(TimelineHistory::first(timeline));
+        }
+        let command = "TIMELINE_HISTORY";
+        let rows = self.run(command, &format!("{command} {timeline}")).await?;
+        let row = single(command, &rows)?;
+        let content = row.get(1).ok_or_else(|| malformed(command, "content", "a timeline's history"))?;
+        TimelineHistory::parse(timeline, content)
+            .map_err(|error| CommandError::new(command, CommandErrorKind::Timeline(error)))
     }
 
     /// Runs SQL in the session's database and returns all rows as text values. Several statements

@@ -11,6 +11,7 @@ use super::command::Unsupported;
 use super::frame::FrameError;
 use super::wire::WireError;
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
+use crate::pg::TimelineError;
 
 /// A command on the replication connection failed.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,8 @@ pub enum CommandErrorKind {
     Abandoned,
     #[error("the answer is larger than {} MiB", .0 / (1024 * 1024))]
     TooLarge(usize),
+    #[error(transparent)]
+    Timeline(TimelineError),
     #[error("the command could not be sent")]
     Encode(#[source] io::Error),
 }
@@ -211,9 +214,10 @@ impl CommandError {
                 Disposition::Retry
             }
             CommandErrorKind::Unsupported(_) => Disposition::Pause(PauseReason::PublisherError),
-            CommandErrorKind::Wire(_) | CommandErrorKind::TooLarge(_) | CommandErrorKind::Encode(_) => {
-                Disposition::Pause(PauseReason::Protocol)
-            }
+            CommandErrorKind::Wire(_)
+            | CommandErrorKind::TooLarge(_)
+            | CommandErrorKind::Timeline(_)
+            | CommandErrorKind::Encode(_) => Disposition::Pause(PauseReason::Protocol),
         }
     }
 
@@ -224,9 +228,10 @@ impl CommandError {
             CommandErrorKind::Server(error) => server_diagnosis(error, Moment::Command),
             CommandErrorKind::Unsupported(unsupported) => Diagnosis::new(unsupported.to_string())
                 .hint("upgrade the publisher, or change the subscription's configuration"),
-            CommandErrorKind::Closed | CommandErrorKind::Abandoned | CommandErrorKind::TooLarge(_) => {
-                Diagnosis::new(format!("{command} failed: {}", self.kind))
-            }
+            CommandErrorKind::Closed
+            | CommandErrorKind::Abandoned
+            | CommandErrorKind::Timeline(_)
+            | CommandErrorKind::TooLarge(_) => Diagnosis::new(format!("{command} failed: {}", self.kind)),
             CommandErrorKind::Io(source) | CommandErrorKind::Encode(source) => {
                 Diagnosis::new(format!("{command} failed: {}", self.kind)).detail(source.to_string())
             }

@@ -27,13 +27,14 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_mins(5);
 const ACTION: &str = "migrate schema pgsluice";
 
 /// Every version of schema `pgsluice`: number, what it brings, SQL.
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: [(i64, &str, &str); 7] = [
     (1, "subscriptions", include_str!("../../migrations/0001_subscriptions.sql")),
     (2, "conflicts", include_str!("../../migrations/0002_conflicts.sql")),
     (3, "commands", include_str!("../../migrations/0003_commands.sql")),
     (4, "boxes", include_str!("../../migrations/0004_boxes.sql")),
     (5, "plan_id", include_str!("../../migrations/0005_plan_id.sql")),
     (6, "terms", include_str!("../../migrations/0006_terms.sql")),
+    (7, "publisher history", include_str!("../../migrations/0007_publisher_history.sql")),
 ];
 
 /// The version of schema `pgsluice` that this pgsluice works with.

@@ -29,6 +29,7 @@ mod lock;
 mod migrate;
 mod options;
 mod owner;
+mod publisher;
 mod spelling;
 mod state;
 mod status;

@@ -9,9 +9,11 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 use crate::boundary;
 use crate::error::{Diagnosis, PauseReason};
 use crate::pg::{Lsn, SlotName, SubscriptionName, as_owner};
+use crate::subscription::trust::PublisherRecord;
 
 use super::codec::Time;
 use super::error::SkipRefusal;
+use super::publisher;
 use super::table::{self, TableRow};
 use super::{
     Desired, EventKind, Ownership, State, Store, StoreError, StoreErrorKind, event, lock, lost, owner,
@@ -115,6 +117,8 @@ pub struct SubscriptionRow {
     pub progress: Option<Progress>,
     /// A conflict is open whose transaction has been applied: the note was lost that settles it.
     pub has_passed_conflict: bool,
+    /// What was seen of the publisher; none if nothing was, or an older version looked.
+    pub publisher: Option<PublisherRecord>,
     /// By publisher's name.
     pub tables: Vec<TableRow>,
     /// Whether a session holds the advisory lock: a service applies it now.
@@ -128,7 +132,11 @@ const SELECT: &str = "\
            s.received_lsn::pg_catalog.text, s.flushed_lsn::pg_catalog.text, \
            s.publisher_lsn::pg_catalog.text, s.lag_bytes, s.lag_seconds, s.wal_status, s.retained_bytes, \
            s.warnings, s.instance, s.reported_at, s.created_at, p.applied_lsn::pg_catalog.text, \
-           p.commit_time, p.transactions, p.updated_at, EXISTS (SELECT FROM pgsluice.conflict c \
+           p.commit_time, p.transactions, p.updated_at, s.publisher_timeline, \
+           s.publisher_timeline_start::pg_catalog.text, s.publisher_started_at, s.publisher_is_standby, \
+           s.publisher_wal_lsn::pg_catalog.text AS witnessed_wal, s.publisher_next_xid, \
+           s.slot_restart_lsn::pg_catalog.text, s.publisher_seen_at, s.distrusted_started_at, \
+           EXISTS (SELECT FROM pgsluice.conflict c \
                WHERE c.subscription = s.name AND c.resolved_at IS NULL AND c.commit_lsn < p.applied_lsn) AS passed \
     FROM pgsluice.subscription s LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
     WHERE $1::pg_catalog.text IS NULL OR s.name = $1 ORDER BY s.name";
@@ -173,22 +181,6 @@ impl Store {
             .execute(&self.pool)
             .await?;
             Ok(())
-        })
-        .await
-    }
-
-    /// Records which publisher the positions belong to.
-    pub async fn set_publisher(&self, owner: &Ownership, system_id: &str) -> Result<(), StoreError> {
-        self.run("record the publisher", async {
-            let recorded = sqlx::query(as_owner!(
-                " UPDATE pgsluice.subscription s SET publisher_system_id = $3 FROM owner WHERE s.name = owner.name"
-            ))
-            .bind(owner.name())
-            .bind(owner.term().as_i64())
-            .bind(system_id)
-            .execute(&self.pool);
-            let done = boundary::deed!("subscription::publisher", recorded.await, Err(lost()))?;
-            owner::met(&self.pool, done.rows_affected(), owner).await
         })
         .await
     }
@@ -451,6 +443,7 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
         created_at: row.try_get::<Time, _>("created_at")?.0,
         progress,
         has_passed_conflict: row.try_get("passed")?,
+        publisher: publisher::decode(row)?,
         tables: Vec::new(),
         owned: false,
     })

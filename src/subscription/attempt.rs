@@ -14,12 +14,10 @@ use tracing::{info, warn};
 
 use crate::apply::{Applier, Member, Membership, Start, progress};
 use crate::config::{Subscription, SynchronousCommit};
-use crate::error::{Diagnosis, PauseReason};
+use crate::error::Diagnosis;
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, QualifiedName};
-use crate::replication::{
-    CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec, SystemIdentity,
-};
+use crate::replication::{CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec};
 use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, TablePlan, catalog};
 use crate::store::{NewTables, Ownership, Store, SubscriptionRow, TableMapping, TableRow, TableState};
 use crate::target::TargetSession;
@@ -37,6 +35,8 @@ use super::slot::{self, OnMissing, SlotPlan};
 use super::snapshot::Snapshot;
 use super::stream::{self, StreamEnd};
 use super::table_sync::{SyncJob, TableSyncs};
+use super::trust;
+use super::verify::{self, check_identity, still_holds, verify};
 
 /// What an attempt needs, and where it tells how it goes.
 #[derive(Debug, Clone)]
@@ -146,7 +146,7 @@ pub(super) async fn run(
     if let Some(diagnosis) = findings::wal_level(&publisher.settings.wal_level) {
         return Err(Failure::retry(diagnosis).because_of(Cause::WalLevel));
     }
-    check_identity(context, &identity, known.publisher).await?;
+    check_identity(context, &identity, known.record.system_id.as_deref()).await?;
     let term = context.owner.term();
     let (position, view) = tokio::join!(
         progress::take_over(session.client(), &subscription.name, term),
@@ -157,6 +157,8 @@ pub(super) async fn run(
         // What is recorded is reported to the publisher as flushed.
         progress::flush(session.client(), &subscription.name, term).await?;
     }
+    let mut record = known.record;
+    record.applied = position;
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(
         &subscription.slot,
@@ -166,6 +168,9 @@ pub(super) async fn run(
         on_missing,
         &subscription.publisher.dbname,
     )?;
+    let applied =
+        verify(context, session, &publisher.client, &mut replication, &identity, &view, &record).await?;
+    let plan = plan.from(applied);
     let mut warnings = Vec::new();
     let tables = take_up_tables(context, published?, known.tables, plan, &mut warnings).await?;
     let mut pending = compare_pending(session, &tables, &mut warnings).await?;
@@ -206,6 +211,7 @@ pub(super) async fn run(
     let stream = publisher
         .start(subscription, replication, &subscription.slot, from, choice.format, choice.transactions)
         .await?;
+    still_holds(&publisher.client, subscription, &view, from).await?;
     info!(subscription = %subscription.name, lsn = %from, values = ?choice.format, transactions = ?choice.transactions, "streaming");
     context.tell(Phase::Streaming).await;
     let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
@@ -253,7 +259,8 @@ async fn skip_ahead(context: &Context, armed: Option<Lsn>, from: Lsn) -> Result<
 /// What an attempt needs of what the target records of the subscription.
 #[derive(Default)]
 struct Recorded {
-    publisher: Option<String>,
+    /// What is compared with the publisher; its position is read anew.
+    record: trust::Record,
     tables: Vec<TableRow>,
     skip: Option<Lsn>,
     has_passed_conflict: bool,
@@ -263,28 +270,12 @@ struct Recorded {
 impl Recorded {
     fn of(row: Option<SubscriptionRow>) -> Self {
         row.map_or_else(Self::default, |row| Self {
-            publisher: row.publisher_system_id,
+            record: verify::record(&row, None),
             tables: row.tables,
             skip: row.skip_lsn,
             has_passed_conflict: row.has_passed_conflict,
             warnings: row.warnings,
         })
-    }
-}
-
-/// The positions belong to one publisher; another one's would mean nothing there.
-async fn check_identity(
-    context: &Context,
-    identity: &SystemIdentity,
-    known: Option<String>,
-) -> Result<(), Failure> {
-    match known {
-        Some(known) if known != identity.system_id => Err(Failure::pause(
-            PauseReason::PublisherError,
-            findings::other_publisher(&identity.system_id, &known, &context.subscription.name),
-        )),
-        Some(_) => Ok(()),
-        None => Ok(context.store.set_publisher(&context.owner, &identity.system_id).await?),
     }
 }
 

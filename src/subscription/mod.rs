@@ -9,6 +9,7 @@
 //! # Invariants
 //! - `state::step` alone decides what follows what; it is pure.
 //! - An attempt can be dropped anywhere; the target's record tells where to begin again.
+//! - Nothing is streamed before publisher, slot and target are found to belong together (`trust`).
 //! - The publisher hears from the reader whatever the target does.
 //!
 //! SQL on user tables is not here (`apply`, `copy`), nor is what an operator sees (`store`, `cli`).
@@ -32,6 +33,9 @@ mod snapshot;
 mod state;
 mod stream;
 mod table_sync;
+pub mod trust;
+pub(crate) mod verify;
+mod witnesses;
 mod worker;
 
 pub(crate) use failure::schema_failure;

@@ -22,6 +22,8 @@ use super::publications::Publications;
 use super::publisher::monitor_options;
 use super::slot::{self, SlotView};
 use super::snapshot::{Link, Snapshot};
+use super::trust::Witnesses;
+use super::witnesses::Waiting;
 
 /// How often positions are read and reported.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -76,6 +78,7 @@ impl Monitor {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut session: Option<PgClient> = None;
         let mut lag = LagClock::default();
+        let mut waiting = Waiting::default();
         let mut published_at = Instant::now();
         let (mut pause, mut not_before) = (INTERVAL, Instant::now());
         let mut reached = self.publications.subscribe();
@@ -108,7 +111,10 @@ impl Monitor {
                     changed != publications.seen
                 });
             }
-            self.report(round.map(|round| round.view), &mut lag, started.elapsed()).await;
+            let view = round.map(|round| round.view);
+            let proven = view.as_ref().and_then(|view| waiting.take(started.elapsed(), view));
+            self.report(view, &mut lag, started.elapsed()).await;
+            self.record(proven).await;
         }
     }
 
@@ -131,6 +137,14 @@ impl Monitor {
             None
         };
         Some(Round { view, published })
+    }
+
+    /// Records what the publisher has shown: it must not show less when it comes back.
+    async fn record(&self, proven: Option<((u32, jiff::Timestamp), Witnesses)>) {
+        let Some((run, proven)) = proven else { return };
+        if let Err(error) = self.store.raise_witnesses(&self.owner, run, &proven).await {
+            debug!(subscription = %self.subscription.name, %error, "what was seen of the publisher not recorded");
+        }
     }
 
     async fn report(&self, view: Option<SlotView>, lag: &mut LagClock, now: Duration) {

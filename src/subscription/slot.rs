@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::Deserialize;
 use tracing::info;
 
@@ -14,6 +15,7 @@ use crate::pg::{Lsn, SlotName, SubscriptionName, fnv1a};
 use crate::schema::catalog::{self, CatalogError};
 
 use super::failure::Failure;
+use super::trust::{Role, SlotHealth, SlotSeen, start_over};
 
 /// How often, and how many times, a slot is looked at that is still being created.
 const CREATION_POLL: Duration = Duration::from_millis(100);
@@ -37,12 +39,22 @@ pub(crate) struct SlotInfo {
     /// 16+.
     #[serde(default)]
     pub conflicting: Option<bool>,
+    /// 17+: kept up to date from a primary.
+    #[serde(default)]
+    pub synced: bool,
 }
 
 /// The publisher's position and the slot's state, read together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SlotView {
     pub publisher_lsn: Lsn,
+    pub role: Role,
+    /// Where the next record goes, and on which timeline; none on a standby.
+    pub inserted: Option<Lsn>,
+    pub timeline: Option<u32>,
+    pub next_xid: u64,
+    /// When the postmaster started.
+    pub started_at: Timestamp,
     pub slot: Option<SlotInfo>,
 }
 
@@ -61,17 +73,41 @@ pub(crate) enum SlotPlan {
     },
 }
 
+impl SlotPlan {
+    /// Goes on from the position that is recorded by now.
+    pub(super) fn from(self, recorded: Option<Lsn>) -> Self {
+        match (self, recorded) {
+            (Self::Continue { .. }, Some(from)) => Self::Continue { from },
+            (plan, _) => plan,
+        }
+    }
+}
+
 impl SlotInfo {
     /// Bytes of WAL that the slot keeps the publisher from removing.
     pub(crate) fn retained_bytes(&self, publisher: Lsn) -> Option<u64> {
-        let restart: Lsn = self.restart_lsn.as_ref()?.parse().ok()?;
-        Some(publisher.bytes_since(restart))
+        Some(publisher.bytes_since(self.restart_lsn()?))
     }
 
     /// Whether a connection is still creating it, most often waiting for transactions of the
     /// publisher that are older than the slot.
     fn is_in_creation(&self) -> bool {
         self.confirmed_flush_lsn.is_none() && self.active_pid.is_some()
+    }
+
+    pub(super) fn restart_lsn(&self) -> Option<Lsn> {
+        self.restart_lsn.as_ref()?.parse().ok()
+    }
+
+    /// As far as it matters to whether it can be trusted.
+    pub(super) fn seen(&self) -> SlotSeen {
+        let health = match (self.is_lost(), self.synced) {
+            (true, _) => SlotHealth::Lost,
+            (false, true) => SlotHealth::Synchronised,
+            (false, false) => SlotHealth::Good,
+        };
+        let confirmed = self.confirmed_flush_lsn.as_ref().and_then(|lsn| lsn.parse().ok());
+        SlotSeen { confirmed, restart_lsn: self.restart_lsn(), health }
     }
 
     fn is_lost(&self) -> bool {
@@ -83,8 +119,16 @@ impl SlotInfo {
 
 /// Reads the publisher's position and the slot.
 pub(crate) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView, CatalogError> {
-    let (publisher_lsn, row) = catalog::slot_row(&**client, slot).await?;
-    Ok(SlotView { publisher_lsn, slot: row.and_then(|json| serde_json::from_str(&json).ok()) })
+    let row = catalog::slot_row(&**client, slot).await?;
+    Ok(SlotView {
+        publisher_lsn: row.position,
+        role: if row.in_recovery { Role::Standby } else { Role::Primary },
+        inserted: row.inserted,
+        timeline: row.timeline,
+        next_xid: row.next_xid,
+        started_at: Timestamp::from_microsecond(row.started_us).unwrap_or_default(),
+        slot: row.slot.and_then(|json| serde_json::from_str(&json).ok()),
+    })
 }
 
 /// A walsender that waits for old transactions while it creates a slot does not notice that its
@@ -243,13 +287,6 @@ fn lost(name: &SlotName, subscription: &SubscriptionName, slot: &SlotInfo) -> Fa
     )
 }
 
-fn start_over(subscription: &SubscriptionName) -> String {
-    format!(
-        "start over: \"pgsluice drop {subscription}\", empty the target's tables, and let pgsluice create \
-         the subscription again"
-    )
-}
-
 fn foreign(name: &SlotName, detail: String) -> Failure {
     Failure::pause(
         PauseReason::PublisherError,
@@ -276,6 +313,7 @@ mod tests {
             wal_status: Some("reserved".into()),
             invalidation_reason: None,
             conflicting: None,
+            synced: false,
         }
     }
 

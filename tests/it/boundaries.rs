@@ -61,6 +61,8 @@ enum Scenario {
     Skip,
     /// The command line asks for that.
     AskToSkip,
+    /// The command line names the transaction to pass over by its position.
+    SkipByPosition,
     /// The subscription is dropped.
     Drop,
 }
@@ -102,7 +104,7 @@ boundaries! {
     conflict_is_settled_by_a_retry: "conflict::applied" Retry;
     command_is_taken: "command::take" Retry;
     skip_is_asked_for: "command::submit" AskToSkip;
-    skip_is_armed: "skip::arm" Skip;
+    skip_is_armed: "skip::arm" SkipByPosition;
     conflict_is_resolved: "conflict::resolve" Skip;
     command_is_answered: "command::answer" Skip;
     skip_is_finished: "skip::finish" Skip;
@@ -137,10 +139,10 @@ impl Case {
         self.prepare(&world).await;
         match self.scenario {
             Scenario::Drop => self.break_command(&world, &["drop", &world.subscription]).await,
-            Scenario::AskToSkip => {
+            Scenario::AskToSkip | Scenario::SkipByPosition => {
                 let service = world.run();
                 world.wait_paused("conflict").await;
-                self.break_command(&world, &skip(&world).await).await;
+                self.break_command(&world, &self.skip(&world).await).await;
                 self.settle(&world).await;
                 service.kill9().await;
             }
@@ -191,7 +193,11 @@ impl Case {
                     .exec("INSERT INTO log SELECT n, 'one by one' FROM generate_series(1, 9) n")
                     .await;
             }
-            Scenario::Conflict | Scenario::Retry | Scenario::Skip | Scenario::AskToSkip => {
+            Scenario::Conflict
+            | Scenario::Retry
+            | Scenario::Skip
+            | Scenario::AskToSkip
+            | Scenario::SkipByPosition => {
                 world.target.exec("INSERT INTO keyed VALUES (1, 'local')").await;
                 world.publisher.exec(CONFLICTING).await;
             }
@@ -222,7 +228,7 @@ impl Case {
         let mut service = world.run_with(&[("FAILPOINTS", &self.armed())]);
         let asking = match self.scenario {
             Scenario::Retry => Some(vec!["resume".to_owned(), world.subscription.clone()]),
-            Scenario::Skip => Some(skip(world).await),
+            Scenario::Skip => Some(self.skip(world).await),
             _ => None,
         };
         if let Some(asking) = asking {
@@ -276,7 +282,9 @@ impl Case {
             Scenario::Retry => {
                 self.ask_again(world, &["resume".to_owned(), world.subscription.clone()]).await;
             }
-            Scenario::Skip | Scenario::AskToSkip => self.ask_again(world, &skip(world).await).await,
+            Scenario::Skip | Scenario::AskToSkip | Scenario::SkipByPosition => {
+                self.ask_again(world, &self.skip(world).await).await;
+            }
         }
         world.wait_state_within(SOON, "streaming").await;
         until_within(SOON, &format!("{self:?}: all is settled"), async || self.is_settled(world).await).await;
@@ -296,7 +304,7 @@ impl Case {
     }
 
     async fn is_settled(self, world: &World) -> Result<(), String> {
-        let skipped = matches!(self.scenario, Scenario::Skip | Scenario::AskToSkip);
+        let skipped = self.skips();
         let tables: &[&str] = if self.scenario == Scenario::Join { &["log", "late"] } else { &["log"] };
         for table in tables {
             let all = format!("SELECT id, note FROM {table} ORDER BY 1, 2");
@@ -312,7 +320,7 @@ impl Case {
         }
         let keyed = world.target.lines("SELECT note FROM keyed").await;
         let expected: &[&str] = match self.scenario {
-            Scenario::Skip | Scenario::AskToSkip => &["local"],
+            Scenario::Skip | Scenario::AskToSkip | Scenario::SkipByPosition => &["local"],
             Scenario::Conflict | Scenario::Retry | Scenario::Sets => &["remote"],
             _ => &[],
         };
@@ -348,6 +356,21 @@ impl Case {
         assert_eq!(service.sigterm().await, 0, "{self:?}");
     }
 
+    fn skips(self) -> bool {
+        matches!(self.scenario, Scenario::Skip | Scenario::AskToSkip | Scenario::SkipByPosition)
+    }
+
+    /// What an operator says to pass over the transaction of the open conflict.
+    async fn skip(self, world: &World) -> Vec<String> {
+        let open = "SELECT max(id), max(commit_lsn) FROM pgsluice.conflict";
+        let open = world.target.lines(open).await;
+        let (id, lsn) = open.first().and_then(|open| open.split_once('|')).unwrap_or_default();
+        if self.scenario == Scenario::SkipByPosition {
+            return ["skip", &world.subscription, "--lsn", lsn].map(str::to_owned).to_vec();
+        }
+        ["conflicts", "resolve", id, "--with", "skip-transaction"].map(str::to_owned).to_vec()
+    }
+
     /// A drop, or a second one, leaves nothing behind.
     async fn nothing_is_left(self, world: &World) {
         let (code, told) = command(world, &["drop", &world.subscription], None).await;
@@ -361,13 +384,6 @@ impl Case {
             UNION ALL SELECT 'slot', slot_name FROM pg_replication_slots";
         assert_eq!(world.target.lines(left).await, [""; 0], "{self:?}");
     }
-}
-
-/// What an operator says to pass over the transaction of the open conflict.
-async fn skip(world: &World) -> Vec<String> {
-    let id = "SELECT coalesce(max(id), 0) FROM pgsluice.conflict";
-    let id = world.target.value(id).await.unwrap();
-    ["conflicts", "resolve", &id, "--with", "skip-transaction"].map(str::to_owned).to_vec()
 }
 
 /// A command's exit code (none if it was killed), and all that it said.
@@ -395,7 +411,9 @@ fn every_boundary_of_the_sources_is_broken() {
                 folders.push(path);
             } else if !path.ends_with("boundary.rs") {
                 let text = std::fs::read_to_string(&path).unwrap();
-                let names = text.split("boundary::deed!(").skip(1).map(|rest| {
+                let marked = ["boundary::deed!(", "boundary::is_lost!("];
+                let places = marked.iter().flat_map(|mark| text.split(mark).skip(1));
+                let names = places.map(|rest| {
                     let name = rest.trim_start().strip_prefix('"').and_then(|rest| rest.split('"').next());
                     name.unwrap_or_else(|| panic!("a boundary without a name in {path:?}")).to_owned()
                 });

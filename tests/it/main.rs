@@ -67,6 +67,10 @@ mod time_limits;
 #[cfg(test)]
 mod triggers;
 #[cfg(test)]
+mod trust;
+#[cfg(test)]
+mod trust_restarts;
+#[cfg(test)]
 mod values;
 #[cfg(test)]
 mod verdicts;

@@ -26,7 +26,7 @@ pub use publisher::{
     PublisherFacts, PublisherSettings, UnselectableReason, UnselectableTable, has_synchronous_standbys,
     published_tables, publisher_facts, publisher_query, publisher_settings, unselectable_tables,
 };
-pub use slot::slot_row;
+pub use slot::{SlotRow, last_checkpoint, slot_row};
 pub use target::{TargetFacts, table_stamp_sql, target_facts, target_tables};
 pub use target_columns::target_column_types;
 pub use unreadable::{refused_copy, unreadable};

@@ -20,8 +20,18 @@ impl Database {
     /// Creates the database `name`.
     pub(crate) async fn create(server: &Cluster, name: &str) -> Self {
         server.create_database(name).await.unwrap_or_else(|error| panic!("{}", error.diagnosis()));
+        Self::on(server, name)
+    }
+
+    /// The database `name` of a server that has it.
+    pub(crate) fn on(server: &Cluster, name: &str) -> Self {
         let superuser = server.conninfo(name, pgsluice::demo::cluster::SUPERUSER);
         Self { name: name.to_owned(), port: server.port(), superuser }
+    }
+
+    /// The superuser's connection string.
+    pub(crate) fn superuser(&self) -> &str {
+        &self.superuser
     }
 
     /// A session of the superuser.

@@ -17,6 +17,7 @@
 
 pub(crate) mod cli;
 pub(crate) mod clusters;
+pub(crate) mod copies;
 pub(crate) mod database;
 pub(crate) mod http;
 pub(crate) mod privileges;

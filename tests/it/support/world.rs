@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use pgsluice::demo::binaries::ServerBinaries;
 use pgsluice::demo::cluster::{Cluster, ClusterOptions};
 use tempfile::TempDir;
 
@@ -50,6 +51,7 @@ pub(crate) enum Origins {
 #[derive(Debug)]
 pub(crate) struct Builder {
     servers: Servers,
+    publisher_binaries: Option<ServerBinaries>,
     replica_role: ReplicaRole,
     origins: Origins,
     encodings: [&'static str; 2],
@@ -64,6 +66,12 @@ pub(crate) struct Builder {
 impl Builder {
     pub(crate) fn servers(mut self, servers: Servers) -> Self {
         self.servers = servers;
+        self
+    }
+
+    /// Other server programs for the publisher than the run's.
+    pub(crate) fn publisher_binaries(mut self, binaries: ServerBinaries) -> Self {
+        self.publisher_binaries = Some(binaries);
         self
     }
 
@@ -130,6 +138,7 @@ impl Builder {
     /// [`PUBLICATION`], `CREATE PUBLICATION … FOR ALL TABLES` is.
     pub(crate) async fn start(self) -> World {
         let shared = self.servers == Servers::Shared
+            && self.publisher_binaries.is_none()
             && publisher_binaries() == target_binaries()
             && self.encodings[0] == self.encodings[1];
         let (publisher_server, target_server) = self.start_servers(shared).await;
@@ -161,7 +170,8 @@ impl Builder {
         let set = |options: ClusterOptions, settings: &[(String, String)]| {
             settings.iter().fold(options, |options, (name, value)| options.setting(name, value))
         };
-        let publisher = options(publisher_binaries()).label("publisher").encoding(self.encodings[0]);
+        let binaries = self.publisher_binaries.clone().unwrap_or_else(publisher_binaries);
+        let publisher = options(binaries).label("publisher").encoding(self.encodings[0]);
         let publisher = set(publisher, &self.publisher_settings);
         if shared {
             return (start(set(publisher.label("both"), &self.target_settings)).await, None);
@@ -250,6 +260,7 @@ impl World {
     pub(crate) fn builder() -> Builder {
         Builder {
             servers: Servers::Shared,
+            publisher_binaries: None,
             replica_role: ReplicaRole::Granted,
             origins: Origins::Granted,
             encodings: ["UTF8", "UTF8"],
@@ -269,6 +280,28 @@ impl World {
     /// The target's server; the publisher's if there is one only.
     pub(crate) fn target_server(&mut self) -> &mut Cluster {
         self.target_server.as_mut().unwrap_or(&mut self.publisher_server)
+    }
+
+    /// The configuration's publisher is another server from now on, with the same database and roles. Returns
+    /// the former one.
+    pub(crate) fn move_publisher(&mut self, server: Cluster) -> Cluster {
+        let moved = Database::on(&server, &self.publisher.name);
+        self.replace_port(self.publisher.port, moved.port);
+        self.publisher = moved;
+        std::mem::replace(&mut self.publisher_server, server)
+    }
+
+    /// The same with the target, which has a server of its own.
+    pub(crate) fn move_target(&mut self, server: Cluster) -> Option<Cluster> {
+        let moved = Database::on(&server, &self.target.name);
+        self.replace_port(self.target.port, moved.port);
+        self.target = moved;
+        self.target_server.replace(server)
+    }
+
+    fn replace_port(&self, from: u16, to: u16) {
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        std::fs::write(&self.config, text.replace(&format!("port={from} "), &format!("port={to} "))).unwrap();
     }
 
     /// A directory for the test's own files.

@@ -1,0 +1,186 @@
+//! Holds what the publisher shows against what the target has recorded, before anything is streamed.
+//!
+//! `trust` judges; here the facts are read, the verdict becomes a pause, and what a trusted publisher
+//! shows is recorded. `check` reads the same facts in its own way, and gets the same words.
+
+use tracing::info;
+
+use crate::apply::progress;
+use crate::config::Subscription;
+use crate::error::{Diagnosis, PauseReason};
+use crate::net::PgClient;
+use crate::pg::{Lsn, TimelineHistory};
+use crate::replication::{CommandErrorKind, ReplicationConnection, SystemIdentity};
+use crate::schema::catalog;
+use crate::store::{SubscriptionRow, TableRow, TableState};
+use crate::target::TargetSession;
+
+use super::attempt::Context;
+use super::failure::{Cause, Failure};
+use super::findings;
+use super::slot::{self, SlotInfo, SlotView};
+use super::trust::{self, Ground, Record, Seen, Verdict};
+
+/// What the target has recorded, with `applied` as its progress row says now.
+pub(crate) fn record(row: &SubscriptionRow, applied: Option<Lsn>) -> Record {
+    let is_ready = |table: &&TableRow| table.state == TableState::Ready;
+    Record {
+        system_id: row.publisher_system_id.clone(),
+        applied,
+        applied_at: row.progress.as_ref().map(|progress| progress.updated_at),
+        copied: row.tables.iter().filter(is_ready).filter_map(|table| table.synced_lsn).max(),
+        publisher: row.publisher.clone(),
+    }
+}
+
+/// The timeline that the publisher is on. A standby tells it to a replication connection only.
+pub(crate) fn timeline(view: &SlotView, identity: &SystemIdentity) -> u32 {
+    view.timeline.unwrap_or(identity.timeline)
+}
+
+/// What the publisher shows.
+pub(crate) fn seen(
+    view: &SlotView,
+    identity: &SystemIdentity,
+    history: Option<TimelineHistory>,
+    checkpoint: Option<Lsn>,
+) -> Seen {
+    Seen {
+        system_id: identity.system_id.clone(),
+        timeline: timeline(view, identity),
+        history,
+        role: view.role,
+        started_at: view.started_at,
+        wal: view.publisher_lsn,
+        next_xid: view.next_xid,
+        checkpoint,
+        slot: view.slot.as_ref().map(SlotInfo::seen),
+    }
+}
+
+/// The verdict as the service takes it. What `slot::plan` has to say of the slot is said there.
+pub(crate) fn judged(record: &Record, seen: &Seen, subscription: &Subscription) -> Result<Ground, Failure> {
+    let (name, slot) = (&subscription.name, &subscription.slot);
+    match trust::judge(record, seen) {
+        Verdict::Trusted(ground) => Ok(ground),
+        Verdict::NotYet(wait) => Err(Failure::retry(wait.diagnosis(slot)).because_of(Cause::Slot)),
+        Verdict::Diverged(divergence) => {
+            Err(Failure::pause(PauseReason::Diverged, divergence.diagnosis(record, name, slot)))
+        }
+        Verdict::OtherSystem | Verdict::SlotGone | Verdict::SlotLost => Ok(Ground::NothingRecorded),
+    }
+}
+
+/// The history of the publisher's timeline if it is needed; none also if the server does not have it.
+pub(crate) async fn history(
+    replication: &mut ReplicationConnection,
+    record: &Record,
+    view: &SlotView,
+    identity: &SystemIdentity,
+) -> Result<Option<TimelineHistory>, crate::replication::CommandError> {
+    let timeline = timeline(view, identity);
+    if !trust::needs_history(record, timeline, view.started_at) {
+        return Ok(None);
+    }
+    match replication.timeline_history(timeline).await {
+        Ok(history) => Ok(Some(history)),
+        Err(error) => match &error.kind {
+            CommandErrorKind::Server(server) if !server.is_transient() => Ok(None),
+            CommandErrorKind::Timeline(_) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+/// The positions belong to one publisher; another one's would mean nothing there.
+pub(super) async fn check_identity(
+    context: &Context,
+    identity: &SystemIdentity,
+    known: Option<&str>,
+) -> Result<(), Failure> {
+    match known {
+        Some(known) if known != identity.system_id => Err(Failure::pause(
+            PauseReason::PublisherError,
+            findings::other_publisher(&identity.system_id, known, &context.subscription.name),
+        )),
+        Some(_) => Ok(()),
+        None => Ok(context.store.set_publisher(&context.owner, &identity.system_id).await?),
+    }
+}
+
+/// Judges, records what a trusted publisher shows, and returns the position to go on from; none if
+/// nothing is recorded.
+pub(super) async fn verify(
+    context: &Context,
+    session: &TargetSession,
+    client: &PgClient,
+    replication: &mut ReplicationConnection,
+    identity: &SystemIdentity,
+    view: &SlotView,
+    record: &Record,
+) -> Result<Option<Lsn>, Failure> {
+    let (history, checkpoint) =
+        tokio::join!(history(replication, record, view, identity), catalog::last_checkpoint(&**client));
+    let seen = seen(view, identity, history?, checkpoint?);
+    if let Verdict::Diverged(divergence) = trust::judge(record, &seen)
+        && divergence.is_of_this_run()
+    {
+        context.store.distrust_publisher(&context.owner, seen.started_at).await?;
+    }
+    let ground = judged(record, &seen, &context.subscription)?;
+    let mut applied = record.applied;
+    match ground {
+        Ground::Promoted { from, at } => info!(
+            subscription = context.name(), lsn = %at, from, to = seen.timeline,
+            "the publisher was promoted, and has everything that the target has"
+        ),
+        Ground::NothingToCompare => applied = adopt_reported(context, session, applied, &seen).await?,
+        Ground::NothingRecorded | Ground::SameTimeline => {}
+    }
+    let now = trust::recorded(record, ground, &seen);
+    if record.publisher.as_ref() != Some(&now) {
+        context.store.set_publisher_record(&context.owner, &now).await?;
+    }
+    Ok(applied)
+}
+
+/// An older version has reported idle positions as flushed without recording them. From now on a slot
+/// that is ahead of the record proves a gap, so the record catches up with the slot first.
+async fn adopt_reported(
+    context: &Context,
+    session: &TargetSession,
+    applied: Option<Lsn>,
+    seen: &Seen,
+) -> Result<Option<Lsn>, Failure> {
+    let reported = seen.slot.and_then(|slot| slot.confirmed);
+    let (Some(from), Some(to)) = (applied, reported.filter(|to| Some(*to) > applied)) else {
+        return Ok(applied);
+    };
+    let (name, term) = (&context.subscription.name, context.owner.term());
+    progress::record_idle(session.client(), name, term, from, to).await?;
+    Ok(Some(to))
+}
+
+/// Looks at the slot once more when the stream holds it: from now on nobody can drop it, or move it by
+/// hand. Before the first status is sent, since older publishers set the slot back to what that says.
+pub(super) async fn still_holds(
+    client: &PgClient,
+    subscription: &Subscription,
+    before: &SlotView,
+    from: Lsn,
+) -> Result<(), Failure> {
+    let now = slot::view(client, &subscription.slot).await?;
+    let same_run =
+        (now.role, now.timeline, now.started_at) == (before.role, before.timeline, before.started_at);
+    let slot = now.slot.as_ref().filter(|slot| slot.active_pid.is_some()).map(SlotInfo::seen);
+    if same_run && slot.is_some_and(|slot| slot.confirmed.is_some_and(|confirmed| confirmed <= from)) {
+        return Ok(());
+    }
+    let diagnosis = Diagnosis::new(format!(
+        "replication slot \"{}\" or its server changed while the stream was being started",
+        subscription.slot
+    ))
+    .detail("nothing was streamed")
+    .hint("both are compared again with what the target has recorded; that goes on by itself");
+    Err(Failure::retry(diagnosis).because_of(Cause::Slot))
+}
