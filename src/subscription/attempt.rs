@@ -26,12 +26,12 @@ use crate::telemetry::Attention;
 use super::failure::{Cause, Failure, schema_failure};
 use super::findings;
 use super::first_rows::{first_rows, mark_ready};
-use super::format::{self, Ready, Transactions, Whole};
+use super::format::{self, Choice, Ready, Transactions, Whole};
 use super::positions::{Promptness, StreamPositions};
 use super::publications::Publications;
-use super::publisher::{Published, Reached, Reaching};
+use super::publisher::{Published, Publisher, Reached, Reaching};
 use super::reader::Reader;
-use super::slot::{self, OnMissing, SlotPlan};
+use super::slot::{self, OnMissing, SlotPlan, SlotView};
 use super::snapshot::Snapshot;
 use super::stream::{self, StreamEnd};
 use super::table_sync::{SyncJob, TableSyncs};
@@ -205,6 +205,32 @@ pub(super) async fn run(
     }
     let synchronised = members.values().filter_map(|member| member.position).max();
     let choice = possible.choose(context, from, skip.max(synchronised), ready);
+    let begin = Begin { from, skip, choice, members, syncs, view };
+    stream_on(context, session, &publisher, replication, begin, link).await
+}
+
+/// Where and how the stream begins.
+struct Begin {
+    from: Lsn,
+    skip: Option<Lsn>,
+    choice: Choice,
+    members: Membership,
+    syncs: TableSyncs,
+    /// The slot as it was judged.
+    view: SlotView,
+}
+
+/// Starts the stream, and applies it until something ends it.
+async fn stream_on(
+    context: &Context,
+    session: &TargetSession,
+    publisher: &Publisher,
+    mut replication: ReplicationConnection,
+    begin: Begin,
+    link: &mut Option<Reader>,
+) -> Result<StreamEnd, Failure> {
+    let Begin { from, skip, choice, members, syncs, view } = begin;
+    let (subscription, term) = (&context.subscription, context.owner.term());
     if choice.transactions == Transactions::InProgress {
         replication.simple_query(format::STREAM_EARLY).await?;
     }
