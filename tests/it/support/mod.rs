@@ -18,6 +18,7 @@
 pub(crate) mod cli;
 pub(crate) mod clusters;
 pub(crate) mod database;
+pub(crate) mod faulty_proxy;
 pub(crate) mod http;
 pub(crate) mod privileges;
 pub(crate) mod proxy;
