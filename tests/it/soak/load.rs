@@ -25,6 +25,7 @@ use crate::support::database::Database;
 const PACE: Duration = Duration::from_millis(8);
 /// The bulk writer's rest after a transaction, for each 1,000 rows of it.
 const BULK_PACE_MS: std::ops::Range<u64> = 30..120;
+const LINGER_SECONDS: std::ops::Range<f64> = 0.05..1.5;
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(50);
 /// A server that hangs must not hold the load's end up.
 const STATEMENT_PATIENCE: Duration = Duration::from_mins(1);
@@ -256,6 +257,7 @@ impl Writer {
             let rows = self.size();
             written += rows;
             sql.push_str(&insert_bulk(chunk, 0, rows));
+            sql.push_str(&self.linger());
             if self.selection.has(Work::Savepoints) && self.random.random_range(0..2) == 0 {
                 written += self.savepoints(chunk, rows, &mut sql);
             }
@@ -274,12 +276,21 @@ impl Writer {
         (sql, Duration::from_millis(200 + pace * written / 1000))
     }
 
+    /// Half of the time, the transaction stays open for a while: others commit, and faults strike within it.
+    fn linger(&mut self) -> String {
+        match self.random.random_range(0..2) {
+            0 => String::new(),
+            _ => format!("SELECT pg_sleep({:.2}); ", self.random.random_range(LINGER_SECONDS)),
+        }
+    }
+
     fn savepoints(&mut self, chunk: u64, first: u64, sql: &mut String) -> u64 {
         let mut written = first;
         for savepoint in 0..self.random.random_range(1..4) {
             let rows = self.random.random_range(500..5_000_u64).min(self.bulk_rows_max);
             let _ = write!(sql, "SAVEPOINT s{savepoint}; {}", insert_bulk(chunk, written, rows));
             written += rows;
+            sql.push_str(&self.linger());
             match self.random.random_range(0..3) {
                 0 => {
                     let _ = write!(sql, "RELEASE s{savepoint}; ");

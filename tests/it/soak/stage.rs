@@ -20,9 +20,12 @@ use crate::support::world::{PUBLISHER_ROLE, Servers, TARGET_ROLE, World, conninf
 
 const ROUND: Duration = Duration::from_mins(1);
 const FIRST_COPY: Duration = Duration::from_mins(1);
-/// Between the end of one fault and the beginning of the next.
+/// Between two faults: usually, and where they are to strike while the service deals with the one before.
 const GAP_MS: std::ops::Range<u64> = 100..2_500;
-const TICK: Duration = Duration::from_millis(50);
+const SHORT_GAP_MS: std::ops::Range<u64> = 10..300;
+/// In the third case, the service is let recover first, but not for longer than this.
+const RECOVERY_GAP: Duration = Duration::from_secs(12);
+const TICK: Duration = Duration::from_millis(20);
 /// Subtransactions spill from here on; transactions are streamed from here on.
 const FIRST_MAJOR_WITH_WORK_MEM: u32 = 13;
 const OUTSTANDING_MAX: usize = 64;
@@ -45,6 +48,12 @@ pub(super) struct Lasting {
     pub(super) number: Number,
     pub(super) until: Instant,
     pub(super) cure: Cure,
+}
+
+/// When the next fault strikes: once the service has recovered, between these two.
+struct Gap {
+    not_before: Instant,
+    at_latest: Instant,
 }
 
 #[derive(Default)]
@@ -141,20 +150,32 @@ impl Stage {
     /// One fault after the other.
     async fn attack(&mut self, duration: Duration) -> Result<(), String> {
         let until = Instant::now() + duration;
-        let mut next = Instant::now();
+        let mut next = Gap { not_before: Instant::now(), at_latest: Instant::now() };
         while Instant::now() < until {
             self.cure_due(Instant::now()).await?;
             self.instances.check()?;
             self.watch().await?;
-            if Instant::now() >= next
+            let now = Instant::now();
+            let has_recovered = self.outstanding.is_empty() && self.lasting.is_empty();
+            if (now >= next.at_latest || (now >= next.not_before && has_recovered))
                 && let Some(fault) = self.selection.choose(&mut self.random)
             {
                 self.perform(fault).await?;
-                next = Instant::now() + Duration::from_millis(self.random.random_range(GAP_MS));
+                next = self.gap();
             }
             tokio::time::sleep(TICK).await;
         }
         Ok(())
+    }
+
+    fn gap(&mut self) -> Gap {
+        let mut after = |ms| Instant::now() + Duration::from_millis(self.random.random_range(ms));
+        let (usual, short) = (after(GAP_MS), after(SHORT_GAP_MS));
+        match self.random.random_range(0..4) {
+            0 => Gap { not_before: short, at_latest: short },
+            1 => Gap { not_before: usual, at_latest: usual + RECOVERY_GAP },
+            _ => Gap { not_before: usual, at_latest: usual },
+        }
     }
 
     async fn judge(&mut self) -> Result<(), String> {
