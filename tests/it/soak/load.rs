@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::SimpleQueryMessage;
 
 use super::kinds::{Selection, Work};
-use super::schema::BULK_WRITER;
+use super::schema::{BULK_WRITER, SAVEPOINT_WRITER};
 use crate::crash;
 use crate::support::database::Database;
 
@@ -25,7 +25,8 @@ use crate::support::database::Database;
 const PACE: Duration = Duration::from_millis(8);
 /// The bulk writer's rest after a transaction, for each 1,000 rows of it.
 const BULK_PACE_MS: std::ops::Range<u64> = 30..120;
-const LINGER_SECONDS: std::ops::Range<f64> = 0.05..1.5;
+const LINGER_SECONDS: std::ops::Range<f64> = 0.05..2.5;
+const SAVEPOINT_PACE: Duration = Duration::from_millis(150);
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(50);
 /// A server that hangs must not hold the load's end up.
 const STATEMENT_PATIENCE: Duration = Duration::from_mins(1);
@@ -70,7 +71,8 @@ pub(super) struct Load {
 
 impl Load {
     pub(super) fn new(publisher: &Database, selection: &Selection, seed: u64, bulk_rows_max: u64) -> Self {
-        let next = (0..crash::WRITERS).chain([BULK_WRITER]).map(|writer| (writer, 1)).collect();
+        let next =
+            (0..crash::WRITERS).chain([SAVEPOINT_WRITER, BULK_WRITER]).map(|writer| (writer, 1)).collect();
         Self {
             publisher: publisher.clone(),
             selection: selection.clone(),
@@ -141,7 +143,11 @@ impl Writer {
                 tokio::time::sleep(RECONNECT_INTERVAL).await;
                 continue;
             };
-            let (sql, rest) = if self.id == BULK_WRITER { self.bulk() } else { (self.small(), PACE) };
+            let (sql, rest) = match self.id {
+                BULK_WRITER => self.bulk(),
+                SAVEPOINT_WRITER => self.nested(),
+                _ => (self.small(), PACE),
+            };
             self.number += 1;
             let usable = tokio::time::timeout(STATEMENT_PATIENCE, self.write(connected, &sql)).await;
             if usable != Ok(true) {
@@ -248,32 +254,72 @@ impl Writer {
         }
     }
 
-    /// A large transaction, and how long to rest after it. Subtransactions of some are rolled back.
+    /// A large transaction, and how long to rest after it.
     fn bulk(&mut self) -> (String, Duration) {
         let mut sql = self.begin();
-        let chunk = self.number;
+        let chunk = self.chunk(self.number);
         let mut written = 0;
         if self.selection.has(Work::Large) {
-            let rows = self.size();
-            written += rows;
-            sql.push_str(&insert_bulk(chunk, 0, rows));
+            written = self.size();
+            sql.push_str(&insert_bulk(chunk, 0, written));
             sql.push_str(&self.linger());
-            if self.selection.has(Work::Savepoints) && self.random.random_range(0..2) == 0 {
-                written += self.savepoints(chunk, rows, &mut sql);
-            }
             match self.random.random_range(0..10) {
                 0 => sql.push_str("TRUNCATE bulk_log; "),
                 1..4 => {
-                    let _ =
-                        write!(sql, "UPDATE bulk SET n = n + 1 WHERE chunk = {}; ", chunk.saturating_sub(1));
+                    let last = self.chunk(self.number.saturating_sub(1));
+                    let _ = write!(sql, "UPDATE bulk SET n = n + 1 WHERE chunk = {last}; ");
                 }
                 _ => {}
             }
-            let _ = write!(sql, "DELETE FROM bulk WHERE chunk <= {}; ", chunk.saturating_sub(CHUNKS_KEPT));
+            sql.push_str(&self.delete_old());
         }
-        sql.push_str(if self.random.random_range(0..8) > 0 { "COMMIT" } else { "ROLLBACK" });
         let pace = self.random.random_range(BULK_PACE_MS);
-        (sql, Duration::from_millis(200 + pace * written / 1000))
+        (self.end(sql), Duration::from_millis(200 + pace * written / 1000))
+    }
+
+    /// A transaction of subtransactions, one after the other or one within the other; two in three of them
+    /// are rolled back.
+    fn nested(&mut self) -> (String, Duration) {
+        let mut sql = self.begin();
+        if self.selection.has(Work::Savepoints) {
+            let chunk = self.chunk(self.number);
+            let mut written = self.random.random_range(0..2) * 2_000;
+            sql.push_str(&insert_bulk(chunk, 0, written));
+            let is_fat = self.random.random_range(0..2) == 0;
+            let (insert, rows_max) =
+                if is_fat { (insert_fat as Insert, 200) } else { (insert_bulk as Insert, 5_000) };
+            let is_nested = self.random.random_range(0..2) == 0;
+            for savepoint in 0..self.random.random_range(1..4) {
+                let rows = self.random.random_range(rows_max / 10..rows_max);
+                let _ = write!(sql, "SAVEPOINT s{savepoint}; {}", insert(chunk, written, rows));
+                written += rows;
+                sql.push_str(&self.linger());
+                if !is_nested {
+                    sql.push_str(&self.end_savepoint(savepoint));
+                }
+            }
+            if is_nested {
+                sql.push_str(&self.end_savepoint(0));
+            }
+            sql.push_str(&insert_bulk(chunk, written, self.random.random_range(0..2_000)));
+            sql.push_str(&self.delete_old());
+        }
+        (self.end(sql), SAVEPOINT_PACE)
+    }
+
+    /// The number that the rows of this writer's transaction have.
+    fn chunk(&self, number: u64) -> u64 {
+        number * 10 + self.id
+    }
+
+    fn delete_old(&self) -> String {
+        let old = self.chunk(self.number.saturating_sub(CHUNKS_KEPT));
+        let of = format!("WHERE chunk % 10 = {} AND chunk <= {old}", self.id);
+        format!("DELETE FROM bulk {of}; DELETE FROM fat {of}; ")
+    }
+
+    fn end(&mut self, sql: String) -> String {
+        sql + if self.random.random_range(0..8) > 0 { "COMMIT" } else { "ROLLBACK" }
     }
 
     /// Half of the time, the transaction stays open for a while: others commit, and faults strike within it.
@@ -284,23 +330,11 @@ impl Writer {
         }
     }
 
-    fn savepoints(&mut self, chunk: u64, first: u64, sql: &mut String) -> u64 {
-        let mut written = first;
-        for savepoint in 0..self.random.random_range(1..4) {
-            let rows = self.random.random_range(500..5_000_u64).min(self.bulk_rows_max);
-            let _ = write!(sql, "SAVEPOINT s{savepoint}; {}", insert_bulk(chunk, written, rows));
-            written += rows;
-            sql.push_str(&self.linger());
-            match self.random.random_range(0..3) {
-                0 => {
-                    let _ = write!(sql, "RELEASE s{savepoint}; ");
-                }
-                _ => {
-                    let _ = write!(sql, "ROLLBACK TO s{savepoint}; ");
-                }
-            }
+    fn end_savepoint(&mut self, savepoint: u32) -> String {
+        match self.random.random_range(0..3) {
+            0 => format!("RELEASE s{savepoint}; "),
+            _ => format!("ROLLBACK TO s{savepoint}; "),
         }
-        written - first
     }
 
     /// Rows of a large transaction: 2,000 to 200,000, small ones as likely as large ones.
@@ -313,12 +347,24 @@ impl Writer {
     }
 }
 
+/// Makes the statement that inserts so many rows of a chunk, from a number on.
+type Insert = fn(chunk: u64, from: u64, rows: u64) -> String;
+
 fn insert_bulk(chunk: u64, from: u64, rows: u64) -> String {
     let (first, last) = (from + 1, from + rows);
     format!(
         "INSERT INTO bulk SELECT {chunk} * 1000000::bigint + n, {chunk}, n % 1000, repeat('b', (n % 50)::int) \
          FROM generate_series({first}, {last}) n; \
          INSERT INTO bulk_log SELECT {chunk}, n, 'log' FROM generate_series({first}, {last}, 20) n; "
+    )
+}
+
+/// Rows of almost a page.
+fn insert_fat(chunk: u64, from: u64, rows: u64) -> String {
+    let (first, last) = (from + 1, from + rows);
+    format!(
+        "INSERT INTO fat SELECT {chunk} * 1000000::bigint + n, {chunk}, repeat('f', 7000) \
+         FROM generate_series({first}, {last}) n; "
     )
 }
 

@@ -3,7 +3,8 @@
 use crate::crash;
 use crate::support::world::PUBLICATION;
 
-/// Bulk rows are kept in chunks, each the work of one transaction.
+/// Bulk rows are kept in chunks, each the work of one transaction. Few of the fat ones fill the publisher's memory
+/// for decoding: a subtransaction is then often on its disk as a whole.
 const TABLES: &str = "\
     CREATE TABLE pair (a int, b int, PRIMARY KEY (a, b)); \
     CREATE TABLE upserted (a int, b int, PRIMARY KEY (a, b)); \
@@ -15,7 +16,9 @@ const TABLES: &str = "\
     CREATE TABLE wide (id int PRIMARY KEY, n int, v varchar(40), t text); \
     CREATE TABLE cleared (id bigint PRIMARY KEY, note text); \
     CREATE TABLE bulk (id bigint PRIMARY KEY, chunk int NOT NULL, n int, t text); \
-    CREATE TABLE bulk_log (chunk int, n int, t text);";
+    CREATE TABLE bulk_log (chunk int, n int, t text); \
+    CREATE TABLE fat (id bigint PRIMARY KEY, chunk int NOT NULL, t text); \
+    ALTER TABLE fat ALTER t SET STORAGE PLAIN;";
 const ROWS: &str = "\
     INSERT INTO pair SELECT n, n % 7 FROM generate_series(1, 200) n; \
     INSERT INTO upserted SELECT n, n FROM generate_series(1, 50) n; \
@@ -26,8 +29,10 @@ const ROWS: &str = "\
     INSERT INTO document SELECT n, 'title', (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 200 + n)), \
         decode(md5(n::text), 'hex') FROM generate_series(1, 40) n; \
     INSERT INTO wide SELECT n, n, 'v' || n, NULL FROM generate_series(1, 300) n;";
-/// The bulk writer's number among the writers.
+/// The number of the writer of large transactions.
 pub(super) const BULK_WRITER: u64 = 9;
+/// The number of the writer whose transactions consist of subtransactions and stay open for seconds.
+pub(super) const SAVEPOINT_WRITER: u64 = 8;
 
 /// The tables that are there from the start.
 pub(super) const COMPARED: &[&str] = &[
@@ -48,10 +53,11 @@ pub(super) const COMPARED: &[&str] = &[
     "cleared",
     "bulk",
     "bulk_log",
+    "fat",
 ];
 /// Emptied after each round, in one transaction: they would only grow.
 pub(super) const RESET: &str = "\
-    BEGIN; TRUNCATE transaction_counter, history, upsert_log, bulk, bulk_log; \
+    BEGIN; TRUNCATE transaction_counter, history, upsert_log, bulk, bulk_log, fat; \
     UPDATE applied SET count = 0; DELETE FROM measure WHERE note = 'new'; COMMIT";
 
 pub(super) fn tables() -> String {
