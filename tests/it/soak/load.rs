@@ -26,6 +26,8 @@ const PACE: Duration = Duration::from_millis(8);
 /// The bulk writer's rest after a transaction, for each 1,000 rows of it.
 const BULK_PACE_MS: std::ops::Range<u64> = 30..120;
 const LINGER_SECONDS: std::ops::Range<f64> = 0.05..2.5;
+/// A publisher reads spilled changes back in pieces of 4,096: most subtransactions have more.
+const SAVEPOINT_ROWS_MAX: u64 = 20_000;
 const SAVEPOINT_PACE: Duration = Duration::from_millis(150);
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(50);
 /// A server that hangs must not hold the load's end up.
@@ -286,8 +288,11 @@ impl Writer {
             let mut written = self.random.random_range(0..2) * 2_000;
             sql.push_str(&insert_bulk(chunk, 0, written));
             let is_fat = self.random.random_range(0..2) == 0;
-            let (insert, rows_max) =
-                if is_fat { (insert_fat as Insert, 200) } else { (insert_bulk as Insert, 5_000) };
+            let (insert, rows_max) = if is_fat {
+                (insert_fat as Insert, 200)
+            } else {
+                (insert_bulk as Insert, SAVEPOINT_ROWS_MAX)
+            };
             let is_nested = self.random.random_range(0..2) == 0;
             for savepoint in 0..self.random.random_range(1..4) {
                 let rows = self.random.random_range(rows_max / 10..rows_max);
