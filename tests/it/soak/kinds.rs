@@ -7,7 +7,16 @@ use rand::rngs::StdRng;
 
 /// What this version does not survive yet, with the reason. The short run of the suite leaves these out,
 /// `scripts/soak faults` does not.
-pub(super) const NOT_YET: &[(&str, &str)] = &[];
+pub(super) const NOT_YET: &[(&str, &str)] = &[
+    ("upserts", "batches whose COMMITs are on their way are replayed when a later batch cannot be built"),
+    ("zeros", "a row without a key is found although the sign of its zero differs from the one that is sent"),
+    ("held-publisher", "the publisher waits for a stream that a silent target holds up"),
+    (
+        "savepoints",
+        "rows of a subtransaction that the publisher had spilled may be kept after its ROLLBACK TO",
+    ),
+    ("join", "a table that joins while the service is killed may be copied or streamed twice"),
+];
 
 /// What is done to the service, the servers, the connections or the tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

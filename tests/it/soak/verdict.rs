@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use crate::support::database::Database;
 use crate::support::world::World;
 
-/// How long catching up may take after the faults of a round.
-const CATCH_UP: Duration = Duration::from_mins(4);
+/// How long catching up may take after the faults of a round. The suite's short run tells so before the test
+/// runner ends it.
+const CATCH_UP: Duration = Duration::from_secs(150);
 /// A pause that lasts so long does not end by itself.
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
