@@ -68,7 +68,7 @@ impl Stage {
                 self.journal.about(number, &format!("{text}, for {:.1} s", duration.as_secs_f64()));
                 self.lasting.push(Lasting { number, until: Instant::now() + duration, cure });
             }
-            Done::Not(why) => self.journal.about(number, &format!("not done: {why}")),
+            Done::Not(why) => self.journal.not_done(number, &why),
         }
         Ok(())
     }

@@ -10,6 +10,8 @@ use super::kinds::Fault;
 #[derive(Debug)]
 struct Entry {
     fault: Fault,
+    /// It could not be done, and does not count.
+    is_void: bool,
     /// From the end of the fault until everything that was committed by then had been applied.
     recovery: Option<Duration>,
 }
@@ -41,7 +43,7 @@ impl Journal {
 
     /// Notes a fault that begins now.
     pub(super) fn fault(&mut self, fault: Fault) -> Number {
-        self.entries.push(Entry { fault, recovery: None });
+        self.entries.push(Entry { fault, is_void: false, recovery: None });
         let number = Number(self.entries.len() - 1);
         self.about(number, "begins");
         number
@@ -50,6 +52,12 @@ impl Journal {
     pub(super) fn about(&mut self, number: Number, text: &str) {
         let line = format!("fault {:4}  {:20} {text}", number.0 + 1, self.entries[number.0].fault.name());
         self.note(&line);
+    }
+
+    /// Notes that a fault could not be done.
+    pub(super) fn not_done(&mut self, number: Number, why: &str) {
+        self.entries[number.0].is_void = true;
+        self.about(number, &format!("not done: {why}"));
     }
 
     pub(super) fn recovered(&mut self, number: Number, after: Duration) {
@@ -64,7 +72,7 @@ impl Journal {
     pub(super) fn table(&self) -> String {
         let mut kinds: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for entry in &self.entries {
+        for entry in self.entries.iter().filter(|entry| !entry.is_void) {
             *counts.entry(entry.fault.name()).or_default() += 1;
             kinds.entry(entry.fault.name()).or_default().extend(entry.recovery);
         }
@@ -75,7 +83,7 @@ impl Journal {
             all.extend_from_slice(&times);
             text.push_str(&row(name, counts[name], &mut times));
         }
-        text.push_str(&row("all", self.entries.len(), &mut all));
+        text.push_str(&row("all", counts.values().sum(), &mut all));
         text
     }
 }
@@ -89,15 +97,18 @@ fn row(name: &str, count: usize, times: &mut [Duration]) -> String {
 }
 
 #[test]
-fn the_table_has_a_line_for_each_kind_and_one_for_all() {
+fn the_table_has_a_line_for_each_kind_that_was_done_and_one_for_all() {
     let mut journal = Journal::new();
     for (fault, seconds) in [(Fault::Kill, 3), (Fault::Join, 1), (Fault::Kill, 5), (Fault::Kill, 4)] {
         let number = journal.fault(fault);
         journal.recovered(number, Duration::from_secs(seconds));
     }
     journal.fault(Fault::Join);
+    let number = journal.fault(Fault::Leave);
+    journal.not_done(number, "no table has joined");
     let table = journal.table();
     for line in ["| kill | 3 | 4.00 | 5.00 |", "| join | 2 | 1.00 | 1.00 |", "| all | 5 | 4.00 | 5.00 |"] {
         assert!(table.contains(line), "{table}");
     }
+    assert!(!table.contains("leave"), "{table}");
 }
