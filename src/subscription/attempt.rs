@@ -206,7 +206,7 @@ pub(super) async fn run(
     let synchronised = members.values().filter_map(|member| member.position).max();
     let choice = possible.choose(context, from, skip.max(synchronised), ready);
     let begin = Begin { from, skip, choice, members, syncs, view };
-    stream_on(context, session, &publisher, replication, begin, link).await
+    Box::pin(stream_on(context, session, &publisher, replication, begin, link)).await
 }
 
 /// Where and how the stream begins.

@@ -20,7 +20,7 @@ use crate::support::world::World;
 
 const KILLS_DEFAULT: u64 = 8;
 /// Sessions that write on the publisher.
-const WRITERS: u64 = 2;
+pub(crate) const WRITERS: u64 = 2;
 /// The service lives so long between two kills.
 const LIFE_MS: std::ops::Range<u64> = 10..1_000;
 /// A writer's rest between two transactions: a debug build on a busy machine has to keep up.
@@ -29,7 +29,7 @@ const CATCH_UP: Duration = Duration::from_mins(3);
 
 /// pgbench's tables, a table whose keys move, one without a key, and a counter: one row a
 /// transaction, without a key, so that a second application would leave a second row.
-const TABLES: &str = "\
+pub(crate) const TABLES: &str = "\
     CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL, filler text); \
     CREATE TABLE teller (id int PRIMARY KEY, balance bigint NOT NULL, UNIQUE (balance, id)); \
     CREATE TABLE history (id bigint PRIMARY KEY, account int, delta int, at timestamptz DEFAULT now()); \
@@ -40,13 +40,15 @@ const TABLES: &str = "\
     CREATE TABLE applied (writer int PRIMARY KEY, count bigint NOT NULL)";
 const COMPARED: [&str; 7] =
     ["account", "teller", "history", "moving", "keyless", "transaction_counter", "applied"];
-const ROWS: &str = "\
+pub(crate) const ROWS: &str = "\
     INSERT INTO account SELECT n, 1000, repeat('x', 80) FROM generate_series(1, 2000) n; \
     INSERT INTO teller SELECT n, n FROM generate_series(1, 50) n; \
     INSERT INTO moving SELECT n, 'start' FROM generate_series(1, 300) n; \
     INSERT INTO keyless SELECT n % 10, 'same' FROM generate_series(1, 60) n; \
     INSERT INTO applied SELECT n, 0 FROM generate_series(0, 9) n";
-fn number(variable: &str) -> Option<u64> {
+
+/// A number from the environment.
+pub(crate) fn number(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok().filter(|value| !value.is_empty())?;
     Some(value.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {value}")))
 }
@@ -186,7 +188,7 @@ async fn write(
 }
 
 /// One statement. Writers share accounts and `keyless`; keys that must not clash are their own.
-fn change(writer: u64, unique: u64, random: &mut StdRng) -> String {
+pub(crate) fn change(writer: u64, unique: u64, random: &mut StdRng) -> String {
     let id = unique * WRITERS + writer;
     let account = random.random_range(1..=2000);
     let delta: i32 = random.random_range(-500..500);
@@ -258,7 +260,7 @@ async fn a_large_transaction_streams_through_in_bounded_memory() {
 }
 
 /// `VmHWM`: the most that was ever resident.
-fn peak_rss_kib(service: &Service) -> u64 {
+pub(crate) fn peak_rss_kib(service: &Service) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()

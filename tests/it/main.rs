@@ -54,6 +54,8 @@ mod replication;
 #[cfg(test)]
 mod schema;
 #[cfg(test)]
+mod soak;
+#[cfg(test)]
 mod store;
 #[cfg(test)]
 #[expect(dead_code, reason = "made for the capabilities' tests, which arrive one after the other")]

@@ -39,6 +39,25 @@ impl Database {
         Session::connect(&self.superuser).await.unwrap_or_else(|error| panic!("{}", error.diagnosis()))
     }
 
+    /// A session of the superuser, if the server lets it in now.
+    pub(crate) async fn try_session(&self) -> Result<Session, String> {
+        Session::connect(&self.superuser).await.map_err(|error| error.diagnosis().to_string())
+    }
+
+    /// The one value of a query, if the server answers now; empty if it is NULL or there is no row.
+    pub(crate) async fn try_value(&self, sql: &str) -> Result<String, String> {
+        let session = self.try_session().await?;
+        let value = session.value(sql).await.map_err(|error| error.diagnosis().to_string())?;
+        Ok(value.unwrap_or_default())
+    }
+
+    /// The rows of a query as [`Database::lines`] has them, if the server answers now.
+    pub(crate) async fn try_lines(&self, sql: &str) -> Result<Vec<String>, String> {
+        let session = self.try_session().await?;
+        let rows = session.rows(sql).await.map_err(|error| error.diagnosis().to_string())?;
+        Ok(rows.iter().map(line).collect())
+    }
+
     /// Runs statements; several are one transaction.
     #[track_caller]
     pub(crate) fn exec(&self, sql: impl Into<String>) -> impl Future<Output = ()> {

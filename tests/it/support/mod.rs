@@ -19,6 +19,7 @@ pub(crate) mod cli;
 pub(crate) mod clusters;
 pub(crate) mod copies;
 pub(crate) mod database;
+pub(crate) mod faulty_proxy;
 pub(crate) mod http;
 pub(crate) mod privileges;
 pub(crate) mod proxy;

@@ -1,4 +1,5 @@
 //! A way to a server that takes longer: every byte arrives a fixed time after it was sent.
+//! One that fails when it is told to is in `faulty_proxy`.
 
 use std::time::Duration;
 

@@ -304,6 +304,12 @@ impl World {
         std::fs::write(&self.config, text.replace(&format!("port={from} "), &format!("port={to} "))).unwrap();
     }
 
+    /// All servers, by what they are for.
+    pub(crate) fn servers(&mut self) -> impl Iterator<Item = (&'static str, &mut Cluster)> {
+        let target = self.target_server.as_mut().map(|server| ("target", server));
+        [("publisher", &mut self.publisher_server)].into_iter().chain(target)
+    }
+
     /// A directory for the test's own files.
     pub(crate) fn dir(&self) -> &std::path::Path {
         self.dir.path()
