@@ -1,11 +1,11 @@
-//! The command line: what is asked, shown on a terminal or as JSON.
+//! The command line: parses arguments, runs one command, and prints its answer as text or JSON.
 //!
 //! ```text
-//! arguments ─▶ command ─▶ store (reads state, records wishes) ─▶ rendering ─▶ stdout, exit code
+//! arguments ─▶ command ─▶ store (reads state, records commands) ─▶ rendering ─▶ stdout, exit code
 //! ```
 //!
-//! One file a command. Commands decide nothing about replication: a running service does, and
-//! they wait for its answer. Rendering is pure (values in, text out). Answers go to stdout,
+//! Each command has a file. Commands decide nothing about replication: they record what is asked for,
+//! and the running service answers. Rendering is pure (values in, text out). Answers go to stdout,
 //! failures to stderr as primary, detail and hint; exit codes are [`crate::error::Exit`].
 
 mod ask;
@@ -77,7 +77,7 @@ enum Command {
     Healthcheck,
     /// See it work: two throw-away PostgreSQL servers, replication, a conflict and its remedy.
     Demo(DemoArgs),
-    /// Print a shell's completions.
+    /// Print the completions of a shell.
     Completions { shell: Shell },
 }
 
@@ -175,7 +175,7 @@ struct DemoArgs {
     keep: bool,
 }
 
-/// Parses the process's arguments and carries them out. Usage errors end the process with 2.
+/// Parses the process's arguments and runs the command. Usage errors end the process with exit code 2.
 pub async fn main() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(cli).await {
