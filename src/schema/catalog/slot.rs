@@ -1,4 +1,4 @@
-//! The publisher's position and one of its replication slots, read together.
+//! Reads the publisher's position and a replication slot together.
 
 use tokio_postgres::GenericClient;
 use tokio_postgres::types::Type;
@@ -7,16 +7,17 @@ use crate::pg::{Lsn, SlotName};
 
 use super::error::{CatalogError, Side};
 
-/// Versions differ in the columns of `pg_replication_slots`: the row comes as JSON.
+/// The slot's row comes as JSON, because the columns of `pg_replication_slots` differ between versions.
 const VIEW: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
         ELSE pg_catalog.pg_current_wal_flush_lsn() END)::pg_catalog.text, \
     (SELECT pg_catalog.row_to_json(s)::pg_catalog.text FROM pg_catalog.pg_replication_slots s \
         WHERE s.slot_name = $1::pg_catalog.text)";
 
-/// The publisher's position, and the slot as JSON if it exists.
+/// Reads the publisher's position, and the slot as JSON if it exists.
 ///
 /// # Errors
-/// A failed query.
+///
+/// A query failed.
 pub async fn slot_row<C: GenericClient + Sync>(
     client: &C,
     slot: &SlotName,
