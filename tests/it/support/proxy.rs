@@ -1,4 +1,4 @@
-//! A way to a server that takes longer: every byte arrives a fixed time after it was sent.
+//! A proxy that delays every byte by a fixed time, to simulate a distant server.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-/// Pieces under way in one direction, at most.
+/// Largest number of delayed pieces in one direction.
 const PIECES_MAX: usize = 4096;
 
 /// Listens on loopback and forwards to a port there. Dropping it ends every connection.
@@ -18,7 +18,7 @@ pub(crate) struct DelayingProxy {
 }
 
 impl DelayingProxy {
-    /// `delay` is one way: the round trip is twice as long.
+    /// Starts the proxy. `delay` applies in each direction, so the round trip takes twice as long.
     pub(crate) async fn start(to: u16, delay: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("a bound socket has an address").port();
