@@ -212,7 +212,7 @@ async fn a_full_publisher_and_a_foreign_slot_are_found() {
     ");
     assert_eq!(checked.step("wal_senders")["status"], "warning");
 
-    // The slot has the right name but belongs to another database.
+    // A physical slot has the name of the subscription's slot.
     world.publisher.exec("SELECT pg_drop_replication_slot('other')").await;
     let physical = format!("SELECT pg_create_physical_replication_slot('{}')", world.subscription);
     world.publisher.exec(physical).await;

@@ -160,6 +160,21 @@ async fn starting_over(world: &World) {
     assert_eq!(service.sigterm().await, 0);
 }
 
+/// README.md's statements for comparing a table give equal results for equal rows, and others otherwise.
+#[tokio::test]
+async fn the_readmes_comparison_of_a_table_tells_equal_rows_from_others() {
+    let world = world().await;
+    let service = world.run();
+    world.wait_same_rows("widgets").await;
+    let sql = shown::blocks(include_str!("../../README.md"), "sql: verify").concat();
+    let expected = world.publisher.lines(&sql).await;
+    assert!(expected.concat().starts_with("2|"), "{expected:?}");
+    assert_eq!(world.target.lines(&sql).await, expected);
+    world.target.exec("UPDATE widgets SET price = 12.91 WHERE id = 1").await;
+    assert_ne!(world.target.lines(&sql).await, expected);
+    assert_eq!(service.sigterm().await, 0);
+}
+
 /// Runs the demo as a user does, to its end, and checks that it leaves nothing.
 #[tokio::test]
 async fn the_demo_tells_the_whole_story_and_leaves_nothing() {
