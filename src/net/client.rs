@@ -174,7 +174,7 @@ impl PgClient {
         self.driver.abort.abort();
     }
 
-    /// Ends the session with a Terminate message and waits at most [`CLOSE_TIMEOUT`] for its end.
+    /// Ends the session with a Terminate message and waits at most `CLOSE_TIMEOUT` for its end.
     pub async fn close(self) {
         let Self { client, mut driver, .. } = self;
         drop(client);

@@ -168,7 +168,7 @@ impl ReplicationConnection {
         }
     }
 
-    /// Ends the session with a Terminate message, bounded by [`CLOSE_TIMEOUT`]. A temporary slot ends
+    /// Ends the session with a Terminate message, bounded by `CLOSE_TIMEOUT`. A temporary slot ends
     /// with it.
     pub async fn close(self) {
         // After the time-out the socket is closed without further messages; the server notices that.

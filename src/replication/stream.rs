@@ -89,7 +89,7 @@ impl ReplicationStream {
         self.channel.parameter(name)
     }
 
-    /// Ends the stream normally, bounded by [`CLOSE_TIMEOUT`]: sends CopyDone, reads and drops what is
+    /// Ends the stream normally, bounded by `CLOSE_TIMEOUT`: sends CopyDone, reads and drops what is
     /// still on its way, and sends Terminate. Changes that were not confirmed as flushed are sent again
     /// by the next stream.
     pub async fn close(self) -> Closing {

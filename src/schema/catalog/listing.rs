@@ -11,7 +11,7 @@ use super::error::{CatalogError, Side};
 /// Largest number of tables listed. With more, pointing out forgotten ones is of no use.
 const TABLES_MAX: i64 = 10_000;
 
-/// Lists up to [`TABLES_MAX`] permanent tables outside the system's schemas and pgsluice's own, without
+/// Lists up to `TABLES_MAX` permanent tables outside the system's schemas and pgsluice's own, without
 /// partitions.
 ///
 /// # Errors
