@@ -65,7 +65,7 @@ enum Command {
     Conflicts(ConflictsArgs),
     /// Pass over exactly the transaction that finishes at an LSN, also ahead of time.
     Skip(SkipArgs),
-    /// Take up tables that were added to the publications, let go of removed ones.
+    /// Add tables that were added to the publications, and remove those that were removed.
     Refresh(RefreshArgs),
     /// Copy one table again while the others keep streaming.
     Resync(ResyncArgs),
@@ -73,7 +73,7 @@ enum Command {
     Drop(NameArgs),
     /// Create or upgrade schema pgsluice in the target (`run` does it too).
     Migrate,
-    /// Ask the service on this machine whether it lives (for a container's health check).
+    /// Ask the service on this machine whether it runs (for a container's health check).
     Healthcheck,
     /// See it work: two throw-away PostgreSQL servers, replication, a conflict and its remedy.
     Demo(DemoArgs),
@@ -103,7 +103,7 @@ struct StatusArgs {
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
-    /// Show it again every second until interrupted.
+    /// Repeat every second until interrupted.
     #[arg(long, conflicts_with = "json")]
     watch: bool,
 }
@@ -121,7 +121,7 @@ struct ConflictsArgs {
 enum ConflictsCommand {
     /// List the conflicts that wait for a decision (the default).
     List {
-        /// Settled ones as well.
+        /// Include settled conflicts.
         #[arg(long)]
         all: bool,
     },
@@ -137,7 +137,7 @@ struct ResolveArgs {
     /// What to do about it.
     #[arg(long, value_name = "HOW", value_parser = conflicts::resolution_parser())]
     with: Resolution,
-    /// Only show what deciding so would change.
+    /// Only show what the decision would change.
     #[arg(long)]
     dry_run: bool,
 }

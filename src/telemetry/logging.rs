@@ -1,6 +1,6 @@
 //! Sets up logging: text or JSON on stderr, level from `RUST_LOG`.
 //!
-//! A line is written whole, and above the progress bars where a terminal shows them.
+//! A line is written completely, and above the progress bars if a terminal shows them.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::OnceLock;
@@ -22,7 +22,7 @@ static BARS: OnceLock<Bars> = OnceLock::new();
 
 /// Starts logging for the rest of the process. A second call changes nothing.
 ///
-/// Returns the progress bars, if stderr is a terminal and lines are for people.
+/// Returns the progress bars, if stderr is a terminal and the log format is text.
 pub fn start(log_format: LogFormat) -> Option<Bars> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let registry = tracing_subscriber::registry().with(filter);

@@ -1,4 +1,4 @@
-//! Slots, snapshots and the stream on a real publisher.
+//! Tests of slots, snapshots and the stream on a real publisher.
 
 use std::time::{Duration, SystemTime};
 
