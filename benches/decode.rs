@@ -1,7 +1,9 @@
-//! How many row messages of pgoutput one core decodes in a second: `cargo bench --bench decode`.
+//! Measures how many row messages of pgoutput one core decodes in a second: `cargo bench --bench
+//! decode`.
 //!
-//! Each iteration decodes a batch of messages (`rows`) one by one and walks the values of each, as planning
-//! does; it also drops them, and takes a counted reference of the payload, as reading from a socket does.
+//! Each iteration decodes a batch of messages (`rows`) one by one, reads the values of each, as
+//! planning does, and drops them. It also takes a counted reference to the payload, as reading from a
+//! socket does.
 
 mod rows;
 
@@ -15,7 +17,7 @@ fn main() {
     divan::main();
 }
 
-/// Looks at every value, as a consumer does.
+/// Reads every value, as a consumer does.
 fn walk(row: &Tuple) -> usize {
     row.iter().filter_map(Value::as_bytes).map(<[u8]>::len).sum()
 }

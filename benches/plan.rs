@@ -1,8 +1,9 @@
-//! How many row messages one core plans in a second: `cargo bench --bench plan`.
+//! Measures how many row messages one core plans in a second: `cargo bench --bench plan`.
 //!
-//! Planning is everything between decoding and sending: events, compaction, arrays. The messages are those
-//! of `benches/decode.rs`, so the figures compare. What is made is dropped within what is measured, and so
-//! are the messages. `decoded_…` begins with the payloads: all that a row costs between socket and socket.
+//! Planning is everything between decoding and sending: events, compaction, arrays. The messages are
+//! those of `benches/decode.rs`, so the figures can be compared. Dropping the messages and the results
+//! is part of the measurement. `decoded_…` also includes decoding: the whole cost of a row between
+//! socket and socket.
 
 mod rows;
 
@@ -68,7 +69,7 @@ fn delete(bencher: Bencher<'_, '_>) {
     bench(bencher, &of_kind(b'D'));
 }
 
-/// A hundred rows, updated again and again: all but the last update of each is compacted away.
+/// A hundred rows are updated again and again; compaction leaves only the last update of each.
 #[divan::bench]
 fn update_of_few(bencher: Bencher<'_, '_>) {
     bench(bencher, &rows::messages(b"U", (0..MESSAGES).map(|n| n % 100), None));

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the scripts share: finding, and where allowed installing, what they need.
-# To be sourced. Nothing here starts a server or touches one that is running.
+# Functions that the scripts share: they find, and where allowed install, what is needed. This file is
+# sourced. Nothing here starts a server or touches one that is running.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly root
@@ -8,7 +8,7 @@ readonly root
 say() { printf '\n== %s\n' "$*" >&2; }
 note() { printf '   %s\n' "$*" >&2; }
 
-# die MESSAGE [HINT…]: the message, then what to do about it.
+# die MESSAGE [HINT…]: prints the message and the hints, and exits.
 die() {
     printf 'error: %s\n' "$1" >&2
     shift
@@ -19,7 +19,7 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# as_root COMMAND…: runs it as root, without ever asking for a password. Fails where it may not.
+# as_root COMMAND…: runs it as root without asking for a password, or fails.
 as_root() {
     if [[ $(id -u) -eq 0 ]]; then
         "$@"
@@ -32,13 +32,14 @@ as_root() {
 
 may_be_root() { as_root true; }
 
-# apt_install PACKAGE…: on Debian, Ubuntu and their kin; returns 1 where that is not possible.
+# apt_install PACKAGE…: installs packages on Debian, Ubuntu and derivatives; returns 1 where that is not
+# possible.
 apt_install() {
     have apt-get && may_be_root || return 1
     note "installing $*"
     local log status=0
     log=$(mktemp)
-    # Under `env`, because sudo clears the environment. The lists may be old or absent.
+    # `env` is needed because sudo clears the environment. The package lists may be old or absent.
     {
         as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq || true
         as_root env DEBIAN_FRONTEND=noninteractive \
@@ -51,12 +52,12 @@ apt_install() {
     return "$status"
 }
 
-# Prints the newest directory that holds server binaries (initdb and postgres); 1 if there is none.
-# The same places as the library looks into (src/demo/binaries.rs).
+# Prints the newest directory that holds server binaries (initdb and postgres); returns 1 if there is
+# none. It looks in the same places as src/demo/binaries.rs.
 find_postgres() {
     local dir
     if [[ -n ${PGSLUICE_PG_BIN:-} ]]; then
-        # Asked for by name: this one or none.
+        # If the variable is set, only this directory counts.
         [[ -x $PGSLUICE_PG_BIN/initdb && -x $PGSLUICE_PG_BIN/postgres ]] || return 1
         printf '%s\n' "$PGSLUICE_PG_BIN"
         return
@@ -105,14 +106,15 @@ need_postgres() {
     export PGSLUICE_PG_BIN=$bin
 }
 
-# What single tests ask where it is there; without it they say that they could not.
+# Finds tools that some tests use if they are installed; without them, those tests say what they could
+# not check.
 want_tools() {
     have nft || apt_install nftables || note "nft is not there: no true firewall in the tests of the network"
     find_promtool || note "promtool is not there: Prometheus' own opinion of metrics and rules is not asked"
 }
 
-# Puts promtool on the path. Debian has it in a package whose installation starts a service, so it is
-# only taken out of that, into target/tools.
+# Puts promtool on the PATH. Installing Debian's package would start a service, so only the binary is
+# taken from it and put into target/tools.
 find_promtool() {
     have promtool && return
     local tools=$root/target/tools work
@@ -132,10 +134,9 @@ find_promtool() {
     PATH=$tools:$PATH
 }
 
-# Debian's postgresql package creates and starts a cluster of its own when it is installed. A demo or
-# a test run has no business leaving one behind, so for the time of the installation that is
-# switched off where Debian documents it (createcluster.conf, pg_createcluster(1)); afterwards the
-# file is again as it was.
+# Installs PostgreSQL. Debian's package creates and starts a cluster when it is installed. A demo or a
+# test run must not leave one behind, so for the time of the installation that is switched off in the
+# documented way (createcluster.conf, pg_createcluster(1)); afterwards the file is restored.
 install_postgres() {
     have apt-get && may_be_root || return 1
     apt_install postgresql-common || return 1

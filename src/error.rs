@@ -1,8 +1,8 @@
 //! What every failure tells an operator, and what the service does about it.
 //!
-//! Layers have their own error types, with context and source kept. They meet here: each can say
-//! its [`Diagnosis`] (primary, detail, hint) and its [`Disposition`] (retry, pause or exit).
-//! Nothing here logs; an error is logged where it is consumed.
+//! Modules have their own error types, which keep context and source. Each one provides a [`Diagnosis`]
+//! (primary, detail, hint) and a [`Disposition`] (retry, pause or exit). Nothing here logs; an error is
+//! logged where it is handled.
 
 use std::fmt;
 
@@ -15,13 +15,13 @@ pub struct Diagnosis {
     pub primary: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
-    /// What logs say instead, where the rest may quote a row's values. Operators with access to the
-    /// target read the whole in `status`; logs travel further.
+    /// Text for the log if the other fields may quote a row's values. Operators with access to the
+    /// target see those in `status`; logs are passed on to other systems.
     #[serde(skip)]
     pub logged_as: Option<String>,
 }
 
-/// A diagnosis as logs may tell it ([`Diagnosis::told_to_log`]).
+/// A diagnosis in the form that may be logged ([`Diagnosis::told_to_log`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Told<'a> {
     pub primary: &'a str,
@@ -36,7 +36,7 @@ impl Diagnosis {
         Self { primary: primary.into(), detail: None, hint: None, logged_as: None }
     }
 
-    /// Without anything that may be a row's value.
+    /// Returns the diagnosis without anything that may be a row's value.
     #[must_use]
     pub fn told_to_log(&self) -> Told<'_> {
         match &self.logged_as {
@@ -47,7 +47,7 @@ impl Diagnosis {
         }
     }
 
-    /// Has logs say `primary` and nothing else: the rest may quote a row's values.
+    /// Sets `primary` as the only text for the log, because the other fields may quote a row's values.
     #[must_use]
     pub fn logged_as(mut self, primary: impl Into<String>) -> Self {
         self.logged_as = Some(primary.into());
@@ -80,24 +80,24 @@ impl fmt::Display for Diagnosis {
     }
 }
 
-/// Why a subscription waits for a person. Names are part of the contract (`status --json`).
+/// Why a subscription waits for a person. The names are part of the interface (`status --json`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PauseReason {
     /// A change met data or a constraint that it does not fit.
     Conflict,
-    /// The target's tables are not a column superset of the published ones.
+    /// The target's tables do not have every published column with a fitting type.
     Schema,
-    /// Somebody asked for it (`pgsluice pause`).
+    /// An operator paused it (`pgsluice pause`).
     Operator,
-    /// The slot is missing, or the publisher has removed WAL that it needs.
+    /// The slot is missing, or the publisher has removed WAL that the slot needs.
     SlotLost,
     /// Positions of publisher, slot and target contradict each other: one of them has been made again,
     /// restored or replaced.
     Diverged,
     /// The target refuses for a reason that waiting does not cure.
     TargetError,
-    /// The publisher refuses for a reason that waiting does not cure.
+    /// The publisher refuses for a reason that does not pass by waiting.
     PublisherError,
     /// The stream holds something that this version cannot apply faithfully.
     Protocol,
@@ -122,16 +122,16 @@ impl PauseReason {
 /// What the service does about a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
-    /// Transient: back off, reconnect, try again.
+    /// The failure is transient: wait, reconnect and try again.
     Retry,
-    /// Waiting does not help: keep the evidence and wait for a person.
+    /// The failure does not pass by waiting: keep the evidence and wait for a person.
     Pause(PauseReason),
 }
 
-/// What the process exits with; part of the contract (DESIGN.md, section 3).
+/// The process's exit codes, which are part of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// 0: done, and all is well.
+    /// 0: success.
     Fine,
     /// 1: the answer is no: something is paused, refused or not running.
     No,
@@ -152,7 +152,7 @@ impl From<Exit> for std::process::ExitCode {
     }
 }
 
-/// What ends a command or the service: the operator's text and the exit code.
+/// The failure of a command or of the service: the operator's text and the exit code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{diagnosis}")]
 pub struct Failure {
@@ -195,7 +195,7 @@ impl fmt::Display for ServerError {
 impl std::error::Error for ServerError {}
 
 impl ServerError {
-    /// Primary, detail and hint as the server gave them.
+    /// Returns primary, detail and hint as the server sent them.
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         Diagnosis {
@@ -206,7 +206,7 @@ impl ServerError {
         }
     }
 
-    /// The error without the server's words.
+    /// Returns the SQLSTATE and the constraint's name without the server's texts.
     #[must_use]
     pub fn to_code(&self) -> String {
         let constraint =
@@ -214,10 +214,9 @@ impl ServerError {
         format!("the server refused with SQLSTATE {}{constraint}", self.code)
     }
 
-    /// Whether message, detail or hint may quote a row's values. Data exceptions, constraint
-    /// violations and whatever functions and triggers raise do; of the rest, only the classes that
-    /// speak of connections, privileges, names and resources are known not to (PostgreSQL's
-    /// `errcodes.txt`).
+    /// Whether message, detail or hint may quote a row's values. Data exceptions, constraint violations
+    /// and errors that functions and triggers raise may. Of the other classes, only those about
+    /// connections, privileges, names and resources are known not to (PostgreSQL's `errcodes.txt`).
     #[must_use]
     pub fn may_quote_values(&self) -> bool {
         const FREE_OF_VALUES: &[&str] =
@@ -231,9 +230,9 @@ impl ServerError {
         self.code.get(..2).unwrap_or("")
     }
 
-    /// Whether the same request may well succeed a moment later: connection exceptions (08),
-    /// serialization failures and deadlocks (40), insufficient resources (53), operator
-    /// intervention (57), system errors (58), and objects or locks in use (55006, 55P03).
+    /// Whether the same request may succeed a moment later: connection exceptions (08), serialization
+    /// failures and deadlocks (40), insufficient resources (53), operator intervention (57), system
+    /// errors (58), and objects or locks in use (55006, 55P03).
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self.class(), "08" | "40" | "53" | "57" | "58")

@@ -4,7 +4,8 @@
 //! publisher ──pgoutput──▶ replication ──bytes──▶ pgoutput ──changes──▶ apply ──▶ target
 //! ```
 //!
-//! ARCHITECTURE.md is the map; each module's own page says what it does and what it does not.
+//! ARCHITECTURE.md is the map of the modules; the documentation of each module says what it does and
+//! what it does not do.
 
 pub mod apply;
 pub mod boundary;

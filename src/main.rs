@@ -1,4 +1,4 @@
-//! The program: everything is in the library.
+//! The binary: parses arguments and calls the library.
 //!
 //! Exit codes: 0 fine; 1 the answer is no (something is paused, refused or not running);
 //! 2 the command line or the configuration is wrong; 3 publisher or target could not be reached.
@@ -18,8 +18,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Half the cores, so that on a small machine a change is not handed from thread to thread on its way, which
-/// takes longer than all that is done to it, and the servers beside us keep theirs.
+/// Returns half the number of cores. On a small machine, handing a change from thread to thread takes
+/// longer than processing it, and servers on the same machine keep the other cores.
 fn threads() -> usize {
     available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }

@@ -1,12 +1,12 @@
-//! The service: state in the target, one worker a subscription, signals, the order of stopping.
+//! The service: opens the store, runs one worker per subscription, handles signals, and stops in order.
 //!
 //! ```text
-//! SIGTERM, SIGINT ─▶ wish: shut down ─▶ workers end (rolled back or committed) ─▶ store, HTTP close
-//! SIGHUP ─▶ reload ─▶ workers of changed subscriptions end and begin anew
+//! SIGTERM, SIGINT ─▶ shutdown ─▶ workers end (rolled back or committed) ─▶ store, HTTP close
+//! SIGHUP ─▶ reload ─▶ workers of changed subscriptions end and start again
 //! NOTIFY ─▶ signal ─▶ workers look for commands
 //! ```
-//! The HTTP service has its address before anything else begins, and answers while the target is
-//! still waited for. Nothing here knows what a worker does. Every task belongs to a set that is joined or aborted.
+//! The HTTP service binds its address first, and answers while the service waits for the target.
+//! Nothing here knows what a worker does. Every task belongs to a set that is joined or aborted.
 
 mod side;
 
@@ -31,23 +31,23 @@ use crate::subscription::{Board, Wish, Worker, end_abandoned_creations, target_u
 use crate::target::{Lock, TargetSession};
 use crate::telemetry::{self, Attention, Bars};
 
-/// How long workers may take to stop, and the tasks after them.
+/// Longest time for workers to stop, and then again for the other tasks.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the target may be away before the wait for it is mentioned again.
+/// Interval between attempts to open the target's store.
 const TARGET_RETRY: Duration = Duration::from_secs(2);
-/// How long `drop` waits for a running service to let go.
+/// Longest time that `drop` waits for a running service to release the subscription.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
 const LET_GO_POLL: Duration = Duration::from_millis(200);
-/// How long one instance may take to answer that it lets go.
+/// Longest wait for one instance's answer that it releases the subscription.
 const LET_GO_ANSWER: Duration = Duration::from_secs(3);
-/// PostgreSQL's error for a slot that is still active.
+/// SQLSTATE of a slot that is still active.
 const OBJECT_IN_USE: &str = "55006";
 
 fn signals_failed(error: &std::io::Error) -> Failure {
     Failure::new(Exit::No, Diagnosis::new("signals cannot be received").detail(error.to_string()))
 }
 
-/// The process's signals, caught from the very start.
+/// The process's signals, registered before anything else.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -79,15 +79,15 @@ impl Signals {
         }
     }
 
-    /// Waits to be told to stop; before anything runs there is nothing to reload.
+    /// Waits for SIGTERM or SIGINT and ignores SIGHUP, because nothing runs yet.
     async fn stop(&mut self) {
         while !matches!(self.next().await, Woken::Stop) {}
     }
 }
 
 /// Runs every subscription of the configuration until SIGTERM or SIGINT. `reload` reads the
-/// configuration again (SIGHUP); what it cannot read is said by it, and nothing changes. `bars` show
-/// the copies' progress.
+/// configuration again (SIGHUP); if it fails, it reports the problems itself and the old configuration
+/// stays in force. `bars` show the progress of copies.
 pub async fn run(
     config: Config,
     bars: Option<Bars>,
@@ -131,7 +131,7 @@ pub async fn run(
     Ok(())
 }
 
-/// Puts every subscription on the board before anything runs.
+/// Publishes a state for every subscription before anything runs.
 fn announce(config: &Config, board: &Board, state: State) {
     for subscription in &config.subscriptions {
         let state = if subscription.enabled { state } else { State::Disabled };
@@ -140,14 +140,14 @@ fn announce(config: &Config, board: &Board, state: State) {
     }
 }
 
-/// The target's state cannot be opened: said on the board of every enabled subscription.
+/// Publishes for every enabled subscription that the target's store cannot be opened.
 fn announce_waiting(config: &Config, board: &Board, diagnosis: &Diagnosis) {
     for subscription in config.subscriptions.iter().filter(|subscription| subscription.enabled) {
         board.add(&subscription.name, State::Retrying).send_replace(target_unavailable(diagnosis));
     }
 }
 
-/// Waits for the target, if need be, and brings schema `pgsluice` up to date.
+/// Opens the store, waiting for the target if need be, and upgrades schema `pgsluice`.
 async fn open_store(config: &Config, board: &Board) -> Store {
     loop {
         match Store::open(&config.target.conninfo).await {
@@ -164,7 +164,8 @@ async fn open_store(config: &Config, board: &Board) -> Store {
                 let (error_text, detail, hint) = (told.primary, told.detail, told.hint);
                 warn!(error = error_text, detail, hint, "waiting for the target");
                 if error.disposition() != Disposition::Retry {
-                    // A person has to do something there; they need not restart the service, too.
+                    // An operator has to act on the target; afterwards the service goes on without a
+                    // restart.
                     tokio::time::sleep(TARGET_RETRY).await;
                 }
                 tokio::time::sleep(TARGET_RETRY).await;
@@ -245,7 +246,7 @@ impl Service {
         Ok(())
     }
 
-    /// The next worker that has ended; none while no worker runs.
+    /// Waits for the next worker to end; never completes while no worker runs.
     async fn ended(&mut self) -> Option<SubscriptionName> {
         match self.tasks.join_next().await? {
             Ok(name) => {
@@ -295,7 +296,7 @@ impl Service {
         self.store.close().await;
     }
 
-    /// Asks workers to stop, and waits for them within [`STOP_TIMEOUT`].
+    /// Asks workers to stop, and waits for them for at most [`STOP_TIMEOUT`].
     async fn stop(&mut self, names: &[SubscriptionName]) {
         for name in names {
             if let Some(wish) = self.workers.get(name) {
@@ -315,9 +316,9 @@ impl Service {
     }
 }
 
-/// Removes a subscription: its slot on the publisher and its state in the target. The target's
-/// rows stay. A running service is asked to let go of it first, but only once the publisher has
-/// been reached: a drop that cannot be finished leaves everything as it was.
+/// Removes a subscription: its slot on the publisher and its state in the target. The target's rows
+/// stay. A running service is asked to release it only after the publisher has been reached, so that a
+/// drop that cannot be finished changes nothing.
 pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Result<(), Failure> {
     let store = Store::connect(&config.target.conninfo).await?;
     store.require_schema().await?;
@@ -358,7 +359,7 @@ pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Resu
     Ok(())
 }
 
-/// Neither the configuration nor the target knows the name.
+/// The error for a name that neither the configuration nor the target knows.
 pub(crate) fn unknown(name: &SubscriptionName) -> Failure {
     let diagnosis = Diagnosis::new(format!("there is no subscription \"{name}\""))
         .detail("neither the configuration nor the target's state knows it")
@@ -366,8 +367,9 @@ pub(crate) fn unknown(name: &SubscriptionName) -> Failure {
     Failure::new(Exit::Usage, diagnosis)
 }
 
-/// Gets the subscription's lock, asking whoever has it to let go: the instance that applies it,
-/// then, it may be, one that stood by and was faster than we are.
+/// Takes the subscription's lock after asking its holder to release it. The first holder is the
+/// instance that applies. A standby instance may take the lock before this process, and is then asked
+/// as well.
 async fn take_over(
     store: &Store,
     config: &Config,

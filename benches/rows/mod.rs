@@ -1,22 +1,22 @@
-//! The messages that `decode` and `plan` measure: the same ones, so that their figures compare.
+//! The messages that `decode` and `plan` measure.
 //!
-//! The row is that of the throughput benchmark, `orders (id bigint primary key, customer_id int,
-//! status text, amount numeric(12,2), created_at timestamptz, note text)`, as PostgreSQL sends it in
-//! text. There are as many rows as apply puts into a batch, each with a key of its own, and they lie where
-//! a socket's reads leave them: one behind the other in buffers that many share.
+//! The row is that of the throughput benchmark, `orders (id bigint primary key, customer_id int, status
+//! text, amount numeric(12,2), created_at timestamptz, note text)`, as PostgreSQL sends it in text.
+//! There are as many rows as apply puts into a batch, each with its own key. They lie one after the
+//! other in shared buffers, as reads from a socket leave them.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// Row messages of a batch, about half of what `apply::gathered` allows.
+/// Row messages of a batch.
 pub(crate) const MESSAGES: usize = 8192;
 
-/// What one read of a busy socket brings.
+/// Size of one read from a busy socket, bytes.
 const READ_BYTES: usize = 64 << 10;
 
 type Row<'a> = [Option<&'a str>; 6];
 
-/// One message of `kind` about each row of `ids`; `old` is the mark of what an update
-/// says of its old row: `K`, `O`, or none.
+/// Returns one message of each of `kinds` for each row of `ids`. `old` is the byte that marks an
+/// update's old row: `K`, `O`, or none.
 pub(crate) fn messages(kinds: &[u8], ids: impl Iterator<Item = usize>, old: Option<u8>) -> Vec<Bytes> {
     let mut buffer = BytesMut::with_capacity(READ_BYTES);
     let kinds = kinds.iter().copied().cycle();

@@ -1,4 +1,4 @@
-//! The two subscribers: made, held back, let loose, measured, removed.
+//! The two subscribers: creates, starts, measures and removes them.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -15,34 +15,34 @@ use crate::measure::{self, Cpu};
 use crate::stand::{BUILTIN_DB, PUBLICATION, PUBLISHER_DB, SLUICE_DB, Stand};
 use crate::workload::Workload;
 
-/// How long a contestant may take.
+/// Longest time for a contestant to catch up.
 const PATIENCE: Duration = Duration::from_mins(20);
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
-/// How often the position is asked for. It limits the resolution of every time.
+/// Interval between two looks at the position, which limits the resolution of every time.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// How often CPU time is looked at, for the sake of processes that end.
+/// Interval between two looks at CPU time, so that little is lost of processes that end.
 const CPU_INTERVAL: Duration = Duration::from_millis(200);
 
 pub(crate) const BUILTIN: &str = "bench_builtin";
 pub(crate) const SLUICE: &str = "bench_sluice";
 
-/// What one contestant needed for one workload.
+/// Figures of one contestant for one workload.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
     pub(crate) seconds: f64,
     pub(crate) cpu: Cpu,
-    /// Of pgsluice's process.
+    /// Peak memory of pgsluice's process.
     pub(crate) peak_bytes: Option<u64>,
 }
 
 /// What the contestants' commits wait for (`synchronous_commit`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Commits {
-    /// Each contestant's own default: the built-in subscriber's wait for nothing, pgsluice's for the disk.
+    /// Each contestant's default: the built-in subscriber waits for nothing, pgsluice for the disk.
     AsTheyCome,
-    /// Nothing.
+    /// Commits wait for nothing.
     Off,
-    /// The target's disk.
+    /// Commits wait for the target's disk.
     On,
 }
 
@@ -56,7 +56,7 @@ impl Commits {
     }
 }
 
-/// A subscriber with its slot, held back.
+/// A subscriber with its slot that does not apply anything yet.
 #[derive(Debug)]
 pub(crate) struct Contestant {
     kind: Kind,
@@ -85,8 +85,7 @@ impl Contestant {
         Ok(Self { kind: Kind::Builtin, copies, profile: None })
     }
 
-    /// Starts the service once and stops it again, so that its own schema exists and it has taken
-    /// up the slot.
+    /// Creates a stopped service. It is started once, so that its schema exists and it uses the slot.
     pub(crate) async fn sluice(
         stand: &Stand,
         workload: Workload,
@@ -108,7 +107,7 @@ impl Contestant {
         Ok(Self { kind: Kind::Sluice(service), copies, profile: profile.map(str::to_owned) })
     }
 
-    /// Lets it loose, waits until it has caught up with the publisher, and removes it.
+    /// Starts the subscriber, waits until it has caught up with the publisher, and removes it.
     pub(crate) async fn catch_up(self, stand: &Stand) -> Result<Run> {
         stand.settle().await?;
         let publisher = stand.at_publisher().await?;
@@ -176,7 +175,7 @@ impl Contestant {
         if !self.copies {
             return is_true(publisher, &confirmed(slot, end)).await;
         }
-        // The copy is committed; catching up with what came since is not counted.
+        // The end of the copy is measured; catching up with later changes is not.
         let sql = match &self.kind {
             Kind::Builtin => "SELECT bool_and(srsubstate IN ('f', 's', 'r')) FROM pg_subscription_rel",
             Kind::Sluice(_) => "SELECT bool_and(state = 'ready') FROM pgsluice.table_sync",
@@ -193,7 +192,7 @@ impl Contestant {
             session.close().await;
         } else {
             let session = stand.at_target("postgres").await?;
-            // The service has ended, but its backends may be a moment behind, with an origin in hand.
+            // The service has ended, but its sessions may briefly hold an origin.
             let ended =
                 format!("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = '{SLUICE_DB}')");
             wait(&session, &ended).await?;
@@ -280,7 +279,7 @@ impl Service {
 }
 
 impl Drop for Service {
-    /// What it logged is worth reading when something went wrong, or when it was asked for.
+    /// Prints the service's log if something went wrong or if it was requested.
     fn drop(&mut self) {
         let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
         if std::env::var_os("RUST_LOG").is_some() || log.contains("WARN") || log.contains("ERROR") {
@@ -320,7 +319,7 @@ async fn wait(session: &Session, sql: &str) -> Result<()> {
     Ok(())
 }
 
-/// A contestant that keeps running, for the latency of single commits.
+/// Creates a contestant that keeps running, to measure the latency of single commits.
 pub(crate) async fn running(
     stand: &Stand,
     of: Competitor,
@@ -346,7 +345,7 @@ pub(crate) enum Competitor {
 }
 
 impl Competitor {
-    /// Its slot, subscription and `application_name` on the publisher.
+    /// Name of its slot, subscription and `application_name` on the publisher.
     pub(crate) fn slot(self) -> &'static str {
         match self {
             Self::Builtin => BUILTIN,

@@ -1,5 +1,6 @@
-//! From COMMIT on the publisher until the subscriber has applied it: commits that wait for it
-//! (`synchronous_commit = remote_apply`), one after another, on an otherwise idle pair of servers.
+//! Measures the time from COMMIT on the publisher until the subscriber has applied the transaction.
+//! Commits wait for that (`synchronous_commit = remote_apply`), one after another, on otherwise idle
+//! servers.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use crate::workload::Workload;
 
 const COMMITS: f64 = 3000.0;
 const COMMITS_MIN: u32 = 200;
-/// Commits before the clock counts: plans and caches on all sides.
+/// Number of commits before the measurement, which fill plans and caches on all sides.
 const WARM_UP: u32 = 100;
 
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +55,7 @@ async fn reload(stand: &Stand) -> Result<()> {
     let session = stand.publisher.connect("postgres").await?;
     let before = session.value("SELECT pg_conf_load_time()").await?;
     session.batch("SELECT pg_reload_conf()").await?;
-    // The walsender's wish to be synchronous shows once it, too, has read the file.
+    // The walsender becomes synchronous only once it has read the changed configuration file.
     for _ in 0..1000 {
         tokio::time::sleep(Duration::from_millis(5)).await;
         let names = session.value("SHOW synchronous_standby_names").await?.unwrap_or_default();

@@ -1,16 +1,17 @@
-//! pgsluice beside PostgreSQL's own subscriber: the same publisher, the same changes, the same target
-//! server, in turn. `scripts/bench` runs it; `scripts/bench --help` tells its arguments.
+//! Compares pgsluice with PostgreSQL's own subscriber: the same publisher, the same changes and the
+//! same target server, in turn. `scripts/bench` runs it; `scripts/bench --help` lists its arguments.
 //!
 //! ```text
 //! prepare rows ─▶ both slots ─▶ the workload's changes ─▶ contestant 1 catches up ─▶ contestant 2 catches up
 //!                                                          time, CPU, memory         └─▶ all three equal?
 //! ```
 //! # What is measured
-//! The clock runs from the start of a stopped subscriber (`ALTER SUBSCRIPTION … ENABLE`, the start of
-//! the process `pgsluice run`) until its slot's confirmed position reaches the publisher's, as
-//! "wait until caught up" scripts see it. Both consume the same WAL through slots of their own,
-//! and take turns in going first. CPU is user and system time of every process that works for a contestant.
-//! A run whose rows are not the publisher's afterwards is an error, not a figure.
+//!
+//! Time runs from the start of a stopped subscriber (`ALTER SUBSCRIPTION … ENABLE`, the start of the
+//! process `pgsluice run`) until its slot's confirmed position reaches the publisher's, which is also
+//! how scripts wait until a subscriber has caught up. Both consume the same WAL through slots of their
+//! own, and take turns in going first. CPU is user and system time of every process that works for a
+//! contestant. A run whose rows differ from the publisher's afterwards is an error.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints its findings")]
 
 mod contestant;
@@ -52,7 +53,7 @@ struct Arguments {
     /// Runs this command once pgsluice has started, with its process id for {}: a profiler.
     #[arg(long)]
     profile: Option<String>,
-    /// `cargo bench` says so; it means nothing here.
+    /// `cargo bench` passes it; it has no effect.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -96,7 +97,7 @@ fn chosen(names: &[String]) -> Result<(Vec<Workload>, bool)> {
     Ok((workloads, names.iter().any(|name| name == "latency")))
 }
 
-/// One round of one workload: both contestants, on the same changes.
+/// Runs one round of one workload: both contestants with the same changes.
 async fn run(stand: &Stand, workload: Workload, round: u32, arguments: &Arguments) -> Result<Outcome> {
     stand.databases().await?;
     workload.prepare(stand, arguments.scale).await?;

@@ -8,29 +8,29 @@ use pgsluice::demo::Session;
 use crate::Result;
 use crate::stand::Stand;
 
-/// Clock ticks a second in /proc (`USER_HZ`): 100 on every Linux that there is.
+/// Length of a clock tick in /proc (`USER_HZ`), which is 100 per second on Linux.
 const TICK: Duration = Duration::from_millis(10);
 
-/// CPU time of groups of processes, the sum of user and system time. A process that ends keeps what
-/// was last seen of it.
+/// CPU time of groups of processes: user and system time. For a process that has ended, the last value
+/// seen counts.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cpu {
     seen: HashMap<(Group, u32), Duration>,
 }
 
-/// Who works.
+/// The processes whose CPU time is added up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Group {
     /// The publisher's walsenders and backends.
     Publisher,
     /// Backends of the target, and the workers of its own subscription.
     Target,
-    /// pgsluice's process.
+    /// The process of pgsluice.
     Sluice,
 }
 
 impl Cpu {
-    /// Looks at all processes that serve a contestant now.
+    /// Reads the CPU time of all processes that serve a contestant now.
     pub(crate) async fn look(
         &mut self,
         publisher: &Session,
@@ -61,7 +61,8 @@ impl Cpu {
     }
 }
 
-/// proc(5): after the command's name in parentheses, utime and stime are the 12th and 13th field.
+/// Reads /proc/PID/stat: after the command's name in parentheses, utime and stime are the 12th and 13th
+/// field (proc(5)).
 fn cpu_time(pid: u32) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
@@ -70,7 +71,7 @@ fn cpu_time(pid: u32) -> Option<Duration> {
     Some(TICK * (user + system))
 }
 
-/// The most memory that a process has had, bytes.
+/// Returns the peak resident memory of a process, bytes.
 pub(crate) fn peak_bytes(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

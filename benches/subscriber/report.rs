@@ -1,4 +1,4 @@
-//! Medians, ratios, tables; and their place in the documentation.
+//! Medians, ratios and tables, which can be written into the documentation.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -10,8 +10,8 @@ use crate::measure::Group;
 use crate::stand::Stand;
 use crate::workload::Workload;
 
-/// What lies between them in the file is the report's. The PostgreSQL version is part of the marker,
-/// so that several stand in one file.
+/// Returns the markers between which the report stands in a file. They contain the PostgreSQL version,
+/// so that a file can hold several reports.
 fn markers(major: u32) -> (String, String) {
     (format!("<!-- bench {major}: begin -->"), format!("<!-- bench {major}: end -->"))
 }
@@ -65,7 +65,7 @@ impl Report {
         }
     }
 
-    /// Markdown.
+    /// Returns the report as Markdown.
     pub(crate) fn text(&self) -> String {
         let mut text = format!("{}. Made by `{}`.\n\n", self.machine, self.command);
         text.push_str(
@@ -123,7 +123,7 @@ impl Report {
         text
     }
 
-    /// Puts the tables between the file's markers.
+    /// Replaces the text between the file's markers by the tables.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let (begin, end) = markers(self.major);
         let old = std::fs::read_to_string(path)?;
@@ -134,7 +134,7 @@ impl Report {
     }
 }
 
-/// One round in a line, to watch.
+/// Formats one round as a line of progress.
 pub(crate) fn progress(workload: Workload, round: u32, outcome: &Outcome) -> String {
     let (b, s) = (&outcome.builtin, &outcome.sluice);
     format!(
@@ -204,7 +204,7 @@ fn cpu_model() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// What else the machine did: figures of a busy machine are not worth much.
+/// Returns the load average, because figures of a busy machine are of little use.
 fn load_average() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().unwrap_or("unknown").to_owned()

@@ -6,10 +6,10 @@ use pgsluice::demo::cluster::{Cluster, ClusterOptions, Durability, SUPERUSER, Te
 
 use crate::Result;
 
-/// What both servers are set to, beside `fsync = on` and logical WAL. Vacuum is done where it is due,
-/// not whenever its launcher wakes up: two contestants would meet it at different moments. A worker of the
-/// built-in subscriber may start again at once: by default it would wait until five seconds after its last
-/// start, which is no work.
+/// Settings of both servers, in addition to `fsync = on` and logical WAL. Autovacuum is off and vacuum
+/// is run explicitly, because it would start at different moments for the two contestants. A worker of
+/// the built-in subscriber may start again at once; by default it would wait until five seconds after
+/// its last start.
 const SETTINGS: &[(&str, &str)] = &[
     ("shared_buffers", "256MB"),
     ("max_wal_size", "4GB"),
@@ -24,7 +24,8 @@ pub(crate) const BUILTIN_DB: &str = "builtin";
 pub(crate) const SLUICE_DB: &str = "sluice";
 pub(crate) const PUBLICATION: &str = "bench";
 
-/// Our own sessions carry it, so that their work is not counted as a contestant's.
+/// `application_name` of the benchmark's own sessions, so that their work is not counted as a
+/// contestant's.
 const OWN_NAME: &str = "pgsluice_bench_stand";
 
 #[derive(Debug)]
@@ -39,7 +40,7 @@ impl Stand {
         Ok(Self { publisher, target })
     }
 
-    /// Empty databases in place of whatever there is.
+    /// Creates empty databases in place of existing ones.
     pub(crate) async fn databases(&self) -> Result<()> {
         for (server, names) in
             [(&self.publisher, [PUBLISHER_DB].as_slice()), (&self.target, &[BUILTIN_DB, SLUICE_DB])]
@@ -54,7 +55,7 @@ impl Stand {
         Ok(())
     }
 
-    /// A session on the publisher that is not counted. What it commits need not be flushed by itself.
+    /// Opens a session on the publisher that is not counted. Its commits need not wait for a flush.
     pub(crate) async fn at_publisher(&self) -> Result<Session> {
         own_session(&self.publisher, PUBLISHER_DB).await
     }
@@ -63,7 +64,7 @@ impl Stand {
         own_session(&self.target, database).await
     }
 
-    /// Both servers write out what is dirty, so that nobody pays for what others did.
+    /// Makes both servers write dirty pages, so that a contestant does not pay for earlier work.
     pub(crate) async fn settle(&self) -> Result<()> {
         for server in [&self.publisher, &self.target] {
             let session = own_session(server, "postgres").await?;
@@ -73,8 +74,8 @@ impl Stand {
         Ok(())
     }
 
-    /// The processes that serve others than us on one of the servers: backends, walsenders, workers
-    /// of subscriptions.
+    /// Processes of a server that serve the contestants: backends, walsenders, workers of
+    /// subscriptions.
     pub(crate) const BUSY_PIDS: &str = "SELECT pid, backend_type FROM pg_stat_activity \
         WHERE backend_type IN ('client backend', 'walsender', 'logical replication worker', \
             'logical replication apply worker', 'logical replication tablesync worker', \

@@ -1,4 +1,4 @@
-//! What is replicated. Rows are made by the servers themselves, the same ones on every run.
+//! The workloads. The servers generate the rows, which are the same on every run.
 
 use std::fmt::Write as _;
 
@@ -22,7 +22,7 @@ const ORDER_COLUMNS: &str = "(id bigint PRIMARY KEY, customer_id int NOT NULL, s
     amount numeric(12,2) NOT NULL, created_at timestamptz NOT NULL, note text)";
 
 const MIXED_TABLES: u64 = 20;
-/// Rows of a mixed table that are there to be updated; as many again to be deleted.
+/// Number of rows of a mixed table that are updated; as many again are deleted.
 const MIXED_ROWS: u64 = 10_000;
 const TPCB_SCALE: u64 = 10;
 const TOAST_ROWS: u64 = 20_000;
@@ -66,12 +66,12 @@ impl Workload {
         }
     }
 
-    /// Whether the contestants copy what is there, instead of streaming changes.
+    /// Whether the contestants copy existing rows instead of streaming changes.
     pub(crate) fn copies(self) -> bool {
         self == Self::Copy
     }
 
-    /// Makes tables on all sides, with the rows that the changes need.
+    /// Creates tables on all sides, with the rows that the changes need.
     pub(crate) async fn prepare(self, stand: &Stand, scale: f64) -> Result<()> {
         let (schema, rows) = (self.schema(), self.rows(scale));
         let publisher = stand.at_publisher().await?;
@@ -169,7 +169,7 @@ impl Workload {
         }
     }
 
-    /// The rows that are there before the changes.
+    /// Statements that create the rows before the changes.
     fn rows(self, scale: f64) -> String {
         match self {
             Self::Inserts | Self::SmallTransactions => String::new(),
@@ -195,7 +195,7 @@ impl Workload {
         }
     }
 
-    /// The changes: each string is sent by itself.
+    /// Statements that make the changes; each string is sent separately.
     fn changes(self, scale: f64) -> Vec<String> {
         match self {
             Self::Inserts => vec![orders("orders", scaled(1_000_000, scale))],
@@ -253,8 +253,8 @@ fn orders(table: &str, count: u64) -> String {
     )
 }
 
-/// `count` transactions, each with `body` for n = 0, 1, …: by a procedure, since a client would spend
-/// most of the time on round trips.
+/// Returns a procedure that runs `count` transactions, each with `body` for n = 0, 1, …. A client would
+/// spend most of the time on round trips.
 fn in_transactions(count: u64, body: &str, declare: &str) -> Vec<String> {
     vec![
         format!(
@@ -276,7 +276,7 @@ fn mixed() -> String {
         format!("CASE {table} {arms} END CASE; ")
     };
     let insert = |nth: u64| {
-        // Scattered and never twice: the factor is odd.
+        // The factor is odd, so the keys are scattered and never repeat.
         let id = format!("1000000 + ((2 * n + {nth}) * 2654435761) % 4294967296");
         pick("floor(random() * 20)::int", &move |t| {
             format!(
@@ -289,7 +289,7 @@ fn mixed() -> String {
         pick("floor(random() * 20)::int", &move |t| {
             format!("UPDATE orders_{t} SET {what} WHERE id = 1 + floor(random() * {MIXED_ROWS})::bigint;")
         })
-        // Evaluated once, not once a row.
+        // The subquery is evaluated once instead of once per row.
         .replace("1 + floor(random() * 10000)::bigint", "(SELECT 1 + floor(random() * 10000)::bigint)")
     };
     let delete = pick("(n % 20)::int", &|t| {

@@ -1,5 +1,5 @@
--- What the publisher of docker/compose.yaml begins with. psql runs it once, as superuser, in database
--- "example". docs/security.md explains each privilege.
+-- Initial content of the publisher in docker/compose.yaml. psql runs this once, as superuser, in
+-- database "example". docs/security.md explains each privilege.
 \set ON_ERROR_STOP on
 \set sammy_password `cat /run/secrets/sammy_password`
 

@@ -1,9 +1,9 @@
--- What the target of docker/compose.yaml begins with. psql runs it once, as superuser, in database
+-- Initial content of the target in docker/compose.yaml. psql runs this once, as superuser, in database
 -- "example". docs/security.md explains each privilege.
 \set ON_ERROR_STOP on
 \set pgsluice_apply_password `cat /run/secrets/pgsluice_apply_password`
 
--- More columns than the publisher's table has, each of a kind that a new row can do without.
+-- The table has more columns than the publisher's, each of a kind that a new row can do without.
 CREATE TABLE widgets (
     id serial,
     name text,

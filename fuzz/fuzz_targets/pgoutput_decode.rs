@@ -1,6 +1,6 @@
-//! Whatever the bytes, decoding ends in a message whose every value lies within them, or in an error
-//! that can be shown. The corpus is what a real publisher sent (`capture-corpus`); a unit test reads
-//! it as well, so that it counts without a nightly compiler.
+//! Decoding any bytes gives a message whose values all lie within them, or an error that can be shown.
+//! The corpus holds messages of a real publisher (`capture-corpus`). A unit test reads it as well, so
+//! that it is used without a nightly compiler.
 
 #![no_main]
 
@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn walk(message: Message, payload_bytes: usize) {
-    // Debug must neither panic nor need more than the shape.
+    // Debug must not panic; it shows only the shape.
     assert!(!format!("{message:?}").is_empty());
     match message {
         Message::Insert(insert) => row(&insert.new, payload_bytes),

@@ -1,7 +1,7 @@
-//! Whatever the bytes, a frame is what the bytes say, all of them, or an error that can be shown.
+//! Decoding any bytes gives a frame that encodes to the same bytes, or an error that can be shown.
 //!
-//! The corpus has each kind of frame and each way in which one can be wrong; a unit test reads it as
-//! well, so that it counts without a nightly compiler.
+//! The corpus has each kind of frame and each kind of error. A unit test reads it as well, so that it
+//! is used without a nightly compiler.
 
 #![no_main]
 
@@ -16,7 +16,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// The bytes that the publisher would have sent.
+/// Encodes the frame as the publisher would have sent it.
 fn written(frame: &Frame) -> Vec<u8> {
     match frame {
         Frame::XLogData { wal_start, wal_end, sent_at_us, payload } => {

@@ -1,4 +1,4 @@
-//! Collects what the steps found, and makes the whole list of it. Pure.
+//! Collects the findings of a check's steps and makes the report. Pure.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use crate::error::Diagnosis;
 
 use super::report::{Reach, Report, Status, Step, StepReport, TableReport};
 
-/// What is known so far of one subscription's steps.
+/// What is known so far about one subscription's steps.
 #[derive(Debug)]
 pub(super) struct Findings {
     steps: BTreeMap<Step, (Status, Diagnosis)>,
@@ -24,7 +24,7 @@ impl Findings {
         self.note(step, Status::Ok, Diagnosis::new(text));
     }
 
-    /// The same with a detail or a hint.
+    /// Records success with a detail or a hint.
     pub(super) fn fine(&mut self, step: Step, text: Diagnosis) {
         self.note(step, Status::Ok, text);
     }
@@ -37,12 +37,12 @@ impl Findings {
         self.note(step, Status::Failed, text);
     }
 
-    /// A server did not answer at all.
+    /// Records that a server did not answer.
     pub(super) fn out_of_reach(&mut self) {
         self.reach = Reach::Unreachable;
     }
 
-    /// A step may be judged more than once: the worst that was found stands.
+    /// Records a step's status. If a step is judged more than once, the worst status counts.
     fn note(&mut self, step: Step, status: Status, text: Diagnosis) {
         let rank = |status: Status| match status {
             Status::NotReached => 0,
@@ -56,7 +56,7 @@ impl Findings {
         }
     }
 
-    /// The report: every step, those that were not judged with what they wait for.
+    /// Returns the report with every step. A step that was not judged names the step that it waits for.
     pub(super) fn into_report(self, name: &str, tables: Vec<TableReport>) -> Report {
         let steps: Vec<StepReport> = Step::ALL
             .into_iter()
@@ -76,7 +76,8 @@ impl Findings {
         }
     }
 
-    /// The step that failed on the way to this one. Needs point backwards only, so this ends.
+    /// Returns the failed step that this one needs. A step only needs earlier ones, so the recursion
+    /// ends.
     fn obstacle(&self, step: Step) -> Option<Step> {
         step.needs().iter().find_map(|&need| match self.steps.get(&need) {
             Some((Status::Failed, _)) => Some(need),
@@ -147,7 +148,8 @@ mod tests {
             let later = step.needs().iter().find(|need| {
                 Step::ALL.iter().position(|s| s == *need) >= Step::ALL.iter().position(|s| *s == step)
             });
-            // The slot is judged by what the target has recorded, and listed with the publisher.
+            // The slot is judged by what the target has recorded, but is listed among the publisher's
+            // steps.
             assert!(later.is_none() || (step, later) == (Step::Slot, Some(&Step::State)), "{step:?}");
         }
     }

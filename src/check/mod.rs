@@ -1,19 +1,19 @@
-//! The preflight: every step from here to a running subscription, each with its remedy.
+//! The preflight: checks every step that a subscription needs and gives a remedy for each failure.
 //!
 //! ```text
 //! walk (connects, reads) ─facts─▶ verdict ─▶ Findings ─▶ Report (steps in order) ─▶ cli
 //!                         └─tables─▶ tables (columns compared) ──┘
 //! ```
-//! From afar the usual faults look alike, and each hides those behind it. So each step is judged on
-//! its own, as far as what it needs was reached, and says the words that the running service would
-//! say: texts come from where the service has them (`net`, `schema`, `subscription`, `apply`).
+//! The usual faults look alike, and each one hides later ones. So each step is judged by itself, as far
+//! as the steps that it needs succeeded. The texts are those of the running service: they come from the
+//! modules that report them there (`net`, `schema`, `subscription`, `apply`).
 //!
 //! # Invariants
 //! - Nothing is changed on either server: no slot, no schema, no lock, no row.
-//! - It can run beside the service: what the service holds counts as its own.
-//! - Every wait is bounded: connections by `connect_timeout`, questions by a time limit of their own.
+//! - It can run while the service runs: what the service holds counts as the subscription's own.
+//! - Every wait is bounded: connections by `connect_timeout`, queries by a time limit of their own.
 //!
-//! Only `walk` does I/O. Not here: how it looks (`cli`), and what follows from it: nothing is cured.
+//! Only `walk` does I/O. `cli` renders the report; nothing here repairs a fault.
 
 mod findings;
 mod report;

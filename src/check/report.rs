@@ -1,6 +1,6 @@
-//! What a check found, as `check --json` shows it: part of the contract.
+//! The result of a check, as `check --json` prints it. The format is part of the interface.
 //!
-//! Pure data. Steps stand in the order in which they are walked, every one of them.
+//! Pure data. Every step is present, in the order in which steps are checked.
 
 use serde::{Serialize, Serializer};
 
@@ -8,43 +8,43 @@ use crate::error::{Diagnosis, Exit};
 use crate::net;
 use crate::pg::QualifiedName;
 
-/// A step of the way to a running subscription. The names of the first seven are also the reasons
-/// that `status` shows while the service cannot reach the publisher.
+/// A step towards a running subscription. The names of the first seven are also the reasons in `status`
+/// while the service cannot reach the publisher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
-    /// The publisher's name becomes addresses.
+    /// The publisher's name is resolved to addresses.
     Name,
-    /// Packets find a way there.
+    /// The address is reachable.
     Route,
-    /// Something listens and answers.
+    /// A server listens on the port and answers.
     Port,
     Tls,
-    /// pg_hba.conf, password, certificate.
+    /// The role is authenticated: pg_hba.conf, password, certificate.
     Authentication,
-    /// The database exists and lets the role connect.
+    /// The database exists and admits the role.
     Database,
     /// The role may replicate.
     Replication,
     WalLevel,
-    /// A replication slot is free, if one has to be made.
+    /// A replication slot is free, if one has to be created.
     Slots,
     /// A WAL sender is free.
     WalSenders,
-    /// The subscription's own slot.
+    /// The subscription's own slot can be used.
     Slot,
-    /// They exist and publish the tables.
+    /// The publications exist and publish tables.
     Publications,
-    /// USAGE and SELECT for the initial copy.
+    /// The role has USAGE and SELECT for the initial copy.
     Privileges,
-    /// The target is reached and takes writes.
+    /// The target can be reached and accepts writes.
     Target,
-    /// Schema `pgsluice` in the target.
+    /// Schema `pgsluice` exists in the target or can be created.
     State,
-    /// `session_replication_role`.
+    /// The role may set `session_replication_role`.
     ReplicaRole,
-    /// Replication origins.
+    /// The role may use replication origins.
     Origins,
-    /// Each published table fits into its target.
+    /// Each published table fits its target table.
     Tables,
     Versions,
 }
@@ -97,7 +97,7 @@ impl Step {
         }
     }
 
-    /// What has to be reached before it.
+    /// The steps that have to succeed before this one.
     pub(super) const fn needs(self) -> &'static [Self] {
         match self {
             Self::Name | Self::Target => &[],
@@ -138,20 +138,20 @@ impl Serialize for Step {
     }
 }
 
-/// How a step went.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     Ok,
-    /// It works, though not as fully as it could, or not for ever.
+    /// The step works, but with a restriction or only for now.
     Warning,
     Failed,
-    /// What it needs has failed.
+    /// A step that it needs has failed.
     NotReached,
 }
 
 impl Status {
-    /// For people.
+    /// Returns the status as people read it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -163,7 +163,7 @@ impl Status {
     }
 }
 
-/// One step and what was found.
+/// A step and its finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StepReport {
     pub step: Step,
@@ -172,7 +172,7 @@ pub struct StepReport {
     pub text: Diagnosis,
 }
 
-/// Something about one table that does not fit or may not.
+/// A problem of one table, or a possible one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub status: Status,
@@ -180,18 +180,18 @@ pub struct Finding {
     pub text: Diagnosis,
 }
 
-/// A published table beside its target.
+/// A published table and its target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TableReport {
     pub source: QualifiedName,
     pub target: QualifiedName,
     pub status: Status,
-    /// The published columns in their order, then the target's own.
+    /// The published columns in their order, then those that only the target has.
     pub columns: Vec<ColumnReport>,
     pub findings: Vec<Finding>,
 }
 
-/// A column on both sides; types as DDL has them, null where the side lacks the column.
+/// A column on both sides. Types are written as in DDL; null if the side lacks the column.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ColumnReport {
     pub name: String,
@@ -201,18 +201,18 @@ pub struct ColumnReport {
     pub note: Option<String>,
 }
 
-/// Whether both servers answered at all.
+/// Whether both servers answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
     Reached,
     Unreachable,
 }
 
-/// One subscription's check.
+/// The result for one subscription.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     pub name: String,
-    /// Nothing failed; there may be warnings.
+    /// Whether no step failed; there may be warnings.
     pub ok: bool,
     /// Every step, in order.
     pub steps: Vec<StepReport>,
@@ -221,14 +221,14 @@ pub struct Report {
     pub reach: Reach,
 }
 
-/// Everything that was checked.
+/// The result of the whole check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Document {
     pub subscriptions: Vec<Report>,
 }
 
 impl Document {
-    /// What the command exits with (DESIGN.md, section 3).
+    /// The command's exit code.
     #[must_use]
     pub fn exit(&self) -> Exit {
         if self.subscriptions.iter().any(|report| report.reach == Reach::Unreachable) {

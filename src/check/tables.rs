@@ -1,4 +1,4 @@
-//! Published tables beside their targets, column by column. Pure.
+//! Compares published tables with their targets column by column. Pure.
 
 use crate::error::Diagnosis;
 use crate::pg::QualifiedName;
@@ -12,14 +12,14 @@ use crate::subscription::schema_failure;
 use super::findings::Findings;
 use super::report::{ColumnReport, Finding, Status, Step, TableReport};
 
-/// A published table, where it goes, and what is there.
+/// A published table, its target's name, and the table found there.
 pub(super) struct Pair<'a> {
     pub published: &'a PublishedTable,
     pub target_name: &'a QualifiedName,
     pub target: Option<&'a TargetTable>,
 }
 
-/// Compares all pairs; `role` is the target's. The step fails with the words of the `schema` pause.
+/// Compares all pairs. `role` is the target's role. A failure has the text of the `schema` pause.
 pub(super) fn judge(
     findings: &mut Findings,
     pairs: &[Pair<'_>],
@@ -122,7 +122,7 @@ fn columns(pair: &Pair<'_>, compared: &Comparison) -> Vec<ColumnReport> {
     both.chain(own).collect()
 }
 
-/// What the comparison says of one column, in few words; the table's findings have all of it.
+/// Summarises the comparison for one column; the table's findings have all of it.
 fn said(name: &str, compared: &Comparison) -> Option<(Status, Option<String>)> {
     let misfit = compared.misfits.iter().find_map(|misfit| about(&misfit.kind, name));
     if let Some(note) = misfit {

@@ -1,6 +1,6 @@
-//! Facts in, verdicts out: what each step's findings mean. Pure.
+//! Turns facts into the findings of each step. Pure.
 //!
-//! Whatever the running service would say as well is said by the module that says it there.
+//! If the running service reports the same fault, the text comes from the module that reports it there.
 
 use std::collections::BTreeSet;
 
@@ -25,7 +25,7 @@ use super::report::Step;
 /// Oldest and newest versions that pgsluice is tested with.
 const PUBLISHER_VERSIONS: std::ops::RangeInclusive<u32> = 10..=18;
 const TARGET_VERSIONS: std::ops::RangeInclusive<u32> = 12..=18;
-/// Table names in one text; more are counted.
+/// Largest number of table names in a text; the others are only counted.
 const NAMED_MAX: usize = 8;
 
 /// The steps of a connection, up to and including the database.
@@ -38,7 +38,7 @@ const WAY: [net::Step; 6] = [
     net::Step::Database,
 ];
 
-/// How far the way to the publisher leads: all of it, or up to the step that failed.
+/// Records the steps of the connection to the publisher: all of them, or those up to the failed step.
 pub(super) fn way(
     findings: &mut Findings,
     info: &ConnInfo,
@@ -100,11 +100,11 @@ pub(super) fn replication(findings: &mut Findings, outcome: Result<&SystemIdenti
     }
 }
 
-/// What is recorded of the subscription in the target, if the target could be asked.
+/// What the target has recorded about the subscription.
 #[derive(Debug, Clone)]
 pub(super) enum Recorded {
     Unknown,
-    /// Nothing has run yet.
+    /// The subscription has never run.
     Nothing,
     Row(Box<SubscriptionRow>),
 }
@@ -133,7 +133,7 @@ pub(super) fn wal_level(findings: &mut Findings, facts: &PublisherFacts) {
     }
 }
 
-/// Slots and WAL senders: those in use, and whether one is left for what is to come.
+/// Records how many slots and WAL senders are in use, and whether those still to be used are free.
 pub(super) fn room(findings: &mut Findings, facts: &PublisherFacts, view: &SlotView, recorded: &Recorded) {
     let used = format!("{} of {} in use", facts.replication_slots_used, facts.max_replication_slots);
     let free = facts.max_replication_slots.saturating_sub(facts.replication_slots_used);
@@ -171,7 +171,7 @@ pub(super) fn room(findings: &mut Findings, facts: &PublisherFacts, view: &SlotV
     }
 }
 
-/// The subscription's own slot, judged as the service would.
+/// Judges the subscription's own slot as the service would.
 pub(super) fn slot(
     findings: &mut Findings,
     subscription: &Subscription,
@@ -193,7 +193,7 @@ pub(super) fn slot(
     let dbname = &subscription.publisher.dbname;
     match slot::plan(name, &subscription.name, recorded.position(), found, on_missing, dbname) {
         Err(failure) => findings.fail(Step::Slot, failure.diagnosis),
-        // Whether it was there before is known to the target only.
+        // Only the target knows whether the slot existed before.
         Ok(SlotPlan::Create) if matches!(recorded, Recorded::Unknown) => {}
         Ok(SlotPlan::Create) => findings.ok(Step::Slot, format!("\"{name}\" will be created")),
         Ok(SlotPlan::Adopt { from }) => {
@@ -229,13 +229,13 @@ pub(super) fn slot(
     }
 }
 
-/// What the publications hold, and what seems to have been forgotten.
+/// The tables of the publications, and candidates for tables that were forgotten.
 pub(super) struct Published<'a> {
     pub tables: &'a [PublishedTable],
     pub notes: &'a [MappingNote],
     /// All tables of the publisher's database.
     pub existing: &'a BTreeSet<QualifiedName>,
-    /// All tables of the target's; none if it was not reached.
+    /// All tables of the target; none if it was not reached.
     pub targets: Option<&'a BTreeSet<QualifiedName>>,
 }
 
@@ -317,7 +317,8 @@ fn listed(names: &[&QualifiedName]) -> String {
     text
 }
 
-/// What the initial copy may read. Tables that have been copied already could do without.
+/// Records whether the initial copy may read the tables. Tables that were copied already are not
+/// needed.
 pub(super) fn privileges(
     findings: &mut Findings,
     subscription: &Subscription,
@@ -379,7 +380,7 @@ pub(super) fn target(findings: &mut Findings, outcome: Result<(&Host, &TargetFac
     }
 }
 
-/// Schema `pgsluice` is not there yet: may it be made?
+/// Records whether schema `pgsluice`, which does not exist yet, can be created.
 pub(super) fn state_to_be_made(findings: &mut Findings, facts: &TargetFacts, dbname: &str) {
     if facts.may_create_schema {
         return findings.ok(Step::State, "schema pgsluice will be created");
@@ -396,7 +397,7 @@ pub(super) fn state_to_be_made(findings: &mut Findings, facts: &TargetFacts, dbn
     );
 }
 
-/// Versions, and what of the configuration they cannot do.
+/// Records the servers' versions and the configured options that they do not support.
 pub(super) fn versions(
     findings: &mut Findings,
     subscription: &Subscription,

@@ -1,4 +1,4 @@
-//! Walks the steps: connects, asks, hands the answers to the verdicts. Only reads.
+//! Connects to the servers, reads the facts and passes them to the verdicts. It only reads.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -21,14 +21,14 @@ use super::report::{Document, Report, Step, TableReport};
 use super::tables::{self, Pair};
 use super::verdict::{self, Published, Recorded};
 
-/// Subscriptions looked at together.
+/// Largest number of subscriptions that are checked at the same time.
 const CHECKS_MAX: usize = 4;
-/// How long one side's questions may take once the connection stands.
+/// Longest time for all queries of one side after connecting.
 const QUESTIONS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a server may work on one of them.
 const LIMITS: TimeLimits = TimeLimits { statement: Some(Duration::from_secs(20)), idle_in_transaction: None };
 
-/// Checks every subscription of the configuration, or the one of that name.
+/// Checks every subscription of the configuration, or the named one.
 pub async fn check(config: &Config, name: Option<&SubscriptionName>) -> Document {
     let wanted =
         config.subscriptions.iter().filter(|subscription| name.is_none_or(|n| subscription.name == *n));
@@ -37,7 +37,7 @@ pub async fn check(config: &Config, name: Option<&SubscriptionName>) -> Document
     Document { subscriptions }
 }
 
-/// What the publisher answered, each question on its own.
+/// The publisher's answers; each query can fail by itself.
 struct Publisher {
     client: PgClient,
     facts: Answer<PublisherFacts>,
@@ -51,7 +51,7 @@ struct Publisher {
     imposed: Vec<ImposedLimit>,
 }
 
-/// What the target answered.
+/// The target's answers.
 struct Target {
     client: PgClient,
     facts: Answer<TargetFacts>,
@@ -63,11 +63,11 @@ struct Target {
 
 type Answer<T> = Result<T, Diagnosis>;
 
-/// Schema `pgsluice`, and what it has of the subscription.
+/// The state of schema `pgsluice`, and what it has recorded about the subscription.
 enum State {
     NotThere,
     There(Recorded),
-    /// An older one, which `run` upgrades.
+    /// The schema is older than this version; `run` upgrades it.
     Old(Diagnosis),
 }
 
@@ -107,17 +107,17 @@ fn options(subscription: &Subscription) -> ClientOptions {
     }
 }
 
-/// A session that cannot write even by mistake. Set once it stands: `target_session_attrs` asks
-/// the server for the same parameter.
+/// Opens a read-only session, so that nothing is written by mistake. This is set after connecting,
+/// because `target_session_attrs` asks the server for the same parameter.
 async fn connect(subscription: &Subscription, info: &ConnInfo) -> Result<PgClient, ConnectError> {
     let client = net::client(info, &options(subscription)).await?;
     let read_only = client.batch_execute("SET default_transaction_read_only = on");
-    // A session that does not take this has ended or hangs, which the questions find out.
+    // If this fails, the session has ended or hangs; the queries that follow report that.
     let _ = tokio::time::timeout(QUESTIONS_TIMEOUT, read_only).await;
     Ok(client)
 }
 
-/// An answer within its time limit.
+/// Waits for an answer within its time limit.
 async fn asked<T, E>(side: Side, question: impl Future<Output = Result<T, E>>) -> Answer<T>
 where
     Diagnosis: From<Told<E>>,
@@ -131,7 +131,7 @@ where
     }
 }
 
-/// An error on its way to what an operator reads.
+/// Wraps an error that is converted into an operator's text.
 struct Told<E>(E);
 
 impl From<Told<CatalogError>> for Diagnosis {
@@ -150,7 +150,7 @@ async fn reach_publisher(subscription: &Subscription) -> Result<Publisher, Conne
     let client = connect(subscription, &subscription.publisher).await?;
     let side = Side::Publisher;
     let version = client.server_version_num();
-    // Before our own WAL sender counts as one in use.
+    // This is read before the check's own WAL sender is in use.
     let facts = asked(side, catalog::publisher_facts(&*client)).await;
     let view = asked(side, slot::view(&client, &subscription.slot)).await;
     let published =
@@ -212,7 +212,7 @@ async fn reach_target(subscription: &Subscription, target: &ConnInfo) -> Result<
     Ok(Target { client, facts, existing, state, imposed })
 }
 
-/// Reads the state as the command line does, with the driver that the service uses for it.
+/// Reads the state with the same driver as the command line and the service.
 async fn read_state(subscription: &Subscription, target: &ConnInfo) -> Result<State, Diagnosis> {
     let store = Store::connect(target).await.map_err(|error| error.diagnosis())?;
     let state = async {

@@ -1,4 +1,4 @@
-//! Recording a wish, and waiting for the running service to answer it.
+//! Records a command in the target and waits for the running service to answer it.
 
 use std::time::Duration;
 
@@ -9,20 +9,20 @@ use crate::store::{Answer, Outcome, Store, Verb};
 
 use super::{context, output};
 
-/// How long the service may take to answer.
+/// Longest wait for the service's answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What came of a wish.
+/// How the service answered a command.
 #[derive(Debug, PartialEq, Eq)]
 enum Reply {
     Answered(Answer),
     /// A service runs the subscription but has not answered in time.
     Silent,
-    /// No service runs it; the wish is kept.
+    /// No service runs the subscription; the command stays recorded.
     NoService,
 }
 
-/// Records the wish, waits for the answer if somebody is there to give it, and prints it.
+/// Records the command, waits for the answer if a service runs the subscription, and prints the answer.
 pub(super) async fn ask(store: &Store, name: &str, verb: Verb, args: &Value) -> Result<Exit, Failure> {
     let served = store.is_owned(name).await?;
     let id = store.submit(name, verb, args, &context::who()).await?;

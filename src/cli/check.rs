@@ -1,5 +1,5 @@
-//! `pgsluice check [NAME] [--json]`: the preflight as a table, what failed with its remedy, and the
-//! columns of tables that do not fit.
+//! `pgsluice check [NAME] [--json]` prints the preflight as a table, a remedy for each failed step, and
+//! the columns of tables that do not fit.
 
 use std::fmt::Write as _;
 
@@ -13,15 +13,15 @@ use crate::pg::SubscriptionName;
 use super::CheckArgs;
 use super::output::{self, BAD, BOLD, BUSY, DIM, GOOD, field, plain};
 
-/// Columns of so many tables are shown where none was asked for by name.
+/// Largest number of tables whose columns are shown if no subscription was named.
 const TABLES_MAX: usize = 5;
 
-/// Which tables' columns are shown.
+/// Selects the tables whose columns are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Columns {
-    /// Of every table: one subscription was asked for.
+    /// Columns of every table: one subscription was named.
     All,
-    /// Of tables that do not fit.
+    /// Columns of tables that do not fit.
     Unfit,
 }
 
@@ -98,13 +98,13 @@ const fn style(status: Status) -> Style {
     }
 }
 
-/// A table's lines with each status in its colour. comfy-table would count the colours' escape
-/// sequences as width, so they are put in afterwards: `statuses` are those of the rows, in order;
-/// a row's further lines have nothing in that column.
+/// Returns a table's lines with each status coloured. `statuses` are the rows' statuses in order.
+/// comfy-table would count escape sequences as width, so they are inserted afterwards. The further
+/// lines of a row have an empty status column.
 fn coloured(lines: &str, statuses: impl Iterator<Item = Status>) -> String {
     let mut statuses = statuses.peekable();
     let mut out = String::with_capacity(lines.len() * 2);
-    // The headings and the line below them.
+    // The first two lines are the headings and the rule below them.
     for (index, line) in lines.lines().enumerate() {
         let word =
             statuses.peek().filter(|_| index > 1).map(|status| (*status, format!("   {}", status.as_str())));
@@ -125,7 +125,7 @@ fn coloured(lines: &str, statuses: impl Iterator<Item = Status>) -> String {
     out
 }
 
-/// One finding in full, below the table.
+/// Appends the full text of one finding.
 fn push_text(text: &mut String, about: &str, status: Status, finding: &Diagnosis) {
     let style = style(status);
     let _ = writeln!(text, "\n  {style}{about}{style:#}: {}", plain(&finding.primary));

@@ -1,4 +1,4 @@
-//! `pgsluice completions SHELL`.
+//! `pgsluice completions SHELL` prints the completions of a shell.
 
 use clap_complete::Shell;
 

@@ -1,4 +1,5 @@
-//! `pgsluice conflicts [list|show|resolve]`: what stopped a subscription, and what to do about it.
+//! `pgsluice conflicts [list|show|resolve]` shows what stopped a subscription and records decisions
+//! about it.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
@@ -12,9 +13,9 @@ use crate::store::{ConflictFilter, ConflictRow, Verb};
 use super::output::{self, BAD, BOLD, GOOD, field, plain};
 use super::{ConflictsArgs, ConflictsCommand, ResolveArgs, ask, context, later};
 
-/// Local rows shown beside the incoming one; JSON has them all.
+/// Largest number of local rows shown beside the incoming one; JSON has all of them.
 const LOCAL_ROWS_MAX: usize = 4;
-/// A list shows so much of a key.
+/// Largest number of a key's characters in a list.
 const KEY_CHARS_MAX: usize = 60;
 
 #[derive(Serialize)]
@@ -22,7 +23,7 @@ struct ConflictsDocument {
     conflicts: Vec<ConflictRow>,
 }
 
-/// The names that `--with` takes, known to help and completions.
+/// Parser of `--with`; help and shell completions list its names.
 pub(super) fn resolution_parser() -> impl TypedValueParser<Value = Resolution> {
     PossibleValuesParser::new(Resolution::ALL.map(Resolution::as_str))
         .try_map(|word| word.parse::<Resolution>())
@@ -103,14 +104,14 @@ fn render_list(conflicts: &[ConflictRow]) -> String {
             row.settled.as_ref().map_or_else(|| "open".to_owned(), |it| it.resolution.to_string()),
         ]);
     }
-    // A line a conflict, whatever the width: wrapped words could neither be read nor searched for.
+    // Each conflict keeps to one line, so that keys are not broken and can be searched for.
     table.set_content_arrangement(comfy_table::ContentArrangement::Disabled);
     let mut text = String::new();
     output::push_table(&mut text, &table);
     text
 }
 
-/// As much of a key as a line has room for; `show` has all of it.
+/// Shortens a key to the width of a line in the list; `conflicts show` prints all of it.
 fn short(key: &str) -> String {
     let cut = if key.chars().count() > KEY_CHARS_MAX { "…" } else { "" };
     key.chars().take(KEY_CHARS_MAX).chain(cut.chars()).collect()
@@ -187,8 +188,8 @@ fn facts(text: &mut String, row: &ConflictRow) {
     field(text, "met", &met);
 }
 
-/// The rows side by side, a line a column: what came, what it was before, what the target has.
-/// Columns whose target value differs from the incoming one are marked.
+/// Shows the rows side by side, one column of the table per line: the incoming row, the old row, the
+/// target's rows. Columns whose target value differs from the incoming one are marked.
 fn comparison(report: &ConflictReport) -> comfy_table::Table {
     let local: Vec<_> = report.local_rows.iter().take(LOCAL_ROWS_MAX).collect();
     let mut headings = vec!["column".to_owned(), String::new()];
@@ -216,7 +217,7 @@ fn comparison(report: &ConflictReport) -> comfy_table::Table {
     table
 }
 
-/// Every column of any of the rows: the key's first, then in the rows' order.
+/// Returns every column of any of the rows: first those of the key, then the others in the rows' order.
 fn columns<'a>(key: Option<&'a RowImage>, images: &[&'a RowImage]) -> Vec<&'a str> {
     let mut seen: Vec<&str> = Vec::new();
     for (column, _) in key.into_iter().chain(images.iter().copied()).flat_map(RowImage::iter) {

@@ -1,4 +1,4 @@
-//! What commands have in common: the configuration, the state, who asks.
+//! What several commands need: the configuration, the store, and the name of the person who asks.
 
 use std::path::Path;
 
@@ -8,21 +8,21 @@ use crate::pg::SubscriptionName;
 use crate::runtime::unknown;
 use crate::store::{Registration, Store};
 
-/// Reads the configuration; all that is wrong with it ends the command with 2.
+/// Reads the configuration. If anything is wrong with it, the command ends with exit code 2.
 pub(super) fn load(path: Option<&Path>) -> Result<Config, Failure> {
     Config::load(path, process_environment())
         .map_err(|errors| Failure::new(Exit::Usage, Diagnosis::new(errors.to_string())))
 }
 
-/// Reaches the target, whose schema must be the one that this pgsluice works with.
+/// Connects to the target and checks that schema `pgsluice` has the version of this binary.
 pub(super) async fn open(config: &Config) -> Result<Store, Failure> {
     let store = Store::connect(&config.target.conninfo).await?;
     store.require_schema().await?;
     Ok(store)
 }
 
-/// Makes sure that the database knows the subscription, so that a wish can be recorded for one
-/// that is configured but has never run.
+/// Makes sure that the database has a row for the subscription, so that a command can be recorded for
+/// one that is configured but has never run.
 pub(super) async fn make_known(
     store: &Store,
     config: &Config,
@@ -38,7 +38,7 @@ pub(super) async fn make_known(
     Ok(store.register_subscription(registration).await?)
 }
 
-/// Who asks, for the audit: `user@host`, as far as the environment tells.
+/// Returns the name for the audit: `user@host`, as far as the environment tells.
 pub(super) fn who() -> String {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let user = variable("USER").or_else(|| variable("LOGNAME"));

@@ -1,6 +1,6 @@
-//! `pgsluice drop NAME`: removes slot and state; the target's rows stay.
+//! `pgsluice drop NAME` removes slot and state; the target's rows stay.
 //!
-//! Removing is the runtime's work (it must reach the publisher first), so it is passed in.
+//! `runtime` does the work, since the publisher has to be reached first. It is passed in as a function.
 
 use crate::error::{Exit, Failure};
 use crate::pg::SubscriptionName;

@@ -1,4 +1,4 @@
-//! `pgsluice healthcheck`: whether the service on this machine lives, for a container's health check.
+//! `pgsluice healthcheck` tells a container's health check whether the service on this machine answers.
 
 use crate::config::Config;
 use crate::error::{Exit, Failure};

@@ -1,4 +1,4 @@
-//! Commands of the contract that are not built yet: they parse, and say so.
+//! Commands that are parsed but not supported yet; each one reports that.
 
 use crate::error::{Diagnosis, Exit, Failure};
 
@@ -14,7 +14,7 @@ pub(super) fn resync(args: &ResyncArgs) -> Result<Exit, Failure> {
     Err(not_supported("resync"))
 }
 
-/// The failure of what a later version will do.
+/// The failure of a command that a later version will carry out.
 pub(super) fn not_supported(what: &str) -> Failure {
     Failure::new(Exit::Usage, Diagnosis::new(format!("\"{what}\" is not supported yet")))
 }

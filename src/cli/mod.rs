@@ -1,11 +1,11 @@
-//! The command line: what is asked, shown on a terminal or as JSON.
+//! The command line: parses arguments, runs one command, and prints its answer as text or JSON.
 //!
 //! ```text
-//! arguments ─▶ command ─▶ store (reads state, records wishes) ─▶ rendering ─▶ stdout, exit code
+//! arguments ─▶ command ─▶ store (reads state, records commands) ─▶ rendering ─▶ stdout, exit code
 //! ```
 //!
-//! One file a command. Commands decide nothing about replication: a running service does, and
-//! they wait for its answer. Rendering is pure (values in, text out). Answers go to stdout,
+//! Each command has a file. Commands decide nothing about replication: they record what is asked for,
+//! and the running service answers. Rendering is pure (values in, text out). Answers go to stdout,
 //! failures to stderr as primary, detail and hint; exit codes are [`crate::error::Exit`].
 
 mod ask;
@@ -65,7 +65,7 @@ enum Command {
     Conflicts(ConflictsArgs),
     /// Pass over exactly the transaction that finishes at an LSN, also ahead of time.
     Skip(SkipArgs),
-    /// Take up tables that were added to the publications, let go of removed ones.
+    /// Add tables that were added to the publications, and remove those that were removed.
     Refresh(RefreshArgs),
     /// Copy one table again while the others keep streaming.
     Resync(ResyncArgs),
@@ -73,11 +73,11 @@ enum Command {
     Drop(NameArgs),
     /// Create or upgrade schema pgsluice in the target (`run` does it too).
     Migrate,
-    /// Ask the service on this machine whether it lives (for a container's health check).
+    /// Ask the service on this machine whether it runs (for a container's health check).
     Healthcheck,
     /// See it work: two throw-away PostgreSQL servers, replication, a conflict and its remedy.
     Demo(DemoArgs),
-    /// Print a shell's completions.
+    /// Print the completions of a shell.
     Completions { shell: Shell },
 }
 
@@ -103,7 +103,7 @@ struct StatusArgs {
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
-    /// Show it again every second until interrupted.
+    /// Repeat every second until interrupted.
     #[arg(long, conflicts_with = "json")]
     watch: bool,
 }
@@ -121,7 +121,7 @@ struct ConflictsArgs {
 enum ConflictsCommand {
     /// List the conflicts that wait for a decision (the default).
     List {
-        /// Settled ones as well.
+        /// Include settled conflicts.
         #[arg(long)]
         all: bool,
     },
@@ -137,7 +137,7 @@ struct ResolveArgs {
     /// What to do about it.
     #[arg(long, value_name = "HOW", value_parser = conflicts::resolution_parser())]
     with: Resolution,
-    /// Only show what deciding so would change.
+    /// Only show what the decision would change.
     #[arg(long)]
     dry_run: bool,
 }
@@ -175,7 +175,7 @@ struct DemoArgs {
     keep: bool,
 }
 
-/// Parses the process's arguments and carries them out. Usage errors end the process with 2.
+/// Parses the process's arguments and runs the command. Usage errors end the process with exit code 2.
 pub async fn main() -> ExitCode {
     let cli = Cli::parse();
     let _armed = crate::boundary::arm();

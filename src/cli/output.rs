@@ -1,7 +1,7 @@
-//! How answers look: colours only on a terminal, control characters never.
+//! Formats answers for a terminal: colours appear only on a terminal, control characters never.
 //!
-//! Texts hold a publisher's values and a server's messages. Escape sequences in them would reach
-//! the operator's terminal, so [`plain`] makes control characters visible first.
+//! Texts hold a publisher's values and a server's messages. Escape sequences in them would reach the
+//! operator's terminal, so [`plain`] makes control characters visible first.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, IsTerminal as _, Write as _};
@@ -12,15 +12,15 @@ use jiff::Timestamp;
 
 use crate::error::{Diagnosis, Exit, Failure};
 
-/// Wider tables wrap their cells.
+/// Largest width of a table; the cells of wider ones are wrapped.
 const TABLE_WIDTH: u16 = 120;
-/// Control sequences (ECMA-48): to the top left; the rest of the line cleared, and to the next; all
-/// below cleared; everything cleared.
+/// Control sequences (ECMA-48): `HOME` moves the cursor to the top left, the others erase the rest of
+/// the line and go to the next one, erase everything below the cursor, and erase the whole screen.
 const HOME: &str = "\x1b[H";
 const TO_NEXT_LINE: &str = "\x1b[K\r\n";
 const CLEAR_BELOW: &str = "\x1b[J";
 const CLEAR: &str = "\x1b[2J\x1b[H";
-/// A line under the headings, nothing else.
+/// Table style with a rule below the headings and no other lines.
 const LINES: TableStyle = presets::NOTHING.header_separator(LineStyle::new('─', '─', '─', '─'));
 
 pub(super) const BOLD: Style = Style::new().bold();
@@ -29,7 +29,7 @@ pub(super) const GOOD: Style = AnsiColor::Green.on_default();
 pub(super) const BUSY: Style = AnsiColor::Yellow.on_default();
 pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
 
-/// Writes to stdout. A reader that has gone (`| head`) is no failure.
+/// Writes to stdout. A closed pipe (`| head`) is not a failure.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = anstream::stdout().lock();
     written(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
@@ -45,24 +45,24 @@ fn written(result: std::io::Result<()>) -> Result<(), Failure> {
     }
 }
 
-/// Where a text that changes is shown.
+/// Kind of output for a text that changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Screen {
-    /// A terminal: each text takes the place of the one before.
+    /// On a terminal, each text replaces the previous one.
     Terminal,
-    /// A pipe or a file: lines follow each other.
+    /// In a pipe or a file, texts follow each other.
     Lines,
 }
 
 impl Screen {
-    /// What stdout is.
+    /// Returns the kind of this process's stdout.
     pub(super) fn of_stdout() -> Self {
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         if std::io::stdout().is_terminal() && !dumb { Self::Terminal } else { Self::Lines }
     }
 
-    /// Shows `text` in place of what was shown before. Moves the cursor rather than clearing the
-    /// screen, which would flicker. The movements bypass `anstream`: NO_COLOR is about colours.
+    /// Shows `text` in place of the previous one. It moves the cursor instead of clearing the screen,
+    /// which would flicker. The movements bypass `anstream`, because `NO_COLOR` is only about colours.
     pub(super) fn redraw(self, text: &str) -> Result<(), Failure> {
         match self {
             Self::Lines => print(text),
@@ -77,7 +77,7 @@ impl Screen {
         }
     }
 
-    /// An empty screen to draw on.
+    /// Clears the screen.
     pub(super) fn clear(self) -> Result<(), Failure> {
         match self {
             Self::Lines => Ok(()),
@@ -102,12 +102,12 @@ pub(super) fn print_json(document: &impl serde::Serialize) -> Result<(), Failure
     print(&text)
 }
 
-/// Writes a failure to stderr. If that fails as well, the exit code has to do.
+/// Writes a failure to stderr. If that fails, only the exit code is left to report it.
 pub(super) fn report(diagnosis: &Diagnosis) {
     let _ = anstream::stderr().lock().write_all(failure_text(diagnosis).as_bytes());
 }
 
-/// Writes to stderr what somebody should look at although it prevents nothing.
+/// Writes a warning to stderr: something to look at that does not stop the command.
 pub(super) fn report_warning(diagnosis: &Diagnosis) {
     let _ = anstream::stderr().lock().write_all(told(BUSY, "warning", diagnosis).as_bytes());
 }
@@ -127,7 +127,8 @@ fn told(style: Style, what: &str, diagnosis: &Diagnosis) -> String {
     text
 }
 
-/// One entry of a block: a name and what it is. Further lines (DDL) stand below the first.
+/// Appends one entry of a block, a name and its value. Further lines of the value (such as DDL) stand
+/// below the first.
 pub(super) fn field(text: &mut String, name: &str, value: &str) {
     let value = plain_lines(value).replace('\n', "\n               ");
     let _ = writeln!(text, "  {DIM}{name:<12}{DIM:#} {value}");
@@ -151,12 +152,13 @@ fn escape(text: &str, hidden: impl Fn(char) -> bool) -> String {
     out
 }
 
-/// Marks that reorder what surrounds them, so that a value could pass for another.
+/// Whether the character changes the direction of text. Such a character could make one value look like
+/// another.
 const fn is_bidi(c: char) -> bool {
     matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// A table with these headings, its cells wrapped rather than cut.
+/// Creates a table with these headings whose cells are wrapped rather than cut.
 pub(super) fn table(headings: &[&str]) -> Table {
     let mut table = Table::new();
     table
@@ -167,19 +169,19 @@ pub(super) fn table(headings: &[&str]) -> Table {
     table
 }
 
-/// Appends a table, indented as a block's lines are.
+/// Appends a table with the indentation of a block's lines.
 pub(super) fn push_table(text: &mut String, table: &Table) {
     for line in table.lines() {
         let _ = writeln!(text, "  {}", line.trim_end());
     }
 }
 
-/// `16.00 MiB`
+/// Formats a size as `16.00 MiB`.
 pub(super) fn bytes(count: u64) -> String {
     humansize::format_size(count, humansize::BINARY)
 }
 
-/// `0.3 s`, `4 min 10 s`, `3 h 2 min`, `2 d 5 h`
+/// Formats a duration as `0.3 s`, `4 min 10 s`, `3 h 2 min` or `2 d 5 h`.
 pub(super) fn seconds(seconds: f64) -> String {
     if !(60.0..1e15).contains(&seconds) {
         return format!("{:.1} s", seconds.max(0.0));
@@ -193,12 +195,12 @@ pub(super) fn seconds(seconds: f64) -> String {
     }
 }
 
-/// `2024-02-29 12:00:00 UTC`
+/// Formats a time as `2024-02-29 12:00:00 UTC`.
 pub(super) fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-/// What a text looks like without its colours.
+/// Removes the colours from a text.
 #[cfg(test)]
 pub(super) fn uncoloured(text: &str) -> String {
     anstream::adapter::strip_str(text).to_string()

@@ -1,4 +1,4 @@
-//! `pgsluice pause NAME`, `pgsluice resume NAME`: what the operator wants from now on.
+//! `pgsluice pause NAME` and `pgsluice resume NAME` record whether the subscription should run.
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ pub(super) async fn pause(config: &Config, name: &SubscriptionName) -> Result<Ex
     wish(config, name, Verb::Pause).await
 }
 
-/// On a conflict this is a retry: the service tries the transaction again.
+/// Resumes a subscription. After a conflict, the service tries the transaction again.
 pub(super) async fn resume(config: &Config, name: &SubscriptionName) -> Result<Exit, Failure> {
     wish(config, name, Verb::Resume).await
 }

@@ -1,4 +1,4 @@
-//! `pgsluice run`: the service.
+//! `pgsluice run` runs the service.
 
 use std::path::Path;
 
@@ -23,7 +23,8 @@ pub(super) async fn run(config: Config, path: Option<&Path>) -> Result<Exit, Fai
     Ok(Exit::Fine)
 }
 
-/// Reads the configuration again for SIGHUP; what is wrong with it is said, and the old one stays.
+/// Reads the configuration again after SIGHUP. Its errors are reported, and the old configuration stays
+/// in force.
 fn reload(path: Option<&Path>) -> Option<Config> {
     match context::load(path) {
         Ok(config) => Some(config),

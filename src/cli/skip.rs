@@ -1,4 +1,4 @@
-//! `pgsluice skip NAME --lsn LSN`: passes over exactly the transaction that finishes there.
+//! `pgsluice skip NAME --lsn LSN` passes over exactly the transaction that finishes at the LSN.
 
 use serde_json::json;
 
@@ -12,7 +12,7 @@ pub(super) async fn run(config: &Config, args: &SkipArgs) -> Result<Exit, Failur
     let store = context::open(config).await?;
     context::make_known(&store, config, &args.name).await?;
     let name = args.name.as_str();
-    // Armed in the state first, so that it holds whether or not a service is there to hear of it.
+    // The skip is stored before the service is told, so that it also holds if no service is running.
     store.arm_skip(name, args.lsn).await?;
     let exit = ask::ask(&store, name, Verb::Skip, &json!({ "lsn": args.lsn })).await;
     store.close().await;

@@ -1,4 +1,4 @@
-//! `pgsluice status [NAME] [--json] [--watch]`.
+//! `pgsluice status [NAME] [--json] [--watch]` shows state, reason, positions, lag and tables.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -14,16 +14,16 @@ use crate::store::{State, StatusDocument, Store, StoreError, SubscriptionStatus,
 use super::StatusArgs;
 use super::output::{self, BAD, BOLD, BUSY, DIM, GOOD, Screen, field, plain};
 
-/// How often `--watch` looks again.
+/// Interval between two looks of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// An overview shows so many tables a subscription at most; more are summed up.
+/// Largest number of a subscription's tables in an overview; the others are only counted.
 const TABLES_MAX: usize = 10;
 
-/// How many of a subscription's tables are shown.
+/// Selects the tables that are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tables {
     All,
-    /// If there are many, only those that are not ready.
+    /// If there are many tables, only those that are not ready.
     Notable,
 }
 
@@ -48,7 +48,8 @@ async fn watch(
     name: Option<&SubscriptionName>,
     tables: Tables,
 ) -> Result<Exit, Failure> {
-    // Caught from here on: an interrupt while the target is asked must not get lost.
+    // Interrupts are caught from here on, so that one that arrives while the target is being asked is
+    // not lost.
     let mut interrupts = signal(SignalKind::interrupt()).map_err(|error| {
         Failure::new(Exit::No, Diagnosis::new("Ctrl-C cannot be caught").detail(error.to_string()))
     })?;
@@ -69,14 +70,14 @@ async fn watch(
                     Screen::Lines => lines(&document),
                 }
             }
-            // The target may come back, and whoever watches wants to see it.
+            // The target may come back, so `--watch` goes on.
             Err(LookError::Store(error)) if error.disposition() == Disposition::Retry => {
                 code = error.exit();
                 output::failure_text(&error.diagnosis())
             }
             Err(error) => return Err(error.into()),
         };
-        // Lines that say nothing new are not written again.
+        // A pipe or a file gets only texts that differ from the previous one.
         if screen == Screen::Terminal || text != shown {
             screen.redraw(&text)?;
         }
@@ -88,7 +89,7 @@ async fn watch(
     }
 }
 
-/// A line a subscription: what `--watch` writes where it cannot draw in place.
+/// Formats each subscription as one line, for `--watch` where the screen cannot be redrawn.
 fn lines(document: &StatusDocument) -> String {
     let mut text = String::new();
     for status in &document.subscriptions {
@@ -135,13 +136,14 @@ impl From<LookError> for Failure {
     }
 }
 
-/// The status now: of what the database knows, and of what only the configuration names.
+/// Reads the current status of the subscriptions that the database knows and those that only the
+/// configuration names.
 async fn look(
     store: &Store,
     config: &Config,
     name: Option<&SubscriptionName>,
 ) -> Result<StatusDocument, LookError> {
-    // Before the first migration nothing has ever run: that is an answer, not a failure.
+    // Without schema `pgsluice` nothing has run yet, which is an answer and not a failure.
     let rows = if store.schema_version().await?.is_none() {
         Vec::new()
     } else {

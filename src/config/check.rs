@@ -1,4 +1,4 @@
-//! Unknown keys and wrong types: found all at once, then removed, so that the rest can be judged.
+//! Finds all unknown keys and wrong types, and removes them so that the rest can be validated.
 
 use config::{Value, ValueKind};
 
@@ -8,13 +8,13 @@ use super::path::{KeyPath, Segment};
 use crate::error::Diagnosis;
 use crate::pg::nearest;
 
-/// Whether a value may stay.
+/// Whether a value stays in the tree.
 enum Verdict {
     Keep,
     Discard,
 }
 
-/// Reports whatever in the table `root` does not fit `shape` and takes it out.
+/// Reports each value in the table `root` that does not fit `shape`, and removes it.
 pub(super) fn prune(root: &mut Value, shape: &Shape, report: &mut Report) {
     if let Verdict::Discard = check(root, shape, &KeyPath::default(), report) {
         *root = config::Map::<String, Value>::new().into();
@@ -54,7 +54,7 @@ fn check(value: &mut Value, shape: &Shape, path: &KeyPath, report: &mut Report) 
         }
         (Shape::Tables(keys), ValueKind::Array(elements)) => {
             for (i, element) in elements.iter_mut().enumerate() {
-                // An empty table keeps the numbers of those that follow.
+                // An empty table takes its place, so that the following elements keep their indexes.
                 if let Verdict::Discard = check(element, &Shape::Table(keys), &path.index(i), report) {
                     *element = config::Map::<String, Value>::new().into();
                 }
@@ -87,7 +87,7 @@ fn unknown_key(name: &str, keys: &[Key], path: &KeyPath, report: &mut Report) {
             }
         },
     );
-    // What was meant is there, misspelt: not missing as well.
+    // The misspelt key was meant to be this one, so it is not reported as missing as well.
     if let (Some(suggestion), Some(parent)) = (suggestion, path.up().nth(1)) {
         report.discard(parent.key(suggestion));
     }
@@ -95,7 +95,7 @@ fn unknown_key(name: &str, keys: &[Key], path: &KeyPath, report: &mut Report) {
 
 fn described(kind: &ValueKind) -> &'static str {
     match kind {
-        // TOML has no null: see `file::value`.
+        // TOML has no null: `file::value` uses `Nil` for dates and times.
         ValueKind::Nil => "a date or time",
         ValueKind::Boolean(true) => "true",
         ValueKind::Boolean(false) => "false",

@@ -1,4 +1,4 @@
-//! Connection strings of the configuration, with what the surroundings add to them.
+//! Connection strings of the configuration, completed from the environment and password files.
 
 use super::error::Report;
 use super::path::KeyPath;
@@ -7,16 +7,16 @@ use super::surroundings::{Surroundings, read_passfile};
 use crate::error::Diagnosis;
 use crate::pg::conninfo::{self, ConnInfo, Defaults, Passfile};
 
-/// What a connection is called on the server if its string does not say.
+/// Source of `application_name` for a connection whose string does not set it.
 pub(super) enum Called<'a> {
-    /// The subscription's name, whatever the environment says: `pg_stat_replication` and
+    /// The subscription's name, even if `PGAPPNAME` is set: `pg_stat_replication` and
     /// `synchronous_standby_names` on the publisher rely on it.
     Always(&'a str),
-    /// `PGAPPNAME`, else this.
+    /// The value of `PGAPPNAME`, or this name if it is not set.
     Default(&'a str),
 }
 
-/// Reads the connection string at `path`. `None`: its problems are in the report.
+/// Reads the connection string at `path`. Returns `None` once problems are reported.
 pub(super) fn connection(
     text: &ConnectionString,
     called: &Called<'_>,
@@ -52,7 +52,7 @@ pub(super) fn connection(
 fn take_passwords(conninfo: &mut ConnInfo, passfile: &Passfile, warnings: &mut Vec<Diagnosis>) {
     match read_passfile(passfile) {
         Ok(text) => conninfo.take_passwords(&text),
-        // Several connections may share a file: one warning is enough.
+        // Several connections may share a password file; one warning about it is enough.
         Err(warning) if !warnings.contains(&warning) => warnings.push(warning),
         Err(_) => (),
     }

@@ -10,7 +10,7 @@ use crate::pg::conninfo::DefaultFiles;
 const DOCS: &str = include_str!("../../docs/configuration.md");
 const EXAMPLE: &str = include_str!("../../config/pgsluice.toml");
 
-/// Every leaf as the documentation writes it: `subscriptions[].tables[].columns.*.to`.
+/// Collects every leaf key as the documentation writes it: `subscriptions[].tables[].columns.*.to`.
 fn leaves(shape: &Shape, path: &str, found: &mut BTreeSet<String>) {
     let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     match shape {
@@ -35,7 +35,7 @@ fn known() -> BTreeSet<String> {
     found
 }
 
-/// The example with all keys that it shows behind "#".
+/// Returns the example with all the keys that it shows behind "#".
 fn full_example() -> String {
     let shown = |line: &str| match line.strip_prefix('#') {
         Some(rest) if rest.starts_with(|c: char| c == '[' || c.is_ascii_lowercase()) => rest.to_owned(),
@@ -44,7 +44,7 @@ fn full_example() -> String {
     EXAMPLE.lines().map(|line| shown(line) + "\n").collect()
 }
 
-/// A key of the example as the documentation writes it.
+/// Writes a key of the example in the documentation's notation.
 fn documented(path: &KeyPath) -> String {
     let mut written = String::new();
     let mut chosen_names = false;
@@ -83,7 +83,7 @@ fn the_example_names_every_key() {
     let document = file::parse(&full_example()).unwrap_or_else(|_| panic!("the full example is not TOML"));
     let named: BTreeSet<_> = document.positions.keys().map(documented).collect();
     let unnamed: BTreeSet<_> = known().difference(&named).cloned().collect();
-    // The one that excludes the key itself.
+    // The example cannot show `on_delete.mark` beside `on_delete`, which is the same key.
     assert_eq!(unnamed, BTreeSet::from(["subscriptions[].tables[].on_delete.mark".to_owned()]));
 }
 

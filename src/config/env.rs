@@ -1,7 +1,7 @@
-//! Environment overrides: `PGSLUICE__TARGET__URL` → `target.url`.
+//! Environment overrides: `PGSLUICE__TARGET__URL` sets `target.url`.
 //!
-//! Names are matched against [`keys`](super::keys), so that a misspelt one is an error and a value
-//! is read as its key needs it. Subscriptions go by number or by name.
+//! Names are matched against [`keys`](super::keys), so that a misspelt one is an error and a value is
+//! read with the type of its key. A subscription is named by its index or its name.
 
 use std::collections::BTreeMap;
 
@@ -14,19 +14,19 @@ use super::path::{KeyPath, Segment};
 use crate::error::Diagnosis;
 use crate::pg::nearest;
 
-/// What every override's name begins with.
+/// Prefix of every override's name.
 pub(super) const PREFIX: &str = "PGSLUICE__";
 
-/// Between the parts of a name.
+/// Separator between the parts of a name.
 const SEPARATOR: &str = "__";
 
-/// The file's values with the environment's over them. An empty value counts as not set, so that a
-/// compose file may pass on a variable that its own environment lacks.
+/// Returns the file's values overridden by the environment's. An empty value counts as not set, so that
+/// a compose file may pass on a variable that its own environment lacks.
 pub(super) fn with_overrides(file: Value, env: &BTreeMap<String, String>, report: &mut Report) -> Value {
     let mut reader = Reader { root: file, report };
     let ours =
         env.iter().filter_map(|(name, value)| Some((name.as_str(), name.strip_prefix(PREFIX)?, value)));
-    // Numbers first: they may give the names that the rest goes by.
+    // Overrides by index come first, because they may set the names that other overrides refer to.
     let (by_name, by_number): (Vec<_>, Vec<_>) = ours.partition(|(_, rest, _)| goes_by_name(rest));
     reader.read_all(&by_number);
     reader.read_all(&by_name);
@@ -39,10 +39,11 @@ fn goes_by_name(rest: &str) -> bool {
     list && parts.next().is_some_and(|part| part.parse::<usize>().is_err())
 }
 
-/// Puts `value` at `path`, making tables on the way. A list grows by one at a time.
+/// Puts `value` at `path` and creates the tables on the way. An index may extend a list by one element.
 ///
 /// # Errors
-/// The list's length, if an index lies beyond it.
+///
+/// Returns the list's length if an index lies beyond its end.
 fn set(root: &mut Value, path: &KeyPath, value: Value) -> Result<(), usize> {
     let mut at = root;
     for segment in path.segments() {
@@ -80,7 +81,7 @@ fn get<'a>(root: &'a Value, path: &KeyPath) -> Option<&'a Value> {
 }
 
 struct Reader<'a> {
-    /// The file's values with the overrides so far.
+    /// The file's values with the overrides applied so far.
     root: Value,
     report: &'a mut Report,
 }
@@ -99,7 +100,7 @@ impl Reader<'_> {
                 Err(problem) => self.report.problem_at(Some(place(name)), problem),
             }
         }
-        // Parents before children, elements in order.
+        // Parents sort before their children, and elements by their index.
         found.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
         for (path, name, shape, text) in found {
             self.take(path, name, shape, text);
@@ -132,7 +133,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Finds the key that `rest` (a variable's name without what led to `path`) stands for.
+    /// Finds the key that `rest` stands for: a variable's name without the part that led to `path`.
     fn resolve(
         &self,
         shape: &'static Shape,
@@ -180,7 +181,8 @@ impl Reader<'_> {
         }
     }
 
-    /// The element of the list at `path` whose name `rest` begins with, and what follows it.
+    /// Finds the element of the list at `path` whose name `rest` begins with, and returns the text that
+    /// follows it.
     fn element_named<'a>(&self, path: &KeyPath, rest: &'a str) -> Result<(usize, &'a str), Diagnosis> {
         let elements = match get(&self.root, path).map(|list| &list.kind) {
             Some(ValueKind::Array(elements)) => elements.as_slice(),
@@ -210,7 +212,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A key of the table at `path`: the one that is there already, or a new one in lower case.
+    /// Returns the key of the table at `path` that exists already, or a new one in lower case.
     fn map_key<'a>(&self, path: &KeyPath, rest: &'a str) -> (String, &'a str) {
         if let Some(ValueKind::Table(entries)) = get(&self.root, path).map(|table| &table.kind) {
             let names: Vec<_> = entries.keys().collect();
@@ -228,13 +230,13 @@ fn place(name: &str) -> Place {
     Place::Environment(name.to_owned())
 }
 
-/// The first part of a name, and what follows the separator.
+/// Splits a name into its first part and the text after the separator.
 fn split_part(rest: &str) -> (&str, &str) {
     rest.split_once(SEPARATOR).unwrap_or((rest, ""))
 }
 
-/// Which names `rest` begins with, as long as possible, and what follows them. More than one
-/// match: their names are alike.
+/// Returns the longest names that `rest` begins with, and the text that follows them. There are several
+/// if names differ only in characters that a variable cannot hold.
 fn longest_matches<'a, 'n>(
     rest: &'a str,
     names: impl Iterator<Item = (usize, &'n str)>,
@@ -256,7 +258,7 @@ fn longest_matches<'a, 'n>(
     matches
 }
 
-/// How a name is written within a variable's name.
+/// Writes a name as it appears within a variable's name.
 fn variable_part(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
 }
@@ -272,7 +274,7 @@ fn unknown_part(part: &str, known: impl Iterator<Item = &'static str> + Clone) -
     }
 }
 
-/// Reads a variable's text as its key needs it.
+/// Reads a variable's text with the type of its key.
 fn read(shape: &Shape, text: &str) -> Result<Value, Diagnosis> {
     let trimmed = text.trim();
     let kind = match shape {

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: all of it at once, each problem with its place.
+//! Errors of a configuration, reported all at once, each with its place.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use super::path::KeyPath;
 use crate::error::Diagnosis;
 
-/// Everything that is wrong with a configuration (exit code 2). Never empty.
+/// All errors of a configuration (exit code 2). The list is never empty.
 ///
-/// `Display` lists the problems in the order of their places, each as
-/// `place: key: primary`, then detail and hint. No text holds a connection string.
+/// `Display` lists the problems in the order of their places, each as `place: key: primary`, then
+/// detail and hint. No text holds a connection string.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors {
     problems: Vec<Problem>,
@@ -44,9 +44,9 @@ impl std::error::Error for ConfigErrors {}
 /// One problem of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// None if the configuration as a whole lacks something, and there is no file.
+    /// None if there is no file and the problem is about the configuration as a whole.
     pub place: Option<Place>,
-    /// Such as `subscriptions[0].tables[1].source`; empty if the problem is not about one key.
+    /// The key, such as `subscriptions[0].tables[1].source`; empty if the problem is not about one key.
     pub key: String,
     pub diagnosis: Diagnosis,
 }
@@ -74,7 +74,7 @@ pub enum Place {
     Environment(String),
 }
 
-/// `config/pgsluice.toml:14:1`, `environment variable PGSLUICE__TARGET__URL`
+/// Writes `config/pgsluice.toml:14:1` or `environment variable PGSLUICE__TARGET__URL`.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -85,10 +85,10 @@ impl fmt::Display for Place {
     }
 }
 
-/// Line and column in the file, from 1.
+/// Line and column in the file, counted from 1.
 pub(super) type Position = (usize, usize);
 
-/// Collects problems, and knows where each key was set.
+/// Collects problems and knows where each key was set.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     pub(super) file: Option<PathBuf>,
@@ -101,23 +101,23 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// A problem with the value at `path`, or with what should be there.
+    /// Adds a problem with the value at `path`, or with its absence.
     pub(super) fn problem(&mut self, path: &KeyPath, diagnosis: Diagnosis) {
         let place = self.place_of(path);
         self.problems.push(Problem { place, key: path.to_string(), diagnosis });
     }
 
-    /// A problem at a place, not about one key.
+    /// Adds a problem that has a place but is not about one key.
     pub(super) fn problem_at(&mut self, place: Option<Place>, diagnosis: Diagnosis) {
         self.problems.push(Problem { place, key: String::new(), diagnosis });
     }
 
-    /// Notes that the value at `path` is unusable, which has been reported.
+    /// Records that the value at `path` is unusable and has been reported.
     pub(super) fn discard(&mut self, path: KeyPath) {
         self.discarded.push(path);
     }
 
-    /// Whether what should be at `path` was there, but unusable.
+    /// Whether a value at `path` was discarded as unusable.
     pub(super) fn is_discarded(&self, path: &KeyPath) -> bool {
         self.discarded.iter().any(|discarded| discarded.overlaps(path))
     }
@@ -130,7 +130,7 @@ impl Report {
         ConfigErrors::new(self.problems)
     }
 
-    /// The nearest known place: the key's own, its table's, … the file.
+    /// Returns the nearest known place: that of the key, else of its table, and so on up to the file.
     fn place_of(&self, path: &KeyPath) -> Option<Place> {
         let variable = |name: &String| Place::Environment(name.clone());
         let known = |path: &KeyPath| {
@@ -140,7 +140,7 @@ impl Report {
             };
             self.variables.get(path).map(variable).or_else(position)
         };
-        // A table may be there only because a variable sets one of its keys.
+        // A table may exist only because a variable sets one of its keys.
         let below = || {
             let (child, name) = self.variables.range(path..).next()?;
             child.overlaps(path).then(|| variable(name))

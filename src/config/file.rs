@@ -1,4 +1,4 @@
-//! The TOML file as a tree of values, and the place of every key in it.
+//! Reads the TOML file as a tree of values with the place of every key.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +10,15 @@ use super::error::Position;
 use super::path::KeyPath;
 use crate::error::Diagnosis;
 
-/// A file's content.
+/// The content of a file.
 pub(super) struct Document {
-    /// Always a table.
+    /// The root value, which is always a table.
     pub(super) root: Value,
     pub(super) positions: BTreeMap<KeyPath, Position>,
 }
 
-/// Reads a whole file. A syntax error is one problem, the first: what follows would be guesswork.
+/// Reads a whole file. Only the first syntax error is reported, since what follows it cannot be parsed
+/// reliably.
 pub(super) fn parse(text: &str) -> Result<Document, (Position, Diagnosis)> {
     let lines = Lines::of(text);
     let (root, errors) = DeTable::parse_recoverable(text);
@@ -38,7 +39,7 @@ pub(super) fn parse_value(text: &str) -> Result<Value, Diagnosis> {
     Ok(value(parsed.get_ref(), &KeyPath::default(), &mut |_, _| ()))
 }
 
-/// The message only: `Display` would repeat the line, which may hold a password.
+/// Takes only the error's message: its `Display` repeats the line, which may hold a password.
 fn syntax_error(error: &toml::de::Error) -> Diagnosis {
     Diagnosis::new(format!("this is not TOML: {}", error.message().trim_end()))
 }
@@ -59,7 +60,7 @@ fn value(from: &DeValue<'_>, path: &KeyPath, note: Note<'_>) -> Value {
     let kind = match from {
         DeValue::String(text) => ValueKind::String(text.clone().into_owned()),
         DeValue::Boolean(flag) => ValueKind::Boolean(*flag),
-        // No key takes a number or a date yet: they only have to be told apart in a problem's text.
+        // No key takes a number or a date yet. They are told apart only for the text of a problem.
         DeValue::Integer(_) | DeValue::Float(_) => ValueKind::Float(f64::NAN),
         DeValue::Datetime(_) => ValueKind::Nil,
         DeValue::Table(entries) => return table(entries, path, note),
@@ -75,10 +76,10 @@ fn value(from: &DeValue<'_>, path: &KeyPath, note: Note<'_>) -> Value {
     Value::new(None, kind)
 }
 
-/// Byte offsets → lines and columns.
+/// Maps byte offsets to lines and columns.
 struct Lines<'a> {
     text: &'a str,
-    /// Where each line starts.
+    /// Byte offset at which each line starts.
     starts: Vec<usize>,
 }
 

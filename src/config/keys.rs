@@ -1,17 +1,17 @@
-//! Every key of the configuration and the shape of its value: the one list that reading,
-//! environment overrides, suggestions and the documentation's test go by.
+//! Every key of the configuration and the shape of its value. Reading, environment overrides,
+//! suggestions and the test of the documentation all use this list.
 
-/// What a value looks like, before anybody asks what it means.
+/// The syntactic shape of a value, which is checked before the value is validated.
 #[derive(Debug)]
 pub(super) enum Shape {
     Text,
-    /// true or false
+    /// `true` or `false`.
     Flag,
     TextList,
     Table(&'static [Key]),
-    /// A list of tables. Those that have a `name` can be addressed by it in the environment.
+    /// A list of tables. An element with a `name` can be addressed by it in the environment.
     Tables(&'static [Key]),
-    /// A table whose keys are names of the operator's choice.
+    /// A table whose keys are names that the operator chooses.
     Map(&'static Shape),
     TextOrTable(&'static [Key]),
 }
@@ -66,7 +66,7 @@ const TABLE: &[Key] = &[
 const COLUMN: &[Key] =
     &[key("to", Shape::Text), key("ignore", Shape::Flag), key("ignore_if_null", Shape::Flag)];
 
-/// The contract's conflict types, each with a policy.
+/// Conflict types, each with a policy.
 pub(super) const CONFLICT_TYPES: &[Key] = &[
     key("insert_exists", Shape::Text),
     key("update_exists", Shape::Text),
@@ -82,7 +82,7 @@ pub(super) const CONFLICT_TYPES: &[Key] = &[
 ];
 
 impl Shape {
-    /// For "expected …".
+    /// The shape's description for "expected …".
     pub(super) const fn expected(&self) -> &'static str {
         match self {
             Self::Text => "a string",

@@ -1,18 +1,18 @@
-//! The configuration, validated: from here on every value is what it says.
+//! The configuration, read and validated.
 //!
 //! ```text
 //! file ──parse─▶ values ─┐
 //!                        ├─layered─▶ check ─▶ RawConfig ─validate─▶ Config
 //! PGSLUICE__… ─overrides─┘       (keys, types)          (values, duplicates)
 //! ```
-//! Every stage takes out what it cannot use, reports it and goes on, so that all problems of a
-//! configuration are known at once, each with its key and its place. Only a file that is not TOML
-//! ends the search early. The rest of the program sees the types below only.
+//! Every stage reports what it cannot use, removes it and goes on, so that all problems of a
+//! configuration are reported at once, each with its key and its place. Only a file that is not TOML
+//! ends the search early. The rest of the program sees only the types below.
 //!
-//! The `config` crate gives the values and their deserialization. Its builder is left aside: it
-//! would read a dot in a quoted key as a path, and would not know where a value comes from.
+//! The `config` crate provides the values and their deserialization. Its builder is not used, because
+//! it reads a dot in a quoted key as a path and does not know where a value comes from.
 //!
-//! Not here: whether the servers exist or agree (`check` finds out), and reading the token file.
+//! This module does not connect to servers (`check` does) and does not read the token file.
 
 mod check;
 mod connect;
@@ -41,10 +41,10 @@ use crate::pg::{QualifiedName, SlotName, SubscriptionName};
 use error::Report;
 use surroundings::{ConfigFile, Surroundings};
 
-/// Where the configuration is looked for if nobody says.
+/// Path of the configuration file if none is given.
 pub const DEFAULT_PATH: &str = "config/pgsluice.toml";
 
-/// The environment variable that names another file.
+/// Environment variable that names another configuration file.
 pub const PATH_VARIABLE: &str = "PGSLUICE_CONFIG";
 
 #[derive(Debug, Clone)]
@@ -52,15 +52,15 @@ pub struct Config {
     pub service: Service,
     pub target: Target,
     pub subscriptions: Vec<Subscription>,
-    /// What somebody should look at although it does not prevent anything; to be logged.
+    /// Problems that do not prevent a start; they are logged.
     pub warnings: Vec<Diagnosis>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
-    /// Where the HTTP service listens.
+    /// Address of the HTTP service.
     pub listen: SocketAddr,
-    /// Always set if `listen` is not a loopback address.
+    /// File with the API's token; always set if `listen` is not a loopback address.
     pub api_token_file: Option<PathBuf>,
     pub log_format: LogFormat,
 }
@@ -73,36 +73,38 @@ pub enum LogFormat {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// `application_name` is `pgsluice` unless the string or `PGAPPNAME` gives one.
+    /// Connection to the target. `application_name` is `pgsluice` unless the string or `PGAPPNAME` sets
+    /// it.
     pub conninfo: ConnInfo,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subscription {
     pub name: SubscriptionName,
-    /// `application_name` is set to the subscription's name unless the string gives one.
+    /// Connection to the publisher. `application_name` is the subscription's name unless the string
+    /// sets it.
     pub publisher: ConnInfo,
-    /// Never empty.
+    /// Names of the publications; never empty.
     pub publications: Vec<String>,
     pub slot: SlotName,
     pub create_slot: bool,
     pub copy_data: bool,
     pub enabled: bool,
     pub auto_refresh: bool,
-    /// `None` is "off": a conflict waits for a person.
+    /// Interval between attempts after a conflict. `None` is "off": a conflict waits for a person.
     pub retry_conflict_interval: Option<Duration>,
     pub binary: Auto,
-    /// In-progress transactions. `Auto` does without until pgsluice supports them.
+    /// Whether the publisher sends transactions in progress.
     pub streaming: Auto,
     pub two_phase: bool,
     pub origin: Origin,
-    /// Of the target transactions that apply.
+    /// `synchronous_commit` of the target transactions that apply changes.
     pub synchronous_commit: SynchronousCommit,
     pub conflict_defaults: ConflictPolicies,
     pub tables: Vec<TableRule>,
 }
 
-/// `auto | on | off`.
+/// A choice of `auto`, `on` and `off`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Auto {
     Auto,
@@ -110,19 +112,20 @@ pub enum Auto {
     Off,
 }
 
-/// Which changes the publisher sends, by where they come from.
+/// Selects the changes that the publisher sends by their origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     Any,
-    /// Only what was written there, not what was replicated there. Publishers from 16 on.
+    /// Only changes without an origin. Publishers support this from 16 on.
     None,
 }
 
-/// PostgreSQL's setting of this name, for the transactions that apply.
+/// Values of PostgreSQL's `synchronous_commit`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SynchronousCommit {
     On,
-    /// Commits don't wait until they are on disk. Only what is gets reported to the publisher as flushed.
+    /// A commit does not wait until it is on disk. Only commits that are on disk are reported to the
+    /// publisher as flushed.
     Off,
     Local,
     RemoteWrite,
@@ -145,7 +148,7 @@ impl SynchronousCommit {
     }
 }
 
-/// What happens when a conflict of one type is met.
+/// What the service does about a conflict of one type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConflictPolicy {
     Pause,
@@ -154,19 +157,19 @@ pub enum ConflictPolicy {
     LastUpdateWins,
 }
 
-/// Policies by the contract's name of the conflict type (`insert_exists`).
+/// Policies by the name of the conflict type (such as `insert_exists`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ConflictPolicies(BTreeMap<&'static str, ConflictPolicy>);
 
 impl ConflictPolicies {
-    /// The policy for a conflict type; whatever is not configured pauses.
+    /// Returns the policy for a conflict type; types that are not configured pause.
     #[must_use]
     pub fn policy(&self, conflict_type: &str) -> ConflictPolicy {
         self.0.get(conflict_type).copied().unwrap_or(ConflictPolicy::Pause)
     }
 }
 
-/// What differs for one table. A table without a rule keeps its name and all its columns.
+/// Rule for one table. A table without a rule keeps its name and all its columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableRule {
     pub source: QualifiedName,
@@ -174,15 +177,16 @@ pub struct TableRule {
 }
 
 impl Config {
-    /// Reads and checks a configuration: the file at `path` (else the one that `PGSLUICE_CONFIG`
-    /// names, else [`DEFAULT_PATH`]), overridden by `PGSLUICE__…` in `env`. The default file may be
-    /// missing if the environment configures anything. libpq's variables (`PGHOST`, …), its
-    /// password file and its files in the home directory fill in what connection strings leave out.
+    /// Reads and checks a configuration: the file at `path`, else the one that `PGSLUICE_CONFIG` names,
+    /// else [`DEFAULT_PATH`], overridden by `PGSLUICE__…` in `env`. The default file may be missing if
+    /// the environment configures anything. libpq's variables (`PGHOST`, …), its password file and its
+    /// files in the home directory supply what connection strings leave out.
     ///
-    /// Give `env` as [`process_environment`] returns it.
+    /// `env` is the result of [`process_environment`].
     ///
     /// # Errors
-    /// Every problem at once. The process's exit code is 2.
+    ///
+    /// Returns every problem at once. The process's exit code is 2.
     pub fn load(
         path: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
@@ -205,9 +209,10 @@ impl Config {
         self.subscriptions.iter().find(|subscription| subscription.name == *name)
     }
 
-    /// Whether `run` has anything to do. Other commands are useful without a subscription.
+    /// Checks that there is a subscription to run. Other commands are useful without one.
     ///
     /// # Errors
+    ///
     /// No subscription is configured.
     pub fn require_subscription(&self) -> Result<(), ConfigErrors> {
         if !self.subscriptions.is_empty() {
@@ -219,7 +224,7 @@ impl Config {
     }
 }
 
-/// The file's text. A default file that is missing is empty if the environment says anything.
+/// Reads the file. A missing default file counts as empty if the environment configures anything.
 fn read_file(file: ConfigFile, surroundings: &Surroundings, report: &mut Report) -> Option<String> {
     let (path, given) = match file {
         ConfigFile::Given(path) => (path, true),
@@ -246,7 +251,7 @@ fn read_file(file: ConfigFile, surroundings: &Surroundings, report: &mut Report)
     None
 }
 
-/// From the file's text on: no more looking for files but password files.
+/// Loads a configuration from its text. After this point only password files are read.
 fn load_text(text: &str, surroundings: &Surroundings, mut report: Report) -> Result<Config, ConfigErrors> {
     let document = match file::parse(text) {
         Ok(document) => document,
@@ -262,7 +267,8 @@ fn load_text(text: &str, surroundings: &Surroundings, mut report: Report) -> Res
     match root.try_deserialize::<raw::RawConfig>() {
         Ok(raw) => validate::validate(raw, surroundings, report),
         Err(_) => {
-            // Cannot happen: what does not fit has been taken out. The error may quote a value.
+            // Unreachable, since values that do not fit have been removed. The error itself may quote a
+            // value.
             report.problem_at(None, Diagnosis::new("the configuration does not have the expected structure"));
             Err(report.into_errors())
         }

@@ -1,15 +1,15 @@
-//! Where a value stands in the configuration: `subscriptions[0].tables[1].source`.
+//! Path of a value in the configuration: `subscriptions[0].tables[1].source`.
 
 use std::fmt;
 
-/// One step down.
+/// One step of a path: a key of a table or an index of a list.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Segment {
     Key(String),
     Index(usize),
 }
 
-/// The steps from the root. A parent sorts before its children.
+/// The segments from the root. A parent sorts before its children.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct KeyPath(Vec<Segment>);
 
@@ -32,12 +32,12 @@ impl KeyPath {
         &self.0
     }
 
-    /// This path, its parent, … up to the root.
+    /// Returns this path, its parent and so on up to the root.
     pub(super) fn up(&self) -> impl Iterator<Item = Self> + '_ {
         (0..=self.0.len()).rev().map(|length| Self(self.0[..length].to_vec()))
     }
 
-    /// Whether one of the two is the other or contains it.
+    /// Whether one of the two paths equals or contains the other.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         self.0.iter().zip(&other.0).all(|(a, b)| a == b)
     }

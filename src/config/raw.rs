@@ -1,5 +1,5 @@
-//! The configuration as written: the file's structure and nothing else. Everything is optional
-//! here; `validate` says what is missing.
+//! The configuration as it is written in the file. Everything is optional here; `validate` reports what
+//! is missing.
 
 use std::collections::BTreeMap;
 

@@ -1,17 +1,17 @@
-//! What a reload (SIGHUP) changes: pure comparison of two configurations.
+//! Compares two configurations for a reload (SIGHUP). Pure.
 
 use super::{Config, Subscription};
 
-/// The difference between the running configuration and a new one. Subscriptions go by name.
+/// The difference between the running configuration and a new one. Subscriptions are matched by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes<'a> {
     pub added: Vec<&'a Subscription>,
     pub removed: Vec<&'a Subscription>,
-    /// Old and new, where anything differs.
+    /// The old and the new subscription, where anything differs.
     pub changed: Vec<(&'a Subscription, &'a Subscription)>,
-    /// The target's connection differs: every subscription is affected.
+    /// Whether the target's connection differs, which affects every subscription.
     pub target: bool,
-    /// `[service]` differs.
+    /// Whether `[service]` differs.
     pub service: bool,
 }
 
@@ -23,7 +23,7 @@ impl Changes<'_> {
 }
 
 impl Config {
-    /// What `new` changes. Order and warnings make no difference.
+    /// Returns what `new` changes. The order of subscriptions and the warnings are ignored.
     #[must_use]
     pub fn changes<'a>(&'a self, new: &'a Self) -> Changes<'a> {
         let missing_in = |config: &'a Self| {

@@ -1,5 +1,5 @@
-//! What the configuration may draw on besides its file: the environment, the operating system's
-//! user and libpq's files in the home directory. The only place of `config` that looks for them.
+//! What the configuration uses besides its file: the environment, the operating system's user and
+//! libpq's files in the home directory. Only this module of `config` reads them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use crate::error::Diagnosis;
 use crate::pg::conninfo::{DefaultFiles, Passfile};
 
-/// A larger configuration or password file is not what it claims to be, bytes.
+/// Largest size of a configuration or password file, bytes. A larger file is taken for something else.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Found once per load. No `Debug`: the environment holds passwords.
+/// Read once per load. It has no `Debug`, because the environment holds passwords.
 pub(super) struct Surroundings {
     pub(super) env: BTreeMap<String, String>,
     pub(super) os_user: Option<String>,
@@ -21,12 +21,12 @@ pub(super) struct Surroundings {
 }
 
 impl Surroundings {
-    /// Of this process, with the given environment.
+    /// Reads the surroundings of this process, with the given environment.
     pub(super) fn of_process(env: BTreeMap<String, String>) -> Self {
         let uid = fs::metadata("/proc/self").map(|process| process.uid()).ok();
         let users = read_bounded(Path::new("/etc/passwd")).unwrap_or_default();
         let entry = uid.and_then(|uid| user_entry(&users, uid));
-        // A container may run under a number that has no name.
+        // The user of a container may be a number without a name.
         let named = || ["USER", "LOGNAME"].into_iter().find_map(|name| non_empty(env.get(name)));
         let os_user = entry.as_ref().map(|(name, _)| name.clone()).or_else(named);
         let home = non_empty(env.get("HOME")).or_else(|| entry.map(|(_, home)| home));
@@ -39,7 +39,7 @@ fn non_empty(value: Option<&String>) -> Option<String> {
     value.filter(|value| !value.is_empty()).cloned()
 }
 
-/// A user's name and home directory in `/etc/passwd`.
+/// Returns a user's name and home directory from `/etc/passwd`.
 fn user_entry(users: &str, uid: u32) -> Option<(String, String)> {
     users.lines().find_map(|line| {
         let fields: Vec<_> = line.split(':').collect();
@@ -48,7 +48,7 @@ fn user_entry(users: &str, uid: u32) -> Option<(String, String)> {
     })
 }
 
-/// libpq's files in a home directory, as far as they exist.
+/// Returns the paths of libpq's files in a home directory.
 fn files_in(home: &Path) -> DefaultFiles {
     let existing = |name: &str| Some(home.join(name)).filter(|path| path.exists());
     DefaultFiles {
@@ -58,7 +58,7 @@ fn files_in(home: &Path) -> DefaultFiles {
     }
 }
 
-/// A whole UTF-8 file of reasonable size.
+/// Reads a whole UTF-8 file of bounded size.
 pub(super) fn read_bounded(path: &Path) -> std::io::Result<String> {
     let mut text = String::new();
     File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
@@ -68,21 +68,23 @@ pub(super) fn read_bounded(path: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// Whether nobody but the user of this process can get at a file of that mode and owner.
+/// Whether a file of this mode and owner is private enough to be trusted with a password.
 ///
-/// libpq's rule for private keys (`pgtls_init`, fe-secure-openssl.c), where for password files it
-/// allows the first half only. The second is what a supervisor hands out: a file of root's that a
-/// group may read is how systemd's credentials and Kubernetes' secrets reach a service.
+/// libpq has this rule for private keys (`pgtls_init` in fe-secure-openssl.c); for password files it
+/// accepts only a file of the user that nobody else can read. Here, a file that root owns may also be
+/// readable by its group, because systemd's credentials and Kubernetes' secrets are handed to a service
+/// in this way.
 const fn is_private(mode: u32, owner: u32) -> bool {
     let others = if owner == 0 { 0o037 } else { 0o077 };
     mode & others == 0
 }
 
-/// A password file's text. As with libpq, a file that others may read does not count
-/// ([`is_private`]), nor does one that is not a plain file.
+/// Reads a password file. As with libpq, a file that others may read ([`is_private`]) or that is not a
+/// plain file is ignored.
 ///
 /// # Errors
-/// Why the file was passed over: for a warning, since a connection may do without.
+///
+/// Returns why the file was ignored. This is a warning, since a connection may work without a password.
 pub(super) fn read_passfile(passfile: &Passfile) -> Result<String, Diagnosis> {
     let path = passfile.path();
     let ignored = |why: &str| Diagnosis::new(format!("password file {} is ignored: {why}", path.display()));
@@ -100,14 +102,14 @@ pub(super) fn read_passfile(passfile: &Passfile) -> Result<String, Diagnosis> {
     read_bounded(path).map_err(|error| ignored(&error.to_string()))
 }
 
-/// The process's environment for [`Config::load`](super::Config::load). Names that are not UTF-8
-/// cannot be ours; in a value, what is not UTF-8 becomes U+FFFD.
+/// Returns the process's environment for [`Config::load`](super::Config::load). Names that are not
+/// UTF-8 are left out, since no override has one; in values, bytes that are not UTF-8 become U+FFFD.
 pub fn process_environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
 }
 
-/// The path that names the configuration file, and whether somebody chose it.
+/// The path of the configuration file, and whether it was chosen or is the default.
 pub(super) enum ConfigFile {
     Given(PathBuf),
     Default(PathBuf),

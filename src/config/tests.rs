@@ -1,4 +1,4 @@
-//! Loading as a whole. What is refused is in `problems`, overrides are in `environment`.
+//! Tests of loading. Tests of refused values are in `problems`, those of overrides in `environment`.
 
 mod environment;
 mod problems;
@@ -14,7 +14,7 @@ use crate::pg::conninfo::DefaultFiles;
 
 type Env<'a> = &'a [(&'a str, &'a str)];
 
-/// A configuration with nothing but what is required.
+/// A configuration with only the required keys.
 const MINIMAL: &str = r#"
 [target]
 url = "host=target dbname=example user=pgsluice"
@@ -183,7 +183,7 @@ fn the_file_is_found_or_asked_for() {
     DIR: the configuration file cannot be read
       detail: Is a directory (os error 21)
     ");
-    // Named, so it has to be there, whatever the environment configures.
+    // A file that was named has to exist, even if the environment configures everything.
     assert!(Config::load(Some(&path), env("PGSLUICE__TARGET__URL", "host=x")).is_err());
     assert!(Config::load(None, env("PGSLUICE_CONFIG", "/nowhere/pgsluice.toml")).is_err());
 
@@ -278,7 +278,7 @@ fn a_reload_knows_what_changed() {
 }
 
 proptest! {
-    /// Whatever is written, there is a configuration or at least one problem, and no panic.
+    /// Any text gives a configuration or at least one problem, and never a panic.
     #[test]
     fn no_text_is_rejected_without_a_reason(
         lines in prop::collection::vec(

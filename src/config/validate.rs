@@ -1,4 +1,4 @@
-//! Values and what they have to do with each other: [`RawConfig`] → [`Config`].
+//! Validates single values and their relations: [`RawConfig`] → [`Config`].
 
 mod subscription;
 mod table;
@@ -15,13 +15,13 @@ use super::{Config, LogFormat, Service, Target};
 use crate::error::Diagnosis;
 use crate::pg::{nearest, one_of};
 
-/// Loopback: nobody else on the network reaches the API before somebody decides so.
+/// Loopback, so that other machines reach the API only if that is configured.
 const LISTEN_DEFAULT: &str = "127.0.0.1:9650";
 
 /// PostgreSQL's `NAMEDATALEN` less the terminator.
 const NAME_BYTES_MAX: usize = 63;
 
-/// Checks every value. Succeeds only if `report` was empty and stays so.
+/// Checks every value. Succeeds only if `report` is empty at the end.
 pub(super) fn validate(
     raw: RawConfig,
     surroundings: &Surroundings,
@@ -40,7 +40,8 @@ pub(super) fn validate(
     }
 }
 
-/// Methods return `None` once they have reported why there is no value.
+/// Collects problems while it validates. Methods return `None` after they have reported why there is no
+/// value.
 struct Validator<'a> {
     surroundings: &'a Surroundings,
     report: Report,
@@ -52,7 +53,7 @@ impl Validator<'_> {
         self.report.problem(path, problem);
     }
 
-    /// A key without a default.
+    /// Requires a key that has no default.
     fn required<T>(&mut self, value: Option<T>, path: &KeyPath, hint: &str) -> Option<T> {
         if value.is_none() && !self.report.is_discarded(path) {
             self.problem(path, Diagnosis::new("the key is missing").hint(hint));
@@ -60,7 +61,7 @@ impl Validator<'_> {
         value
     }
 
-    /// One of a key's words, or a word that is not supported yet.
+    /// Reads a value that is one of a key's words, or a word that is not supported yet.
     fn word<T: Copy>(&mut self, value: &str, path: &KeyPath, words: &[(&str, Word<T>)]) -> Option<T> {
         let quoted = |words: &mut dyn Iterator<Item = &&str>| {
             one_of(&words.map(|word| format!("\"{word}\"")).collect::<Vec<_>>())
@@ -85,7 +86,7 @@ impl Validator<'_> {
         None
     }
 
-    /// A name that a catalog of PostgreSQL could hold.
+    /// Whether a PostgreSQL catalog could hold the name.
     fn catalog_name(&mut self, name: &str, path: &KeyPath) -> bool {
         let why = if name.is_empty() {
             "an empty string is not a name"
@@ -153,11 +154,11 @@ impl Validator<'_> {
     }
 }
 
-/// What one of a key's words stands for.
+/// The meaning of one of a key's words.
 #[derive(Clone, Copy)]
 enum Word<T> {
     Means(T),
-    /// Part of the contract, but its issue has not landed.
+    /// The word is reserved but not supported yet.
     NotYet,
 }
 

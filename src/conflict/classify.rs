@@ -1,21 +1,21 @@
-//! Facts in, name out. Pause or overwrite is policy, decided elsewhere.
+//! Classifies conflicts from facts. What is done about a conflict is decided elsewhere.
 //!
-//! Two kinds of facts: what was found in place of the row ([`classify_row`]), and what the target
-//! answered ([`classify_error`]). An error that is no conflict (a lost connection, a deadlock, a
-//! full disk, an exception of a trigger) is `None`: it goes by its own disposition.
+//! There are two kinds of facts: what was found in place of the row ([`classify_row`]), and what the
+//! target answered ([`classify_error`]). An error that is no conflict (a lost connection, a deadlock, a
+//! full disk, an exception of a trigger) is `None`; its disposition decides what happens then.
 
 use crate::error::ServerError;
 
 use super::{ConflictKind, Operation};
 
-/// What the target has in place of the row that a change means.
+/// What the target has in place of the row that a change refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LocalRow {
-    /// No row with that identity.
+    /// No row with that identity exists.
     Missing,
-    /// The row, last written by this subscription (or origins are not tracked).
+    /// The row was last written by this subscription, or origins are not tracked.
     SameOrigin,
-    /// The row, last written by somebody else.
+    /// The row was last written locally or by another origin.
     OtherOrigin,
 }
 
@@ -46,8 +46,8 @@ pub fn classify_row(operation: Operation, row: LocalRow, unique_hits: usize) -> 
 
 /// Names the conflict behind the target's error response, if it is one.
 ///
-/// `unique_hits` is the number of unique constraints found violated when the evidence was
-/// gathered; 0 where that was not (yet) done, since SQLSTATE 23505 proves one.
+/// `unique_hits` is the number of unique constraints that the evidence shows to be violated. It is 0
+/// where evidence was not gathered; SQLSTATE 23505 alone proves one violation.
 #[must_use]
 pub fn classify_error(operation: Operation, error: &ServerError, unique_hits: usize) -> Option<ConflictKind> {
     use ConflictKind as K;
@@ -57,11 +57,11 @@ pub fn classify_error(operation: Operation, error: &ServerError, unique_hits: us
             (Operation::Insert | Operation::Update, 2..) => K::MultipleUniqueConflicts,
             (Operation::Insert, _) => K::InsertExists,
             (Operation::Update, _) => K::UpdateExists,
-            // A trigger or a cascade wrote the row that does not fit, or the constraint is deferred.
+            // A trigger or a cascade wrote the row, or the constraint is deferred.
             (Operation::Delete | Operation::Truncate | Operation::Commit, _) => K::ConstraintViolation,
         }),
-        // 23502 not null, 23503 foreign key, 23514 check, 23P01 exclusion, 23001 restrict;
-        // 0A000 is what TRUNCATE says of a table that a foreign key references.
+        // Of class 23: 23502 not null, 23503 foreign key, 23514 check, 23P01 exclusion, 23001 restrict.
+        // TRUNCATE raises 0A000 for a table that a foreign key references.
         ("23", _) => Some(K::ConstraintViolation),
         (_, "0A000") if operation == Operation::Truncate => Some(K::ConstraintViolation),
         // Data exceptions (22P02 invalid text, 22003 out of range, 22001 too long, 22021

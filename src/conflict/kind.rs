@@ -7,9 +7,9 @@ use serde::{Serialize, Serializer};
 
 /// Why a change cannot be applied as it was published.
 ///
-/// The first seven are PostgreSQL's conflict types (`ConflictType` in PostgreSQL's
-/// `replication/conflict.h`), under the names that its log and `pg_stat_subscription_stats` use.
-/// The rest are failures that stop an apply as surely. Names are part of the contract.
+/// The first seven are PostgreSQL's conflict types (`ConflictType` in `replication/conflict.h`), under
+/// the names that its log and `pg_stat_subscription_stats` use. The others are failures that also stop
+/// apply. The names are part of the interface (JSON, metrics, configuration).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConflictKind {
     /// The row to insert violates one unique constraint: a row with that key is there already.
@@ -24,19 +24,19 @@ pub enum ConflictKind {
     UpdateOriginDiffers,
     /// The row to delete was last written by another origin.
     DeleteOriginDiffers,
-    /// The row to insert or as updated violates several unique constraints at once.
+    /// The row to insert, or the updated row, violates several unique constraints at once.
     MultipleUniqueConflicts,
-    /// NOT NULL, CHECK, foreign key or exclusion.
+    /// A NOT NULL, CHECK, foreign-key or exclusion constraint is violated.
     ConstraintViolation,
-    /// The target's type does not take the value: cast, range, length, encoding.
+    /// The target's type does not accept the value: cast, range, length or encoding.
     ValueError,
-    /// The applying role may not do this.
+    /// The applying role lacks a privilege.
     PermissionDenied,
-    /// The target's schema, table or column has gone.
+    /// The target's schema, table or column does not exist any more.
     TableMissing,
 }
 
-/// A word that is not one of the names in question.
+/// A word that is none of the accepted names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("\"{word}\" is not {what}: expected {expected}")]
 pub struct ParseConflictNameError {
@@ -83,7 +83,7 @@ impl ConflictKind {
         }
     }
 
-    /// What a person does in the target so that a retry succeeds, as the middle of a sentence.
+    /// Returns what a person does in the target so that a retry succeeds, as the middle of a sentence.
     #[must_use]
     pub const fn remedy(self) -> &'static str {
         match self {
@@ -125,8 +125,8 @@ impl Serialize for ConflictKind {
     }
 }
 
-/// What the publisher did to the row (or, for TRUNCATE, to the table), or the COMMIT itself: that
-/// is where a deferred constraint speaks.
+/// What the publisher did to the row or, for TRUNCATE, to the table. COMMIT is included because
+/// deferred constraints are checked there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
     Insert,

@@ -1,13 +1,13 @@
-//! Conflicts: what they are called, when there is one, what is known of it.
+//! Conflicts: their names, their classification, and their evidence.
 //!
 //! ```text
 //! facts (rows found, SQLSTATE) ─classify─▶ ConflictKind ─┐
-//! evidence (rows, transaction, server's words) ──────────┴▶ ConflictReport ─▶ store, command line, API
+//! evidence (rows, transaction, server's message) ─────────┴▶ ConflictReport ─▶ store, command line, API
 //! ```
 //!
-//! Pure: no socket, clock or driver. `apply` gathers the facts and the evidence, `store` keeps
-//! them, `cli` shows them. Whether a conflict pauses the subscription or is decided by itself is
-//! [`Policy`]; this module never decides.
+//! Pure: no socket, clock or driver. `apply` gathers the facts and the evidence, `store` keeps them,
+//! `cli` shows them. [`Policy`] says whether a conflict pauses the subscription or is resolved
+//! automatically; this module never decides.
 
 mod classify;
 mod kind;

@@ -1,4 +1,4 @@
-//! What is done about a conflict: by itself ([`Policy`]) or by a person ([`Resolution`]).
+//! What is done about a conflict: automatically ([`Policy`]) or by a person ([`Resolution`]).
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,30 +7,30 @@ use serde::{Serialize, Serializer};
 
 use super::ParseConflictNameError;
 
-/// What happens by itself, per conflict type and table. Named as the configuration names it.
+/// What happens automatically, per conflict type and table. Named as in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Policy {
-    /// Stop and wait for a person, with the evidence on the table.
+    /// Stop, keep the evidence and wait for a person.
     #[default]
     Pause,
     /// The publisher's row replaces the target's.
     ApplyRemote,
-    /// The target's row stays, the change is dropped.
+    /// The target's row stays; the change is dropped.
     KeepLocal,
     /// The row with the later commit time stays.
     LastUpdateWins,
 }
 
-/// What a person decided about one conflict. Named as the command line names it.
+/// A person's decision about one conflict. Named as on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Resolution {
     /// Apply the transaction again as it was published: the target has been fixed.
     Retry,
     /// The publisher's row replaces the target's.
     ApplyRemote,
-    /// The target's row stays, this change is dropped.
+    /// The target's row stays; this change is dropped.
     KeepLocal,
-    /// Pass over the whole transaction, and no other.
+    /// Pass over this whole transaction and no other.
     SkipTransaction,
 }
 

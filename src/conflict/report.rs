@@ -1,7 +1,7 @@
-//! The evidence of one conflict, whole: what a person needs to decide without looking elsewhere.
+//! The evidence of one conflict: everything that a person needs to decide about it.
 //!
-//! Values are kept as they came: text as a JSON string, NULL as null, an unchanged TOAST value
-//! (which the publisher did not send) as `{"unchanged": true}`, and bytes that are no UTF-8 (from
+//! Values are kept as they were sent: text as a JSON string, NULL as null, an unchanged TOAST value
+//! (which the publisher did not send) as `{"unchanged": true}`, and bytes that are not UTF-8 (from
 //! LATIN1 or `SQL_ASCII` databases) as `{"bytes": "\\x…"}` in PostgreSQL's hex notation.
 
 use std::fmt;
@@ -16,10 +16,10 @@ use crate::pg::{Lsn, QualifiedName};
 
 use super::{ConflictKind, Operation};
 
-/// A summary shows so much of a key; the evidence has all of it.
+/// Largest number of a key's characters in a summary; the evidence has the whole key.
 const SUMMARY_KEY_CHARS_MAX: usize = 200;
 
-/// Everything known about one conflict (DESIGN.md, section 6).
+/// Everything known about one conflict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ConflictReport {
     /// The subscription's name.
@@ -28,7 +28,7 @@ pub struct ConflictReport {
     pub operation: Operation,
     /// The publisher's table.
     pub source: QualifiedName,
-    /// The table that the change was meant for.
+    /// The target's table.
     pub target: QualifiedName,
     /// The values that identify the row, where the table has a key.
     pub key: Option<RowImage>,
@@ -39,15 +39,15 @@ pub struct ConflictReport {
     /// The target's rows that stand in the way, as they were when the conflict was found.
     pub local_rows: Vec<RowImage>,
     pub constraint: Option<String>,
-    /// The target's SQLSTATE; none where no error was raised (a row that is missing).
+    /// The target's SQLSTATE; none if no error was raised, as for a missing row.
     pub sqlstate: Option<String>,
-    /// What went wrong in one sentence: the server's message, or ours for a missing row.
+    /// What went wrong in one sentence: the server's message, or pgsluice's own for a missing row.
     pub message: String,
     /// The server's DETAIL.
     pub server_detail: Option<String>,
     /// The publisher's transaction.
     pub xid: u32,
-    /// Where the transaction finishes: what `skip --lsn` takes.
+    /// Where the transaction finishes; `skip --lsn` takes this LSN.
     pub commit_lsn: Lsn,
     #[serde(serialize_with = "serialize_time")]
     pub commit_time: Option<Timestamp>,
@@ -58,8 +58,8 @@ pub struct ConflictReport {
 }
 
 impl ConflictReport {
-    /// One line for `status`: what, where, which row. Holds values (the key, what the server
-    /// quotes): not for the log.
+    /// One line for `status` with type, table and row. It may quote values (of the key, or in the
+    /// server's message), so it must not be logged.
     #[must_use]
     pub fn summary(&self) -> String {
         let mut line = format!("{}: {} {}", self.kind, self.operation, self.target);
@@ -76,7 +76,7 @@ impl ConflictReport {
         line
     }
 
-    /// What to do next, given the number that the conflict was recorded under.
+    /// Returns what to do next, given the conflict's number in the store.
     #[must_use]
     pub fn hint(&self, id: i64) -> String {
         let name = &self.subscription;
@@ -96,7 +96,7 @@ fn serialize_time<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Res
     }
 }
 
-/// Columns and values of one row, in the order in which they were given. A JSON object.
+/// Columns and values of one row in the given order; a JSON object.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RowImage(Vec<(String, FieldValue)>);
 
@@ -104,9 +104,9 @@ pub struct RowImage(Vec<(String, FieldValue)>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FieldValue {
     Null,
-    /// The type's text output.
+    /// The value in the type's text output.
     Text(String),
-    /// A TOAST value that the update left alone, and that the publisher therefore did not send.
+    /// An unchanged TOAST value, which the publisher did not send.
     Unchanged,
     /// The type's text output where it is not UTF-8.
     Bytes(Vec<u8>),
@@ -134,7 +134,7 @@ impl FromIterator<(String, FieldValue)> for RowImage {
     }
 }
 
-/// `(id, name) = (1, Hammer)`, as PostgreSQL writes keys in its details.
+/// Writes `(id, name) = (1, Hammer)`, as PostgreSQL writes keys in its details.
 impl fmt::Display for RowImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let columns: Vec<_> = self.iter().map(|(column, _)| column).collect();
@@ -178,7 +178,7 @@ impl<'de> Deserialize<'de> for RowImage {
 }
 
 impl FieldValue {
-    /// A value as it came over the wire: text if it is UTF-8, else bytes.
+    /// Returns a received value as text if it is UTF-8, else as bytes.
     #[must_use]
     pub fn from_bytes(value: &[u8]) -> Self {
         match std::str::from_utf8(value) {
@@ -231,7 +231,7 @@ impl<'de> Deserialize<'de> for FieldValue {
     }
 }
 
-/// `bytea`'s hex notation: `\x` and two digits a byte.
+/// Formats bytes in `bytea`'s hex notation: `\x` and two digits for each byte.
 fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 + bytes.len() * 2);
     text.push_str("\\x");

@@ -1,9 +1,9 @@
-//! Which account the throw-away servers run as.
+//! The account that the throw-away servers run as.
 //!
-//! PostgreSQL refuses to run as root. Called by root (in a container, in continuous integration),
-//! the servers run as `postgres` or, where there is no such account, as `nobody`; called by anybody
-//! else, as the caller. What such a server touches has to be its own: [`Account::give`].
-//! Nothing here starts anything.
+//! PostgreSQL refuses to run as root. If the caller is root (in a container, in continuous
+//! integration), the servers run as `postgres` or, where there is no such account, as `nobody`;
+//! otherwise they run as the caller. A server's files have to belong to its account: [`Account::give`].
+//! Nothing here starts a server.
 
 use std::io;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -11,21 +11,21 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-/// What Linux and the BSDs give an account without a name: `nobody` by convention.
+/// User id of `nobody` on Linux and the BSDs.
 const NOBODY: u32 = 65_534;
 
 /// The account that owns and runs the servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Account {
-    /// The caller's own; it is not root.
+    /// The caller's account, which is not root.
     Caller { uid: u32 },
-    /// Another one, because the caller is root.
+    /// Another account, because the caller is root.
     Other { uid: u32, gid: u32 },
 }
 
 impl Account {
-    /// The account for this caller. `own` is a file or directory that the caller has just made:
-    /// its owner is the caller, which the standard library cannot tell otherwise.
+    /// Chooses the account. `own` is a file or directory that the caller has just created; its owner is
+    /// the caller, which the standard library cannot tell otherwise.
     pub fn for_owner_of(own: &Path) -> io::Result<Self> {
         let uid = std::fs::metadata(own)?.uid();
         if uid != 0 {
@@ -45,15 +45,15 @@ impl Account {
         }
     }
 
-    /// Has `command` run as this account, with no supplementary groups of the caller's
-    /// (the standard library drops them when root changes the user).
+    /// Makes `command` run as this account. The standard library drops supplementary groups when root
+    /// changes the user.
     pub fn run_as(self, command: &mut Command) {
         if let Self::Other { uid, gid } = self {
             command.uid(uid).gid(gid);
         }
     }
 
-    /// Makes `path` (itself, not what is in it) the account's.
+    /// Changes the owner of `path` to the account, without what is in it.
     pub fn give(self, path: &Path) -> io::Result<()> {
         match self {
             Self::Caller { .. } => Ok(()),
@@ -62,7 +62,7 @@ impl Account {
     }
 }
 
-/// User and group of `name` in the text of a passwd(5) file. Root does not count.
+/// Returns user and group of `name` in the text of a passwd(5) file. Root is never returned.
 fn look_up(passwd: &str, name: &str) -> Option<(u32, u32)> {
     let line = passwd.lines().find(|line| line.split(':').next() == Some(name))?;
     let mut fields = line.split(':').skip(2);

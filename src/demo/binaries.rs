@@ -1,7 +1,7 @@
-//! Where PostgreSQL's server programs are on this machine.
+//! Finds PostgreSQL's server programs on this machine.
 //!
-//! Only `initdb` and `postgres` are used; no client programs, and nothing of a server that runs
-//! here already. `scripts/lib.sh` looks into the same places.
+//! Only `initdb` and `postgres` are used; client programs and running servers are not. `scripts/lib.sh`
+//! looks in the same places.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use thiserror::Error;
 
 use crate::error::Diagnosis;
 
-/// Names the directory that holds `initdb` and `postgres`, instead of looking for it.
+/// Environment variable with the directory that holds `initdb` and `postgres`; if it is set, nothing is
+/// searched.
 pub const BIN_VARIABLE: &str = "PGSLUICE_PG_BIN";
 
 /// A directory with the server programs of one PostgreSQL version.
@@ -19,7 +20,7 @@ pub const BIN_VARIABLE: &str = "PGSLUICE_PG_BIN";
 pub struct ServerBinaries {
     dir: PathBuf,
     major: u32,
-    /// As `postgres --version` says it, such as `15.14` or `18beta1`.
+    /// Version as `postgres --version` prints it, such as `15.14` or `18beta1`.
     version: String,
 }
 
@@ -37,7 +38,7 @@ pub enum BinariesError {
 }
 
 impl BinariesError {
-    /// What an operator reads.
+    /// Text for the operator.
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         let diagnosis = Diagnosis::new(self.to_string());
@@ -57,8 +58,8 @@ impl BinariesError {
 }
 
 impl ServerBinaries {
-    /// The programs that the environment names ([`BIN_VARIABLE`]); else those that `pg_config` or
-    /// `initdb` on the PATH lead to; else the newest that Debian's or PGDG's packages have installed.
+    /// Finds the programs that the environment names ([`BIN_VARIABLE`]); else those that `pg_config` or
+    /// `initdb` on the PATH lead to; else the newest that packages of Debian or PGDG have installed.
     pub fn find() -> Result<Self, BinariesError> {
         if let Some(dir) = std::env::var_os(BIN_VARIABLE).filter(|dir| !dir.is_empty()) {
             return Self::at(Path::new(&dir));
@@ -72,12 +73,12 @@ impl ServerBinaries {
         found.map_or(Err(BinariesError::NotFound), |dir| Self::at(&dir))
     }
 
-    /// The programs in `dir`.
+    /// Checks the programs in `dir`.
     pub fn at(dir: &Path) -> Result<Self, BinariesError> {
         if let Some(program) = missing_program(dir) {
             return Err(BinariesError::Incomplete { dir: dir.to_owned(), program });
         }
-        // Servers start in directories of their own.
+        // The path has to be absolute, because servers run in directories of their own.
         let program = dir.join("postgres");
         let does_not_run = |source| BinariesError::DoesNotRun { program: program.clone(), source };
         let dir = std::path::absolute(dir).map_err(does_not_run)?;
@@ -98,13 +99,13 @@ impl ServerBinaries {
         &self.dir
     }
 
-    /// The major version: 15 of 15.14.
+    /// Returns the major version: 15 of 15.14.
     #[must_use]
     pub const fn major(&self) -> u32 {
         self.major
     }
 
-    /// The whole version, such as `15.14`.
+    /// Returns the full version, such as `15.14`.
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
@@ -127,12 +128,12 @@ fn pg_config_bindir() -> Option<PathBuf> {
 
 fn initdb_on_path() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    // A link on the PATH leads to where its libraries and its postgres are.
+    // `initdb` on the PATH may be a link into the directory that also holds `postgres`.
     let initdb = std::env::split_paths(&path).map(|dir| dir.join("initdb")).find(|file| file.is_file())?;
     Some(initdb.canonicalize().ok()?.parent()?.to_owned())
 }
 
-/// `parent/PREFIX<version>/bin`, the newest first.
+/// Returns the directories `parent/PREFIX<version>/bin`, the newest version first.
 fn packaged(parent: &Path, prefix: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
     let mut found: Vec<(u32, PathBuf)> = entries
@@ -145,7 +146,7 @@ fn packaged(parent: &Path, prefix: &str) -> Vec<PathBuf> {
     found.into_iter().map(|(_, dir)| dir).collect()
 }
 
-/// `postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)` → 15 and `15.14`.
+/// Reads `postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)` as 15 and `15.14`.
 fn parse_version(output: &str) -> Option<(u32, String)> {
     let version = output.strip_prefix("postgres (PostgreSQL) ")?.split(' ').next()?;
     let digits = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());

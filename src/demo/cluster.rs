@@ -1,19 +1,19 @@
-//! A PostgreSQL server to throw away: on loopback, on a free port, gone without a trace.
+//! A throw-away PostgreSQL server on loopback and on a free port, removed without a trace.
 //!
 //! ```text
 //! DIRECTORY/        removed at the end
 //!   data/           a copy of a template (`template`)
-//!   log             what the server writes
+//!   log             the server's log
 //!   .s.PGSQL.PORT   its Unix-domain socket
 //! ```
-//! The demo and the integration tests run on these. The machine's own servers are neither used nor
-//! noticed.
+//! The demo and the integration tests run on these. Servers that are installed on the machine are not
+//! touched.
 //!
 //! # Invariants
-//! - The postmaster is our own child: its pid is known, and only that process is ever signalled.
-//! - A [`Cluster`] that is dropped is stopped and removed; so is one whose process dies
-//!   (`process`).
-//! - It listens on 127.0.0.1 only. The superuser needs no password; everybody else does.
+//! - The postmaster is a child of this process: its pid is known, and only that process is ever
+//!   signalled.
+//! - A [`Cluster`] is stopped and removed when it is dropped or when this process dies (`process`).
+//! - It listens on 127.0.0.1 only. The superuser needs no password; every other role does.
 //! - Every wait is bounded.
 
 use std::fmt;
@@ -35,28 +35,31 @@ use crate::pg::{quote_ident, quote_literal};
 use rand::Rng;
 use tempfile::TempDir;
 
-/// Ports to choose from: above the well-known ones, below those that Linux gives to outgoing
-/// connections, so that a server that restarts finds its port still free.
+/// Range of ports: above the well-known ones and below those that Linux gives to outgoing connections,
+/// so that a server that restarts finds its port still free.
 const PORTS: std::ops::Range<u16> = 15_432..32_000;
 const PORT_ATTEMPTS_MAX: u32 = 64;
-/// How often another port is tried because somebody took the one that was free a moment ago.
+/// Largest number of ports that are tried, since another process may take a free port before the server
+/// does.
 const START_ATTEMPTS_MAX: u32 = 5;
 const RESTART_ATTEMPTS_MAX: u32 = 50;
 const RESTART_INTERVAL: Duration = Duration::from_millis(200);
-/// What the server logs, in the locale C that it runs in.
+/// The server's log message for a port in use, in the locale C that it runs in.
 const PORT_TAKEN: &str = "Address already in use";
 const CHILDREN_LEFT: &str = "pre-existing shared memory block";
 const START_PATIENCE: Duration = Duration::from_mins(1);
-/// A fast shutdown waits for a checkpoint and for walsenders' acknowledgements.
+/// Longest wait for a stop: a fast shutdown waits for a checkpoint and for the walsenders'
+/// acknowledgements.
 const STOP_PATIENCE: Duration = Duration::from_mins(1);
 const DROP_PATIENCE: Duration = Duration::from_secs(5);
 const READY_INTERVAL: Duration = Duration::from_millis(10);
-/// What a Unix-domain socket's path may hold (`sun_path`, 104 to 108 bytes by system).
+/// Largest length of a Unix-domain socket's path (`sun_path` has 104 to 108 bytes, depending on the
+/// system).
 const SOCKET_PATH_LEN_MAX: usize = 100;
-/// How much of a log goes into an error.
+/// Number of log lines in an error.
 const LOG_TAIL_LINES: usize = 15;
 
-/// What a server is to be like. Start from [`ClusterOptions::new`].
+/// Settings of a server. Start from [`ClusterOptions::new`].
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
     binaries: ServerBinaries,
@@ -69,11 +72,11 @@ pub struct ClusterOptions {
     hba: Vec<String>,
 }
 
-/// Whether the server's data would survive a crash of the machine. A crash of the server alone it
-/// survives either way.
+/// Whether the server's data would survive a crash of the machine. It survives a crash of the server in
+/// either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// `fsync = on`: what production has; slow on slow disks.
+    /// `fsync = on`, as in production; slow on slow disks.
     Full,
     /// `fsync = off`, `full_page_writes = off`.
     Relaxed,
@@ -101,7 +104,7 @@ impl StopMode {
 }
 
 impl ClusterOptions {
-    /// A server for logical replication: `wal_level = logical`, UTF8, relaxed durability, modest
+    /// Returns options for logical replication: `wal_level = logical`, UTF8, relaxed durability, little
     /// memory.
     #[must_use]
     pub fn new(binaries: ServerBinaries, templates: TemplateStore) -> Self {
@@ -117,22 +120,22 @@ impl ClusterOptions {
         }
     }
 
-    /// Part of the directory's name and of error messages.
+    /// Sets the label, which is part of the directory's name and of error messages.
     #[must_use]
     pub fn label(mut self, label: &str) -> Self {
         label.clone_into(&mut self.label);
         self
     }
 
-    /// Where the server's directory is made; the temporary directory otherwise. Other accounts
-    /// must be able to enter it.
+    /// Sets the directory in which the server's directory is created; the default is the temporary
+    /// directory. Other accounts must be able to enter it.
     #[must_use]
     pub fn parent(mut self, dir: &Path) -> Self {
         dir.clone_into(&mut self.parent);
         self
     }
 
-    /// The encoding of its databases, by PostgreSQL's name: `LATIN1`, `SQL_ASCII`.
+    /// Sets the encoding of its databases by PostgreSQL's name: `LATIN1`, `SQL_ASCII`.
     #[must_use]
     pub fn encoding(mut self, encoding: &str) -> Self {
         encoding.clone_into(&mut self.encoding);
@@ -145,14 +148,14 @@ impl ClusterOptions {
         self
     }
 
-    /// A line of `postgresql.conf`, later than the defaults: it wins.
+    /// Adds a line to `postgresql.conf` after the defaults, so that it takes precedence.
     #[must_use]
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// A line of `pg_hba.conf`, before the defaults: it wins.
+    /// Adds a line to `pg_hba.conf` before the defaults, so that it takes precedence.
     #[must_use]
     pub fn hba(mut self, line: &str) -> Self {
         self.hba.push(line.to_owned());
@@ -160,20 +163,21 @@ impl ClusterOptions {
     }
 }
 
-/// A server, running or stopped.
+/// A server, which may be running or stopped.
 #[derive(Debug)]
 pub struct Cluster {
     label: String,
     binaries: ServerBinaries,
     account: Account,
     port: u16,
-    /// `None` while stopped. Declared before `dir`, and so gone before it is removed.
+    /// `None` while stopped. It is declared before `dir`, so that the server ends before its directory
+    /// is removed.
     server: Option<Guarded>,
     dir: TempDir,
 }
 
 impl Cluster {
-    /// Makes a server and waits until it accepts connections.
+    /// Creates a server and waits until it accepts connections.
     pub async fn start(options: ClusterOptions) -> Result<Self, ClusterError> {
         let prefix = format!("pgsluice-{}-", options.label);
         let dir = tempfile::Builder::new().prefix(&prefix).tempdir_in(&options.parent);
@@ -188,7 +192,7 @@ impl Cluster {
         for attempt in 1.. {
             cluster.port = free_port()?;
             match cluster.spawn().await {
-                // Somebody took the port that was free a moment ago.
+                // Another process took the port between the choice and the start.
                 Err(ClusterError::Ended { log, .. })
                     if attempt < START_ATTEMPTS_MAX && log.contains(PORT_TAKEN) => {}
                 Err(error) => return Err(error),
@@ -198,11 +202,11 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Starts a stopped server again, on the port that it had.
+    /// Starts a stopped server again on the same port.
     pub async fn launch(&mut self) -> Result<(), ClusterError> {
         for attempt in 1.. {
             match self.spawn().await {
-                // The port is in use for a moment, or children of a killed postmaster still are there.
+                // The port is briefly in use, or children of a killed postmaster still run.
                 Err(ClusterError::Ended { log, .. })
                     if attempt < RESTART_ATTEMPTS_MAX
                         && (log.contains(PORT_TAKEN) || log.contains(CHILDREN_LEFT)) =>
@@ -235,7 +239,8 @@ impl Cluster {
         self.ready(log_start).await
     }
 
-    /// `log_start`: where in the log this start of the server begins.
+    /// Waits until the server is ready. `log_start` is the offset in the log at which this start
+    /// begins.
     async fn ready(&mut self, log_start: u64) -> Result<(), ClusterError> {
         let deadline = Instant::now() + START_PATIENCE;
         loop {
@@ -256,7 +261,7 @@ impl Cluster {
         }
     }
 
-    /// Whether this very server answers, and not another one that took the port.
+    /// Whether this server answers, and not another one that took the port.
     async fn answers(&self) -> bool {
         let data = self.data_dir();
         let data = data.canonicalize().unwrap_or(data);
@@ -273,7 +278,7 @@ impl Cluster {
         server.try_wait().doing("wait for", "the server")
     }
 
-    /// Stops the server and waits for its end.
+    /// Stops the server and waits until it has ended.
     pub async fn stop(&mut self, mode: StopMode) -> Result<(), ClusterError> {
         let Some(server) = &mut self.server else { return Ok(()) };
         server.signal(mode.signal()).doing("signal", "the server")?;
@@ -289,37 +294,37 @@ impl Cluster {
         Ok(())
     }
 
-    /// Stops the server and starts it again, on the same port.
+    /// Stops the server and starts it again on the same port.
     pub async fn restart(&mut self, mode: StopMode) -> Result<(), ClusterError> {
         self.stop(mode).await?;
         self.launch().await
     }
 
-    /// Has the server read its configuration files again.
+    /// Makes the server read its configuration files again.
     pub fn reload(&mut self) -> Result<(), ClusterError> {
         self.signal(Signal::Reload)
     }
 
-    /// Sends the postmaster a signal. (After [`Signal::Kill`] its children end by themselves; the
-    /// next [`Cluster::launch`] recovers. A crash is simulated more tidily by
-    /// [`StopMode::Immediate`].)
+    /// Sends a signal to the postmaster. After [`Signal::Kill`] its children end by themselves, and the
+    /// next [`Cluster::launch`] recovers. [`StopMode::Immediate`] is the cleaner way to simulate a
+    /// crash.
     pub fn signal(&mut self, signal: Signal) -> Result<(), ClusterError> {
         let Some(server) = &mut self.server else { return Ok(()) };
         server.signal(signal).doing("signal", "the server")
     }
 
-    /// Adds a line to `postgresql.conf`; takes effect at the next reload or restart.
+    /// Adds a line to `postgresql.conf`, which takes effect at the next reload or restart.
     pub fn set(&self, name: &str, value: &str) -> Result<(), ClusterError> {
         append(&self.data_dir().join("postgresql.conf"), &setting_line(name, value))
     }
 
-    /// Replaces `pg_hba.conf`: `lines` first, then the lines that let the superuser in and ask
-    /// everybody else for a password. Takes effect at the next reload.
+    /// Replaces `pg_hba.conf`: `lines` come first, then the lines that admit the superuser and ask
+    /// every other role for a password. It takes effect at the next reload.
     pub fn set_hba(&self, lines: &[&str]) -> Result<(), ClusterError> {
         write_hba(&self.data_dir(), self.binaries.major(), lines)
     }
 
-    /// The whole of what the server has logged so far.
+    /// Returns everything that the server has logged so far.
     pub fn log(&self) -> Result<String, ClusterError> {
         let path = self.log_path();
         let bytes = std::fs::read(&path).doing("read", &path)?;
@@ -336,7 +341,7 @@ impl Cluster {
         &self.binaries
     }
 
-    /// The postmaster's process id; `None` while the server is stopped.
+    /// Returns the postmaster's process id; `None` while the server is stopped.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.server.as_ref().map(Guarded::pid)
@@ -347,7 +352,7 @@ impl Cluster {
         self.dir.path().join("data")
     }
 
-    /// The directory of its Unix-domain socket, and of all that is its own.
+    /// Returns the server's directory, which also holds its Unix-domain socket.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.dir.path()
@@ -357,7 +362,7 @@ impl Cluster {
         self.dir.path().join("log")
     }
 
-    /// A libpq connection string for `user`, without a password.
+    /// Returns a libpq connection string for `user`, without a password.
     #[must_use]
     pub fn conninfo(&self, dbname: &str, user: &str) -> String {
         format!(
@@ -368,7 +373,7 @@ impl Cluster {
         )
     }
 
-    /// A session of the superuser.
+    /// Opens a session as superuser.
     pub async fn connect(&self, dbname: &str) -> Result<Session, ClusterError> {
         Session::connect(&self.conninfo(dbname, SUPERUSER)).await
     }
@@ -383,7 +388,7 @@ impl Cluster {
 }
 
 impl Drop for Cluster {
-    /// Stops the server at once. Its directory goes with the field that holds it.
+    /// Stops the server at once. Its directory is removed with the field that holds it.
     fn drop(&mut self) {
         if let Some(server) = &mut self.server {
             server.end(Signal::Quit, DROP_PATIENCE);
@@ -392,7 +397,7 @@ impl Drop for Cluster {
 }
 
 fn configure(dir: &Path, options: &ClusterOptions) -> Result<(), ClusterError> {
-    // A socket path that does not fit would keep the server from starting.
+    // With a socket path that is too long the server would not start.
     let socket_dir = if dir.as_os_str().len() + "/.s.PGSQL.65535.lock".len() > SOCKET_PATH_LEN_MAX {
         String::new()
     } else {
@@ -435,9 +440,9 @@ fn append(path: &Path, text: &str) -> Result<(), ClusterError> {
     file.and_then(|mut file| file.write_all(text.as_bytes())).doing("write", path)
 }
 
-/// Keeps the file's owner: it is opened, not replaced.
+/// Writes `pg_hba.conf`. The file is opened, not replaced, so that it keeps its owner.
 fn write_hba(data: &Path, major: u32, lines: &[&str]) -> Result<(), ClusterError> {
-    // Before 14, passwords are stored as MD5 unless told otherwise; `md5` there accepts both.
+    // Before 14, passwords are stored as MD5 by default, and the method `md5` accepts both kinds.
     let method = if major >= 14 { "scram-sha-256" } else { "md5" };
     let own: String = lines.iter().flat_map(|line| [line, "\n"]).collect();
     let text = format!(
@@ -450,7 +455,7 @@ fn write_hba(data: &Path, major: u32, lines: &[&str]) -> Result<(), ClusterError
     std::fs::write(&path, text).doing("write", &path)
 }
 
-/// A TCP port on 127.0.0.1 that is free at this moment. Somebody may take it before it is used.
+/// Returns a TCP port on 127.0.0.1 that is free now. Another process may take it before it is used.
 pub fn free_port() -> Result<u16, ClusterError> {
     let mut random = rand::rng();
     for _ in 0..PORT_ATTEMPTS_MAX {
@@ -462,7 +467,7 @@ pub fn free_port() -> Result<u16, ClusterError> {
     Err(ClusterError::NoPort)
 }
 
-/// The last lines of a log.
+/// Returns the last lines of a log.
 fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")

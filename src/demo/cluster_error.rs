@@ -1,4 +1,4 @@
-//! Why a throw-away server cannot be had, and what to do about it.
+//! Errors of throw-away servers, with remedies.
 
 use std::ffi::OsStr;
 use std::io;
@@ -12,7 +12,7 @@ use super::binaries::BinariesError;
 use super::cluster::StopMode;
 use crate::error::Diagnosis;
 
-/// Why a throw-away server cannot be had, or does not do what it was told.
+/// Why a throw-away server cannot be created, or does not do what it should.
 #[derive(Debug, Error)]
 pub enum ClusterError {
     #[error(transparent)]
@@ -38,7 +38,7 @@ pub enum ClusterError {
 }
 
 impl ClusterError {
-    /// What an operator reads.
+    /// Text for the operator.
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         let diagnosis = Diagnosis::new(self.to_string());
@@ -64,7 +64,7 @@ impl ClusterError {
     }
 }
 
-/// Gives an I/O error its context: "could not *open* */the/file*".
+/// Adds context to an I/O error: "could not *open* */the/file*".
 pub(super) trait Doing<T> {
     fn doing(self, doing: &'static str, what: impl AsRef<OsStr>) -> Result<T, ClusterError>;
 }

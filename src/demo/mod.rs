@@ -1,20 +1,21 @@
-//! `pgsluice demo`: the walk-through, live, on two throw-away servers.
+//! `pgsluice demo`: the walk-through on two throw-away servers.
 //!
 //! ```text
 //! walk (the chapters) ─▶ stage (two clusters, `pgsluice run`, its command line) ─▶ cluster, process
-//!      └────────────────▶ narrator (what is told, and how wide)
+//!      └────────────────▶ narrator (texts, fitted to the terminal)
 //! ```
-//! # Why it drives the real product
-//! The demo writes a configuration file, starts this very executable with `run`, and asks it with
-//! `status`, `conflicts show`, `resume` and `drop`, as a user would. What it shows is therefore what
-//! a user gets, and nothing of the service is linked into it.
+//! # Why it runs the real program
+//!
+//! The demo writes a configuration file, starts this executable with `run`, and calls `status`,
+//! `conflicts show`, `resume` and `drop`, as a user would. It shows what a user gets, because it uses
+//! no internals of the service.
 //!
 //! # Invariants
 //! - Everything it starts is stopped and removed: at the end, on an error, on a signal, and (by the
 //!   watchdogs of `process`) when it is killed.
 //! - Every wait is for a condition and has a deadline.
 //!
-//! The clusters serve the integration tests as well.
+//! The integration tests use the same clusters.
 
 mod account;
 pub mod binaries;
@@ -40,7 +41,7 @@ use crate::error::Diagnosis;
 use cluster::ClusterError;
 use narrator::Narrator;
 
-/// What the demo is asked for.
+/// Options of the demo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DemoOptions {
     /// What happens after the last chapter.
@@ -57,11 +58,11 @@ pub enum Afterwards {
     Keep,
 }
 
-/// Runs the walk-through, telling it on stdout.
+/// Runs the walk-through and prints it on stdout.
 pub async fn run(options: DemoOptions) -> Result<(), DemoError> {
     let mut signals = Signals::new().map_err(|source| io_error("listen for", "signals", source))?;
     let mut narrator = Narrator::on_stdout();
-    // Dropped with what it has started when a signal comes first.
+    // If a signal comes first, the walk is dropped together with what it has started.
     let walked = tokio::select! {
         walked = walk::chapters(&mut narrator) => Some(walked),
         () = signals.next() => None,
@@ -99,7 +100,7 @@ impl Signals {
     }
 }
 
-/// Why the demo could not be shown to its end.
+/// Why the demo ended early.
 #[derive(Debug, Error)]
 pub enum DemoError {
     #[error(transparent)]
@@ -119,7 +120,7 @@ pub enum DemoError {
 }
 
 impl DemoError {
-    /// What an operator reads.
+    /// Text for the operator.
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         let diagnosis = Diagnosis::new(self.to_string());

@@ -1,7 +1,7 @@
-//! How the walk-through is told: chapters, prose, statements, tables.
+//! Prints the walk-through: chapters, prose, statements, tables.
 //!
-//! Lines are wrapped to the terminal's width. Colour is left out where stdout is no terminal, or
-//! where NO_COLOR asks for that (`anstream` decides). What is told is `walk`'s business.
+//! Lines are wrapped to the terminal's width. `anstream` leaves colours out if stdout is not a terminal
+//! or NO_COLOR is set. The texts themselves are in `walk`.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -13,11 +13,11 @@ use super::DemoError;
 use super::session::TextTable;
 
 const WIDTH_DEFAULT: usize = 80;
-/// Longer lines of prose are hard to read.
+/// Largest width of prose, because longer lines are hard to read.
 const WIDTH_MAX: usize = 96;
 const WIDTH_MIN: usize = 40;
 const INDENT: &str = "   ";
-/// As wide as `publisher`.
+/// Width of the longest label, `publisher`.
 const LABEL_WIDTH: usize = 9;
 
 const CHAPTER: Style = AnsiColor::Cyan.on_default().bold();
@@ -28,7 +28,7 @@ const DONE: Style = AnsiColor::Green.on_default().bold();
 const QUIET: Style = Style::new().dimmed();
 const STRONG: Style = Style::new().bold();
 
-/// Whose statement or rows these are.
+/// The server that a statement or rows belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     Publisher,
@@ -44,7 +44,7 @@ impl Side {
     }
 }
 
-/// Tells, on stdout or wherever else.
+/// Prints to stdout or, in tests, to a buffer.
 pub(super) struct Narrator {
     out: Box<dyn Write + Send>,
     width: usize,
@@ -65,7 +65,7 @@ impl Narrator {
         self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(DemoError::Output)
     }
 
-    /// How wide the output of a command may be that is shown as a [`Narrator::output`].
+    /// Largest width of a command's output that is shown with [`Narrator::output`].
     pub(super) fn output_width(&self) -> usize {
         self.width - INDENT.len() - 2
     }
@@ -81,13 +81,13 @@ impl Narrator {
         self.print(&format!("\n{CHAPTER}{number}  {title}{CHAPTER:#} {QUIET}{rule}{QUIET:#}\n"))
     }
 
-    /// A paragraph.
+    /// Prints a paragraph.
     pub(super) fn say(&mut self, text: &str) -> Result<(), DemoError> {
         self.print(&format!("{}\n", self.wrapped(text, INDENT)))
     }
 
-    /// A statement that is about to run on one side. Its line breaks are kept, and longer lines
-    /// broken.
+    /// Prints a statement that is about to run on one side. Its line breaks are kept, and longer lines
+    /// are broken.
     pub(super) fn statement(&mut self, side: Side, sql: &str) -> Result<(), DemoError> {
         let (label, style) = side.label();
         let margin = INDENT.len() + LABEL_WIDTH + " ▸ ".chars().count();
@@ -99,18 +99,18 @@ impl Narrator {
         self.print(&text)
     }
 
-    /// A command that a user could type.
+    /// Prints a command that a user could type.
     pub(super) fn command(&mut self, command: &str) -> Result<(), DemoError> {
         self.print(&format!("\n{INDENT}{PROMPT}${PROMPT:#} {STRONG}{command}{STRONG:#}\n"))
     }
 
-    /// What a command printed, or what a file holds.
+    /// Prints a command's output or a file's content.
     pub(super) fn output(&mut self, text: &str) -> Result<(), DemoError> {
         let lines = text.trim_end().lines().map(|line| format!("{INDENT}{QUIET}│{QUIET:#} {line}\n"));
         self.print(&lines.collect::<String>())
     }
 
-    /// The rows that one side has.
+    /// Prints the rows of one side's table.
     pub(super) fn table(&mut self, side: Side, name: &str, table: &TextTable) -> Result<(), DemoError> {
         let (label, style) = side.label();
         let mut text = format!("\n{INDENT}{style}{label:>LABEL_WIDTH$}{style:#} {name}\n");
@@ -122,7 +122,7 @@ impl Narrator {
         self.print(&text)
     }
 
-    /// Something has come true.
+    /// Prints a line about something that has been verified.
     pub(super) fn done(&mut self, text: &str) -> Result<(), DemoError> {
         let text = self.wrapped(text, &format!("{INDENT}  "));
         self.print(&format!("{INDENT}{DONE}✓{DONE:#} {}\n", text.trim_start()))
@@ -147,7 +147,7 @@ impl Narrator {
     }
 }
 
-/// A line in pieces of at most `width` characters, broken at spaces; the later ones are indented.
+/// Breaks a line at spaces into pieces of at most `width` characters; all but the first are indented.
 fn broken(line: &str, width: usize) -> Vec<String> {
     let mut pieces = Vec::new();
     let mut piece = String::new();
@@ -164,7 +164,7 @@ fn broken(line: &str, width: usize) -> Vec<String> {
     pieces
 }
 
-/// A header and rows, columns padded to the widest value; numbers to the right.
+/// Renders a header and rows with columns padded to the widest value and numbers aligned to the right.
 fn rendered(table: &TextTable) -> Vec<String> {
     let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "∅".to_owned());
     let rows: Vec<Vec<String>> = table.rows.iter().map(|row| row.iter().map(shown).collect()).collect();
@@ -191,7 +191,7 @@ fn rendered(table: &TextTable) -> Vec<String> {
         .collect()
 }
 
-/// Columns of the terminal: as `stty` of POSIX sees it, else as the shell says.
+/// Returns the terminal's width: from POSIX's `stty`, else from the environment.
 fn terminal_width() -> Option<usize> {
     let from_shell = || std::env::var("COLUMNS").ok()?.parse().ok();
     if !io::stdin().is_terminal() {

@@ -1,15 +1,16 @@
-//! Child processes that never outlive us.
+//! Child processes that never outlive this process.
 //!
-//! A server or a `pgsluice run` that the demo or a test started has to go when its starter goes,
-//! whichever way that ends: by return, by panic, by Ctrl-C, by SIGKILL. So each child
-//! - is its own process group: Ctrl-C in the terminal reaches the starter only, which then stops
-//!   its children in order;
-//! - has a watchdog: a shell that waits for the end of a pipe held by the starter alone. The
-//!   kernel closes that pipe when the starter is gone, SIGKILL included. (Linux's parent-death
-//!   signal would not do: it fires when the *thread* that started the child ends.)
+//! A server or a `pgsluice run` that the demo or a test started has to end when this process ends,
+//! whether by return, by panic, by Ctrl-C or by SIGKILL. So each child
 //!
-//! Signals other than SIGKILL go through `kill` of the POSIX shell: the standard library cannot
-//! send them, and this crate has no unsafe code. What the children are for is not known here.
+//! - is its own process group: Ctrl-C in the terminal reaches only this process, which then stops its
+//!   children in order;
+//! - has a watchdog: a shell that waits for the end of a pipe that only this process holds open. The
+//!   kernel closes the pipe when this process is gone, even after SIGKILL. (Linux's parent-death signal
+//!   does not fit: it fires when the *thread* that started the child ends.)
+//!
+//! Signals other than SIGKILL are sent by `kill` of the POSIX shell, because the standard library
+//! cannot send them and this crate has no unsafe code.
 
 use std::fs::File;
 use std::io;
@@ -18,10 +19,10 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// How often a child is asked whether it has ended.
+/// Interval at which a child is asked whether it has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// A signal, by what it means to PostgreSQL's postmaster and to pgsluice.
+/// A signal, with its meaning for PostgreSQL's postmaster and for pgsluice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     /// `SIGTERM`: pgsluice stops cleanly; a postmaster waits for its clients (smart shutdown).
@@ -41,7 +42,7 @@ pub enum Signal {
 }
 
 impl Signal {
-    /// The name that POSIX's `kill -s` takes.
+    /// Returns the name that POSIX's `kill -s` takes.
     const fn name(self) -> &'static str {
         match self {
             Self::Terminate => "TERM",
@@ -55,7 +56,7 @@ impl Signal {
     }
 }
 
-/// Sends `signal` to the process `pid`. An error if there is no such process.
+/// Sends `signal` to the process `pid`; fails if there is no such process.
 pub fn send(pid: u32, signal: Signal) -> io::Result<()> {
     let output = Command::new("/bin/sh")
         .args(["-c", r#"kill -s "$1" "$2""#, "sh", signal.name(), &pid.to_string()])
@@ -68,8 +69,8 @@ pub fn send(pid: u32, signal: Signal) -> io::Result<()> {
     Err(io::Error::other(format!("kill -s {} {pid}: {}", signal.name(), text.trim())))
 }
 
-/// What a watchdog runs once our end of its pipe is closed. `$1` is the process, `$2` the
-/// signal, `$3` a directory to remove (or nothing). The wait in between is bounded.
+/// The watchdog's script, which acts once the pipe is closed. `$1` is the process, `$2` the signal,
+/// `$3` a directory to remove (or nothing). The wait between the signal and SIGKILL is bounded.
 const WATCHDOG: &str = r#"
 read -r _
 kill -s "$2" "$1" 2>/dev/null
@@ -79,10 +80,10 @@ kill -s KILL "$1" 2>/dev/null
 if [ -n "$3" ]; then rm -rf -- "$3"; fi
 "#;
 
-/// Ends a process, and removes its directory, when *this* process is gone without having done so.
+/// Ends a process and removes its directory if *this* process ends without having done so.
 #[derive(Debug)]
 struct Watchdog {
-    /// Its standard input is the pipe.
+    /// The shell, whose standard input is the pipe.
     shell: Child,
 }
 
@@ -102,25 +103,25 @@ impl Watchdog {
 }
 
 impl Drop for Watchdog {
-    /// Calls it off. Killed before its pipe is closed, it can no longer act.
+    /// Disarms the watchdog. It is killed before its pipe is closed, so that it cannot act.
     fn drop(&mut self) {
         let _ = self.shell.kill();
         let _ = self.shell.wait();
     }
 }
 
-/// A child process with its watchdog. Dropped, it is killed.
+/// A child process with its watchdog. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Guarded {
     child: Child,
-    /// Declared after `child`, and dropped only once `child` has ended.
+    /// Declared after `child`, so that it is dropped only once `child` has ended.
     watchdog: Option<Watchdog>,
     status: Option<ExitStatus>,
 }
 
 impl Guarded {
-    /// Starts `command` as its own process group, reading nothing, writing to `log`. Should this
-    /// process vanish, the child gets `signal` (and soon SIGKILL), and `directory` is removed.
+    /// Starts `command` as its own process group, with empty input and output to `log`. If this process
+    /// vanishes, the child gets `signal`, later SIGKILL, and `directory` is removed.
     pub fn spawn(
         command: &mut Command,
         log: &File,
@@ -143,13 +144,13 @@ impl Guarded {
         }
     }
 
-    /// The process id. It stays ours, and is not reused, until the end of the child was noticed.
+    /// Returns the process id. The system does not reuse it before the child's end has been noticed.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// How the child ended; `None` while it runs.
+    /// Returns how the child ended; `None` while it runs.
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         if self.status.is_none() {
             self.status = self.child.try_wait()?;
@@ -160,20 +161,20 @@ impl Guarded {
         Ok(self.status)
     }
 
-    /// Sends `signal`; nothing happens if the child has ended already.
+    /// Sends `signal`; does nothing if the child has already ended.
     pub fn signal(&mut self, signal: Signal) -> io::Result<()> {
         match (self.try_wait()?, signal) {
             (Some(_), _) => Ok(()),
             (None, Signal::Kill) => self.child.kill(),
             (None, signal) => match send(self.child.id(), signal) {
-                // It may have ended in between.
+                // The child may have ended in between.
                 Err(error) if self.try_wait()?.is_none() => Err(error),
                 _ => Ok(()),
             },
         }
     }
 
-    /// Waits for the end; `None` if that has not come within `patience`.
+    /// Waits for the child's end; returns `None` if it has not ended within `patience`.
     pub async fn wait(&mut self, patience: Duration) -> io::Result<Option<ExitStatus>> {
         let deadline = Instant::now() + patience;
         loop {
@@ -184,8 +185,8 @@ impl Guarded {
         }
     }
 
-    /// Signals and waits, and resorts to SIGKILL after `patience`. For `Drop`, where nothing can be
-    /// awaited: blocks this thread.
+    /// Sends a signal, waits, and sends SIGKILL after `patience`. It blocks the thread, for use in
+    /// `Drop`, where nothing can be awaited.
     pub fn end(&mut self, signal: Signal, patience: Duration) {
         let _ = self.signal(signal);
         let deadline = Instant::now() + patience;
@@ -247,7 +248,7 @@ mod tests {
     async fn the_watchdog_acts_when_its_pipe_is_closed() {
         let directory = tempfile::tempdir().unwrap();
         let mut child = sleeper(Some(directory.path()));
-        // What the kernel does to the pipe when its holder dies.
+        // Simulates what the kernel does to the pipe when its holder dies.
         drop(child.watchdog.as_mut().unwrap().shell.stdin.take());
         let status = child.child.wait().unwrap();
         assert_eq!(status.signal(), Some(15));

@@ -1,7 +1,6 @@
-//! Talking to a throw-away server as a person would with psql: statements in, text out.
+//! A session with a throw-away server as psql would have it: statements in, text out.
 //!
-//! psql itself may be missing where only the server is installed. For the demo and the tests only;
-//! nothing of the service goes through here.
+//! psql may be missing where only the server is installed. Only the demo and the tests use this.
 
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
@@ -11,11 +10,11 @@ use super::cluster_error::ClusterError;
 /// One row, every value as its text form, NULL as `None`.
 pub type TextRow = Vec<Option<String>>;
 
-/// An open session. Dropped, it is closed soon; [`Session::close`] waits for that.
+/// An open session. After a drop it closes soon; [`Session::close`] waits for that.
 #[derive(Debug)]
 pub struct Session {
     client: Client,
-    /// Speaks the protocol on behalf of `client`; ends with it.
+    /// Runs the connection of `client` and ends with it.
     connection: JoinHandle<()>,
 }
 
@@ -30,20 +29,20 @@ impl Session {
     /// Opens a session, without TLS, by a libpq connection string.
     pub async fn connect(conninfo: &str) -> Result<Self, ClusterError> {
         let connected = tokio_postgres::connect(conninfo, NoTls).await;
-        // Not the string itself: it may hold a password.
+        // The string itself may hold a password, so it is not shown.
         let (client, connection) =
             connected.map_err(|source| ClusterError::Sql { statement: "connecting".to_owned(), source })?;
-        // Its error is the one that the statement in progress returns.
+        // The statement in progress returns the connection's error.
         let connection = tokio::spawn(async move { drop(connection.await) });
         Ok(Self { client, connection })
     }
 
-    /// Runs one or more statements for their effect. Several are one transaction.
+    /// Runs one or more statements and ignores their rows. Several statements are one transaction.
     pub async fn batch(&self, sql: &str) -> Result<(), ClusterError> {
         self.client.batch_execute(sql).await.map_err(|source| failed(sql, source))
     }
 
-    /// The rows of `sql`, with its columns' names (of the last statement, if there are several).
+    /// Returns the rows of `sql` with the columns' names (of the last statement, if there are several).
     pub async fn table(&self, sql: &str) -> Result<TextTable, ClusterError> {
         let messages = self.client.simple_query(sql).await.map_err(|source| failed(sql, source))?;
         let mut table = TextTable::default();
@@ -64,12 +63,12 @@ impl Session {
         Ok(table)
     }
 
-    /// The rows of `sql`.
+    /// Returns the rows of `sql`.
     pub async fn rows(&self, sql: &str) -> Result<Vec<TextRow>, ClusterError> {
         Ok(self.table(sql).await?.rows)
     }
 
-    /// The first column of the first row; `None` if it is NULL or there is no row.
+    /// Returns the first column of the first row; `None` if it is NULL or there is no row.
     pub async fn value(&self, sql: &str) -> Result<Option<String>, ClusterError> {
         Ok(self.rows(sql).await?.into_iter().next().and_then(|row| row.into_iter().next().flatten()))
     }
@@ -81,7 +80,7 @@ impl Session {
         let _ = connection.await;
     }
 
-    /// The driver's client, for what has no short cut here.
+    /// Returns the driver's client.
     #[must_use]
     pub const fn client(&self) -> &Client {
         &self.client
@@ -92,7 +91,7 @@ fn failed(sql: &str, source: tokio_postgres::Error) -> ClusterError {
     ClusterError::Sql { statement: sql.trim().to_owned(), source }
 }
 
-/// A value as libpq's keyword/value connection strings quote it.
+/// Quotes a value for libpq's keyword/value connection strings.
 pub(super) fn conninfo_value(value: &str) -> String {
     if !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c)) {
         return value.to_owned();

@@ -1,7 +1,5 @@
-//! What the walk-through plays on: two clusters, a configuration file, and this very executable as
-//! the service and as its command line.
-//!
-//! Dropped, everything is stopped and removed. What is played is `walk`'s business.
+//! The environment of the walk-through: two clusters, a configuration file, and this executable as the
+//! service and as the command line. Dropping it stops and removes everything.
 
 use std::fs::{File, Permissions};
 use std::io::Write;
@@ -23,19 +21,19 @@ use super::process::{Guarded, Signal};
 use super::session::TextTable;
 use super::{DemoError, io_error};
 
-/// The database on either side.
+/// Name of the database on both sides.
 pub(super) const DATABASE: &str = "example";
 pub(super) const SUBSCRIPTION: &str = "my_subscription";
 pub(super) const PUBLISHER_ROLE: &str = "sammy";
 pub(super) const TARGET_ROLE: &str = "pgsluice_apply";
 
-/// How long anything may take that should take a second.
+/// Longest wait for anything that normally takes a second.
 pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const PASSWORD_LENGTH: usize = 24;
 const LOG_TAIL_LINES: usize = 20;
 
-/// One subscription of `status --json`, as much of it as is played with.
+/// The fields of one subscription in `status --json` that the demo uses.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Status {
     name: String,
@@ -51,7 +49,7 @@ struct StatusDocument {
 }
 
 impl Status {
-    /// The conflict's number, as the command line takes it.
+    /// Returns the conflict's number as the command line takes it.
     pub(super) fn conflict_id(&self) -> Option<String> {
         match self.conflict_id.as_ref()? {
             serde_json::Value::String(id) => Some(id.clone()),
@@ -61,11 +59,10 @@ impl Status {
     }
 }
 
-/// The two servers, the configuration and the service. The order of the fields is the order in
-/// which they go.
+/// The two servers, the configuration and the service. Fields are dropped in this order.
 #[derive(Debug)]
 pub(super) struct Stage {
-    /// `None` before it is started and after it was stopped.
+    /// `None` before the service starts and after it was stopped.
     service: Option<Guarded>,
     pub(super) publisher: Cluster,
     pub(super) target: Cluster,
@@ -83,7 +80,7 @@ impl Stage {
             std::env::current_exe().map_err(|source| io_error("find", "this executable", source))?;
         let dir = tempfile::Builder::new().prefix("pgsluice-demo-").tempdir();
         let dir = dir.map_err(|source| io_error("create", "a temporary directory", source))?;
-        // The servers' account, if it is another one, has to get through to its own directories.
+        // If the servers have an account of their own, it has to be able to enter its directories.
         std::fs::set_permissions(dir.path(), Permissions::from_mode(0o711))
             .map_err(|source| io_error("open up", "the temporary directory", source))?;
         let templates = TemplateStore::private(dir.path().to_owned());
@@ -105,7 +102,7 @@ impl Stage {
         })
     }
 
-    /// Both roles' password. Made up for this demo, and gone with it.
+    /// Returns the password of both roles, which is generated for this demo.
     pub(super) fn password(&self) -> &str {
         &self.password
     }
@@ -121,7 +118,7 @@ impl Stage {
         }
     }
 
-    /// Runs statements on one side, as its superuser.
+    /// Runs statements on one side as superuser.
     pub(super) async fn execute(&self, side: Side, sql: &str) -> Result<(), DemoError> {
         let session = self.server(side).connect(DATABASE).await?;
         session.batch(sql).await?;
@@ -129,7 +126,7 @@ impl Stage {
         Ok(())
     }
 
-    /// The rows that one side has.
+    /// Returns the result of a query on one side.
     pub(super) async fn query(&self, side: Side, sql: &str) -> Result<TextTable, DemoError> {
         let session = self.server(side).connect(DATABASE).await?;
         let table = session.table(sql).await?;
@@ -137,7 +134,7 @@ impl Stage {
         Ok(table)
     }
 
-    /// Writes the configuration file; returns its text without the password.
+    /// Writes the configuration file and returns its text without the password.
     pub(super) fn write_config(&self) -> Result<String, DemoError> {
         let listen = free_port()?;
         let text = |password: &str| {
@@ -173,7 +170,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Stops the service by SIGTERM; returns how it ended.
+    /// Stops the service by SIGTERM and returns how it ended.
     pub(super) async fn stop_service(&mut self) -> Result<ExitStatus, DemoError> {
         let wait = |source| io_error("stop", "pgsluice", source);
         let Some(mut service) = self.service.take() else {
@@ -199,10 +196,10 @@ impl Stage {
             .kill_on_drop(true)
             .env("COLUMNS", self.output_width.to_string());
         if std::io::IsTerminal::is_terminal(&std::io::stdout()) {
-            // Its output is shown through ours, which takes the colours out again if need be.
+            // The output is printed through the narrator, which removes colours if need be.
             command.env("CLICOLOR_FORCE", "1");
         }
-        // Settings of the caller's own subscriptions or servers have no say here.
+        // Environment variables for the caller's own subscriptions or servers must not have an effect.
         for (name, _) in std::env::vars_os() {
             if name.to_str().is_some_and(|name| name.starts_with("PG")) {
                 command.env_remove(name);
@@ -211,7 +208,7 @@ impl Stage {
         command
     }
 
-    /// Runs a command of pgsluice; returns how it ended, and its stdout and stderr.
+    /// Runs a command of pgsluice and returns its exit status, stdout and stderr.
     async fn ask(&self, arguments: &[&str]) -> Result<(ExitStatus, String, String), DemoError> {
         let output = self.pgsluice().args(arguments).output().await;
         let output = output.map_err(|source| io_error("run", "pgsluice", source))?;
@@ -219,7 +216,7 @@ impl Stage {
         Ok((output.status, text(&output.stdout), text(&output.stderr)))
     }
 
-    /// Runs a command of pgsluice that changes something; returns what it printed.
+    /// Runs a command of pgsluice that changes something and returns its output.
     pub(super) async fn tell(&self, arguments: &[&str]) -> Result<String, DemoError> {
         let (status, stdout, stderr) = self.ask(arguments).await?;
         if status.success() {
@@ -228,8 +225,8 @@ impl Stage {
         Err(DemoError::Command { command: arguments.join(" "), status, output: stderr })
     }
 
-    /// Runs a command of pgsluice that shows something; returns what it printed. Exit code 1 is an
-    /// answer, too: something is paused.
+    /// Runs a command of pgsluice that shows something and returns its output. Exit code 1 is accepted:
+    /// it means that something is paused.
     pub(super) async fn look(&self, arguments: &[&str]) -> Result<String, DemoError> {
         let (status, stdout, stderr) = self.ask(arguments).await?;
         match status.code() {
@@ -238,7 +235,7 @@ impl Stage {
         }
     }
 
-    /// The subscription as `status --json` shows it, or what was seen instead.
+    /// Returns the subscription from `status --json`, or what was seen in its place.
     async fn status(&self) -> Result<Result<Status, String>, DemoError> {
         let (_, stdout, stderr) = self.ask(&["status", "--json"]).await?;
         let Ok(document) = serde_json::from_str::<StatusDocument>(&stdout) else {
@@ -248,7 +245,7 @@ impl Stage {
         Ok(subscriptions.find(|status| status.name == SUBSCRIPTION).ok_or(stdout))
     }
 
-    /// Waits until the subscription is in `state` (and, if it is paused, for `reason`).
+    /// Waits until the subscription is in `state` and, if it is paused, has `reason`.
     pub(super) async fn wait_state(
         &mut self,
         state: &str,
@@ -271,7 +268,7 @@ impl Stage {
         }
     }
 
-    /// Waits until the target's rows are these: `expected` is the result of the same query there.
+    /// Waits until `sql` returns `expected` on the target.
     pub(super) async fn wait_rows(&mut self, sql: &str, expected: &TextTable) -> Result<(), DemoError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -283,7 +280,7 @@ impl Stage {
         }
     }
 
-    /// Waits a moment before the next look, unless the deadline has passed or the service is gone.
+    /// Waits before the next look; fails once the deadline has passed or the service has ended.
     async fn pause(&mut self, what: &str, seen: String, deadline: Instant) -> Result<(), DemoError> {
         let ended = match &mut self.service {
             Some(service) => service.try_wait().map_err(|source| io_error("wait for", "pgsluice", source))?,
@@ -310,7 +307,7 @@ impl Stage {
         lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
     }
 
-    /// Where everything lies.
+    /// Returns the directory of everything.
     pub(super) fn dir(&self) -> &Path {
         self.dir.path()
     }

@@ -1,18 +1,18 @@
-//! Data directories in a fraction of a second: `initdb` once, copies from then on.
+//! Creates data directories quickly: `initdb` runs once, then its result is copied.
 //!
 //! ```text
-//! STORE/15.14-UTF8-101-5f3e….lock      taken shared to copy, exclusive to make
-//! STORE/15.14-UTF8-101-5f3e…/          what initdb made
+//! STORE/15.14-UTF8-101-5f3e….lock      locked shared to copy, exclusively to create
+//! STORE/15.14-UTF8-101-5f3e…/          the result of initdb
 //! ```
 //! # Invariants
-//! - Any number of processes may use one store at the same time: a template appears by `rename`,
-//!   whole, and is replaced only under the exclusive lock.
-//! - The shared store lies in the temporary directory under a name that others can guess, so it is
-//!   used only if it is a directory of our own that nobody else may write to.
-//! - A template is made again after a day: cleaners of temporary directories may have removed
-//!   single files of an old one.
+//! - Any number of processes may use one store at the same time: a template appears complete, by
+//!   `rename`, and is replaced only under the exclusive lock.
+//! - The shared store lies in the temporary directory under a name that others can guess, so it is used
+//!   only if it is a directory of this user that no one else may write to.
+//! - A template is created again after a day, because cleaners of temporary directories may have
+//!   removed some of its files.
 //!
-//! What the copies are configured to is `cluster`'s business.
+//! `cluster` configures the copies.
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -28,24 +28,25 @@ use super::account::Account;
 use super::binaries::ServerBinaries;
 use super::cluster_error::{ClusterError, Doing};
 
-/// The superuser that initdb makes.
+/// Name of the superuser that initdb creates.
 pub const SUPERUSER: &str = "postgres";
 
 const AGE_MAX: Duration = Duration::from_hours(24);
-/// initdb takes a second or two; several may wait for one another on a loaded machine.
+/// Longest wait for a lock: initdb takes a second or two, and several may wait for one another on a
+/// loaded machine.
 const LOCK_PATIENCE: Duration = Duration::from_mins(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Where templates are kept.
+/// The directory in which templates are kept.
 #[derive(Debug, Clone)]
 pub struct TemplateStore {
     dir: PathBuf,
 }
 
 impl TemplateStore {
-    /// A store in the temporary directory that all processes of this user share.
+    /// Returns a store in the temporary directory that all processes of this user share.
     pub fn shared() -> Result<Self, ClusterError> {
-        // Whose name it gets is known only once something of ours exists.
+        // The user is known only as the owner of a file that this process has created.
         let probe = tempfile::tempfile().and_then(|file| file.metadata()).doing("look at", "a new file")?;
         let dir = std::env::temp_dir().join(format!("pgsluice-templates-{}", probe.uid()));
         match DirBuilder::new().mode(0o711).create(&dir) {
@@ -59,15 +60,14 @@ impl TemplateStore {
         Ok(Self { dir })
     }
 
-    /// A store in a directory of the caller's choice, which must exist and which other accounts
-    /// may enter.
+    /// Returns a store in `dir`, which must exist and which other accounts may enter.
     #[must_use]
     pub const fn private(dir: PathBuf) -> Self {
         Self { dir }
     }
 
-    /// Fills `destination`, which must not exist yet, with a new data directory that `account`
-    /// owns. Its encoding is `encoding`, its locale C.
+    /// Fills `destination`, which must not exist yet, with a new data directory that `account` owns.
+    /// Its locale is C.
     pub(super) async fn instantiate(
         &self,
         binaries: &ServerBinaries,
@@ -86,7 +86,7 @@ impl TemplateStore {
         loop {
             acquire(|| lock.try_lock_shared(), &lock_file, deadline).await?;
             if is_fresh(&template) {
-                // The lock goes with its file, at the end of this function.
+                // The lock is released when its file is closed, at the end of this function.
                 return copy(&template, destination, account).await;
             }
             lock.unlock().doing("unlock", &lock_file)?;
@@ -140,9 +140,9 @@ async fn acquire(
     }
 }
 
-/// A template that is there, and not old.
+/// Whether the template exists and is not too old.
 fn is_fresh(template: &Path) -> bool {
-    // PG_VERSION is written once; the directory's own time changes with its entries.
+    // PG_VERSION is written once, while the directory's own time changes with its entries.
     let modified = std::fs::metadata(template.join("PG_VERSION")).and_then(|file| file.modified());
     modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age < AGE_MAX))
 }
@@ -154,14 +154,14 @@ async fn copy(template: &Path, destination: &Path, account: Account) -> Result<(
     if run(quick, parent, account).await.is_ok() {
         return Ok(());
     }
-    // POSIX's cp, where it is not GNU's.
+    // This cp does not know GNU's options, so POSIX's are used.
     let _ = std::fs::remove_dir_all(destination);
     let mut portable = Command::new("cp");
     portable.arg("-pR").arg(template).arg(destination);
     run(portable, parent, account).await
 }
 
-/// Runs `command` to its end as `account`, in `dir`, which that account may enter.
+/// Runs `command` to its end as `account` in `dir`, which that account may enter.
 async fn run(mut command: Command, dir: &Path, account: Account) -> Result<(), ClusterError> {
     account.run_as(command.as_std_mut());
     command.current_dir(dir).env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);

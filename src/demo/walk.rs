@@ -1,7 +1,7 @@
-//! The walk-through itself, chapter by chapter.
+//! The chapters of the walk-through.
 //!
-//! Each chapter does something on a side, waits until pgsluice has made of it what it must, and
-//! shows that. Nothing is claimed that was not waited for.
+//! Each chapter changes something on one side, waits until pgsluice has done what it should, and shows
+//! the result.
 
 use super::DemoError;
 use super::cluster::{SUPERUSER, StopMode};
@@ -9,9 +9,9 @@ use super::narrator::{Narrator, Side};
 use super::stage::{DATABASE, PUBLISHER_ROLE, SUBSCRIPTION, Stage, TARGET_ROLE};
 use crate::pg::quote_literal;
 
-/// The published columns on either side, in an order to compare them in.
+/// The published columns, which both sides have.
 const PUBLISHED: &str = "SELECT id, name, price FROM widgets ORDER BY id";
-/// All columns but the target's clock.
+/// All columns but the target's time stamp.
 const EVERYTHING: &str = "SELECT id, name, price, shelf, note FROM widgets ORDER BY id";
 
 const PUBLISHER_TABLE: &str = "CREATE TABLE widgets (\n  id serial PRIMARY KEY, name text, price decimal);";
@@ -19,7 +19,7 @@ const TARGET_TABLE: &str = "CREATE TABLE widgets (
   id serial PRIMARY KEY, name text, price decimal,
   shelf text NOT NULL DEFAULT 'A1', note text);";
 
-/// Plays every chapter but the last; returns the stage with the service running.
+/// Runs every chapter but the last and returns the stage with the service running.
 pub(super) async fn chapters(narrator: &mut Narrator) -> Result<Stage, DemoError> {
     narrator.title(
         "pgsluice, the walk-through",
@@ -51,13 +51,13 @@ async fn two_servers(narrator: &mut Narrator) -> Result<Stage, DemoError> {
     Ok(stage)
 }
 
-/// Says a statement and runs it.
+/// Prints a statement and runs it.
 async fn act(narrator: &mut Narrator, stage: &Stage, side: Side, sql: &str) -> Result<(), DemoError> {
     narrator.statement(side, sql)?;
     stage.execute(side, sql).await
 }
 
-/// Waits until the target has the publisher's rows, and shows them.
+/// Waits until the target has the publisher's rows and shows them.
 async fn arrived(narrator: &mut Narrator, stage: &mut Stage) -> Result<(), DemoError> {
     let expected = stage.query(Side::Publisher, PUBLISHED).await?;
     stage.wait_rows(PUBLISHED, &expected).await?;
@@ -82,7 +82,7 @@ async fn two_tables(narrator: &mut Narrator, stage: &Stage) -> Result<(), DemoEr
     act(narrator, stage, Side::Target, TARGET_TABLE).await?;
     narrator.say("Neither role is a superuser:")?;
     for (side, shown) in role_statements(stage) {
-        // The password is made up for this run, and is not worth showing.
+        // The password belongs to this run only, and is not shown.
         narrator.statement(side, &shown.replace(stage.password(), "…"))?;
         stage.execute(side, &shown).await?;
     }
@@ -112,7 +112,7 @@ fn role_statements(stage: &Stage) -> Vec<(Side, String)> {
     let functions = functions.map(|function| format!("  pg_replication_origin_{function}")).join(",\n");
     let grant = format!("GRANT EXECUTE ON FUNCTION\n{functions}\n  TO {TARGET_ROLE};");
     statements.push((Side::Target, grant));
-    // The privilege to set a parameter can be granted since 15 only.
+    // The privilege to set a parameter can be granted only from 15 on.
     if stage.target.binaries().major() >= 15 {
         let grant = format!("GRANT SET ON PARAMETER session_replication_role TO {TARGET_ROLE};");
         statements.push((Side::Target, grant));
@@ -145,7 +145,7 @@ async fn changes(narrator: &mut Narrator, stage: &mut Stage) -> Result<(), DemoE
         "UPDATE widgets SET price = 5.25 WHERE name = 'Hammer';",
         "DELETE FROM widgets WHERE name = 'Notebook';",
     ];
-    // A column of the target's own keeps what was written there.
+    // A column that only the target has keeps its value.
     act(
         narrator,
         stage,
@@ -171,7 +171,7 @@ async fn conflict(narrator: &mut Narrator, stage: &mut Stage) -> Result<(), Demo
     let incoming = "INSERT INTO widgets (name, price)\n  VALUES ('Screwdriver', 7.40);";
     act(narrator, stage, Side::Publisher, incoming).await?;
     let status = stage.wait_state("paused", Some("conflict")).await?;
-    // Behind the gate, nothing is lost.
+    // Transactions behind the conflict wait and are not lost.
     act(
         narrator,
         stage,
@@ -219,8 +219,8 @@ async fn missing_column(narrator: &mut Narrator, stage: &mut Stage) -> Result<()
     narrator.done("The gate opened by itself as soon as the table fitted")
 }
 
-/// The statement in a hint: from `ALTER TABLE` to its semicolon, which a name may contain as well
-/// if it is quoted.
+/// Returns the statement in a hint: from `ALTER TABLE` to its semicolon. A quoted name may contain a
+/// semicolon, too.
 fn ddl_in(hint: &str) -> Option<&str> {
     let statement = &hint[hint.find("ALTER TABLE ")?..];
     let mut quoted = false;
@@ -231,7 +231,7 @@ fn ddl_in(hint: &str) -> Option<&str> {
     Some(&statement[..=end?])
 }
 
-/// `--keep`: how to look around while everything is up.
+/// Prints how to connect while everything stays up (`--keep`).
 pub(super) fn how_to_connect(narrator: &mut Narrator, stage: &Stage) -> Result<(), DemoError> {
     narrator.chapter("Yours to try")?;
     narrator.say("Everything stays up until Ctrl-C. Look around, break it, mend it:")?;

@@ -1,4 +1,4 @@
-//! Answers that are not what was asked for: one JSON document, in an operator's three parts.
+//! Answers to refused requests: one JSON document with primary, detail and hint.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::error::Diagnosis;
 
-/// Why a request is not answered as asked.
+/// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,

@@ -1,8 +1,9 @@
-//! Who may ask, how long it may take, and what every answer carries.
+//! Authenticates requests, limits their duration, and sets the headers of every answer.
 //!
-//! - On loopback the `Host` header must name loopback: a web page whose name was made to resolve to
-//!   127.0.0.1 (DNS rebinding) would otherwise read along in the operator's browser.
-//! - Elsewhere, and wherever a token is configured, requests carry it: `Authorization: Bearer …`.
+//! - On loopback the `Host` header must name loopback. Otherwise a web page whose name resolves to
+//!   127.0.0.1 (DNS rebinding) could read answers in the operator's browser.
+//! - On other addresses, and wherever a token is configured, requests carry it: `Authorization: Bearer
+//!   …`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -19,10 +20,11 @@ use super::answer::Refusal;
 use super::token::Token;
 use crate::error::Diagnosis;
 
-/// A request is answered within so much time, or refused.
+/// Time within which a request is answered or refused.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What every answer carries: it is of this moment, of one type, for no other page.
+/// Headers of every answer: it is not cached, keeps its content type, and is not embedded in other
+/// pages.
 const HEADERS: [(HeaderName, HeaderValue); 6] = [
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
@@ -41,7 +43,7 @@ const HEADERS: [(HeaderName, HeaderValue); 6] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hosts {
     Loopback,
-    /// The service cannot know all of its names; the token protects it.
+    /// The service cannot know all of its names, and the token protects it.
     Any,
 }
 
@@ -58,7 +60,7 @@ impl Guard {
         Self { hosts, token }
     }
 
-    /// Whether the request may see everything: it has the token, or none is needed.
+    /// Whether the request may see everything, because it has the token or none is needed.
     pub(super) fn admits(&self, headers: &HeaderMap) -> bool {
         let Some(token) = &self.token else { return true };
         let presented = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
@@ -78,8 +80,8 @@ impl Guard {
     }
 }
 
-/// Whether a `Host` header names loopback, by address or by the name that is always loopback
-/// (RFC 6761). Any port: it may have been forwarded.
+/// Whether a `Host` header names loopback, by address or as `localhost` (RFC 6761). The port is
+/// ignored, since it may have been forwarded.
 fn is_loopback(host: &str) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return false };
     if host.contains('@') {
@@ -113,8 +115,8 @@ pub(super) async fn require_host(State(guard): State<Guard>, request: Request, n
     Refusal::new(StatusCode::MISDIRECTED_REQUEST, diagnosis).into_response()
 }
 
-/// Refuses a body that is announced as too large; one that is not announced is cut by axum's limit
-/// where it is read.
+/// Refuses a body whose announced length is too large. For a body without a length, axum's own limit
+/// applies where it is read.
 pub(super) async fn limit_body(request: Request, next: Next) -> Response {
     let length = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     if length.is_some_and(|length| length.parse().is_ok_and(|bytes: u64| bytes > BODY_BYTES_MAX as u64)) {

@@ -1,4 +1,4 @@
-//! `/healthz`: the process lives. `/readyz`: every subscription does what it should.
+//! `/healthz` answers while the process runs. `/readyz` answers whether every subscription works.
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -10,7 +10,7 @@ use super::Sources;
 use super::guard::Guard;
 use crate::subscription::Snapshot;
 
-/// 200 for as long as the process answers.
+/// Answers 200 for as long as the process runs.
 pub(super) async fn healthz() -> impl IntoResponse {
     Json(Health { status: "ok" })
 }
@@ -23,31 +23,31 @@ struct Health {
 #[derive(Serialize)]
 struct Readiness {
     ready: bool,
-    /// What keeps it from being ready; empty if it is.
+    /// Why the service is not ready; empty if it is.
     reasons: Vec<Unwell>,
 }
 
-/// One subscription that does not do what it should.
+/// A subscription that is not ready.
 #[derive(Serialize)]
 struct Unwell {
     subscription: String,
     state: &'static str,
     reason: Option<String>,
-    /// Only for whoever may see everything: it may name hosts and quote keys.
+    /// Present only for requests that may see everything: it may name hosts and quote keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<String>,
 }
 
-/// How much of a reason is told.
+/// Whether details are part of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     Everything,
     Words,
 }
 
-/// 200 if every enabled subscription streams, copies or stands by; else 503 and why.
+/// Answers 200 if every enabled subscription streams, copies or stands by, else 503 with the reasons.
 pub(super) async fn readyz(
     State(sources): State<Sources>,
     Extension(guard): Extension<Guard>,

@@ -1,9 +1,8 @@
-//! Connections: so many at a time, and none that keeps its place without being answered.
+//! Bounds the number of connections and ends silent ones.
 //!
-//! A client that sends its request by single bytes, or does not take its answer, would hold a
-//! connection for ever. So a connection ends when nothing has been written to it for
-//! [`SILENCE_MAX`]: reading alone does not keep it alive. A client that asks less often than that
-//! connects again.
+//! A client that sends its request byte by byte, or does not read its answer, could hold a connection
+//! for ever. So a connection ends when nothing has been written to it for [`SILENCE_MAX`]; what the
+//! client sends does not extend the time. A client that asks less often connects again.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -18,11 +17,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
-/// Connections at a time; further ones wait in the system's backlog.
+/// Largest number of connections; further ones wait in the system's backlog.
 const CONNECTIONS_MAX: usize = 64;
-/// A connection that nothing is written to for so long ends.
+/// A connection ends if nothing is written to it for this time.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
-/// How long after a failed accept (no file descriptors left) the next is tried.
+/// Wait after a failed accept, for instance if no file descriptors are left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(500);
 
 /// A listener with a bounded number of connections.
@@ -65,12 +64,12 @@ impl Listener for Bounded {
     }
 }
 
-/// A connection with its place and its clock.
+/// A connection with its permit and its timer.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
     silence: Pin<Box<Sleep>>,
-    /// Held for as long as the connection lives. (None cannot happen: the semaphore is not closed.)
+    /// Held for as long as the connection lives. It is never `None`, since the semaphore is not closed.
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -79,7 +78,8 @@ impl Connection {
         Self { stream, silence: Box::pin(tokio::time::sleep(SILENCE_MAX)), _place: place }
     }
 
-    /// An error once the silence has lasted too long; wakes the task then.
+    /// Returns an error once the connection has been silent for too long; registers a wake-up for that
+    /// moment.
     fn check_silence(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.silence.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
@@ -155,7 +155,7 @@ mod tests {
         client.write_all(b"GET").await.unwrap();
         let mut buf = [0; 3];
         served.read_exact(&mut buf).await.unwrap();
-        // The clock runs out, though the client goes on sending.
+        // The timer expires although the client goes on sending.
         served.silence.as_mut().reset(Instant::now());
         served.silence.as_mut().await;
         client.write_all(b" / ").await.unwrap();

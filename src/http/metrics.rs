@@ -1,4 +1,4 @@
-//! `/metrics`: the text exposition, gauges as of this moment.
+//! `/metrics` returns the text exposition with current gauges.
 
 use axum::extract::State;
 use axum::http::header;

@@ -1,15 +1,15 @@
-//! The HTTP service: health, readiness, metrics, the API. One file a resource.
+//! The HTTP service: health, readiness, metrics and the API. Each resource has a file.
 //!
 //! ```text
 //! listener (bounded) ─▶ guard (host, token, time, headers) ─▶ resource ─▶ snapshots, store
 //! ```
 //! # Invariants
-//! - It reads snapshots and the store's rows; it never touches a worker's state.
-//! - Away from loopback nothing but `/healthz` and `/readyz` answers without the token.
-//! - Everything is bounded: connections, silence on one, a request's time, a body's size.
+//! - The service reads snapshots and the store's rows; it never touches a worker's state.
+//! - On addresses other than loopback only `/healthz` and `/readyz` answer without the token.
+//! - The number of connections, the silence on one, a request's time and a body's size are bounded.
 //!
-//! `probe` is the other side: it asks a running service whether it lives.
-//! TLS is left to a proxy in front: the token and the answers travel as they are.
+//! `probe` is a client: it asks a running service whether it answers. There is no TLS here; where it is
+//! needed, a proxy in front provides it.
 
 mod answer;
 mod guard;
@@ -38,19 +38,19 @@ pub use probe::probe;
 use guard::Guard;
 use listener::Bounded;
 
-/// A request's body, bytes, at most.
+/// Largest size of a request's body, bytes.
 const BODY_BYTES_MAX: usize = 64 << 10;
 
-/// What requests are answered from.
+/// The data that requests are answered from.
 #[derive(Debug, Clone)]
 pub struct Sources {
-    /// What this process sees of its subscriptions.
+    /// State of this process's subscriptions.
     pub view: View,
-    /// The target's record, once it could be opened.
+    /// The store, once it could be opened.
     pub store: watch::Receiver<Option<Store>>,
 }
 
-/// The service, with its address bound and nothing served yet.
+/// The service with its address bound, not serving yet.
 #[derive(Debug)]
 pub struct Server {
     listener: Bounded,
@@ -58,11 +58,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Reads the token and takes the address.
+    /// Reads the token and binds the address.
     ///
     /// # Errors
-    /// The configuration asks for what cannot be had ([`Exit::Usage`]): a token file that cannot be
-    /// read or holds no token, an address that is in use or not this machine's.
+    ///
+    /// The configuration cannot be satisfied ([`Exit::Usage`]): the token file cannot be read or holds
+    /// no token, or the address is in use or not an address of this machine.
     pub async fn bind(service: &Service) -> Result<Self, Failure> {
         let token = service.api_token_file.as_deref().map(token::read).transpose()?;
         let listener =
@@ -70,21 +71,21 @@ impl Server {
         Ok(Self { listener, guard: Guard::new(service.listen, token) })
     }
 
-    /// The address that it has: another port than the configuration's where that says 0.
+    /// Returns the bound address; its port differs from the configuration's if that is 0.
     pub fn address(&self) -> Option<SocketAddr> {
         self.listener.address().ok()
     }
 
-    /// Answers requests until `stop` is done, then finishes those under way.
+    /// Answers requests until `stop` completes, then finishes those in progress.
     pub async fn serve(self, sources: Sources, stop: impl Future<Output = ()> + Send + 'static) {
         let app = router(sources, self.guard);
-        // Its error type is that of a listener that gives up; ours tries again.
+        // The result is always `Ok`, because this listener retries a failed accept.
         let _ = axum::serve(self.listener, app).with_graceful_shutdown(stop).into_future().await;
     }
 }
 
 fn router(sources: Sources, guard: Guard) -> Router {
-    // What an orchestrator asks for without a secret.
+    // Routes that an orchestrator may ask for without a token.
     let open = Router::new().route("/healthz", get(health::healthz)).route("/readyz", get(health::readyz));
     let guarded = Router::new()
         .route("/metrics", get(metrics::metrics))

@@ -1,8 +1,8 @@
-//! Asks a running service whether it lives, as a container's health check does.
+//! Asks a running service whether it answers, for a container's health check.
 //!
-//! The image holds nothing but pgsluice: no shell, no HTTP client. So the binary asks itself, with the
-//! few bytes of HTTP that `/healthz` needs. It asks for life, not readiness: a subscription that is
-//! paused waits for a person, and restarting the container would not help it.
+//! The image holds only pgsluice, without a shell or an HTTP client. So this binary asks, with the few
+//! bytes of HTTP that `/healthz` needs. It does not ask for readiness: a paused subscription waits for
+//! a person, and restarting the container would not help.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,16 +13,17 @@ use tokio::net::TcpStream;
 
 use crate::error::{Diagnosis, Exit, Failure};
 
-/// A service that takes longer is not well.
+/// Longest wait for the answer; a slower service counts as unhealthy.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
-/// Of an answer, bytes read at most; its first line says all.
+/// Largest number of bytes read of an answer; only its first line matters.
 const ANSWER_BYTES_MAX: u64 = 4096;
 
-/// Asks `/healthz` of the service that listens on `listen`, on this machine.
+/// Asks `/healthz` of the service that listens on `listen` on this machine.
 ///
 /// # Errors
-/// It does not answer in time, or not with 200 ([`Exit::No`]); the port is 0, so that nobody knows
-/// where it listens ([`Exit::Usage`]).
+///
+/// The service does not answer 200 in time ([`Exit::No`]), or the configured port is 0, so that the
+/// actual port is unknown ([`Exit::Usage`]).
 pub async fn probe(listen: SocketAddr) -> Result<(), Failure> {
     if listen.port() == 0 {
         let diagnosis = Diagnosis::new("service.listen names port 0: any port may be the service's")
@@ -42,7 +43,7 @@ pub async fn probe(listen: SocketAddr) -> Result<(), Failure> {
     Err(Failure::new(Exit::No, diagnosis))
 }
 
-/// Where to reach a service that listens there: "all interfaces" is no address to connect to.
+/// Returns the address to connect to: loopback if the service listens on all interfaces.
 fn on_this_machine(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         ip if !ip.is_unspecified() => ip,
@@ -52,7 +53,7 @@ fn on_this_machine(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-/// The answer's first line.
+/// Sends the request and returns the first line of the answer.
 async fn ask(address: SocketAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
@@ -85,13 +86,14 @@ mod tests {
         }
     }
 
-    /// Answers one connection with `answer`.
+    /// Probes a server that answers one connection with `answer`.
     async fn asked(answer: &'static str) -> Result<(), Failure> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let served = async {
             let (mut stream, _) = listener.accept().await.unwrap();
-            // All of the request first: what is unread at the end resets the connection.
+            // The whole request is read, because closing a socket with unread data resets the
+            // connection.
             let mut request = [0; 1024];
             let length = stream.read(&mut request).await.unwrap();
             assert!(request[..length].starts_with(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1:"));

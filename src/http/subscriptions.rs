@@ -1,7 +1,7 @@
-//! `/api/v1/subscriptions[/NAME]`: what `pgsluice status --json` shows.
+//! `/api/v1/subscriptions[/NAME]` answers what `pgsluice status --json` shows.
 //!
-//! The target's record is the whole story, other instances' subscriptions included. While the
-//! target does not answer, this process tells what it sees itself, and says that tables are missing.
+//! The target's rows include the subscriptions of other instances. While the target does not answer,
+//! the answer holds only what this process knows, and says that tables are missing.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::error::Diagnosis;
 use crate::store::{SlotStatus, StatusDocument, SubscriptionRow, SubscriptionStatus};
 use crate::subscription::Snapshot;
 
-/// How long the target may take to answer.
+/// Longest wait for the target's answer.
 const TARGET_TIMEOUT: Duration = Duration::from_secs(3);
 const NO_TARGET: &str =
     "the target does not answer: this is what the service sees itself, without the tables";
@@ -49,13 +49,13 @@ async fn document(sources: &Sources) -> StatusDocument {
     }
 }
 
-/// The target's record, if it answers.
+/// Reads the rows of the target, if it answers.
 async fn rows(sources: &Sources) -> Option<Vec<SubscriptionRow>> {
     let store = sources.store.borrow().clone()?;
     match tokio::time::timeout(TARGET_TIMEOUT, store.subscriptions()).await {
         Ok(Ok(rows)) => Some(rows),
         Ok(Err(error)) => {
-            // The workers meet a lost target themselves and say so.
+            // The workers notice a lost target themselves and report it.
             tracing::debug!(%error, "the target's record was not read");
             None
         }
@@ -63,7 +63,7 @@ async fn rows(sources: &Sources) -> Option<Vec<SubscriptionRow>> {
     }
 }
 
-/// What this process alone knows.
+/// The status of a subscription as far as this process knows it.
 fn status(name: &str, seen: &Snapshot) -> SubscriptionStatus {
     let (shown, positions) = (seen.shown.clone(), seen.positions.clone());
     SubscriptionStatus {

@@ -9,13 +9,13 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{Diagnosis, Exit, Failure};
 
-/// A larger file holds no token, bytes.
+/// Largest size of a token file, bytes.
 const FILE_BYTES_MAX: u64 = 4096;
-/// A shorter one could be guessed, characters.
+/// Smallest length of a token, characters; a shorter one could be guessed.
 const LENGTH_MIN: usize = 16;
 
-/// A token's digest: all that is kept of it. Of equal length whatever the token, and of no use to
-/// whoever measures how long a comparison takes.
+/// The SHA-256 digest of a token, kept in its place. All digests have the same length, so the duration
+/// of a comparison tells nothing about the token.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Token([u8; 32]);
 
@@ -30,7 +30,8 @@ impl Token {
         Self(Sha256::digest(token.as_bytes()).into())
     }
 
-    /// Whether somebody has presented this token. Takes the same time whatever was presented.
+    /// Whether `presented` is this token. The comparison takes the same time for every text of one
+    /// length.
     pub(super) fn is(&self, presented: &str) -> bool {
         let presented = Self::new(presented);
         let differing = self.0.iter().zip(presented.0).fold(0, |seen, (a, b)| seen | (a ^ b));

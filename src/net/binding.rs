@@ -18,7 +18,7 @@ enum Hash {
     Sha512,
 }
 
-/// The binding data for a server certificate in DER; `None` if it has none.
+/// Returns the binding data for a server certificate in DER; `None` if the certificate defines none.
 pub(super) fn tls_server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let algorithm = &parsed.signature_algorithm;
@@ -36,7 +36,7 @@ pub(super) fn tls_server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// By the signature algorithm's object identifier (RFC 3279, RFC 4055, RFC 5758).
+/// Returns the hash of a signature algorithm by its object identifier (RFC 3279, RFC 4055, RFC 5758).
 fn hash_of_signature(oid: &str) -> Option<Hash> {
     Some(match oid {
         "1.2.840.113549.1.1.4"      // md5WithRSAEncryption
@@ -54,7 +54,7 @@ fn hash_of_signature(oid: &str) -> Option<Hash> {
     })
 }
 
-/// By the digest's own object identifier, as RSASSA-PSS names it in its parameters.
+/// Returns the hash of a digest by its own object identifier, which RSASSA-PSS has in its parameters.
 fn hash_of_digest(oid: &str) -> Option<Hash> {
     Some(match oid {
         "1.2.840.113549.2.5" | "1.3.14.3.2.26" | "2.16.840.1.101.3.4.2.1" => Hash::Sha256,

@@ -1,17 +1,18 @@
-//! The tokio-postgres client over our own stream.
+//! The tokio-postgres client over this crate's stream.
 //!
 //! ```text
 //! establish ─▶ NetStream (TLS already agreed) ─▶ tokio_postgres start-up ─▶ session set-up
 //!                                                        │
 //!                              driver task ◀── connection ┘   owned by PgClient, ends with it
 //! ```
-//! tokio-postgres would negotiate TLS itself; we have done so. To it, an encrypted stream looks
-//! like direct TLS whose handshake is the identity and which offers our channel binding.
+//! tokio-postgres would negotiate TLS itself, but `establish` has already done so. To tokio-postgres,
+//! an encrypted stream looks like direct TLS whose handshake does nothing and which offers channel
+//! binding.
 //!
 //! # Invariants
-//! - `search_path` is empty before a caller can run anything: a function planted in `public` is
-//!   never found (EDGE_CASES 12).
-//! - The driver task never outlives its `PgClient`, and why it ended can be asked afterwards.
+//! - `search_path` is empty before a caller can run anything, so that a function that was created in
+//!   `public` is never called by an unqualified name.
+//! - The driver task never outlives its `PgClient`, which can tell afterwards why the task ended.
 
 use std::convert::Infallible;
 use std::error::Error as _;
@@ -37,11 +38,11 @@ use crate::error::ServerError;
 use crate::pg::conninfo::{self, ConnInfo, Host, TargetSessionAttrs};
 use crate::pg::{ImposedLimit, Secret, TimeLimits, quote_literal};
 
-/// How long a graceful [`PgClient::close`] may take.
+/// Longest time for a graceful [`PgClient::close`].
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The parameters that servers report at start-up (`GUC_REPORT`; protocol.sgml, "Asynchronous
-/// Operations"). The driver can be asked by name only.
+/// Operations"). The driver cannot list them; it only returns them by name.
 const REPORTED: [&str; 15] = [
     "server_version",
     "server_encoding",
@@ -60,19 +61,19 @@ const REPORTED: [&str; 15] = [
     "search_path",
 ];
 
-/// What a session is to be, beyond what the connection string says.
+/// Options of a session in addition to the connection string.
 #[derive(Debug, Clone, Default)]
 pub struct ClientOptions {
     /// Replaces the connection string's `application_name`.
     pub application_name: Option<String>,
-    /// Run-time parameters to set once connected, name and value, as `SET name = value` would.
+    /// Run-time parameters to set after connecting: name and value, as in `SET name = value`.
     pub settings: Vec<(String, String)>,
     /// Time-outs of the session's own; all others are lifted.
     pub limits: TimeLimits,
 }
 
 /// A tokio-postgres client that owns its connection. Dropping it closes the socket at once;
-/// [`close`](Self::close) says goodbye first.
+/// [`close`](Self::close) sends a Terminate message first.
 #[derive(Debug)]
 pub struct PgClient {
     client: Client,
@@ -84,17 +85,18 @@ pub struct PgClient {
     encryption: Encryption,
 }
 
-/// Why a connection is no longer there.
+/// Why a connection ended.
 #[derive(Debug, Clone, Default)]
 pub struct Ended {
-    /// `None` when this side ended it.
+    /// The error; `None` when this side ended the connection.
     pub error: Option<Arc<tokio_postgres::Error>>,
-    /// The last notice before the end. A server that crashes or shuts down may announce it so.
+    /// The last notice before the end. A server that crashes or shuts down may announce that in a
+    /// notice.
     pub notice: Option<ServerError>,
 }
 
 impl Ended {
-    /// What the server said about it: a `FATAL`, or a notice of class 57 (operator intervention).
+    /// Returns the server's reason: a `FATAL` error or a notice of class 57 (operator intervention).
     #[must_use]
     pub fn server_error(&self) -> Option<ServerError> {
         let fatal = self.error.as_deref().and_then(server_error);
@@ -102,13 +104,13 @@ impl Ended {
     }
 }
 
-/// Connects, authenticates and sets the session up, on the first host that fits
-/// `target_session_attrs`. Bounded by `connect_timeout` for each host.
+/// Connects, authenticates and sets the session up, on the first host that satisfies
+/// `target_session_attrs`. `connect_timeout` bounds the time for each host.
 pub async fn client(info: &ConnInfo, options: &ClientOptions) -> Result<PgClient, ConnectError> {
     establish(info, &SqlLogin { info, options }).await
 }
 
-/// The server's error in full, if this is one; `None` for everything else (I/O, conversions).
+/// Returns the server's error in full; `None` for other errors (I/O, conversions).
 #[must_use]
 pub fn server_error(error: &tokio_postgres::Error) -> Option<ServerError> {
     error.as_db_error().map(from_db_error)
@@ -132,20 +134,20 @@ fn from_db_error(db: &DbError) -> ServerError {
 }
 
 impl PgClient {
-    /// The server's version: 150018 for 15.18.
+    /// Returns the server's version as a number: 150018 for 15.18.
     #[must_use]
     pub fn server_version_num(&self) -> u32 {
         self.server_version_num
     }
 
-    /// A run-time parameter as the server reported it at start-up, by its exact name
-    /// (`server_encoding`, `TimeZone`, …); later changes do not show.
+    /// Returns a run-time parameter as the server reported it at start-up, by its exact name
+    /// (`server_encoding`, `TimeZone`, …). Later changes are not seen.
     #[must_use]
     pub fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
     }
 
-    /// Which of the configured hosts this is.
+    /// Returns the configured host that this session is connected to.
     #[must_use]
     pub fn host(&self) -> &Host {
         &self.host
@@ -157,13 +159,13 @@ impl PgClient {
         self.encryption
     }
 
-    /// Why the connection ended; `None` while it lasts.
+    /// Returns why the connection ended; `None` while it lasts.
     #[must_use]
     pub fn closed_error(&self) -> Option<Ended> {
         self.ended.borrow().clone()
     }
 
-    /// Waits until the connection ends, and tells why. Cancel-safe.
+    /// Waits until the connection ends and returns the reason. Cancel-safe.
     pub async fn closed(&self) -> Ended {
         let mut ended = self.ended.clone();
         let outcome = ended.wait_for(Option::is_some).await;
@@ -220,7 +222,7 @@ impl PgClient {
     pub async fn close(self) {
         let Self { client, mut driver, .. } = self;
         drop(client);
-        // Past the limit, dropping the driver closes the socket the hard way.
+        // After the time-out, dropping the driver closes the socket without further messages.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut driver.task).await;
     }
 }
@@ -239,7 +241,7 @@ impl DerefMut for PgClient {
     }
 }
 
-/// The task that moves the connection's bytes; it ends with its owner.
+/// The task that runs the connection; it ends with its owner.
 #[derive(Debug)]
 struct Driver {
     task: JoinHandle<()>,
@@ -264,7 +266,8 @@ fn drive(mut connection: Connection<NetStream, NetStream>) -> (Driver, watch::Re
                 None => break None,
             }
         };
-        // Before the connection goes: whoever sees a request fail can already ask why.
+        // The reason is set before the connection is dropped, so that it can be read as soon as a
+        // request fails.
         sender.send_replace(Some(Ended { error, notice }));
         drop(connection);
     });
@@ -348,7 +351,8 @@ async fn set_up(client: &PgClient, options: &ClientOptions) -> Result<(), LoginE
         LoginError::new(Step::Database, kind)
     };
     if client.parameter("standard_conforming_strings") == Some("off") {
-        // Literals below are quoted by the standard's rules, and parsed before they take effect.
+        // The literals below are quoted by the standard's rules. A batch is parsed as a whole, so this
+        // has to be set before.
         client.batch_execute("SET standard_conforming_strings = on").await.map_err(refused)?;
     }
     let mut batch = String::from("SELECT pg_catalog.set_config('search_path', '', false)");
@@ -363,7 +367,8 @@ async fn set_up(client: &PgClient, options: &ClientOptions) -> Result<(), LoginE
     set.and(lifted).map_err(refused)
 }
 
-/// `target_session_attrs`, judged by what the server says now (`fe-connect.c`, CONNECTION_CHECK_*).
+/// Checks `target_session_attrs` against the server's current state (`fe-connect.c`,
+/// CONNECTION_CHECK_*).
 async fn check_session(client: &PgClient, wanted: TargetSessionAttrs) -> Result<(), LoginError> {
     let (question, unfit) = match wanted {
         TargetSessionAttrs::Any => return Ok(()),
@@ -381,8 +386,8 @@ async fn check_session(client: &PgClient, wanted: TargetSessionAttrs) -> Result<
     Err(LoginError::new(Step::Database, ConnectErrorKind::SessionAttrs(wanted)))
 }
 
-/// Sorts a failed start-up. The driver keeps its kinds private: what is not a server's error or an
-/// I/O error is told by its `Display`, whose wording `tests` pins.
+/// Classifies a failed start-up. The driver's error kinds are private, so errors that are neither a
+/// server's nor an I/O error are recognised by their `Display`; `tests` checks its wording.
 fn login_error(error: tokio_postgres::Error, password: Option<&Secret>) -> LoginError {
     use ConnectErrorKind as K;
     if let Some(server) = server_error(&error) {
@@ -416,7 +421,7 @@ fn login_error(error: tokio_postgres::Error, password: Option<&Secret>) -> Login
 
 fn is_malformed(error: &io::Error) -> bool {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    // `Other` is how the driver's framing says that bytes were left over at the end.
+    // The driver's framing reports bytes that are left over at the end as `Other`.
     let malformed = matches!(
         error.kind(),
         io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Other
@@ -429,7 +434,7 @@ fn into_io(error: tokio_postgres::Error) -> io::Error {
     source.downcast::<io::Error>().map_or_else(io::Error::other, |io| *io)
 }
 
-/// The handshake that has already happened.
+/// A TLS handshake that has already happened.
 struct Negotiated;
 
 impl TlsConnect<NetStream> for Negotiated {

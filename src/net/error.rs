@@ -1,8 +1,8 @@
-//! Why a connection could not be made: the step that failed, where, and the error beneath.
+//! Why a connection could not be made: the failed step, the place, and the underlying error.
 //!
-//! Types and classification only; `explain` turns them into an operator's text. Nothing here
-//! retries: every failure's disposition is `Retry`, because the service recovers by itself once
-//! the fault is cured, with its caller's back-off. The chain is `ConnectError` → kind → its source.
+//! This module has types and classification; `explain` turns them into an operator's text. Every
+//! failure's disposition is `Retry`, because the service recovers by itself once the fault is removed;
+//! callers do the back-off. The chain of sources is `ConnectError` → kind → its source.
 
 use std::fmt;
 use std::io;
@@ -15,27 +15,28 @@ use super::stream::Encryption;
 use crate::error::{Diagnosis, Disposition, ServerError};
 use crate::pg::conninfo::{ConnInfo, TargetSessionAttrs};
 
-/// The steps of making a connection, in the order in which they are taken.
+/// The steps of making a connection, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
-    /// The host's name becomes addresses.
+    /// The host's name is resolved to addresses.
     Name,
-    /// Packets find a way to the address.
+    /// The address is reachable.
     Route,
-    /// Something listens on the port and answers.
+    /// A server listens on the port and answers.
     Port,
-    /// Encryption is agreed upon and certificates fit.
+    /// Encryption is negotiated and certificates are verified.
     Tls,
-    /// The server believes who we are and lets us in (pg_hba.conf, password, certificate).
+    /// The server authenticates this role and admits it (pg_hba.conf, password, certificate).
     Authentication,
-    /// The database exists and takes this session.
+    /// The database exists and accepts this session.
     Database,
-    /// The role may replicate and the server has a WAL sender for it.
+    /// The role may replicate and the server has a free WAL sender.
     Replication,
 }
 
 impl Step {
-    /// Its name for programs: in `status --json` as the reason, in `check --json` as the step.
+    /// Returns the step's name in machine-readable output: the reason in `status --json`, the step in
+    /// `check --json`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -59,7 +60,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// What a session is for; some remedies differ.
+/// The purpose of a session, on which some remedies depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Ordinary SQL.
@@ -68,22 +69,22 @@ pub enum Purpose {
     Replication,
 }
 
-/// A failure to connect, complete with what an operator needs to know about the attempt.
+/// A failure to connect, with everything that an operator needs to know about the attempt.
 #[derive(Debug, thiserror::Error)]
 #[error("could not connect to {} (step: {step})", endpoint(.host, *.port))]
 pub struct ConnectError {
     pub step: Step,
-    /// As configured: a name, an address, or a socket directory.
+    /// The host as configured: a name, an address, or a socket directory.
     pub host: String,
     pub port: u16,
     #[source]
     pub kind: Box<ConnectErrorKind>,
     pub(super) facts: Box<Facts>,
-    /// Other hosts or addresses that were tried and failed as well, one line each.
+    /// Other hosts or addresses that also failed, one line each.
     pub(super) others: Vec<String>,
 }
 
-/// What the attempt knew about itself.
+/// Facts about the attempt.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
     pub(super) user: String,
@@ -94,7 +95,7 @@ pub(super) struct Facts {
     pub(super) encryption: Encryption,
 }
 
-/// What went wrong. Secrets are never part of it.
+/// What went wrong. It never contains secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectErrorKind {
     #[error("the host name could not be resolved")]
@@ -121,7 +122,7 @@ pub enum ConnectErrorKind {
     Closed,
     #[error(transparent)]
     Server(Box<ServerError>),
-    /// The session stands, and a setting asked for was refused.
+    /// The session was established, but a setting was refused.
     #[error("the server refused a session setting")]
     Setting(#[source] Box<ServerError>),
     #[error("the server asks for a password and none is configured")]
@@ -140,7 +141,7 @@ pub enum ConnectErrorKind {
     Driver(#[source] tokio_postgres::Error),
 }
 
-/// A file or trust store for TLS that cannot be used.
+/// A file or trust store for TLS cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsSetupError {
     #[error("{what} {} could not be read", .path.display())]
@@ -157,7 +158,7 @@ pub enum TlsSetupError {
     Rustls(#[from] rustls::Error),
 }
 
-/// `host:port`, with a socket's path written as PostgreSQL names it.
+/// Formats `host:port`, with a socket's path written as PostgreSQL names it.
 pub(super) fn endpoint(host: &str, port: u16) -> String {
     if host.starts_with('/') {
         format!("{host}/.s.PGSQL.{port}")
@@ -169,15 +170,15 @@ pub(super) fn endpoint(host: &str, port: u16) -> String {
 }
 
 impl ConnectError {
-    /// Primary, detail and hint for an operator.
+    /// Returns primary, detail and hint for an operator.
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         explain::diagnosis(self)
     }
 
-    /// Whether the fault may pass without anybody doing something: the network, a restart, a
-    /// server that is full. The rest (passwords, pg_hba.conf, privileges, certificates) needs a
-    /// person, though not a restart of pgsluice.
+    /// Whether the fault may pass without action: the network, a restart, a server without free
+    /// connections. The others (passwords, pg_hba.conf, privileges, certificates) need a person, though
+    /// not a restart of pgsluice.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         use ConnectErrorKind as K;
@@ -206,13 +207,13 @@ impl ConnectError {
         }
     }
 
-    /// Always `Retry`: whatever stands in the way, the next attempt notices that it has gone.
+    /// Always `Retry`: the next attempt notices that the obstacle is gone.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         Disposition::Retry
     }
 
-    /// The server's own error, if it was the server that refused.
+    /// Returns the server's own error, if the server refused.
     #[must_use]
     pub fn server_error(&self) -> Option<&ServerError> {
         match &*self.kind {
@@ -221,8 +222,8 @@ impl ConnectError {
         }
     }
 
-    /// Whether another address or host is worth a try. As in libpq, a server that has judged who
-    /// we are has spoken for all of them; one that starts up or is a standby has not.
+    /// Whether another address or host should be tried. As in libpq, a server that rejects the role or
+    /// password has decided for all hosts, but one that is starting up or is a standby has not.
     pub(super) fn may_try_next(&self) -> bool {
         use ConnectErrorKind as K;
         match &*self.kind {
@@ -249,8 +250,8 @@ impl ConnectError {
         }
     }
 
-    /// Whether `sslmode` allow or prefer should try again with (or without) encryption: the
-    /// handshake failed, or pg_hba.conf turned this kind of connection away.
+    /// Whether `sslmode` allow or prefer should try again with or without encryption: the handshake
+    /// failed, or pg_hba.conf rejected this kind of connection.
     pub(super) fn may_try_other_encryption(&self) -> bool {
         match &*self.kind {
             ConnectErrorKind::TlsHandshake(_) => true,
@@ -272,7 +273,7 @@ impl Facts {
     }
 }
 
-/// The step at which a server refused, from its SQLSTATE.
+/// Derives from the SQLSTATE the step at which a server refused.
 pub(super) fn step_of(error: &ServerError) -> Step {
     let text = error.message.to_ascii_lowercase();
     let walsender = text.contains("walsender") || text.contains("wal sender");

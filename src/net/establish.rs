@@ -1,17 +1,17 @@
-//! One way to a session: hosts in order, addresses in order, encryption as `sslmode` has it.
+//! Establishes a session: tries hosts in order, addresses in order, and encryption as `sslmode` says.
 //!
 //! ```text
 //! for host:  name ─▶ for address:  for wish in sslmode's order:  TCP ─▶ TLS ─▶ log in
 //! ```
 //! Logging in is part of the loop, because its outcome decides what comes next: with `allow` and
-//! `prefer`, pg_hba.conf may admit the other kind of connection; a server that is starting up, or
-//! one that is a standby where a primary is wanted, sends us to the next host; a refused password
-//! ends the search (libpq.sgml, "Specifying Multiple Hosts").
+//! `prefer`, pg_hba.conf may admit the other kind of connection; a server that is starting up, or a
+//! standby where a primary is wanted, makes the next host be tried; a refused password ends the search
+//! (libpq.sgml, "Specifying Multiple Hosts").
 //!
 //! # Invariants
-//! - `connect_timeout` bounds each host as a whole. Several addresses share it evenly, so that one
-//!   that swallows packets does not starve the next.
-//! - The error returned is that of the attempt which got furthest; the others are listed in it.
+//! - `connect_timeout` bounds each host as a whole. Several addresses share it evenly, so that one that
+//!   drops packets does not use up the time of the next.
+//! - The error returned is that of the attempt that got furthest; it lists the others.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -28,20 +28,21 @@ use super::tls::{Wish, negotiate};
 use super::{Dialed, explain};
 use crate::pg::conninfo::{ConnInfo, Host, HostAddress, SslMode, SslNegotiation};
 
-/// Stands in for a `connect_timeout` of zero, libpq's "wait for ever": nothing here does.
+/// Replaces a `connect_timeout` of zero, which means "wait for ever" in libpq; here every wait is
+/// bounded.
 const CONNECT_TIMEOUT_FALLBACK: Duration = Duration::from_mins(1);
 
-/// What happens on a fresh stream to make it a session.
+/// Turns a fresh stream into a session.
 pub(crate) trait Login {
     type Session;
 
     fn purpose(&self) -> Purpose;
 
-    /// Starts up and authenticates. Bounded by the caller's time limit; dropped when that ends.
+    /// Starts up and authenticates. The caller bounds the time and drops the future when it is over.
     fn log_in(&self, dialed: Dialed) -> impl Future<Output = Result<Self::Session, LoginError>> + Send;
 }
 
-/// A failure to log in, before it is known where.
+/// A failure to log in, without the host and address.
 #[derive(Debug)]
 pub(crate) struct LoginError {
     pub(crate) step: Step,
@@ -53,13 +54,13 @@ impl LoginError {
         Self { step, kind: Box::new(kind) }
     }
 
-    /// The server's own refusal; the step follows from its SQLSTATE.
+    /// An error response of the server; the step follows from its SQLSTATE.
     pub(crate) fn server(error: crate::error::ServerError) -> Self {
         Self::new(super::error::step_of(&error), ConnectErrorKind::Server(Box::new(error)))
     }
 }
 
-/// Finds a host that lets us in.
+/// Finds a host that admits this role.
 pub(crate) async fn establish<L: Login>(info: &ConnInfo, login: &L) -> Result<L::Session, ConnectError> {
     let mut failures = Vec::new();
     for host in &info.hosts {
@@ -73,14 +74,14 @@ pub(crate) async fn establish<L: Login>(info: &ConnInfo, login: &L) -> Result<L:
     Err(furthest(failures).unwrap_or_else(|| no_hosts(info, login.purpose())))
 }
 
-/// The way to one host, and what is known of it so far.
+/// The attempt on one host, and what is known of it so far.
 struct Attempt<'a> {
     info: &'a ConnInfo,
     host: &'a Host,
     facts: Facts,
     limit: Duration,
-    /// What one address may take of `limit`. What is reported as the time waited: the clock's own
-    /// reading would make a new diagnosis of every repetition of the same failure.
+    /// Each address's share of `limit`, which is also reported as the time waited: a measured time
+    /// would make each repetition of the same failure a new diagnosis.
     share: Duration,
 }
 
@@ -93,7 +94,7 @@ impl<'a> Attempt<'a> {
         Self { info, host, facts: Facts::new(info, purpose), limit, share: limit }
     }
 
-    /// Tries every address of the host; failures are pushed in order.
+    /// Tries every address of the host and appends the failures in order.
     async fn host<L: Login>(&mut self, login: &L, failures: &mut Vec<ConnectError>) -> Option<L::Session> {
         let deadline = Instant::now() + self.limit;
         let (name, hostaddr) = match &self.host.address {
@@ -143,7 +144,7 @@ impl<'a> Attempt<'a> {
             Ok(session) => return Ok(session),
             Err(error) => error,
         };
-        // A server that had no TLS to offer has already seen us in the clear.
+        // If the server offered no TLS, the attempt was already unencrypted.
         let was_plain = self.facts.encryption == Encryption::None
             && !matches!(*error.kind, ConnectErrorKind::TlsHandshake(_));
         match second {
@@ -227,7 +228,7 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// The wire wanted first, and the one to fall back on.
+/// Returns the encryption to try first, and the one to fall back to.
 fn wishes(info: &ConnInfo) -> (Wish, Option<Wish>) {
     match (info.tls.mode, info.tls.negotiation) {
         (SslMode::Disable, _) => (Wish::Plain, None),
@@ -240,7 +241,7 @@ fn wishes(info: &ConnInfo) -> (Wish, Option<Wish>) {
     }
 }
 
-/// No route is another fault than no listener.
+/// A missing route is another step than a missing listener.
 fn step_of_io(error: &std::io::Error) -> Step {
     match error.kind() {
         std::io::ErrorKind::NetworkUnreachable | std::io::ErrorKind::HostUnreachable => Step::Route,
@@ -248,7 +249,7 @@ fn step_of_io(error: &std::io::Error) -> Step {
     }
 }
 
-/// The error of the attempt that got furthest (the first of those), with the rest listed.
+/// Returns the error of the first attempt that got furthest, with the others listed in it.
 fn furthest(failures: Vec<ConnectError>) -> Option<ConnectError> {
     let best = failures.iter().enumerate().max_by_key(|(index, e)| (e.step, std::cmp::Reverse(*index)))?.0;
     let mut others = Vec::new();
@@ -263,7 +264,8 @@ fn furthest(failures: Vec<ConnectError>) -> Option<ConnectError> {
     chosen.map(|error| ConnectError { others, ..error })
 }
 
-/// `ConnInfo` promises at least one host; an empty list is still an error, not a panic.
+/// The error for an empty list of hosts. `ConnInfo` always has one, but an error is better than a
+/// panic.
 fn no_hosts(info: &ConnInfo, purpose: Purpose) -> ConnectError {
     ConnectError {
         step: Step::Name,

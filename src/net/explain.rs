@@ -1,9 +1,9 @@
-//! What a failed connection tells an operator: primary, detail, hint. Pure.
+//! Turns a failed connection into primary, detail and hint. Pure.
 //!
-//! Each way of failing has its own text and its own remedy, because the ten usual causes look
-//! alike from afar. Facts come from the error only: what the peer said and what was tried. Where
-//! a server's message is the only evidence (pg_hba.conf), its English wording is recognised and
-//! anything else falls back to a text that holds for the SQLSTATE as such.
+//! Each cause has its own text and remedy, because the usual causes look alike to the operator. Facts
+//! come only from the error: what the peer sent and what was tried. Where a server's message is the
+//! only evidence (pg_hba.conf), its English wording is recognised; otherwise the text holds for the
+//! SQLSTATE as such.
 
 use std::error::Error;
 use std::io;
@@ -70,7 +70,7 @@ pub(super) fn diagnosis(error: &ConnectError) -> Diagnosis {
     diagnosis
 }
 
-/// One line for the list of other hosts that were tried.
+/// Formats one line for the list of other hosts that were tried.
 pub(super) fn one_line(error: &ConnectError) -> String {
     let address = error.facts.address.map(|a| format!(" ({a})")).unwrap_or_default();
     format!("{}{address}: {}", endpoint(&error.host, error.port), chain(&*error.kind))
@@ -338,9 +338,9 @@ fn not_admitted(server: &ServerError, facts: &Facts) -> Diagnosis {
     Diagnosis { hint: Some(hint), ..server.diagnosis() }
 }
 
-/// The line that would admit this very session. The address is the one that the server saw, which
-/// address translation may have made different from any of ours. A logical replication connection
-/// matches by its database's name, never by the keyword `replication` (`check_db` in `hba.c`).
+/// Returns the pg_hba.conf line that would admit this session. The address is the one that the server
+/// saw, which address translation may have changed. A logical replication connection matches by the
+/// name of its database, never by the keyword `replication` (`check_db` in `hba.c`).
 fn hba_line(server: &ServerError, facts: &Facts) -> String {
     let (user, dbname) = (hba_name(&facts.user), hba_name(&facts.dbname));
     let seen =
@@ -352,7 +352,7 @@ fn hba_line(server: &ServerError, facts: &Facts) -> String {
     match seen {
         Some("[local]") => format!("local {dbname} {user} scram-sha-256"),
         Some(host) => {
-            // A link-local address carries its zone, which pg_hba.conf does not take.
+            // A link-local address has a zone, which pg_hba.conf does not accept.
             let address = host.split('%').next().unwrap_or(host);
             let mask = match address.parse::<IpAddr>() {
                 Ok(IpAddr::V4(_)) => "/32",
@@ -367,7 +367,7 @@ fn hba_line(server: &ServerError, facts: &Facts) -> String {
     }
 }
 
-/// A name as pg_hba.conf takes it: quoted unless plain, because of its keywords and separators.
+/// Writes a name for pg_hba.conf: quoted unless plain, because of its keywords and separators.
 fn hba_name(name: &str) -> String {
     let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     let keyword = ["all", "sameuser", "samerole", "samegroup", "replication"].contains(&name);
@@ -404,7 +404,7 @@ fn too_many(server: &ServerError, role: &str) -> Diagnosis {
     Diagnosis { hint: Some(hint), ..server.diagnosis() }
 }
 
-/// The error and everything beneath it, colon-separated, without repetition.
+/// Formats the error and its sources, separated by colons, without repetition.
 fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

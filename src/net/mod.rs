@@ -1,19 +1,19 @@
-//! Dialling: one way to reach a server for every connection, replication and SQL alike.
+//! Connects to servers; replication and SQL connections use the same steps.
 //!
 //! ```text
 //! ConnInfo ─▶ name ─▶ route ─▶ port ─▶ TLS ─▶ authentication ─▶ database (─▶ replication)
 //!             └──────── dial ────────────┘   └─ client, or replication::ReplicationConnection ─┘
 //! ```
-//! A connection that cannot be made says which of these steps failed and what cures it
-//! ([`ConnectError::diagnosis`]); from afar the usual causes all look alike.
+//! A failure names the step that failed and its remedy ([`ConnectError::diagnosis`]), because the usual
+//! causes look alike to the operator.
 //!
 //! # Invariants
-//! - Names are resolved at every connection, every address is tried, and `connect_timeout` bounds
-//!   each host as a whole.
-//! - `sslmode`, `sslnegotiation` and `channel_binding` mean what they mean in libpq.
-//! - A password is exposed to the wire only: no error, log line or `Debug` output holds it.
+//! - Names are resolved at every connection, every address is tried, and `connect_timeout` bounds each
+//!   host as a whole.
+//! - `sslmode`, `sslnegotiation` and `channel_binding` have their meaning in libpq.
+//! - A password is only sent to the server: no error, log line or `Debug` output holds it.
 //!
-//! What is absent: retries and back-off (the callers'), reading of the environment (`config`'s).
+//! Callers do retries and back-off; `config` reads the environment.
 
 mod binding;
 mod client;
@@ -35,23 +35,23 @@ pub(crate) use version::server_version_num;
 
 use crate::pg::conninfo::{ConnInfo, Host};
 
-/// A stream on which nothing has been said yet: start-up comes next.
+/// A connected stream before start-up: nothing has been sent on it except for TLS.
 #[derive(Debug)]
 pub struct Dialed {
     pub stream: NetStream,
-    /// Which of the hosts answered.
+    /// The host that answered.
     pub host: Host,
 }
 
-/// Reaches the first host that answers, up to and including TLS, and stops before start-up.
+/// Connects to the first host that answers, up to and including TLS, and stops before start-up.
 ///
-/// `sslmode=allow` stays unencrypted here, since only a refused log-in would call for encryption;
-/// [`client()`] and the replication connection do try both.
+/// `sslmode=allow` stays unencrypted here, because only a refused log-in makes it try encryption.
+/// [`client()`] and the replication connection try both.
 pub async fn dial(info: &ConnInfo) -> Result<Dialed, ConnectError> {
     establish(info, &Reach).await
 }
 
-/// Logs in nowhere.
+/// A log-in that does nothing.
 struct Reach;
 
 impl Login for Reach {
@@ -75,7 +75,7 @@ mod tests {
         value
     }
 
-    /// Connections are made and used from spawned tasks: this need only compile.
+    /// Checks at compile time that connections can be made and used from spawned tasks.
     #[expect(dead_code, reason = "checked by the compiler")]
     async fn futures_can_move_between_threads(
         info: &ConnInfo,

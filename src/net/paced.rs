@@ -1,13 +1,13 @@
-//! A TCP socket that is looked at instead of waited for while data pours in.
+//! A TCP socket that polls at intervals while much data arrives, instead of waiting for readiness.
 //!
-//! A publisher sends every row by itself. A reader that sleeps on the socket is woken for each of them,
-//! and being woken, and waking, costs more than the row. So once much comes within a short time, the
-//! socket leaves the runtime's poller and is read every few milliseconds, until little comes again. What is
-//! quiet is still told of at once.
+//! A publisher sends every row in a segment of its own. A reader that waits for readiness is woken for
+//! each of them, and a wake-up costs more than the row on both sides. So once much arrives within a
+//! short time, the socket leaves the runtime's poller and is read every few milliseconds, until little
+//! arrives again. On a quiet connection, data is still reported at once.
 //!
 //! # Invariants
 //! - Nothing is buffered here: a byte is in the kernel or has been handed over.
-//! - Whoever has not asked for it ([`PacedTcp::pace`]) has an ordinary socket.
+//! - A socket for which [`PacedTcp::pace`] was not called is an ordinary socket.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
@@ -19,10 +19,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-/// So many bytes within [`WINDOW`] are much.
+/// Number of bytes within [`WINDOW`] from which on the socket is read at intervals.
 const MUCH_BYTES: usize = 8 << 10;
 const WINDOW: Duration = Duration::from_millis(1);
-/// How long it is left alone between two looks, in windows. The longer, the less often the publisher's process
+/// Wait between two reads, in windows. A longer wait means fewer switches between the publisher's
+/// process and this one; the kernel's buffers hold what arrives meanwhile.
 /// and ours take turns; the kernel's buffers hold what comes meanwhile.
 const NAP_WINDOWS: u32 = 5;
 
@@ -34,11 +35,11 @@ pub struct PacedTcp {
 
 #[derive(Debug)]
 enum Socket {
-    /// The runtime tells when there is something to read.
+    /// The runtime reports when there is something to read.
     Polled(TcpStream),
-    /// We look.
+    /// The socket is read at intervals.
     Unpolled { tcp: std::net::TcpStream, nap: Nap, bytes_since_nap: usize },
-    /// On the way from the one to the other, which failed.
+    /// The change from one mode to the other failed.
     Lost,
 }
 
@@ -48,7 +49,7 @@ enum Nap {
     Until(Pin<Box<Sleep>>),
 }
 
-/// What has come of late.
+/// Amount of data that arrived recently.
 #[derive(Debug, Clone, Copy)]
 struct Rate {
     since: Instant,
@@ -73,7 +74,7 @@ impl PacedTcp {
         Self { socket: Socket::Polled(tcp), pacing: None }
     }
 
-    /// From now on, looks instead of waiting while much comes.
+    /// From now on, reads at intervals while much data arrives.
     pub(super) fn pace(&mut self) {
         self.pacing = Some(Rate { since: Instant::now(), bytes: 0 });
     }
@@ -180,7 +181,7 @@ impl AsyncWrite for PacedTcp {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A socket keeps nothing back.
+        // A socket needs no flush.
         Poll::Ready(Ok(()))
     }
 
@@ -255,7 +256,7 @@ mod tests {
             theirs.read_to_end(&mut received).await.unwrap();
             received.len()
         });
-        // More than both ends' buffers take.
+        // More than the buffers of both ends hold.
         let large = vec![1; 16 << 20];
         ours.write_all(&large).await.unwrap();
         assert!(matches!(ours.socket, Socket::Polled(_)), "a full socket is not waited for");

@@ -1,7 +1,7 @@
 //! From a host's name to a connected socket: look-up, TCP options, Unix sockets.
 //!
-//! Names are looked up at every call: behind a container's service name stands another address
-//! after a fail-over. Nothing here waits without the caller's time limit, and nothing retries.
+//! Names are resolved at every call, because a service name may point to another address after a
+//! fail-over. The caller's time limit bounds every wait, and nothing retries.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,10 +13,10 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 use super::error::ConnectErrorKind;
 use crate::pg::conninfo::ConnInfo;
 
-/// Addresses of one name that are tried, in the resolver's order.
+/// Largest number of addresses of one name that are tried, in the resolver's order.
 const ADDRESSES_MAX: usize = 16;
 
-/// The addresses behind a name: never empty.
+/// Resolves a name to at least one address.
 pub(super) async fn resolve(
     name: &str,
     hostaddr: Option<IpAddr>,
@@ -34,7 +34,7 @@ pub(super) async fn resolve(
     if addresses.is_empty() { Err(ConnectErrorKind::NoAddress) } else { Ok(addresses) }
 }
 
-/// Connects and sets what notices a silently dead peer: keepalives for an idle connection,
+/// Connects and sets the options that detect a silently dead peer: keepalives for an idle connection,
 /// `TCP_USER_TIMEOUT` for one with unacknowledged data (`useKeepalives` in `fe-connect.c`).
 pub(super) async fn connect_tcp(address: SocketAddr, info: &ConnInfo) -> io::Result<TcpStream> {
     let tcp = TcpStream::connect(address).await?;

@@ -1,7 +1,7 @@
-//! One byte stream for every way to reach a server: TCP, Unix socket, TLS.
+//! One byte stream for every kind of connection: TCP, Unix socket, TLS.
 //!
-//! The layers above read and write bytes and never ask which of the three they have, except for
-//! what authentication needs to know: the server's certificate, which channel binding hashes.
+//! The layers above read and write bytes without knowing the kind. Only authentication needs more: the
+//! server's certificate, which channel binding hashes.
 
 use std::io;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use tokio_rustls::client::TlsStream;
 use super::binding;
 use super::paced::PacedTcp;
 
-/// A connected stream. It buffers nothing of its own beyond TLS records.
+/// A connected stream. It has no buffer except for TLS records.
 #[derive(Debug)]
 pub enum NetStream {
     Tcp(PacedTcp),
@@ -39,14 +39,14 @@ impl NetStream {
         }
     }
 
-    /// The server's address, if it has one.
+    /// Returns the server's IP address, if it has one.
     #[must_use]
     pub fn peer_ip(&self) -> Option<IpAddr> {
         self.tcp().and_then(|tcp| tcp.peer_addr().ok()).map(|addr| addr.ip())
     }
 
-    /// Channel binding data of type `tls-server-end-point` (RFC 5929); `None` without TLS, or when
-    /// the certificate's signature algorithm defines no hash.
+    /// Returns the channel binding data of type `tls-server-end-point` (RFC 5929); `None` without TLS,
+    /// or when the certificate's signature algorithm defines no hash.
     #[must_use]
     pub fn tls_server_end_point(&self) -> Option<Vec<u8>> {
         let Self::Tls(tls) = self else { return None };
@@ -54,12 +54,12 @@ impl NetStream {
         session.peer_certificates()?.first().and_then(|cert| binding::tls_server_end_point(cert))
     }
 
-    /// For a stream that much may come through at a time: see `paced`.
+    /// Prepares a stream for large amounts of data: see `paced`.
     pub fn pace(&mut self) {
         match self {
             Self::Tcp(tcp) => tcp.pace(),
             Self::Tls(tls) => tls.get_mut().0.pace(),
-            // Without a network between them, waking is cheap.
+            // On a Unix socket wake-ups are cheap.
             Self::Unix(_) => {}
         }
     }
@@ -73,7 +73,7 @@ impl NetStream {
     }
 }
 
-/// Forwards one poll method to whichever stream is inside.
+/// Forwards a poll method to the stream inside.
 macro_rules! forward {
     ($self:ident, $method:ident($($arg:expr),*)) => {
         match $self.get_mut() {

@@ -1,16 +1,16 @@
-//! TLS as libpq negotiates it: who asks, what the server answers, what is verified.
+//! Negotiates TLS as libpq does.
 //!
 //! ```text
 //! negotiated: SSLRequest ─▶ 'S' ─▶ handshake      'N' ─▶ plain or an error, as the wish says
 //! direct:     handshake at once, protocol "postgresql" agreed by ALPN (PostgreSQL 17)
 //! ```
 //! # Invariants
-//! - Exactly one byte is read before the handshake: bytes that somebody slipped in ahead of it are
-//!   never taken for the server's (CVE-2021-23222), and an error sent in place of an answer is not
-//!   shown (CVE-2024-10977).
-//! - Files are read anew for each connection, so that rotated certificates need no restart.
+//! - Exactly one byte is read before the handshake: bytes that an attacker inserted before it are never
+//!   taken for the server's (CVE-2021-23222), and an error sent in place of the answer is not shown
+//!   (CVE-2024-10977).
+//! - Files are read for each connection, so that rotated certificates need no restart.
 //!
-//! What certificates must fulfil is in `verify`. Retrying with other encryption is `establish`'s.
+//! `verify` checks certificates. `establish` retries with other encryption.
 
 use std::io;
 use std::path::Path;
@@ -37,7 +37,7 @@ const ALPN: &[u8] = b"postgresql";
 /// `SSLRequest`: length 8 and the code 1234.5679 (`NEGOTIATE_SSL_CODE`).
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// What one attempt wants from the wire.
+/// The encryption that one attempt uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wish {
     Plain,
@@ -45,7 +45,7 @@ pub(super) enum Wish {
     Tls,
 }
 
-/// Turns a fresh TCP connection into what `wish` asks for. `host` is the name as configured.
+/// Negotiates on a fresh TCP connection what `wish` asks for. `host` is the name as configured.
 pub(super) async fn negotiate(
     mut tcp: PacedTcp,
     wish: Wish,
@@ -86,7 +86,8 @@ async fn handshake(tcp: PacedTcp, host: &str, settings: &TlsSettings) -> Result<
     let connected = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
     let stream = match connected {
         Ok(stream) => stream,
-        // A server before 17 takes the greeting for a broken start-up packet and hangs up.
+        // A server before 17 takes the TLS greeting for a malformed start-up packet and closes the
+        // connection.
         Err(error) if direct && hung_up(&error) => {
             return Err(ConnectErrorKind::DirectTlsRefused(Some(error)));
         }
@@ -106,8 +107,8 @@ fn hung_up(error: &io::Error) -> bool {
     )
 }
 
-/// The name for SNI and verification. Where nothing verifies it, a name that no certificate could
-/// hold is no obstacle: the address stands in, which sends no SNI.
+/// Returns the name for SNI and verification. Where the name is not verified, one that no certificate
+/// could hold is replaced by the address, for which no SNI is sent.
 fn server_name(host: &str, mode: SslMode, tcp: &PacedTcp) -> Result<ServerName<'static>, ConnectErrorKind> {
     // A trailing dot makes a name absolute; certificates and SNI are written without it.
     let host = host.strip_suffix('.').unwrap_or(host);
@@ -141,8 +142,8 @@ fn client_config(settings: &TlsSettings) -> Result<ClientConfig, TlsSetupError> 
     Ok(config)
 }
 
-/// What `sslmode` asks to be verified. `require` with a root certificate verifies the chain, as
-/// libpq does "for backward compatibility" (libpq.sgml, sslmode).
+/// Returns what `sslmode` wants verified. `require` with a root certificate verifies the chain, as in
+/// libpq "for backward compatibility" (libpq.sgml, sslmode).
 fn check(settings: &TlsSettings) -> Result<Check, TlsSetupError> {
     Ok(match (settings.mode, &settings.root_cert) {
         (SslMode::Disable | SslMode::Allow | SslMode::Prefer, _) | (SslMode::Require, RootCert::None) => {
@@ -158,7 +159,7 @@ fn trust(root: &RootCert) -> Result<Trust, TlsSetupError> {
         RootCert::None => return Err(TlsSetupError::NoRoots),
         RootCert::File(path) => certificates("the root certificate file", path)?,
         RootCert::System => {
-            // Single files of the store that cannot be read do not matter if others can.
+            // Files of the store that cannot be read do not matter if others can.
             let found = rustls_native_certs::load_native_certs().certs;
             if found.is_empty() {
                 return Err(TlsSetupError::NoSystemRoots);

@@ -1,4 +1,4 @@
-//! What a server's certificate must fulfil, as libpq's sslmode defines it.
+//! Verifies a server's certificate as libpq's sslmode defines it.
 //!
 //! | sslmode | chain | host name |
 //! | --- | --- | --- |
@@ -6,13 +6,13 @@
 //! | require with root certificate, verify-ca | yes | no |
 //! | verify-full | yes | yes |
 //!
-//! Whatever is skipped, the handshake's signature is always verified: the peer holds the key of the
-//! certificate that it showed, which channel binding relies on.
+//! The handshake's signature is verified in every mode: the peer holds the key of the certificate that
+//! it sent, which channel binding relies on.
 //!
-//! Two things that OpenSSL (hence libpq) accepts and webpki alone would not are accepted here, too,
-//! because PostgreSQL's own documentation creates such certificates: a self-signed server
-//! certificate that is itself listed in sslrootcert, and a host name in the common name when the
-//! certificate has no subject alternative names (`pgtls_verify_peer_name_matches_certificate_guts`).
+//! Two things that OpenSSL, and therefore libpq, accepts but webpki does not are accepted here, because
+//! PostgreSQL's documentation creates such certificates: a self-signed server certificate that is
+//! itself listed in sslrootcert, and a host name in the common name when the certificate has no subject
+//! alternative names (`pgtls_verify_peer_name_matches_certificate_guts`).
 
 use std::sync::Arc;
 
@@ -31,9 +31,9 @@ use x509_parser::prelude::FromDer;
 /// Certificates to trust.
 #[derive(Debug)]
 pub(super) struct Trust {
-    /// Those usable as issuers.
+    /// The certificates that are usable as issuers.
     pub(super) roots: RootCertStore,
-    /// All of them, as given.
+    /// All certificates of the file.
     pub(super) given: Vec<CertificateDer<'static>>,
 }
 
@@ -126,7 +126,7 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>,
         .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))
 }
 
-/// The validity period of a certificate that is trusted as such.
+/// Checks the validity period of a certificate that is itself trusted.
 fn verify_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
     let parsed = parse(certificate)?;
     let validity = &parsed.validity;
@@ -140,8 +140,8 @@ fn verify_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), E
     Ok(())
 }
 
-/// The host name against the subject alternative names, or, if there are none of either kind, the
-/// common name.
+/// Checks the host name against the subject alternative names or, if there are none of either kind,
+/// against the common name.
 fn verify_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), Error> {
     let refused = match ParsedCertificate::try_from(certificate).and_then(|c| verify_server_name(&c, name)) {
         Ok(()) => return Ok(()),
@@ -162,8 +162,9 @@ fn verify_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Resul
     if common_name_fits { Ok(()) } else { Err(refused) }
 }
 
-/// libpq's rule (`pq_verify_peer_name_matches_certificate_name`, `wildcard_certificate_match`):
-/// equal but for case, or `*.` in front that stands for exactly one label.
+/// Compares names by libpq's rule (`pq_verify_peer_name_matches_certificate_name`,
+/// `wildcard_certificate_match`): they are equal except for case, or the pattern begins with `*.`,
+/// which stands for exactly one label.
 fn name_matches(pattern: &str, host: &str) -> bool {
     if pattern.eq_ignore_ascii_case(host) {
         return true;

@@ -1,7 +1,7 @@
-//! A server's version number from what it reports at start-up. Pure.
+//! Parses a server's version number from the version that it reports at start-up. Pure.
 
-/// `server_version` as `server_version_num`: 150018 for `15.18 (Debian …)`, 180000 for `18devel`,
-/// 90624 for `9.6.24`. Reads it as libpq does (`pqSaveParameterStatus` in `fe-exec.c`).
+/// Converts `server_version` to `server_version_num`: 150018 for `15.18 (Debian …)`, 180000 for
+/// `18devel`, 90624 for `9.6.24`. It follows libpq (`pqSaveParameterStatus` in `fe-exec.c`).
 pub(crate) fn server_version_num(server_version: &str) -> Option<u32> {
     let mut parts = [None; 3];
     let mut rest = server_version;

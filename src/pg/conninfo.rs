@@ -1,22 +1,23 @@
-//! Where and how to reach a server: libpq's connection parameters, parsed and checked.
+//! libpq's connection parameters, parsed and checked.
 //!
-//! Pure: environment variables, the password file and libpq's files in the home directory are
-//! found by `config`, which passes them in. Follows libpq (PostgreSQL's `libpq.sgml`, "Database
-//! Connection Control Functions" and "The Password File"; `fe-connect.c`).
+//! Pure: `config` finds the environment variables, the password file and libpq's files in the home
+//! directory, and passes them in. It follows libpq (PostgreSQL's `libpq.sgml`, "Database Connection
+//! Control Functions" and "The Password File"; `fe-connect.c`).
 //!
 //! ```text
 //! text ─syntax─▶ settings ─keywords─▶ known, supported ─build─▶ ConnInfo ◀─passfile─ file's text
 //! ```
 //! # Invariants
 //! - Every problem of a string is reported at once.
-//! - No error text echoes the string or a part of it that could belong to a password: values are
-//!   never repeated, and an unknown keyword only if it is a near miss of a known one.
+//! - No error text repeats the string or a part of it that could belong to a password: values are never
+//!   repeated, and an unknown keyword only if it resembles a known one.
 //!
-//! # Where this differs from libpq, on purpose
-//! - Without a host, `localhost` over TCP: a static binary knows no distribution's socket directory.
+//! # Intended differences from libpq
+//! - Without a host, `localhost` over TCP is used: a static binary does not know the distribution's
+//!   socket directory.
 //! - `connect_timeout` is never unlimited: absent, 0 and negative mean [`CONNECT_TIMEOUT_DEFAULT`].
 //! - `sslcert` and `sslkey` are given together or not at all.
-//! - Known parameters that pgsluice cannot honour are refused, not ignored.
+//! - Known parameters that pgsluice does not support are refused, not ignored.
 
 mod build;
 mod keywords;
@@ -34,20 +35,21 @@ pub use syntax::quote_value;
 
 use super::Secret;
 
-/// `connect_timeout` where none is given: long enough for a distant TLS handshake, short enough
-/// that a firewall that drops packets is noticed while somebody still looks.
+/// Default of `connect_timeout`: long enough for a TLS handshake with a distant server, short enough
+/// that a firewall that drops packets is noticed soon.
 pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
 /// libpq's shortest `connect_timeout`.
 pub const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 
-/// PostgreSQL's port, where none is given.
+/// PostgreSQL's default port.
 pub const PORT_DEFAULT: u16 = 5432;
 
 /// One server (or several alternatives, tried in order) and how to authenticate there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnInfo {
-    /// Never empty. Tried in order; names are resolved anew at every connection.
+    /// The hosts in the order in which they are tried; never empty. Names are resolved at every
+    /// connection.
     pub hosts: Vec<Host>,
     pub user: String,
     pub password: Option<Secret>,
@@ -55,11 +57,11 @@ pub struct ConnInfo {
     pub tls: TlsSettings,
     /// Bounds each host's name resolution, TCP, TLS and authentication together.
     pub connect_timeout: Duration,
-    /// `application_name`, else `fallback_application_name`.
+    /// Value of `application_name`, else of `fallback_application_name`.
     pub application_name: Option<String>,
     /// `options`: command-line options for the server, such as `-c geqo=off`.
     pub options: Option<String>,
-    /// `None` is `keepalives=0`: off.
+    /// Keepalive settings; `None` means `keepalives=0`.
     pub keepalives: Option<Keepalives>,
     /// `tcp_user_timeout`: how long sent data may stay unacknowledged.
     pub tcp_user_timeout: Option<Duration>,
@@ -70,14 +72,14 @@ pub struct ConnInfo {
 pub struct Host {
     pub address: HostAddress,
     pub port: u16,
-    /// The password file's entry for this host, where one password does not fit all hosts; it
-    /// overrides [`ConnInfo::password`]. Use [`ConnInfo::password_for`].
+    /// The password file's entry for this host, if the hosts have different passwords; it overrides
+    /// [`ConnInfo::password`]. Use [`ConnInfo::password_for`].
     pub password: Option<Secret>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostAddress {
-    /// A DNS name or an address in text; what TLS verifies. `hostaddr` spares the look-up.
+    /// A DNS name or an address as text, which TLS verifies. With `hostaddr`, the name is not resolved.
     Tcp { name: String, hostaddr: Option<IpAddr> },
     /// A directory that holds the server's Unix-domain socket (`.s.PGSQL.port`).
     Unix(PathBuf),
@@ -85,19 +87,19 @@ pub enum HostAddress {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsSettings {
-    /// `require` with a root certificate file is `verify-ca` here, as libpq documents it.
+    /// The mode. `require` with a root certificate file becomes `verify-ca`, as libpq documents it.
     pub mode: SslMode,
     pub negotiation: SslNegotiation,
     pub root_cert: RootCert,
-    /// Client certificate and key, PEM files. Both or none.
+    /// PEM files with the client's certificate and key.
     pub client_cert: Option<(PathBuf, PathBuf)>,
     pub channel_binding: ChannelBinding,
 }
 
-/// `sslrootcert`.
+/// Value of `sslrootcert`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RootCert {
-    /// Not given: nothing to verify against (verify-ca and verify-full are refused while parsing).
+    /// Not given. verify-ca and verify-full are refused while parsing.
     None,
     /// `sslrootcert=system`: the operating system's trust store.
     System,
@@ -143,14 +145,14 @@ pub enum TargetSessionAttrs {
 }
 
 impl ConnInfo {
-    /// The password to offer to `host`.
+    /// Returns the password for `host`.
     #[must_use]
     pub fn password_for<'a>(&'a self, host: &'a Host) -> Option<&'a Secret> {
         host.password.as_ref().or(self.password.as_ref())
     }
 
-    /// What may be logged and shown: who, where and how safely; never a password, never `options`.
-    /// `host=db-master port=5432 user=sammy dbname=example sslmode=prefer`
+    /// Returns the parts that may be logged and shown, never a password and never `options`, such as
+    /// `host=db-master port=5432 user=sammy dbname=example sslmode=prefer`.
     pub fn redacted(&self) -> impl fmt::Display + '_ {
         Redacted(self)
     }
@@ -184,7 +186,7 @@ impl fmt::Display for Redacted<'_> {
     }
 }
 
-/// The host as a connection string gives it.
+/// Writes the host as a connection string gives it.
 impl fmt::Display for HostAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -195,7 +197,7 @@ impl fmt::Display for HostAddress {
 }
 
 impl SslMode {
-    /// libpq's word for it.
+    /// Returns libpq's name of the mode.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! Quoting: the one place where a name or a literal becomes SQL text.
+//! Quotes names and literals; no other module does.
 
 /// Quotes an identifier, always, so that case, spaces, quotes and reserved words stay as they are.
 ///

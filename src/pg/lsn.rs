@@ -11,13 +11,13 @@ use serde::{Serialize, Serializer};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Lsn(u64);
 
-/// The text is not two hexadecimal numbers of at most 32 bits around a slash.
+/// The error for a text that is not two hexadecimal numbers of at most 32 bits around a slash.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("\"{0}\" is not an LSN: expected two hexadecimal numbers around a slash, such as 0/16B3748")]
 pub struct ParseLsnError(String);
 
 impl Lsn {
-    /// The position before any WAL: "from wherever the slot stands" in `START_REPLICATION`.
+    /// The position before any WAL. In `START_REPLICATION` it means the slot's own position.
     pub const ZERO: Self = Self(0);
 
     #[must_use]
@@ -30,7 +30,7 @@ impl Lsn {
         self.0
     }
 
-    /// Bytes from `earlier` to here, zero if `earlier` is not earlier.
+    /// Returns the bytes from `earlier` to this position; zero if `earlier` is not earlier.
     #[must_use]
     pub const fn bytes_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)

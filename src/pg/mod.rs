@@ -1,7 +1,7 @@
 //! PostgreSQL's small vocabulary as types: positions, names, secrets, connection strings, time-outs.
 //!
-//! Pure: no socket, clock, environment or driver. Everything is built once, at the boundary, and
-//! is correct from then on. This is the only module that quotes an identifier.
+//! Pure: no socket, clock, environment or driver. Values are validated once, when they are made. This
+//! is the only module that quotes an identifier.
 
 pub mod conninfo;
 mod hash;

@@ -7,10 +7,10 @@ use serde::{Serialize, Serializer};
 
 use super::quote_ident;
 
-/// PostgreSQL's `NAMEDATALEN` less the terminator, bytes.
+/// Largest length of a name, bytes: PostgreSQL's `NAMEDATALEN` less the terminator.
 const NAME_BYTES_MAX: usize = 63;
 
-/// A name that PostgreSQL would not take.
+/// The error for a name that PostgreSQL would not accept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ParseNameError(String);
@@ -27,14 +27,14 @@ impl QualifiedName {
         Self { schema: schema.into(), name: name.into() }
     }
 
-    /// `"schema"."name"`, safe in any SQL statement.
+    /// Returns `"schema"."name"`, which is safe in any SQL statement.
     #[must_use]
     pub fn quoted(&self) -> String {
         format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.name))
     }
 }
 
-/// `schema.name`; a part that would not read back as itself is quoted.
+/// Writes `schema.name`; a part that would not read back as itself is quoted.
 impl fmt::Display for QualifiedName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let part = |text: &str| {
@@ -98,7 +98,7 @@ impl Serialize for QualifiedName {
     }
 }
 
-/// Splits `name"rest` at its closing quote, undoubling quotes within.
+/// Splits `name"rest` at its closing quote and undoubles the quotes within.
 fn take_quoted(text: &str) -> Option<(String, &str)> {
     let mut name = String::new();
     let mut chars = text.char_indices().peekable();

@@ -1,12 +1,13 @@
-//! Hints: "did you mean", the known name that a mistyped one is closest to, and "a, b or c".
+//! Texts for hints: "did you mean" with the known name closest to a mistyped one, and "a, b or c".
 //!
-//! For texts only: nothing is ever accepted because it looks like something else.
+//! The result is only shown; no input is ever accepted because it resembles something else.
 
-/// Longer words are no typing mistakes, and comparing them would cost quadratic time.
+/// Longest word that is compared. Comparison takes quadratic time, and a longer word is not a typing
+/// mistake.
 const WORD_CHARS_MAX: usize = 64;
 
-/// The candidate that `word` is most likely a misspelling of, if any is close enough: one edit in
-/// three characters. Case, `-` and `_` make no difference. The first of equally close ones wins.
+/// Returns the candidate that `word` most likely misspells, if any is close enough: one edit in three
+/// characters. Case, `-` and `_` make no difference. The first of equally close candidates wins.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = normalized(word);
     if word.is_empty() || word.len() > WORD_CHARS_MAX {
@@ -28,7 +29,8 @@ fn normalized(word: &str) -> Vec<char> {
         .collect()
 }
 
-/// Optimal string alignment: insertions, deletions, replacements and swaps of neighbours.
+/// Optimal string alignment distance: insertions, deletions, replacements and swaps of adjacent
+/// characters.
 fn distance(a: &[char], b: &[char]) -> usize {
     let mut before: Vec<usize> = Vec::new();
     let mut above: Vec<usize> = (0..=b.len()).collect();
@@ -47,7 +49,7 @@ fn distance(a: &[char], b: &[char]) -> usize {
     above[b.len()]
 }
 
-/// `a, b or c`, for hints that list what may be used.
+/// Formats `a, b or c`, for hints that list the accepted words.
 pub(crate) fn one_of<S: AsRef<str>>(words: &[S]) -> String {
     let words: Vec<_> = words.iter().map(AsRef::as_ref).collect();
     match words.as_slice() {

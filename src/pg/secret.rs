@@ -13,7 +13,7 @@ impl Secret {
         Self(value.into())
     }
 
-    /// The value itself, for the wire and nothing else.
+    /// Returns the value, which may only be sent to a server.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0

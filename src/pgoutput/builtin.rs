@@ -1,17 +1,17 @@
 //! PostgreSQL's built-in types by OID: those that a publisher never names in a Type message.
 //!
 //! pgoutput leaves out types with hand-assigned OIDs, which are below `FirstGenbkiObjectId` and the
-//! same on every server (`send_relation_and_attrs` in PostgreSQL's `pgoutput.c`). Taken from a
-//! PostgreSQL 15 catalog, each of them that a column can have:
+//! same on every server (`send_relation_and_attrs` in PostgreSQL's `pgoutput.c`). The list holds each
+//! such type of a PostgreSQL 15 catalog that a column can have:
 //!
 //! ```sql
 //! SELECT oid, typname FROM pg_type
 //!  WHERE typnamespace = 'pg_catalog'::regnamespace AND typtype <> 'p' AND oid < 10000 ORDER BY oid
 //! ```
-//! and, marked below, what PostgreSQL 10 and 11 have beside these. Types that later versions add are
-//! unknown here until they are listed, and then an error, never a guess.
+//! It also holds types that only PostgreSQL 10 and 11 have; they are marked. A type that a later
+//! version adds is an error until it is listed here.
 
-/// The name in `pg_catalog` of the built-in type `oid`.
+/// Returns the name in `pg_catalog` of the built-in type `oid`.
 #[must_use]
 pub fn builtin_type_name(oid: u32) -> Option<&'static str> {
     let index = BUILTIN.binary_search_by_key(&oid, |&(oid, _)| oid).ok()?;

@@ -1,7 +1,7 @@
 //! Reads each message's body, field by field, as PostgreSQL's `logicalrep_read_*` do.
 //!
-//! Every function reads one kind of message to its end. Fields carry the names that
-//! `protocol.sgml` gives them, so that an error can be held against that page.
+//! Every function reads one kind of message to its end. Fields have their names in `protocol.sgml`, so
+//! that an error can be compared with that page.
 
 use bytes::Bytes;
 
@@ -22,13 +22,13 @@ const TRUNCATE_CASCADE: u8 = 1;
 const TRUNCATE_RESTART_SEQS: u8 = 2;
 /// `MESSAGE_TRANSACTIONAL` in `proto.c`.
 const MESSAGE_TRANSACTIONAL: u8 = 1;
-/// Flags, an empty name, type OID, type modifier.
+/// Smallest size of a column in a Relation message: flags, an empty name, type OID, type modifier.
 const RELATION_COLUMN_BYTES_MIN: usize = 1 + 1 + 4 + 4;
 const OID_BYTES: usize = 4;
 
 const RELATION_OID: Field = Field::Of("relation OID");
 
-/// Decodes a stream's messages one after the other.
+/// Decodes the messages of a stream in order.
 #[derive(Debug)]
 pub struct Decoder {
     place: Place,
@@ -56,10 +56,11 @@ impl Decoder {
 /// Decodes one message of pgoutput protocol version 1 or 2: the payload of an `XLogData` message,
 /// without its header.
 ///
-/// Rows and contents share `payload`; nothing of them is copied.
+/// Rows and contents share `payload` and are not copied.
 ///
 /// # Errors
-/// Whatever is not exactly one whole message; see [`DecodeError`].
+///
+/// The payload is not exactly one complete message; see [`DecodeError`].
 pub fn decode_at(payload: Bytes, place: Place) -> Result<Message, DecodeError> {
     let (kind, xid, reader) = envelope::open(&payload, place)?;
     match kind {
@@ -74,7 +75,7 @@ pub fn decode_at(payload: Bytes, place: Place) -> Result<Message, DecodeError> {
         MessageKind::StreamStop => reader.finish().map(|()| Message::StreamStop),
         MessageKind::StreamCommit => stream_commit(reader).map(Message::StreamCommit),
         MessageKind::StreamAbort => stream_abort(reader).map(Message::StreamAbort),
-        // Rows outlive the reader's borrow of the payload and then take it over.
+        // Rows take over the payload once the reader's borrow of it has ended.
         MessageKind::Insert => {
             let (relation_oid, new) = insert(reader)?;
             Ok(Message::Insert(Insert { xid, relation_oid, new: new.of(payload) }))
@@ -99,7 +100,7 @@ pub fn decode_at(payload: Bytes, place: Place) -> Result<Message, DecodeError> {
     }
 }
 
-/// The same for a message that is not part of a streamed transaction.
+/// Decodes a message that is not part of a streamed transaction.
 pub fn decode(payload: Bytes) -> Result<Message, DecodeError> {
     decode_at(payload, Place::Outside)
 }
@@ -157,13 +158,14 @@ fn relation(mut reader: Reader<'_>) -> Result<Relation, DecodeError> {
     Ok(Relation { oid, schema, name, replica_identity, columns })
 }
 
-/// An empty name saves the publisher the bytes of `pg_catalog` (`logicalrep_write_namespace`).
+/// Reads a schema's name. The publisher sends an empty name for `pg_catalog`
+/// (`logicalrep_write_namespace`).
 fn namespace(reader: &mut Reader<'_>) -> Result<String, DecodeError> {
     let name = reader.name(Field::Of("namespace"))?;
     Ok(if name.is_empty() { "pg_catalog".to_owned() } else { name })
 }
 
-/// `pg_class.relreplident`.
+/// Reads a replica identity as in `pg_class.relreplident`.
 fn replica_identity(reader: &mut Reader<'_>) -> Result<ReplicaIdentity, DecodeError> {
     const FIELD: Field = Field::Of("replica identity");
     let offset = reader.offset();
@@ -213,7 +215,7 @@ fn insert(mut reader: Reader<'_>) -> Result<(u32, Span), DecodeError> {
     Ok((relation_oid, new))
 }
 
-/// The old row as the wire marks it: `K` or `O`.
+/// The kind of old row that the message announces: `K` or `O`.
 enum Identity {
     Key(Span),
     Full(Span),
@@ -258,7 +260,7 @@ fn delete(mut reader: Reader<'_>) -> Result<(u32, Identity), DecodeError> {
     Ok((relation_oid, old))
 }
 
-/// A row with its mark `N` before it.
+/// Reads a new row with the byte `N` in front.
 fn new_row(reader: &mut Reader<'_>) -> Result<Span, DecodeError> {
     const MARK: Field = Field::Of("new row mark");
     let offset = reader.offset();

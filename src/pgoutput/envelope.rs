@@ -1,9 +1,9 @@
-//! What surrounds a message's body: its kind byte and, within a streamed transaction, an xid.
+//! Reads what precedes a message's body: its kind byte and, within a streamed transaction, an xid.
 //!
-//! Version 1 has a kind byte and nothing else. From version 2 on, a Relation, Type, Insert, Update,
-//! Delete, Truncate or logical Message *inside* a streamed transaction has its xid between kind and
-//! body (`logicalrep_write_*` with a valid xid). Whether one is there depends on the stream start
-//! and stop messages before it, which is state; here it is an argument.
+//! Version 1 has only a kind byte. From version 2 on, a Relation, Type, Insert, Update, Delete,
+//! Truncate or logical Message *inside* a streamed transaction has its xid between kind and body
+//! (`logicalrep_write_*` with a valid xid). Whether a message is inside depends on the stream start and
+//! stop messages before it; here it is an argument.
 
 use std::fmt;
 
@@ -30,12 +30,12 @@ pub enum MessageKind {
     StreamAbort,
 }
 
-/// Where in the stream a message stands.
+/// Position of a message relative to streamed transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// By itself, or in a transaction that is sent whole.
+    /// Not inside a part of a streamed transaction.
     Outside,
-    /// Between the start and the stop of a piece of a transaction in progress.
+    /// Between the Stream Start and the Stream Stop of a transaction in progress.
     InStream,
 }
 
@@ -62,7 +62,7 @@ impl MessageKind {
     }
 }
 
-/// The name as PostgreSQL's documentation has it.
+/// Writes the name from PostgreSQL's documentation.
 impl fmt::Display for MessageKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -85,7 +85,7 @@ impl fmt::Display for MessageKind {
 }
 
 impl MessageKind {
-    /// Whether an xid stands before the body of one in a streamed transaction.
+    /// Whether the message has an xid before its body inside a streamed transaction.
     #[inline]
     fn carries_xid(self) -> bool {
         match self {

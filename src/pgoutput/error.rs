@@ -1,19 +1,20 @@
-//! Why a payload is not a message, in words that name the message and the field.
+//! Errors of decoding, which name the message and the field.
 
 use std::fmt;
 
 use super::envelope::MessageKind;
 use crate::error::{Diagnosis, Disposition, PauseReason};
 
-/// A payload is not a message of pgoutput protocol version 1.
+/// A payload is not a message of pgoutput protocol version 1 or 2.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     #[error("empty message")]
     Empty,
-    /// The first byte is none of this version's kinds.
+    /// The first byte is not the kind of a known message.
     #[error("unknown message type {}", Byte(*.0))]
     UnknownMessage(u8),
-    /// Boxed because it is rare and large, and every read returns a `Result` with it.
+    /// The message cannot be read. Boxed because it is rare and large, and every read returns a
+    /// `Result` with it.
     #[error(transparent)]
     Malformed(Box<Malformed>),
 }
@@ -24,21 +25,21 @@ pub enum DecodeError {
 pub struct Malformed {
     pub message: MessageKind,
     pub field: Field,
-    /// Where the field starts, bytes from the start of the payload (its kind byte is 0).
+    /// Offset of the field from the start of the payload, bytes; the kind byte is at 0.
     pub offset: usize,
     pub problem: Problem,
 }
 
-/// A field of a message, by the name that errors call it.
+/// The name of a field in errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Field {
     /// A field of the message itself.
     Of(&'static str),
-    /// A field of one item of a list: the third column's type OID.
+    /// A field of one item of a list, such as the third column's type OID.
     OfItem {
-        /// What the item is: "column", "new row's column".
+        /// Name of the item: "column", "new row's column".
         item: &'static str,
-        /// Counted from 1.
+        /// Number of the item, from 1.
         number: u32,
         name: &'static str,
     },
@@ -58,7 +59,7 @@ impl fmt::Display for Field {
 pub enum Problem {
     #[error("needs {needed_bytes} bytes, {left_bytes} left")]
     Truncated { needed_bytes: usize, left_bytes: usize },
-    /// A count that the rest of the message cannot hold.
+    /// The rest of the message cannot hold this number of items.
     #[error("announces {announced} items, more than the {left_bytes} bytes left can hold")]
     Count { announced: u32, left_bytes: usize },
     #[error("string without its terminating zero byte")]
@@ -76,7 +77,7 @@ pub enum Problem {
 }
 
 impl DecodeError {
-    /// What to tell the operator.
+    /// Text for the operator.
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         let diagnosis = Diagnosis::new("the publisher's stream holds a message that cannot be decoded")
@@ -97,7 +98,7 @@ impl DecodeError {
         }
     }
 
-    /// The same bytes will come again after a reconnect: a person has to look.
+    /// The same bytes come again after a reconnect, so a person has to act.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
@@ -108,7 +109,7 @@ impl DecodeError {
     }
 }
 
-/// A byte of the wire for people: `'S'`, or `0x07` where it has no glyph.
+/// Formats a byte for errors: `'S'`, or `0x07` where it is not printable.
 struct Byte(u8);
 
 impl fmt::Display for Byte {

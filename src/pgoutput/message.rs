@@ -1,7 +1,7 @@
-//! The messages of pgoutput protocol version 2 as values. How they are read is `decode`'s story.
+//! The messages of pgoutput protocol version 2 as values. `decode` reads them.
 //!
-//! Relations are called by their OID on the publisher; a [`super::RelationCache`] knows their names.
-//! Times are microseconds since 2000-01-01 00:00 UTC (PostgreSQL's `TimestampTz`), publisher's clock.
+//! Relations are named by their OID on the publisher; [`super::RelationCache`] knows their names. Times
+//! are microseconds since 2000-01-01 00:00 UTC (PostgreSQL's `TimestampTz`) by the publisher's clock.
 
 use std::fmt;
 
@@ -30,57 +30,57 @@ pub enum Message {
     StreamAbort(StreamAbort),
 }
 
-/// A piece of a transaction that is still in progress begins; up to the stream stop, everything is its.
+/// A part of a transaction in progress begins; everything up to Stream Stop belongs to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamStart {
-    /// Of the top-level transaction.
+    /// Xid of the top-level transaction.
     pub xid: u32,
-    /// It is the transaction's first piece.
+    /// Whether this is the transaction's first part.
     pub first: bool,
 }
 
-/// A transaction that came in pieces is whole.
+/// A streamed transaction is committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamCommit {
     pub xid: u32,
     pub commit: Commit,
 }
 
-/// A transaction that came in pieces, or one of its subtransactions, was rolled back.
+/// A streamed transaction, or one of its subtransactions, was rolled back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamAbort {
-    /// Of the top-level transaction.
+    /// Xid of the top-level transaction.
     pub xid: u32,
-    /// Of what was rolled back: the same, if that is all of it.
+    /// Xid of the subtransaction that was rolled back; equal to `xid` if the whole transaction was.
     pub subxid: u32,
 }
 
 /// A transaction starts. Everything up to the next [`Commit`] belongs to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Begin {
-    /// Where the transaction's commit record starts: equals [`Commit::commit_lsn`].
+    /// Start of the transaction's commit record; equals [`Commit::commit_lsn`].
     pub final_lsn: Lsn,
     /// Microseconds since 2000-01-01 00:00 UTC.
     pub commit_time: i64,
     pub xid: u32,
 }
 
-/// A transaction is whole. Its flags are reserved and zero; any other value is refused while
-/// decoding (as PostgreSQL's `logicalrep_read_commit` does), so there is no field for them.
+/// A transaction is committed. Its flags are reserved and zero; decoding refuses any other value (as
+/// PostgreSQL's `logicalrep_read_commit` does), so there is no field for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Commit {
-    /// Where the commit record starts.
+    /// Start of the commit record.
     pub commit_lsn: Lsn,
-    /// Just after the commit record: the *finish* position, which feedback reports and skip names.
+    /// End of the commit record: the *finish* position, which feedback reports and skip names.
     pub end_lsn: Lsn,
     /// Microseconds since 2000-01-01 00:00 UTC.
     pub commit_time: i64,
 }
 
-/// The transaction came to the publisher from elsewhere. Follows [`Begin`], if at all.
+/// The transaction was replicated to the publisher from another server. It follows [`Begin`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    /// Where it was committed on the server that it came from; `0/0` if unknown.
+    /// Commit position on the server of origin; `0/0` if unknown.
     pub commit_lsn: Lsn,
     /// The replication origin's name on the publisher.
     pub name: String,
@@ -90,7 +90,7 @@ pub struct Origin {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relation {
     pub oid: u32,
-    /// `pg_catalog` where the wire has an empty string (`logicalrep_read_namespace`).
+    /// The schema; `pg_catalog` where the message has an empty string (`logicalrep_read_namespace`).
     pub schema: String,
     pub name: String,
     pub replica_identity: ReplicaIdentity,
@@ -100,22 +100,22 @@ pub struct Relation {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelationColumn {
-    /// Part of the replica identity; every column is under REPLICA IDENTITY FULL.
+    /// Whether the column is part of the replica identity; every column is under REPLICA IDENTITY FULL.
     pub key: bool,
     pub name: String,
-    /// `pg_attribute.atttypid` on the publisher.
+    /// The type's OID on the publisher (`pg_attribute.atttypid`).
     pub type_oid: u32,
-    /// `pg_attribute.atttypmod`, -1 where there is none.
+    /// The type modifier (`pg_attribute.atttypmod`), -1 if there is none.
     pub typmod: i32,
 }
 
-/// Names a type that is not built in, ahead of a [`Relation`] that uses it.
+/// Names a type that is not built in, before a [`Relation`] that uses it.
 ///
 /// For a domain this is its base type's name under the domain's OID (`logicalrep_write_typ`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Type {
     pub oid: u32,
-    /// `pg_catalog` where the wire has an empty string.
+    /// The schema; `pg_catalog` where the message has an empty string.
     pub schema: String,
     pub name: String,
 }
@@ -141,11 +141,11 @@ pub struct Update {
 /// One enum, not two `Option`s: key and full image can never both be present.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OldRow {
-    /// The identity's columns did not change: the new row's values are the key.
+    /// The identity's columns did not change, so the new row's values are the key.
     NotSent,
-    /// Only the identity's columns mean anything; the others are NULL on the wire.
+    /// Only the identity's columns are set; the others are NULL in the message.
     Key(Tuple),
-    /// REPLICA IDENTITY FULL: the whole row.
+    /// The whole row, under REPLICA IDENTITY FULL.
     Full(Tuple),
 }
 
@@ -157,38 +157,39 @@ pub struct Delete {
     pub old: DeletedRow,
 }
 
-/// The deleted row: unlike an update's old row, it is always sent.
+/// The deleted row. Unlike an update's old row, it is always sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeletedRow {
-    /// Only the identity's columns mean anything; the others are NULL on the wire.
+    /// Only the identity's columns are set; the others are NULL in the message.
     Key(Tuple),
-    /// REPLICA IDENTITY FULL: the whole row.
+    /// The whole row, under REPLICA IDENTITY FULL.
     Full(Tuple),
 }
 
-/// Every table of one TRUNCATE, those reached by CASCADE included.
+/// The tables of one TRUNCATE, including those reached by CASCADE.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Truncate {
     /// The transaction or subtransaction that made the change; present in a streamed piece only.
     pub xid: Option<u32>,
     pub relation_oids: Vec<u32>,
     pub cascade: bool,
-    /// RESTART IDENTITY.
+    /// Whether RESTART IDENTITY was given.
     pub restart_seqs: bool,
 }
 
-/// `pg_logical_emit_message`; sent only to sessions that asked for `messages` (PostgreSQL 14).
+/// A message of `pg_logical_emit_message`; sent only if the option `messages` is on (PostgreSQL 14).
 #[derive(Clone, PartialEq, Eq)]
 pub struct LogicalMessage {
-    /// Part of the transaction around it; if not, it stands outside of any.
+    /// Whether the message is part of the surrounding transaction.
     pub transactional: bool,
     pub lsn: Lsn,
-    /// In the client encoding, which it need not keep to: nothing here interprets it.
+    /// The prefix in the client encoding. PostgreSQL does not check its encoding, so it is kept as
+    /// bytes.
     pub prefix: Bytes,
     pub content: Bytes,
 }
 
-/// The content is user data: its length is shown, not its bytes.
+/// Shows the content's length and not its bytes, which are user data.
 impl fmt::Debug for LogicalMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LogicalMessage")
@@ -201,7 +202,7 @@ impl fmt::Debug for LogicalMessage {
 }
 
 impl OldRow {
-    /// The key or row, if one was sent.
+    /// Returns the old key or row, if one was sent.
     #[must_use]
     #[inline]
     pub fn tuple(&self) -> Option<&Tuple> {

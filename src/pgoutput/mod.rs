@@ -1,38 +1,41 @@
 //! Decodes `pgoutput`, the publisher's stream of changes: bytes in, typed messages out.
 //!
 //! ```text
-//! payload (Bytes) ──envelope──▶ kind + body ──decode──▶ Message ──▶ apply::plan
+//! payload (Bytes) ──envelope──▶ kind + body ──decode──▶ Message ──▶ apply
 //!                                                │
 //!                      Type, Relation messages ──┴─▶ RelationCache ──▶ schema::PublishedRelation
 //! ```
-//! Protocol versions 1 and 2, whole: PostgreSQL's `protocol.sgml`, "Logical Replication Message Formats",
-//! and `src/backend/replication/logical/proto.c`, which settles what the page leaves open.
+//! Covers protocol versions 1 and 2: PostgreSQL's `protocol.sgml`, "Logical Replication Message
+//! Formats", and `src/backend/replication/logical/proto.c`, which settles what that page leaves open.
 //!
-//! # Why stricter than PostgreSQL's own subscriber
-//! It ignores flag bits that it does not know and bytes after a message's end. Here both are errors:
-//! a publisher that says more than is understood must not be applied as if it had said less.
+//! # Why decoding is stricter than PostgreSQL's own subscriber
 //!
-//! # Why a tuple is kept as it came
-//! Decoding a row sees that each value is whole, and allocates nothing; whoever reads the row walks it.
-//! Values are bytes in the session's client encoding and are never interpreted here. A [`Tuple`]
-//! keeps the payload alive that it was read from, so payloads should not be windows of a far larger
-//! read buffer.
+//! That subscriber ignores unknown flag bits and bytes after a message's end. Here both are errors: a
+//! message that is not fully understood must not be applied.
+//!
+//! # Why a tuple stays encoded
+//!
+//! Decoding a row checks that each value is complete, and allocates nothing. Values are bytes in the
+//! session's client encoding and are never interpreted here. A [`Tuple`] keeps the payload alive that
+//! it was read from, so a payload should not be a slice of a far larger read buffer.
 //!
 //! # Invariants
-//! - No input panics, and no count or length of the wire is believed before that many bytes are seen
-//!   to be there. An error names the message and the field.
+//! - No input causes a panic, and counts and lengths in a message are used only after checking that so
+//!   many bytes are left. An error names the message and the field.
 //! - Names of schemas, tables, columns and types are UTF-8: the session asks for `client_encoding`
-//!   UTF8, or for another whose names happen to be ASCII. Anything else is an error, not a guess.
+//!   UTF8, or for another encoding in which the names are ASCII. Any other name is an error.
 //! - `Debug` shows the shape of rows (kinds and lengths), never their values.
 //!
 //! # What it does not do
-//! No socket, clock, driver or runtime. It does not know whether messages come in a sensible order,
-//! nor whether a tuple has as many columns as its relation: whoever pairs the two checks that.
+//!
+//! It has no socket, clock, driver or runtime. It does not check the order of messages, nor whether a
+//! tuple has as many columns as its relation; the caller that combines the two does.
 //!
 //! # Versions 2 to 4
+//!
 //! They add an envelope (an xid before the body of a change inside a streamed transaction) and kinds
-//! (stream start, stop, commit, abort; prepared transactions), but change no body. `envelope` is
-//! where both enter. Prepared transactions (3) and what parallel apply needs (4) are not asked for.
+//! (stream start, stop, commit, abort; prepared transactions), but change no body. `envelope` handles
+//! both additions. Prepared transactions (3) and what parallel apply needs (4) are not requested.
 
 mod builtin;
 mod decode;

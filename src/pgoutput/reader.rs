@@ -8,7 +8,7 @@ use crate::pg::Lsn;
 #[derive(Debug)]
 pub(super) struct Reader<'a> {
     message: MessageKind,
-    /// Length of the whole payload, to turn what is left into an offset.
+    /// Length of the whole payload, from which the current offset is computed.
     payload_bytes: usize,
     rest: &'a [u8],
 }
@@ -19,7 +19,7 @@ impl<'a> Reader<'a> {
         Self { message, payload_bytes, rest: body }
     }
 
-    /// Bytes from the start of the payload.
+    /// Offset from the start of the payload, bytes.
     #[inline]
     pub(super) fn offset(&self) -> usize {
         self.payload_bytes - self.rest.len()
@@ -63,7 +63,7 @@ impl<'a> Reader<'a> {
         self.array(field).map(|bytes| Lsn::new(u64::from_be_bytes(bytes)))
     }
 
-    /// A position that PostgreSQL never sends as `InvalidXLogRecPtr`.
+    /// Reads a position that must not be `InvalidXLogRecPtr`.
     pub(super) fn position(&mut self, field: Field) -> Result<Lsn, DecodeError> {
         let offset = self.offset();
         match self.lsn(field)? {
@@ -72,7 +72,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Flags of which only those in `known` may be set.
+    /// Reads flags; only those in `known` may be set.
     pub(super) fn flags(&mut self, field: Field, known: u8) -> Result<u8, DecodeError> {
         let offset = self.offset();
         match self.u8(field)? {
@@ -81,7 +81,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The next `len` bytes.
+    /// Reads `len` bytes.
     #[inline]
     pub(super) fn bytes(&mut self, field: Field, len: u32) -> Result<&'a [u8], DecodeError> {
         match self.rest.split_at_checked(len as usize) {
@@ -93,7 +93,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A string up to its zero byte, in whatever encoding it is.
+    /// Reads a string up to its zero byte, in any encoding.
     pub(super) fn raw_string(&mut self, field: Field) -> Result<&'a [u8], DecodeError> {
         match self.rest.iter().position(|&byte| byte == 0) {
             Some(end) => {
@@ -105,7 +105,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A name: a string that has to be UTF-8.
+    /// Reads a name: a string that has to be UTF-8.
     pub(super) fn name(&mut self, field: Field) -> Result<String, DecodeError> {
         let offset = self.offset();
         let text = self.raw_string(field)?;
@@ -115,8 +115,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Refuses a count that stood at `offset` if so many items, each of at least `item_bytes_min`,
-    /// cannot be there; what it returns may size an allocation.
+    /// Refuses a count read at `offset` if the rest of the message cannot hold that many items of at
+    /// least `item_bytes_min` bytes. The result is safe as the size of an allocation.
     #[inline]
     pub(super) fn believable(
         &self,
@@ -133,7 +133,7 @@ impl<'a> Reader<'a> {
         Err(self.malformed(field, offset, problem))
     }
 
-    /// The message has to end here.
+    /// Checks that the message ends here.
     #[inline]
     pub(super) fn finish(self) -> Result<(), DecodeError> {
         if self.rest.is_empty() {

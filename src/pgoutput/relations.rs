@@ -1,20 +1,21 @@
-//! Remembers what the publisher has said of its tables, with types by name instead of by OID.
+//! Remembers the publisher's descriptions of its tables, with types by name instead of by OID.
 //!
-//! pgoutput describes a table once per session (and again after it changes): a Type message for each
-//! column whose type is not built in, then the Relation message. Changes afterwards carry the
-//! relation's OID only. OIDs of anything but built-in types mean nothing on the target, so types are
-//! resolved to names here, once per Relation message.
+//! pgoutput describes a table once per session, and again after it changes: a Type message for each
+//! column whose type is not built in, then the Relation message. Later changes carry only the
+//! relation's OID. Only the OIDs of built-in types are the same on the target, so types are resolved to
+//! names here, once per Relation message.
 //!
 //! # Invariants
-//! - One cache belongs to one session: OIDs and descriptions of an earlier one may be stale. Drop it
+//! - A cache belongs to one session: OIDs and descriptions of an earlier session may be stale. Drop it
 //!   with the connection.
-//! - At most one entry per OID *and* per name, so that memory is bounded by the tables that exist,
-//!   even if they are dropped and created again all day. What may wait for its Relation message is
-//!   bounded too.
+//! - There is at most one entry per OID *and* per name, so that memory is bounded by the tables that
+//!   exist, even if tables are often dropped and created again. The number of types kept for a later
+//!   Relation message is bounded too.
 //!
 //! # What it does not do
-//! It does not compare with the target, and it does not know transactions: Relation messages inside
-//! a streamed transaction (protocol version 2) must be kept apart by the caller until it commits.
+//!
+//! It does not compare with the target, and it does not know transactions: the caller must keep
+//! Relation messages of a streamed transaction (protocol version 2) apart until it commits.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,22 +26,22 @@ use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::pg::QualifiedName;
 use crate::schema::{PublishedColumn, PublishedRelation, TypeName};
 
-/// Names of types kept between Relation messages. PostgreSQL sends a relation's types again with
-/// each of its Relation messages, so forgetting one that nothing waits for costs nothing.
+/// Largest number of type names kept between Relation messages. PostgreSQL sends a relation's types
+/// before each of its Relation messages, so a type that no relation waits for can be forgotten.
 const TYPES_KEPT_MAX: usize = 4096;
-/// PostgreSQL's `MaxHeapAttributeNumber`: a table has no more columns, so no more types either.
+/// PostgreSQL's `MaxHeapAttributeNumber`: a table has at most so many columns, and therefore types.
 const TYPES_PER_RELATION_MAX: usize = 1600;
 
-/// A message about relations that does not make sense.
+/// A message about relations that contradicts earlier ones or the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RelationError {
-    /// Neither built in nor named by a Type message.
+    /// The type is neither built in nor named by a Type message.
     #[error("column \"{column}\" of relation {relation} has the unknown type OID {type_oid}")]
     UnknownType { relation: QualifiedName, column: String, type_oid: u32 },
-    /// More Type messages in a row than any relation has columns.
+    /// There are more Type messages in a row than a relation can have columns.
     #[error("more than {TYPES_KEPT_MAX} types are named, and no relation that uses them follows")]
     TooManyTypes,
-    /// A change for a relation that this session has not described.
+    /// A change is for a relation that this session has not described.
     #[error("relation OID {oid} has not been described by a Relation message")]
     UnknownRelation { oid: u32 },
 }
@@ -49,22 +50,23 @@ pub enum RelationError {
 #[derive(Debug, Default)]
 pub struct RelationCache {
     relations: HashMap<u32, Arc<PublishedRelation>>,
-    /// Which OID holds a name, to notice a table that was dropped and created again.
+    /// OID by name, to detect a table that was dropped and created again.
     oids: HashMap<QualifiedName, u32>,
     types: HashMap<u32, TypeName>,
 }
 
 impl RelationCache {
-    /// An empty cache, for a new session.
+    /// Returns an empty cache for a new session.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes note of a Type message.
+    /// Records a Type message.
     ///
     /// # Errors
-    /// [`RelationError::TooManyTypes`] if they come without end.
+    ///
+    /// [`RelationError::TooManyTypes`] if too many come without a Relation message.
     pub fn note_type(&mut self, described: Type) -> Result<(), RelationError> {
         if self.types.len() >= TYPES_KEPT_MAX + TYPES_PER_RELATION_MAX {
             return Err(RelationError::TooManyTypes);
@@ -73,12 +75,13 @@ impl RelationCache {
         Ok(())
     }
 
-    /// Takes note of a Relation message; it replaces what was known of the relation.
+    /// Records a Relation message, which replaces the relation's former description.
     ///
-    /// If nothing changed, this is the very `Arc` that [`get`](Self::get) has given before, so that
-    /// `Arc::ptr_eq` tells whether anything has to be compared or prepared again.
+    /// If nothing changed, it returns the same `Arc` as [`get`](Self::get), so that `Arc::ptr_eq` tells
+    /// whether anything has to be compared or prepared again.
     ///
     /// # Errors
+    ///
     /// [`RelationError::UnknownType`]; the relation's former description, if any, stays.
     pub fn note_relation(&mut self, described: Relation) -> Result<Arc<PublishedRelation>, RelationError> {
         let oid = described.oid;
@@ -97,18 +100,20 @@ impl RelationCache {
         Ok(relation)
     }
 
-    /// What is known of the relation with this OID.
+    /// Returns the description of the relation with this OID.
     ///
     /// # Errors
+    ///
     /// [`RelationError::UnknownRelation`]: pgoutput describes every relation before its first change.
     pub fn get(&self, oid: u32) -> Result<&Arc<PublishedRelation>, RelationError> {
         self.relations.get(&oid).ok_or(RelationError::UnknownRelation { oid })
     }
 
-    /// Makes `name` belong to `oid` alone: forgets the name that `oid` had, and the OID that had it.
+    /// Makes `name` belong only to `oid`: forgets the name that `oid` had, and the OID that had the
+    /// name.
     ///
-    /// Such an OID is of a table that is gone, or that has since been renamed: then pgoutput
-    /// describes it again before its next change.
+    /// The former OID's table was dropped or renamed; if it was renamed, pgoutput describes it again
+    /// before its next change.
     fn release_name(&mut self, oid: u32, name: &QualifiedName) {
         if let Some(former) = self.relations.get(&oid)
             && self.oids.get(&former.name) == Some(&oid)
@@ -132,7 +137,8 @@ impl RelationCache {
         Ok(PublishedRelation { name, identity: described.replica_identity, columns })
     }
 
-    /// Type messages first, built-in types second, in the order that `protocol.sgml` advises.
+    /// Resolves a column's type: by Type messages first, then by built-in types, in the order that
+    /// `protocol.sgml` advises.
     fn resolve_column(
         &self,
         relation: &QualifiedName,
@@ -149,7 +155,7 @@ impl RelationCache {
 }
 
 impl RelationError {
-    /// What to tell the operator.
+    /// Text for the operator.
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         match self {
@@ -171,8 +177,8 @@ impl RelationError {
         }
     }
 
-    /// What the service does about it. A fresh session describes relations anew, so a missing
-    /// description is worth another try; a type that has no name will have none then either.
+    /// Returns what the service does about it. A new session describes relations again, so a missing
+    /// description may be retried; a type without a name has none then either.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {

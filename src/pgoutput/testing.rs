@@ -1,12 +1,12 @@
-//! Writes messages, for tests: the exact inverse of `decode`, as PostgreSQL's
-//! `logicalrep_write_*` do it. Other modules' tests build their rows with [`tuple`].
+//! Encodes messages for tests: the exact inverse of `decode`, as PostgreSQL's `logicalrep_write_*` do
+//! it. Other modules' tests build their rows with [`tuple`].
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{DeletedRow, Message, OldRow, Relation, StreamCommit, Tuple, Value, decode};
 use crate::schema::ReplicaIdentity;
 
-/// A row with these values.
+/// Returns a row with these values.
 pub(crate) fn tuple(values: &[Value<'_>]) -> Tuple {
     let mut out = BytesMut::new();
     out.put_u8(b'I');
@@ -19,7 +19,7 @@ pub(crate) fn tuple(values: &[Value<'_>]) -> Tuple {
     }
 }
 
-/// The payload that decodes to `message`.
+/// Returns the payload that decodes to `message`.
 pub(crate) fn encode(message: &Message) -> Bytes {
     let mut out = BytesMut::new();
     match message {

@@ -1,5 +1,5 @@
-//! Tests of the decoder: against a real publisher's bytes, against its own inverse, and against
-//! bytes that no publisher sends.
+//! Tests of the decoder: against a real publisher's bytes, against the encoder of `testing`, and
+//! against bytes that no publisher sends.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::*;
 use crate::pg::Lsn;
 use crate::schema::ReplicaIdentity;
 
-/// What a real PostgreSQL 15 sent (`fuzz/capture-corpus`), by the name of its file.
+/// Messages that a real PostgreSQL 15 sent (`fuzz/capture-corpus`), by the name of their file.
 fn corpus() -> Vec<(String, Bytes)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/pgoutput_decode");
     let mut files: Vec<_> = std::fs::read_dir(dir)
@@ -34,7 +34,7 @@ fn captured(name: &str) -> Message {
     decode(payload).unwrap()
 }
 
-/// Values as text, so that tests can compare and show them.
+/// Returns values as text, so that tests can compare and show them.
 fn show(row: &Tuple) -> String {
     let values: Vec<_> = row
         .iter()
@@ -141,7 +141,7 @@ fn captured_transaction_messages_agree_with_each_other() {
     assert_eq!(logical("message_outside"), (false, Bytes::from("corpus"), Bytes::from(&b"\0\xff"[..])));
 }
 
-/// The error of a payload, which has to name the message that its first byte says.
+/// Returns the error of a payload; it has to name the message that the first byte announces.
 fn error(payload: impl AsRef<[u8]>) -> String {
     decode(Bytes::copy_from_slice(payload.as_ref())).unwrap_err().to_string()
 }
@@ -362,7 +362,7 @@ fn any_message() -> impl Strategy<Value = Message> {
     ]
 }
 
-/// Touches every value of a row: offsets that lead astray would panic here.
+/// Reads every value of a row, so that a wrong offset would panic.
 fn touch(message: &Message) {
     let rows: &[&Tuple] = match message {
         Message::Insert(insert) => &[&insert.new],
@@ -378,7 +378,7 @@ fn touch(message: &Message) {
     }
 }
 
-/// Whatever the bytes: a whole message, or an error that names the message and a field.
+/// Any bytes are a complete message or an error that names the message and a field.
 fn decodes_or_tells(payload: Bytes) {
     let first = payload.first().copied();
     match decode(payload) {

@@ -1,8 +1,9 @@
-//! A row of the wire, kept as it came.
+//! A row in its encoding of the protocol.
 //!
-//! No table of where its values lie: whoever reads a row reads it from the first column on, and each value
-//! says how long it is. So a row costs no allocation, its clone a counted reference, and what is read of
-//! it lies in one place. The price is that a single column is found by passing over those before it.
+//! There is no table of the values' offsets: a row is read from its first column on, and each value
+//! begins with its length. So a row costs no allocation, a clone only a reference count, and a row is
+//! read from one place in memory. The price is that a single column is found by passing over those
+//! before it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -21,19 +22,19 @@ use super::reader::Reader;
 pub struct Tuple {
     /// A `TupleData` without its count: kind bytes, lengths, values.
     ///
-    /// Invariant: exactly `columns` whole values; only [`Span::read`] and [`Tuple::over`] make them.
+    /// It holds exactly `columns` complete values; only [`Span::read`] and [`Tuple::over`] create them.
     values: Bytes,
     columns: u16,
     complete: bool,
     text: TextColumns,
 }
 
-/// The columns whose binary values are text; shared by all rows of a table.
+/// The columns whose binary values are text; all rows of a table share one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TextColumns(Option<Arc<Vec<bool>>>);
 
 impl FromIterator<bool> for TextColumns {
-    /// Whether each column, from the first on, is one.
+    /// Takes for each column, from the first on, whether its binary values are text.
     fn from_iter<I: IntoIterator<Item = bool>>(columns: I) -> Self {
         let columns: Vec<bool> = columns.into_iter().collect();
         Self(columns.contains(&true).then(|| Arc::new(columns)))
@@ -44,23 +45,23 @@ impl FromIterator<bool> for TextColumns {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Value<'a> {
     Null,
-    /// A TOASTed value that the update did not touch: not sent, and not NULL.
+    /// A TOASTed value that the update did not change. It was not sent, and it is not NULL.
     Unchanged,
     /// The type's text representation, in the session's client encoding.
     Text(&'a [u8]),
-    /// What the type's send function gives.
+    /// The output of the type's send function.
     Binary(&'a [u8]),
 }
 
-/// How the publisher was asked to send values.
+/// The format in which the publisher sends values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Text,
-    /// Each type's binary form, where it has one. Publishers from 14 on.
+    /// Each type's binary format, where it has one. Publishers support this from 14 on.
     Binary,
 }
 
-/// Where a row lies in the payload, which its reader still borrows.
+/// A row's place in the payload, which its reader still borrows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Span {
     start: usize,
@@ -69,7 +70,7 @@ pub(super) struct Span {
     complete: bool,
 }
 
-/// Which of a message's rows is read, for errors.
+/// The row of a message that is being read, for errors.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Row {
     New,
@@ -111,7 +112,7 @@ impl Span {
         Ok(Self { start, end: reader.offset(), columns, complete })
     }
 
-    /// The row, given the payload that it was read from.
+    /// Returns the row, given the payload that it was read from.
     #[inline]
     pub(super) fn of(self, mut payload: Bytes) -> Tuple {
         payload.truncate(self.end);
@@ -121,7 +122,7 @@ impl Span {
     }
 }
 
-/// One value, which must be whole. Returns its kind.
+/// Passes over one value, which must be complete, and returns its kind.
 #[inline]
 fn pass_over(reader: &mut Reader<'_>, row: Row, number: u32) -> Result<u8, DecodeError> {
     let kind_field = row.column(number, "kind");
@@ -160,16 +161,16 @@ impl Tuple {
         self.complete
     }
 
-    /// The value of column `index`, counted from 0; `None` beyond the last. Passes over the columns
-    /// before it: to read many, use [`Self::iter`].
+    /// Returns the value of column `index`, counted from 0; `None` beyond the last. It passes over the
+    /// columns before it: use [`Self::iter`] to read many.
     #[must_use]
     #[inline]
     pub fn get(&self, index: usize) -> Option<Value<'_>> {
         self.iter().nth(index)
     }
 
-    /// This row on top of an older one: where a value is unchanged here, the older row's is taken.
-    /// The row itself if nothing has to be taken.
+    /// Returns this row with each unchanged value replaced by that of `older`; the row itself if there
+    /// is none.
     #[must_use]
     pub fn over(&self, older: &Self) -> Cow<'_, Self> {
         if self.complete {
@@ -188,19 +189,19 @@ impl Tuple {
         Cow::Owned(Self { values, columns: self.columns, complete, text })
     }
 
-    /// Takes the binary values of these columns for what they are: text.
+    /// Marks the columns whose binary values are to be taken as text.
     pub fn binary_as_text(&mut self, text: &TextColumns) {
         self.text = text.clone();
     }
 
-    /// Bytes of the row; it keeps alive the message that it came in, which is little more.
+    /// Size of the row in bytes. It keeps alive the message that it came in, which is little larger.
     #[must_use]
     #[inline]
     pub fn size_bytes(&self) -> usize {
         self.values.len()
     }
 
-    /// All values in column order.
+    /// Returns all values in column order.
     #[must_use]
     #[inline]
     pub fn iter(&self) -> Values<'_> {
@@ -208,10 +209,11 @@ impl Tuple {
         Values { rest: &self.values, left: self.columns, text }
     }
 
-    /// The bytes of one of this row's values, sharing the buffer.
+    /// Returns the bytes of one of this row's values, sharing the buffer.
     ///
     /// # Panics
-    /// If they are another row's.
+    ///
+    /// Panics if the bytes belong to another row.
     #[must_use]
     pub fn share(&self, value: &[u8]) -> Bytes {
         self.values.slice_ref(value)
@@ -232,13 +234,13 @@ fn put(out: &mut BytesMut, value: Value<'_>) {
         Value::Binary(bytes) => (BINARY, bytes),
     };
     out.put_u8(kind);
-    // Values come from the wire, where their lengths are 32 bits.
+    // Lengths in the protocol have 32 bits, so the conversion does not fail.
     out.put_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
     out.put_slice(bytes);
 }
 
 impl<'a> Value<'a> {
-    /// The bytes sent, text or binary; `None` for NULL and unchanged.
+    /// Returns the bytes sent, text or binary; `None` for NULL and unchanged.
     #[must_use]
     pub fn as_bytes(self) -> Option<&'a [u8]> {
         match self {
@@ -253,7 +255,8 @@ impl<'a> Value<'a> {
 pub struct Values<'a> {
     rest: &'a [u8],
     left: u16,
-    /// Whether the columns that are left have text for binary values; those beyond have not.
+    /// For each remaining column, whether its binary values are text; columns beyond the slice have
+    /// none.
     text: &'a [bool],
 }
 
@@ -316,7 +319,7 @@ impl PartialEq for Tuple {
 
 impl Eq for Tuple {}
 
-/// Kinds and lengths: rows may be logged by accident, their values may not.
+/// Shows kinds and lengths but no values, because rows may be logged by accident.
 impl fmt::Debug for Tuple {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self).finish()
@@ -329,7 +332,7 @@ impl fmt::Debug for Values<'_> {
     }
 }
 
-/// Kind and length, see [`Tuple`].
+/// Shows kind and length; see [`Tuple`].
 impl fmt::Debug for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,13 +1,13 @@
 //! Authentication of the replication connection: trust, cleartext, MD5, SCRAM-SHA-256 and -PLUS.
 //!
 //! ```text
-//! request ─▶ Ok                              trust, peer, certificate: nothing to prove
+//! request ─▶ Ok                              trust, peer, certificate: no password needed
 //!         ─▶ cleartext | MD5 ─▶ password ─▶ Ok
-//!         ─▶ SASL ─▶ first ─▶ continue ─▶ final (the server proves itself, too) ─▶ Ok
+//!         ─▶ SASL ─▶ first ─▶ continue ─▶ final (the server proves its knowledge, too) ─▶ Ok
 //! ```
-//! Which mechanism to use is a pure decision ([`choose`]) with libpq's rules (`pg_SASL_init` in
-//! `fe-auth.c`); the exchange itself is postgres-protocol's. No step may be left out: a server that
-//! says Ok before it has proved that it knows the password is refused.
+//! The choice of the mechanism is pure ([`choose`]) and follows libpq's rules (`pg_SASL_init` in
+//! `fe-auth.c`); the exchange itself is done by postgres-protocol. No step may be left out: a server
+//! that sends Ok before it has proved that it knows the password is refused.
 
 use bytes::Bytes;
 use postgres_protocol::authentication::{md5_hash, sasl};
@@ -19,10 +19,10 @@ use crate::net::{ConnectErrorKind, Encryption, LoginError, Step};
 use crate::pg::Secret;
 use crate::pg::conninfo::{ChannelBinding, ConnInfo};
 
-/// SASL mechanisms that are looked at in a server's list.
+/// Largest number of SASL mechanisms that are read from a server's list.
 const MECHANISMS_MAX: usize = 16;
 
-/// `Authentication…`, as far as its number tells.
+/// An `Authentication…` message by its number.
 #[derive(Debug)]
 enum Request {
     Ok,
@@ -60,18 +60,18 @@ fn parse(message: &Message) -> Result<Request, WireError> {
     })
 }
 
-/// What to send in a SASL exchange.
+/// The mechanism of a SASL exchange.
 #[derive(Debug, PartialEq, Eq)]
 enum Mechanism {
     /// SCRAM-SHA-256-PLUS with this `tls-server-end-point`.
     Plus(Vec<u8>),
-    /// SCRAM-SHA-256; we could have bound the channel, the server does not offer it.
+    /// SCRAM-SHA-256. The client supports channel binding, but the server does not offer it.
     PlainThoughAble,
-    /// SCRAM-SHA-256; we cannot or may not bind the channel.
+    /// SCRAM-SHA-256. The client cannot use channel binding, or must not.
     Plain,
 }
 
-/// The wire's side of the decision.
+/// The facts of the connection that the choice depends on.
 #[derive(Debug, Clone)]
 struct Wire {
     encryption: Encryption,
@@ -101,7 +101,7 @@ fn choose(offered: &[Bytes], wire: Wire, wanted: ChannelBinding) -> Result<Mecha
     Ok(mechanism)
 }
 
-/// Answers the server's demands until it says Ok.
+/// Answers the server's requests until it sends Ok.
 pub(super) async fn authenticate(
     channel: &mut Channel,
     info: &ConnInfo,
@@ -154,7 +154,7 @@ async fn scram(
     expect_ok(channel).await
 }
 
-/// The next `Authentication…` message; a refusal is an error.
+/// Reads the next `Authentication…` message; a refusal is an error.
 async fn request(channel: &mut Channel) -> Result<Request, LoginError> {
     let message = channel.receive().await.map_err(lost)?;
     match message.tag {
@@ -179,7 +179,7 @@ async fn send(
     channel.flush().await.map_err(lost)
 }
 
-/// Methods that bind no channel are out where one must be bound.
+/// Refuses a method without channel binding if channel binding is required.
 fn unbound(info: &ConnInfo) -> Result<(), LoginError> {
     match info.tls.channel_binding {
         ChannelBinding::Disable | ChannelBinding::Prefer => Ok(()),
@@ -199,7 +199,7 @@ fn failed(kind: ConnectErrorKind) -> LoginError {
     LoginError::new(Step::Authentication, kind)
 }
 
-/// A connection that failed as such, while logging in.
+/// Converts a failure of the connection during the log-in.
 pub(super) fn lost(error: ChannelError) -> LoginError {
     failed(match error {
         ChannelError::Closed => ConnectErrorKind::Closed,

@@ -5,15 +5,16 @@
 //! output ─write─▶ socket
 //! ```
 //! # Why no codec
-//! A payload is copied once, by the kernel, into the buffer that its `Bytes` then shares. Many
-//! messages arrive per read; callers take them one by one without another system call.
+//!
+//! The kernel copies a payload once into the buffer that its `Bytes` then shares. Many messages arrive
+//! per read, and callers take them one by one without another system call.
 //!
 //! # Invariants
-//! - Cancel-safe: bytes are only ever in `input` or `output`. A dropped future loses none, and the
-//!   next flush goes on where the last one stopped.
-//! - `input` grows as bytes really arrive, never by what a length word claims alone, and a large
-//!   buffer is let go of as soon as the message that needed it is out.
-//! - A message that keeps a body alive keeps its whole read buffer (128 KiB, or its own size) alive.
+//! - Cancel-safe: bytes are only ever in `input` or `output`. A dropped future loses none, and the next
+//!   flush continues where the last one stopped.
+//! - `input` grows as bytes arrive, never by a message's announced length alone, and a large buffer is
+//!   released as soon as the message that needed it was taken.
+//! - A message whose body is kept keeps its whole read buffer (128 KiB, or its own size).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,16 +26,16 @@ use super::wire::{self, Message, Split, WireError};
 use crate::error::ServerError;
 use crate::net::NetStream;
 
-/// The read buffer's size, bytes: what one system call can take in.
+/// Size of the read buffer, bytes, which bounds one system call.
 const READ_BYTES: usize = 128 * 1024;
 
-/// Below this much room, a read gets a fresh buffer, bytes.
+/// With less room than this, a read gets a new buffer, bytes.
 const READ_BYTES_MIN: usize = 16 * 1024;
 
-/// Parameters that a server may report before we stop recording: it has about fifteen.
+/// Largest number of server parameters that are recorded; a server reports about fifteen.
 const PARAMETERS_MAX: usize = 256;
 
-/// The connection as such failed.
+/// A failure of the connection itself.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ChannelError {
     #[error("the server closed the connection")]
@@ -49,11 +50,11 @@ pub(super) enum ChannelError {
 pub(super) struct Channel {
     stream: NetStream,
     input: BytesMut,
-    /// Bytes not yet taken by the socket. Callers append whole messages, then flush.
+    /// Bytes that the socket has not taken yet. Callers append complete messages, then flush.
     pub(super) output: BytesMut,
     /// `ParameterStatus` values as last reported.
     parameters: BTreeMap<String, String>,
-    /// The last notice: before a server ends a connection it may say why in one.
+    /// The last notice: a server may announce the end of a connection in one.
     notice: Option<ServerError>,
 }
 
@@ -68,7 +69,7 @@ impl Channel {
         }
     }
 
-    /// Much may come from here on.
+    /// Prepares the socket for large amounts of data.
     pub(super) fn pace(&mut self) {
         self.stream.pace();
     }
@@ -85,7 +86,7 @@ impl Channel {
         self.notice.take()
     }
 
-    /// The next message, without notices and parameter reports. Cancel-safe.
+    /// Waits for the next message other than notices and parameter reports. Cancel-safe.
     pub(super) async fn receive(&mut self) -> Result<Message, ChannelError> {
         loop {
             match self.split()? {
@@ -99,7 +100,7 @@ impl Channel {
         }
     }
 
-    /// The next message that has already been read from the socket, if any.
+    /// Returns the next message that has already been read from the socket, if any.
     pub(super) fn buffered(&mut self) -> Result<Option<Message>, ChannelError> {
         while let Split::Complete(message) = self.split()? {
             if let Some(message) = self.keep(message)? {
@@ -120,7 +121,7 @@ impl Channel {
         self.stream.flush().await.map_err(ChannelError::Io)
     }
 
-    /// Ends the connection in good order: Terminate, then close. The caller bounds it.
+    /// Sends Terminate and closes the connection. The caller bounds the time.
     pub(super) async fn terminate(mut self) -> Result<(), ChannelError> {
         postgres_protocol::message::frontend::terminate(&mut self.output);
         self.flush().await?;
@@ -139,7 +140,7 @@ impl Channel {
         Ok(split)
     }
 
-    /// Records what may come at any time, and passes on the rest.
+    /// Records notices and parameter reports, and passes on other messages.
     fn keep(&mut self, message: Message) -> Result<Option<Message>, ChannelError> {
         match message.tag {
             b'S' => {
@@ -149,19 +150,19 @@ impl Channel {
                 }
             }
             b'N' => self.notice = Some(wire::server_error(&message)),
-            // Nobody listens here, yet a role's settings could make a session do so.
+            // A notification. This session does not listen, but settings of its role could make it.
             b'A' => {}
             _ => return Ok(Some(message)),
         }
         Ok(None)
     }
 
-    /// One read, towards a message of `total` bytes.
+    /// Reads once, for a message of `total` bytes.
     async fn fill(&mut self, total: usize) -> Result<(), ChannelError> {
         let missing = total.saturating_sub(self.input.len());
         let room = self.input.capacity() - self.input.len();
         let limit = if missing > READ_BYTES {
-            // A long message: double what has arrived, and read not a byte past its end.
+            // For a long message, reserves as much as has arrived, and not a byte beyond its end.
             self.input.reserve(missing.min(self.input.len().max(READ_BYTES)));
             missing
         } else {

@@ -1,17 +1,18 @@
-//! The replication grammar's commands as text, for the version at hand. Pure.
+//! The replication commands as text, for the server's version. Pure.
 //!
-//! Syntax is protocol.sgml's "Streaming Replication Protocol" and `repl_gram.y`; what each version
-//! knows follows `libpqwalreceiver.c` (`libpqrcv_create_slot`, `libpqrcv_startstreaming`).
+//! The syntax is in protocol.sgml, "Streaming Replication Protocol", and `repl_gram.y`. The options of
+//! each version follow `libpqwalreceiver.c` (`libpqrcv_create_slot`, `libpqrcv_startstreaming`).
 //!
-//! # What is left out, what is refused
-//! Options that only make the stream cheaper (`binary`, `streaming`) or that an older publisher has
-//! nothing to give for (`messages`) are left out where the server does not know them. Options that
+//! # What is left out and what is refused
+//!
+//! Options that only make the stream cheaper (`binary`, `streaming`), or for which an older publisher
+//! has nothing to send (`messages`), are left out for servers that do not know them. Options that
 //! change what arrives or what the slot guarantees (`two_phase`, `origin = none`, `failover`) are
-//! refused: dropped in silence, they would break a promise.
+//! refused, because leaving them out would change the result.
 
 use crate::pg::{Lsn, SlotName, quote_ident, quote_literal};
 
-/// The versions that brought what we use (release notes of 14 to 17).
+/// The versions in which the options appeared (release notes of 14 to 17).
 const BINARY_SINCE: u32 = 140_000;
 const STREAMING_SINCE: u32 = 140_000;
 const MESSAGES_SINCE: u32 = 140_000;
@@ -27,23 +28,23 @@ pub struct SlotSpec {
     pub name: SlotName,
     pub lifetime: SlotLifetime,
     pub snapshot: SlotSnapshot,
-    /// Decode prepared transactions at PREPARE (15 and later).
+    /// Whether prepared transactions are decoded at PREPARE (15 and later).
     pub two_phase: bool,
-    /// Keep the slot on standbys, too (17 and later).
+    /// Whether the slot is synchronised to standbys (17 and later).
     pub failover: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotLifetime {
     Permanent,
-    /// Until the session that created it ends, or meets an error.
+    /// The slot exists until the session that created it ends or meets an error.
     Temporary,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotSnapshot {
-    /// Export a snapshot of the consistent point: usable by other sessions (`SET TRANSACTION
-    /// SNAPSHOT`) until the next command on, or the end of, the session that created the slot.
+    /// Export a snapshot of the consistent point. Other sessions can use it (`SET TRANSACTION
+    /// SNAPSHOT`) until the session that created the slot runs another command or ends.
     Export,
     Nothing,
 }
@@ -55,21 +56,22 @@ pub enum WhenActive {
     Wait,
 }
 
-/// How to start streaming.
+/// Options of START_REPLICATION.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartOptions {
     pub slot: SlotName,
-    /// Where to start; the publisher takes the slot's confirmed position if that is later.
+    /// Position to start from; the publisher uses the slot's confirmed position if that is later.
     pub start: Lsn,
-    /// pgoutput's protocol version that the caller can decode; lowered to what the server speaks.
+    /// Highest version of pgoutput's protocol that the caller decodes; it is lowered to what the server
+    /// supports.
     pub proto_version: u32,
-    /// Publications by name, as they are in the catalog.
+    /// Names of the publications as in the catalog.
     pub publications: Vec<String>,
     pub binary: bool,
     pub streaming: Streaming,
     pub two_phase: bool,
     pub origin: Origin,
-    /// Logical decoding messages (`pg_logical_emit_message`).
+    /// Whether logical decoding messages (`pg_logical_emit_message`) are sent.
     pub messages: bool,
 }
 
@@ -78,26 +80,26 @@ pub struct StartOptions {
 pub enum Streaming {
     Off,
     On,
-    /// With abort positions, for parallel apply; plain `On` before 16.
+    /// On, with the positions of aborts for parallel apply; plain `On` before 16.
     Parallel,
 }
 
-/// Which changes are sent, by where they were made.
+/// Selects the changes that are sent by their origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     Any,
-    /// Only those made at the publisher itself.
+    /// Only changes without an origin.
     None,
 }
 
-/// The server is too old for what was asked.
+/// The server is too old for an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{feature} needs PostgreSQL {} or later on the publisher, which is {}", .since / 10_000, .actual / 10_000)]
 pub struct Unsupported {
     pub feature: &'static str,
-    /// As `server_version_num`.
+    /// First version with the feature, as `server_version_num`.
     pub since: u32,
-    /// As `server_version_num`.
+    /// The server's version, as `server_version_num`.
     pub actual: u32,
 }
 
@@ -146,7 +148,7 @@ pub(super) fn drop_slot(name: &SlotName, when_active: WhenActive) -> String {
     format!("DROP_REPLICATION_SLOT {}{wait}", quote_ident(name.as_str()))
 }
 
-/// The highest version of pgoutput's protocol that a server speaks (`LOGICALREP_PROTO_*` in
+/// Returns the highest version of pgoutput's protocol that a server supports (`LOGICALREP_PROTO_*` in
 /// `logicalproto.h`).
 #[must_use]
 pub fn proto_version_max(server_version_num: u32) -> u32 {
@@ -192,7 +194,7 @@ pub(super) fn start_replication(options: &StartOptions, version: u32) -> Result<
     Ok(format!("START_REPLICATION SLOT {slot} LOGICAL {} ({})", options.start, list.join(", ")))
 }
 
-/// Each name a quoted identifier, as `SplitIdentifierString` takes them apart.
+/// Writes the names as quoted identifiers, which `SplitIdentifierString` parses.
 fn publication_names(publications: &[String]) -> String {
     publications.iter().map(|name| quote_ident(name)).collect::<Vec<_>>().join(",")
 }

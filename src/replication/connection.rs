@@ -3,16 +3,16 @@
 //! ```text
 //! establish ─▶ StartupMessage ─▶ auth ─▶ parameters, ReadyForQuery ─▶ commands ─▶ start ─▶ stream
 //! ```
-//! The session is set so that values arrive in the form that any target reads back unchanged (ISO
-//! dates, postgres intervals, shortest exact floats; `libpqrcv_connect` does the same), and so that
-//! no time-out of the role's ends it: a slot's exported snapshot lives in an idle transaction.
+//! The session's settings make values arrive in a form that any target reads back unchanged (ISO dates,
+//! postgres intervals, shortest exact floats; `libpqrcv_connect` does the same). They also lift the
+//! role's time-outs, because the exported snapshot of a slot lives in an idle transaction.
 //!
 //! # Invariants
-//! - A command is sent only when the answer to the one before has been read whole. A dropped
-//!   command's future leaves the connection unusable, and it says so.
+//! - A command is sent only when the answer to the one before has been read completely. If a command's
+//!   future is dropped, the connection refuses further commands.
 //! - Results are bounded in bytes; they are catalog rows, not tables.
 //! - Commands have no time limit of their own: creating a slot waits for the publisher's running
-//!   transactions, however long. The caller decides how long is too long, and drops the connection.
+//!   transactions. The caller decides how long to wait, and drops the connection.
 
 use std::time::Duration;
 
@@ -39,22 +39,22 @@ const OPTIONS: &str = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float
                        -c lc_monetary=C -c search_path= \
                        -c standard_conforming_strings=on";
 
-/// A result's size at most, bytes.
+/// Largest size of a result, bytes.
 const RESULT_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// How long saying goodbye may take.
+/// Longest time for a graceful close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the session is to be, beyond what the connection string says.
+/// Options of the session in addition to the connection string.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionOptions {
-    /// Shown in `pg_stat_replication`, and what `synchronous_standby_names` matches.
+    /// Name of the session in `pg_stat_replication` and for `synchronous_standby_names`.
     pub application_name: String,
-    /// The encoding in which values arrive: the target database's.
+    /// Encoding in which values arrive: that of the target database.
     pub client_encoding: String,
 }
 
-/// A publisher's replication session, ready for a command.
+/// A replication session with the publisher that is ready for a command.
 #[derive(Debug)]
 pub struct ReplicationConnection {
     channel: Channel,
@@ -66,50 +66,50 @@ pub struct ReplicationConnection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Ready,
-    /// A command is under way, or was when its future was dropped.
+    /// A command is running, or its future was dropped while it ran.
     Busy,
 }
 
-/// `IDENTIFY_SYSTEM`.
+/// The answer to `IDENTIFY_SYSTEM`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SystemIdentity {
-    /// The cluster's identifier, the same on its standbys.
+    /// The cluster's system identifier, which its standbys share.
     pub system_id: String,
     pub timeline: u32,
-    /// The end of WAL that is flushed at the publisher.
+    /// The end of the WAL that the publisher has flushed.
     pub xlog_position: Lsn,
     pub dbname: Option<String>,
 }
 
-/// `CREATE_REPLICATION_SLOT`.
+/// The answer to `CREATE_REPLICATION_SLOT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreatedSlot {
     pub name: String,
-    /// Changes that commit beyond it are streamed; those up to it are in the snapshot.
+    /// Transactions that commit after it are streamed; those up to it are in the snapshot.
     pub consistent_point: Lsn,
-    /// For `SET TRANSACTION SNAPSHOT`, valid until this session's next command or end.
+    /// The name for `SET TRANSACTION SNAPSHOT`, valid until this session's next command or end.
     pub snapshot: Option<String>,
 }
 
 impl ReplicationConnection {
-    /// Connects to the first host that fits and authenticates; `connect_timeout` bounds each host.
+    /// Connects to the first host that fits, and authenticates; `connect_timeout` bounds each host.
     pub async fn connect(info: &ConnInfo, options: &SessionOptions) -> Result<Self, ConnectError> {
         establish(info, &ReplicationLogin { info, options }).await
     }
 
-    /// The publisher's version: 150018 for 15.18.
+    /// Returns the publisher's version as a number: 150018 for 15.18.
     #[must_use]
     pub fn server_version_num(&self) -> u32 {
         self.server_version_num
     }
 
-    /// A run-time parameter as last reported by the server (`server_encoding`, …).
+    /// Returns a run-time parameter as last reported by the server (`server_encoding`, …).
     #[must_use]
     pub fn parameter(&self, name: &str) -> Option<&str> {
         self.channel.parameter(name)
     }
 
-    /// Which of the configured hosts this is.
+    /// Returns the configured host that this session is connected to.
     #[must_use]
     pub fn host(&self) -> &Host {
         &self.host
@@ -182,7 +182,7 @@ impl ReplicationConnection {
         self.run("DROP_REPLICATION_SLOT", &command::drop_slot(name, when_active)).await.map(drop)
     }
 
-    /// Starts streaming. On failure the connection is gone with it.
+    /// Starts streaming. If this fails, the connection is closed.
     pub async fn start(mut self, options: &StartOptions) -> Result<ReplicationStream, CommandError> {
         let command = "START_REPLICATION";
         let sql = command::start_replication(options, self.server_version_num)
@@ -200,9 +200,10 @@ impl ReplicationConnection {
         }
     }
 
-    /// Says goodbye, for a few seconds at most. A temporary slot ends with the session.
+    /// Ends the session with a Terminate message, bounded by `CLOSE_TIMEOUT`. A temporary slot ends
+    /// with it.
     pub async fn close(self) {
-        // Past the limit the socket is closed without a word: the server notices.
+        // After the time-out the socket is closed without further messages; the server notices that.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.channel.terminate()).await;
     }
 
@@ -225,7 +226,7 @@ impl ReplicationConnection {
         loop {
             let message = match self.channel.receive().await {
                 Ok(message) => message,
-                // A FATAL error is followed by the end of the connection: the error says more.
+                // After a FATAL error the connection ends; the error says more than its end.
                 Err(error) => {
                     return Err(match refused {
                         Some(server) => CommandError::new(command, CommandErrorKind::Server(server)),
@@ -338,7 +339,7 @@ impl ReplicationLogin<'_> {
     }
 }
 
-/// Reads what follows AuthenticationOk; parameters are recorded by the channel.
+/// Reads the messages between AuthenticationOk and ReadyForQuery; the channel records parameters.
 async fn until_ready(channel: &mut Channel) -> Result<(), LoginError> {
     loop {
         let message = channel.receive().await.map_err(lost)?;
@@ -371,7 +372,8 @@ async fn lift_time_limits(connection: &mut ReplicationConnection) -> Result<(), 
     Ok(())
 }
 
-/// `target_session_attrs`, judged by what the server says now (`fe-connect.c`, CONNECTION_CHECK_*).
+/// Checks `target_session_attrs` against the server's current state (`fe-connect.c`,
+/// CONNECTION_CHECK_*).
 async fn check_session(
     connection: &mut ReplicationConnection,
     wanted: TargetSessionAttrs,

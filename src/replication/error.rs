@@ -1,8 +1,8 @@
-//! What can go wrong on a replication connection once it stands, and what follows from it.
+//! Errors of an established replication connection, and what follows from them.
 //!
-//! The publisher's errors are sorted into [`Fault`]s by SQLSTATE first, wording second (a publisher
-//! may speak another language), and the moment third: before streaming, a missing object is the
-//! slot; while streaming, it is a publication, which pgoutput looks up with the first change.
+//! The publisher's errors are classified into [`Fault`]s by SQLSTATE first, by wording second (a
+//! publisher may use another language), and by the moment third: before streaming, a missing object is
+//! the slot; while streaming, it is a publication, which pgoutput looks up with the first change.
 
 use std::io;
 
@@ -17,7 +17,7 @@ use crate::pg::TimelineError;
 #[derive(Debug, thiserror::Error)]
 #[error("{command} failed")]
 pub struct CommandError {
-    /// The command's first words.
+    /// The first words of the command.
     pub command: &'static str,
     #[source]
     pub kind: CommandErrorKind,
@@ -45,12 +45,12 @@ pub enum CommandErrorKind {
     Encode(#[source] io::Error),
 }
 
-/// The stream ended, other than in good order.
+/// Why the stream ended without CopyDone.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     #[error(transparent)]
     Server(Box<ServerError>),
-    /// The end of the connection without a word, or with the notice given.
+    /// The connection ended without an error; the last notice, if there was one, may say why.
     #[error("the publisher closed the connection")]
     Closed(Option<Box<ServerError>>),
     #[error("the connection broke")]
@@ -61,12 +61,12 @@ pub enum StreamError {
     Wire(#[source] WireError),
 }
 
-/// A publisher's error, by what it means to a subscription.
+/// An error of the publisher, by its meaning for a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The slot does not exist.
     SlotMissing,
-    /// The slot is there, and the WAL that it stands for is not.
+    /// The slot exists, but WAL that it needs was removed.
     SlotInvalidated,
     /// The slot belongs to another database or plugin.
     SlotElsewhere,
@@ -80,15 +80,15 @@ pub enum Fault {
     PublicationMissing,
     /// `wal_level` is not `logical`.
     WalLevel,
-    /// The role may not.
+    /// The role lacks a privilege.
     Privilege,
-    /// Passes by itself.
+    /// The fault is transient.
     Transient,
-    /// None of these.
+    /// Any other error.
     Other,
 }
 
-/// When an error came.
+/// The moment of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Moment {
     Command,
@@ -108,7 +108,8 @@ fn classify(error: &ServerError, moment: Moment) -> Fault {
         "53400" => Fault::NoSlotFree,
         "55006" => Fault::SlotInUse,
         "55000" if says("wal_level") => Fault::WalLevel,
-        // 14 to 17, 18, and 13, in this order (`slot.c`, `walsender.c`, `logicalfuncs.c`).
+        // The messages of 14 to 17, of 18, and of 13, in this order (`slot.c`, `walsender.c`,
+        // `logicalfuncs.c`).
         "55000"
             if says("can no longer get changes from replication slot")
                 || says("can no longer access replication slot")
@@ -117,7 +118,7 @@ fn classify(error: &ServerError, moment: Moment) -> Fault {
             Fault::SlotInvalidated
         }
         "55000" | "0A000" if says("replication slot") => Fault::SlotElsewhere,
-        // A class that otherwise means an I/O error (`XLogRead…`, `wal_segment_open`).
+        // This SQLSTATE otherwise means an I/O error (`XLogRead…`, `wal_segment_open`).
         "58P01" if says("has already been removed") => Fault::SlotInvalidated,
         "42501" => Fault::Privilege,
         _ if error.is_transient() => Fault::Transient,
@@ -126,8 +127,8 @@ fn classify(error: &ServerError, moment: Moment) -> Fault {
 }
 
 impl Fault {
-    /// Retry what can be tried again without harm until somebody has cured it (a grant, a restart:
-    /// we would not notice otherwise), pause on what needs a decision.
+    /// Retry a fault that an operator can remove (by a grant or a restart, which only another attempt
+    /// would notice), and pause on one that needs a decision.
     #[must_use]
     pub fn disposition(self) -> Disposition {
         match self {
@@ -197,7 +198,7 @@ impl CommandError {
         )
     }
 
-    /// What the publisher's error means, if it is one.
+    /// Returns the meaning of the publisher's error, if there is one.
     #[must_use]
     pub fn fault(&self) -> Option<Fault> {
         match &self.kind {
@@ -251,7 +252,7 @@ impl StreamError {
         }
     }
 
-    /// What the publisher's error means, if it is one.
+    /// Returns the meaning of the publisher's error, if there is one.
     #[must_use]
     pub fn fault(&self) -> Option<Fault> {
         match self {

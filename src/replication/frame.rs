@@ -1,9 +1,9 @@
-//! What travels inside CopyBoth while replicating. Pure: bytes in, frames out, and back.
+//! The messages inside CopyBoth during replication, decoded and encoded. Pure.
 //!
-//! The formats are protocol.sgml's "Streaming Replication Protocol": `XLogData` ('w') and primary
-//! keepalive ('k') from the publisher, standby status update ('r') to it. Payloads are slices of
-//! the bytes given, never copies. Anything malformed is an error that names the field; nothing
-//! here panics or trusts a length. pgoutput's messages inside a payload are `pgoutput`'s.
+//! The formats are in protocol.sgml, "Streaming Replication Protocol": `XLogData` ('w') and primary
+//! keepalive ('k') from the publisher, standby status update ('r') to it. Payloads are slices of the
+//! given bytes, never copies. Anything malformed is an error that names the field; nothing here panics
+//! or trusts a length. Module `pgoutput` decodes the payload.
 
 use std::time::SystemTime;
 
@@ -14,29 +14,28 @@ use crate::pg::Lsn;
 /// Seconds from the Unix epoch to PostgreSQL's, 2000-01-01 UTC (`POSTGRES_EPOCH_JDATE`).
 const POSTGRES_EPOCH_S: u64 = 946_684_800;
 
-/// Bytes of a standby status update, its CopyData header included.
+/// Size of a standby status update with its CopyData header, bytes.
 const STATUS_BYTES: usize = 5 + 34;
 
-/// One message of the publisher. Times are microseconds since 2000-01-01 UTC, by the publisher's
-/// clock.
+/// One message of the publisher. Times are microseconds since 2000-01-01 UTC by the publisher's clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
-    /// A piece of the logical stream: one pgoutput message.
+    /// One pgoutput message of the logical stream.
     XLogData { wal_start: Lsn, wal_end: Lsn, sent_at_us: i64, payload: Bytes },
-    /// The publisher is alive and has decoded up to `wal_end`.
+    /// The publisher is running and has decoded WAL up to `wal_end`.
     Keepalive { wal_end: Lsn, sent_at_us: i64, reply: Reply },
-    /// The publisher has ended the stream in good order.
+    /// The publisher has ended the stream normally.
     End,
 }
 
-/// Whether the sender wants an answer at once, lest it takes us for dead.
+/// Whether the sender wants an immediate answer; without one it may end the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
     NotNeeded,
     Requested,
 }
 
-/// A CopyData payload that is not what the protocol allows.
+/// The payload of a CopyData message violates the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     #[error("a replication message is empty")]
@@ -51,7 +50,7 @@ pub enum FrameError {
     ReplyFlag(u8),
 }
 
-/// Reads the payload of one CopyData message.
+/// Decodes the payload of one CopyData message.
 pub fn parse(mut data: Bytes) -> Result<Frame, FrameError> {
     let Some(&kind) = data.first() else { return Err(FrameError::Empty) };
     data.advance(1);
@@ -91,20 +90,21 @@ fn take_lsn(data: &mut Bytes, message: &'static str, field: &'static str) -> Res
     take_i64(data, message, field).map(|value| Lsn::new(value.cast_unsigned()))
 }
 
-/// How far we are: what the publisher may forget and what a synchronous commit waits for.
+/// The subscriber's positions. They decide which WAL the publisher may remove and which synchronous
+/// commits it releases.
 ///
-/// `flush` must never lie beyond what is durable on the target: the slot lets go of it.
+/// `flush` must never lie beyond what is durable on the target, because the slot releases WAL up to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Feedback {
-    /// Received.
+    /// Position received.
     pub write: Lsn,
-    /// Durable on the target.
+    /// Position durable on the target.
     pub flush: Lsn,
-    /// Visible on the target.
+    /// Position visible on the target.
     pub apply: Lsn,
     /// This machine's clock, microseconds since 2000-01-01 UTC ([`micros_since_2000`]).
     pub clock_us: i64,
-    /// Ask the publisher for a keepalive at once.
+    /// Whether the publisher shall send a keepalive at once.
     pub reply: Reply,
 }
 
@@ -124,8 +124,8 @@ pub fn encode_status(feedback: &Feedback, out: &mut BytesMut) {
     });
 }
 
-/// A point in time as the replication protocol counts it: microseconds since 2000-01-01 UTC,
-/// saturating.
+/// Converts a point in time to microseconds since 2000-01-01 UTC, as the replication protocol counts
+/// it, saturating.
 #[must_use]
 pub fn micros_since_2000(time: SystemTime) -> i64 {
     let epoch = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(POSTGRES_EPOCH_S);
@@ -191,7 +191,7 @@ mod tests {
         check(keepalive(&[0, 0]), "a keepalive is 1 bytes longer than it should be");
     }
 
-    /// The fuzz target's corpus: each kind of frame, and each way in which one can be wrong.
+    /// The fuzz target's corpus has each kind of frame and each kind of error.
     #[test]
     fn the_corpus_reads_as_its_names_say() {
         let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/replication_frame");

@@ -4,26 +4,26 @@
 //! ReplicationConnection::connect ─▶ identify_system, simple_query, create_slot, drop_slot
 //!                                └▶ start ─▶ ReplicationStream: next, try_next, send_status, close
 //! ```
-//! Our own because tokio-postgres has no CopyBoth, and because the stream's bytes should be copied
-//! once: from the socket into a buffer that decoded values then share.
+//! tokio-postgres is not used here because it has no CopyBoth, and because the stream's bytes should be
+//! copied only once: from the socket into a buffer that decoded values then share.
 //!
 //! | file | |
 //! | --- | --- |
 //! | `wire` | PURE: messages out of a buffer, rows, errors |
-//! | `frame` | PURE: what travels inside CopyBoth |
+//! | `frame` | PURE: messages inside CopyBoth |
 //! | `command` | PURE: the replication grammar of each version |
 //! | `channel` | the socket and its two buffers |
-//! | `auth` | proving who we are |
+//! | `auth` | authentication |
 //! | `connection`, `stream` | the session before and after START_REPLICATION |
-//! | `error` | faults told apart, and what follows from them |
+//! | `error` | classification of faults, and what follows from them |
 //!
 //! # Invariants
-//! - No byte from the wire is trusted: lengths are bounded, bodies are read by a checked reader, and
+//! - No byte from the server is trusted: lengths are bounded, bodies are read by a checked reader, and
 //!   what does not fit is an error with the field's name, never a panic.
 //! - A server's error keeps every field.
 //!
-//! What is absent: pgoutput's messages (`pgoutput`), any clock, retries and reconnects
-//! (`subscription`), dialling and TLS (`net`).
+//! Other modules decode pgoutput's messages (`pgoutput`), keep time, retry and reconnect
+//! (`subscription`), and connect with TLS (`net`).
 
 mod auth;
 mod channel;

@@ -1,18 +1,19 @@
-//! The stream itself: frames in, feedback out, over one CopyBoth.
+//! The logical replication stream: frames in, feedback out, over one CopyBoth.
 //!
 //! ```text
 //!          next / try_next ◀── channel ◀── publisher
 //! caller ─┤
 //!          send_status ──────▶ channel ──▶ publisher
 //! ```
-//! A caller gathers: `next` waits for a frame, then `try_next` takes those that came with it, until
-//! it says `None`; so one wake-up serves a whole read buffer.
+//! A caller waits with `next` for a frame, then takes those that arrived with it from `try_next` until
+//! it returns `None`; so one wake-up handles a whole read buffer.
 //!
 //! # Invariants
 //! - Both directions are cancel-safe: a dropped future loses no byte and duplicates none.
-//! - Nothing is answered by itself. Keepalives that want a reply are the caller's to answer, since
-//!   only it knows what is durable; unanswered for `wal_sender_timeout`, the publisher hangs up.
-//! - The clock is the caller's (`Feedback::clock_us`).
+//! - Nothing is answered automatically. The caller answers keepalives that want a reply, because only
+//!   it knows what is durable; without an answer for `wal_sender_timeout`, the publisher closes the
+//!   connection.
+//! - The caller supplies the time (`Feedback::clock_us`).
 
 use std::time::Duration;
 
@@ -24,10 +25,10 @@ use super::error::StreamError;
 use super::frame::{self, Feedback, Frame};
 use super::wire::{self, Message, WireError};
 
-/// How long ending the stream in good order may take.
+/// Longest time for ending the stream normally.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Feedback waiting for the socket at most, bytes: a hundred updates.
+/// Largest amount of feedback that waits for the socket, bytes: a hundred updates.
 const BACKLOG_BYTES_MAX: usize = 4096;
 
 /// A publisher's logical replication stream.
@@ -36,12 +37,12 @@ pub struct ReplicationStream {
     channel: Channel,
 }
 
-/// How a stream ended when we closed it.
+/// How a stream ended that this side closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closing {
-    /// The publisher confirmed: the slot is free.
+    /// The publisher confirmed the end, so the slot is free.
     Confirmed,
-    /// It did not, in time or at all; the socket is closed, and the publisher will notice.
+    /// The publisher did not confirm in time; the socket is closed, which it will notice.
     Abandoned,
 }
 
@@ -51,7 +52,7 @@ impl ReplicationStream {
         Self { channel }
     }
 
-    /// The next frame. Waits as long as the publisher is silent; the caller keeps the time.
+    /// Waits for the next frame for as long as the publisher is silent; the caller bounds the time.
     /// Cancel-safe.
     pub async fn next(&mut self) -> Result<Frame, StreamError> {
         match self.channel.receive().await {
@@ -60,7 +61,7 @@ impl ReplicationStream {
         }
     }
 
-    /// The next frame that has already been read from the socket, if any. Touches no socket.
+    /// Returns the next frame that has already been read from the socket, if any, without I/O.
     pub fn try_next(&mut self) -> Result<Option<Frame>, StreamError> {
         match self.channel.buffered() {
             Ok(Some(message)) => frame_of(message).map(Some),
@@ -69,9 +70,9 @@ impl ReplicationStream {
         }
     }
 
-    /// Tells the publisher how far we are. Cancel-safe: a half-written message is completed by the
-    /// next call. While the socket takes nothing, updates beyond a small backlog are left out: each
-    /// one supersedes those before it.
+    /// Reports positions to the publisher. Cancel-safe: the next call completes a partly written
+    /// message. While the socket takes nothing, updates beyond a small backlog are left out, because
+    /// each one supersedes those before it.
     pub async fn send_status(&mut self, feedback: &Feedback) -> Result<(), StreamError> {
         if self.channel.output.len() < BACKLOG_BYTES_MAX {
             frame::encode_status(feedback, &mut self.channel.output);
@@ -82,14 +83,15 @@ impl ReplicationStream {
         }
     }
 
-    /// A run-time parameter as last reported by the server.
+    /// Returns a run-time parameter as last reported by the server.
     #[must_use]
     pub fn parameter(&self, name: &str) -> Option<&str> {
         self.channel.parameter(name)
     }
 
-    /// Ends the stream in good order, for a few seconds at most: CopyDone, what is still under way
-    /// is read and dropped, Terminate. Whatever was not confirmed as flushed comes again.
+    /// Ends the stream normally, bounded by `CLOSE_TIMEOUT`: sends CopyDone, reads and drops what is
+    /// still on its way, and sends Terminate. Changes that were not confirmed as flushed are sent again
+    /// by the next stream.
     pub async fn close(self) -> Closing {
         tokio::time::timeout(CLOSE_TIMEOUT, end(self.channel)).await.unwrap_or(Closing::Abandoned)
     }
@@ -102,8 +104,8 @@ impl ReplicationStream {
 fn frame_of(message: Message) -> Result<Frame, StreamError> {
     match message.tag {
         b'd' => frame::parse(message.body).map_err(StreamError::Frame),
-        // A publisher that shuts down sends CommandComplete without CopyDone (`WalSndDone`); asking
-        // on after the end meets what follows it.
+        // A publisher that shuts down sends CommandComplete without CopyDone (`WalSndDone`). A further
+        // read after the end gets the messages that follow it.
         b'c' | b'C' | b'Z' => Ok(Frame::End),
         b'E' => Err(StreamError::Server(Box::new(wire::server_error(&message)))),
         tag => Err(StreamError::Wire(WireError::Unexpected { tag, during: "streaming" })),
@@ -123,7 +125,7 @@ async fn end(mut channel: Channel) -> Closing {
         }
     }
     match channel.terminate().await {
-        // The publisher may have closed first; it had confirmed before.
+        // The publisher may have closed the connection first, after its confirmation.
         Ok(()) | Err(_) => Closing::Confirmed,
     }
 }

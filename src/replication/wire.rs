@@ -1,27 +1,27 @@
-//! The frontend/backend protocol's envelope and the few message bodies that replication meets.
+//! The frontend/backend protocol's envelope and the few message bodies that replication needs.
 //!
-//! Pure: splits buffered bytes into messages and reads their bodies, checked everywhere, without
-//! copying. Formats are protocol.sgml's "Message Formats". No socket, no state.
+//! Pure: splits buffered bytes into messages and reads their bodies with checks and without copying.
+//! The formats are in protocol.sgml, "Message Formats". There is no socket and no state.
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::error::ServerError;
 
-/// The longest message that a server can send, bytes: `PQ_LARGE_MESSAGE_LIMIT`, which is
-/// PostgreSQL's `MaxAllocSize` less one.
+/// Largest message that a server can send, bytes: `PQ_LARGE_MESSAGE_LIMIT`, which is PostgreSQL's
+/// `MaxAllocSize` less one.
 pub(super) const MESSAGE_BYTES_MAX: usize = 0x3fff_fffe;
 
-/// Type byte and length word.
+/// Size of the type byte and the length word.
 const HEADER_BYTES: usize = 5;
 
-/// One message of the server: its type and everything after the length word.
+/// A message of the server: its type and everything after the length word.
 #[derive(Debug)]
 pub(super) struct Message {
     pub(super) tag: u8,
     pub(super) body: Bytes,
 }
 
-/// Bytes that are not PostgreSQL's protocol.
+/// The bytes are not PostgreSQL's protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     #[error("a message of type {} claims a length of {length} bytes", .tag.escape_ascii())]
@@ -34,17 +34,17 @@ pub enum WireError {
     Value { field: &'static str, expected: &'static str },
 }
 
-/// How much of the next message a buffer holds.
+/// How much of the next message the buffer holds.
 #[derive(Debug)]
 pub(super) enum Split {
     Complete(Message),
-    /// Bytes that the message has in all, as far as is known; always more than the buffer holds.
+    /// Total size of the message in bytes as far as it is known; always more than the buffer holds.
     Partial {
         total: usize,
     },
 }
 
-/// Takes the first message off the buffer, or tells how long it will be.
+/// Takes the first message off the buffer, or returns how long it will be.
 pub(super) fn split(buffer: &mut BytesMut) -> Result<Split, WireError> {
     let Some(&[tag, a, b, c, d]) = buffer.first_chunk::<HEADER_BYTES>() else {
         return Ok(Split::Partial { total: HEADER_BYTES });
@@ -62,7 +62,7 @@ pub(super) fn split(buffer: &mut BytesMut) -> Result<Split, WireError> {
     Ok(Split::Complete(Message { tag, body }))
 }
 
-/// A checked cursor over a message's body.
+/// A cursor over a message's body that checks every read.
 pub(super) struct Reader {
     tag: u8,
     rest: Bytes,
@@ -89,7 +89,7 @@ impl Reader {
         self.array(field).map(i32::from_be_bytes)
     }
 
-    /// A zero-terminated string, without its zero.
+    /// Reads a zero-terminated string and returns it without its zero.
     pub(super) fn cstr(&mut self, field: &'static str) -> Result<Bytes, WireError> {
         let end = self.rest.iter().position(|&b| b == 0);
         let end = end.ok_or(WireError::Truncated { tag: self.tag, field })?;
@@ -108,24 +108,24 @@ impl Reader {
 pub struct Row(pub Vec<Option<Bytes>>);
 
 impl Row {
-    /// The value at `index`; `None` if it is NULL or there is no such column.
+    /// Returns the value at `index`; `None` if it is NULL or there is no such column.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&Bytes> {
         self.0.get(index)?.as_ref()
     }
 
-    /// The value at `index` as text; `None` also if it is not UTF-8.
+    /// Returns the value at `index` as text; `None` also if it is not UTF-8.
     #[must_use]
     pub fn text(&self, index: usize) -> Option<&str> {
         std::str::from_utf8(self.get(index)?).ok()
     }
 }
 
-/// `DataRow`.
+/// Reads a `DataRow` message.
 pub(super) fn data_row(message: &Message) -> Result<Row, WireError> {
     let mut reader = Reader::new(message);
     let columns = u16::from_be_bytes(reader.array("column count")?);
-    // Not reserved from the count alone: each column takes at least its own length word.
+    // The capacity is bounded by the body's size too: each column takes at least its own length word.
     let mut values = Vec::with_capacity(usize::from(columns).min(message.body.len() / 4));
     for _ in 0..columns {
         let length = reader.i32("value length")?;
@@ -138,7 +138,7 @@ pub(super) fn data_row(message: &Message) -> Result<Row, WireError> {
     Ok(Row(values))
 }
 
-/// `ParameterStatus`: name and value.
+/// Reads a `ParameterStatus` message: name and value.
 pub(super) fn parameter_status(message: &Message) -> Result<(String, String), WireError> {
     let mut reader = Reader::new(message);
     let name = reader.cstr("name")?;
@@ -146,9 +146,8 @@ pub(super) fn parameter_status(message: &Message) -> Result<(String, String), Wi
     Ok((lossy(&name), lossy(&value)))
 }
 
-/// `ErrorResponse` or `NoticeResponse`. Never fails: an error that is itself malformed is still an
-/// error, told with whatever could be read of it. Before `client_encoding` is agreed upon, texts
-/// may come in any encoding.
+/// Reads an `ErrorResponse` or `NoticeResponse`. It never fails: of a malformed one it returns what
+/// could be read. Before `client_encoding` is set, texts may have any encoding.
 pub(super) fn server_error(message: &Message) -> ServerError {
     let mut error = ServerError::default();
     let mut reader = Reader::new(message);
@@ -159,7 +158,7 @@ pub(super) fn server_error(message: &Message) -> ServerError {
         let Ok(value) = reader.cstr("field value") else { break };
         let value = lossy(&value);
         match field {
-            // 'V' is never localized (9.6 and later) and comes after 'S'.
+            // 'V' is never localized (9.6 and later) and comes after 'S', so it wins.
             b'S' | b'V' => error.severity = value,
             b'C' => error.code = value,
             b'M' => error.message = value,
@@ -171,7 +170,7 @@ pub(super) fn server_error(message: &Message) -> ServerError {
             b'c' => error.column = Some(value),
             b'd' => error.data_type = Some(value),
             b'n' => error.constraint = Some(value),
-            // Positions, source file, line and routine; frontends ignore types they don't know.
+            // Position, source file, line, routine and unknown fields, which frontends ignore.
             _ => {}
         }
     }

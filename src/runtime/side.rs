@@ -1,7 +1,7 @@
-//! What runs beside the workers: the HTTP service, the metrics' upkeep, the progress bars.
+//! Tasks beside the workers: the HTTP service, upkeep of metrics, progress bars.
 //!
-//! All of it only reads. It begins before the target is reached and ends after the workers, so that
-//! whoever watches sees the whole of a start and of a stop.
+//! They only read. They begin before the target is reached and end after the workers, so that the whole
+//! of a start and of a stop can be observed.
 
 use std::time::Duration;
 
@@ -15,14 +15,14 @@ use crate::store::Store;
 use crate::subscription::View;
 use crate::telemetry::{self, Bars};
 
-/// How often the metrics' samples are gathered up, so that they stay few.
+/// Interval at which the metrics' samples are merged, which bounds their number.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
-/// How often progress bars are drawn.
+/// Interval at which progress bars are drawn.
 const BARS_INTERVAL: Duration = Duration::from_millis(250);
-/// How long requests under way may take to finish.
+/// Longest time for requests in progress to finish.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The tasks beside the workers. Dropped, they end.
+/// The tasks beside the workers; dropping this ends them.
 pub(super) struct Side {
     store: watch::Sender<Option<Store>>,
     stop: watch::Sender<Stop>,
@@ -48,7 +48,7 @@ impl Side {
         let mut tasks = JoinSet::new();
         let sources = Sources { view: view.clone(), store: store.subscribe() };
         tasks.spawn(server.serve(sources, async move {
-            // Also done when the sender has gone: nobody will ask any more.
+            // A closed channel also means stop.
             let _ = asked.wait_for(|stop| *stop == Stop::Now).await;
         }));
         let mut helpers = JoinSet::new();
@@ -59,12 +59,12 @@ impl Side {
         Self { store, stop, server: tasks, helpers, bars }
     }
 
-    /// From now on the API answers from the target's record.
+    /// Lets the API answer from the target's store from now on.
     pub(super) fn store_opened(&self, store: &Store) {
         self.store.send_replace(Some(store.clone()));
     }
 
-    /// Ends everything; requests under way have [`STOP_TIMEOUT`].
+    /// Ends all tasks; requests in progress have [`STOP_TIMEOUT`] to finish.
     pub(super) async fn stop(mut self) {
         self.helpers.shutdown().await;
         if let Some(bars) = &self.bars {
@@ -72,7 +72,7 @@ impl Side {
         }
         self.stop.send_replace(Stop::Now);
         let finished = async { while self.server.join_next().await.is_some() {} };
-        // An idle connection is closed at once; what still runs after that is cut off.
+        // Idle connections are closed at once; after the time-out the others are aborted.
         let _ = tokio::time::timeout(STOP_TIMEOUT, finished).await;
         self.server.shutdown().await;
     }

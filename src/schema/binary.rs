@@ -1,30 +1,33 @@
-//! Whether values may travel in binary: whether the bytes that one server's send function writes
-//! mean the same to the other server's receive function.
+//! Whether values may be sent in binary: whether the bytes of one server's send function mean the same
+//! to the other server's receive function.
 //!
-//! Pure. Text says what a value is and is refused where the other type does not take it; binary is
-//! read as whatever the receiver believes it to be, so an `int8` would turn into a `timestamp`
-//! without a word. Therefore both columns must have the very same type, and one of a list: PostgreSQL's
-//! own, whose binary form has not changed since version 10 and names no object of its server.
+//! Pure. A text that is not a value of the other type is refused, but a binary value is read as the
+//! receiver's type without a check: an `int8` would become a `timestamp`. Therefore both columns must
+//! have the same type, and it must be in a list of built-in types whose binary form has not changed
+//! since version 10 and contains no OIDs of the server.
 //!
-//! # What is left out, and why
-//! - Enums, composites, types of extensions: their forms have OIDs that differ, or versions.
-//! - `regclass` and its kind: an OID in binary, a name in text.
-//! - `interval`: an infinite one, since 17, is a finite one to an older server.
+//! # Types that are left out
+//! - Enums, composites and types of extensions: their forms contain OIDs, which differ, or depend on
+//!   versions.
+//! - `regclass` and similar types: an OID in binary, a name in text.
+//! - `interval`: an infinite one, which exists since 17, is a finite one to an older server.
 //! - `money`: its binary form leaves the number of fractional digits to the locale.
-//! - `xml`: what it says of its own encoding matters in one form only.
+//! - `xml`: the encoding that it declares matters in only one of the forms.
 //!
 //! Receive functions apply the column's type modifier as input functions do (`numeric_recv`,
-//! `varcharrecv`, `timestamptz_recv`…), so lengths and digits are kept the same way.
+//! `varcharrecv`, `timestamptz_recv`…), so lengths and digits are limited in the same way.
 //!
 //! # The stream
-//! A copy chooses for each table; a stream is binary or text for all columns of all tables at once.
-//! Types whose binary form *is* their text are no obstacle there, whatever the target's column is. Rows of
-//! arrays cannot be put together as an array (`ArrayInput`), but boxes that hold one each can.
+//!
+//! A copy chooses the format for each table; a stream is binary or text for all columns of all tables.
+//! Types whose binary form is their text can be part of a binary stream whatever the target's column
+//! is. Rows of arrays cannot be combined into an array (`ArrayInput`), but composite values that hold
+//! one array each can.
 
 use super::render::{element_name, is_builtin};
 use super::{ArrayInput, ColumnPlan, OWN_SCHEMA, PublishedColumn, PublishedRelation, TypeName};
 
-/// Alphabetical.
+/// Types with a stable binary form, in alphabetical order.
 const STABLE: &[&str] = &[
     "bit",
     "bool",
@@ -78,7 +81,7 @@ const STABLE: &[&str] = &[
     "varchar",
 ];
 
-/// Elements of arrays that `migrations/` made a box for. Alphabetical.
+/// Element types of arrays for which `migrations/` creates a composite type, in alphabetical order.
 const BOXED: &[&str] = &[
     "bool",
     "bpchar",
@@ -101,7 +104,7 @@ const BOXED: &[&str] = &[
     "varchar",
 ];
 
-/// The composite type that holds one array of this type, as its column `value`.
+/// Returns the composite type that holds one array of this type in its column `value`.
 #[must_use]
 pub fn array_box(ty: &TypeName) -> Option<TypeName> {
     let element = ty.name.strip_prefix('_').filter(|_| is_builtin(ty))?;
@@ -109,8 +112,8 @@ pub fn array_box(ty: &TypeName) -> Option<TypeName> {
     Some(TypeName { schema: OWN_SCHEMA.to_owned(), name: format!("boxed_{element}") })
 }
 
-/// Whether a value of the publisher's type `source` can enter a column of the type `target` in
-/// binary; each is what is below the column's domains.
+/// Whether a value of the publisher's type `source` can enter a column of the type `target` in binary.
+/// Both types are those below the columns' domains.
 #[must_use]
 pub fn same_in_binary(source: &TypeName, target: &TypeName) -> bool {
     source == target && is_builtin(source) && STABLE.binary_search(&element_name(&source.name)).is_ok()
@@ -119,19 +122,19 @@ pub fn same_in_binary(source: &TypeName, target: &TypeName) -> bool {
 /// What a column's binary values are to the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BinaryForm {
-    /// Bytes of the type's text form: whatever takes the text takes them.
+    /// The bytes of the type's text form, which every type that reads the text reads.
     Text,
-    /// What the target's own type reads.
+    /// The binary form of the target's own type.
     Native,
-    /// Not to be used: the sides' types differ, or the form is not one to rely on.
+    /// Not usable: the sides' types differ, or the binary form is not stable.
     Unusable,
 }
 
-/// Built-in types whose send function gives their text (`textsend`, `namesend`, `json_send`… in
+/// Built-in types whose send function returns their text (`textsend`, `namesend`, `json_send`… in
 /// PostgreSQL's `utils/adt`).
 const TEXT_LIKE: &[&str] = &["text", "varchar", "bpchar", "name", "json"];
 
-/// Judges one column: the publisher's type (below its domains) and the target's.
+/// Judges one column by the publisher's type (below its domains) and the target's.
 #[must_use]
 pub fn binary_form(published: &TypeName, target_base: &TypeName, input: ArrayInput) -> BinaryForm {
     if is_builtin(published) && TEXT_LIKE.contains(&published.name.as_str()) {
@@ -145,13 +148,13 @@ pub fn binary_form(published: &TypeName, target_base: &TypeName, input: ArrayInp
     }
 }
 
-/// Whether a row whose values came in binary can enter the target as it is, `COPY` reading each by its
-/// column's own type.
+/// Whether a row with binary values can enter the target unchanged by `COPY`, which reads each value
+/// with its column's own type.
 #[must_use]
 pub fn copies_in_binary(columns: &[ColumnPlan]) -> bool {
     columns.iter().all(|column| match column.binary {
         BinaryForm::Native => true,
-        // A name is cut short as text, and refused in binary.
+        // An overlong name is truncated as text, but refused in binary.
         BinaryForm::Text => {
             let base = &column.base_type;
             is_builtin(base) && base.name != "name" && TEXT_LIKE.contains(&base.name.as_str())
@@ -160,17 +163,17 @@ pub fn copies_in_binary(columns: &[ColumnPlan]) -> bool {
     })
 }
 
-/// A column of the target, as far as binary values are concerned.
+/// A column of the target, with what matters for binary values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ColumnType {
     pub name: String,
-    /// What is below its domains.
+    /// The type below its domains.
     pub base_type: TypeName,
     pub array_input: ArrayInput,
 }
 
-/// The first published column whose values cannot travel in binary; none if all can. Columns that the
-/// target lacks are no concern here.
+/// Returns the first published column whose values cannot be sent in binary; none if all can. Columns
+/// that the target lacks are ignored.
 #[must_use]
 pub fn first_unusable<'a>(
     published: &'a PublishedRelation,
@@ -184,7 +187,7 @@ pub fn first_unusable<'a>(
     })
 }
 
-/// The same for a table that has been planned.
+/// Whether all values of a planned table can be sent in binary.
 #[must_use]
 pub fn takes_binary(columns: &[ColumnPlan]) -> bool {
     columns.iter().all(|column| column.binary != BinaryForm::Unusable)
@@ -224,7 +227,7 @@ mod tests {
         check("int8", "int8", true);
         check("_numeric", "_numeric", true);
         check("bpchar", "bpchar", true);
-        // Eight bytes each: nothing would be refused.
+        // Both types have eight bytes, so the receive function would not refuse the value.
         check("int8", "timestamptz", false);
         check("int4", "int8", false);
         check("varchar", "text", false);

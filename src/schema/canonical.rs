@@ -1,19 +1,17 @@
 //! Whether a key's values are equal on the target exactly if their bytes, as sent, are equal.
 //!
-//! Pure. `apply::compact` compares keys before the target has seen them. Where this module says yes,
-//! two changes of one row are known to be of one row, and those of two rows to be of two; what can
-//! then be left out of what is written depends on it. So the list is of types thought through, and
-//! everything else is a no.
+//! Pure. `apply` compares keys before the target has seen them. If this module says yes, equal bytes
+//! mean the same row and different bytes mean different rows, which decides what compaction may leave
+//! out. Types that have not been examined are a no.
 //!
-//! What is on it has one output for each value: no `-0`, no `1.0` beside `1.00`, no blanks that
-//! don't count, no upper and lower case that are the same. What is not: `float4`, `float8`,
-//! `interval`, `timetz`, `jsonb`, `citext`, and any type of an extension, whose equality nobody here
-//! knows.
+//! The listed types have one output for each value: there is no `-0`, no `1.0` beside `1.00`, no
+//! insignificant blanks, no equality of upper and lower case. Not listed are `float4`, `float8`,
+//! `interval`, `timetz`, `jsonb`, `citext`, and any type of an extension, whose equality is unknown.
 
 use super::render::{Modifier, is_builtin};
 use super::{PublishedColumn, TargetColumn};
 
-/// Types whose output is one to one with their equality, whatever their modifier.
+/// Types whose values are equal exactly if their output is, with any modifier.
 const CANONICAL: &[&str] = &[
     "int2",
     "int4",
@@ -37,14 +35,14 @@ const CANONICAL: &[&str] = &[
     "pg_lsn",
 ];
 
-/// Integers print alike whatever their width.
+/// Integer types, whose output does not depend on their width.
 const INTEGERS: &[&str] = &["int2", "int4", "int8"];
 
-/// Text that is equal if its bytes are, given a deterministic collation.
+/// Text types whose values are equal exactly if their bytes are, with a deterministic collation.
 const TEXTS: &[&str] = &["text", "varchar"];
 
-/// Judges one key column whose values enter the target without loss (`fit`), and whose unique index
-/// and collation tell texts apart by their bytes.
+/// Judges one key column whose values enter the target without loss (`fit`), and whose unique index and
+/// collation compare texts by their bytes.
 #[must_use]
 pub(super) fn equal_as_bytes(published: &PublishedColumn, target: &TargetColumn) -> bool {
     let (from, to) = (&published.ty, &target.base_type);
@@ -53,7 +51,7 @@ pub(super) fn equal_as_bytes(published: &PublishedColumn, target: &TargetColumn)
     }
     let (from_name, to_name) = (from.name.as_str(), to.name.as_str());
     if TEXTS.contains(&to_name) {
-        // The target compares the very texts that are sent, wherever they come from.
+        // The target compares exactly the texts that are sent, whatever the published type.
         return true;
     }
     if !is_builtin(from) {
@@ -65,8 +63,9 @@ pub(super) fn equal_as_bytes(published: &PublishedColumn, target: &TargetColumn)
     from_name == to_name && (CANONICAL.contains(&to_name) || has_one_form(published))
 }
 
-/// A declared scale gives every number as many digits, a declared length every string as many
-/// blanks: `numeric_in` and `bpchar_input` (PostgreSQL's `numeric.c`, `varchar.c`) see to that.
+/// Whether each value has one form. A declared scale gives every number the same number of digits, and
+/// a declared length pads every string (`numeric_in` and `bpchar_input` in PostgreSQL's `numeric.c` and
+/// `varchar.c`).
 fn has_one_form(published: &PublishedColumn) -> bool {
     matches!(
         (published.ty.name.as_str(), Modifier::of(&published.ty, published.typmod)),

@@ -1,17 +1,17 @@
-//! Descriptions of tables as the two sides' catalogs and Relation messages give them.
+//! Descriptions of tables from the two sides' catalogs and from Relation messages.
 
 use serde::Serialize;
 
 use crate::pg::QualifiedName;
 
-/// A type by name: OIDs of anything but built-in types differ between servers.
+/// A type by name, because only built-in types have the same OID on every server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct TypeName {
     pub schema: String,
     pub name: String,
 }
 
-/// `pg_class.relreplident`.
+/// The replica identity (`pg_class.relreplident`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplicaIdentity {
@@ -21,23 +21,23 @@ pub enum ReplicaIdentity {
     Index,
 }
 
-/// What the publisher sends of one table: from its catalog before the copy, from the Relation
+/// What the publisher sends of one table, read from its catalog before the copy and from the Relation
 /// message while streaming.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedRelation {
     pub name: QualifiedName,
     pub identity: ReplicaIdentity,
-    /// In the order in which tuples carry their values.
+    /// The columns in the order in which tuples carry their values.
     pub columns: Vec<PublishedColumn>,
 }
 
 impl PublishedRelation {
-    /// Completes what a Relation message says with what the catalog said.
+    /// Completes the description in a Relation message with that from the catalog.
     ///
     /// A Type message names a domain's base type (`logicalrep_write_typ` in PostgreSQL's `proto.c`),
-    /// and a domain column's own typmod is -1, so the message hides that a `price` is
-    /// `numeric(12,2)`. Where the catalog knows the column as a domain over the same type, its
-    /// typmod holds; everything else stays as the message has it.
+    /// and a domain column's own typmod is -1, so the message does not show that a `price` is
+    /// `numeric(12,2)`. Where the catalog knows the column as a domain over the same type, its typmod
+    /// is used; everything else is the message's.
     #[must_use]
     pub fn with_domains_of(mut self, catalog: &Self) -> Self {
         for column in &mut self.columns {
@@ -54,36 +54,37 @@ impl PublishedRelation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedColumn {
     pub name: String,
-    /// The type below all domains, which is what Type messages name, too.
+    /// The type below all domains, which Type messages name as well.
     pub ty: TypeName,
-    /// `pg_attribute.atttypmod` or the domain's, -1 where there is none.
+    /// The type modifier of the column or its domain (`pg_attribute.atttypmod`), -1 if there is none.
     pub typmod: i32,
-    /// Part of the replica identity: present in the old row of an update or delete.
+    /// Whether it is part of the replica identity, and so in the old row of an update or delete.
     pub key: bool,
-    /// The column is of a domain over `ty`. Only the catalog knows; false in a Relation message.
+    /// Whether the column's type is a domain over `ty`. Only the catalog tells; false in a Relation
+    /// message.
     pub domain: bool,
 }
 
-/// A table as the publisher's catalog describes it: all that the initial copy and the first
-/// comparison need. One for each relation that the stream will name.
+/// A table in the publisher's catalog, with everything that the initial copy and the first comparison
+/// need. There is one for each relation that the stream will name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedTable {
     pub oid: u32,
-    /// `Table` or, published via its root, `Partitioned`.
+    /// `Table`, or `Partitioned` if it is published via its root.
     pub kind: TableKind,
     pub relation: PublishedRelation,
     pub actions: PublishedActions,
-    /// Publications through which it is published under this name, in the order they were asked for.
+    /// Publications that publish it under this name, in the order in which they were requested.
     pub publications: Vec<String>,
-    /// Rows to copy satisfy any of these expressions; none means every row.
+    /// A row is copied if it satisfies any of these expressions; none means every row.
     pub row_filters: Vec<String>,
-    /// Stored generated columns are among the columns (18+), which `COPY table` would refuse.
+    /// Whether stored generated columns are published (18+), which `COPY table` would refuse.
     pub has_generated: bool,
     /// The planner's estimate before row filters; `None` if the table was never analyzed.
     pub rows_estimated: Option<u64>,
 }
 
-/// Which operations are published, OR-ed over the publications that contain the table.
+/// The published operations, combined over the publications that contain the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PublishedActions {
     pub insert: bool,
@@ -93,7 +94,7 @@ pub struct PublishedActions {
 }
 
 impl PublishedActions {
-    /// A publication's default: everything.
+    /// The default of a publication: all operations.
     pub const ALL: Self = Self { insert: true, update: true, delete: true, truncate: true };
 
     #[must_use]
@@ -106,56 +107,59 @@ impl PublishedActions {
         }
     }
 
-    /// Whether existing rows are to be found by their identity.
+    /// Whether updates or deletes are published, which have to find existing rows.
     #[must_use]
     pub const fn changes_rows(self) -> bool {
         self.update || self.delete
     }
 }
 
-/// A table of the target, all that comparing, planning and applying need to know of it.
+/// A table of the target, with everything that comparing, planning and applying need.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetTable {
     pub oid: u32,
-    /// Differs as soon as DDL has touched the table's columns, indexes, triggers or rules. Means nothing
-    /// else; read before everything else here.
+    /// Changes whenever DDL changes the table's columns, indexes, triggers or rules; the value has no
+    /// other meaning. It is read before everything else here.
     pub stamp: i64,
     pub name: QualifiedName,
     pub kind: TableKind,
-    /// The partitioned table at the top of those that this one is part of; its own OID if none.
+    /// OID of the topmost partitioned table that this one is part of; its own OID if there is none.
     pub family_oid: u32,
     pub columns: Vec<TargetColumn>,
-    /// Every valid, immediate, non-partial unique index without expressions; the primary key first.
+    /// Every valid, immediate, non-partial unique index without expressions; the primary key comes
+    /// first.
     pub unique_keys: Vec<UniqueKey>,
-    /// Triggers and rules that act on replicated rows although the session is a replica.
+    /// Triggers and rules that act on replicated rows even in a replica session.
     pub fires: FiringTriggers,
-    /// Foreign keys from this table or to it. They act only if the session is not a replica.
+    /// Whether there are foreign keys from or to this table. They act only if the session is not a
+    /// replica.
     pub has_foreign_keys: bool,
-    /// Ordinary triggers (also foreign keys'), which act only if the session is not a replica.
+    /// Whether there are ordinary triggers (or those of foreign keys), which act only if the session is
+    /// not a replica.
     pub has_ordinary_triggers: bool,
-    /// Ordinary triggers or rules among them that may make a row vanish ([`FiringTriggers::before_row`]).
+    /// Whether ordinary triggers or rules may suppress a row ([`FiringTriggers::before_row`]).
     pub ordinary_before_row: bool,
-    /// Row-level security is on, and the applying role does not bypass it.
+    /// Whether row-level security is on and the applying role does not bypass it.
     pub row_security: bool,
     pub privileges: TablePrivileges,
-    /// CHECK and exclusion constraints, validated or not: both bind new rows.
+    /// CHECK and exclusion constraints. Those that are not validated bind new rows as well.
     pub checks: Vec<CheckConstraint>,
     pub indexes: Indexes,
-    /// The database's encoding is UTF8, as the values are that come.
+    /// Whether the database's encoding is UTF8, which is that of the incoming values.
     pub utf8: bool,
-    /// Only of a partitioned table.
+    /// Set only for a partitioned table.
     pub partitioning: Option<Partitioning>,
 }
 
-/// What there is to know of a table's indexes beside its keys.
+/// What matters of a table's indexes besides its keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Indexes {
-    /// Unique indexes and exclusion constraints of any kind, those that are no key (partial, on
-    /// expressions, deferrable) included.
+    /// Number of unique indexes and exclusion constraints, including those that are not keys (partial,
+    /// on expressions, deferrable).
     pub unique: u32,
-    /// Indexes of any kind, the unique ones included.
+    /// Number of all indexes.
     pub all: u32,
-    /// One of them has an expression or a predicate, which a row may fail in.
+    /// Whether one of them has an expression or a predicate, whose evaluation may fail for a row.
     pub computing: bool,
 }
 
@@ -163,19 +167,19 @@ pub struct Indexes {
 pub struct CheckConstraint {
     pub name: String,
     pub columns: Vec<String>,
-    /// `CHECK ((note IS NOT NULL))`, as `pg_get_constraintdef` has it.
+    /// The text of `pg_get_constraintdef`, such as `CHECK ((note IS NOT NULL))`.
     pub definition: String,
 }
 
-/// What a partitioned table is made of.
+/// The partition key and the partitions of a partitioned table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partitioning {
-    /// Columns of the partition key; `None` if an expression is part of it.
+    /// Columns of the partition key; `None` if it contains an expression.
     pub key: Option<Vec<String>>,
-    /// The partitions that hold rows, by name.
+    /// Names of the partitions that hold rows.
     pub leaves: Vec<QualifiedName>,
-    /// Unique keys that every leaf has, although the table itself may not. They say nothing about
-    /// rows in different leaves.
+    /// Unique keys that every leaf has, even if the table itself has none. They do not relate rows of
+    /// different leaves.
     pub leaf_keys: Vec<UniqueKey>,
 }
 
@@ -183,55 +187,57 @@ pub struct Partitioning {
 pub enum TableKind {
     Table,
     Partitioned,
-    /// A view, foreign table, sequence…: its `relkind`. Not a target.
+    /// Another relation (view, foreign table, sequence…) by its `relkind`, which cannot be a target.
     Other(char),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetColumn {
     pub name: String,
-    /// `pg_attribute.attnum`.
+    /// The attribute number (`pg_attribute.attnum`).
     pub attnum: i16,
-    /// The column's own type, a domain included.
+    /// The column's own type, which may be a domain.
     pub ty: TypeName,
     pub type_oid: u32,
-    /// The typmod that binds values: the column's or, below a domain, the domain's; -1 if none.
+    /// The typmod that limits values: the column's or, below a domain, the domain's; -1 if there is
+    /// none.
     pub typmod: i32,
-    /// How many of its values at once become a parameter.
+    /// How an array of its values is passed as a parameter.
     pub array_input: ArrayInput,
-    /// What `ty` is below its domains; `ty` itself if it is no domain.
+    /// The type below the domains of `ty`; `ty` itself if it is not a domain.
     pub base_type: TypeName,
-    /// The type in PostgreSQL's words (`format_type`), for messages and DDL: `numeric(12,2)`.
+    /// The type as `format_type` writes it, for messages and DDL: `numeric(12,2)`.
     pub display_type: String,
-    /// NULL is refused, by the column or by its domain.
+    /// Whether the column or its domain refuses NULL.
     pub not_null: bool,
     /// The domain that refuses NULL, if one does.
     pub not_null_domain: Option<TypeName>,
     pub default: ColumnDefault,
-    /// The default or generation expression, of the column or its domain.
+    /// The default or generation expression of the column or its domain.
     pub default_sql: Option<String>,
-    /// Generated and never stored (18+).
+    /// Whether it is a virtual generated column, which is not stored (18+).
     pub is_virtual: bool,
-    /// The type's equality operator, as `schema` and name, for `OPERATOR(schema.=)`; none where
-    /// the type has no equality (json, point…).
+    /// The type's equality operator as `schema` and name, for `OPERATOR(schema.=)`; none if the type
+    /// has no equality (json, point…).
     pub equality: Option<TypeName>,
 }
 
-/// How an array of a type's values is written as a parameter for `unnest`.
+/// How an array of a type's values is passed as a parameter to `unnest`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ArrayInput {
-    /// As an array of the base type: each element goes through that type's own input function.
+    /// As an array of the base type, so that each element passes through that type's own input
+    /// function.
     OfType,
-    /// As an array of text, cast row by row: for arrays, composites and types that have no array
-    /// type with a comma between elements, which `unnest` would take apart.
+    /// As an array of text that is cast row by row: for arrays, which `unnest` would flatten, for
+    /// composites, and for types without an array type that uses a comma between elements.
     OfText,
 }
 
-/// What gives a value to a column that an INSERT does not name.
+/// Source of a column's value if an INSERT does not name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ColumnDefault {
     None,
-    /// A `DEFAULT`, of the column or of its domain.
+    /// A `DEFAULT` of the column or of its domain.
     Expression,
     IdentityAlways,
     IdentityByDefault,
@@ -240,7 +246,7 @@ pub enum ColumnDefault {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UniqueKey {
-    /// The index's name (and the constraint's, if it has one).
+    /// The index's name, which is also that of its constraint, if it has one.
     pub name: String,
     pub primary: bool,
     /// Column names in index order.
@@ -248,32 +254,32 @@ pub struct UniqueKey {
     pub equality: KeyEquality,
 }
 
-/// How a unique index tells values apart, beside the columns' own equality operators.
+/// How a unique index compares values, relative to the columns' own equality operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyEquality {
-    /// As they do; texts by their bytes.
+    /// As the operators do; texts are compared by their bytes.
     Deterministic,
-    /// As they do; some texts by a collation that takes different bytes for equal ones.
+    /// As the operators do, but a collation makes some texts equal whose bytes differ.
     Nondeterministic,
-    /// Otherwise, by an operator class or a collation of its own: several rows may equal one key.
+    /// By an operator class or collation of its own, so that several rows may equal one key.
     Other,
 }
 
-/// Triggers marked ENABLE REPLICA or ENABLE ALWAYS on the table (or, for a partitioned table, on
-/// any of its partitions).
+/// Triggers with ENABLE REPLICA or ENABLE ALWAYS on the table or, for a partitioned table, on any of
+/// its partitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FiringTriggers {
-    /// BEFORE or INSTEAD OF row triggers and INSTEAD rules: they may change a row or make it vanish, so that a
-    /// count of 0 proves nothing.
+    /// Whether there are BEFORE or INSTEAD OF row triggers or INSTEAD rules: they may change or
+    /// suppress a row, so that a count of 0 does not prove that the row is missing.
     pub before_row: bool,
-    /// Any at all.
+    /// Whether there are any.
     pub any: bool,
 }
 
-/// What the applying role may do to the table.
+/// The applying role's privileges on the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TablePrivileges {
-    /// USAGE of the table's schema, without which the others are worth nothing.
+    /// USAGE of the table's schema, without which the other privileges have no effect.
     pub schema_usage: bool,
     pub select: bool,
     pub insert: bool,

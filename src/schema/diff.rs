@@ -1,9 +1,9 @@
-//! Compares a published table with its target: the superset rule, all of it at once.
+//! Compares a published table with its target and reports all differences at once.
 //!
-//! Pure. Every published column must exist in the target by name with a type that its values can
-//! enter; what the target has beyond that must do without replication's help; updates and deletes
-//! need a way to their rows. What does not fit comes back typed, with its cure; if nothing is amiss,
-//! so does the plan that `apply` follows.
+//! Pure. Every published column must exist in the target by name with a type that its values can enter;
+//! additional columns of the target must get a value without replication; updates and deletes need a
+//! way to find their rows. Each misfit is typed and has a remedy. If there is none, the result contains
+//! the plan that `apply` follows.
 //!
 //! # Invariants
 //! - A plan is returned if and only if there is no misfit.
@@ -24,25 +24,25 @@ use super::{
     PublishedRelation, ReplicaIdentity, TableKind, TargetColumn, TargetTable, UniqueKey,
 };
 
-/// A published table and what the target has under the name it is mapped to.
+/// A published table and the target's relation under the mapped name.
 #[derive(Debug, Clone, Copy)]
 pub struct Pairing<'a> {
     pub published: &'a PublishedRelation,
     pub actions: PublishedActions,
     pub target_name: &'a QualifiedName,
-    /// `None` if there is no such relation.
+    /// The target's table; `None` if there is no such relation.
     pub target: Option<&'a TargetTable>,
     pub session: ReplicationRole,
-    /// The applying role, for the GRANT that it lacks.
+    /// The applying role, for the GRANT statements.
     pub role: &'a str,
 }
 
 /// Whether the applying session runs with `session_replication_role = replica`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplicationRole {
-    /// Ordinary triggers, rules and foreign keys stay out of replication.
+    /// Ordinary triggers, rules and foreign keys do not act on replicated rows.
     Replica,
-    /// They act on replicated rows.
+    /// Ordinary triggers, rules and foreign keys act on replicated rows.
     Origin,
 }
 
@@ -50,11 +50,11 @@ pub enum ReplicationRole {
 pub struct Comparison {
     pub misfits: Vec<Misfit>,
     pub warnings: Vec<Warning>,
-    /// Present if there are no misfits.
+    /// The plan, if there are no misfits.
     pub plan: Option<TablePlan>,
 }
 
-/// Compares one table; never fails, never stops at the first misfit.
+/// Compares one table. It never fails, and it never stops at the first misfit.
 #[must_use]
 pub fn compare(pairing: &Pairing<'_>) -> Comparison {
     let mut findings = Findings { pairing, misfits: Vec::new(), warnings: Vec::new() };
@@ -121,7 +121,7 @@ impl Findings<'_> {
         if !granted.schema_usage {
             self.misfit(MisfitKind::NoSchemaUsage { role: role.clone() });
         }
-        // Rows are copied even if their inserts are not published; WHERE reads what it compares.
+        // INSERT is needed for the copy even if inserts are not published; SELECT is needed by WHERE.
         let needed = [
             ("SELECT", actions.changes_rows(), granted.select),
             ("INSERT", true, granted.insert),
@@ -148,7 +148,7 @@ impl Findings<'_> {
             let (column, is_virtual) = (ColumnSql::of(column), found.is_virtual);
             self.misfit(MisfitKind::GeneratedColumn { column, is_virtual });
             if found.is_virtual {
-                // Its cure makes the column anew, with the right type.
+                // The remedy creates the column again with the right type.
                 return;
             }
         }
@@ -168,7 +168,7 @@ impl Findings<'_> {
         }
     }
 
-    /// Columns that replication leaves to their defaults: can they do without it?
+    /// Checks that columns which only the target has get a value from a default or accept NULL.
     fn target_only(&mut self, table: &TargetTable) {
         let published = self.pairing.published;
         let extra: Vec<&TargetColumn> = table
@@ -234,9 +234,9 @@ impl Findings<'_> {
         None
     }
 
-    /// GENERATED ALWAYS AS IDENTITY: inserts override it, updates cannot (`rewriteTargetListIU` in
-    /// PostgreSQL's `rewriteHandler.c` refuses anything but DEFAULT). Within the row identity the
-    /// column can be left out of SET; elsewhere its value would have to be set.
+    /// Checks GENERATED ALWAYS AS IDENTITY columns: an insert can override them, an update cannot
+    /// (`rewriteTargetListIU` in PostgreSQL's `rewriteHandler.c` accepts only DEFAULT). A column of the
+    /// row identity can be left out of SET; another one would have to be set.
     fn identity_columns(&mut self, columns: &[Option<&TargetColumn>], identity: Option<&RowIdentity>) {
         if !self.pairing.actions.update || matches!(identity, Some(RowIdentity::None)) {
             return;
@@ -253,7 +253,7 @@ impl Findings<'_> {
                 Some(RowIdentity::Key { .. } | RowIdentity::FullRow) => {
                     self.misfit(MisfitKind::IdentityAlways { column });
                 }
-                // Without a key yet: the published key columns will be it.
+                // There is no key yet; the published key columns will become one.
                 None if self.pairing.published.columns[at].key => {}
                 Some(RowIdentity::None) | None => self.misfit(MisfitKind::IdentityAlways { column }),
             }
@@ -267,7 +267,7 @@ impl Findings<'_> {
         }
     }
 
-    /// See [`TablePlan::order_free`].
+    /// Computes [`TablePlan::order_free`].
     fn is_order_free(
         &self,
         table: &TargetTable,
@@ -298,7 +298,7 @@ impl Findings<'_> {
                 .is_some_and(|unique| unique.equality == KeyEquality::Deterministic)
     }
 
-    /// `None` while a column is missing.
+    /// Returns the plan; `None` while a column is missing.
     fn plan(
         &self,
         table: &TargetTable,
@@ -352,8 +352,8 @@ impl Findings<'_> {
     }
 }
 
-/// See [`ColumnPlan::refuses_values`]. What a domain asks for, and which labels a type of somebody's
-/// making knows, is not looked into; `text` and `citext` take anything.
+/// Computes [`ColumnPlan::refuses_values`]. Constraints of domains and labels of user-defined types are
+/// not examined; `text` and `citext` accept any value.
 fn may_refuse(published: &PublishedColumn, found: &TargetColumn) -> bool {
     let takes_anything = matches!(found.base_type.name.as_str(), "text" | "citext");
     let known = takes_anything || (is_builtin(&published.ty) && is_builtin(&found.base_type));
@@ -362,7 +362,7 @@ fn may_refuse(published: &PublishedColumn, found: &TargetColumn) -> bool {
         || fit::judge((&published.ty, published.typmod), (&found.base_type, found.typmod)) != Fit::Fits
 }
 
-/// See [`TablePlan::judges_rows`].
+/// Computes [`TablePlan::judges_rows`].
 fn judges_rows(table: &TargetTable) -> bool {
     !table.checks.is_empty()
         || table.family_oid != table.oid
@@ -384,13 +384,13 @@ fn not_null_cure(table: &TargetTable, column: &TargetColumn) -> NotNullCure {
     }
 }
 
-/// A default that is the same for every row: one that calls no function.
+/// Whether the default is the same for every row because it calls no function.
 fn is_constant(column: &TargetColumn) -> bool {
     column.default == ColumnDefault::Expression
         && column.default_sql.as_ref().is_some_and(|sql| !sql.contains('('))
 }
 
-/// CHECK passes on NULL unless its expression says something about NULL itself.
+/// Whether a CHECK may refuse NULL. It passes on NULL unless its expression tests for NULL.
 fn asks_for_a_value(definition: &str) -> bool {
     let definition = definition.to_uppercase();
     definition.contains("IS NOT NULL") || definition.contains("COALESCE(")

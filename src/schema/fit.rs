@@ -1,14 +1,14 @@
-//! Whether every value of the publisher's type enters the target's type, and comes out as itself.
+//! Whether every value of the publisher's type enters the target's type and reads back unchanged.
 //!
-//! Pure. Values travel as text (binary is used between equal types only), so the question is what
-//! the target's input function makes of the text that the publisher's output function wrote.
+//! Pure. Values are sent as text (binary is used only between equal types), so the question is what the
+//! target's input function makes of the text that the publisher's output function wrote.
 //!
-//! # Three verdicts, and why not two
-//! What matters is not whether types are equal but how they fail. A value that is *refused* stops
-//! the apply with the value named (`value_error`): allowed, with a warning, because often enough no
-//! such value exists. A value that is *silently changed* can never be noticed again: unfit, as is a
-//! pair where hardly any value would enter. Guarantee 3 of this program ("nothing is silently
-//! coerced") is kept here and nowhere else.
+//! # Why there are three verdicts
+//!
+//! It matters how types fail. A value that is *refused* stops the apply and is named (`value_error`):
+//! this is allowed with a warning, because often no such value exists. A value that is *silently
+//! changed* cannot be noticed later: the pair is unfit, as is a pair where hardly any value would
+//! enter. This module alone ensures that no value is silently changed by a cast.
 
 use super::TypeName;
 use super::render::{Modifier, is_builtin};
@@ -18,7 +18,7 @@ use super::render::{Modifier, is_builtin};
 pub enum Fit {
     /// Every value enters without loss.
     Fits,
-    /// Some values may be refused, loudly, or are kept in a form that differs in no value.
+    /// Some values may be refused with an error, or are kept in another form of the same value.
     Risky(&'static str),
     /// Values would be changed silently, or would hardly ever enter.
     Unfit(&'static str),
@@ -50,7 +50,7 @@ pub fn judge(source: (&TypeName, i32), target: (&TypeName, i32)) -> Fit {
     if let Some(fit) = into_text(from, to) {
         return fit;
     }
-    // Elements are judged like the values they are; an array never enters a scalar, nor the reverse.
+    // Elements are judged as single values are; an array never enters a scalar, nor a scalar an array.
     match (from.builtin && to.builtin, from.array(), to.array()) {
         (true, Some(from), Some(to)) => judge_builtin(from, to),
         (true, None, None) => judge_builtin(from, to),
@@ -71,20 +71,20 @@ impl<'a> Side<'a> {
         Self { name: &ty.name, builtin: is_builtin(ty), modifier: Modifier::of(ty, typmod) }
     }
 
-    /// The element, if this is a built-in array type.
+    /// Returns the element type, if this is a built-in array type.
     fn array(self) -> Option<Self> {
         let name = self.name.strip_prefix('_').filter(|_| self.builtin)?;
         Some(Self { name, ..self })
     }
 }
 
-/// Equal types differ by their modifiers only.
+/// Judges equal types, which differ only by their modifiers.
 fn same_type(from: Side<'_>, to: Side<'_>) -> Fit {
     use Modifier::{Interval, Length, None, Numeric, Opaque};
     let name = from.name.strip_prefix('_').filter(|_| from.builtin).unwrap_or(from.name);
     match (from.modifier, to.modifier) {
         (from, to) if from == to => Fit::Fits,
-        // A bit string without a length came about by CREATE TABLE AS; it takes any.
+        // A bit string without a length, as CREATE TABLE AS creates it, accepts any length.
         (_, None) => Fit::Fits,
         (from, Numeric { precision, scale }) => numeric_into(from, precision, scale),
         (from, Length(to)) => same_type_length(name, from, to),
@@ -104,10 +104,10 @@ fn same_type_length(name: &str, from: Modifier, to: i32) -> Fit {
     match name {
         "varchar" | "bpchar" | "varbit" if from.is_some_and(|from| from <= to) => Fit::Fits,
         "varchar" | "bpchar" | "varbit" => Fit::Risky(TOO_LONG),
-        // A bit string must have the very length.
+        // A bit string must have exactly the declared length.
         "bit" if from.is_some() => Fit::Unfit("the target takes bit strings of another length only"),
         "bit" => Fit::Risky("a bit string of another length is refused"),
-        // Fractional digits of a second: 6 unless said otherwise.
+        // Fractional digits of a second are 6 unless declared otherwise.
         _ if from.unwrap_or(6) <= to => Fit::Fits,
         _ => Fit::Unfit(ROUNDS_TIME),
     }
@@ -138,7 +138,7 @@ fn interval_into(
     if precision.unwrap_or(6) <= to_precision.unwrap_or(6) { Fit::Fits } else { Fit::Unfit(ROUNDS_TIME) }
 }
 
-/// Character types take the text of anything; `None` if the target is no character type.
+/// Judges a character type as the target, which accepts the text of any type; `None` for other targets.
 fn into_text(from: Side<'_>, to: Side<'_>) -> Option<Fit> {
     let unlimited = to.name == "text" && to.builtin || to.name == "citext" && !to.builtin;
     let sized = to.builtin && matches!(to.name, "varchar" | "bpchar");
@@ -154,7 +154,7 @@ fn into_text(from: Side<'_>, to: Side<'_>) -> Option<Fit> {
     })
 }
 
-/// Characters of the longest text form, where the type has a bound.
+/// Returns the number of characters of the longest text form, if the type has a bound.
 fn longest(side: Side<'_>) -> Option<i32> {
     match (side.name, side.modifier) {
         ("varchar" | "bpchar" | "bit" | "varbit", Modifier::Length(length)) => Some(length),
@@ -172,7 +172,7 @@ fn longest(side: Side<'_>) -> Option<i32> {
     .filter(|_| side.builtin)
 }
 
-/// A pair of different built-in types, neither of them an array.
+/// Judges a pair of different built-in types, neither of them an array.
 fn judge_builtin(from: Side<'_>, to: Side<'_>) -> Fit {
     if from.name == to.name {
         return same_type(from, to);
@@ -183,7 +183,7 @@ fn judge_builtin(from: Side<'_>, to: Side<'_>) -> Fit {
     match (from.name, to.name) {
         ("int2" | "int4" | "int8" | "numeric" | "float4" | "float8" | "oid", _) => numbers(from, to),
         ("date" | "time" | "timetz" | "timestamp" | "timestamptz", _) => times(from, to),
-        // The catalog's names are cut at 63 bytes without a word, "char" at one.
+        // Type `name` silently truncates at 63 bytes, type "char" at one.
         (_, "name" | "char") if is_character(from.name) => Fit::Unfit(CUTS),
         (_, "bytea") if is_character(from.name) => Fit::Unfit(REREADS),
         ("json", "jsonb") => Fit::Risky("white space, the order of keys and duplicate keys are not kept"),
@@ -209,7 +209,7 @@ fn is_character(name: &str) -> bool {
     matches!(name, "text" | "varchar" | "bpchar" | "name" | "char")
 }
 
-/// Numbers into other numbers. The longest integers have 5, 10, 19 and (oid) 10 digits.
+/// Judges numbers into other numbers. The longest integers have 5, 10, 19 and (oid) 10 digits.
 fn numbers(from: Side<'_>, to: Side<'_>) -> Fit {
     let digits = match from.name {
         "int2" => Some(5),
@@ -247,7 +247,7 @@ fn numeric_into_integer(from: Modifier, to: &str) -> Fit {
         _ => 18,
     };
     match from {
-        // Their text has a decimal point, which no integer type takes.
+        // Their text has a decimal point, which no integer type accepts.
         Modifier::Numeric { scale, .. } if scale > 0 => Fit::Unfit(FOREIGN),
         Modifier::Numeric { precision, scale } if precision - scale <= holds => Fit::Fits,
         Modifier::Numeric { .. } => Fit::Risky(OVERFLOW),
@@ -257,9 +257,10 @@ fn numeric_into_integer(from: Modifier, to: &str) -> Fit {
 
 fn times(from: Side<'_>, to: Side<'_>) -> Fit {
     match (from.name, to.name) {
-        // Dates go on until 5874897 AD, time stamps until 294276 AD.
+        // Dates extend to 5874897 AD, time stamps only to 294276 AD.
         ("date", "timestamp") => Fit::Risky(OVERFLOW),
-        // A time of day as an interval since midnight; fields and fractions as for any interval.
+        // A time of day enters an interval as the time since midnight; fields and fractions are judged
+        // as for any interval.
         ("time", "interval") => {
             let digits = if let Modifier::Length(digits) = from.modifier { Some(digits) } else { None };
             match to.modifier {
@@ -274,8 +275,8 @@ fn times(from: Side<'_>, to: Side<'_>) -> Fit {
     }
 }
 
-/// At least one side is a type that somebody created: what its text looks like only it knows. Its
-/// array type is named after it, with an underscore, like the built-in ones.
+/// Judges a pair with at least one user-defined type, whose text form is unknown here. Its array type
+/// has its name with an underscore in front, like built-in ones.
 fn judge_custom(from: Side<'_>, to: Side<'_>) -> Fit {
     let (from, to) = match (from.name.strip_prefix('_'), to.name.strip_prefix('_')) {
         (Some(from_name), Some(to_name)) => (Side { name: from_name, ..from }, Side { name: to_name, ..to }),
@@ -297,7 +298,7 @@ fn judge_custom(from: Side<'_>, to: Side<'_>) -> Fit {
 mod tests {
     use super::*;
 
-    /// Reads `numeric(12,2)`, `varchar(50)[]`, `shop.mood`.
+    /// Parses `numeric(12,2)`, `varchar(50)[]`, `shop.mood`.
     fn parse(text: &str) -> (TypeName, i32) {
         let (text, array) = text.strip_suffix("[]").map_or((text, ""), |text| (text, "_"));
         let (name, arguments) = text.split_once('(').unwrap_or((text, ""));

@@ -1,8 +1,8 @@
 //! Finds the target's key by which published updates and deletes find their rows.
 //!
-//! Pure. `FindUsableIndex` and `RelationFindReplTupleByIndex` (PostgreSQL's `relation.c`,
-//! `execReplication.c`) ask for the replica identity of the *target*; here any unique key among the
-//! columns whose old values the publisher sends will do.
+//! Pure. PostgreSQL uses the replica identity of the *target* (`FindUsableIndex` and
+//! `RelationFindReplTupleByIndex` in `relation.c` and `execReplication.c`); here any unique key among
+//! the columns whose old values the publisher sends is accepted.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use super::{
     TargetTable, UniqueKey,
 };
 
-/// Why no row can be found.
+/// Why rows cannot be found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Unidentifiable {
     NoUsableKey,
@@ -19,7 +19,7 @@ pub(super) enum Unidentifiable {
     NoEquality(Vec<usize>),
 }
 
-/// `columns` holds the target's column for each published one, where there is one.
+/// Chooses the row identity. `columns` holds the target's column for each published one, if it exists.
 pub(super) fn row_identity(
     published: &PublishedRelation,
     actions: PublishedActions,
@@ -34,7 +34,8 @@ pub(super) fn row_identity(
         ReplicaIdentity::Default | ReplicaIdentity::Index if keyed.is_empty() => Ok(RowIdentity::None),
         ReplicaIdentity::Default | ReplicaIdentity::Index => by_key(table, columns, &keyed),
         ReplicaIdentity::Full => {
-            // A NULL in a key finds nothing, so only keys without any are better than the whole row.
+            // A key column that is NULL finds nothing, so only a key without nullable columns is better
+            // than the full row.
             let filled: Vec<usize> =
                 (0..columns.len()).filter(|&at| columns[at].is_some_and(|column| column.not_null)).collect();
             by_key(table, columns, &filled).or_else(|_| by_row(columns))
@@ -42,7 +43,8 @@ pub(super) fn row_identity(
     }
 }
 
-/// A unique key within `sent`: one on exactly those columns first, then the primary key, then any.
+/// Finds a unique key within `sent`: one on exactly those columns first, then the primary key, then
+/// any.
 fn by_key(
     table: &TargetTable,
     columns: &[Option<&TargetColumn>],
@@ -73,7 +75,7 @@ fn by_key(
         .map_or(Unidentifiable::NoUsableKey, |(key, _, _)| Unidentifiable::NoEquality(unequal(key))))
 }
 
-/// The key's columns as positions among the published ones, if all are in `sent`.
+/// Returns the positions of the key's columns among the published ones, if all are in `sent`.
 fn positions(key: &UniqueKey, columns: &[Option<&TargetColumn>], sent: &[usize]) -> Option<Vec<usize>> {
     let position = |name: &String| {
         sent.iter().copied().find(|&at| columns[at].is_some_and(|column| column.name == *name))

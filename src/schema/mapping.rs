@@ -1,7 +1,7 @@
-//! Which target table each published table goes to, and which tables are part of the subscription.
+//! Maps published tables to target tables, and defines which tables are part of the subscription.
 //!
-//! Pure. The membership is the point: a change for a table that exists on both sides but is not (or
-//! not yet) published to this subscription is dropped, never applied (EDGE_CASES 19).
+//! Pure. A change for a table that exists on both sides but is not, or not yet, published to this
+//! subscription has no mapping, so it is dropped and never applied.
 
 use std::collections::BTreeMap;
 
@@ -11,23 +11,23 @@ use crate::pg::{QualifiedName, quote_ident};
 
 use super::render::table_sql;
 
-/// Source to target, for every table of the subscription.
+/// Target by source, for every table of the subscription.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Mapping {
     targets: BTreeMap<QualifiedName, QualifiedName>,
 }
 
-/// What is worth knowing about the rules.
+/// A note about the mapping rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MappingNote {
-    /// A warning: the rule's source is not published. Misspelt, or not yet added.
+    /// A rule's source is not published: misspelt, or not yet added to a publication.
     UnmatchedRule(QualifiedName),
-    /// Several published tables go into one, which is allowed: shards into a whole.
+    /// Several published tables share a target, which is allowed, for instance to merge shards.
     SharedTarget { target: QualifiedName, sources: Vec<QualifiedName> },
 }
 
 impl Mapping {
-    /// A published table without a rule keeps its name.
+    /// Creates the mapping. A published table without a rule keeps its name.
     #[must_use]
     pub fn new<'a>(
         rules: &[TableRule],
@@ -52,20 +52,21 @@ impl Mapping {
         (Self { targets }, notes)
     }
 
-    /// Where rows of `source` go; `None` if it is no part of the subscription.
+    /// Returns the target of `source`; `None` if it is not part of the subscription.
     #[must_use]
     pub fn target(&self, source: &QualifiedName) -> Option<&QualifiedName> {
         self.targets.get(source)
     }
 
-    /// Sources and targets, by source.
+    /// Returns sources and targets, ordered by source.
     pub fn iter(&self) -> impl Iterator<Item = (&QualifiedName, &QualifiedName)> {
         self.targets.iter()
     }
 }
 
 impl MappingNote {
-    /// `publications` are the subscription's: a table is best added to the first.
+    /// Returns the text for an operator. `publications` are the subscription's; the hint adds a table
+    /// to the first.
     #[must_use]
     pub fn diagnosis(&self, publications: &[String]) -> Diagnosis {
         match self {

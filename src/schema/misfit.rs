@@ -1,7 +1,7 @@
-//! What does not fit between a published table and its target, and the exact DDL that cures it.
+//! What does not fit between a published table and its target, with the DDL that corrects it.
 //!
-//! Pure. The statements are run by a person, on the target, in the order in which they are printed;
-//! nothing here executes them.
+//! Pure. An operator runs the statements on the target, in the order in which they are printed; nothing
+//! here executes them.
 
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use crate::pg::{QualifiedName, quote_ident};
 use super::render::{columns_sql, table_sql, type_sql};
 use super::{PublishedColumn, TypeName};
 
-/// One thing that keeps a published table from being applied faithfully.
+/// A difference that keeps a published table from being applied faithfully.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Misfit {
     pub source: QualifiedName,
@@ -22,16 +22,16 @@ pub struct Misfit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MisfitKind {
-    /// The target's schema belongs to the system or to this program.
+    /// The target's schema belongs to the system or to pgsluice.
     SchemaReserved,
     MissingTable {
         columns: Vec<ColumnSql>,
-        /// Names of the columns of its replica identity, for the new table's primary key.
+        /// Names of the replica identity's columns, for the new table's primary key.
         key: Vec<String>,
     },
-    /// The name is a view's, a sequence's…: its `relkind`.
+    /// The name belongs to another relation (view, sequence…), given by its `relkind`.
     NotATable(char),
-    /// No USAGE on the target's schema.
+    /// The role lacks USAGE on the target's schema.
     NoSchemaUsage {
         role: String,
     },
@@ -46,30 +46,31 @@ pub enum MisfitKind {
     MissingColumn(ColumnSql),
     UnfitType {
         column: ColumnSql,
-        /// The target column's type, in PostgreSQL's words.
+        /// The target column's type as PostgreSQL writes it.
         target_type: String,
         why: &'static str,
     },
-    /// The target computes the column itself.
+    /// The target's column is generated.
     GeneratedColumn {
         column: ColumnSql,
         is_virtual: bool,
     },
-    /// GENERATED ALWAYS AS IDENTITY outside the row identity: no UPDATE could set it.
+    /// The column is GENERATED ALWAYS AS IDENTITY outside the row identity, so that no UPDATE could set
+    /// it.
     IdentityAlways {
         column: String,
     },
-    /// A target-only column that refuses NULL and has no default.
+    /// A column that only the target has refuses NULL and has no default.
     NotNullWithoutDefault {
         column: String,
         cure: NotNullCure,
     },
-    /// No unique key by which updates and deletes would find their rows.
+    /// There is no unique key by which updates and deletes could find their rows.
     NoUsableKey {
         columns: Vec<String>,
         place: KeyPlace,
     },
-    /// Rows are to be found by columns whose types know no equality: names and types.
+    /// Rows have to be found by columns whose types have no equality operator: names and types.
     NoEqualityOperator {
         columns: Vec<(String, String)>,
     },
@@ -93,32 +94,32 @@ impl ColumnSql {
     }
 }
 
-/// How a target-only column that refuses NULL is made harmless.
+/// How a column that only the target has, and that refuses NULL, can be made to accept new rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NotNullCure {
     DropNotNull,
-    /// The column's domain is what refuses.
+    /// Drop NOT NULL of the column's domain.
     DropDomainNotNull(TypeName),
-    /// In the primary key, of an integer type.
+    /// Make it an identity column: it is in the primary key and of an integer type.
     MakeIdentity,
-    /// In the primary key: it needs a default that only its owner can think of.
+    /// Give it a default that its owner chooses: it is in the primary key.
     Default,
 }
 
-/// Where a new key can go.
+/// Where a new key can be created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyPlace {
     PrimaryKey,
-    /// The table has another primary key already.
+    /// As a unique index, because the table already has another primary key.
     UniqueIndex,
-    /// The partition key has other columns, so only the partitions can have it.
+    /// On the partitions only, because the partition key has other columns.
     Leaves(Vec<QualifiedName>),
 }
 
 impl Misfit {
-    /// What is wrong, the facts, and what to do about it.
+    /// Returns what is wrong, the facts, and the remedy.
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         let diagnosis = Diagnosis::new(self.primary()).detail(self.detail());
@@ -199,7 +200,8 @@ impl Misfit {
         format!("{published}; {why}.")
     }
 
-    /// The statements that cure it, if a statement can: run in the order of the misfits, they do.
+    /// Returns the statements that correct it, if statements can. Run in the order of the misfits, they
+    /// succeed.
     #[must_use]
     pub fn ddl(&self) -> Option<String> {
         let table = table_sql(&self.target);
@@ -222,7 +224,8 @@ impl Misfit {
             MisfitKind::MissingColumn(column) => format!("ALTER TABLE {table} ADD COLUMN {};", column.sql()),
             MisfitKind::UnfitType { column, .. } => {
                 let name = quote_ident(&column.name);
-                // Through text, as replicated values go: types that have no cast between them, too.
+                // The conversion goes through text, as replicated values do, because the types may have
+                // no cast.
                 let ty = &column.ty;
                 format!("ALTER TABLE {table} ALTER COLUMN {name} TYPE {ty} USING {name}::text::{ty};")
             }
@@ -279,7 +282,7 @@ impl Misfit {
         format!("{schema}CREATE TABLE {} ({});", table_sql(&self.target), parts.join(", "))
     }
 
-    /// What a statement alone does not say.
+    /// Returns what the operator must know besides the statement.
     fn advice(&self) -> Option<String> {
         let advice = match &self.kind {
             MisfitKind::SchemaReserved | MisfitKind::NotATable(_) => {

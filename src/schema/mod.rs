@@ -5,8 +5,8 @@
 //!                                                                       ├─▶ diff ─▶ misfits | plan
 //! target's catalog ─────────────────────────────────────────────────────┘
 //! ```
-//! `catalog` is the shell that reads; everything else is pure and decides. Nobody here pauses: a
-//! comparison says what does not fit and how to cure it, `subscription` decides what follows.
+//! `catalog` reads; everything else is pure. A comparison reports what does not fit and how to correct
+//! it; `subscription` decides whether to pause.
 
 pub mod binary;
 mod canonical;
@@ -33,5 +33,5 @@ pub use plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
 pub use publication::copy_query;
 pub use warning::{Warning, WarningKind};
 
-/// The schema of this program's own tables: never published, never a target (EDGE_CASES 21).
+/// Schema of pgsluice's own tables, which are never published and never a target.
 pub const OWN_SCHEMA: &str = "pgsluice";

@@ -1,5 +1,5 @@
-//! What a comparison that found nothing amiss hands to `apply`: how rows of one published table go
-//! into one target table.
+//! The result of a comparison without misfits: how rows of one published table are applied to one
+//! target table.
 //!
 //! Plain data, valid as long as neither side's table changes.
 
@@ -12,32 +12,33 @@ pub struct TablePlan {
     pub source: QualifiedName,
     pub target: QualifiedName,
     pub target_oid: u32,
-    /// [`TargetTable::stamp`](super::TargetTable::stamp) as it was when the plan was made.
+    /// The [`TargetTable::stamp`](super::TargetTable::stamp) at the time of planning.
     pub target_stamp: i64,
-    /// [`TargetTable::family_oid`](super::TargetTable::family_oid).
+    /// The target's [`TargetTable::family_oid`](super::TargetTable::family_oid).
     pub target_family_oid: u32,
     pub kind: TableKind,
-    /// In the order of the publisher's tuples, one for each published column.
+    /// One for each published column, in the order of the publisher's tuples.
     pub columns: Vec<ColumnPlan>,
-    /// Every column of the target, those that are not published included.
+    /// Every column of the target, including those that are not published.
     pub target_columns: Vec<String>,
     pub row_identity: RowIdentity,
     pub fires: FiringTriggers,
     pub has_foreign_keys: bool,
     pub has_ordinary_triggers: bool,
-    /// Only the row identity's key relates rows to each other, and its bytes tell rows apart as the
-    /// target does: the order in which different rows change means nothing.
+    /// Whether different rows may change in any order: only the row identity's key relates rows to each
+    /// other, and equal bytes of that key mean equal values on the target.
     pub order_free: bool,
-    /// Something looks at each row as a whole and may refuse it: a CHECK constraint, a partition's
-    /// bounds, the expression of a generated column or of an index.
+    /// Whether something evaluates each row as a whole and may refuse it: a CHECK constraint, a
+    /// partition's bounds, the expression of a generated column or of an index.
     pub judges_rows: bool,
-    /// There are indexes beside the row identity's key, which take no value of any length.
+    /// Whether there are other indexes, which limit the length of values.
     pub other_indexes: bool,
-    /// A unique index of any kind, one that is no key (partial, on expressions, deferrable) included.
+    /// Whether there is a unique index of any kind, including one that is not a key (partial, on
+    /// expressions, deferrable).
     pub has_unique_index: bool,
-    /// An INSERT needs OVERRIDING SYSTEM VALUE; COPY does not.
+    /// Whether an INSERT needs OVERRIDING SYSTEM VALUE, which COPY does not.
     pub identity_always: bool,
-    /// The target's unique keys, in target column names, the primary key first.
+    /// The target's unique keys by target column names; the primary key comes first.
     pub unique_keys: Vec<UniqueKey>,
 }
 
@@ -45,45 +46,46 @@ pub struct TablePlan {
 pub struct ColumnPlan {
     pub source: String,
     pub target: String,
-    /// The target column's own type, a domain included.
+    /// The target column's own type, which may be a domain.
     pub ty: TypeName,
     pub type_oid: u32,
-    /// `ty` below its domains.
+    /// The type below the domains of `ty`.
     pub base_type: TypeName,
     pub array_input: ArrayInput,
     pub binary: BinaryForm,
-    /// For `OPERATOR(schema.name)`; none where the type has no equality.
+    /// The operator for `OPERATOR(schema.name)`; none if the type has no equality.
     pub equality: Option<TypeName>,
     pub not_null: bool,
-    /// Some value of the publisher's type may be refused by the target's, or nobody here can tell.
+    /// Whether the target's type may refuse a value of the publisher's type, as far as that is known.
     pub refuses_values: bool,
-    /// Part of the publisher's replica identity.
+    /// Whether the column is part of the publisher's replica identity.
     pub key: bool,
-    /// GENERATED ALWAYS AS IDENTITY: an UPDATE may not name it. It is part of the row identity, so
-    /// leaving it out of SET loses nothing unless the key itself changes.
+    /// Whether it is GENERATED ALWAYS AS IDENTITY, so that an UPDATE may not set it. It is part of the
+    /// row identity, so leaving it out of SET is correct unless the key itself changes.
     pub identity_always: bool,
 }
 
-/// How a row that an update or delete speaks of is found in the target.
+/// How the target row of an update or delete is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RowIdentity {
-    /// By a unique key of the target: indexes into the plan's columns, in the key's order. The old
-    /// row (or the new one, if the key did not change) has a value for each.
+    /// By a unique key of the target: indexes into the plan's columns in the key's order. The old row
+    /// (or the new one, if the key did not change) has a value for each.
     Key { columns: Vec<usize>, scope: KeyScope },
-    /// By all published columns, NULL matching NULL; several rows may match, one is meant.
+    /// By all published columns, where NULL equals NULL. Several rows may match, and one of them is
+    /// changed.
     FullRow,
-    /// Not at all: the publisher sends inserts (and truncates) only.
+    /// Rows are never looked for: the publisher sends only inserts and truncates.
     None,
 }
 
-/// How far a key is unique. But for `Table`, more than one row may match, which is an error for
-/// whoever executes, never a licence to change them all.
+/// Where a key is unique. Except for `Table`, more than one row may match; executing such a change is
+/// an error and never changes them all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyScope {
     Table,
-    /// By another equality than that of the operators which find the rows
+    /// Unique by another equality than that of the operators that find the rows
     /// ([`KeyEquality::Other`](super::KeyEquality::Other)).
     OtherEquality,
-    /// Within each partition only (EDGE_CASES 18).
+    /// Unique only within each partition.
     Leaves,
 }

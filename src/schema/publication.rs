@@ -1,20 +1,21 @@
-//! Which relation the stream will name for each published table, with which columns and rows.
+//! Determines the relation that the stream will name for each published table, with its columns and
+//! rows.
 //!
 //! Pure. `catalog` reads the publisher's publications, memberships and partition trees; this module
-//! draws the conclusions that the walsender will draw, publication by publication.
+//! draws the conclusions that the walsender will draw for each publication.
 //!
 //! # Why not `pg_get_publication_tables`
-//! It exists in a different form in every second version, answers per publication before 16, and
-//! then leaves it to the caller to notice that a leaf and its root are both in the list. The rules
-//! themselves have been the same since 13: `get_rel_sync_entry` in PostgreSQL's `pgoutput.c`. Asking
-//! them of every relation gives the set of names that the stream can carry, by construction.
+//!
+//! Its form differs between versions. Before 16 it answers for a single publication, and the caller has
+//! to notice that a leaf and its root are both listed. The rules have been the same since 13:
+//! `get_rel_sync_entry` in PostgreSQL's `pgoutput.c`. Applying them to every relation gives exactly the
+//! names that the stream can carry.
 //!
 //! # Invariants
-//! - A row is published under exactly one name: the topmost that any publication gives it
-//!   (EDGE_CASES 17), whatever the order of the publications.
+//! - A row is published under exactly one name: the topmost that any publication gives it, whatever the
+//!   order of the publications.
 //! - Row filters are those of the initial copy (`fetch_remote_table_info` in `tablesync.c`), which
-//!   doesn't look at the operations that a publication publishes; the stream's filters are the
-//!   publisher's own business.
+//!   ignores the published operations. The publisher itself applies the filters of the stream.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -22,7 +23,7 @@ use crate::pg::{QualifiedName, quote_ident};
 
 use super::{PublishedActions, PublishedTable, ReplicaIdentity, TableKind};
 
-/// One publication, `pg_publication`. Fields that a version lacks have the meaning of its absence.
+/// One row of `pg_publication`. Fields that a version lacks have the value that matches its behaviour.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publication {
     pub oid: u32,
@@ -31,16 +32,16 @@ pub struct Publication {
     pub actions: PublishedActions,
     /// `publish_via_partition_root` (13+).
     pub via_root: bool,
-    /// `publish_generated_columns = stored` (18+).
+    /// Whether `publish_generated_columns` is `stored` (18+).
     pub generated_columns: bool,
 }
 
-/// What a publication says of a table that it names, `pg_publication_rel`.
+/// What a publication says about a table that it names (`pg_publication_rel`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Member {
-    /// Column list (15+), attribute numbers.
+    /// The column list as attribute numbers (15+).
     pub columns: Option<Vec<i16>>,
-    /// Row filter (15+), an SQL expression.
+    /// The row filter as an SQL expression (15+).
     pub filter: Option<String>,
 }
 
@@ -51,23 +52,23 @@ pub struct Relation {
     pub name: QualifiedName,
     pub namespace: u32,
     pub kind: TableKind,
-    /// The partitioned table of which this is a partition.
+    /// OID of the partitioned table of which this is a partition.
     pub parent: Option<u32>,
     pub identity: ReplicaIdentity,
-    /// `pg_class.reltuples`; `None` if it was never counted.
+    /// The row count (`pg_class.reltuples`); `None` if rows were never counted.
     pub rows: Option<f64>,
-    /// `pg_class.relnatts`: columns that it ever had, dropped and generated ones included.
+    /// The number of attributes (`pg_class.relnatts`), including dropped and generated columns.
     pub attributes: usize,
 }
 
-/// When a column list counts as no list at all, for comparing publications.
+/// When a column list is equivalent to no list, for comparing publications.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WholeList {
     /// If it names every column that would be published without a list (16+).
     #[default]
     AllPublished,
-    /// If it is as long as the table ever had columns (15), which no list of a table with a dropped
-    /// or generated column is.
+    /// If its length is the table's number of attributes (15), which includes dropped and generated
+    /// columns.
     EveryAttribute,
 }
 
@@ -78,7 +79,7 @@ pub struct Attribute {
     pub generated: Generated,
 }
 
-/// `pg_attribute.attgenerated` (12+).
+/// Kind of a generated column (`pg_attribute.attgenerated`, 12+).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Generated {
     No,
@@ -86,31 +87,31 @@ pub enum Generated {
     Virtual,
 }
 
-/// Everything about a publisher's publications that decides what is published.
+/// Everything about the publisher's publications that decides what is published.
 #[derive(Debug, Clone, Default)]
 pub struct Publications {
-    /// In the order in which the subscription names them.
+    /// The publications in the order in which the subscription names them.
     pub publications: Vec<Publication>,
-    /// By publication and relation.
+    /// Members by publication and relation.
     pub members: HashMap<(u32, u32), Member>,
-    /// `FOR TABLES IN SCHEMA` (15+): pairs of publication and namespace.
+    /// Pairs of publication and namespace for `FOR TABLES IN SCHEMA` (15+).
     pub schemas: HashSet<(u32, u32)>,
     pub relations: BTreeMap<u32, Relation>,
     pub whole_list: WholeList,
 }
 
-/// A name that the stream will carry.
+/// A relation name that the stream will carry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
     pub oid: u32,
     pub actions: PublishedActions,
-    /// Indexes of the publications whose filters and column lists hold.
+    /// Indexes of the publications whose filters and column lists apply.
     pub publications: Vec<usize>,
     pub row_filters: Vec<String>,
     pub rows_estimated: Option<u64>,
 }
 
-/// Publications that contradict each other about a table. The walsender stops with the same words.
+/// A contradiction between publications about a table. The walsender stops with the same message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contradiction {
     ColumnLists,
@@ -120,12 +121,12 @@ pub enum Contradiction {
 /// How one publication publishes one relation.
 struct Way {
     published_as: u32,
-    /// How many steps above the relation itself that is.
+    /// Number of steps from the relation up to the one that it is published as.
     level: usize,
 }
 
 impl Publications {
-    /// The names under which rows will be published, by OID.
+    /// Returns the relations under which rows will be published, by OID.
     #[must_use]
     pub fn resolve(&self) -> Vec<Resolved> {
         let mut found: BTreeMap<u32, (PublishedActions, HashSet<usize>)> = BTreeMap::new();
@@ -149,8 +150,8 @@ impl Publications {
             .collect()
     }
 
-    /// `get_rel_sync_entry`: the topmost relation that any publication publishes this one as, the
-    /// operations of all publications, and the publications that agree with the topmost.
+    /// Follows `get_rel_sync_entry`: returns the topmost relation that any publication publishes this
+    /// one as, the operations of all publications, and the publications that publish it as the topmost.
     fn entry(&self, relation: &Relation) -> Option<(u32, PublishedActions, Vec<usize>)> {
         let ancestors = self.ancestors(relation);
         let mut actions = PublishedActions::default();
@@ -171,7 +172,8 @@ impl Publications {
     }
 
     fn way(&self, publication: &Publication, relation: &Relation, ancestors: &[u32]) -> Option<Way> {
-        // A partitioned table holds no rows: its partitions are published, unless through it.
+        // A partitioned table holds no rows: its partitions are published, unless the publication uses
+        // the root.
         if relation.kind == TableKind::Partitioned && !publication.via_root {
             return None;
         }
@@ -201,7 +203,8 @@ impl Publications {
         self.members.get(&(publication.oid, relation))
     }
 
-    /// From the parent up to the root. A cycle, which no catalog has, ends the walk.
+    /// Returns the ancestors from the parent up to the root. A cycle, which no catalog has, ends the
+    /// search.
     fn ancestors(&self, relation: &Relation) -> Vec<u32> {
         let mut ancestors = Vec::new();
         let mut at = relation.parent;
@@ -212,7 +215,8 @@ impl Publications {
         ancestors
     }
 
-    /// Filters for the copy, OR-ed and each once; none as soon as one publication has no filter.
+    /// Returns the distinct filters for the copy, which are combined with OR; none as soon as one
+    /// publication has no filter.
     fn row_filters(&self, relation: u32, publications: &[usize]) -> Vec<String> {
         let mut filters: Vec<String> = Vec::new();
         for publication in publications.iter().map(|&at| &self.publications[at]) {
@@ -227,10 +231,10 @@ impl Publications {
         filters
     }
 
-    /// The columns that are sent, or the contradiction that makes the publisher refuse
+    /// Returns the columns that are sent, or the contradiction at which the publisher would stop
     /// (`check_and_init_gencol` and `pgoutput_column_list_init` in `pgoutput.c`).
     ///
-    /// Before 18 no column list can name a generated column, so the one rule serves all versions.
+    /// Before 18 a column list cannot name a generated column, so the same rule serves all versions.
     pub fn columns(
         &self,
         resolved: &Resolved,
@@ -278,8 +282,8 @@ impl Publications {
         Ok(agreed.unwrap_or(whole))
     }
 
-    /// Rows below each of `roots`: the sum over the tables that hold rows, of those that were ever
-    /// counted. One pass over the relations, so that a tree of many partitions stays cheap.
+    /// Sums up the rows below each of `roots` over the tables whose rows were ever counted. It takes
+    /// one pass over the relations, so that a tree of many partitions stays cheap.
     fn rows_by_root(&self, roots: &HashSet<u32>) -> HashMap<u32, u64> {
         let mut rows = HashMap::new();
         for relation in self.relations.values().filter(|relation| relation.kind == TableKind::Table) {
@@ -301,11 +305,11 @@ impl Publications {
     }
 }
 
-/// The command that copies `columns` of a table's rows out of the publisher, in text format.
+/// Returns the command that copies `columns` of a table's rows from the publisher in text format.
 ///
-/// As `copy_table` in PostgreSQL's `tablesync.c`: an ordinary table is read without its inheritance
-/// children, which are published under their own names; a partitioned table with its partitions.
-/// `COPY table (…)` is the cheaper form, but can neither filter rows nor read generated columns.
+/// It follows `copy_table` in PostgreSQL's `tablesync.c`: an ordinary table is read without its
+/// inheritance children, which are published under their own names; a partitioned table is read with
+/// its partitions. `COPY table (…)` is cheaper, but can neither filter rows nor read generated columns.
 /// A table without columns yields an empty line for each row.
 #[must_use]
 pub fn copy_query(table: &PublishedTable, columns: &[&str]) -> String {
@@ -328,7 +332,7 @@ mod tests {
 
     const NAMESPACE: u32 = 1;
 
-    /// Root 10 with leaf 11 and subtree 12, which has leaf 13; table 20 stands alone.
+    /// Root 10 has leaf 11 and subtree 12, which has leaf 13; table 20 has no parent.
     fn tree() -> Publications {
         let relation = |oid, kind, parent, rows| {
             let relation = Relation {
@@ -463,7 +467,7 @@ mod tests {
         check(&[(Some(&[1]), false), (Some(&[2]), false)], Err(Contradiction::ColumnLists));
         check(&[(None, false), (None, true)], Err(Contradiction::GeneratedColumns));
         check(&[(Some(&[1, 2, 3]), false), (None, true)], Ok(&[1, 2, 3]));
-        // 15 counts the dropped and generated columns, too.
+        // Version 15 counts dropped and generated columns, too.
         let mut facts = with(with(tree(), "listed", false, &[20]), "whole", false, &[20]);
         facts.members.get_mut(&(1, 20)).expect("just put there").columns = Some(vec![1, 2]);
         facts.whole_list = WholeList::EveryAttribute;

@@ -1,24 +1,24 @@
 //! Types and table names as SQL text, for the DDL that an operator is told to run.
 //!
-//! Pure. What is printed must mean the same in any session: built-in types by their SQL names,
-//! everything else qualified and quoted.
+//! Pure. The text means the same in any session: built-in types have their SQL names, everything else
+//! is qualified and quoted.
 
 use crate::pg::{QualifiedName, quote_ident};
 
 use super::TypeName;
 
-/// Bytes of a varlena header, which character and numeric typmods are offset by (`VARHDRSZ`).
+/// Size of a varlena header, which character and numeric typmods include (`VARHDRSZ`), bytes.
 const VARHDRSZ: i32 = 4;
 
 /// `INTERVAL_FULL_RANGE` and `INTERVAL_FULL_PRECISION` (PostgreSQL's `timestamp.h`).
 const INTERVAL_FULL_RANGE: i32 = 0x7FFF;
 const INTERVAL_FULL_PRECISION: i32 = 0xFFFF;
 
-/// A type as a name and what its typmod says.
+/// The decoded typmod of a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Modifier {
     None,
-    /// Characters, bits or fractional digits of a second.
+    /// Number of characters, bits or fractional digits of a second.
     Length(i32),
     /// Total digits, and digits after the point (negative: before it).
     Numeric {
@@ -26,16 +26,16 @@ pub enum Modifier {
         scale: i32,
     },
     Interval {
-        /// `INTERVAL_MASK` bits; `None` is all fields.
+        /// The `INTERVAL_MASK` bits; `None` means all fields.
         fields: Option<i32>,
         precision: Option<i32>,
     },
-    /// A type of an extension: only it knows.
+    /// The typmod of a type of an extension, which only the extension can decode.
     Opaque(i32),
 }
 
 impl Modifier {
-    /// What `typmod` means for the built-in type `name` (the `typmodout` functions).
+    /// Decodes `typmod` for the built-in type `name`, like the `typmodout` functions.
     #[must_use]
     pub fn of(ty: &TypeName, typmod: i32) -> Self {
         if typmod < 0 {
@@ -49,7 +49,7 @@ impl Modifier {
             "bit" | "varbit" | "time" | "timetz" | "timestamp" | "timestamptz" => Self::Length(typmod),
             "numeric" => {
                 let packed = typmod - VARHDRSZ;
-                // The scale has 11 bits and a sign (numeric_typmod_scale in numeric.c).
+                // The scale has 11 bits, one of which is the sign (numeric_typmod_scale in numeric.c).
                 let scale = ((packed & 0x7ff) ^ 1024) - 1024;
                 Self::Numeric { precision: (packed >> 16) & 0xffff, scale }
             }
@@ -71,17 +71,17 @@ pub fn is_builtin(ty: &TypeName) -> bool {
     ty.schema == "pg_catalog"
 }
 
-/// The element's name, if `name` is an array's (`_int4`); `name` itself if not.
+/// Returns the element's name if `name` is that of an array type (`_int4`), else `name` itself.
 #[must_use]
 pub fn element_name(name: &str) -> &str {
     name.strip_prefix('_').unwrap_or(name)
 }
 
-/// The type as DDL has it: `numeric(12,2)`, `varchar(50)[]`, `"shop"."mood"`.
+/// Writes the type as in DDL: `numeric(12,2)`, `varchar(50)[]`, `"shop"."mood"`.
 #[must_use]
 pub fn type_sql(ty: &TypeName, typmod: i32) -> String {
     if !is_builtin(ty) {
-        // The name of an array type is a type like any other, so `"_mood"` serves.
+        // An array type has a name of its own, so `"_mood"` can be written.
         return format!("{}.{}", quote_ident(&ty.schema), quote_ident(&ty.name));
     }
     let (element, array) = match ty.name.strip_prefix('_') {
@@ -105,7 +105,7 @@ pub fn type_sql(ty: &TypeName, typmod: i32) -> String {
         "int8" => "bigint",
         "float4" => "real",
         "float8" => "double precision",
-        // `char` and `bit` alone would mean a length of 1.
+        // `char` and `bit` without a length would mean a length of 1.
         "bpchar" if !length.is_empty() => "char",
         "bit" if length.is_empty() => "\"bit\"",
         "char" => "\"char\"",
@@ -114,7 +114,7 @@ pub fn type_sql(ty: &TypeName, typmod: i32) -> String {
     format!("{name}{length}{array}")
 }
 
-/// `intervaltypmodout` (`timestamp.c`): bits are `1 << MONTH | …`.
+/// Writes an interval's fields as `intervaltypmodout` (`timestamp.c`) does; bits are `1 << MONTH | …`.
 fn interval_fields(fields: i32) -> Option<&'static str> {
     const MONTH: i32 = 1 << 1;
     const YEAR: i32 = 1 << 2;
@@ -147,14 +147,15 @@ fn interval_fields(fields: i32) -> Option<&'static str> {
     }
 }
 
-/// A table's name in DDL: plain where it is sure to read back as itself, otherwise quoted. A schema
-/// called `user` or `order` would not, so only `public` is trusted (after the dot, any word is).
+/// Writes a table's name for DDL: plain where it certainly reads back as itself, otherwise quoted. A
+/// schema called `user` or `order` would not, so only `public` is written plain (after the dot, any
+/// word is accepted).
 #[must_use]
 pub fn table_sql(name: &QualifiedName) -> String {
     if name.schema == "public" { name.to_string() } else { name.quoted() }
 }
 
-/// `"a", "b"`.
+/// Writes `"a", "b"`.
 #[must_use]
 pub fn columns_sql<S: AsRef<str>>(columns: &[S]) -> String {
     columns.iter().map(|column| quote_ident(column.as_ref())).collect::<Vec<_>>().join(", ")

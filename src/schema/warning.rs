@@ -1,4 +1,4 @@
-//! What may go wrong later, although the table fits: said once, in `check`, status and log.
+//! Warnings about tables that fit but may fail later. They appear in `check`, `status` and the log.
 
 use serde::Serialize;
 
@@ -17,21 +17,23 @@ pub struct Warning {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WarningKind {
-    /// Some values may be refused as they are applied.
+    /// Some values may be refused when they are applied.
     RiskyType { column: String, published_type: String, target_type: String, why: &'static str },
-    /// A unique key of target-only columns that all have a constant default: the second row fails.
+    /// All columns of a unique key are the target's own with constant defaults, so the second row
+    /// fails.
     ConstantUnique { key: String, columns: Vec<String> },
-    /// A CHECK that asks for a value of a target-only column that replication leaves NULL.
+    /// A CHECK refuses NULL in a column that only the target has and that replication leaves NULL.
     CheckRefusesNull { constraint: String, definition: String },
-    /// The session may not be a replica: these act on replicated rows as on any others.
+    /// The session is not a replica, so these act on replicated rows as on any others.
     ActsOnReplicated { triggers: bool, foreign_keys: bool },
-    /// GENERATED ALWAYS AS IDENTITY within the row identity: a change of the key would be refused.
+    /// GENERATED ALWAYS AS IDENTITY in the row identity: a change of the key would be refused.
     IdentityAlwaysKey { column: String },
-    /// Unique within each partition only.
+    /// The key is unique only within each partition.
     LeafKey { columns: Vec<String> },
-    /// Each update and delete reads the whole table.
+    /// There is no key, so each update and delete reads the whole table.
     NoKey,
-    /// Updates and deletes are published, but the publisher refuses them for want of an identity.
+    /// Updates and deletes are published, but the publisher refuses them because there is no replica
+    /// identity.
     NoReplicaIdentity,
 }
 

@@ -1,7 +1,7 @@
-//! Things that happen, each told once: what belongs together in log and metrics is one event.
+//! Events of the service: each one has a log line, metrics, or both.
 //!
-//! An event borrows what it tells of; `emit` writes the log line, if it is worth one, and counts.
-//! None carries a row's values: a conflict's evidence stays in the target.
+//! An event borrows its data; `emit` writes the log line, if there is one, and updates the metrics. No
+//! event carries a row's values: a conflict's evidence stays in the target.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::conflict::ConflictReport;
 use crate::error::{Diagnosis, Disposition};
 use crate::pgoutput::Tally;
 
-/// Part of the stream has arrived.
+/// Part of the stream was received.
 #[derive(Debug, Clone, Copy)]
 pub struct Received<'a> {
     pub subscription: &'a str,
@@ -29,14 +29,14 @@ impl Received<'_> {
     }
 }
 
-/// One target transaction has committed.
+/// A target transaction has committed.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchApplied<'a> {
     pub subscription: &'a str,
-    /// What it applied: rows, and the publisher's transactions that it made durable (0 for a slice
+    /// The rows that it applied, and the publisher's transactions that it made durable (0 for a slice
     /// of a larger one).
     pub tally: Tally,
-    /// From its first change to its commit.
+    /// Time from its first change to its commit.
     pub duration: Duration,
 }
 
@@ -51,11 +51,11 @@ impl BatchApplied<'_> {
     }
 }
 
-/// A batch did not go in as sets and is replayed row by row.
+/// A batch could not be applied as sets and is replayed row by row.
 #[derive(Debug, Clone, Copy)]
 pub struct FellBack<'a> {
     pub subscription: &'a str,
-    /// Why, without values: a fixed word or a SQLSTATE.
+    /// The cause without values: a fixed word or a SQLSTATE.
     pub cause: &'a str,
 }
 
@@ -71,17 +71,18 @@ impl FellBack<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encounter {
     First,
-    /// Tried again because a person asked, and still there.
+    /// The transaction was tried again on request and met the same conflict.
     Asked,
-    /// Tried again by itself, and still there: known, and not said again.
+    /// The transaction was tried again automatically and met the same conflict, which is not logged
+    /// again.
     Again,
 }
 
-/// A conflict holds the subscription.
+/// A conflict stops the subscription.
 #[derive(Debug, Clone, Copy)]
 pub struct ConflictFound<'a> {
     pub report: &'a ConflictReport,
-    /// Under which it is recorded.
+    /// The number under which it is recorded.
     pub id: i64,
     pub encounter: Encounter,
 }
@@ -114,7 +115,7 @@ impl ConflictFound<'_> {
     }
 }
 
-/// An attempt has ended: it is made again, or waits for a person.
+/// An attempt has failed: it is repeated, or the subscription waits for a person.
 #[derive(Debug, Clone, Copy)]
 pub struct AttemptFailed<'a> {
     pub subscription: &'a str,
@@ -125,7 +126,7 @@ pub struct AttemptFailed<'a> {
 }
 
 impl AttemptFailed<'_> {
-    /// Said once, until an attempt fails of something else; counted each time.
+    /// Logs the failure unless the previous attempt failed for the same reason; counts it each time.
     pub fn emit(&self) {
         let Self { subscription, disposition, reason, diagnosis, encounter } = self;
         let told = diagnosis.told_to_log();
@@ -147,7 +148,7 @@ impl AttemptFailed<'_> {
     }
 }
 
-/// Something worth a person's look: a warning, or the failure of a part while the rest goes on.
+/// Something that an operator should see: a warning, or a partial failure while the rest goes on.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention<'a> {
     pub subscription: Option<&'a str>,
@@ -170,7 +171,7 @@ impl Attention<'_> {
     }
 }
 
-/// A message as one line of the log; fields are quoted anyway.
+/// Puts a message into one line of the log; fields are quoted in any case.
 fn one_line(text: &str) -> String {
     text.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }

@@ -1,8 +1,8 @@
-//! Keeps a log from filling up with one and the same complaint.
+//! Limits repeated log messages.
 //!
-//! Warnings and errors that are equal in every word are let through a few times a minute; what is
-//! held back is counted, and the next one that passes says how many (`repeated`). Other events tell
-//! of things that happened once each, and all pass. Memory is bounded: so many texts are remembered.
+//! Warnings and errors with identical text pass a few times a minute; the others are counted, and the
+//! next one that passes tells their number (`repeated`). Events below the level of a warning always
+//! pass. The number of remembered texts is bounded.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,24 +16,24 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Equal events pass this often …
+/// Number of identical events that pass within [`WINDOW`].
 const BURST: u32 = 3;
-/// … in so much time.
+/// Time window of the limit.
 const WINDOW: Duration = Duration::from_mins(1);
-/// Texts remembered, at most; beyond it, the one begun longest ago is forgotten.
+/// Largest number of remembered texts; with more, the one with the oldest window is forgotten.
 const REMEMBERED_MAX: usize = 256;
 
-/// What becomes of an event.
+/// Whether an event is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// Passes, and stands for so many that were held back before it.
+    /// The event is written, with the number of identical ones that were held back before it.
     Pass {
         repeated: u64,
     },
     HoldBack,
 }
 
-/// One text's recent history.
+/// The recent history of one text.
 #[derive(Debug)]
 struct Seen {
     window_began: Instant,
@@ -41,7 +41,7 @@ struct Seen {
     held_back: u64,
 }
 
-/// Remembers what has been said.
+/// The remembered texts by their fingerprint.
 #[derive(Debug, Default)]
 struct Memory(HashMap<u64, Seen>);
 
@@ -64,7 +64,7 @@ impl Memory {
     }
 }
 
-/// How a count is added to a finished line.
+/// The format of a line, which decides how a count is added to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Line {
     Text,
@@ -72,7 +72,7 @@ pub(super) enum Line {
 }
 
 impl Line {
-    /// The line, which ends in a line break, with the count.
+    /// Returns the line, which ends in a line break, with the count.
     fn with_count(self, line: &str, repeated: u64) -> String {
         let line = line.trim_end();
         match (self, line.strip_suffix('}')) {
@@ -82,7 +82,7 @@ impl Line {
     }
 }
 
-/// Formats events as `inner` does, but not too often the same.
+/// Formats events as `inner` does, but limits identical ones.
 #[derive(Debug)]
 pub(super) struct Limited<F> {
     inner: F,
@@ -112,7 +112,7 @@ where
             return self.inner.format_event(context, writer, event);
         }
         let text = fingerprint(event);
-        // A panic elsewhere must not end logging: what is remembered stays usable.
+        // A panic elsewhere must not end logging: the state is usable after it.
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let verdict = memory.judge(text, Instant::now());
         drop(memory);
@@ -128,7 +128,7 @@ where
     }
 }
 
-/// A hash of where an event comes from and of all that it says.
+/// Hashes an event's source and all of its fields.
 fn fingerprint(event: &Event<'_>) -> u64 {
     struct Fields(DefaultHasher);
     impl Visit for Fields {
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(Line::Json.with_count("{\"a\":1}\n", 7), "{\"a\":1,\"repeated\":7}\n");
     }
 
-    /// Where a test's log goes.
+    /// Buffer for a test's log.
     #[derive(Clone, Default)]
     struct Buffer(std::sync::Arc<Mutex<Vec<u8>>>);
 

@@ -1,6 +1,6 @@
 //! Sets up logging: text or JSON on stderr, level from `RUST_LOG`.
 //!
-//! A line is written whole, and above the progress bars where a terminal shows them.
+//! A line is written completely, and above the progress bars if a terminal shows them.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::OnceLock;
@@ -14,15 +14,15 @@ use super::limit::{Limited, Line};
 use super::progress::Bars;
 use crate::config::LogFormat;
 
-/// What is logged where `RUST_LOG` says nothing.
+/// Filter that applies if `RUST_LOG` is not set.
 const DEFAULT_FILTER: &str = "info,sqlx=warn";
 
-/// The bars that lines are written above. Empty until [`start`] finds a terminal.
+/// The bars above which lines are written. Empty until [`start`] finds a terminal.
 static BARS: OnceLock<Bars> = OnceLock::new();
 
 /// Starts logging for the rest of the process. A second call changes nothing.
 ///
-/// Returns the progress bars, if stderr is a terminal and lines are for people.
+/// Returns the progress bars, if stderr is a terminal and the log format is text.
 pub fn start(log_format: LogFormat) -> Option<Bars> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let registry = tracing_subscriber::registry().with(filter);
@@ -41,12 +41,12 @@ pub fn start(log_format: LogFormat) -> Option<Bars> {
             registry.with(layer.with_ansi(false).with_writer(Stderr)).try_init()
         }
     };
-    // Only tests start it twice; the first one's subscriber stays.
+    // Only tests start logging twice; the first subscriber stays.
     drop(started);
     bars
 }
 
-/// stderr, above the progress bars.
+/// Writes to stderr, above the progress bars.
 #[derive(Debug, Clone, Copy)]
 struct Stderr;
 

@@ -1,14 +1,15 @@
-//! The recorders behind `/metrics`: described once, kept small, rendered on request.
+//! The recorders behind `/metrics`.
 //!
 //! ```text
 //! events ──counters, histograms──▶ one recorder for the process ─┐
-//! snapshots ──gauges──▶ a recorder of the moment ────────────────┴─▶ exposition
+//! snapshots ──gauges──▶ a recorder for each request ─────────────┴─▶ exposition
 //! ```
-//! # Why two
-//! A gauge says what is true now. Set from snapshots at the time of asking, in a recorder that
-//! lives no longer, a subscription that has gone or a lag that is unknown leaves no stale series.
+//! # Why there are two recorders
 //!
-//! There is no HTTP here; `http` serves what [`render`] returns.
+//! A gauge is set from snapshots when it is asked for, in a recorder that exists only for this request.
+//! So a subscription that was removed, or a lag that is unknown, leaves no stale series.
+//!
+//! `http` serves what [`render`] returns.
 
 use std::sync::OnceLock;
 
@@ -21,13 +22,13 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::Tally;
 use crate::store::State;
 
-/// Tables with gauges of their own, at most: with more, only the sums are given.
+/// Largest number of tables with gauges of their own; with more, only sums are given.
 pub const TABLES_MAX: usize = 20;
 
 /// The process's counters and histograms. None until [`start`], and in tests.
 static EVENTS: OnceLock<PrometheusHandle> = OnceLock::new();
 
-/// What is true of one subscription now. `None` is unknown, and gives no series.
+/// The current values of one subscription. `None` is unknown, and has no series.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gauges<'a> {
     pub subscription: &'a str,
@@ -40,11 +41,11 @@ pub struct Gauges<'a> {
     pub slot_retained_bytes: Option<u64>,
     pub publisher_up: Option<bool>,
     pub target_up: Option<bool>,
-    /// The copy under way, finished tables included; empty if there is none.
+    /// Tables of the copy in progress, finished ones included; empty if there is none.
     pub copies: Vec<CopyGauges>,
 }
 
-/// One table of the copy under way.
+/// One table of the copy in progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyGauges {
     pub table: QualifiedName,
@@ -57,7 +58,8 @@ pub struct CopyGauges {
 pub fn start() {
     EVENTS.get_or_init(|| {
         let handle = events_builder().install_recorder();
-        // Only fails if there is one already: then this one stays empty, which a test would see.
+        // This fails only if a recorder is installed already; then this one stays empty, which a test
+        // would notice.
         let handle = handle.unwrap_or_else(|_| events_builder().build_recorder().handle());
         describe(|kind| kind != Kind::Gauge);
         handle
@@ -70,7 +72,7 @@ fn events_builder() -> PrometheusBuilder {
         (names::BATCH_ROWS, names::BATCH_ROWS_BUCKETS),
     ];
     buckets.into_iter().fold(PrometheusBuilder::new(), |builder, (name, bounds)| {
-        // Refused only if there are no bounds at all: the crate's summaries then take over.
+        // Fails only for an empty list of bounds; then the crate's summaries are used.
         builder
             .set_buckets_for_metric(Matcher::Full(name.to_owned()), bounds)
             .unwrap_or_else(|_| PrometheusBuilder::new())
@@ -87,7 +89,7 @@ fn describe(wanted: impl Fn(Kind) -> bool) {
     }
 }
 
-/// Makes a subscription's counters exist, at 0, so that the first increase is seen as one.
+/// Creates a subscription's counters at 0, so that the first increase is visible as one.
 pub fn register(subscription: &str) {
     for name in [
         names::RECEIVED_TRANSACTIONS,
@@ -118,14 +120,14 @@ pub fn register(subscription: &str) {
     }
 }
 
-/// Keeps the recorder small; to be called every few seconds.
+/// Merges samples to bound the recorder's size; to be called every few seconds.
 pub fn upkeep() {
     if let Some(events) = EVENTS.get() {
         events.run_upkeep();
     }
 }
 
-/// Everything, as Prometheus reads it (text format 0.0.4).
+/// Renders all metrics in Prometheus' text format 0.0.4.
 #[must_use]
 pub fn render(subscriptions: &[Gauges<'_>]) -> String {
     let mut text = EVENTS.get().map(PrometheusHandle::render).unwrap_or_default();

@@ -1,18 +1,18 @@
-//! What the service says of itself while it runs: logs on stderr, metrics, progress bars.
+//! Logs on stderr, metrics and progress bars.
 //!
 //! ```text
-//! things that happen ─▶ event::emit ─┬─▶ log line (logging, limit)
-//!                                    └─▶ counter, histogram ─┐
-//! snapshots ─▶ Gauges ───────────────────────────────────────┴▶ metrics::render
+//! event::emit ─┬─▶ log line (logging, limit)
+//!              └─▶ counter, histogram ─┐
+//! snapshots ─▶ Gauges ─────────────────┴▶ metrics::render
 //! ```
 //! # Invariants
-//! - Names of metrics and labels are constants in `names`, each described there, once.
-//! - Log fields have fixed names: `subscription`, `relation`, `lsn`, `xid`, `conflict`, `reason`,
-//!   and a diagnosis' `error`, `detail` and `hint`; `repeated` counts what was held back.
-//! - Values of rows and secrets never get here: nothing hands them over, and a diagnosis that may
-//!   quote some says what logs are told instead (`error::Diagnosis::logged_as`).
+//! - Names of metrics and labels are constants in `names`, where each is described once.
+//! - Log fields have fixed names: `subscription`, `relation`, `lsn`, `xid`, `conflict`, `reason`, and a
+//!   diagnosis' `error`, `detail` and `hint`; `repeated` counts identical messages that were held back.
+//! - Row values and secrets are never passed to this module. A diagnosis that may quote values has
+//!   another text for the log (`error::Diagnosis::logged_as`).
 //!
-//! It decides nothing, and serves nothing: `/metrics` is `http`'s.
+//! This module decides nothing and serves nothing; `http` answers `/metrics`.
 
 mod event;
 mod limit;

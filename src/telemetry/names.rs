@@ -1,10 +1,10 @@
-//! Every metric's name, labels and meaning, in one place (DESIGN.md, section 7).
+//! Every metric's name, labels and meaning.
 //!
-//! The recorder is told of them once; docker/'s rules and dashboard are tested against this table.
-//! Labels hold names from the configuration and words from fixed lists. The one that could grow,
-//! `table`, is only given while few tables are being copied (`metrics::TABLES_MAX`).
+//! The recorder takes its descriptions from here; docker/'s rules and dashboard are tested against this
+//! table. Labels hold names from the configuration and words from fixed lists. The one that could grow,
+//! `table`, is given only while few tables are being copied (`metrics::TABLES_MAX`).
 
-/// What a metric is to Prometheus.
+/// The type of a metric in Prometheus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Counter,
@@ -12,7 +12,7 @@ pub enum Kind {
     Histogram,
 }
 
-/// A metric, as `/metrics` describes it.
+/// A metric's entry in `/metrics`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Description {
     pub name: &'static str,
@@ -22,15 +22,15 @@ pub struct Description {
 }
 
 pub const LABEL_SUBSCRIPTION: &str = "subscription";
-/// `insert`, `update`, `delete`, `truncate`.
+/// The row operation: `insert`, `update`, `delete`, `truncate`.
 pub const LABEL_OPERATION: &str = "operation";
-/// A conflict's type, as the contract names it.
+/// The type of a conflict.
 pub const LABEL_TYPE: &str = "type";
 /// A subscription's state, as `status` names it.
 pub const LABEL_STATE: &str = "state";
 /// The publisher's table, as `schema.table`.
 pub const LABEL_TABLE: &str = "table";
-/// `received`, `flushed`, `publisher`.
+/// The kind of position: `received`, `flushed`, `publisher`.
 pub const LABEL_POSITION: &str = "position";
 pub const LABEL_VERSION: &str = "version";
 
@@ -76,7 +76,7 @@ const fn histogram(name: &'static str, help: &'static str) -> Description {
     Description { name, kind: Kind::Histogram, help }
 }
 
-/// Every metric that there is.
+/// Every metric.
 pub const ALL: &[Description] = &[
     gauge(INFO, "1; the label is the version that runs."),
     counter(RECEIVED_TRANSACTIONS, "Transactions received whole from the publisher."),

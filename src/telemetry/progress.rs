@@ -1,7 +1,7 @@
-//! Progress bars of the copy, where `pgsluice run` is in a terminal.
+//! Progress bars of the copy, if `pgsluice run` has a terminal.
 //!
-//! They are drawn from snapshots, so nothing that copies knows of them, and log lines are written
-//! above them ([`Bars::above`]). Nothing is drawn where stderr is no terminal.
+//! They are drawn from snapshots, so the copy does not depend on them. Log lines are written above them
+//! ([`Bars::above`]). If stderr is not a terminal, nothing is drawn.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::metrics::CopyGauges;
 
-/// Bars at a time; a copy has few tables under way at once.
+/// Largest number of bars; a copy handles few tables at the same time.
 const BARS_MAX: usize = 8;
 const WITH_ESTIMATE: &str = "{prefix:<32!} [{bar:24}] {human_pos} of about {human_len} rows, {elapsed}";
 const WITHOUT_ESTIMATE: &str = "{prefix:<32!} {spinner} {human_pos} rows, {elapsed}";
@@ -25,11 +25,11 @@ pub struct Bars {
 
 impl Bars {
     pub(super) fn new() -> Self {
-        // Draws on stderr, and nothing at all if that is no terminal.
+        // Draws on stderr, and does nothing if that is not a terminal.
         Self { multi: MultiProgress::new(), shown: Arc::default() }
     }
 
-    /// Draws the copies under way, and removes the bars of those that are not (any more).
+    /// Draws the copies in progress and removes the bars of others.
     pub fn update<'a>(&self, copies: impl Iterator<Item = (&'a str, &'a CopyGauges)>) {
         let wanted: BTreeMap<String, &CopyGauges> = copies
             .filter(|(_, copy)| !copy.is_ended && copy.rows > 0)
@@ -48,19 +48,19 @@ impl Bars {
         for (name, copy) in wanted {
             let bar = shown.entry(name).or_insert_with_key(|name| self.multi.add(bar(name, copy)));
             if copy.rows_estimated.is_some_and(|estimated| estimated < copy.rows) {
-                // An estimate that was too low grows with the truth.
+                // If the estimate was too low, the total grows with the rows copied.
                 bar.set_length(copy.rows);
             }
             bar.set_position(copy.rows);
         }
     }
 
-    /// Takes the bars away: nothing is copied any more.
+    /// Removes the bars once nothing is copied any more.
     pub fn clear(&self) {
         self.update(std::iter::empty());
     }
 
-    /// Writes something without the bars in the way.
+    /// Runs `write` while the bars are hidden.
     pub(super) fn above<T>(&self, write: impl FnOnce() -> T) -> T {
         self.multi.suspend(write)
     }
@@ -71,7 +71,7 @@ fn bar(name: &str, copy: &CopyGauges) -> ProgressBar {
         Some(estimated) if estimated > 0 => (ProgressBar::new(estimated.max(copy.rows)), WITH_ESTIMATE),
         _ => (ProgressBar::no_length(), WITHOUT_ESTIMATE),
     };
-    // The templates are ours and parse; should one not, the crate's own style is as good.
+    // The templates are constants that parse; otherwise the crate's own style is used.
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.with_style(style.progress_chars("=> ")).with_prefix(name.to_owned())
 }

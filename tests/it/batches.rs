@@ -1,25 +1,25 @@
-//! Sets are an optimisation: whatever is applied in batches ends as row by row it would have
-//! ended, and a conflict in the middle of a thousand good transactions is found at its very change.
+//! Batches are an optimisation: they give the same rows as applying row by row, and a conflict in the
+//! middle of a thousand good transactions is found at the change that causes it.
 
 use std::time::Duration;
 
 use crate::support::proxy::DelayingProxy;
 use crate::support::world::{Servers, TARGET_ROLE, World, conninfo_through};
 
-/// Transactions in a batch, the offending one among them.
+/// Number of transactions in a batch, including the offending one.
 const TRANSACTIONS: u32 = 1000;
 const OFFENDER: u32 = 500;
 
-/// One conflict, and what leads there and away from it.
+/// A conflict, its set-up and its resolution.
 struct Case {
     kind: &'static str,
     /// Columns beside `id int primary key`.
     columns: &'static str,
     /// Constraints that only the target has.
     target_only: &'static str,
-    /// Rows that are there before.
+    /// Rows that exist before the changes.
     rows: &'static str,
-    /// What the target's rows are changed to, out of the publisher's sight.
+    /// Statements that change the target's rows without the publisher.
     diverge: &'static str,
     /// The transaction that changes row `i` (a PL/pgSQL variable).
     change: &'static str,
@@ -114,7 +114,7 @@ async fn within_a_batch(case: &Case) {
         .await;
     let service = world.run();
     world.wait_state("streaming").await;
-    // What happens while nobody looks arrives at once, and goes in sets.
+    // Changes made while the service is stopped arrive together, and are applied as sets.
     assert_eq!(service.sigterm().await, 0);
     world.target.exec(case.diverge).await;
     world
@@ -174,18 +174,18 @@ async fn a_transaction_too_large_to_keep_is_all_or_nothing_and_its_offender_is_f
     world.wait_same_rows("t").await;
 }
 
-/// Rows of a transaction that goes by COPY, unless the target seems to be far away.
+/// Number of rows of a transaction that is copied, unless the target seems to be far away.
 const MANY: u32 = 15_000;
 
-/// A service that tells how new rows go.
+/// Environment of a service that logs how new rows are written.
 const TELLING: &[(&str, &str)] = &[("RUST_LOG", "info,pgsluice::apply=trace")];
 
 fn went_by_copy(log: &str, format: &str) -> bool {
     log.lines().any(|line| line.contains("new rows go by COPY") && line.contains(&format!("format={format}")))
 }
 
-/// In either format, special characters and all; and a row among them that is there already is found,
-/// with everything before its transaction committed.
+/// New rows may be in either format and hold special characters. A row that exists already is found,
+/// and everything before its transaction is committed.
 #[tokio::test]
 async fn many_new_rows_go_by_copy_and_one_that_conflicts_is_found() {
     for (binary, format) in [("auto", "binary"), ("off", "text")] {
@@ -221,7 +221,8 @@ async fn many_new_rows_go_by_copy_and_one_that_conflicts_is_found() {
     }
 }
 
-/// Text may enter a column of another type, but not as that type's binary form: such rows go as arrays.
+/// A text may enter a column of another type, but not in that type's binary form, so such rows are
+/// passed as arrays.
 #[tokio::test]
 async fn many_new_rows_that_no_copy_takes_still_go_in_sets() {
     let world = World::builder()
@@ -245,7 +246,7 @@ async fn many_new_rows_that_no_copy_takes_still_go_in_sets() {
     assert!(log.contains("values=Binary") && !log.contains("row by row"), "{log}");
 }
 
-/// What fails before a COPY in its transaction keeps the server from beginning it.
+/// A statement that fails before a COPY in its transaction keeps the server from beginning the COPY.
 #[tokio::test]
 async fn a_copy_that_is_not_begun_loses_nothing() {
     for binary in ["auto", "off"] {
@@ -276,8 +277,8 @@ async fn a_copy_that_is_not_begun_loses_nothing() {
     }
 }
 
-/// Rows with neighbouring keys are found by one look into the index, in slices and in whole transactions, whatever
-/// integer the key is and however it comes; and one that is missing among them is found.
+/// Rows with neighbouring keys are found by one range scan of the index, in slices and in whole
+/// transactions, for each integer type and each format. A row that is missing among them is found.
 #[tokio::test]
 async fn neighbouring_rows_are_found_as_one_range_and_one_that_is_missing_is_told() {
     for binary in ["auto", "off"] {
@@ -318,7 +319,7 @@ async fn neighbouring_rows_are_found_as_one_range_and_one_that_is_missing_is_tol
             let told = "SELECT CASE WHEN n_tup_del > 0 THEN idx_scan END FROM pg_stat_user_tables WHERE relname = 'TABLE'"
                 .replace("TABLE", table);
             let scans = crate::support::wait::until("the target counts its scans", async || {
-                // Before 15, a session tells of them with its next transaction only.
+                // Before 15, a session reports its statistics only with its next transaction.
                 publisher.exec("UPDATE big SET n = n WHERE id = 4").await;
                 world.target.value(&told).await.ok_or("not yet")
             })
@@ -342,7 +343,7 @@ async fn neighbouring_rows_are_found_as_one_range_and_one_that_is_missing_is_tol
     }
 }
 
-/// Order matters among rows that share a unique value, and within one batch.
+/// Order matters among rows that share a unique value, within one batch, too.
 #[tokio::test]
 async fn values_that_move_between_rows_end_where_the_publisher_has_them() {
     let world = World::builder()
@@ -355,16 +356,16 @@ async fn values_that_move_between_rows_end_where_the_publisher_has_them() {
     world.take_up().await;
     for table in ["t", "plain"] {
         let publisher = &world.publisher;
-        // A unique value handed on: freed by an update and by a delete, taken by an insert.
+        // A unique value is freed by an update and by a delete, and taken by an insert.
         publisher.exec(format!("BEGIN; UPDATE {table} SET a = 'free' WHERE id = 1; INSERT INTO {table} VALUES (201, 'v1', 1); COMMIT")).await;
         publisher
             .exec(format!(
                 "BEGIN; DELETE FROM {table} WHERE id = 2; INSERT INTO {table} VALUES (202, 'v2', 1); COMMIT"
             ))
             .await;
-        // Two rows change places by way of a third value.
+        // Two rows exchange their values through a third one.
         publisher.exec(format!("BEGIN; UPDATE {table} SET a = 'x' WHERE id = 3; UPDATE {table} SET a = 'v3' WHERE id = 4; UPDATE {table} SET a = 'v4' WHERE id = 3; COMMIT")).await;
-        // One key lives through everything that can happen to it, keys move, a row comes back.
+        // One key goes through every kind of change, keys move, and a deleted row is inserted again.
         publisher.exec(format!("BEGIN; INSERT INTO {table} VALUES (300, 'p', 1); UPDATE {table} SET n = 2 WHERE id = 300; DELETE FROM {table} WHERE id = 300; INSERT INTO {table} VALUES (300, 'q', 3); COMMIT")).await;
         publisher.exec(format!("BEGIN; DELETE FROM {table} WHERE id = 5; INSERT INTO {table} VALUES (5, 'v5', 9); UPDATE {table} SET n = n + 1 WHERE id = 5; COMMIT")).await;
         publisher.exec(format!("UPDATE {table} SET id = id + 1000 WHERE id BETWEEN 50 AND 60")).await;
@@ -380,8 +381,8 @@ async fn values_that_move_between_rows_end_where_the_publisher_has_them() {
     world.wait_same_rows("plain").await;
 }
 
-/// Of equal rows each change means one, NULLs are equal to NULLs, and a row that a change leaves is there
-/// for the next; in sets, and where sets do not suit the table.
+/// Of several equal rows each change affects one, NULL equals NULL, and a row that a change produces is
+/// found by the next change. This holds with sets and for tables to which sets do not apply.
 #[tokio::test]
 async fn rows_without_a_key_are_found_by_all_they_hold() {
     let tables = ["whole", "watched"];
@@ -433,11 +434,12 @@ async fn rows_without_a_key_are_found_by_all_they_hold() {
     assert!(because("watched").is_some_and(|because| because.contains("no key")), "{:#}", view.json);
 }
 
-/// Batches are on their way while others are worked on: distance costs latency, not speed.
+/// Batches are sent while earlier ones are being applied, so the distance to the target costs latency
+/// and not speed.
 ///
-/// Measured on the target: when its first and its last row went in. Not a benchmark (scripts/bench
-/// is): on a busy machine the bound is wide, and only notices if every transaction, or every batch,
-/// waited for the target's answer (10,000 transactions would then take minutes).
+/// The time is measured on the target between the first and the last row. This is not a benchmark
+/// (`scripts/bench` is): the bound is wide for busy machines, and only detects that every transaction
+/// or batch waited for the target's answer (10,000 transactions would then take minutes).
 #[tokio::test]
 async fn a_distant_target_costs_latency_but_hardly_speed() {
     let world = World::builder()

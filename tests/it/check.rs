@@ -1,7 +1,7 @@
-//! `pgsluice check`: what it says of set-ups that work, of those that work less than fully, and of
-//! those that do not; that it leaves no trace, and runs beside the service.
+//! `pgsluice check`: its findings for set-ups that work, that work with restrictions, and that do not
+//! work. It leaves no trace, and it can run beside the service.
 //!
-//! The ten usual faults, each for real, are in `faults`.
+//! `faults` tests the ten usual faults.
 
 use serde_json::Value;
 
@@ -36,14 +36,14 @@ impl Checked {
         steps.iter().find(|step| step["step"] == name).unwrap_or_else(|| panic!("no step {name}: {steps:#?}"))
     }
 
-    /// `name: primary` of every step with this status.
+    /// Returns `name: primary` of every step with this status.
     pub(crate) fn with_status(&self, status: &str) -> Vec<String> {
         let steps = self.json["steps"].as_array().unwrap().iter();
         let of_status = steps.filter(|step| step["status"] == status);
         of_status.map(|step| format!("{}: {}", text(&step["step"]), text(&step["primary"]))).collect()
     }
 
-    /// Primary, detail and hint of a step.
+    /// Returns primary, detail and hint of a step.
     pub(crate) fn told(&self, step: &str) -> String {
         let step = self.step(step);
         ["primary", "detail", "hint"].map(|part| text(&step[part])).join("\n")
@@ -54,7 +54,7 @@ pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// Everything that a check might have left behind, in one text.
+/// Returns everything that a check might have left behind.
 async fn traces(publisher: &Database, target: &Database) -> Vec<String> {
     let mut traces = publisher.lines("SELECT slot_name FROM pg_replication_slots").await;
     for database in [publisher, target] {
@@ -103,18 +103,18 @@ async fn all_is_well_before_the_first_start_and_beside_the_running_service() {
     assert_eq!(checked.outcome.code, 0, "{:#}", checked.json);
     assert_eq!(checked.with_status("ok").len(), 19, "{:#}", checked.json);
     assert!(checked.told("slot").contains("goes on from"), "{:#}", checked.json);
-    // It streams on, undisturbed.
+    // The service streams on undisturbed.
     world.publisher.exec("INSERT INTO widgets (name) VALUES ('Hammer')").await;
     world.wait_same_rows("widgets").await;
 
-    // A publisher's role that has lost SELECT since the copy matters for the next copy only.
+    // SELECT that was revoked after the copy matters only for the next copy.
     world.publisher.exec(format!("REVOKE SELECT ON widgets FROM {PUBLISHER_ROLE}")).await;
     let checked = Checked::of(&world).await.with_status("warning");
     assert_eq!(checked.len(), 1, "{checked:#?}");
     assert!(checked[0].starts_with("privileges:"), "{checked:#?}");
     assert_eq!(service.sigterm().await, 0);
 
-    // Its slot has gone while it was down.
+    // The slot was dropped while the service was down.
     let drop = format!("SELECT pg_drop_replication_slot('{}')", world.subscription);
     world.publisher.exec(drop).await;
     let checked = Checked::of(&world).await;
@@ -212,7 +212,7 @@ async fn a_full_publisher_and_a_foreign_slot_are_found() {
     ");
     assert_eq!(checked.step("wal_senders")["status"], "warning");
 
-    // A slot of the right name that is somebody else's.
+    // A physical slot has the name of the subscription's slot.
     world.publisher.exec("SELECT pg_drop_replication_slot('other')").await;
     let physical = format!("SELECT pg_create_physical_replication_slot('{}')", world.subscription);
     world.publisher.exec(physical).await;

@@ -1,4 +1,4 @@
-//! The throw-away servers themselves: they start quickly, stop, come back, and leave nothing.
+//! The throw-away servers start quickly, stop, start again, and leave nothing behind.
 
 use std::time::Instant;
 

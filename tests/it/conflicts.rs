@@ -1,4 +1,5 @@
-//! Every failure that stops an apply: what is rolled back, what is kept as evidence, how it goes on.
+//! Every failure that stops apply: what is rolled back, what the evidence holds, how replication
+//! resumes.
 
 use std::time::Duration;
 
@@ -8,43 +9,43 @@ use crate::support::service::Service;
 use crate::support::wait::until;
 use crate::support::world::{PASSWORD, ReplicaRole, World};
 
-/// What every test's transactions begin with, so that there is something to roll back.
+/// A table into which every test's transactions insert first, so that there is something to roll back.
 const BYSTANDER: &str = "CREATE TABLE bystander (id int PRIMARY KEY)";
-/// Long enough for a retry loop to betray itself.
+/// Long enough to notice a retry loop.
 const A_WHILE: Duration = Duration::from_secs(3);
 /// Log lines at level info or above that a paused subscription may write in [`A_WHILE`].
 const LINES_MAX: usize = 2;
 /// A value that only rows hold: it must be in the evidence and never in the log.
 const SECRET: &str = "s3cr3t-row-value";
 
-/// One conflict as a test provokes it.
+/// One conflict and how a test provokes it.
 struct Case {
     name: &'static str,
-    /// On both sides.
+    /// Statements for both sides.
     tables: &'static str,
-    /// On the publisher, copied before it streams.
+    /// Rows that the publisher has before the initial copy.
     rows: &'static str,
-    /// On the publisher, once everything streams: the table becomes known as it is.
+    /// A change on the publisher while it streams, after which the service knows the table.
     known: &'static str,
-    /// On the target after that: the reason for the conflict.
+    /// Statements for the target after that, which cause the conflict.
     provoke: &'static str,
     /// The offending change on the publisher.
     change: &'static str,
     expected: Expected,
-    /// On the target, so that a retry succeeds.
+    /// Statements for the target that make a retry succeed.
     fix: &'static str,
-    /// A table to compare in the end.
+    /// A table to compare at the end.
     table: &'static str,
 }
 
-/// The evidence.
+/// The expected evidence.
 struct Expected {
     kind: &'static str,
     operation: &'static str,
     key: Value,
-    /// A part of the incoming row.
+    /// Part of the incoming row.
     incoming: Value,
-    /// A part of each local row, in any order.
+    /// Part of each local row, in any order.
     local: &'static [(&'static str, &'static str)],
     constraint: Value,
     sqlstate: Value,
@@ -79,7 +80,7 @@ async fn check_one(world: &World, service: &Service, case: &Case) {
     let view = world.wait_paused("conflict").await;
     let id = view.conflict_id().unwrap_or_else(|| panic!("{}: no conflict_id: {:#}", case.name, view.json));
     assert!(view.told().contains(case.expected.kind), "{}: {:#}", case.name, view.json);
-    // Everything before it is committed, nothing of it, nothing after it.
+    // Everything before the transaction is committed, and nothing of it or after it.
     let there = format!("SELECT id FROM bystander WHERE abs(id) >= {first} ORDER BY id");
     assert_eq!(world.target.lines(&there).await, [first.to_string()], "{}", case.name);
     check_evidence(world, case, &id).await;
@@ -127,11 +128,11 @@ async fn check_evidence(world: &World, case: &Case, id: &str) {
     assert!(found["commit_lsn"].as_str().is_some_and(|lsn| lsn.contains('/')), "{name}: {found:#}");
     assert!(found["commit_time"].as_str().is_some_and(|time| time.starts_with("20")), "{name}: {found:#}");
     assert_eq!(found["change_count"], 3, "{name}: {found:#}");
-    // A COMMIT comes after all of them.
+    // A COMMIT comes after all changes.
     let index = if of.operation == "commit" { 3 } else { 2 };
     assert_eq!(found["change_index"], index, "{name}: {found:#}");
 
-    // The same for a person.
+    // The text output holds the same evidence.
     let text = world.pgsluice(&["conflicts", "show", id]).await.expect(0).stdout;
     for part in [of.kind, case.table, "pgsluice resume", "skip-transaction"] {
         assert!(text.contains(part), "{name}, {part}: {text}");
@@ -140,17 +141,17 @@ async fn check_evidence(world: &World, case: &Case, id: &str) {
     assert!(list.contains(of.kind) && list.contains("open"), "{name}: {list}");
 }
 
-/// While it waits, nothing is tried and hardly anything is said.
+/// While the conflict waits, nothing is tried again and hardly anything is logged.
 async fn quiet(world: &World, service: &Service, id: &str) {
     static CHECKED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
-    // Waiting costs time, so for one conflict only; the code is the same for all.
+    // One conflict suffices for this slow check, since the code is the same for all.
     if CHECKED.swap(true, std::sync::atomic::Ordering::Relaxed) {
         return;
     }
     let loud =
         |log: &str| log.lines().filter(|line| line.contains(" INFO ") || line.contains(" WARN ")).count();
     let (before, total) = (loud(&service.log()), service.log().lines().count());
-    // Not synchronisation: a span of time is what is measured.
+    // This is not synchronisation: the test measures a span of time.
     tokio::time::sleep(A_WHILE).await;
     let log = service.log();
     assert!(loud(&log) - before <= LINES_MAX, "too much is said while paused:\n{log}");
@@ -410,7 +411,8 @@ async fn constraints_and_values_that_the_target_does_not_take() {
     run(&cases, ReplicaRole::Granted).await;
 }
 
-/// Where the role may not be a replica, foreign keys act, and deferred constraints speak at COMMIT.
+/// If the role may not set `session_replication_role`, foreign keys act, and deferred constraints fail
+/// at COMMIT.
 #[tokio::test]
 async fn foreign_keys_and_deferred_constraints_where_the_session_is_no_replica() {
     let cases = [
@@ -462,7 +464,7 @@ async fn a_table_that_goes_while_it_is_replicated_waits_for_its_return() {
     let world = World::builder().both_sql("CREATE TABLE passing (id int PRIMARY KEY, v text)").start().await;
     let service = world.run();
     world.wait_state("streaming").await;
-    // Known to the service, plan and prepared statement.
+    // The service now has a plan and a prepared statement for the table.
     world.publisher.exec("INSERT INTO passing VALUES (1, 'x')").await;
     world.wait_same_rows("passing").await;
     world.target.exec("ALTER TABLE passing RENAME TO elsewhere").await;
@@ -508,7 +510,7 @@ async fn skip_transaction_passes_over_exactly_that_one() {
     let view = world.wait_paused("conflict").await;
     let id = view.conflict_id().unwrap();
     let finish = show(&world, &id).await["commit_lsn"].as_str().unwrap().to_owned();
-    // Any other position is refused, near misses included.
+    // Any other position is refused, even one nearby.
     let (high, low) = finish.split_once('/').unwrap();
     let low = u32::from_str_radix(low, 16).unwrap();
     for other in [low - 1, low + 1, low + 8] {
@@ -524,7 +526,7 @@ async fn skip_transaction_passes_over_exactly_that_one() {
     let skipped =
         world.pgsluice(&["conflicts", "resolve", &id, "--with", "skip-transaction"]).await.expect(0);
     assert!(skipped.stdout.contains("passed over"), "{skipped:#?}");
-    // It goes on to the next conflict, which is another one.
+    // Replication continues up to the next conflict, which is another one.
     let next = until("the second conflict holds it", async || {
         let view = world.status().await?;
         match view.conflict_id() {
@@ -538,7 +540,7 @@ async fn skip_transaction_passes_over_exactly_that_one() {
     assert_eq!(show(&world, &id).await["settled"]["resolution"], "skip-transaction");
     world.pgsluice(&["conflicts", "resolve", &id, "--with", "retry"]).await.expect(1);
 
-    // By its position, and without a service to hear of it; a kill in between loses nothing.
+    // A skip by position without a running service survives a kill.
     service.kill9().await;
     let finish = show(&world, &next).await["commit_lsn"].as_str().unwrap().to_owned();
     world.pgsluice(&["skip", &world.subscription, "--lsn", &finish]).await.expect(0);
@@ -552,7 +554,7 @@ async fn skip_transaction_passes_over_exactly_that_one() {
     assert_eq!(service.sigterm().await, 0);
 }
 
-/// The rows' transaction knows of the skip first; what is noted beside it may come a life later.
+/// The skip is recorded in the transaction of the rows; the note beside it may follow after a crash.
 #[tokio::test]
 async fn a_skip_is_settled_after_a_crash_that_followed_its_commit() {
     let world = World::builder().both_sql("CREATE TABLE item (id int PRIMARY KEY, v text)").start().await;
@@ -565,7 +567,7 @@ async fn a_skip_is_settled_after_a_crash_that_followed_its_commit() {
     world.wait_state("streaming").await;
     world.wait_caught_up().await;
     service.kill9().await;
-    // What such a crash leaves.
+    // The state that such a crash leaves.
     world
         .target
         .exec(

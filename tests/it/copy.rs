@@ -1,5 +1,5 @@
-//! The initial copy's formats: binary where both sides have the same types, text elsewhere, and the
-//! same rows either way.
+//! The formats of the initial copy: binary where both sides have the same types, text elsewhere, with
+//! the same rows in both.
 
 use crate::support::clusters::publisher_binaries;
 use crate::support::service::Service;
@@ -7,13 +7,14 @@ use crate::support::wait::until;
 use crate::support::world::{Servers, World};
 use crate::values::{KINDS, rows_of_kinds, table_of_kinds};
 
-/// Types that stay text whatever the target's column is.
+/// Types that are copied as text whatever the target's column is.
 const TEXT_ONLY: &[&str] = &["money", "xml", "regclass", "jsonpath", "interval"];
 
-/// Types that older publishers lack, or whose values they do not know or print in fewer digits.
+/// Types that older publishers lack, whose values they do not know, or that they print with fewer
+/// digits.
 const SINCE_15: &[&str] = &["nummultirange", "numeric", "numeric[]", "numeric(3,-2)", "float4", "float8"];
 
-/// Waits until the table is copied; each time it must be in this format, as the log has it.
+/// Waits until the table is copied; the log must name this format each time.
 async fn wait_format(service: &Service, table: &str, format: &str) {
     until(&format!("{table} is copied"), async || service.log().contains(&line(table))).await;
     let log = service.log();
@@ -43,12 +44,12 @@ async fn equal_types_are_copied_in_binary_and_all_others_as_text() {
         .both_sql("CREATE TABLE nothing (id int PRIMARY KEY)")
         .both_sql("CREATE DOMAIN price AS numeric(12,2) CHECK (VALUE > 0)")
         .publisher_sql(&rows_of_kinds("kinds", &kinds, 0))
-        // A domain is sent, and taken, as what is below it.
+        // A domain is sent and received as the type below it.
         .publisher_sql("CREATE TABLE from_domain (id int PRIMARY KEY, p price)")
         .target_sql("CREATE TABLE from_domain (note text, p numeric(12,2), id int PRIMARY KEY)")
         .publisher_sql("CREATE TABLE into_domain (id int PRIMARY KEY, p numeric(12,2))")
         .target_sql("CREATE TABLE into_domain (id int PRIMARY KEY, p price)")
-        // Eight bytes both: in binary, these would be taken for each other.
+        // Both types have eight bytes, so in binary one would be taken for the other.
         .publisher_sql("CREATE TABLE wider (id int PRIMARY KEY, n int8, m int4)")
         .target_sql("CREATE TABLE wider (id int PRIMARY KEY, n numeric, m int8)")
         .both_sql("CREATE TABLE cash (id int PRIMARY KEY, m money)")
@@ -76,7 +77,7 @@ async fn equal_types_are_copied_in_binary_and_all_others_as_text() {
     assert_eq!(world.target.lines(from_domain).await, world.publisher.lines(from_domain).await);
 }
 
-/// The bytes pass through a conversion on either side, in binary as in text.
+/// Both servers convert the encoding of the values, in binary as in text.
 #[tokio::test]
 async fn binary_copies_convert_between_encodings() {
     let table = "CREATE TABLE words (id int PRIMARY KEY, word text, code char(4), many varchar(8)[])";
@@ -105,8 +106,8 @@ async fn binary_can_be_turned_off() {
     wait_format(&service, "plain", "text").await;
 }
 
-/// A type modifier binds binary values, too; a copy that fails leaves nothing, and goes through once
-/// its reason is gone.
+/// A type modifier limits binary values, too. A copy that fails leaves nothing behind, and succeeds
+/// once its reason is gone.
 #[tokio::test]
 async fn a_value_that_the_target_refuses_fails_the_copy_whole() {
     let world = World::builder()
@@ -128,7 +129,7 @@ async fn a_value_that_the_target_refuses_fails_the_copy_whole() {
     assert_eq!(rows_copied(&world, "words").await.as_deref(), Some("5001"));
 }
 
-/// The comparison that a table passed is old by the time that its copy is tried again.
+/// When a failed copy is repeated, the table's earlier comparison may be outdated.
 #[tokio::test]
 async fn the_format_follows_a_column_that_is_altered_between_two_attempts() {
     let world = World::builder()
@@ -144,7 +145,7 @@ async fn the_format_follows_a_column_that_is_altered_between_two_attempts() {
         let lines = log.lines().filter(|logged| logged.contains(&line("counters")));
         lines.map(|line| line.contains("format=binary")).collect::<Vec<_>>()
     };
-    // The first failure is followed by a second attempt at once.
+    // After the first failure a second attempt follows at once.
     assert_eq!(formats().first(), Some(&true));
     world.target.exec("ALTER TABLE counters ALTER n TYPE numeric; DELETE FROM counters").await;
     world.wait_same_rows("counters").await;

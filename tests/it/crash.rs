@@ -1,9 +1,8 @@
-//! Death of the service itself: SIGKILL at random moments under load, and a transaction that is
-//! larger than memory should be.
+//! Crashes of the service: SIGKILL at random moments under load, and a transaction that is larger than
+//! the memory limit.
 //!
-//! `PGSLUICE_SEED` replays a run's choices, `PGSLUICE_KILLS` sets how many kills there are (the
-//! suite makes do with a few; `scripts/soak` asks for many), `PGSLUICE_ROWS` how large the large
-//! transaction is.
+//! `PGSLUICE_SEED` replays a run's choices, `PGSLUICE_KILLS` sets the number of kills (few in the test
+//! suite, many in `scripts/soak`), and `PGSLUICE_ROWS` the size of the large transaction.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,7 +22,7 @@ const KILLS_DEFAULT: u64 = 8;
 pub(crate) const WRITERS: u64 = 2;
 /// The service lives so long between two kills.
 const LIFE_MS: std::ops::Range<u64> = 10..1_000;
-/// A writer's rest between two transactions: a debug build on a busy machine has to keep up.
+/// Pause of a writer between two transactions, so that a debug build on a busy machine keeps up.
 const PACE: Duration = Duration::from_millis(3);
 const CATCH_UP: Duration = Duration::from_mins(3);
 
@@ -62,14 +61,15 @@ async fn nothing_is_lost_or_doubled_by_kills_at_random_moments() {
     let load = Load::start(&world.publisher, seed);
     let mut random = StdRng::seed_from_u64(seed);
     for kill in 0..kills {
-        // The first quarter falls into start-up, copy and catching up, the rest into streaming.
+        // The first quarter of the kills falls into start-up, copy and catching up, the rest into
+        // streaming.
         let service = world.run();
         if kill == kills / 4 {
             wait_tables_ready(&world).await;
         } else if kill > kills / 4 {
             until_within(CATCH_UP, "it streams", async || service.log().contains("streaming")).await;
         }
-        // Not synchronisation: the moment is what is random.
+        // This is not synchronisation: the moment of the kill is random.
         tokio::time::sleep(Duration::from_millis(random.random_range(LIFE_MS))).await;
         service.kill9().await;
         assert!(load.is_running(), "a writer has ended early, at kill {kill}");
@@ -102,7 +102,8 @@ async fn wait_tables_ready(world: &World) {
     .await;
 }
 
-/// Every transaction left one row in `transaction_counter`, and moved its writer's count by one.
+/// Checks that every transaction left one row in `transaction_counter` and increased its writer's count
+/// by one.
 async fn assert_counted_once(world: &World) {
     let doubled =
         "SELECT writer, number, count(*) FROM transaction_counter GROUP BY 1, 2 HAVING count(*) > 1";
@@ -141,7 +142,7 @@ impl Load {
         self.tasks.iter().all(|task| !task.is_finished())
     }
 
-    /// Ends the writers; returns how many transactions committed, and how many rolled back.
+    /// Ends the writers and returns the numbers of transactions that committed and that rolled back.
     async fn stop(self) -> (u64, u64) {
         self.stop.store(true, Ordering::Relaxed);
         let mut rolled_back = 0;
@@ -177,7 +178,7 @@ async fn write(
                 transactions.fetch_add(1, Ordering::Relaxed);
             }
             Ok(()) => rolled_back += 1,
-            // Writers deadlock, or run into each other's keys: that is part of the mix.
+            // Writers may deadlock or use the same keys, which is intended.
             Err(_) => {
                 rolled_back += 1;
                 session.batch("ROLLBACK").await.unwrap();
@@ -223,7 +224,7 @@ pub(crate) fn change(writer: u64, unique: u64, random: &mut StdRng) -> String {
 }
 
 const ROWS_DEFAULT: u64 = 200_000;
-/// The contract: resident memory whatever the size of a transaction.
+/// Limit of resident memory, which holds for transactions of any size.
 const RSS_KIB_MAX: u64 = 128 * 1024;
 
 #[tokio::test]
@@ -242,7 +243,7 @@ async fn a_large_transaction_streams_through_in_bounded_memory() {
     world.publisher.exec(insert).await;
     let began = Instant::now();
     let count = "SELECT count(*) FROM big";
-    // Seen at once or not at all: it is one transaction there, too.
+    // The rows become visible together, because they are one transaction on the target, too.
     until_within(Duration::from_mins(15), "the large transaction is applied", async || {
         let seen = world.target.value(count).await.unwrap();
         assert!(seen == "0" || seen == rows.to_string(), "{seen} of {rows} rows are visible");

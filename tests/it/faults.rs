@@ -1,9 +1,9 @@
-//! The ten things that usually go wrong, each for real: `check` and the running service tell each
-//! from the other nine, in the same words, and the service goes on by itself once it is cured.
+//! The ten usual faults: `check` and the running service distinguish each from the others, in the same
+//! words, and the service resumes by itself once the fault is removed.
 //!
 //! | fault | test |
 //! | --- | --- |
-//! | 1 network, 5 firewall | `faults_network`, in network namespaces of its own |
+//! | 1 network, 5 firewall | `faults_network`, in its own network namespaces |
 //! | 2 not listening | `nobody_listens_on_the_address` |
 //! | 3 wal_level | `wal_level_is_not_logical` |
 //! | 4 pg_hba.conf, 7 CONNECT, 8 REPLICATION | `the_publisher_does_not_let_the_role_in` |
@@ -19,7 +19,7 @@ use crate::support::service::Service;
 use crate::support::wait::until;
 use crate::support::world::{PUBLICATION, PUBLISHER_ROLE, Servers, TARGET_ROLE, World};
 
-/// How each fault shows: number, step, status, and what its primary is known by.
+/// The signs of each fault: number, step, status, and a part of its primary message.
 const SIGNS: [(u8, &str, &str, &str); 11] = [
     (1, "route", "failed", "no route to"),
     (2, "port", "failed", "nothing listens on that address and port"),
@@ -34,7 +34,7 @@ const SIGNS: [(u8, &str, &str, &str); 11] = [
     (10, "publications", "warning", "no published table"),
 ];
 
-/// Which of the ten faults `check` names.
+/// Returns the faults that `check` reports.
 pub(crate) fn named(checked: &Checked) -> Vec<u8> {
     let shows = |(_, step, status, sign): &&(u8, &str, &str, &str)| {
         let step = checked.step(step);
@@ -43,7 +43,7 @@ pub(crate) fn named(checked: &Checked) -> Vec<u8> {
     SIGNS.iter().filter(shows).map(|(fault, ..)| *fault).collect()
 }
 
-/// The step at which `check` sees the fault.
+/// Returns the step at which `check` reports the fault.
 fn step_of(fault: u8) -> &'static str {
     SIGNS.iter().find(|sign| sign.0 == fault).unwrap().1
 }
@@ -60,7 +60,7 @@ pub(crate) async fn wait_named(world: &World, fault: u8) -> Checked {
     checked
 }
 
-/// Waits until the service says of its state what `check` has said of its step.
+/// Waits until the service reports for its state what `check` has reported for the step.
 pub(crate) async fn wait_same(
     world: &World,
     checked: &Checked,
@@ -81,7 +81,7 @@ pub(crate) async fn wait_same(
     .await
 }
 
-/// Waits until readiness is refused in the words that `status` has.
+/// Waits until readiness is refused with the texts of `status`.
 async fn wait_unready_too(service: &Service, view: &StateView) {
     until("readiness says the same", async || {
         let answer = get(service.http_port, "/readyz").await?;
@@ -96,7 +96,7 @@ async fn wait_unready_too(service: &Service, view: &StateView) {
     .await;
 }
 
-/// What `check` says at the fault's step, without what differs from run to run.
+/// Returns what `check` reports for the fault's step, without what differs between runs.
 pub(crate) fn told(world: &World, checked: &Checked, fault: u8) -> String {
     let told = checked.told(step_of(fault));
     told.replace(&world.publisher.port.to_string(), "PORT").replace(&world.subscription, "SUBSCRIPTION")
@@ -109,10 +109,10 @@ pub(crate) async fn cut_off(world: &World) {
     world.publisher.query_text(sql).await;
 }
 
-/// However often an attempt fails for the same reason, it is said once.
+/// Checks that a failure is logged once, even if attempts repeat it.
 pub(crate) async fn assert_said_once(service: &Service, primary: &str) {
     let lines = |level: &str| {
-        // A field's value is quoted.
+        // A field's value is quoted in the log.
         let log = service.log().replace("\\\"", "\"");
         let said = log.lines().filter(|line| line.contains(level) && line.contains(primary));
         said.filter(|line| line.contains("will try again")).count()
@@ -174,7 +174,7 @@ async fn wal_level_is_not_logical() {
     assert_eq!(named(&Checked::of(&world).await), [0u8; 0]);
 }
 
-/// `pg_hba.conf` that lets everybody in but the publisher's role, and that role as `lines` say.
+/// Writes a `pg_hba.conf` that admits every role but the publisher's, for which `lines` apply.
 fn admit(world: &mut World, lines: &[&str]) {
     let superuser = pgsluice::demo::cluster::SUPERUSER;
     let mut text = format!(
@@ -190,8 +190,8 @@ fn admit(world: &mut World, lines: &[&str]) {
     server.reload().unwrap();
 }
 
-/// One way of being kept out, seen by check and by the service. Returns the remedy; the rest of the
-/// text is the server's own, which differs from version to version.
+/// Checks one kind of refusal in `check` and in the service, and returns the remedy. The other texts
+/// are the server's, which differ between versions.
 async fn kept_out(world: &World, service: &Service, fault: u8) -> String {
     let checked = wait_named(world, fault).await;
     assert_eq!(checked.outcome.code, 1);
@@ -207,7 +207,7 @@ async fn the_publisher_does_not_let_the_role_in() {
     let mut world = World::builder().both_sql(WIDGETS).start().await;
     let cured = format!("host all {PUBLISHER_ROLE} 127.0.0.1/32 scram-sha-256");
 
-    // 4: for this role at all; for this database; for logical replication.
+    // Fault 4: the role is refused, for all databases, for this database, or for logical replication.
     for lines in [
         vec![],
         vec![format!("host postgres {PUBLISHER_ROLE} 127.0.0.1/32 scram-sha-256")],
@@ -227,7 +227,7 @@ async fn the_publisher_does_not_let_the_role_in() {
         assert_eq!(service.sigterm().await, 0);
     }
 
-    // 7 and 8, under a service that streams.
+    // Faults 7 and 8 occur while the service streams.
     let service = world.run();
     world.wait_state("streaming").await;
     let database = world.publisher.name.clone();
@@ -284,7 +284,7 @@ async fn tables_are_not_published_do_not_fit_or_may_not_be_read() {
     assert_eq!(named(&Checked::of(&world).await), [0u8; 0]);
 }
 
-/// 10
+/// Fault 10: a table is not in the publication.
 async fn not_in_the_publication(world: &World) {
     let checked = wait_named(world, 10).await;
     assert_eq!(checked.outcome.code, 0, "a warning: {:#}", checked.json);
@@ -295,7 +295,7 @@ async fn not_in_the_publication(world: &World) {
     "#);
 }
 
-/// 6
+/// Fault 6: names and fields differ.
 async fn names_and_fields_differ(world: &World, service: &Service) {
     let checked = wait_named(world, 6).await;
     assert_eq!(checked.outcome.code, 1);
@@ -319,7 +319,7 @@ async fn names_and_fields_differ(world: &World, service: &Service) {
     world.wait_same_rows("widgets").await;
 }
 
-/// 9
+/// Fault 9: SELECT is missing.
 async fn no_select(world: &World, service: &Service) {
     let checked = wait_named(world, 9).await;
     assert_eq!(checked.outcome.code, 1);
@@ -330,7 +330,7 @@ async fn no_select(world: &World, service: &Service) {
     "#);
     let view = wait_same(world, &checked, 9, "retrying", "copy").await;
     wait_unready_too(service, &view).await;
-    // The others stream on.
+    // The other tables stream on.
     world.publisher.exec("INSERT INTO widgets (name) VALUES ('Cupholder')").await;
     world.wait_same_rows("widgets").await;
     let tries = "SELECT attempt >= 3 FROM pgsluice.table_sync WHERE source_table = 'secrets'";

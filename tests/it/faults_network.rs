@@ -1,13 +1,14 @@
-//! Faults 1 and 5, a wrong network and a firewall that drops: in network namespaces of the test's own.
+//! Faults 1 and 5, a wrong network and a firewall that drops packets, in network namespaces of the
+//! test's own.
 //!
 //! ```text
 //! the test, in a namespace (unshare)                    pgsluice, in another
 //!   publisher, target (its Unix-domain socket)
 //!   10.77.2.1 on lo      10.77.1.1 ──── veth pair ──── 10.77.1.2
 //! ```
-//! The test starts itself again within a new namespace; both namespaces and what is in them vanish
-//! with their processes. That takes root, `ip`, `unshare` and `nsenter`, and for a true firewall
-//! `nft` or `iptables`. What is lacking is said on stderr, and nothing else is tested then.
+//! The test starts itself again within a new namespace; both namespaces and their contents vanish with
+//! their processes. This needs root, `ip`, `unshare` and `nsenter`, and for a firewall `nft` or
+//! `iptables`. If something is missing, the test says so on stderr and checks nothing else.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -27,11 +28,11 @@ const TEST: &str = "faults_network::a_wrong_network_and_a_firewall_are_told_apar
 /// Set where the test runs within its namespace.
 const INSIDE: &str = "PGSLUICE_TEST_INSIDE_NETWORK";
 const PATIENCE: Duration = Duration::from_mins(3);
-/// Where the publisher is: an address that pgsluice's namespace has no route to at first.
+/// The publisher's address, to which pgsluice's namespace has no route at first.
 const PUBLISHER: &str = "10.77.2.1";
-/// libpq's least.
+/// libpq's shortest time-out.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// What starting processes and talking to the target may take beyond that.
+/// Allowance for starting processes and for talking to the target.
 const SLACK: Duration = Duration::from_secs(4);
 
 #[tokio::test]
@@ -59,12 +60,12 @@ async fn a_wrong_network_and_a_firewall_are_told_apart() {
     }
 }
 
-/// Past the test runner's capture.
+/// Prints past the test runner's capture.
 fn loudly(text: &str) {
     let _ = writeln!(std::io::stderr(), "\n*** {text}\n");
 }
 
-/// Runs a command; its complaint if it fails.
+/// Runs a command and returns its error output if it fails.
 fn tried(program: &str, arguments: &[&str]) -> Result<(), String> {
     let output = Command::new(program).args(arguments).output().map_err(|error| error.to_string())?;
     let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
@@ -80,7 +81,7 @@ fn done(line: &str) {
     }
 }
 
-/// The namespace that pgsluice runs in.
+/// The namespace in which pgsluice runs.
 struct Elsewhere {
     holder: Guarded,
 }
@@ -111,7 +112,7 @@ impl Elsewhere {
         done(&format!("nsenter {} {line}", self.enter()));
     }
 
-    /// `pgsluice check --json` from there, and how long it took.
+    /// Runs `pgsluice check --json` there and returns how long it took.
     async fn check(&self, world: &World) -> (Checked, Duration) {
         let began = Instant::now();
         let mut command = tokio::process::Command::from(self.pgsluice(world));
@@ -139,7 +140,7 @@ impl Elsewhere {
     }
 }
 
-/// Has packets from pgsluice to the port vanish; what undoes it.
+/// Drops packets from pgsluice to the port, and returns the command that undoes this.
 fn drop_packets(port: u16) -> String {
     let chain = "add chain inet faults input { type filter hook input priority 0 ; }";
     let rule = format!("add rule inet faults input iifname near tcp dport {port} drop");
@@ -161,7 +162,7 @@ fn drop_packets(port: u16) -> String {
     "ip route del blackhole 10.77.1.2/32".to_owned()
 }
 
-/// The publisher by an address of the other network, the target by its socket.
+/// Configures the publisher by an address of the other network and the target by its socket.
 fn point_elsewhere(world: &mut World) {
     let (publisher, target) = (world.publisher.port, world.target.port);
     let socket = world.target_server().directory().display().to_string();
@@ -179,7 +180,7 @@ fn point_elsewhere(world: &mut World) {
 async fn inside() {
     done("ip link set lo up");
     done(&format!("ip addr add {PUBLISHER}/32 dev lo"));
-    // Every address: there are none but this namespace's.
+    // Listening on all addresses is safe, because the namespace has only its own.
     let mut world = World::builder()
         .servers(Servers::Separate)
         .publisher_setting("listen_addresses", "*")

@@ -1,5 +1,5 @@
-//! What the publisher hears from us: promptly, never ahead of the target, whatever holds the target
-//! up; and that whoever goes away on either side may come back (EDGE_CASES 32–34).
+//! Feedback to the publisher is prompt and never ahead of the target, whatever blocks the target; and
+//! either server can be stopped and started again at any time.
 
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,12 @@ use pgsluice::demo::cluster::StopMode;
 use crate::support::wait::{until, until_within};
 use crate::support::world::{Servers, World};
 
-/// "Promptly", on a machine that has other things to do as well.
+/// Bound for "promptly" on a busy machine.
 const PROMPTLY: Duration = Duration::from_secs(5);
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 
-/// The walsender's process that serves the subscription.
+/// Returns the process id of the walsender that serves the subscription.
 async fn walsender(world: &World) -> Option<String> {
     let sql = format!(
         "SELECT pid FROM pg_stat_replication WHERE application_name = '{}' AND state = 'streaming'",
@@ -27,7 +27,7 @@ async fn wait_walsender(world: &World) -> String {
     until("a walsender streams", async || walsender(world).await).await
 }
 
-/// The backend of the target that applies.
+/// Returns the process id of the target's backend that applies.
 async fn apply_backend(world: &World) -> Option<String> {
     let sql = format!(
         "SELECT pid FROM pg_stat_activity WHERE application_name = 'pgsluice {}'",
@@ -36,7 +36,7 @@ async fn apply_backend(world: &World) -> Option<String> {
     world.target.value(&sql).await
 }
 
-/// Has somebody else's open transaction hold the key `id` of the target's table.
+/// Opens another session's transaction that holds the key `id` of the target's table.
 async fn hold_key(world: &World, id: u32) -> Session {
     let session = world.target.session().await;
     session.batch(&format!("BEGIN; INSERT INTO t VALUES ({id}, 'held')")).await.unwrap();
@@ -75,7 +75,7 @@ async fn wal_that_concerns_nobody_is_confirmed_promptly() {
         world.publisher.exec(sql).await;
         world.wait_caught_up_within(PROMPTLY).await;
     }
-    // The progress row need not move for what is not there.
+    // The progress row need not move for transactions without published changes.
     world.assert_same_rows("t").await;
     let transactions = world.target.value("SELECT transactions FROM pgsluice.progress").await;
     assert_eq!(transactions.as_deref(), Some("1"));
@@ -110,7 +110,7 @@ async fn a_synchronous_commit_returns_with_the_row_in_the_target_and_soon() {
     }
     assert!(begun.elapsed() < Duration::from_secs(10), "100 commits took {:?}", begun.elapsed());
 
-    // Not before: while the target cannot commit, neither can the publisher.
+    // While the target cannot commit, the publisher's synchronous commit waits.
     let held = hold_key(&world, 1000).await;
     let waiting = tokio::spawn(async move {
         session.batch("INSERT INTO t VALUES (1000, 'waits')").await.unwrap();
@@ -138,7 +138,7 @@ async fn a_lost_target_does_not_keep_the_publisher_from_stopping() {
     let _service = world.run();
     world.wait_state("streaming").await;
 
-    // Lost while nothing happens.
+    // The target is lost while nothing happens.
     world.target_server().stop(StopMode::Fast).await.unwrap();
     stop_publisher_promptly(&mut world, "without a target").await;
     world.publisher_server().launch().await.unwrap();
@@ -147,7 +147,7 @@ async fn a_lost_target_does_not_keep_the_publisher_from_stopping() {
     world.wait_same_rows("t").await;
     world.wait_state("streaming").await;
 
-    // Lost with something to apply.
+    // The target is lost while there is something to apply.
     wait_walsender(&world).await;
     world.target_server().stop(StopMode::Immediate).await.unwrap();
     world.publisher.exec("INSERT INTO t SELECT i, 'unapplied' FROM generate_series(2, 5000) i").await;
@@ -157,7 +157,7 @@ async fn a_lost_target_does_not_keep_the_publisher_from_stopping() {
     world.wait_same_rows("t").await;
     world.wait_state("streaming").await;
 
-    // Paused on a conflict, with the target and without.
+    // The subscription is paused on a conflict, with the target and without it.
     world.target.exec("INSERT INTO t VALUES (9000, 'ours')").await;
     world.publisher.exec("INSERT INTO t VALUES (9000, 'theirs')").await;
     world.wait_paused("conflict").await;
@@ -178,7 +178,7 @@ async fn a_lost_target_does_not_keep_the_publisher_from_stopping() {
     world.wait_state("streaming").await;
 }
 
-/// Looks for `span` whether the same walsender serves us all the time.
+/// Checks for `span` that the same walsender serves the subscription.
 async fn same_walsender_for(world: &World, pid: &str, span: Duration, when: &str) {
     let end = Instant::now() + span;
     while Instant::now() < end {
@@ -198,7 +198,7 @@ async fn keepalives_are_answered_while_the_target_is_held_up() {
     let service = world.run();
     let pid = wait_walsender(&world).await;
 
-    // Blocked by a lock, with more to come than any queue holds.
+    // Apply is blocked by a lock while more arrives than the queues hold.
     let held = hold_key(&world, 5).await;
     world.publisher.exec("INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 60000) i").await;
     wait_blocked(&world).await;
@@ -207,7 +207,7 @@ async fn keepalives_are_answered_while_the_target_is_held_up() {
     world.wait_same_rows("t").await;
     assert_eq!(walsender(&world).await.as_deref(), Some(pid.as_str()));
 
-    // Paused by an operator, also in the middle of a statement that waits.
+    // The subscription is paused by an operator, also during a statement that waits.
     let held = hold_key(&world, 70_000).await;
     world.publisher.exec("INSERT INTO t VALUES (70000, 'blocked')").await;
     wait_blocked(&world).await;
@@ -223,12 +223,12 @@ async fn keepalives_are_answered_while_the_target_is_held_up() {
     world.wait_same_rows("t").await;
     world.wait_state("streaming").await;
 
-    // Paused on a conflict.
+    // The subscription is paused on a conflict.
     world.target.exec("INSERT INTO t VALUES (80000, 'ours')").await;
     world.publisher.exec("INSERT INTO t VALUES (80000, 'theirs')").await;
     world.publisher.exec("UPDATE t SET v = repeat('y', 500) WHERE id < 60000").await;
     world.wait_paused("conflict").await;
-    // For its evidence, the transaction was streamed once more, as text.
+    // For the evidence, the transaction was streamed again as text.
     let pid = wait_walsender(&world).await;
     same_walsender_for(&world, &pid, Duration::from_secs(5), "while paused on a conflict").await;
     let log = world.publisher_server().log().unwrap();
@@ -250,7 +250,7 @@ async fn a_statement_that_waits_in_the_target_keeps_nobody_from_stopping_or_taki
     let gone = async || apply_backend(&world).await.is_none();
     until_within(PROMPTLY, "the stopped service's backend has gone", gone).await;
 
-    // Killed, the backend notices by itself that its client has gone, and lets the lock go.
+    // After a kill, the backend notices by itself that its client is gone, and releases the lock.
     let service = world.run();
     wait_blocked(&world).await;
     service.kill9().await;
@@ -282,7 +282,7 @@ async fn whoever_goes_away_comes_back_and_nothing_is_lost_or_doubled() {
         world.publisher.exec("UPDATE t SET v = v || '!'").await;
         world.wait_same_rows("t").await;
     }
-    // Each connection, killed while idle and while busy.
+    // Each connection is ended while idle and while busy.
     let walsenders = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication";
     let clients = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
          WHERE usename IN ('sammy', 'pgsluice_apply') AND backend_type = 'client backend'";
@@ -301,7 +301,7 @@ async fn whoever_goes_away_comes_back_and_nothing_is_lost_or_doubled() {
     let counts = "SELECT count(*), count(DISTINCT id) FROM t";
     assert_eq!(world.target.lines(counts).await, world.publisher.lines(counts).await);
 
-    // The lock is gone with the session that had it: noticed at once, not at the next transaction.
+    // The lock is gone with its session, which is noticed at once and not at the next transaction.
     world.wait_state("streaming").await;
     let lost = until("apply has a backend", async || apply_backend(&world).await).await;
     world.target.exec(format!("SELECT pg_terminate_backend({lost})")).await;

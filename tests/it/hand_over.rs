@@ -1,5 +1,5 @@
-//! From copy to stream: no row lost or doubled, whoever writes meanwhile and whatever fails, for
-//! tables that are there from the start and for those that join later (EDGE_CASES 19, 20, 26, 27, 31).
+//! From copy to stream no row is lost or applied twice, despite concurrent writes and failures, for
+//! tables that are there from the start and for those that join later.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,10 +12,10 @@ use crate::publications::known_tables;
 use crate::support::wait::{until, until_within};
 use crate::support::world::{Origins, Servers, TARGET_ROLE, World};
 
-/// Sessions that write on the publisher at the same time.
+/// Number of sessions that write on the publisher at the same time.
 const WRITERS: u64 = 4;
 
-/// Sessions that insert, update and delete in all of some tables, until they are told to stop.
+/// Sessions that insert, update and delete in some tables until they are stopped.
 struct Writers {
     stop: Arc<AtomicBool>,
     transactions: Arc<AtomicU64>,
@@ -40,7 +40,7 @@ impl Writers {
         writers
     }
 
-    /// Waits until so many more transactions have committed.
+    /// Waits until `count` more transactions have committed.
     async fn more(&self, count: u64) {
         let goal = self.transactions.load(Ordering::Relaxed) + count;
         until("the writers go on", async || self.transactions.load(Ordering::Relaxed) >= goal).await;
@@ -54,8 +54,9 @@ impl Writers {
     }
 }
 
-/// A writer owns the ids that are its number modulo [`WRITERS`]: no deadlocks, and every row's
-/// history is that of one session. Some transactions roll a part of themselves back.
+/// Returns a writer's transaction. A writer owns the ids that are its number modulo [`WRITERS`], so
+/// there are no deadlocks, and each row is changed by one session. Some transactions roll a part of
+/// themselves back.
 fn transaction(writer: u64, round: u64, tables: &[&str]) -> String {
     let changes = tables.iter().map(|table| {
         let new = 1_000_000 + round * WRITERS + writer;
@@ -82,7 +83,7 @@ fn rows(name: &str, count: u32) -> String {
     format!("INSERT INTO {name} SELECT i, 0, 'copied' FROM generate_series(1, {count}) i;")
 }
 
-/// One table of `status --json`.
+/// Returns one table of `status --json`.
 async fn table_status(world: &World, source: &str) -> Result<serde_json::Value, String> {
     let view = world.status().await?;
     let tables = view.json["tables"].as_array().cloned().unwrap_or_default();
@@ -97,7 +98,7 @@ async fn wait_table_state(world: &World, source: &str, state: &str) {
     .await;
 }
 
-/// Waits until only these slots are left on the publisher.
+/// Waits until these are the only slots on the publisher.
 async fn wait_slots(world: &World, expected: &[&str]) {
     until_within(Duration::from_secs(15), &format!("the slots are {expected:?}"), async || {
         let slots = world.publisher.lines("SELECT slot_name FROM pg_replication_slots ORDER BY 1").await;
@@ -106,8 +107,7 @@ async fn wait_slots(world: &World, expected: &[&str]) {
     .await;
 }
 
-/// A session on the target whose open transaction has taken a key, so that whoever writes that row
-/// waits for it.
+/// Opens a session on the target whose transaction holds a key, so that a writer of that row waits.
 async fn hold_key(world: &World, table: &str, id: u32) -> Session {
     let session = world.target.session().await;
     session.batch(&format!("BEGIN; INSERT INTO {table} VALUES ({id}, 0, 'held')")).await.unwrap();
@@ -179,7 +179,7 @@ async fn tables_join_and_leave_a_running_stream_while_everybody_writes() {
     wait_slots(&world, &[&world.subscription]).await;
     world.wait_state("streaming").await;
 
-    // Let go of: nothing more happens to it.
+    // The table is no longer replicated.
     world.publisher.exec("ALTER PUBLICATION my_publication DROP TABLE joins").await;
     until("the table is let go of", async || {
         let known = known_tables(&world).await?;
@@ -195,7 +195,8 @@ async fn tables_join_and_leave_a_running_stream_while_everybody_writes() {
     world.wait_same_rows("first").await;
     assert_eq!(world.target.value("SELECT count(*) FROM joins").await, before);
 
-    // Added again, it is copied again; what is in the way is told, and nothing is mixed up.
+    // Added again, the table is copied again. Rows that are in the way are reported, and nothing is
+    // mixed.
     world.publisher.exec("ALTER PUBLICATION my_publication ADD TABLE joins").await;
     let view = world.wait_state("retrying").await;
     assert!(view.told().contains("joins") && view.told().contains("TRUNCATE"), "{}", view.told());
@@ -249,7 +250,7 @@ async fn a_failing_copy_is_told_holds_nobody_up_and_heals_by_itself() {
     assert!(table_status(&world, "public.occupied").await.unwrap()["error"].is_null());
     wait_slots(&world, &[&world.subscription]).await;
 
-    // The same for a table that joins; and a drop meanwhile leaves no slot.
+    // This also holds for a table that joins; a drop in between leaves no slot.
     world.publisher.exec("ALTER PUBLICATION my_publication ADD TABLE late").await;
     world.wait_state("retrying").await;
     error_of("public.late", ["permission denied", "GRANT SELECT"]).await;
@@ -286,7 +287,7 @@ async fn a_drop_in_the_middle_of_a_tables_copy_leaves_no_slot() {
     assert_eq!(world.target.value("SELECT count(*) FROM late").await.as_deref(), Some("0"));
 }
 
-/// A walsender that waits for old transactions does not notice that its client has gone.
+/// A walsender that waits for old transactions does not notice that its client is gone.
 #[tokio::test]
 async fn a_slot_that_waits_for_old_transactions_is_not_left_behind() {
     let names = ["first", "late"];
@@ -308,11 +309,11 @@ async fn a_slot_that_waits_for_old_transactions_is_not_left_behind() {
     old.batch("BEGIN; INSERT INTO first VALUES (100, 0, 'old')").await.unwrap();
     let service = world.run();
     creating("1").await;
-    // Dropped, nothing is left.
+    // After a drop nothing is left.
     world.pgsluice(&["drop", &world.subscription]).await.expect(0);
     wait_slots(&world, &[]).await;
     drop(service);
-    // Killed, the next one goes on as if nothing had been, as soon as the transaction has ended.
+    // After a kill, the next service resumes as soon as the old transaction has ended.
     let service = world.run();
     creating("1").await;
     service.kill9().await;
@@ -322,7 +323,7 @@ async fn a_slot_that_waits_for_old_transactions_is_not_left_behind() {
     world.wait_same_rows("first").await;
     world.wait_state("streaming").await;
 
-    // And for a table that joins.
+    // This also holds for a table that joins.
     old.batch("BEGIN; INSERT INTO first VALUES (101, 0, 'old')").await.unwrap();
     world.publisher.exec("ALTER PUBLICATION my_publication ADD TABLE late").await;
     creating("1").await;
@@ -344,7 +345,7 @@ async fn a_copy_that_is_killed_starts_over_and_leaves_nothing() {
         .publisher_sql("CREATE PUBLICATION my_publication FOR TABLE first, other")
         .start()
         .await;
-    // In the middle of the initial copy.
+    // The service is killed during the initial copy.
     let held = hold_key(&world, "first", 4000).await;
     let service = world.run();
     wait_blocked(&world, "copy").await;
@@ -358,7 +359,7 @@ async fn a_copy_that_is_killed_starts_over_and_leaves_nothing() {
     }
     world.wait_state("streaming").await;
 
-    // In the middle of the copy of a table that joins.
+    // The service is killed during the copy of a table that joins.
     let held = hold_key(&world, "late", 4000).await;
     world.publisher.exec("ALTER PUBLICATION my_publication ADD TABLE late").await;
     wait_blocked(&world, "sync").await;
@@ -371,7 +372,7 @@ async fn a_copy_that_is_killed_starts_over_and_leaves_nothing() {
     world.wait_same_rows("late").await;
     wait_table_state(&world, "public.late", "ready").await;
 
-    // While it catches up: the stream that it waits for is held up.
+    // The service is killed while the table catches up: the stream that it waits for is blocked.
     world.publisher.exec("ALTER PUBLICATION my_publication DROP TABLE late").await;
     until("the table is let go of", async || known_tables(&world).await.is_ok_and(|known| known.len() == 2))
         .await;
@@ -397,8 +398,8 @@ async fn a_copy_that_is_killed_starts_over_and_leaves_nothing() {
     wait_slots(&world, &[&world.subscription]).await;
 }
 
-/// What logical decoding of the target shows of user tables: all of it, or (`only-local`) what a
-/// subscriber with `origin = none` is sent.
+/// Returns what logical decoding of the target shows of user tables: everything or, with `only-local`,
+/// what a subscriber with `origin = none` receives.
 async fn decoded(world: &World, only_local: &str) -> Vec<String> {
     let sql = format!(
         "SELECT data FROM pg_logical_slot_peek_changes('downstream', NULL, NULL, 'only-local', '{only_local}') \
@@ -438,7 +439,7 @@ async fn everything_that_is_replicated_carries_an_origin() {
     world.target.exec("INSERT INTO t VALUES (99, 0, 'local')").await;
     assert_eq!(decoded(&world, "true").await.len(), 1);
 
-    // A drop leaves no origins: they would use up the target's slots for them.
+    // A drop leaves no origins, which would occupy the target's slots for them.
     world.pgsluice(&["drop", &world.subscription]).await.expect(0);
     assert_eq!(world.target.lines("SELECT roname FROM pg_replication_origin").await, [""; 0]);
     drop(service);

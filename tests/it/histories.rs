@@ -1,7 +1,7 @@
 //! Random histories over tables of many shapes, applied in batches, end with the same rows on both
-//! sides, and none of them has to be applied again row by row.
+//! sides, and none has to be applied again row by row.
 //!
-//! `PGSLUICE_SEED` replays a run's history, `PGSLUICE_TRANSACTIONS` sets how long it is.
+//! `PGSLUICE_SEED` replays a run's history, `PGSLUICE_TRANSACTIONS` sets its length.
 
 use std::fmt::Write as _;
 
@@ -12,23 +12,24 @@ use crate::support::service::Service;
 use crate::support::world::World;
 
 const TRANSACTIONS_DEFAULT: u64 = 400;
-/// Keys are few, so that histories meet.
+/// The range of keys is small, so that transactions change the same rows.
 const KEYS: std::ops::Range<u32> = 0..24;
 
-/// A table, and how its rows are named and changed.
+/// A table with the statements that change it.
 struct Shape {
     name: &'static str,
     /// Columns on both sides.
     columns: &'static str,
-    /// What only the target has.
+    /// Statements for the target only.
     target: &'static str,
-    /// What only the publisher has.
+    /// Statements for the publisher only.
     publisher: &'static str,
-    /// For key `$k` and a random number `$n`: a row, the condition that names it, and changes of it.
+    /// Templates with key `$k` and a random number `$n`: a row, the condition that finds it, and
+    /// changes of it.
     row: &'static str,
     condition: &'static str,
     changes: &'static [&'static str],
-    /// The key becomes that of `$k`, if that is free.
+    /// A change of the key to `$k`, if that is free.
     moves: &'static str,
 }
 
@@ -174,7 +175,7 @@ async fn random_histories_end_alike_on_both_sides() {
         world.wait_same_rows(shape.name).await;
     }
     assert_eq!(service.sigterm().await, 0);
-    // What happens while nobody looks arrives at once, and goes in batches.
+    // Changes made while the service is stopped arrive together, and are applied in batches.
     let mut script = String::new();
     for _ in 0..transactions {
         script.push_str(&transaction(&mut random));
@@ -191,18 +192,18 @@ async fn random_histories_end_alike_on_both_sides() {
     assert_eq!(service.sigterm().await, 0);
 }
 
-/// Nothing here is a conflict, so the sets must have done.
+/// Checks that no batch was replayed, since nothing here is a conflict.
 fn assert_never_fell_back(service: &Service) {
     assert!(!service.log().contains("replayed row by row"), "{}", service.log());
 }
 
-/// A few statements over a few tables; some are rolled back.
+/// Returns a few statements over a few tables; some are rolled back.
 fn transaction(random: &mut StdRng) -> String {
     let mut text = "BEGIN;\n".to_owned();
     for _ in 0..random.random_range(1..6) {
         let shape = &SHAPES[random.random_range(0..SHAPES.len())];
         if shape.name == "keyless" && random.random_ratio(4, 5) {
-            // Its updates go row by row, and everything else of their transaction with them.
+            // The table's updates are applied row by row, with everything else of their transaction.
             continue;
         }
         text.push_str(&shape.statement(random));
@@ -243,7 +244,7 @@ impl Shape {
     }
 }
 
-/// The statement in a subtransaction: if its values are taken, nothing of it is published.
+/// Wraps a statement in a subtransaction, which is rolled back if its values exist already.
 fn tolerant(statement: &str) -> String {
     format!("DO $$ BEGIN {statement}; EXCEPTION WHEN unique_violation THEN NULL; END $$;\n")
 }

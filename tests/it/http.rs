@@ -1,4 +1,4 @@
-//! The HTTP service of a real `pgsluice run`: who gets what, and what it says while things are down.
+//! The HTTP service of a real `pgsluice run`: access, and its answers while servers are down.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ async fn wait_ready(service: &Service) {
     .await;
 }
 
-/// Waits until readiness is refused with a state and a reason; returns the first one.
+/// Waits until readiness is refused with a state and a reason, and returns the first reason.
 async fn wait_unready(service: &Service, state: &str, reason: &str) -> serde_json::Value {
     until(&format!("readiness is refused: {state}, {reason}"), async || {
         let answer = get(service.http_port, "/readyz").await?;
@@ -60,7 +60,7 @@ async fn it_tells_health_readiness_and_status() {
     }
     assert!(health.header("content-security-policy").unwrap().contains("frame-ancestors 'none'"));
 
-    // The API says what the command line says.
+    // The API returns the same as the command line.
     let list = get(port, "/api/v1/subscriptions").await.unwrap().expect(200).json();
     let told = cli::StateView::of(&list, &world.subscription).unwrap();
     let shown = world.status().await.unwrap();
@@ -70,7 +70,7 @@ async fn it_tells_health_readiness_and_status() {
     let one = get(port, &format!("/api/v1/subscriptions/{}", world.subscription)).await.unwrap().expect(200);
     assert_eq!(one.json()["name"], world.subscription.as_str());
 
-    // What is not there, or not allowed, says so.
+    // Unknown paths and methods are answered as such.
     for (request, status) in [
         ("GET /api/v1/subscriptions/none HTTP/1.1", 404),
         ("GET /nothing HTTP/1.1", 404),
@@ -82,14 +82,14 @@ async fn it_tells_health_readiness_and_status() {
         assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{answer:?}");
     }
 
-    // A page that made its name resolve to loopback gets nothing.
+    // A page whose name resolves to loopback is refused.
     for host in ["Host: evil.example", "Host: localhost.evil.example:9650", "X-None: 1"] {
         get_with(port, "/api/v1/subscriptions", &[host]).await.expect(421);
     }
     get_with(port, "/healthz", &["Host: [::1]"]).await.expect(200);
     get_with(port, "/healthz", &["Host: localhost", "Content-Length: 10000000"]).await.expect(413);
 
-    // A pause is not ready, and says what to do; resumed, it is ready again.
+    // While paused, the service is not ready and says what to do; after a resume it is ready again.
     world.pgsluice(&["pause", &world.subscription]).await.expect(0);
     let reason = wait_unready(&service, "paused", "operator").await;
     assert_eq!(reason["subscription"], world.subscription.as_str());
@@ -105,7 +105,7 @@ async fn it_answers_while_the_target_is_down() {
     let mut world = world(Servers::Separate).await;
     world.target_server().stop(StopMode::Fast).await.unwrap();
 
-    // Down from the start: healthy, not ready, and it says why.
+    // If the target is down from the start, the service is healthy but not ready, with a reason.
     let service = world.run();
     let reason = wait_unready(&service, "retrying", "target").await;
     assert!(reason["detail"].as_str().is_some_and(|text| !text.is_empty()), "{reason}");
@@ -113,7 +113,7 @@ async fn it_answers_while_the_target_is_down() {
     world.target_server().launch().await.unwrap();
     wait_ready(&service).await;
 
-    // Down in the middle: what the publisher keeps for us is seen all the same.
+    // If the target goes down later, the WAL that the publisher retains is still reported.
     world.target_server().stop(StopMode::Immediate).await.unwrap();
     world.publisher.exec("INSERT INTO widgets VALUES (2, 'two')").await;
     wait_unready(&service, "retrying", "target").await;
@@ -150,7 +150,7 @@ async fn away_from_loopback_everything_but_health_needs_the_token() {
     let port = pgsluice::demo::cluster::free_port().unwrap();
     let listen = format!("0.0.0.0:{port}");
 
-    // Without a token it does not start.
+    // Without a token the service does not start.
     let mut refused = world.run_with(&[("PGSLUICE__SERVICE__LISTEN", &listen)]);
     assert_eq!(refused.ended().await, 2);
     assert!(refused.log().contains("api_token_file"), "{}", refused.log());
@@ -184,7 +184,7 @@ async fn away_from_loopback_everything_but_health_needs_the_token() {
     get_with(port, "/metrics", &[host, &authorization]).await.expect(200);
     get_with(port, "/api/v1/subscriptions", &[host, &authorization]).await.expect(200);
 
-    // Readiness is open, but details are not.
+    // Readiness is open to everyone, but details are not.
     world.pgsluice(&["pause", &world.subscription]).await.expect(0);
     let open = until("it is not ready", async || {
         let answer = get_with(port, "/readyz", &[host]).await;
@@ -197,7 +197,8 @@ async fn away_from_loopback_everything_but_health_needs_the_token() {
     let whole = get_with(port, "/readyz", &[host, &authorization]).await.expect(503).json();
     assert!(whole["reasons"][0]["detail"].is_string(), "{whole}");
 
-    // The address is taken: a clear word, and no crash of the one that has it.
+    // If the address is taken, the second service ends with a clear message and the first one keeps
+    // running.
     let mut second = world.run_with(&environment);
     assert_eq!(second.ended().await, 2);
     let log = second.log();
@@ -217,7 +218,7 @@ async fn slow_and_many_clients_keep_nobody_else_out() {
     let service = world.run();
     wait_ready(&service).await;
 
-    // More connections than there are places, none of which ever sends a whole request.
+    // More connections than the limit, none of which ever sends a complete request.
     let mut slow = Vec::new();
     for _ in 0..CLIENTS {
         let mut stream = TcpStream::connect(("127.0.0.1", service.http_port)).await.unwrap();
@@ -233,7 +234,7 @@ async fn slow_and_many_clients_keep_nobody_else_out() {
     let ended = tokio::time::timeout(deadline, slow[0].read_to_end(&mut rest)).await;
     assert!(ended.is_ok(), "a connection that sends no request stays open");
 
-    // Nor do they keep the service from stopping.
+    // These connections do not keep the service from stopping.
     assert_eq!(service.sigterm().await, 0);
 }
 
@@ -253,7 +254,7 @@ async fn watching_redraws_on_a_terminal_and_writes_lines_elsewhere() {
     let mut drawn = Watch::start(&world, Terminal::Yes);
     until("it is drawn twice", async || drawn.told().matches("\x1b[H").count() > 2).await;
     assert!(drawn.told().contains("streaming"), "{:?}", drawn.told());
-    // NO_COLOR is set: cursor movements, no colours.
+    // NO_COLOR is set, so there are cursor movements but no colours.
     assert!(!drawn.told().contains("\x1b[3") && !drawn.told().contains("\x1b[1m"), "{:?}", drawn.told());
     drawn.interrupted().await;
     assert_eq!(service.sigterm().await, 0);
@@ -292,7 +293,7 @@ impl Watch {
         String::from_utf8_lossy(&std::fs::read(self.output.path()).unwrap()).into_owned()
     }
 
-    /// Ctrl-C; returns the exit code.
+    /// Sends Ctrl-C and returns the exit code.
     async fn interrupted(&mut self) -> Option<i32> {
         self.process.signal(Signal::Interrupt).unwrap();
         let status = self.process.wait(Duration::from_secs(20)).await.unwrap();

@@ -1,11 +1,11 @@
-//! Updates and deletes meet the row that they mean, however the publisher identifies it.
+//! Updates and deletes change the row that they mean, however the publisher identifies it.
 //!
-//! EDGE_CASES 2 to 6. Where it matters the target's rows are made to differ from the publisher's
-//! in what must not be looked at: a row that is found all the same was found by the right columns.
+//! Where it matters, the target's rows are changed in columns that must not be compared: if a row is
+//! still found, it was found by the right columns.
 
 use crate::support::world::World;
 
-/// EDGE_CASES 2 and 3.
+/// Without a key, of several equal rows a change affects one, and NULL equals NULL.
 #[tokio::test]
 async fn of_equal_rows_exactly_one_changes_and_nulls_are_equal() {
     let table = "(a int, b text, c numeric)";
@@ -29,7 +29,7 @@ async fn of_equal_rows_exactly_one_changes_and_nulls_are_equal() {
         );
         world.publisher.exec(insert).await;
         world.wait_same_rows(table).await;
-        // Only the target has this column, and its values are nobody's business.
+        // Only the target has this column, whose values must not be compared.
         world.target.exec(format!("UPDATE {table} SET note = a::text || b")).await;
         for change in [
             format!("UPDATE {table} SET b = 'z' WHERE ctid = (SELECT ctid FROM {table} WHERE a = 1 LIMIT 1)"),
@@ -46,7 +46,7 @@ async fn of_equal_rows_exactly_one_changes_and_nulls_are_equal() {
             world.wait_caught_up().await;
             world.same_rows(table).await.unwrap_or_else(|difference| panic!("{change}: {difference}"));
         }
-        // Changes of all equal rows at once are one change of one row each.
+        // A change of all equal rows at once is sent as one change for each row.
         world
             .publisher
             .exec(format!("INSERT INTO {table} SELECT 7, 'same', 7 FROM generate_series(1, 50)"))
@@ -63,7 +63,7 @@ async fn of_equal_rows_exactly_one_changes_and_nulls_are_equal() {
     }
 }
 
-/// EDGE_CASES 4: what is equal says the target's type, not the text.
+/// The target's equality operators decide which rows are equal, not the texts.
 #[tokio::test]
 async fn rows_are_equal_by_the_targets_operators() {
     let types = "
@@ -90,7 +90,7 @@ async fn rows_are_equal_by_the_targets_operators() {
     let _service = world.run();
     world.wait_same_rows("whole").await;
     world.wait_state("streaming").await;
-    // Equal to what the publisher has, in other words.
+    // The values equal the publisher's but are written differently.
     world
         .target
         .exec(
@@ -104,14 +104,14 @@ async fn rows_are_equal_by_the_targets_operators() {
         world.target.lines("SELECT n, c, t, d FROM whole ORDER BY d").await,
         ["1.000|aBC|groß|3", "2|Abc|Groß|20"]
     );
-    // Not equal: then it is not there.
+    // The values are not equal, so the row is missing.
     world.target.exec("UPDATE whole SET n = 1.001 WHERE d = 3").await;
     world.publisher.exec("DELETE FROM whole WHERE d = 3").await;
     let view = world.wait_paused("conflict").await;
     assert!(view.told().contains("delete_missing"), "{}", view.told());
 }
 
-/// EDGE_CASES 5: a key that did not change is not sent, and the rest of a sent key means nothing.
+/// A key that did not change is not sent, and the other fields of a sent key are meaningless NULLs.
 #[tokio::test]
 async fn old_keys_count_where_they_were_sent_and_nothing_else_does() {
     let world = World::builder()
@@ -128,7 +128,7 @@ async fn old_keys_count_where_they_were_sent_and_nothing_else_does() {
     world.wait_same_rows("t").await;
     world.wait_same_rows("u").await;
     world.wait_state("streaming").await;
-    // Everything but the keys is different on the target.
+    // On the target, everything but the keys differs.
     world.target.exec("UPDATE t SET v = -v, w = NULL; UPDATE u SET id = -id, v = NULL").await;
     world
         .publisher
@@ -141,13 +141,13 @@ async fn old_keys_count_where_they_were_sent_and_nothing_else_does() {
     world.wait_caught_up().await;
     world.assert_same_rows("t").await;
     assert_eq!(world.target.lines("SELECT * FROM u ORDER BY k").await, ["1|10|w", "22|21|v", "-4|40|∅"]);
-    // Keys that change places pass through each other.
+    // Keys are exchanged through a third value.
     world.publisher.exec("BEGIN; UPDATE t SET a = 99 WHERE a = 1; UPDATE t SET a = 1 WHERE a = 2; UPDATE t SET a = 2 WHERE a = 99; COMMIT").await;
     world.wait_caught_up().await;
     world.assert_same_rows("t").await;
 }
 
-/// EDGE_CASES 6, within one transaction and between sides.
+/// The replica identity may change within a transaction and differ between the sides.
 #[tokio::test]
 async fn the_identity_may_change_at_any_time_and_differ_between_the_sides() {
     let world = World::builder()
@@ -180,7 +180,7 @@ async fn the_identity_may_change_at_any_time_and_differ_between_the_sides() {
         .await;
     world.wait_caught_up().await;
     world.assert_same_rows("t").await;
-    // Without a key on the target that lies within the publisher's, no row could be found.
+    // Without a key on the target within the columns of the publisher's, no row could be found.
     world.target.exec("DROP INDEX t_id").await;
     world.publisher.exec("UPDATE t SET v = 'unfound' WHERE id = 9").await;
     let view = world.wait_paused("schema").await;
@@ -189,8 +189,8 @@ async fn the_identity_may_change_at_any_time_and_differ_between_the_sides() {
     world.wait_same_rows("t").await;
 }
 
-/// A failed change is named although what follows in its transaction makes the target's catalog be
-/// read: a table, or an identity, that the stream has not described before.
+/// A failed change is reported correctly even if a later change of its transaction makes apply read the
+/// target's catalog, because the stream then describes a new table or identity.
 #[tokio::test]
 async fn a_conflict_is_named_although_another_table_first_appears_behind_it() {
     let world = World::builder()

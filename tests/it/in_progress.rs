@@ -1,5 +1,5 @@
-//! Large transactions are streamed, and applied, before they end (`streaming`). However they end, and
-//! whatever commits in between, the target has what the publisher has. EDGE_CASES 14 and 28.
+//! Large transactions are streamed and applied before they end (`streaming`). However they end, and
+//! whatever commits in between, the target has the publisher's rows.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use pgsluice::demo::Session;
 use crate::support::wait::until;
 use crate::support::world::World;
 
-/// Enough that the publisher sends it in pieces.
+/// Number of rows for which the publisher streams a transaction in progress.
 const ROWS: u32 = 80_000;
 
 async fn world() -> World {
@@ -24,7 +24,7 @@ fn fill(first: u32) -> String {
     format!("INSERT INTO t SELECT g, repeat('x', 250) FROM generate_series({first}, {}) g", first + ROWS - 1)
 }
 
-/// A session on the publisher whose open transaction is large enough to be sent in pieces.
+/// Opens a session on the publisher whose transaction is large enough to be streamed in progress.
 async fn begin_large(world: &World) -> Session {
     let session = world.publisher.session().await;
     session.batch("BEGIN").await.unwrap();
@@ -32,7 +32,7 @@ async fn begin_large(world: &World) -> Session {
     session
 }
 
-/// Waits until the target's transaction holds what has come of a transaction in progress.
+/// Waits until the target's transaction holds the streamed changes.
 async fn wait_applying(world: &World) {
     let sql = format!(
         "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
@@ -77,7 +77,7 @@ async fn a_transaction_that_is_rolled_back_leaves_nothing() {
     world.wait_same_rows("t").await;
     assert_eq!(transactions(&world).await.as_deref(), Some("1"));
 
-    // A table that it described and then took back is described anew.
+    // A table whose description was rolled back is described again.
     open.batch("BEGIN; ALTER TABLE t ADD extra text").await.unwrap();
     open.batch(&fill(100)).await.unwrap();
     open.batch("ROLLBACK").await.unwrap();
@@ -93,7 +93,7 @@ async fn what_commits_in_between_comes_first() {
     world.wait_state("streaming").await;
     let open = begin_large(&world).await;
     wait_applying(&world).await;
-    // Also into the same table, and of the same size.
+    // The other transaction also changes the same table, and is as large.
     world.publisher.exec("INSERT INTO other VALUES (1, 'first')").await;
     world.publisher.exec("UPDATE t SET a = 'second' WHERE id = -1").await;
     let another = world.publisher.session().await;
@@ -147,7 +147,7 @@ async fn one_that_stands_still_does_not_keep_the_targets_rows_locked() {
     world.wait_state("streaming").await;
     let open = begin_large(&world).await;
     wait_applying(&world).await;
-    // Waits for whoever has inserted the same row, for as long as that has not ended.
+    // Apply waits for the session that has inserted the same row, until that ends.
     let ours = world.target.session().await;
     let waited = tokio::time::timeout(
         Duration::from_secs(30),

@@ -1,4 +1,4 @@
-//! What a whole run leaves in its log: one event per thing that happened, nothing secret, no row.
+//! The log of a complete run: each event is logged once, without secrets and without rows.
 
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ use crate::support::service::Service;
 use crate::support::wait::until;
 use crate::support::world::{PASSWORD, Servers, World};
 
-/// Values that occur nowhere else, one for each way that a row could get into a log.
+/// Values that occur nowhere else, one for each way in which a row could get into a log.
 const VALUES: &[&str] = &[
     "kopiert-4711",
     "gestreamt-4712",
@@ -22,8 +22,8 @@ const VALUES: &[&str] = &[
     "424242",
 ];
 
-/// Both formats, all levels, through copy, stream, conflict, a trigger's own error, a copy that
-/// fails, a lost target.
+/// Runs with both formats and all levels through copy, stream, conflict, an error of a trigger, a
+/// failed copy, and a lost target.
 #[tokio::test]
 async fn a_whole_run_logs_no_password_and_no_row() {
     let mut world = World::builder()
@@ -31,7 +31,7 @@ async fn a_whole_run_logs_no_password_and_no_row() {
         .both_sql("CREATE TABLE widgets (id int PRIMARY KEY, name text, size bigint)")
         .both_sql("CREATE TABLE gadgets (id int PRIMARY KEY, name text)")
         .publisher_sql("INSERT INTO widgets VALUES (1, 'kopiert-4711', 1)")
-        // Refused by the target while it is copied: the server's message quotes the row.
+        // The target refuses this row during the copy, and the server's message quotes it.
         .publisher_sql("INSERT INTO gadgets VALUES (424242, 'kopierfehler-4717')")
         .target_sql("INSERT INTO gadgets VALUES (424242, 'im-weg-4713')")
         .target_sql("ALTER TABLE widgets ALTER size TYPE smallint")
@@ -62,7 +62,7 @@ async fn a_whole_run_logs_no_password_and_no_row() {
             let found = log.lines().find(|line| line.contains(secret));
             assert_eq!(found, None, "{secret} is in the {format} log");
         }
-        // It is not empty for that: each thing that happened is told, with its fixed fields.
+        // The log is not empty: each event is logged with its fixed fields.
         for told in ["paused on a conflict", "table copied", "streaming", "SQLSTATE 23505", "will try again"]
         {
             assert!(
@@ -74,7 +74,7 @@ async fn a_whole_run_logs_no_password_and_no_row() {
         if format == "json" {
             every_line_is_json(&log, &world.subscription);
         } else {
-            // One event is one line, its hint with the DDL and all.
+            // Each event is one line, even if its hint contains DDL.
             for line in log.lines() {
                 let levels = [" INFO ", " WARN ", " DEBUG ", "ERROR "];
                 assert!(
@@ -105,12 +105,12 @@ async fn live_through(world: &mut World, service: &Service) {
     world.pgsluice(&["resume", &world.subscription]).await.expect(0);
     world.wait_caught_up().await;
 
-    // A value that does not fit, and an error that a trigger makes of a row: both may be conflicts
-    // or errors of the target; either way they wait, and are passed over.
+    // A value that does not fit, and an error that a trigger raises for a row. Each may be a conflict
+    // or an error of the target; in both cases the transaction waits and is passed over.
     for (id, row) in [(4, "'unpassend', 4715471547154715"), (5, "'ausgeloest-4716', 5")] {
         world.publisher.exec(format!("INSERT INTO widgets VALUES ({id}, {row})")).await;
         world.wait_state("paused").await;
-        // Everything that waits is taken out of the way by the target giving in.
+        // The target is changed so that everything that waits can be applied.
         world
             .target
             .exec("ALTER TABLE widgets DISABLE TRIGGER refuse; ALTER TABLE widgets ALTER size TYPE bigint")
@@ -132,7 +132,7 @@ fn every_line_is_json(log: &str, subscription: &str) {
         let event: Value =
             serde_json::from_str(line).unwrap_or_else(|error| panic!("not JSON ({error}): {line}"));
         for field in ["timestamp", "level", "target", "message"] {
-            // Events of libraries may have no message; ours always do.
+            // Events of libraries may lack a message, those of pgsluice always have one.
             let ours = event["target"].as_str().is_some_and(|target| target.starts_with("pgsluice"));
             assert!(!ours || event[field].is_string(), "{field} is missing: {line}");
         }
@@ -148,8 +148,8 @@ fn every_line_is_json(log: &str, subscription: &str) {
     assert!(conflicts >= 1, "no conflict was told of");
 }
 
-/// `pgsluice run` in a terminal (script(1) makes one): bars while a table is copied, and log lines
-/// that stay whole above them.
+/// `pgsluice run` in a terminal (script(1) makes one) shows bars while a table is copied and complete
+/// log lines above them.
 #[tokio::test]
 async fn a_copy_in_a_terminal_shows_its_progress_and_whole_log_lines() {
     const ROWS: u32 = 100_000;
@@ -158,7 +158,7 @@ async fn a_copy_in_a_terminal_shows_its_progress_and_whole_log_lines() {
     let world = World::builder()
         .both_sql("CREATE TABLE widgets (id int PRIMARY KEY, name text)")
         .publisher_sql(&load)
-        // Slow enough to be watched: two seconds for the whole table.
+        // The copy is slowed down so that it can be watched: two seconds for the whole table.
         .target_sql(
             "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
              IF NEW.id % 10000 = 0 THEN PERFORM pg_sleep(0.2); END IF; RETURN NEW; END $$; \
@@ -186,7 +186,7 @@ async fn a_copy_in_a_terminal_shows_its_progress_and_whole_log_lines() {
     until("the copy has been told of", async || told().contains("table copied")).await;
     drop(process);
     let told = told();
-    // A log line begins at the left edge, after whatever clears the bars, and ends whole.
+    // A log line begins at the left edge, after the sequence that clears the bars, and is complete.
     for line in told.lines().filter(|line| line.contains("pgsluice::")) {
         let visible = last_drawn(line);
         assert!(visible.starts_with("20") && !visible.contains("of about"), "{line:?}\n{told:?}");
@@ -194,8 +194,8 @@ async fn a_copy_in_a_terminal_shows_its_progress_and_whole_log_lines() {
     assert!(!told.contains("\x1b[3"), "colours in spite of NO_COLOR: {told:?}");
 }
 
-/// What a terminal's line shows in the end: what follows the last control sequence, which cleared
-/// the bars.
+/// Returns what a terminal's line shows finally: the text after the last control sequence, which
+/// cleared the bars.
 fn last_drawn(line: &str) -> &str {
     match line.rsplit_once('\x1b') {
         None => line,

@@ -1,7 +1,7 @@
-//! The integration tests: one binary, a file per capability.
+//! The integration tests: one binary, one file for each capability.
 //!
-//! Real servers, nothing mocked. They need PostgreSQL's server programs (scripts/test sees to
-//! that); what they share is in `support`.
+//! They use real servers and no mocks. They need PostgreSQL's server programs, which scripts/test
+//! installs; `support` holds what they share.
 
 #[cfg(test)]
 mod batches;

@@ -1,5 +1,5 @@
-//! `/metrics` under load, judged by Prometheus' own tool where it is installed; and what docker/
-//! makes of the metrics.
+//! `/metrics` under load, checked by Prometheus' own tool if it is installed, and the rules and
+//! dashboard of docker/.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -16,7 +16,7 @@ use crate::support::world::World;
 const RULES: &str = "docker/prometheus-rules.yaml";
 const DASHBOARD: &str = "docker/grafana-dashboard.json";
 
-/// Runs promtool; without one, says so and lets the test go on.
+/// Runs promtool. If it is not installed, says so and lets the test go on.
 pub(crate) fn promtool(arguments: &[&str], input: &str) {
     let mut command = Command::new("promtool");
     command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
@@ -38,7 +38,7 @@ pub(crate) fn promtool(arguments: &[&str], input: &str) {
     assert!(output.status.success(), "promtool {arguments:?}: {told}\n{input}");
 }
 
-/// One scrape: series (name with labels) and values.
+/// One scrape: values by series (name with labels).
 #[derive(Debug, Clone)]
 struct Scrape {
     text: String,
@@ -57,7 +57,7 @@ impl Scrape {
         Self { text: answer.body, series }
     }
 
-    /// The value of `name{subscription="…",more}`.
+    /// Returns the value of `name{subscription="…",more}`.
     #[track_caller]
     fn value(&self, name: &str, subscription: &str, more: &str) -> f64 {
         let series = format!("{name}{{subscription=\"{subscription}\"{more}}}");
@@ -79,7 +79,7 @@ async fn a_scrape_under_load_is_sound_and_true() {
     let name = world.subscription.as_str();
     world.wait_state("streaming").await;
     let before = Scrape::of(&service).await;
-    // Everything is there from the start, at 0, so that the first increase is one.
+    // Every series exists from the start with 0, so that the first increase is visible.
     assert!(before.value("pgsluice_conflicts_total", name, ",type=\"insert_exists\"").abs() < f64::EPSILON);
 
     let load = async {
@@ -94,14 +94,14 @@ async fn a_scrape_under_load_is_sound_and_true() {
         world.publisher.exec("DELETE FROM widgets WHERE id <= 5").await;
     };
     let scrapes = async {
-        // While it is loaded, counters only ever grow.
+        // Under load, counters only grow.
         let mut last = before.clone();
         loop {
             let scrape = Scrape::of(&service).await;
             for (series, value) in last.series.iter().filter(|(series, _)| series.contains("_total{")) {
                 assert!(scrape.series[series] >= *value, "{series} fell from {value}");
             }
-            // One event counts here and there; a scrape may come in between.
+            // Several counters belong to one event; a scrape may come between their updates.
             let deleted = scrape.value("pgsluice_applied_rows_total", name, ",operation=\"delete\"");
             if deleted > 4.5 {
                 let batches = scrape.value("pgsluice_batches_total", name, "");
@@ -137,7 +137,7 @@ async fn a_scrape_under_load_is_sound_and_true() {
     assert!(count("pgsluice_state", ",state=\"paused\"").abs() < f64::EPSILON, "{}", scrape.text);
     promtool(&["check", "metrics"], &scrape.text);
 
-    // What the monitor sees comes by itself.
+    // The monitor's values appear without a request.
     until("positions, lag and slot are known", async || {
         let scrape = Scrape::of(&service).await;
         let one = format!("subscription=\"{name}\"");
@@ -149,7 +149,7 @@ async fn a_scrape_under_load_is_sound_and_true() {
     })
     .await;
 
-    // Every series is of a metric that is described, and every described one has its help.
+    // Every series belongs to a described metric, and every described metric has its help text.
     for series in scrape.series.keys() {
         assert!(is_described(series.split('{').next().unwrap()), "{series}");
     }
@@ -189,7 +189,7 @@ async fn conflicts_and_reconnects_are_counted(world: &World, service: &Service) 
     promtool(&["check", "metrics"], &scrape.text);
 }
 
-/// A series' metric: a histogram's parts belong to the histogram.
+/// Returns the metric of a series; the parts of a histogram belong to the histogram.
 fn base(series: &str) -> &str {
     let histogram = |name: &&str| {
         names::ALL.iter().any(|metric| metric.kind == names::Kind::Histogram && metric.name == *name)
@@ -204,7 +204,7 @@ fn is_described(series: &str) -> bool {
     names::ALL.iter().any(|metric| metric.name == base(series))
 }
 
-/// Whatever in a text looks like one of our metrics.
+/// Returns the names of pgsluice's metrics in a text.
 fn named_in(text: &str) -> Vec<&str> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     words.filter(|word| word.starts_with("pgsluice_")).collect()
@@ -227,7 +227,7 @@ fn every_metric_of_interest_is_on_the_dashboard() {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(DASHBOARD)).unwrap();
     let _: serde_json::Value = serde_json::from_str(&text).unwrap();
     let shown: Vec<&str> = named_in(&text).into_iter().map(base).collect();
-    // The positions themselves say little to an eye; the lag between them does.
+    // The dashboard shows the lag instead of absolute positions.
     for metric in names::ALL.iter().filter(|metric| metric.name != names::POSITION_BYTES) {
         assert!(shown.contains(&metric.name), "{} is not on the dashboard", metric.name);
     }

@@ -1,5 +1,5 @@
-//! What an operator does with a running service: asks, pauses, stops, reloads, drops; and a second
-//! instance that stands by.
+//! What an operator does with a running service: ask, pause, stop, reload, drop; and a second instance
+//! that stands by.
 
 use std::time::{Duration, Instant};
 
@@ -14,11 +14,11 @@ use crate::support::wait::{until, until_within};
 use crate::support::world::{Builder, PUBLISHER_ROLE, Servers, World, conninfo};
 
 const TABLE: &str = "CREATE TABLE item (id int PRIMARY KEY, note text)";
-/// "Within seconds": a stop, a takeover, a pause of what is blocked.
+/// Bound for a stop, a takeover, and a pause of a blocked apply.
 const SECONDS: Duration = Duration::from_secs(10);
-/// What the contract allows a command on its way to the service and back…
+/// Time for a command to reach the service and be answered, seconds.
 const ANSWER_SECONDS: f64 = 1.0;
-/// …and what a machine that is busy with other tests may add to the slowest of them.
+/// Bound for the slowest command on a machine that is busy with other tests, seconds.
 const ANSWER_SECONDS_MAX: f64 = 5.0;
 
 fn world() -> Builder {
@@ -38,7 +38,8 @@ async fn command(world: &World, verb: &str) -> Outcome {
     world.pgsluice(&[verb, &world.subscription]).await
 }
 
-/// How long answers have taken so far, as the target saw it, in seconds: the median and the slowest.
+/// Returns the median and the longest time until commands were answered, as the target recorded it, in
+/// seconds.
 async fn answers(world: &World) -> (f64, f64) {
     let sql = "SELECT percentile_cont(ARRAY[0.5, 1.0]) WITHIN GROUP (ORDER BY extract(epoch FROM done_at - created_at)) \
                FROM pgsluice.command";
@@ -47,7 +48,7 @@ async fn answers(world: &World) -> (f64, f64) {
     (median.parse().unwrap(), slowest.parse().unwrap())
 }
 
-/// A session that keeps everybody else off the table.
+/// Opens a session that locks the table.
 async fn locked(database: &Database) -> Session {
     let session = database.session().await;
     session.batch("BEGIN; LOCK TABLE item IN ACCESS EXCLUSIVE MODE").await.unwrap();
@@ -77,7 +78,7 @@ async fn commands_are_answered_within_a_second_whatever_is_under_way() {
     let again = command(&world, "resume").await.expect(0);
     assert!(again.stdout.contains("running already"), "{again:#?}");
 
-    // In the middle of a large transaction: nothing of it stays, and all of it comes later.
+    // During a large transaction, nothing of it stays, and all of it is applied later.
     world.publisher.exec("INSERT INTO item SELECT n, 'large' FROM generate_series(1000, 60999) n").await;
     let open = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pgsluice%' \
                 AND backend_xid IS NOT NULL AND query SIMILAR TO '(INSERT INTO|COPY) %item%'";
@@ -85,13 +86,13 @@ async fn commands_are_answered_within_a_second_whatever_is_under_way() {
     command(&world, "pause").await.expect(0);
     world.wait_paused("operator").await;
     until("its target transaction has ended", async || world.target.value(open).await.is_none()).await;
-    // Sets may have been quicker than the pause: all of it, or nothing.
+    // The transaction may have been applied before the pause; then all of it is there.
     let rows = world.target.value("SELECT count(*) FROM item").await.unwrap();
     assert!(["1", "60001"].contains(&rows.as_str()), "{rows} rows");
     command(&world, "resume").await.expect(0);
     world.wait_same_rows("item").await;
 
-    // While it waits for somebody's lock: the wait is given up, not sat out.
+    // A wait for another session's lock is cancelled.
     let blocker = locked(&world.target).await;
     insert(&world, 2).await;
     wait_blocked(&world).await;
@@ -135,7 +136,7 @@ async fn an_operators_pause_outlives_restarts_and_precedes_the_first_run() {
     let second = world.pgsluice(&["migrate"]).await.expect(0);
     assert!(second.stdout.contains("was already at version"), "{second:#?}");
 
-    // Before it has ever run.
+    // The subscription has never run.
     let recorded = command(&world, "pause").await.expect(0);
     assert!(recorded.stdout.contains("no service runs the subscription"), "{recorded:#?}");
     let service = world.run();
@@ -147,7 +148,7 @@ async fn an_operators_pause_outlives_restarts_and_precedes_the_first_run() {
         Some("0")
     );
 
-    // A clean stop, a kill: still paused, also while nothing runs.
+    // After a clean stop and after a kill it is still paused, also while no service runs.
     assert_eq!(service.sigterm().await, 0);
     let view = world.wait_paused("operator").await;
     assert_eq!(view.json["running"], false, "{:#}", view.json);
@@ -164,7 +165,7 @@ async fn an_operators_pause_outlives_restarts_and_precedes_the_first_run() {
     .await;
     assert_eq!(service.sigterm().await, 0);
 
-    // A wish recorded while nobody listens.
+    // The command is recorded while no service runs.
     command(&world, "resume").await.expect(0);
     let service = world.run();
     world.wait_state("streaming").await;
@@ -204,7 +205,7 @@ async fn status_has_every_field_of_the_contract_in_every_state() {
     let table = &streaming["tables"][0];
     assert_eq!((&table["state"], &table["rows_copied"]), (&"ready".into(), &500.into()), "{streaming:#}");
 
-    // The subscription's name makes "wait until applied" work on the publisher itself.
+    // The publisher sees the subscription's name, so waiting for its position works there.
     let name = &world.subscription;
     world.publisher.exec(format!("ALTER SYSTEM SET synchronous_standby_names = '\"{name}\"'")).await;
     world.publisher.exec("SELECT pg_reload_conf()").await;
@@ -239,7 +240,7 @@ async fn status_has_every_field_of_the_contract_in_every_state() {
     assert!(text.stdout.contains("not_running") && text.stdout.contains("pgsluice run"), "{text:#?}");
 }
 
-/// The subscription in `status NAME --json`, after a check of its fields and of the exit code.
+/// Returns the subscription in `status NAME --json` after checking its fields and the exit code.
 async fn document(world: &World, code: i32) -> serde_json::Value {
     const FIELDS: [&str; 14] = [
         "name",
@@ -312,7 +313,7 @@ async fn exit_codes_tell_usage_from_a_no_from_an_unreachable_server() {
     }
     cli::run(&world.dir().join("absent.toml"), &["status"]).await.expect(2);
 
-    // Nobody listens on port 1.
+    // No server listens on port 1.
     let text = std::fs::read_to_string(&world.config).unwrap();
     let port = format!("port={}", world.target.port);
     let away = world.dir().join("away.toml");
@@ -337,7 +338,7 @@ async fn a_skip_passes_over_exactly_the_transaction_that_finishes_there() {
     let refused = world.pgsluice(&["skip", &world.subscription, "--lsn", &past]).await.expect(1);
     assert!(refused.stderr.contains("has been applied already"), "{refused:#?}");
 
-    // Ahead of time: its finish LSN is known from the WAL before the service sees it.
+    // The skip comes ahead of time: the finish LSN is read from the WAL before the service receives it.
     command(&world, "pause").await.expect(0);
     world.wait_paused("operator").await;
     insert(&world, 2).await;
@@ -352,25 +353,26 @@ async fn a_skip_passes_over_exactly_the_transaction_that_finishes_there() {
     world.wait_caught_up().await;
     assert_eq!(world.target.lines("SELECT id FROM item ORDER BY id").await, ["1", "3"]);
     assert!(world.status().await.unwrap().json["skip_lsn"].is_null(), "a skip is spent once");
-    // Spent: the same position again is behind us.
+    // The skip is used up, and its position has been passed.
     world.pgsluice(&["skip", &world.subscription, "--lsn", &finish]).await.expect(1);
     assert_eq!(service.sigterm().await, 0);
 }
 
-/// Where the publisher's last committed transaction finishes, as a second slot decodes it.
+/// Returns the position at which the publisher's last committed transaction finishes, as a second slot
+/// decodes it.
 async fn last_commit(world: &World) -> String {
     let slot = &world.subscription;
     let sql = format!(
         "SELECT lsn FROM pg_logical_slot_peek_binary_changes('{slot}', NULL, NULL, 'proto_version', '1', \
          'publication_names', 'my_publication') WHERE get_byte(data, 0) = ascii('C') ORDER BY lsn DESC LIMIT 1"
     );
-    // The paused service holds its slot: it has to let go for a moment.
+    // The paused service holds its slot and has to release it for a moment.
     world.publisher.exec(format!(
         "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active"
     )).await;
     let free = format!("SELECT 1 FROM pg_replication_slots WHERE slot_name = '{slot}' AND NOT active");
     until("the slot is free", async || world.publisher.value(&free).await).await;
-    // The message's position is the commit record's end; the message itself names its start.
+    // The position of the message is the commit record's end; the message itself contains its start.
     let data = sql.replacen("SELECT lsn", "SELECT encode(substring(data FROM 3 FOR 8), 'hex')", 1);
     let hex = world.publisher.value(&data).await.unwrap();
     let high = u32::from_str_radix(&hex[..8], 16).unwrap();
@@ -386,7 +388,7 @@ async fn a_drop_removes_slot_and_state_and_everything_starts_over() {
     let standby = world.run();
     until("the second instance stands by", async || standby.log().contains("standby")).await;
 
-    // A drop that cannot reach the publisher leaves everything as it was.
+    // A drop that cannot reach the publisher changes nothing.
     let text = std::fs::read_to_string(&world.config).unwrap();
     let publisher = conninfo(&world.publisher, PUBLISHER_ROLE);
     let elsewhere = world.dir().join("elsewhere.toml");
@@ -400,7 +402,7 @@ async fn a_drop_removes_slot_and_state_and_everything_starts_over() {
     let dropped = command(&world, "drop").await.expect(0);
     assert!(dropped.stdout.contains("rows stay"), "{dropped:#?}");
     assert_gone(&world).await;
-    // Neither instance makes it anew by itself: the target still has its rows.
+    // No instance creates the subscription again by itself, because the target still has its rows.
     until("the second instance has let go, too", async || standby.log().contains("subscription let go"))
         .await;
     assert_gone(&world).await;
@@ -414,7 +416,7 @@ async fn a_drop_removes_slot_and_state_and_everything_starts_over() {
     world.wait_same_rows("item").await;
     assert_eq!(service.sigterm().await, 0);
 
-    // Without a running service.
+    // The drop works without a running service.
     command(&world, "drop").await.expect(0);
     assert_gone(&world).await;
 }
@@ -446,7 +448,7 @@ async fn a_stop_is_clean_and_quick_in_every_state() {
         .publisher_sql("INSERT INTO item VALUES (1, 'there before')")
         .start()
         .await;
-    // The target is away: nothing can be told anywhere but in the log.
+    // While the target is down, only the log can report anything.
     world.target_server().stop(StopMode::Fast).await.unwrap();
     let service = world.run();
     until("it says what it waits for", async || service.log().contains("waiting for the target")).await;
@@ -458,7 +460,7 @@ async fn a_stop_is_clean_and_quick_in_every_state() {
     world.wait_state("copying").await;
     wait_blocked(&world).await;
     stops_cleanly(service, "copying").await;
-    // The slot is there now: the stream goes on without the table, which is copied beside it.
+    // The slot exists now: the stream goes on without the table, which is copied at the same time.
     let service = world.run();
     until("it streams", async || service.log().contains("streaming")).await;
     wait_blocked(&world).await;
@@ -474,7 +476,7 @@ async fn a_stop_is_clean_and_quick_in_every_state() {
     stops_cleanly(standby, "standing by").await;
     stops_cleanly(service, "streaming").await;
 
-    // In the middle of a transaction that waits for a lock: the next instance need not wait for it.
+    // During a transaction that waits for a lock, the next instance need not wait for that.
     let blocker = locked(&world.target).await;
     let service = world.run();
     world.wait_state("streaming").await;
@@ -528,7 +530,7 @@ async fn a_reload_adds_changes_and_removes_subscriptions() {
     let state = async |name: &str| {
         let outcome = world.pgsluice(&["status", "--json"]).await;
         if outcome.stdout.is_empty() {
-            // The service has not migrated the target's schema to the end yet.
+            // The service has not finished the migration of the target's schema yet.
             return outcome.stderr;
         }
         let view = cli::StateView::of(&outcome.json(), name);
@@ -598,8 +600,8 @@ async fn a_second_instance_stands_by_and_takes_over() {
     let view = world.wait_state("streaming").await;
     assert!(owner(&view).contains(&second.pid().to_string()), "{:#}", view.json);
 
-    // A frozen owner keeps its lock as long as its connection lives. Once that is gone, the other
-    // one applies, and the first, awake again, finds that out rather than write.
+    // A frozen owner keeps its lock for as long as its connection lives. Once that is gone, another
+    // instance applies, and the first one, awake again, notices that before it writes.
     let third = world.run();
     until("it stands by", async || third.log().contains("standby")).await;
     let mut second = second;
@@ -620,7 +622,7 @@ async fn a_second_instance_stands_by_and_takes_over() {
     let transactions = "SELECT transactions FROM pgsluice.progress";
     assert_eq!(world.target.value(transactions).await.as_deref(), Some("19"), "none was applied twice");
 
-    // A lost connection, with nobody else there: it comes back by itself.
+    // If the connection is lost and no other instance runs, the same one resumes.
     assert_eq!(second.sigterm().await, 0);
     world.target.exec(end).await;
     insert(&world, 20).await;

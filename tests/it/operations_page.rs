@@ -1,5 +1,5 @@
-//! docs/operations.md: every state, reason, type, exit code and alert of the code is a heading of the
-//! page, and no heading is anything else.
+//! docs/operations.md has a heading for every state, reason, type, exit code and alert of the code, and
+//! no others.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The headings of the third level below `## SECTION`; each has a text.
+/// Returns the headings of the third level below `## SECTION`; each must have a text.
 fn headings(section: &str) -> BTreeSet<String> {
     let page = read("docs/operations.md");
     let start = format!("\n## {section}\n");
@@ -26,7 +26,7 @@ fn headings(section: &str) -> BTreeSet<String> {
     found
 }
 
-/// The words that `as_str` of a type returns, read from its source: all of them, whatever is added.
+/// Returns all words that `as_str` of a type returns, read from its source.
 fn words(path: &str, of: &str) -> BTreeSet<String> {
     let source = read(path);
     let (_, after) = source.split_once(&format!("impl {of} {{")).unwrap_or_else(|| panic!("no impl {of}"));
@@ -52,10 +52,10 @@ fn every_state_is_explained() {
 fn every_reason_is_explained() {
     assert_eq!(headings("Reasons of paused"), words("src/error.rs", "PauseReason"));
     let mut retrying = words("src/subscription/failure.rs", "Cause");
-    // A cause that is a step of the way has that step's word.
+    // A cause that is a step of the connection has the step's name.
     assert!(read("src/subscription/failure.rs").contains("Self::Connect(step) => step.as_str()"));
     retrying.extend(words("src/net/error.rs", "Step"));
-    // The one word that is no `Cause`: the stream goes on, one table's copy does not.
+    // One reason is not a `Cause`: the stream goes on, but the copy of one table does not.
     let because = "because(\"";
     for word in read("src/subscription/worker.rs").split(because).skip(1) {
         retrying.insert(word.split('"').next().unwrap().to_owned());
@@ -93,7 +93,7 @@ fn every_alert_is_explained() {
     assert_eq!(headings("Alerts"), set(alerts));
 }
 
-/// The events of the page's table are messages of the source, as they stand there.
+/// The events of the page's table are messages of the source, word for word.
 #[test]
 fn the_events_are_logged() {
     let page = read("docs/operations.md");
@@ -113,7 +113,7 @@ fn the_events_are_logged() {
     }
 }
 
-/// Links within the documentation lead somewhere: to files, and to headings of these pages.
+/// Links within the documentation lead to existing files and headings.
 #[test]
 fn links_lead_somewhere() {
     for page in ["README.md", "docs/operations.md", "docs/security.md", "docs/configuration.md"] {
@@ -136,7 +136,7 @@ fn links_lead_somewhere() {
     }
 }
 
-/// A heading as a link names it.
+/// Returns the anchor of a heading.
 fn slug(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));

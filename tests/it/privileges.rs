@@ -1,5 +1,5 @@
-//! docs/security.md: the privileges that it asks for suffice for everything, and what it says of those
-//! that are missing is so. The page's statements are run as they stand there.
+//! The privileges in docs/security.md suffice for everything, and missing ones have the documented
+//! effect. The page's statements are run as they stand there.
 
 use pgsluice::demo::cluster::{Cluster, SUPERUSER};
 
@@ -14,7 +14,7 @@ use crate::support::{cli, world};
 const WIDGETS: &str = "SELECT id, name, price FROM widgets ORDER BY id";
 const TABLE: &str = "CREATE TABLE widgets (id serial PRIMARY KEY, name text, price decimal)";
 
-/// Two servers on which the page's statements have been run after the tables were made, by hand as an
+/// Two servers on which the page's statements were run by hand after the tables were created, as an
 /// operator would.
 struct Operated {
     publisher: Database,
@@ -33,7 +33,7 @@ impl Operated {
         );
         let publisher = Database::create(&publisher_server, "example").await;
         let target = Database::create(&target_server, "example").await;
-        // Whatever everybody may do in a new database must not help.
+        // PUBLIC's default privileges on a new database must not help.
         for database in [&publisher, &target] {
             database.exec("REVOKE ALL ON DATABASE example FROM PUBLIC").await;
             database.exec("REVOKE ALL ON SCHEMA public FROM PUBLIC").await;
@@ -72,7 +72,7 @@ impl Operated {
         Service::start(config, self.dir.path().join(format!("{}.log", world::unique("run"))), &[])
     }
 
-    /// Waits for the subscription to be as `expected` says: `state`, or `state reason`.
+    /// Waits for the subscription to be as `expected`: `state`, or `state reason`.
     async fn wait(&self, config: &std::path::Path, expected: &str) -> serde_json::Value {
         until(&format!("the subscription is {expected}"), async || {
             let outcome = cli::run(config, &["status", "--json"]).await;
@@ -164,7 +164,7 @@ async fn a_role_that_may_not_create_runs_on_what_the_owner_has_migrated() {
     assert_eq!(service.sigterm().await, 0);
 }
 
-/// The rows of the page's tables that no other test produces.
+/// Tests the rows of the page's tables that no other test covers.
 #[tokio::test]
 async fn what_a_missing_privilege_costs_is_as_the_page_says() {
     let operated = Operated::new(&all_for_the_target()).await;
@@ -190,7 +190,7 @@ async fn what_a_missing_privilege_costs_is_as_the_page_says() {
     drop(service);
 }
 
-/// All of the page's statements are run: here, and by `support::world` for every test.
+/// All statements of the page are run, by this file and by `support::world` for every test.
 #[test]
 fn no_statement_of_the_page_is_left_out() {
     let mut run = vec![
@@ -209,7 +209,7 @@ fn no_statement_of_the_page_is_left_out() {
     assert_eq!(found, run);
 }
 
-/// The run-time hint, the page and the demonstration name the same functions for origins.
+/// The hint at run time, the page and the demonstration name the same functions for origins.
 #[test]
 fn everybody_names_the_same_functions_for_origins() {
     let hint = pgsluice::target::no_origin("pgsluice_apply", pgsluice::target::OriginLack::Privilege);

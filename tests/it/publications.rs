@@ -1,15 +1,15 @@
-//! What publications say holds, in the copy as in the stream: row filters, column lists,
-//! inheritance, partitions, tables that are published and tables that are not (EDGE_CASES 15–19, 21).
+//! Publications have the same effect in the copy and in the stream: row filters, column lists,
+//! inheritance, partitions, and tables that are or are not published.
 
 use crate::support::clusters::publisher_binaries;
 use crate::support::database::Database;
 use crate::support::wait::until;
 use crate::support::world::{Builder, PUBLISHER_ROLE, TARGET_ROLE, World, conninfo, unique};
 
-/// Versions before know neither row filters, nor column lists, nor `FOR TABLES IN SCHEMA`.
+/// First version with row filters, column lists and `FOR TABLES IN SCHEMA`.
 const FILTERS_SINCE: u32 = 15;
 
-/// Has the subscription use these publications, in this order.
+/// Makes the subscription use these publications in this order.
 pub(crate) fn subscribe(world: &World, publications: &[&str]) {
     let quoted: Vec<String> = publications.iter().map(|name| format!("\"{name}\"")).collect();
     let config = std::fs::read_to_string(&world.config).unwrap();
@@ -26,7 +26,7 @@ pub(crate) fn subscribe(world: &World, publications: &[&str]) {
     std::fs::write(&world.config, lines.join("\n")).unwrap();
 }
 
-/// A world with several publications; the placeholder that the support would make is not needed.
+/// Creates a world with several publications, without the default one.
 async fn world(builder: Builder, publications: &[&str]) -> World {
     let world = builder.publisher_sql("CREATE PUBLICATION my_publication").start().await;
     subscribe(&world, publications);
@@ -41,7 +41,7 @@ async fn wait_lines(database: &Database, sql: &str, expected: &[&str]) {
     .await;
 }
 
-/// Sources of the tables that the subscription knows, sorted.
+/// Returns the sources of the tables that the subscription knows, sorted.
 pub(crate) async fn known_tables(world: &World) -> Result<Vec<String>, String> {
     let view = world.status().await?;
     let tables = view.json["tables"].as_array().cloned().unwrap_or_default();
@@ -79,7 +79,7 @@ async fn row_filters_and_column_lists_hold_in_copy_and_stream() {
     wait_lines(&world.target, "SELECT count(*), min(id), max(id) FROM ored", &["20|1|100"]).await;
 
     world.publisher.exec("INSERT INTO listed VALUES (4, 'eu', 's4'), (5, 'us', 's5')").await;
-    // Into the filter is an insert, out of it a delete.
+    // An update into the filter becomes an insert, one out of it a delete.
     world.publisher.exec("UPDATE listed SET region = 'eu' WHERE id = 2").await;
     world.publisher.exec("UPDATE listed SET region = 'us' WHERE id = 3").await;
     world.publisher.exec("UPDATE ored SET v = 1; DELETE FROM ored WHERE id IN (1, 50, 100)").await;
@@ -121,7 +121,7 @@ async fn a_publication_without_a_filter_voids_those_of_the_others() {
     }
     assert_eq!(service.sigterm().await, 0);
 
-    // FOR ALL TABLES does the same, from the start.
+    // FOR ALL TABLES does the same from the start.
     world.pgsluice(&["drop", &world.subscription]).await.expect(0);
     world.target.exec("TRUNCATE plain, s.of_schema").await;
     subscribe(&world, &["filtered", "all_tables"]);
@@ -184,7 +184,7 @@ async fn an_inheritance_parent_is_copied_without_its_children() {
     wait_lines(&world.target, rows, &expected).await;
 }
 
-/// A partitioned table `name` with two partitions and rows in both.
+/// Statements for a partitioned table `name` with two partitions and rows in both.
 fn partitioned(name: &str) -> String {
     format!(
         "CREATE TABLE {name} (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
@@ -194,7 +194,7 @@ fn partitioned(name: &str) -> String {
     )
 }
 
-/// Changes of every kind, one of them across partitions.
+/// Statements for changes of every kind, one of them across partitions.
 fn change(name: &str) -> String {
     format!(
         "INSERT INTO {name} VALUES (3, 'e'), (103, 'f');
@@ -218,7 +218,7 @@ async fn partitions_are_published_as_themselves_or_as_their_root() {
         return;
     }
     let plain = |name: &str| format!("CREATE TABLE {name} (id int PRIMARY KEY, v text);");
-    // Roots and leaves are plain tables in the target, so that it shows what came as what.
+    // In the target, roots and leaves are plain tables, which shows the names that the stream used.
     let names = ["as_leaves", "as_root", "root_first", "leaf_first", "two_roots"];
     let mut publisher_sql: String = names.iter().map(|name| partitioned(name)).collect();
     let mut target_sql: String = names
@@ -270,7 +270,7 @@ async fn updates_cross_the_targets_partitions_by_the_leaves_keys() {
              INSERT INTO t SELECT i, i % 3, 'copied', {long} FROM generate_series(1, 30) i"
         ))
         .target_sql(
-            // The key cannot be the root's: it does not hold the partitioning column.
+            // The key cannot be the root's, because it does not contain the partitioning column.
             "CREATE TABLE t (id int, part int, v text, big text, note text) PARTITION BY LIST (part);
              CREATE TABLE t_0 (note text, big text, id int PRIMARY KEY, v text, part int);
              CREATE TABLE t_1 PARTITION OF t (PRIMARY KEY (id)) FOR VALUES IN (1);
@@ -310,8 +310,8 @@ async fn a_table_that_is_not_published_is_left_alone() {
     world.publisher.exec("INSERT INTO private VALUES (2); INSERT INTO published VALUES (1)").await;
     world.wait_same_rows("published").await;
 
-    // Added to the publication, but not taken up: its changes come with the stream and are dropped,
-    // also by a service that begins anew.
+    // The table is added to the publication but not to the subscription: its changes arrive and are
+    // dropped, also after a restart.
     world.publisher.exec("ALTER PUBLICATION my_publication ADD TABLE private").await;
     world.publisher.exec("INSERT INTO private VALUES (3); INSERT INTO published VALUES (2)").await;
     world.wait_caught_up().await;
@@ -366,7 +366,7 @@ async fn the_state_of_a_pgsluice_upstream_is_not_replicated() {
     wait_lines(&further, "SELECT * FROM t ORDER BY id", &["1|a"]).await;
     world.publisher.exec("INSERT INTO t VALUES (2, 'b'); UPDATE t SET v = 'c' WHERE id = 1").await;
     wait_lines(&further, "SELECT * FROM t ORDER BY id", &["1|c", "2|b"]).await;
-    // Its own state is its own: one subscription, one table.
+    // The state of the other instance is not replicated: one subscription, one table.
     let own = "SELECT subscription, source_schema, source_table, state FROM pgsluice.table_sync";
     assert_eq!(further.lines(own).await, [format!("{name}|public|t|ready")]);
     world.pgsluice(&["pause", &world.subscription]).await.expect(0);
@@ -375,7 +375,8 @@ async fn the_state_of_a_pgsluice_upstream_is_not_replicated() {
     wait_lines(&further, "SELECT * FROM t ORDER BY id", &["1|c"]).await;
 }
 
-/// A failure or a crash between the slot and the tables' marks leaves tables that wait for a copy.
+/// A failure or a crash after the slot's creation and before the tables are marked leaves tables that
+/// wait for a copy.
 #[tokio::test]
 async fn without_a_copy_an_interrupted_beginning_copies_nothing() {
     let world = World::builder()

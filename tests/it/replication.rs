@@ -1,4 +1,4 @@
-//! Dialling and the replication connection, against real servers.
+//! Connecting and the replication connection, against real servers.
 
 mod cluster;
 mod connecting;

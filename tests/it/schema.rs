@@ -1,7 +1,8 @@
-//! `schema` against real servers: what the catalogs say, what the walsender does, what DDL cures.
+//! `schema` against real servers: the catalogs' content, the walsender's behaviour, and the DDL that
+//! corrects misfits.
 //!
-//! The server is the newest that is installed, or the one in `PGSLUICE_TEST_PG_BIN`; what a version
-//! does not have is left out of its test, and said.
+//! The server is the newest that is installed, or the one in `PGSLUICE_TEST_PG_BIN`. What a version
+//! does not support is left out of its test, which says so.
 
 use pgsluice::pg::QualifiedName;
 use pgsluice::schema::catalog;
@@ -37,7 +38,8 @@ async fn target(client: &Client, table: &str) -> TargetTable {
     targets(client, &[name(table)]).await.remove(0).expect("the table exists")
 }
 
-/// Says so past the capture of output: a test that did not run must not look like one that passed.
+/// Prints past the capture of output, so that a test that was skipped does not look like one that
+/// passed.
 fn skipped(why: &str) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");

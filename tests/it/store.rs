@@ -28,7 +28,7 @@ use sqlx::{ConnectOptions as _, Executor as _};
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 const NAME: &str = "my_subscription";
 
-/// A throw-away server, stopped and removed when the last test lets go of it.
+/// A throw-away server, stopped and removed after the last test that uses it.
 struct Cluster {
     directory: PathBuf,
     port: u16,
@@ -123,7 +123,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.server.id().cast_signed());
-        // Immediate shutdown: nothing here is worth a checkpoint.
+        // An immediate shutdown suffices, because the data is removed.
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT);
         let _ = self.server.wait();
         let _ = std::fs::remove_dir_all(&self.directory);
@@ -134,7 +134,7 @@ fn tcp(port: u16) -> Host {
     Host { address: HostAddress::Tcp { name: "127.0.0.1".to_owned(), hostaddr: None }, port, password: None }
 }
 
-/// A database of its own on the shared server.
+/// A separate database on the shared server.
 struct Database {
     cluster: Arc<Cluster>,
     name: String,
@@ -621,7 +621,7 @@ async fn a_conflict_pauses_and_keeps_its_evidence() {
     let kinds: Vec<_> = store.events(None, 10).await.unwrap().into_iter().map(|event| event.kind).collect();
     assert_eq!(kinds, ["conflict", "state"]);
 
-    // Another conflict means that this one was cured.
+    // Another conflict means that this one is resolved.
     let later = ConflictReport { change_index: 3, ..report.clone() };
     let other = store.open_conflict(&owner, &later).await.unwrap();
     assert_ne!(other, id);
@@ -689,7 +689,7 @@ async fn the_owner_is_who_holds_the_lock() {
     }
     assert!(store.is_owned(NAME).await.unwrap());
     assert!(store.subscription(NAME).await.unwrap().unwrap().owned);
-    // The same lock in another database is another lock.
+    // The same lock key in another database is another lock.
     assert!(!Database::create().await.with_subscription().await.is_owned(NAME).await.unwrap());
     sqlx::query("select pg_advisory_unlock_all()").execute(&mut apply).await.unwrap();
     assert!(!store.is_owned(NAME).await.unwrap());
@@ -733,7 +733,7 @@ async fn commands_wait_for_a_service_and_the_last_wish_counts() {
     assert_eq!(store.wait_answer(skip, Duration::ZERO).await.unwrap(), None);
     assert_eq!(store.subscription(NAME).await.unwrap().unwrap().desired, Desired::Run);
 
-    // A service that dies between taking and answering leaves them to its successor.
+    // Commands that a service took but did not answer are left to its successor.
     let ids = |commands: Vec<pgsluice::store::Command>| commands.iter().map(|it| it.id).collect::<Vec<_>>();
     assert_eq!(ids(store.take_commands(&owner).await.unwrap()), [skip, resume]);
     let owner = claim(&store, "successor").await.unwrap();
@@ -766,7 +766,7 @@ async fn listening_survives_a_lost_session() {
         .await
         .unwrap();
     assert_eq!(bounded(signal.recv()).await, Signal::Any);
-    // The pool's sessions were ended as well; at most one operation says so, none hangs.
+    // The pool's sessions were ended as well; at most one operation reports that, and none hangs.
     let mut submitted = store.submit(NAME, Verb::Pause, &json!({}), "ann").await;
     if submitted.is_err() {
         submitted = store.submit(NAME, Verb::Pause, &json!({}), "ann").await;

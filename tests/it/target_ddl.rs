@@ -1,10 +1,10 @@
-//! The target's tables change under a running service (EDGE_CASES 13): no message tells of it, and
-//! nobody has to be there. What fits afterwards goes on, what does not pauses on the schema; never
-//! on a conflict that is none, and never with values changed on the way.
+//! DDL on the target while the service runs, about which no message is sent. What still fits goes on
+//! without a person. What does not fit pauses with reason `schema`, never with a false conflict, and no
+//! value is changed.
 
 use crate::support::world::World;
 
-/// Nothing of all this is a conflict, and nothing of it needed a person.
+/// Checks that there was no conflict and that no person was needed.
 async fn assert_quiet(world: &World, after: &str) {
     let paused = "SELECT message FROM pgsluice.event WHERE message LIKE '%paused%' OR kind = 'conflict'";
     assert_eq!(world.target.lines(paused).await, [""; 0], "after {after}");
@@ -24,7 +24,8 @@ async fn changed_tables_are_planned_afresh_without_a_person() {
     world.wait_state("streaming").await;
     let mut id = 0;
     let mut change = async |after: &str| {
-        // Each kind of change, in one transaction and by itself: sets and single rows.
+        // Each kind of change is made in one transaction and by itself, so that sets and single rows
+        // are tested.
         id += 10;
         world
             .publisher
@@ -69,7 +70,7 @@ async fn changed_tables_are_planned_afresh_without_a_person() {
     }
 }
 
-/// A trigger that is new must neither be missed by sets nor make rows look missing.
+/// A new trigger must not be missed by sets, nor make rows look missing.
 #[tokio::test]
 async fn triggers_that_come_later_are_taken_into_account() {
     let world = World::builder()
@@ -90,7 +91,7 @@ async fn triggers_that_come_later_are_taken_into_account() {
              ALTER TABLE t ENABLE ALWAYS TRIGGER see",
         )
         .await;
-    // As a set these would be one update of one row.
+    // As a set, these would be one update of one row.
     world.publisher.exec("BEGIN; UPDATE t SET a = 1 WHERE id = 2; UPDATE t SET a = 2 WHERE id = 2; UPDATE t SET a = 3 WHERE id = 1; COMMIT").await;
     world.wait_caught_up().await;
     assert_eq!(world.target.lines("SELECT a FROM seen ORDER BY a").await, ["1", "2", "3"]);
@@ -137,7 +138,7 @@ async fn what_no_longer_fits_pauses_on_the_schema_and_goes_on_once_it_fits() {
         assert_eq!(view.reason.as_deref(), Some("schema"), "after {broken}: {:#}", view.json);
         assert!(view.told().contains(told), "after {broken}: {}", view.told());
         world.target.exec(cured).await;
-        // Rows from before the break may have lost what the break itself destroyed.
+        // The DDL itself may have changed the rows that existed before.
         let new = format!("SELECT * FROM t WHERE id > 100 AND id % 100 = {id} ORDER BY id");
         crate::support::wait::until(&format!("it goes on after {cured}"), async || {
             let (publisher, target) = (world.publisher.lines(&new).await, world.target.lines(&new).await);
@@ -153,8 +154,9 @@ async fn what_no_longer_fits_pauses_on_the_schema_and_goes_on_once_it_fits() {
     assert_eq!(world.target.value("SELECT count(*) FROM pgsluice.conflict").await.as_deref(), Some("0"));
 }
 
-/// A row by itself goes by a statement that asks the server for its plan only, not the catalog for the table: the
-/// first one, which learns what plan fits, and those that know it. DDL commits while the statement waits for it.
+/// A single row is applied by a statement that checks the number of the server's plan, not the catalog.
+/// This holds for the first statement, which learns the plan's number, and for later ones. DDL commits
+/// while the statement waits for it.
 #[tokio::test]
 async fn a_single_row_meets_the_table_as_it_is() {
     let world = World::builder()
@@ -195,14 +197,14 @@ async fn a_single_row_meets_the_table_as_it_is() {
         ddl.close().await;
         world.wait_state("streaming").await;
         world.wait_caught_up().await;
-        // What was there has been rounded by the DDL; the row that waited has not.
+        // The DDL has rounded existing values, but not that of the row that waited.
         let row = format!("SELECT * FROM t WHERE id = {}", if change.starts_with("INSERT") { id } else { 0 });
         assert_eq!(world.target.lines(&row).await, world.publisher.lines(&row).await);
     }
     assert_eq!(world.target.value("SELECT count(*) FROM pgsluice.conflict").await.as_deref(), Some("0"));
 }
 
-/// What has the server plan a statement anew without changing the table costs nobody anything.
+/// A new plan for an unchanged table causes no replay.
 #[tokio::test]
 async fn a_plan_made_anew_for_the_same_table_is_taken() {
     let world = World::builder().both_sql("CREATE TABLE t (id int PRIMARY KEY, a int)").start().await;

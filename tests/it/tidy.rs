@@ -1,18 +1,17 @@
-//! Keeps STYLE's rules by reading the source: what ARCHITECTURE.md says stays true, or a test fails.
+//! Checks the rules of the source that ARCHITECTURE.md states.
 //!
 //! 1. The pure core imports no runtime, driver, environment or clock.
-//! 2. One dependency, one home.
+//! 2. Each dependency is used by one module only.
 //! 3. `http` never touches a worker's state.
 //! 4. Only `apply` writes the progress row.
 //! 5. Every module opens with `//!`.
-//! 6. Functions fit a screen, files tell one story.
-//! 7. No `#[allow]` in `src/`.
+//! 6. The length of functions and files is bounded.
+//! 7. There is no `#[allow]` in `src/`.
 //! 8. No tracked file names the machine or the registry that it was made with.
 //! 9. Dependencies point down.
 //!
-//! The tables are in `rules`. A rule reads `use` lines and paths, not types: it sees what is spelled
-//! out, and what a glob import or a macro hides from it is for the reviewer. Test code is free of
-//! rules 1 to 4, 6 and 9.
+//! The tables are in `rules`. A rule reads `use` lines and paths, not types, so it does not see what a
+//! glob import or a macro hides. Test code is exempt from rules 1 to 4, 6 and 9.
 
 mod lexer;
 mod rules;
@@ -44,7 +43,7 @@ fn sources_keep_the_rules() {
 fn tracked_files_tell_nothing_of_the_machine() {
     let mut violations = Vec::new();
     for path in tracked_files() {
-        // What is no text holds no such names.
+        // Files that are not text are skipped.
         if let Ok(text) = std::fs::read_to_string(root().join(&path)) {
             violations.extend(check_text(&path, &text));
         }
@@ -57,7 +56,7 @@ fn assert_none(violations: &[Violation]) {
     assert!(lines.is_empty(), "\n{}\n", lines.join("\n"));
 }
 
-/// Files that git tracks or would add; without git (an unpacked archive), every file there is.
+/// Returns the files that git tracks or would add; without git (an unpacked archive), every file.
 fn tracked_files() -> Vec<String> {
     let listed = Command::new("git")
         .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])

@@ -1,10 +1,10 @@
-//! What of the target acts on replicated rows: triggers, foreign keys, TRUNCATE. EDGE_CASES 22 to 25.
+//! Triggers, foreign keys and TRUNCATE: what acts on replicated rows in the target.
 
 use std::fmt::Write as _;
 
 use crate::support::world::{ReplicaRole, World};
 
-/// A log that triggers write what they saw to.
+/// A table to which triggers write what they saw.
 const LOG: &str = "
     CREATE TABLE seen (n int GENERATED ALWAYS AS IDENTITY, what text);
     CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -12,7 +12,7 @@ const LOG: &str = "
         RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END; END $$;";
 const SEEN: &str = "SELECT what, count(*) FROM seen GROUP BY what ORDER BY what";
 
-/// EDGE_CASES 22.
+/// TRUNCATE is replayed as one statement for all tables, with RESTART IDENTITY only if it was given.
 #[tokio::test]
 async fn truncate_is_one_statement_for_all_tables_and_restarts_only_what_it_was_told_to() {
     let tables = "
@@ -69,7 +69,7 @@ async fn truncate_is_one_statement_for_all_tables_and_restarts_only_what_it_was_
     world.publisher.exec("INSERT INTO base VALUES (7); INSERT INTO parts VALUES (7); TRUNCATE base").await;
     same("TRUNCATE of a whole family").await;
 
-    // A table of the target alone refers to one that is emptied: CASCADE is not replayed onto it.
+    // A table that only the target has references a truncated one; CASCADE is not replayed.
     world.target.exec("CREATE TABLE ours (id int REFERENCES parent)").await;
     world.publisher.exec("TRUNCATE parent CASCADE").await;
     let view = world.wait_paused("conflict").await;
@@ -83,7 +83,8 @@ async fn truncate_is_one_statement_for_all_tables_and_restarts_only_what_it_was_
     same("the foreign key has gone").await;
 }
 
-/// RESTART IDENTITY needs the sequence's owner; that is said, and nothing is done by halves.
+/// RESTART IDENTITY needs the ownership of the sequence. Without it, the subscription pauses and
+/// nothing is applied.
 #[tokio::test]
 async fn restart_identity_without_ownership_pauses_with_the_reason() {
     let world = World::builder().both_sql("CREATE TABLE t (id serial PRIMARY KEY, v text)").start().await;
@@ -100,7 +101,8 @@ async fn restart_identity_without_ownership_pauses_with_the_reason() {
     world.wait_same_rows("t").await;
 }
 
-/// The triggers that a table of these tests has, one of each kind, and a foreign key to nowhere.
+/// Statements for the triggers of a test's table, one of each kind, and a foreign key that its rows
+/// violate.
 fn acting(timing: &str) -> String {
     let mut sql = format!(
         "{LOG}
@@ -124,7 +126,7 @@ fn acting(timing: &str) -> String {
 
 const PLAIN: &str = "CREATE TABLE t (id int PRIMARY KEY, a int, b text, other int)";
 
-/// EDGE_CASES 23.
+/// In a replica session, only triggers with ENABLE REPLICA or ENABLE ALWAYS act.
 #[tokio::test]
 async fn replica_and_always_triggers_fire_and_nothing_else_acts() {
     for timing in ["AFTER", "BEFORE"] {
@@ -163,7 +165,8 @@ async fn replica_and_always_triggers_fire_and_nothing_else_acts() {
     }
 }
 
-/// EDGE_CASES 23, without the privilege: as for any client, and said.
+/// Without the privilege to set `session_replication_role`, everything acts as for any client, and
+/// `status` says so.
 #[tokio::test]
 async fn without_the_privilege_everything_acts_and_status_says_so() {
     let world = World::builder()
@@ -198,7 +201,7 @@ async fn without_the_privilege_everything_acts_and_status_says_so() {
     world.wait_same_rows("t").await;
 }
 
-/// EDGE_CASES 24.
+/// A trigger `UPDATE OF` some columns fires for any replicated update.
 #[tokio::test]
 async fn triggers_for_an_update_of_some_column_fire_for_any_replicated_update() {
     let world = World::builder()
@@ -225,7 +228,8 @@ async fn triggers_for_an_update_of_some_column_fire_for_any_replicated_update() 
     assert_eq!(world.target.lines(SEEN).await, ["changed UPDATE|1", "of_b UPDATE|3"]);
 }
 
-/// EDGE_CASES 25: the count is 0, but the row is there; and where it is not, that is still seen.
+/// A trigger may suppress a row, so that the count is 0 although the row exists. A missing row is still
+/// detected.
 #[tokio::test]
 async fn a_trigger_that_swallows_rows_is_no_conflict() {
     let swallow = |enable: &str| {

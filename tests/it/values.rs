@@ -1,14 +1,14 @@
-//! Values arrive as they were, whatever their type, name, encoding or the sessions' settings.
+//! Values arrive unchanged, whatever their type, name or encoding and whatever the sessions' settings.
 //!
 //! PostgreSQL itself is the oracle: after each step both sides print their rows, and the texts are
-//! the same. EDGE_CASES 1, 7 to 12, and the types that nobody else's tests cover.
+//! equal.
 
 use std::fmt::Write as _;
 
 use crate::support::wait::until;
 use crate::support::world::{Servers, World};
 
-/// Each type with values that a careless subscriber loses: extremes, special values, padding.
+/// Each type with values that are easily lost: extremes, special values, padding.
 pub(crate) const KINDS: &[(&str, &[&str])] = &[
     ("bool", &["true", "false"]),
     ("int2", &["-32768", "32767"]),
@@ -80,7 +80,7 @@ pub(crate) const KINDS: &[(&str, &[&str])] = &[
     ("jsonpath", &["'$.\"a\"[*] ? (@ > 1)'"]),
 ];
 
-/// Types without an equality operator: they cannot be part of a row that is found by all columns.
+/// Types without an equality operator, which cannot be part of a row that is found by all columns.
 const UNEQUAL: &[&str] =
     &["json", "xml", "point", "line", "path", "polygon", "jsonpath", "box", "circle", "lseg"];
 
@@ -88,14 +88,14 @@ fn column(at: usize) -> String {
     format!("c{at}")
 }
 
-/// A table with one column a type, those of `types`.
+/// Statement for a table with one column of each of these types.
 pub(crate) fn table_of_kinds(name: &str, kinds: &[(&str, &[&str])], id: &str) -> String {
     let columns: Vec<String> =
         kinds.iter().enumerate().map(|(at, (ty, _))| format!("{} {ty}", column(at))).collect();
     format!("CREATE TABLE {name} ({id}, {})", columns.join(", "))
 }
 
-/// Rows that hold every value once, NULL where a type has no more, beginning at this id.
+/// Statements for rows that hold every value once, NULL where a type has no more, beginning at this id.
 pub(crate) fn rows_of_kinds(name: &str, kinds: &[(&str, &[&str])], first_id: usize) -> String {
     let rows = kinds.iter().map(|(_, values)| values.len()).max().unwrap();
     let mut sql = String::new();
@@ -111,7 +111,7 @@ pub(crate) fn rows_of_kinds(name: &str, kinds: &[(&str, &[&str])], first_id: usi
     sql
 }
 
-/// The same values, each column's turned by one row: every value of the table changes.
+/// Statement that moves each column's values by one row, so that every value of the table changes.
 fn turned(kinds: &[(&str, &[&str])], name: &str) -> String {
     let columns: Vec<String> = (0..kinds.len()).map(column).collect();
     let from: Vec<String> = columns.iter().map(|column| format!("o.{column}")).collect();
@@ -193,8 +193,8 @@ async fn very_wide_tables_and_rows_without_columns_fit() {
     assert_eq!(world.target.value("SELECT count(*) FROM empty").await.as_deref(), Some("1"));
 }
 
-/// EDGE_CASES 1. The values are stored out of line and incompressible, so an update that leaves
-/// them alone does not send them.
+/// An unchanged TOAST value is kept. The values are stored out of line and incompressible, so an update
+/// that leaves them alone does not send them.
 #[tokio::test]
 async fn unchanged_toast_values_are_kept_also_when_the_row_moves_to_another_partition() {
     let world = World::builder()
@@ -228,7 +228,7 @@ async fn unchanged_toast_values_are_kept_also_when_the_row_moves_to_another_part
     assert_eq!(world.target.lines(lengths).await, ["2|96000", "3|96000"]);
 }
 
-/// EDGE_CASES 7.
+/// Names are used exactly as they are, with any characters and case.
 #[tokio::test]
 async fn names_are_taken_as_they_are() {
     let tables = r#"
@@ -269,7 +269,7 @@ async fn names_are_taken_as_they_are() {
     }
 }
 
-/// EDGE_CASES 8 and 9.
+/// Columns that only the target has take their defaults on insert, and updates leave them alone.
 #[tokio::test]
 async fn columns_of_the_target_alone_take_their_defaults_and_are_left_alone() {
     let world = World::builder()
@@ -297,7 +297,7 @@ async fn columns_of_the_target_alone_take_their_defaults_and_are_left_alone() {
     assert_eq!(world.target.lines(all).await, expected);
 }
 
-/// EDGE_CASES 9: what the publisher computes cannot be stored where the target computes it.
+/// A value that the publisher publishes cannot be stored in a generated column of the target.
 #[tokio::test]
 async fn a_published_value_for_a_generated_column_pauses_with_the_cure() {
     let world = World::builder()
@@ -316,7 +316,8 @@ async fn a_published_value_for_a_generated_column_pauses_with_the_cure() {
     world.wait_same_rows("t").await;
 }
 
-/// EDGE_CASES 10: OIDs of what users create differ between servers, and on the target by design.
+/// User-defined types are resolved by name. Their OIDs differ between servers; on this target, on
+/// purpose.
 #[tokio::test]
 async fn types_that_users_create_go_by_name() {
     let types = "
@@ -376,7 +377,7 @@ async fn types_that_users_create_go_by_name() {
     world.wait_caught_up().await;
     world.assert_same_rows("shop.t").await;
     world.assert_same_rows("shop.whole").await;
-    // A label that the target does not know is refused, whole transactions at a time.
+    // A label that the target does not know is refused, together with its transaction.
     world.publisher.exec("ALTER TYPE shop.mood ADD VALUE 'new'").await;
     world
         .publisher
@@ -393,7 +394,7 @@ async fn types_that_users_create_go_by_name() {
     world.wait_same_rows("shop.t").await;
 }
 
-/// EDGE_CASES 11: what servers, databases or roles have set must not change a value.
+/// Settings of servers, databases or roles must not change a value.
 #[tokio::test]
 async fn settings_of_either_side_change_no_value() {
     let hostile = "
@@ -449,7 +450,7 @@ async fn settings_of_either_side_change_no_value() {
     }
 }
 
-/// EDGE_CASES 11: encodings. `convert_to` shows each side's bytes in its own encoding.
+/// Text is converted between encodings. `convert_to` shows each side's bytes in its own encoding.
 #[tokio::test]
 async fn text_is_converted_between_encodings_and_refused_where_it_cannot_be() {
     for (publisher, target) in [("LATIN1", "UTF8"), ("UTF8", "LATIN1")] {
@@ -487,7 +488,7 @@ async fn text_is_converted_between_encodings_and_refused_where_it_cannot_be() {
     }
 }
 
-/// EDGE_CASES 11: without an encoding bytes are just bytes, and pass as they are.
+/// Without an encoding, bytes are passed unchanged.
 #[tokio::test]
 async fn bytes_without_an_encoding_pass_as_they_are() {
     for (publisher, target) in [("SQL_ASCII", "SQL_ASCII"), ("SQL_ASCII", "UTF8"), ("LATIN1", "SQL_ASCII")] {
@@ -497,7 +498,7 @@ async fn bytes_without_an_encoding_pass_as_they_are() {
             .both_sql("CREATE TABLE t (id int PRIMARY KEY, v text)")
             .start()
             .await;
-        // Bytes by function, since the session of the test speaks UTF-8.
+        // The bytes are written with functions, because the test's session uses UTF-8.
         let text = |hex: &str| format!("convert_from(decode('{hex}', 'hex'), '{publisher}')");
         let (utf8, latin1) = (text("c3bc"), text("fc"));
         world.publisher.exec(format!("INSERT INTO t VALUES (1, {utf8})")).await;
@@ -522,7 +523,7 @@ async fn bytes_without_an_encoding_pass_as_they_are() {
     }
 }
 
-/// EDGE_CASES 12: whoever may create functions in `public` must not get pgsluice's privileges.
+/// A role that may create functions in `public` must not get pgsluice's privileges.
 #[tokio::test]
 async fn functions_and_operators_planted_in_public_never_run() {
     let planted = "

@@ -1,28 +1,29 @@
-//! Sets and row by row come to one verdict: the same stream goes into two tables of the same shape,
-//! one of them with a trigger that keeps it on the exact path, and ends with the same rows, or with
+//! Applying in sets and row by row has the same result: the same stream goes into two tables of the
+//! same shape, one of which has a trigger that forces row by row, and ends with the same rows or with
 //! the same conflict at the same change.
 //!
-//! The cases are those in which compaction would be tempted: keys whose bytes differ and which the
-//! target takes for equal, states that a row only passes through and which the target would refuse,
-//! tables that share their rows.
+//! The cases are those in which compaction could go wrong: keys that the target takes for equal
+//! although their bytes differ, states that a row only passes through and that the target would refuse,
+//! and tables that share rows.
 
 use std::fmt::Write as _;
 
 use crate::support::wait::until;
 use crate::support::world::{PUBLISHER_ROLE, World, conninfo};
 
-/// One history. `$` stands for the prefix that keeps its names apart from the others'.
+/// One history. `$` stands for a prefix that distinguishes its names from those of the others.
 struct Case {
     name: &'static str,
     /// Published tables, without the prefix; the target's have the same names.
     sources: &'static [&'static str],
-    /// Tables of the publisher, with what they hold before.
+    /// Statements for the publisher's tables and their initial rows.
     publisher: &'static str,
-    /// The target's, with what they hold before. `$t` is looked at.
+    /// Statements for the target's tables and their initial rows. The test examines `$t`.
     target: &'static str,
-    /// A transaction each.
+    /// The transactions of the history.
     history: &'static [&'static str],
-    /// What it pauses on, and at which transaction, from 1; none if all goes well.
+    /// The conflict that it ends with, and the number of the transaction, from 1; none if there is no
+    /// conflict.
     conflict: Option<(&'static str, usize)>,
 }
 
@@ -35,7 +36,7 @@ const CASE: Case = Case {
     conflict: None,
 };
 
-/// The publisher tells `a` from `A`, and 1.0 from 1.00; the target does not.
+/// The publisher distinguishes `a` from `A` and 1.0 from 1.00; the target does not.
 const FOLDING: Case = Case {
     target: "CREATE TABLE $t (id text COLLATE folding PRIMARY KEY, a text); INSERT INTO $t VALUES ('a', 'old')",
     publisher: "CREATE TABLE $t (id text PRIMARY KEY, a text); INSERT INTO $t VALUES ('a', 'old')",
@@ -63,7 +64,7 @@ const FOLDED_KEYS: &[Case] = &[
     },
     Case {
         name: "folding_insert_then_delete",
-        // Deletes first, and nothing would be in the way.
+        // If the deletes were applied first, there would be no conflict.
         history: &["INSERT INTO $t VALUES ('A', 'x')", "DELETE FROM $t WHERE id = 'a'"],
         conflict: Some(("insert_exists", 1)),
         ..FOLDING
@@ -133,7 +134,8 @@ const LOOSE_KEYS: &[Case] = &[
                  CREATE UNIQUE INDEX ON $t (id COLLATE \"C\"); INSERT INTO $t VALUES ('a', 'old'), ('A', 'old')",
         publisher: "CREATE TABLE $t (id text PRIMARY KEY, a text);
                     INSERT INTO $t VALUES ('a', 'old'), ('A', 'old'), ('b', 'old')",
-        // Two rows for one, none for the other: as many as planned, and both wrong.
+        // One key matches two rows, the other none. The number of rows is as planned, but both changes
+        // are wrong.
         history: &["DELETE FROM $t WHERE id IN ('a', 'b')"],
         conflict: Some(("target_error", 1)),
         ..CASE
@@ -222,7 +224,7 @@ async fn an_index_may_tell_keys_apart_otherwise_than_its_column() {
     both_ways(LOOSE_KEYS).await;
 }
 
-/// One published table goes into a partition, the other into all of them.
+/// One published table goes into a partition, the other one into the partitioned table.
 const SHARED_ROWS: &[Case] = &[Case {
     name: "shared",
     sources: &["t", "leaf"],
@@ -238,8 +240,8 @@ const SHARED_ROWS: &[Case] = &[Case {
     ..CASE
 }];
 
-/// Of a table this small the planner reads all, in its index's order: the unique value that the first
-/// change takes would be free.
+/// The planner reads all of such a small table in the order of an index. Then the unique value that the
+/// first change takes would already be free.
 const SMALL_TABLES: &[Case] = &[Case {
     name: "small",
     publisher: "CREATE TABLE $t (id text PRIMARY KEY, a text); INSERT INTO $t VALUES ('1', 'x'), ('2', 'y')",
@@ -271,7 +273,7 @@ async fn a_passing_row_that_is_refused_is_a_conflict() {
     both_ways(PASSING_ROWS).await;
 }
 
-/// How a case's tables are called on the two ways.
+/// Prefixes of a case's tables for the two ways of applying.
 const WAYS: [&str; 2] = ["sets", "rows"];
 
 fn prefix(case: &Case, way: &str) -> String {
@@ -322,7 +324,7 @@ async fn both_ways(cases: &[Case]) {
     })
     .await;
     assert_eq!(service.sigterm().await, 0);
-    // What happens while nobody looks arrives at once, and goes in sets.
+    // Changes made while the service is stopped arrive together, and are applied as sets.
     for case in cases {
         for transaction in case.history {
             world.publisher.exec(transaction.replace('$', &format!("{}_", case.name))).await;
@@ -344,7 +346,7 @@ async fn both_ways(cases: &[Case]) {
     assert_eq!(service.sigterm().await, 0);
 }
 
-/// Two subscriptions a case, one for each way.
+/// Configures two subscriptions for a case, one for each way.
 fn subscribe(world: &World, cases: &[Case]) {
     let mut config = std::fs::read_to_string(&world.config).expect("the configuration");
     let publisher = conninfo(&world.publisher, PUBLISHER_ROLE);
@@ -371,14 +373,14 @@ fn subscribe(world: &World, cases: &[Case]) {
 
 #[derive(Debug, PartialEq)]
 struct Outcome {
-    /// `insert_exists at 2`: the kind, and the transaction that has it.
+    /// The conflict's kind and the number of its transaction, such as `insert_exists at 2`.
     verdict: String,
-    /// Where that transaction commits on the publisher, and which of its changes it is.
+    /// The position at which that transaction commits on the publisher, and the number of the change.
     place: Option<(String, String)>,
     rows: Vec<String>,
 }
 
-/// How a case ended: paused on a conflict, or caught up to `end`.
+/// Returns how a case ended: paused on a conflict, or caught up to `end`.
 async fn outcome(world: &World, case: &Case, way: &str, end: &str) -> Outcome {
     let name = format!("{}_{way}", case.name);
     let conflict = format!(

@@ -1,5 +1,5 @@
-//! BACKGROUND's walk-through, with the real process: what people who know `CREATE SUBSCRIPTION`
-//! expect to find again. `scripts/matrix` runs it for publishers of several versions.
+//! The walk-through with the real process: what users of `CREATE SUBSCRIPTION` expect. `scripts/matrix`
+//! runs it with publishers of several versions.
 
 use pgsluice::demo::process::{Guarded, Signal};
 
@@ -11,7 +11,7 @@ use crate::support::{cli, shown};
 
 const PUBLISHER_TABLE: &str =
     "CREATE TABLE widgets (id serial, name text, price decimal, CONSTRAINT widgets_pkey PRIMARY KEY (id))";
-/// More columns than the publisher's, each of a kind that a new row can do without.
+/// A table with more columns than the publisher's, each of a kind that a new row can do without.
 const TARGET_TABLE: &str = "CREATE TABLE widgets (id serial, name text, price decimal, note text, \
      shelf text NOT NULL DEFAULT 'A1', loaded_at timestamptz DEFAULT now(), \
      CONSTRAINT widgets_pkey PRIMARY KEY (id))";
@@ -50,7 +50,7 @@ async fn walkthrough() {
     a_conflict_waits_for_a_person(&world).await;
     a_missing_column_is_refused_with_its_ddl(&world).await;
 
-    // Nothing applied twice, nothing lost, whatever happens to the service in between.
+    // Nothing is applied twice or lost, whatever happens to the service in between.
     service.kill9().await;
     world.publisher.exec("INSERT INTO widgets (name, price) VALUES ('Ruler', 1.10)").await;
     let service = world.run();
@@ -105,7 +105,7 @@ async fn a_conflict_waits_for_a_person(world: &World) {
     let view = world.wait_paused("conflict").await;
     let id = view.conflict_id().unwrap_or_else(|| panic!("no conflict_id: {:#}", view.json));
 
-    // All of the offending transaction is held back, and what follows it as well.
+    // The whole offending transaction is held back, and so is what follows it.
     let held = "SELECT name FROM widgets WHERE id >= 6 ORDER BY id";
     assert_eq!(world.target.lines(held).await, ["Local"]);
     let evidence = world.pgsluice(&["conflicts", "show", &id]).await;
@@ -113,7 +113,7 @@ async fn a_conflict_waits_for_a_person(world: &World) {
     assert!(evidence.stdout.contains("widgets_pkey"), "{evidence:#?}");
     assert!(evidence.stdout.contains("Local") && evidence.stdout.contains("Six"), "{evidence:#?}");
 
-    // A resume without a fix meets the same conflict, and makes no second one of it.
+    // A resume without a fix meets the same conflict and does not record a second one.
     world.pgsluice(&["resume", &world.subscription]).await.expect(0);
     let again = until("the same conflict holds it again", async || {
         let view = world.status().await?;
@@ -143,7 +143,7 @@ async fn a_missing_column_is_refused_with_its_ddl(world: &World) {
     let end = hint[start..].find(';').unwrap_or_else(|| panic!("no whole DDL in the hint: {hint}"));
     assert_eq!(world.target.lines("SELECT id FROM widgets WHERE name = 'Paint'").await, [""; 0]);
     world.target.exec(&hint[start..=start + end]).await;
-    // By itself, without a resume.
+    // The subscription resumes by itself.
     world.wait_same_rows("widgets").await;
     world.wait_state("streaming").await;
 }
@@ -160,7 +160,22 @@ async fn starting_over(world: &World) {
     assert_eq!(service.sigterm().await, 0);
 }
 
-/// The demo as a user starts it, to its end, and what it leaves: nothing.
+/// README.md's statements for comparing a table give equal results for equal rows, and others otherwise.
+#[tokio::test]
+async fn the_readmes_comparison_of_a_table_tells_equal_rows_from_others() {
+    let world = world().await;
+    let service = world.run();
+    world.wait_same_rows("widgets").await;
+    let sql = shown::blocks(include_str!("../../README.md"), "sql: verify").concat();
+    let expected = world.publisher.lines(&sql).await;
+    assert!(expected.concat().starts_with("2|"), "{expected:?}");
+    assert_eq!(world.target.lines(&sql).await, expected);
+    world.target.exec("UPDATE widgets SET price = 12.91 WHERE id = 1").await;
+    assert_ne!(world.target.lines(&sql).await, expected);
+    assert_eq!(service.sigterm().await, 0);
+}
+
+/// Runs the demo as a user does, to its end, and checks that it leaves nothing.
 #[tokio::test]
 async fn the_demo_tells_the_whole_story_and_leaves_nothing() {
     let world = Demo::start(&[]);
@@ -169,7 +184,7 @@ async fn the_demo_tells_the_whole_story_and_leaves_nothing() {
     for expected in ["Two servers", "Coffee Mug", "insert_exists", "ADD COLUMN", "is removed"] {
         assert!(told.contains(expected), "{expected:?} is missing in:\n{told}");
     }
-    // What README.md shows of it is a part of this.
+    // README.md shows a part of this output.
     let readme = include_str!("../../README.md");
     let recorded = shown::blocks(readme, "recorded: pgsluice demo").concat();
     shown::was_said(&recorded, &told).unwrap();
@@ -198,7 +213,7 @@ async fn the_demo_stays_up_when_it_is_asked_to() {
     assert!(told.contains("is removed"), "{told}");
 }
 
-/// `pgsluice demo` with a temporary directory of its own, so that what it leaves can be seen.
+/// `pgsluice demo` with its own temporary directory, so that what it leaves can be seen.
 struct Demo {
     process: Guarded,
     temporary: tempfile::TempDir,
@@ -213,7 +228,7 @@ impl Demo {
         let output = tempfile::NamedTempFile::new().unwrap();
         let mut command = cli::executable();
         command.arg("demo").args(arguments).env("TMPDIR", temporary.path());
-        // Both of its servers are of one version, which must do for a target.
+        // Both of its servers have one version, which must be supported as a target.
         command.env("PGSLUICE_PG_BIN", target_binaries().dir());
         let process = Guarded::spawn(&mut command, output.as_file(), Signal::Terminate, None).unwrap();
         Self { process, temporary, output }
@@ -223,7 +238,7 @@ impl Demo {
         String::from_utf8_lossy(&std::fs::read(self.output.path()).unwrap()).into_owned()
     }
 
-    /// Waits for its end, and checks that it has left nothing.
+    /// Waits for its end and checks that it has left nothing.
     async fn ended(mut self) -> (Option<i32>, String) {
         let status = self.process.wait(std::time::Duration::from_mins(2)).await.unwrap();
         let told = self.told();

@@ -1,4 +1,4 @@
-//! What is wrong, and how it is said.
+//! Tests of the problems that are reported and of their texts.
 
 use insta::assert_snapshot;
 

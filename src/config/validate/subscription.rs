@@ -1,4 +1,4 @@
-//! `[[subscriptions]]`: each by itself, then all together.
+//! Validates `[[subscriptions]]`: each by itself, then all of them together.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,16 +13,16 @@ use crate::error::Diagnosis;
 use crate::pg::conninfo::Host;
 use crate::pg::{SlotName, SubscriptionName};
 
-/// Anything shorter is a loop that floods the log and the target.
+/// Shortest interval: a shorter one would flood the log and the target.
 const RETRY_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
-/// Anything longer is "off", in effect.
+/// Longest interval: a longer one is practically "off".
 const RETRY_INTERVAL_MAX: Duration = Duration::from_hours(24);
 
 impl Validator<'_> {
     pub(super) fn subscriptions(&mut self, raw: Vec<RawSubscription>) -> Option<Vec<Subscription>> {
         let list = KeyPath::default().key("subscriptions");
-        // Names first: they may be misspelt duplicates although something else is wrong as well.
+        // Names are checked first, so that duplicates are reported even if other values are wrong.
         self.unique_names(&raw, &list);
         let count = raw.len();
         let subscriptions: Vec<_> = raw
@@ -48,7 +48,8 @@ impl Validator<'_> {
         }
     }
 
-    /// A slot serves one subscription. Slots belong to a server, whatever the database.
+    /// Checks that no two subscriptions use the same slot of one server. A slot's name is unique in the
+    /// whole server, not only in a database.
     fn unique_slots(&mut self, subscriptions: &[(usize, Subscription)], list: &KeyPath) {
         for (at, (i, subscription)) in subscriptions.iter().enumerate() {
             let same = subscriptions[..at].iter().find(|(_, earlier)| {
@@ -133,7 +134,7 @@ impl Validator<'_> {
         if let Some(slot) = slot {
             return slot.parse().map_err(|error| self.problem(path, Diagnosis::new(format!("{error}")))).ok();
         }
-        // Without a name, or with a slot that was no string, there is nothing to add.
+        // There is no default if the name is missing or the slot's value was discarded.
         let name = name.filter(|_| !self.report.is_discarded(path))?;
         let by_default = name.as_str().parse().ok();
         if by_default.is_none() {
@@ -172,7 +173,7 @@ impl Validator<'_> {
         self.word(value.unwrap_or("auto"), path, &words)
     }
 
-    /// "off", or a duration. The outer `Option` is for problems.
+    /// Reads "off" or a duration. The outer `Option` is `None` after a problem.
     #[expect(clippy::option_option, reason = "None reported, Some(None) off, as everywhere in this module")]
     fn retry_interval(&mut self, text: &str, path: &KeyPath) -> Option<Option<Duration>> {
         if text == "off" {
@@ -195,7 +196,7 @@ impl Validator<'_> {
         Some(Some(interval))
     }
 
-    /// Conflict types are keys, and as such known to be right.
+    /// Reads policies. The keys were checked before, so each one is a conflict type.
     pub(super) fn policies(
         &mut self,
         raw: &BTreeMap<String, String>,
@@ -224,7 +225,7 @@ fn share_a_server(a: &[Host], b: &[Host]) -> bool {
     a.iter().any(|host| b.iter().any(|other| other.address == host.address && other.port == host.port))
 }
 
-/// A whole number and a unit: ms, s, m or h.
+/// Reads a whole number with a unit: ms, s, m or h.
 fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let number: u64 = number.parse().ok()?;

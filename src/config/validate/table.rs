@@ -1,8 +1,8 @@
-//! `[[subscriptions.tables]]`: what differs for single tables.
+//! Validates `[[subscriptions.tables]]`: rules for single tables.
 //!
-//! Two tables of one subscription may not meet in one target table: a TRUNCATE or a new copy of
-//! one would take the other's rows along. Tables of different subscriptions may (several
-//! publishers feeding one table), since that can be right.
+//! Two tables of one subscription may not share a target table, because a TRUNCATE or a new copy of one
+//! would remove the other's rows. Tables of different subscriptions may, because several publishers can
+//! feed one table.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::config::raw::{RawColumn, RawOnDelete, RawTable};
 use crate::error::Diagnosis;
 use crate::pg::QualifiedName;
 
-/// Where pgsluice keeps its own state in the target.
+/// Schema of pgsluice's own tables in the target.
 const STATE_SCHEMA: &str = "pgsluice";
 
 impl Validator<'_> {
@@ -74,7 +74,8 @@ impl Validator<'_> {
         parsed.map_err(|error| self.problem(path, Diagnosis::new(format!("{error}")))).ok()
     }
 
-    /// Checked in full although refused, so that nothing is left to find once it is supported.
+    /// Checks column rules although they are refused, so that all problems are known before they are
+    /// supported.
     fn columns(&mut self, columns: &BTreeMap<String, RawColumn>, path: &KeyPath) {
         let mut first = BTreeMap::new();
         for (name, column) in columns {

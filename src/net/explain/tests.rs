@@ -1,4 +1,4 @@
-//! What an operator reads, case by case.
+//! Tests of the texts, one case after the other.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn failed(step: Step, kind: ConnectErrorKind, purpose: Purpose) -> ConnectError 
     }
 }
 
-/// What an operator reads when the server refuses like this, the step in front.
+/// Returns the step and the text for a server's refusal.
 fn refused(code: &str, message: &str, purpose: Purpose) -> String {
     let server = ServerError { code: code.to_owned(), message: message.to_owned(), ..ServerError::default() };
     let step = step_of(&server);

@@ -1,4 +1,4 @@
-//! Settings → [`ConnInfo`]: known keywords, libpq's defaults, values that are what they say.
+//! Builds a [`ConnInfo`] from settings: checks keywords and values and applies libpq's defaults.
 //!
 //! `pqConnectOptions2` and `conninfo_add_defaults` in libpq's `fe-connect.c` are the reference.
 
@@ -17,13 +17,13 @@ use super::{
 use crate::error::Diagnosis;
 use crate::pg::{Secret, nearest, one_of};
 
-/// What applies where a string says nothing, in libpq's order: environment, then files and the
-/// operating system's user.
+/// Defaults for what a string leaves out, in libpq's order: environment, then files and the operating
+/// system's user.
 #[derive(Clone, Copy)]
 pub struct Defaults<'a> {
-    /// Looks up `PGHOST` and its like.
+    /// Returns the value of an environment variable such as `PGHOST`.
     pub env: &'a dyn Fn(&str) -> Option<String>,
-    /// The operating system's name for the user that runs this process.
+    /// Name of the operating system's user that runs this process.
     pub os_user: Option<&'a str>,
     pub files: &'a DefaultFiles,
 }
@@ -37,26 +37,26 @@ impl fmt::Debug for Defaults<'_> {
 /// libpq's files in the home directory; only those that exist.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DefaultFiles {
-    /// `~/.pgpass`
+    /// Path of `~/.pgpass`.
     pub passfile: Option<PathBuf>,
-    /// `~/.postgresql/root.crt`
+    /// Path of `~/.postgresql/root.crt`.
     pub root_cert: Option<PathBuf>,
-    /// `~/.postgresql/postgresql.crt` and `postgresql.key`
+    /// Paths of `~/.postgresql/postgresql.crt` and `postgresql.key`.
     pub client_cert: Option<(PathBuf, PathBuf)>,
 }
 
-/// A connection string, understood.
+/// A parsed connection string.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parsed {
     pub conninfo: ConnInfo,
-    /// Where to look for a password, since none is given.
+    /// The password file to read, if the string holds no password.
     pub passfile: Option<Passfile>,
 }
 
 /// A password file to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Passfile {
-    /// `passfile` or `PGPASSFILE` names it: somebody expects it to be there.
+    /// The file is named by `passfile` or `PGPASSFILE`, so that its absence is reported.
     Given(PathBuf),
     Default(PathBuf),
 }
@@ -70,7 +70,7 @@ impl Passfile {
     }
 }
 
-/// Everything that is wrong with one connection string. Holds nothing of the string itself.
+/// All errors of one connection string. They hold nothing of the string itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnInfoErrors(pub Vec<Diagnosis>);
 
@@ -89,7 +89,8 @@ impl std::error::Error for ConnInfoErrors {}
 /// Reads a connection string: keyword/value pairs or a URI.
 ///
 /// # Errors
-/// All problems at once; see [`ConnInfoErrors`].
+///
+/// Returns all problems at once; see [`ConnInfoErrors`].
 pub fn parse(text: &str, defaults: &Defaults<'_>) -> Result<Parsed, ConnInfoErrors> {
     let (settings, problems) = syntax::settings(text);
     let mut builder = Builder { given: BTreeMap::new(), problems };
@@ -102,14 +103,14 @@ pub fn parse(text: &str, defaults: &Defaults<'_>) -> Result<Parsed, ConnInfoErro
     if builder.problems.is_empty() { Ok(parsed) } else { Err(ConnInfoErrors(builder.problems)) }
 }
 
-/// A parameter's value and, if it comes from there, the environment variable.
+/// A parameter's value and the environment variable that it comes from, if any.
 struct Given {
     value: String,
     env: Option<&'static str>,
 }
 
 struct Builder {
-    /// By keyword. The last of several wins, as in libpq.
+    /// Values by keyword. If one is given several times, the last wins, as in libpq.
     given: BTreeMap<&'static str, Given>,
     problems: Vec<Diagnosis>,
 }
@@ -138,7 +139,7 @@ impl Builder {
                 self.given.insert(name, Given { value, env: Some(variable) });
             }
         }
-        // Deprecated, but whoever still sets it counts on encryption.
+        // `PGREQUIRESSL` is deprecated, but a user who sets it relies on encryption.
         let requires_ssl = env("PGREQUIRESSL").is_some_and(|value| value.starts_with('1'));
         if requires_ssl && !self.given.contains_key("sslmode") {
             self.given.insert("sslmode", Given { value: "require".to_owned(), env: Some("PGREQUIRESSL") });
@@ -167,7 +168,7 @@ impl Builder {
         self.problems.append(&mut problems);
     }
 
-    /// The keyword, and where its value comes from if not from the string.
+    /// Returns the keyword and, if the value is not from the string, its origin.
     fn label(&self, name: &str) -> String {
         match self.given.get(name).and_then(|given| given.env) {
             Some(variable) => format!("{name} (from the environment variable {variable})"),
@@ -175,7 +176,7 @@ impl Builder {
         }
     }
 
-    /// A parameter's value. Empty means not given, as in libpq.
+    /// Returns a parameter's value. An empty one counts as not given, as in libpq.
     fn get(&self, name: &str) -> Option<&str> {
         self.given.get(name).map(|given| given.value.as_str()).filter(|value| !value.is_empty())
     }
@@ -201,7 +202,7 @@ impl Builder {
         self.get(name).map(PathBuf::from)
     }
 
-    /// One of a parameter's words.
+    /// Reads a parameter whose value is one of `words`.
     fn word<T: Copy>(&mut self, name: &str, words: &[(&str, T)]) -> Option<T> {
         let value = self.get(name)?;
         let found = words.iter().find(|(word, _)| *word == value).map(|&(_, meaning)| meaning);
@@ -217,7 +218,7 @@ impl Builder {
         found
     }
 
-    /// A whole number, with libpq's tolerance for spaces around it (`pqParseIntParam`).
+    /// Reads an integer, with optional spaces around it as in libpq (`pqParseIntParam`).
     fn integer(&mut self, name: &str) -> Option<i32> {
         let number = self.get(name)?.trim().parse();
         if number.is_err() {
@@ -226,7 +227,7 @@ impl Builder {
         number.ok()
     }
 
-    /// A number above 0; 0 means the operating system's default.
+    /// Reads a number above 0; 0 means the operating system's default.
     fn positive(&mut self, name: &str) -> Option<u32> {
         let number = u32::try_from(self.integer(name)?);
         if number.is_err() {
@@ -272,7 +273,7 @@ impl Builder {
         Parsed { conninfo, passfile }
     }
 
-    /// A comma-separated list; empty if the parameter is not given.
+    /// Reads a comma-separated list, which is empty if the parameter is not given.
     fn list(&self, name: &str) -> Vec<String> {
         self.get(name).map_or_else(Vec::new, |list| list.split(',').map(ToOwned::to_owned).collect())
     }
@@ -401,7 +402,7 @@ impl Builder {
         tls
     }
 
-    /// Settings that contradict each other.
+    /// Reports settings that contradict each other.
     fn check_tls(&mut self, tls: &TlsSettings) {
         let mode = tls.mode.as_str();
         if tls.root_cert == RootCert::System && tls.mode != SslMode::VerifyFull {

@@ -1,9 +1,9 @@
-//! The connection parameters that libpq knows, up to PostgreSQL 18, and what becomes of each here.
+//! The connection parameters that libpq knows, up to PostgreSQL 18, and whether they are supported.
 
 /// One parameter of libpq.
 pub(super) struct Keyword {
     pub(super) name: &'static str,
-    /// The environment variable that gives its default.
+    /// The environment variable of its default.
     pub(super) env: Option<&'static str>,
     pub(super) support: Support,
 }
@@ -12,10 +12,11 @@ pub(super) struct Keyword {
 #[derive(Clone, Copy)]
 pub(super) enum Support {
     Honoured,
-    /// Not supported, but these values ask for nothing that differs from what happens anyway.
-    /// The variable is looked at as well: what it asks for is refused, not ignored.
+    /// Not supported, except for these values, which ask for nothing that differs from the behaviour
+    /// without them. The environment variable is checked in the same way, so that a value that is not
+    /// supported is refused.
     Harmless(&'static [&'static str]),
-    /// Not supported with any value, for this reason. The variable is none of our business.
+    /// Not supported with any value, for this reason. The environment variable is ignored.
     Refused(&'static str),
 }
 
@@ -33,7 +34,7 @@ const NO_GSS: &str = "GSSAPI is not supported";
 const NO_OAUTH: &str = "OAuth is not supported";
 const NO_SCRAM_KEYS: &str = "give the password instead";
 
-/// `PQconninfoOptions` in libpq's `fe-connect.c`.
+/// libpq's parameters (`PQconninfoOptions` in `fe-connect.c`).
 pub(super) static KEYWORDS: &[Keyword] = &[
     keyword("host", "PGHOST", Honoured),
     keyword("hostaddr", "PGHOSTADDR", Honoured),
@@ -88,7 +89,7 @@ pub(super) static KEYWORDS: &[Keyword] = &[
     without_env("oauth_scope", Refused(NO_OAUTH)),
 ];
 
-/// Parameters are case-sensitive, as in libpq.
+/// Finds a parameter by its name, which is case-sensitive as in libpq.
 pub(super) fn find(name: &str) -> Option<&'static Keyword> {
     KEYWORDS.iter().find(|keyword| keyword.name == name)
 }

@@ -1,18 +1,18 @@
-//! libpq's password file: `hostname:port:database:username:password`, the first line that matches.
+//! libpq's password file: `hostname:port:database:username:password`; the first matching line counts.
 //!
-//! Pure: `config` reads the file, and decides whether it may be read. A replication connection
-//! looks under the database that it names, as the built-in subscriber's does: only physical
-//! replication, which names none, uses the entry `replication`.
+//! Pure: `config` reads the file and decides whether it may be read. A replication connection is looked
+//! up under the database that it names, as for the built-in subscriber; the entry `replication` is only
+//! for physical replication, which names no database.
 
 use std::path::Path;
 
 use super::{ConnInfo, Host, HostAddress};
 use crate::pg::Secret;
 
-/// libpq's default socket directories: what distributions build in, and PostgreSQL's own.
+/// libpq's default socket directories: those of distributions and PostgreSQL's own.
 const SOCKET_DIRECTORIES: [&str; 3] = ["/var/run/postgresql", "/run/postgresql", "/tmp"];
 
-/// The password that `file` (a password file's text) holds for a connection to `host`.
+/// Returns the password that `file` (a password file's text) holds for a connection to `host`.
 ///
 /// A Unix-domain socket in a default directory is looked up as `localhost`, in another one by the
 /// directory's path. An empty password counts as none.
@@ -36,8 +36,8 @@ pub fn password_for(file: &str, host: &Host, dbname: &str, user: &str) -> Option
 }
 
 impl ConnInfo {
-    /// Takes passwords from a password file's text. Where all hosts have the same one, it becomes
-    /// the connection's password, otherwise each host keeps its own.
+    /// Takes passwords from a password file's text. If all hosts have the same one, it becomes the
+    /// connection's password; otherwise each host has its own.
     pub fn take_passwords(&mut self, file: &str) {
         let found: Vec<_> =
             self.hosts.iter().map(|host| password_for(file, host, &self.dbname, &self.user)).collect();
@@ -49,7 +49,7 @@ impl ConnInfo {
     }
 }
 
-/// The password of a line whose first four fields match.
+/// Returns the password of a line whose first four fields match.
 fn password_on(line: &str, wanted: &[&str; 4]) -> Option<String> {
     let mut rest = line;
     for wanted in wanted {
@@ -63,8 +63,8 @@ fn password_on(line: &str, wanted: &[&str; 4]) -> Option<String> {
     Some(take_field(rest).0)
 }
 
-/// Reads up to the next colon; a backslash takes the next character as it is. Returns the field
-/// and what follows its colon, if there is one.
+/// Reads a field up to the next colon; a backslash escapes the next character. Returns the field and
+/// the text after the colon, if there is one.
 fn take_field(text: &str) -> (String, Option<&str>) {
     let mut field = String::new();
     let mut chars = text.char_indices();

@@ -1,27 +1,28 @@
-//! The two notations of a connection string, taken apart: keyword/value pairs and URIs.
+//! Parses the two notations of a connection string, keyword/value pairs and URIs, into settings.
 //!
-//! `conninfo_parse` and `conninfo_uri_parse_options` in libpq's `fe-connect.c` are the reference.
-//! Knows nothing of what parameters mean.
+//! `conninfo_parse` and `conninfo_uri_parse_options` in libpq's `fe-connect.c` are the reference. The
+//! meaning of parameters is not known here.
 
 use crate::error::Diagnosis;
 
-/// One parameter as written. No `Debug`: the value may be a password.
+/// One parameter as written. It has no `Debug`, because the value may be a password.
 pub(super) struct Setting {
     pub(super) keyword: String,
     pub(super) value: String,
-    /// The character, counted from 1, at which the keyword stands in a keyword/value string.
+    /// Position of the keyword in a keyword/value string, in characters from 1.
     pub(super) at: Option<usize>,
-    /// The keyword may be the tail of a password that should have been quoted: never repeat it.
+    /// Whether the keyword may be part of a password that should have been quoted, and must not be
+    /// repeated.
     pub(super) sensitive: bool,
 }
 
-/// Settings in the order given, and everything that cannot be read.
+/// Settings in the order given, and the errors found.
 pub(super) type Settings = (Vec<Setting>, Vec<Diagnosis>);
 
 const URI_PREFIXES: [&str; 2] = ["postgresql://", "postgres://"];
 
-/// Takes apart whichever notation `text` is in. White space around a URI (a secret file's last
-/// newline) is no part of it.
+/// Parses `text` in either notation. White space around a URI (a secret file's last newline) is
+/// ignored.
 pub(super) fn settings(text: &str) -> Settings {
     let trimmed = text.trim();
     match URI_PREFIXES.iter().find_map(|prefix| trimmed.strip_prefix(prefix)) {
@@ -30,8 +31,8 @@ pub(super) fn settings(text: &str) -> Settings {
     }
 }
 
-/// `value` as a keyword/value string would give it: as it is if that reads back as itself,
-/// otherwise in single quotes.
+/// Writes `value` for a keyword/value string: unquoted if it then reads back as itself, otherwise in
+/// single quotes.
 #[must_use]
 pub fn quote_value(value: &str) -> String {
     let plain = |c: char| !is_space(c) && c != '\'' && c != '\\';
@@ -47,10 +48,10 @@ fn is_space(c: char) -> bool {
     c.is_ascii_whitespace() || c == '\u{b}'
 }
 
-/// Reads `keyword = 'value' …`.
+/// Parser of `keyword = 'value' …`.
 struct Pairs<'a> {
     chars: std::iter::Peekable<std::str::Chars<'a>>,
-    /// Characters read so far.
+    /// Number of characters read so far.
     read: usize,
     settings: Vec<Setting>,
     problems: Vec<Diagnosis>,
@@ -78,7 +79,8 @@ impl<'a> Pairs<'a> {
     }
 
     fn take(mut self) -> Settings {
-        // A password with an unquoted space falls apart into words: report that once, repeat none.
+        // A password with an unquoted space looks like several words. That is reported once, and no
+        // word is repeated.
         let mut sensitive = false;
         let mut after_bare_word = false;
         loop {
@@ -109,7 +111,8 @@ impl<'a> Pairs<'a> {
         (self.settings, self.problems)
     }
 
-    /// A value, quoted or not; a backslash takes the next character as it is. `None`: not closed.
+    /// Reads a value, quoted or not; a backslash escapes the next character. Returns `None` if the
+    /// quote is not closed.
     fn value(&mut self) -> Option<String> {
         let at = self.read + 1;
         let quoted = self.next_if(|c| c == '\'').is_some();
@@ -142,7 +145,7 @@ fn bare_word(at: usize, sensitive: bool) -> Diagnosis {
     })
 }
 
-/// Reads what follows `postgresql://`:
+/// Parser of the part after `postgresql://`:
 /// `[user[:password]@][host][:port][,…][/dbname][?keyword=value&…]`.
 #[derive(Default)]
 struct Uri {
@@ -170,7 +173,7 @@ impl Uri {
         (self.settings, self.problems)
     }
 
-    /// Takes `host:port,…` and returns what follows, from `/` or `?` on.
+    /// Reads `host:port,…` and returns the rest, from `/` or `?` on.
     fn hosts<'a>(&mut self, mut rest: &'a str) -> &'a str {
         let (mut hosts, mut ports) = (Vec::new(), Vec::new());
         loop {
@@ -214,7 +217,7 @@ impl Uri {
             }
         }
         self.implied("host", &hosts.join(","));
-        // Commas alone still count the hosts: an empty port is the default one.
+        // Commas alone still count the hosts; an empty port means the default.
         self.implied("port", &ports.join(","));
         rest
     }
@@ -236,7 +239,7 @@ impl Uri {
         }
         let Some(keyword) = self.decoded("a parameter's name", keyword) else { return };
         let Some(value) = self.decoded(&keyword, value) else { return };
-        // As libpq does for JDBC's sake.
+        // libpq translates JDBC's `ssl=true` in this way.
         let (keyword, value) = match (keyword.as_str(), value.as_str()) {
             ("ssl", "true") => ("sslmode".to_owned(), "require".to_owned()),
             _ => (keyword, value),
@@ -244,7 +247,7 @@ impl Uri {
         self.settings.push(Setting { keyword, value, at: None, sensitive: false });
     }
 
-    /// A part that is empty is not given, so that the environment's default holds.
+    /// Adds a part of the URI. An empty one is not given, so that the environment's default applies.
     fn implied(&mut self, keyword: &str, encoded: &str) {
         if encoded.is_empty() {
             return;
@@ -257,7 +260,7 @@ impl Uri {
     fn decoded(&mut self, what: &str, encoded: &str) -> Option<String> {
         let decoded = percent_decoded(encoded);
         if let Err(why) = decoded {
-            // `what` is a keyword only if it is one of libpq's; anything else stays unsaid.
+            // `what` is shown only if it is one of libpq's keywords.
             let what = super::keywords::find(what).map_or("a parameter's name or value", |known| known.name);
             self.problems.push(Diagnosis::new(format!("{what} {why}")).hint(
                 "percent-encode UTF-8 bytes with two hexadecimal digits each, and \"%\" itself as %25",

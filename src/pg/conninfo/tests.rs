@@ -1,4 +1,4 @@
-//! Strings, files and defaults as libpq has them.
+//! Tests of strings, files and defaults against libpq's behaviour.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -435,7 +435,7 @@ proptest! {
         let _ = parse_with(&text, &[], &DefaultFiles::default());
     }
 
-    /// Wherever a secret stands that quoting or encoding would have protected, no error repeats it.
+    /// No error repeats a secret, wherever it stands and however it should have been quoted or encoded.
     #[test]
     fn errors_never_repeat_the_secret(
         before in r"(user=u |host=h |port=x |postgres://u:|postgresql://h/\?|sslmod=y )?",

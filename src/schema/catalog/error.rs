@@ -1,11 +1,11 @@
-//! What reading a catalog can fail with.
+//! Errors of reading a catalog.
 
 use std::fmt;
 
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
 use crate::pg::{QualifiedName, quote_ident};
 
-/// Whose catalog was read.
+/// The server whose catalog was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     Publisher,
@@ -23,22 +23,23 @@ impl fmt::Display for Side {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
-    /// A query failed, or the connection was lost under it.
+    /// A query failed, or the connection was lost while it ran.
     #[error("could not read {what} from the {side}'s catalog")]
     Query { side: Side, what: &'static str, source: tokio_postgres::Error },
-    /// Publications that the subscription names and the publisher does not have.
+    /// The subscription names publications that do not exist on the publisher.
     #[error("publications do not exist on the publisher: {}", missing.join(", "))]
     MissingPublications { missing: Vec<String>, existing: Vec<String> },
-    /// Publications disagree about the columns of these tables; the walsender would stop at them.
+    /// The publications have different column lists for these tables, at which the walsender would
+    /// stop.
     #[error("cannot use different column lists for the same table in different publications")]
     DifferentColumnLists { tables: Vec<QualifiedName> },
-    /// Publications disagree about publishing generated columns of these tables (18+).
+    /// The publications disagree about publishing generated columns of these tables (18+).
     #[error("cannot use different values of publish_generated_columns for the same table")]
     DifferentGeneratedColumns { tables: Vec<QualifiedName> },
 }
 
 impl CatalogError {
-    /// The server's own words, if it was the server that refused.
+    /// Returns the server's error, if the server refused.
     #[must_use]
     pub fn server_error(&self) -> Option<ServerError> {
         let Self::Query { source, .. } = self else { return None };
@@ -91,8 +92,8 @@ impl CatalogError {
         }
     }
 
-    /// A lost connection or a transient refusal is worth another try, and so are publications that
-    /// somebody may put right meanwhile; any other refusal needs a person.
+    /// A lost connection or a transient error is retried, and so are publications that an operator may
+    /// correct meanwhile. Any other refusal needs a person.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {

@@ -1,4 +1,5 @@
-//! What the publications hold, in one text: cheap to compare, and enough to see that it has changed.
+//! A fingerprint of the publications, which is cheap to compare and shows that their content has
+//! changed.
 
 use tokio_postgres::GenericClient;
 use tokio_postgres::types::Type;
@@ -6,8 +7,8 @@ use tokio_postgres::types::Type;
 use super::error::CatalogError;
 use super::publisher::publisher_query;
 
-/// The publications' definitions and tables, in one text that changes when they do: options, names
-/// and (15+) column lists, row filters and schemas. Tables of another pgsluice's state don't count.
+/// A text that changes with the publications' definitions and tables: options, names and (15+) column
+/// lists, row filters and schemas. Tables of another pgsluice's state are left out.
 const FINGERPRINT: &str = "SELECT pg_catalog.md5(pg_catalog.concat( \
     (SELECT pg_catalog.string_agg(pg_catalog.row_to_json(p)::pg_catalog.text, ',' ORDER BY p.pubname) \
      FROM pg_catalog.pg_publication p WHERE p.pubname = ANY ($1)), \
@@ -18,10 +19,11 @@ const FINGERPRINT: &str = "SELECT pg_catalog.md5(pg_catalog.concat( \
         ORDER BY t.pubname, t.schemaname, t.tablename) \
      FROM pg_catalog.pg_publication_tables t WHERE t.pubname = ANY ($1) AND t.schemaname <> 'pgsluice')))";
 
-/// The fingerprint of these publications.
+/// Returns the fingerprint of these publications.
 ///
 /// # Errors
-/// A failed query.
+///
+/// A query failed.
 pub async fn publications_fingerprint<C: GenericClient + Sync>(
     client: &C,
     publications: &[String],

@@ -1,4 +1,4 @@
-//! Which tables a database has at all, published or not: for pointing out those that were forgotten.
+//! Lists the tables of a database, published or not, to point out those that were forgotten.
 
 use std::collections::BTreeSet;
 
@@ -8,14 +8,15 @@ use crate::pg::QualifiedName;
 
 use super::error::{CatalogError, Side};
 
-/// Tables listed at most. Beyond that, pointing out forgotten ones is no help any more.
+/// Largest number of tables listed. With more, pointing out forgotten ones is of no use.
 const TABLES_MAX: i64 = 10_000;
 
-/// The permanent tables outside the system's schemas and pgsluice's own, partitions left out (they
-/// follow their root), up to a bound.
+/// Lists up to `TABLES_MAX` permanent tables outside the system's schemas and pgsluice's own, without
+/// partitions.
 ///
 /// # Errors
-/// A failed query.
+///
+/// A query failed.
 pub async fn user_tables<C: GenericClient + Sync>(
     client: &C,
     side: Side,

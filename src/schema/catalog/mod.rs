@@ -1,14 +1,14 @@
-//! Reads both sides' catalogs: what is published, what the target has, what the roles may do.
+//! Reads both sides' catalogs: what is published, what the target has, and what the roles may do.
 //!
-//! The shell of `schema`: queries only, the conclusions are drawn in the pure modules next to it.
+//! It only runs queries; the pure modules of `schema` draw the conclusions.
 //!
 //! # Invariants
 //! - Nothing here needs a superuser, changes anything, or takes a lock beyond those of reading
-//!   catalogs; however many tables there are, the number of queries is fixed.
-//! - Sessions have an empty `search_path` (EDGE_CASES 12). Tables, functions and types are qualified
-//!   all the same; the emptiness is what makes `pg_get_expr` and `format_type` qualify *their*
-//!   output, so that a row filter means the same in any session.
-//! - Catalog text must be UTF-8 or converted to it by the server, as tokio-postgres demands.
+//!   catalogs. The number of queries does not depend on the number of tables.
+//! - Sessions have an empty `search_path`. Tables, functions and types are qualified in any case; the
+//!   empty path makes `pg_get_expr` and `format_type` qualify *their* output, so that a row filter
+//!   means the same in any session.
+//! - Catalog text must be UTF-8 or converted to it by the server, as tokio-postgres requires.
 
 mod error;
 mod fingerprint;
@@ -31,7 +31,7 @@ pub use target::{TargetFacts, table_stamp_sql, target_facts, target_tables};
 pub use target_columns::target_column_types;
 pub use unreadable::{refused_copy, unreadable};
 
-/// `typtype`, `relkind` and their like: PostgreSQL's `"char"`, one ASCII character.
+/// Reads a column of PostgreSQL's type `"char"`, such as `typtype` or `relkind`: one ASCII character.
 fn catalog_char(row: &tokio_postgres::Row, column: &str) -> char {
     char::from(row.get::<_, i8>(column).cast_unsigned())
 }

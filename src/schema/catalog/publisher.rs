@@ -1,4 +1,4 @@
-//! The publisher's catalog, versions 10 to 18.
+//! Reads the publisher's catalog, versions 10 to 18.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,10 +17,10 @@ use crate::schema::{
 use super::catalog_char;
 use super::error::{CatalogError, Side};
 
-/// Lowest OID of anything that is not the system's own (`FirstNormalObjectId`).
+/// Lowest OID of objects that users created (`FirstNormalObjectId`).
 const FIRST_NORMAL_OID: u32 = 16384;
 
-/// A failed query on the publisher's catalogs, as an error that says what it was for.
+/// Wraps a failed query on the publisher's catalogs with what it was for.
 pub fn publisher_query(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogError {
     failed(what)
 }
@@ -29,13 +29,14 @@ fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogEr
     move |source| CatalogError::Query { side: Side::Publisher, what, source }
 }
 
-/// Every table of the publications under the name that the stream will use for it, ordered by name.
+/// Returns every table of the publications under the name that the stream will use, ordered by name.
 ///
-/// Tables of the schema `pgsluice` are left out: they are the state of another instance, whose own
-/// database publishes all its tables (EDGE_CASES 21).
+/// Tables of the schema `pgsluice` are left out: they are the state of another instance, if this
+/// database is its target and publishes all its tables.
 ///
 /// # Errors
-/// Missing publications, all of them; publications that contradict each other; a failed query.
+///
+/// Publications are missing (all are named) or contradict each other, or a query failed.
 pub async fn published_tables<C: GenericClient + Sync>(
     client: &C,
     server_version_num: u32,
@@ -59,12 +60,12 @@ pub async fn published_tables<C: GenericClient + Sync>(
     assemble(&facts, resolved, columns)
 }
 
-/// `server_version_num`: what exists since which version.
+/// The server's `server_version_num`, which decides what its catalogs have.
 #[derive(Debug, Clone, Copy)]
 struct Version(u32);
 
 impl Version {
-    /// `expression` if the version has it, else what its absence means.
+    /// Returns `expression` if the version supports it, else the value for older versions.
     const fn since<'a>(self, major: u32, expression: &'a str, before: &'a str) -> &'a str {
         if self.0 >= major * 10_000 { expression } else { before }
     }
@@ -109,11 +110,11 @@ async fn read_publications<C: GenericClient + Sync>(
         let existing = existing.into_keys().collect();
         return Err(CatalogError::MissingPublications { missing, existing });
     }
-    // A name given twice counts once.
+    // A name that is given twice counts once.
     Ok(names.iter().filter_map(|name| existing.remove(name)).collect())
 }
 
-/// Tables and schemas that the publications name.
+/// Reads the tables and schemas that the publications name.
 async fn read_members<C: GenericClient + Sync>(
     client: &C,
     version: Version,
@@ -141,8 +142,8 @@ async fn read_members<C: GenericClient + Sync>(
     Ok(())
 }
 
-/// Every relation that a publication names or implies, the partitions below and the partitioned
-/// tables above it: those that `is_publishable_class` (`pg_publication.c`) lets through.
+/// Reads every relation that a publication names or implies, with the partitions below and the
+/// partitioned tables above it, as far as `is_publishable_class` (`pg_publication.c`) accepts them.
 async fn read_relations<C: GenericClient + Sync>(
     client: &C,
     version: Version,
@@ -174,7 +175,7 @@ async fn read_relations<C: GenericClient + Sync>(
            LEFT JOIN edge e ON e.child = c.oid
           WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= {FIRST_NORMAL_OID}",
         attached = version.since(14, "AND NOT i.inhdetachpending", ""),
-        // Before 14 a table that was never analyzed has 0 rows in 0 pages, as an empty one has.
+        // Before 14, a table that was never analyzed has 0 rows in 0 pages, like an empty one.
         counted = version.since(14, "true", "c.relpages > 0"),
     );
     let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
@@ -207,8 +208,8 @@ fn relation(row: &Row) -> Relation {
 
 type Columns = HashMap<u32, Vec<(Attribute, PublishedColumn)>>;
 
-/// Live columns in attribute order, domains resolved to what is below them, with the flag that
-/// `logicalrep_write_attrs` (`proto.c`) would send for each.
+/// Reads live columns in attribute order, with the type below a domain and the flag that
+/// `logicalrep_write_attrs` (`proto.c`) would send.
 async fn read_columns<C: GenericClient + Sync>(
     client: &C,
     version: Version,
@@ -323,7 +324,7 @@ fn table(
     }
 }
 
-/// A table whose rows the initial copy could not read in full.
+/// A table that the initial copy may not read completely.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnselectableTable {
     pub name: QualifiedName,
@@ -332,20 +333,21 @@ pub struct UnselectableTable {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UnselectableReason {
-    /// No USAGE on its schema.
+    /// The role lacks USAGE on the table's schema.
     Schema,
-    /// No SELECT on these columns (all that are published, if the table itself is not granted).
+    /// The role lacks SELECT on these columns (all published ones if it lacks SELECT on the table).
     Columns(Vec<String>),
-    /// Row-level security would hide rows from the copy without a word.
+    /// Row-level security would hide rows from the copy.
     RowSecurity,
 }
 
-/// Which of the tables the connected role may not read in full, each with the first reason.
+/// Returns the tables that the connected role may not read completely, each with the first reason.
 ///
-/// Only columns that are published count: SELECT on exactly those is enough for the copy.
+/// Only published columns count: SELECT on exactly those is enough for the copy.
 ///
 /// # Errors
-/// A failed query.
+///
+/// A query failed.
 pub async fn unselectable_tables<C: GenericClient + Sync>(
     client: &C,
     tables: &[PublishedTable],
@@ -362,14 +364,14 @@ pub async fn unselectable_tables<C: GenericClient + Sync>(
     let rows = rows.map_err(failed("privileges"))?;
     let facts: HashMap<u32, &Row> = rows.iter().map(|row| (row.get("oid"), row)).collect();
     let judge = |table: &PublishedTable| {
-        // A table dropped in between is no matter of privileges.
+        // The table was dropped in between, which is not a missing privilege.
         let row = facts.get(&table.oid)?;
         let granted: Vec<String> = row.get("granted");
         let denied = || -> Vec<String> {
             let names = table.relation.columns.iter().map(|column| column.name.clone());
             names.filter(|name| !granted.contains(name)).collect()
         };
-        // Reading a table without published columns takes SELECT on any column at all.
+        // Reading a table without published columns needs SELECT on at least one column.
         let (whole, none) = (row.get::<_, bool>("whole"), table.relation.columns.is_empty());
         let reason = if !row.get::<_, bool>("schema") {
             UnselectableReason::Schema
@@ -385,7 +387,7 @@ pub async fn unselectable_tables<C: GenericClient + Sync>(
     Ok(tables.iter().filter_map(judge).collect())
 }
 
-/// What a preflight wants to know of the publisher, beyond its tables.
+/// What a preflight reads from the publisher besides its tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublisherFacts {
     pub server_version_num: u32,
@@ -395,27 +397,28 @@ pub struct PublisherFacts {
     pub replication_slots_used: u32,
     pub max_wal_senders: u32,
     pub wal_senders_used: u32,
-    /// The connected role, `current_user`.
+    /// The connected role (`current_user`).
     pub role: String,
     pub role_has_replication: bool,
     pub role_is_superuser: bool,
 }
 
-/// What every attempt has to know of the publisher's settings.
+/// The publisher's settings that every attempt needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublisherSettings {
     pub wal_level: String,
-    /// Milliseconds; 0 is no timeout.
+    /// Time-out in milliseconds; 0 means none.
     pub wal_sender_timeout_ms: u32,
 }
 
-/// Settings alone: what they leave room for takes a fresh session many times as long to count.
+/// Reads only settings, since counting their use takes a new session many times as long.
 ///
-/// A setting's unit is read as an interval's, which PostgreSQL writes the same way: `pg_settings` would
-/// tell the number alone, after it has listed them all.
+/// A setting's unit is parsed as an interval's, which PostgreSQL writes in the same way. `pg_settings`
+/// would return the number alone, but only after listing all settings.
 ///
 /// # Errors
-/// A failed query.
+///
+/// A query failed.
 pub async fn publisher_settings<C: GenericClient + Sync>(
     client: &C,
 ) -> Result<PublisherSettings, CatalogError> {
@@ -442,7 +445,8 @@ pub async fn has_synchronous_standbys<C: GenericClient + Sync>(client: &C) -> Re
 /// Settings, their use, and the role's attributes.
 ///
 /// # Errors
-/// A failed query.
+///
+/// A query failed.
 pub async fn publisher_facts<C: GenericClient + Sync>(client: &C) -> Result<PublisherFacts, CatalogError> {
     let sql = "SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int8 AS version,
                       pg_catalog.current_setting('wal_level') AS wal_level,
@@ -468,7 +472,7 @@ pub async fn publisher_facts<C: GenericClient + Sync>(client: &C) -> Result<Publ
     })
 }
 
-/// A count or a setting; beyond what 32 bits hold it saturates.
+/// Reads a count or a setting; it saturates at 32 bits.
 pub(super) fn unsigned(row: &Row, column: &str) -> u32 {
     u32::try_from(row.get::<_, i64>(column).max(0)).unwrap_or(u32::MAX)
 }

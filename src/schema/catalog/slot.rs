@@ -1,4 +1,4 @@
-//! The publisher's position and one of its replication slots, read together.
+//! Reads the publisher's position and a replication slot together.
 
 use tokio_postgres::types::Type;
 use tokio_postgres::{GenericClient, Row};
@@ -42,7 +42,7 @@ pub struct SlotRow {
     pub slot: Option<String>,
 }
 
-/// The publisher's position, and the slot as JSON if it exists.
+/// Reads the publisher's position, and the slot as JSON if it exists.
 ///
 /// # Errors
 /// A failed query.

@@ -1,6 +1,6 @@
-//! The target's catalog, version 12 and later: tables, keys, triggers, privileges.
+//! Reads the target's catalog, version 12 and later: tables, keys, triggers, privileges.
 //!
-//! Columns and their types are next door, in `target_columns`.
+//! Columns and their types are read in `target_columns`.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -22,13 +22,14 @@ pub(super) fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -
     move |source| CatalogError::Query { side: Side::Target, what, source }
 }
 
-/// Describes the tables of these names, in their order; `None` where there is no relation.
+/// Describes the tables of these names in their order; `None` where there is no relation.
 ///
-/// Nine queries, whatever the number of names, and those that need nothing of each other under way at
-/// once. Privileges are those of `current_user`.
+/// It runs nine queries for any number of names; those that do not depend on each other run
+/// concurrently. Privileges are those of `current_user`.
 ///
 /// # Errors
-/// A failed query.
+///
+/// A query failed.
 pub async fn target_tables<C: GenericClient + Sync>(
     client: &C,
     names: &[QualifiedName],
@@ -38,7 +39,7 @@ pub async fn target_tables<C: GenericClient + Sync>(
     }
     let found = read_tables(client, names).await?;
     let mut oids: Vec<u32> = found.values().map(|table| table.oid).collect();
-    // The same name may be asked for twice; then it was found twice.
+    // The same name may be given twice, and is then found twice.
     oids.sort_unstable();
     oids.dedup();
     let (trees, columns, checks) = tokio::try_join!(
@@ -69,11 +70,12 @@ pub async fn target_tables<C: GenericClient + Sync>(
     Ok((0..names.len()).map(|at| described.remove(&at)).collect())
 }
 
-/// An expression for [`TargetTable::stamp`] of the table whose OID is `oid`; NULL if it is gone.
+/// Returns an expression for the [`TargetTable::stamp`] of the table whose OID is `oid`; it is NULL if
+/// the table does not exist.
 ///
-/// The transactions that wrote the catalog's rows of columns, indexes, triggers and rules, summed
-/// up: DDL replaces rows by younger ones. TRUNCATE, ANALYZE, VACUUM and new partitions leave them
-/// alone.
+/// The expression sums up the transactions that wrote the catalog's rows of columns, indexes, triggers
+/// and rules: DDL replaces such rows with younger ones. TRUNCATE, ANALYZE, VACUUM and new partitions
+/// leave them alone.
 #[must_use]
 pub fn table_stamp_sql(oid: &str) -> String {
     let sum = |catalog: &str, key: &str| {
@@ -92,8 +94,8 @@ pub fn table_stamp_sql(oid: &str) -> String {
     )
 }
 
-/// Relations `c`, in schema `n`, by their names `q`: what [`query_named`] asks for. A cast to name
-/// truncates: it finds the row by index, the comparison as text makes sure.
+/// The relations `c` in schemas `n` with the names `q` that [`query_named`] asks for. A cast to `name`
+/// truncates: it lets the index be used, and the comparison as text excludes a truncated match.
 pub(super) const NAMED: &str = "ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2))
                 WITH ORDINALITY AS q(schema, name, ord)
            JOIN pg_catalog.pg_namespace n
@@ -112,7 +114,7 @@ pub(super) async fn query_named<C: GenericClient + Sync>(
     client.query_typed(sql, &[(&schemas, Type::TEXT_ARRAY), (&tables, Type::TEXT_ARRAY)]).await
 }
 
-/// Relations by the position of their name, with what one row of `pg_class` tells.
+/// Reads relations by the position of their name, with the facts of their `pg_class` row.
 async fn read_tables<C: GenericClient + Sync>(
     client: &C,
     names: &[QualifiedName],
@@ -195,12 +197,12 @@ fn bare_table(name: &QualifiedName, row: &Row) -> TargetTable {
     }
 }
 
-/// Each asked-for table with itself and all partitions below it.
+/// Each requested table with itself and all partitions below it.
 #[derive(Default)]
 struct Trees {
     roots: Vec<u32>,
     members: Vec<u32>,
-    /// Names of the members that hold rows, by root: relations that are not partitioned.
+    /// By root, the names of the relations that hold rows: those that are not partitioned.
     leaves: HashMap<u32, Vec<(u32, QualifiedName)>>,
 }
 
@@ -231,11 +233,12 @@ async fn read_trees<C: GenericClient + Sync>(client: &C, tables: &[u32]) -> Resu
     Ok(trees)
 }
 
-/// Unique keys of every table and partition: indexes that bind all rows at the end of each statement.
+/// Reads the unique keys of every table and partition: indexes that are enforced for all rows at the
+/// end of each statement.
 ///
-/// An index tells values apart as its columns' operators do if its operator class is the type's default
-/// or a built-in one of a built-in type (`text_pattern_ops` has `text`'s equality), and its collation
-/// is the column's or, like that, a deterministic one. Domains are looked through once.
+/// An index compares values as its columns' operators do if its operator class is the type's default or
+/// a built-in one of a built-in type (`text_pattern_ops` has the equality of `text`), and if its
+/// collation is the column's or both are deterministic. For domains, the type below is used.
 async fn read_unique_keys<C: GenericClient + Sync>(
     client: &C,
     trees: &Trees,
@@ -309,7 +312,7 @@ async fn read_checks<C: GenericClient + Sync>(
     Ok(checks)
 }
 
-/// What acts on a table's rows by itself.
+/// What acts on a table's rows without being asked for.
 #[derive(Debug, Clone, Copy, Default)]
 struct Acts {
     fires: FiringTriggers,
@@ -317,11 +320,11 @@ struct Acts {
     ordinary_before_row: bool,
 }
 
-/// Triggers and rules of the tables and all their partitions.
+/// Reads triggers and rules of the tables and all their partitions.
 ///
-/// Internal triggers count like others: a foreign key's trigger that somebody set to ENABLE ALWAYS
-/// acts in a replica session, and 12 marks the clones on partitions as internal. Bits of `tgtype`
-/// are PostgreSQL's `TRIGGER_TYPE_ROW` (1), `_BEFORE` (2) and `_INSTEAD` (64).
+/// Internal triggers are included: a foreign key's trigger that is set to ENABLE ALWAYS acts in a
+/// replica session, and version 12 marks the clones on partitions as internal. Bits of `tgtype` are
+/// PostgreSQL's `TRIGGER_TYPE_ROW` (1), `_BEFORE` (2) and `_INSTEAD` (64).
 async fn read_triggers<C: GenericClient + Sync>(
     client: &C,
     trees: &Trees,
@@ -350,7 +353,7 @@ async fn read_triggers<C: GenericClient + Sync>(
     Ok(rows.iter().map(|row| (row.get("root"), acts(row))).collect())
 }
 
-/// Tables with a foreign key from or to them or one of their partitions.
+/// Returns the tables with a foreign key from or to them or one of their partitions.
 async fn read_foreign_keys<C: GenericClient + Sync>(
     client: &C,
     trees: &Trees,
@@ -391,7 +394,8 @@ async fn read_partitioning<C: GenericClient + Sync>(
     Ok(rows.map_err(failed("partition keys"))?.iter().map(describe).collect())
 }
 
-/// Keys of the first leaf that every other leaf has on the same columns, in whatever order.
+/// Returns the keys of the first leaf for which every other leaf has one on the same columns, in any
+/// order.
 fn common_keys(leaves: &[(u32, QualifiedName)], keys: &HashMap<u32, Vec<UniqueKey>>) -> Vec<UniqueKey> {
     let of = |leaf: &(u32, QualifiedName)| keys.get(&leaf.0).map(Vec::as_slice).unwrap_or_default();
     let set = |key: &UniqueKey| key.columns.iter().cloned().collect::<BTreeSet<String>>();
@@ -403,24 +407,24 @@ fn common_keys(leaves: &[(u32, QualifiedName)], keys: &HashMap<u32, Vec<UniqueKe
     of(first).iter().filter(everywhere).cloned().collect()
 }
 
-/// What the applying role and the server allow, whatever the table.
+/// What the applying role and the server allow, independent of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetFacts {
     pub server_version_num: u32,
     pub server_encoding: String,
-    /// The applying role, `current_user`.
+    /// The applying role (`current_user`).
     pub role: String,
     pub role_is_superuser: bool,
-    /// Whether `session_replication_role = replica` may be set, so that ordinary triggers and
-    /// foreign keys stay out of replication.
+    /// Whether the role may set `session_replication_role = replica`, so that ordinary triggers and
+    /// foreign keys do not act.
     pub may_be_replica: bool,
-    /// Whether applied transactions can carry a replication origin.
+    /// Whether applied transactions can have a replication origin.
     pub may_use_origins: bool,
-    /// Origins that the server has room for.
+    /// Largest number of origins that the server allows.
     pub origins_max: u32,
-    /// Whether the role may create schemas in the database, which pgsluice's own needs once.
+    /// Whether the role may create schemas in the database; schema `pgsluice` needs that once.
     pub may_create_schema: bool,
-    /// A standby: it takes no writes.
+    /// Whether the server is a standby, which accepts no writes.
     pub in_recovery: bool,
 }
 
@@ -428,14 +432,15 @@ pub struct TargetFacts {
 const ORIGIN_FUNCTIONS: &[&str] =
     &["pg_replication_origin_create", "pg_replication_origin_oid", "pg_replication_origin_session_setup"];
 
-/// Facts about the target's server and role.
+/// Reads facts about the target's server and role.
 ///
-/// Whether the role may be a replica is tried rather than read: providers allow it by hooks that no
-/// catalog shows. The trial is local to its own implicit transaction, so the connection must not be
-/// inside another one: a refusal would abort that.
+/// Whether the role may set `session_replication_role` is found by trying, because some providers allow
+/// it by hooks that no catalog shows. The trial has an implicit transaction of its own, so the
+/// connection must not be inside a transaction: a refusal would abort that.
 ///
 /// # Errors
-/// A failed query, other than the refusal that was to be found out.
+///
+/// A query failed, except for the refusal that this finds out.
 pub async fn target_facts(client: &tokio_postgres::Client) -> Result<TargetFacts, CatalogError> {
     let sql = "SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int8 AS version,
                       pg_catalog.current_setting('server_encoding') AS encoding,
@@ -454,7 +459,7 @@ pub async fn target_facts(client: &tokio_postgres::Client) -> Result<TargetFacts
     let row = client.query_typed_one(sql, &[(&ORIGIN_FUNCTIONS, Type::TEXT_ARRAY)]).await;
     let row = row.map_err(failed("settings"))?;
     let (version, superuser) = (unsigned(&row, "version"), row.get("rolsuper"));
-    // Before 14 the functions themselves refuse anybody but a superuser.
+    // Before 14 the functions themselves refuse every role but a superuser.
     let executable = superuser || (version >= 140_000 && row.get("origin_functions"));
     Ok(TargetFacts {
         server_version_num: version,

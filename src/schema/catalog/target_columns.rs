@@ -1,4 +1,4 @@
-//! The target's columns, and for each type the operator that says when two values are equal.
+//! Reads the target's columns and the equality operators of their types.
 
 use std::collections::HashMap;
 
@@ -13,13 +13,14 @@ use super::catalog_char;
 use super::error::CatalogError;
 use super::target::{NAMED, failed, query_named};
 
-/// The types of these tables' columns, in the names' order; nothing where there is no relation.
+/// Returns the types of these tables' columns in the names' order; nothing where there is no relation.
 ///
-/// For whoever asks about types only: all that [`target_tables`](super::target_tables) reads takes a
-/// fresh session several times as long.
+/// It is for callers that need only types, since [`target_tables`](super::target_tables) takes a new
+/// session several times as long.
 ///
 /// # Errors
-/// A failed query.
+///
+/// A query failed.
 pub async fn target_column_types<C: GenericClient + Sync>(
     client: &C,
     names: &[QualifiedName],
@@ -55,7 +56,7 @@ pub async fn target_column_types<C: GenericClient + Sync>(
     Ok(types)
 }
 
-/// Whether arrays of the type `bt` can be written as [`ArrayInput::OfType`] has it.
+/// SQL condition for types `bt` whose arrays can be written as for [`ArrayInput::OfType`].
 const ARRAYS: &str = "bt.typtype IN ('b', 'e', 'r', 'm') AND bt.typcategory <> 'A' AND bt.typarray <> 0 \
     AND bt.typdelim = ','";
 
@@ -63,14 +64,14 @@ fn array_input(row: &Row) -> ArrayInput {
     if row.get("arrays") { ArrayInput::OfType } else { ArrayInput::OfText }
 }
 
-/// Columns of each table in attribute order, whatever the number of tables in two queries.
+/// Reads the columns of each table in attribute order, with two queries for any number of tables.
 pub(super) async fn read_columns<C: GenericClient + Sync>(
     client: &C,
     tables: &[u32],
 ) -> Result<HashMap<u32, Vec<TargetColumn>>, CatalogError> {
-    // `below` walks down a column type's domains, noting the first typmod, NOT NULL and DEFAULT met:
-    // the outermost domain's default is the one that counts (getTypeDefault in rewriteHandler.c has
-    // only that one, each domain having inherited it at its creation).
+    // `below` walks down a column type's domains and keeps the first typmod, NOT NULL and DEFAULT that
+    // it meets. The outermost domain's default counts (`getTypeDefault` in rewriteHandler.c reads only
+    // that one; each domain inherited it when it was created).
     let sql = format!(
         "WITH RECURSIVE below AS (
            SELECT DISTINCT a.atttypid AS type, a.atttypid AS base, -1 AS typmod,
@@ -126,7 +127,7 @@ fn column(row: &Row, equality: Option<TypeName>) -> TargetColumn {
         ('a', _, _) => ColumnDefault::IdentityAlways,
         ('d', _, _) => ColumnDefault::IdentityByDefault,
         (_, 's' | 'v', _) => ColumnDefault::Generated,
-        // `DEFAULT NULL` is the same as none; only a domain's is kept in the catalog.
+        // `DEFAULT NULL` is the same as no default; the catalog keeps it only for a domain.
         (_, _, Some(sql)) if sql != "NULL" && !sql.starts_with("NULL::") => ColumnDefault::Expression,
         (_, _, _) => ColumnDefault::None,
     };
@@ -151,12 +152,13 @@ fn column(row: &Row, equality: Option<TypeName>) -> TargetColumn {
     }
 }
 
-/// The equality operator of each type that has one.
+/// Reads the equality operator of each type that has one.
 ///
-/// As `lookup_type_cache` (`typcache.c`) finds it: strategy 3 of the default btree operator class, or
-/// strategy 1 of the default hash class; the class is the type's own or, failing that, that of a
-/// type it coerces to without conversion, a preferred one first (`GetDefaultOpClass`, `indexcmds.c`).
-/// A polymorphic class (arrays, records) is worth something only if all types inside have equality,
+/// It follows `lookup_type_cache` (`typcache.c`): strategy 3 of the default btree operator class, or
+/// strategy 1 of the default hash class. The class is the type's own or, failing that, that of a type
+/// to which it coerces without conversion, a preferred one first (`GetDefaultOpClass`, `indexcmds.c`).
+/// A polymorphic class (arrays, records) counts only if all types inside have equality, too, so the
+/// types below each one are walked and must all pass.
 /// too, so the types below each one are walked and must all pass.
 async fn read_equality<C: GenericClient + Sync>(
     client: &C,

@@ -1,7 +1,5 @@
-//! What is said of published tables that the initial copy may not read: by `check` beforehand, by
-//! the copy when it is refused, in the same words.
-//!
-//! Pure, apart from living next to the query that finds them.
+//! The diagnosis of published tables that the initial copy may not read. `check` reports it beforehand,
+//! and the copy when it is refused. Pure.
 
 use crate::error::Diagnosis;
 use crate::pg::{QualifiedName, quote_ident};
@@ -9,10 +7,10 @@ use crate::schema::render::table_sql;
 
 use super::{UnselectableReason, UnselectableTable};
 
-/// Tables named in a text; more are counted.
+/// Largest number of tables named in a text; the others are only counted.
 const NAMED_MAX: usize = 10;
 
-/// What `role` lacks, and the statements that give it.
+/// Describes the privileges that `role` lacks, with the statements that grant them.
 #[must_use]
 pub fn unreadable(role: &str, tables: &[UnselectableTable]) -> Diagnosis {
     let mut statements: Vec<String> = Vec::new();
@@ -47,7 +45,7 @@ pub fn unreadable(role: &str, tables: &[UnselectableTable]) -> Diagnosis {
     }
 }
 
-/// What the publisher's refusal (SQLSTATE 42501) of a copy of `table` says, as [`unreadable`] has it.
+/// Describes the publisher's refusal (SQLSTATE 42501) to copy `table`, as [`unreadable`] does.
 #[must_use]
 pub fn refused_copy(role: &str, table: &QualifiedName, message: &str) -> Diagnosis {
     // "permission denied for schema …" (`aclcheck_error` in `aclchk.c`); "query would be affected by

@@ -1,4 +1,4 @@
-//! Table tests of the comparison: two tables written down briefly, the findings as text.
+//! Table tests of the comparison: two tables in a short notation, the findings as text.
 
 use super::*;
 use crate::schema::{
@@ -9,7 +9,7 @@ fn builtin(name: &str) -> TypeName {
     TypeName { schema: "pg_catalog".to_owned(), name: name.to_owned() }
 }
 
-/// `id* int4, price numeric`: an asterisk marks the replica identity.
+/// Parses `id* int4, price numeric`; an asterisk marks the replica identity.
 fn published(identity: ReplicaIdentity, columns: &str) -> PublishedRelation {
     let column = |text: &str| {
         let (name, ty) = text.trim().split_once(' ').expect("name and type");
@@ -20,7 +20,7 @@ fn published(identity: ReplicaIdentity, columns: &str) -> PublishedRelation {
     PublishedRelation { name: QualifiedName::new("public", "widgets"), identity, columns }
 }
 
-/// `id int4 not null, note text default 'x'`.
+/// Parses `id int4 not null, note text default 'x'`.
 fn target_column(attnum: i16, text: &str) -> TargetColumn {
     let mut words = text.trim().splitn(3, ' ');
     let (name, ty) = (words.next().expect("a name"), words.next().expect("a type"));
@@ -49,7 +49,7 @@ fn target_column(attnum: i16, text: &str) -> TargetColumn {
     }
 }
 
-/// Keys are column lists, the first one primary.
+/// Creates a target table. Keys are column lists; the first one is the primary key.
 fn target(columns: &str, keys: &[&str]) -> TargetTable {
     let key = |(at, columns): (usize, &&str)| UniqueKey {
         name: format!("key_{at}"),
@@ -96,7 +96,7 @@ fn pairing<'a>(published: &'a PublishedRelation, table: Option<&'a TargetTable>)
     }
 }
 
-/// Everything a comparison has to say; the plan, if there is one, by its row identity.
+/// Returns everything that a comparison reports, and the plan's row identity if there is a plan.
 fn check(published: &PublishedRelation, table: Option<&TargetTable>) -> String {
     describe(&compare(&pairing(published, table)))
 }
@@ -233,7 +233,7 @@ fn order_is_free_where_only_a_key_of_plain_bytes_relates_rows() {
     check(false, columns, |table| table.unique_keys[0].equality = KeyEquality::Nondeterministic);
     let plan = check(false, columns, |table| table.unique_keys[0].equality = KeyEquality::Other);
     assert!(matches!(plan.row_identity, RowIdentity::Key { scope: KeyScope::OtherEquality, .. }));
-    // Not what order depends on, but what a passing state may be refused by.
+    // The order does not depend on these, but they may refuse a state that a row only passes through.
     let computed = "id int4 not null, name text, sum int8 generated";
     assert!(check(true, computed, |_| ()).judges_rows);
     assert!(check(true, columns, |table| table.indexes.computing = true).judges_rows);

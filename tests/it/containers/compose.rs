@@ -1,6 +1,6 @@
-//! `docker/compose.yaml`: of the specification's shape, and everything that it names exists.
+//! `docker/compose.yaml` conforms to the specification's schema, and everything that it names exists.
 //!
-//! `compose-spec.json` is the Compose Specification's schema, as its project publishes it
+//! `compose-spec.json` is the schema of the Compose Specification as its project publishes it
 //! (compose-spec/compose-spec, Apache-2.0; commit 170098ba07d9).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +22,7 @@ fn services(compose: &Value) -> &Map<String, Value> {
     compose["services"].as_object().unwrap()
 }
 
-/// The texts of a list; none where there is no list.
+/// Returns the texts of a list; none if it is not a list.
 fn texts(list: &Value) -> Vec<&str> {
     list.as_array().map_or(Vec::new(), |list| list.iter().map(|text| text.as_str().unwrap()).collect())
 }
@@ -31,7 +31,7 @@ fn keys(table: &Value) -> BTreeSet<&str> {
     table.as_object().map_or_else(BTreeSet::new, |table| table.keys().map(String::as_str).collect())
 }
 
-/// A service's environment. Compose gives values as texts.
+/// Returns a service's environment. Compose passes all values as texts.
 fn environment(service: &Value) -> BTreeMap<String, String> {
     let entries = service["environment"].as_object().cloned().unwrap_or_default();
     entries
@@ -43,7 +43,7 @@ fn environment(service: &Value) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The `source` and `target` of each of a service's configs.
+/// Returns `source` and `target` of each of a service's configs.
 fn configs(service: &Value) -> Vec<(&str, &str)> {
     let list = service["configs"].as_array().map_or(&[][..], Vec::as_slice);
     list.iter()
@@ -51,7 +51,7 @@ fn configs(service: &Value) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// The repository's path of a file that the Compose file names, relative to itself.
+/// Returns the path in the repository of a file that the Compose file names relative to itself.
 fn beside(path: &str) -> String {
     let path = path.strip_prefix("./").unwrap_or_else(|| panic!("{path} is not relative to {COMPOSE}"));
     format!("docker/{path}")
@@ -68,7 +68,7 @@ fn it_is_what_the_specification_calls_a_compose_file() {
     if let Err(error) = schemas.validate(&compose, index) {
         panic!("{COMPOSE}: {error:#}");
     }
-    // The schema does see what is wrong.
+    // The schema detects a misspelt key.
     compose["services"]["pgsluice"]["readonly"] = true.into();
     assert!(schemas.validate(&compose, index).is_err());
 }
@@ -117,7 +117,7 @@ fn whom_a_service_waits_for_can_become_what_it_waits_for() {
         for (need, how) in needs {
             let needed = services.get(need).unwrap_or_else(|| panic!("{name} depends on {need}"));
             let can = match how["condition"].as_str() {
-                // The built image's health check is the Dockerfile's.
+                // For the built image, the health check is the Dockerfile's.
                 Some("service_healthy") => needed["healthcheck"].is_object() || needed["build"].is_object(),
                 Some("service_completed_successfully") => needed["restart"] == "no",
                 _ => false,
@@ -157,8 +157,8 @@ fn every_service_is_hardened_and_pinned() {
     assert_eq!(compose["networks"]["databases"]["internal"], true);
 }
 
-/// `/run/secrets/NAME` wherever a service is told of it: in its environment, its command, and the
-/// files that it gets.
+/// Every `/run/secrets/NAME` in a service's environment, command or files belongs to a secret that is
+/// mounted.
 #[test]
 fn a_secret_is_mounted_where_it_is_read() {
     let compose = compose();
@@ -181,7 +181,7 @@ fn a_secret_is_mounted_where_it_is_read() {
     assert!(found >= 6, "{found} secrets are read");
 }
 
-/// The addresses that the configuration files name are services, on a network of those who use them.
+/// The addresses in the configuration files are services on a network of the services that use them.
 #[test]
 fn addresses_are_services_within_reach() {
     let compose = compose();
@@ -223,7 +223,7 @@ fn addresses_are_services_within_reach() {
     }
 }
 
-/// pgsluice's configuration as its container sees it, environment included.
+/// Returns pgsluice's configuration as its container sees it, environment included.
 fn config() -> Config {
     let compose = compose();
     let service = &services(&compose)["pgsluice"];
@@ -240,13 +240,13 @@ fn pgsluices_configuration_and_environment_are_accepted() {
     assert!(!config.service.listen.ip().is_loopback(), "nobody outside the container could ask it");
     assert_eq!(config.subscriptions.len(), 1);
     assert_eq!(config.service.log_format, LogFormat::Json, "what the environment says");
-    // The password file is made when the containers start; nothing else is to be warned of.
+    // The password file is created when the containers start; there must be no other warning.
     for warning in &config.warnings {
         assert!(warning.primary.contains("/run/pgsluice/pgpass"), "{warning}");
     }
 }
 
-/// promtool on Prometheus' configuration, with the repository's paths in place of the container's.
+/// Runs promtool on Prometheus' configuration, with the repository's paths in place of the container's.
 #[test]
 fn prometheus_accepts_its_configuration() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,15 +1,15 @@
-//! `docker/Dockerfile` and `.dockerignore` beside the repository that they build from.
+//! `docker/Dockerfile` and `.dockerignore` fit the repository.
 
 use super::{assert_parses, read, repository};
 
-/// One instruction: its name and the rest of it, continuation lines joined.
+/// One instruction: its name and its arguments, with continuation lines joined.
 #[derive(Debug)]
 struct Instruction {
     name: String,
     rest: String,
 }
 
-/// The stages, each from its `FROM` on; what stands before the first is left out.
+/// Returns the stages, each from its `FROM` on, without what stands before the first.
 fn stages() -> Vec<Vec<Instruction>> {
     let mut stages: Vec<Vec<Instruction>> = Vec::new();
     let text = read("docker/Dockerfile");
@@ -28,19 +28,19 @@ fn stages() -> Vec<Vec<Instruction>> {
     stages
 }
 
-/// What follows `name` in a stage; one and no more.
+/// Returns the arguments of the only instruction `name` of a stage.
 fn only<'a>(stage: &'a [Instruction], name: &str) -> &'a str {
     let found: Vec<_> = stage.iter().filter(|instruction| instruction.name == name).collect();
     let [one] = found.as_slice() else { panic!("{name}: {found:?}") };
     &one.rest
 }
 
-/// A JSON list of words, as `CMD` and `ENTRYPOINT` have it.
+/// Parses a JSON list of words, as `CMD` and `ENTRYPOINT` have it.
 fn words(list: &str) -> Vec<String> {
     serde_json::from_str(list).unwrap_or_else(|error| panic!("{list} is no exec form: {error}"))
 }
 
-/// Where the image looks for its configuration.
+/// Returns the path at which the image looks for its configuration.
 pub(super) fn config_path() -> String {
     let stages = stages();
     only(stages.last().unwrap(), "ENV").strip_prefix("PGSLUICE_CONFIG=").unwrap().to_owned()
@@ -59,7 +59,7 @@ fn in_context(path: &str) -> bool {
     admitted
 }
 
-/// What the build stage copies out of the context.
+/// Returns the paths that the build stage copies from the context.
 fn copied(build: &[Instruction]) -> Vec<String> {
     let copies = build.iter().filter(|instruction| instruction.name == "COPY");
     copies
@@ -78,7 +78,7 @@ fn what_the_build_copies_is_there_and_in_its_context() {
         assert!(repository(path).exists(), "COPY {path}: there is no such file");
         assert!(in_context(path), "COPY {path}: .dockerignore keeps it out");
     }
-    // All that the library and the program are made of.
+    // The sources of the library and the program.
     for needed in ["Cargo.toml", "Cargo.lock", "src", "migrations"] {
         assert!(copied.iter().any(|path| path == needed), "{needed} is not copied");
     }
@@ -87,7 +87,7 @@ fn what_the_build_copies_is_there_and_in_its_context() {
     }
 }
 
-/// Every `key = "value"` of Cargo.toml, in whatever table.
+/// Returns every `key = "value"` of Cargo.toml in any table.
 fn manifest_values(key: &str) -> Vec<String> {
     let start = format!("{key} = \"");
     let text = read("Cargo.toml");
@@ -95,15 +95,15 @@ fn manifest_values(key: &str) -> Vec<String> {
     values.map(str::to_owned).collect()
 }
 
-/// Cargo refuses a manifest whose targets have no files: the layer of the dependencies makes one for
-/// each that Cargo.toml names by its path.
+/// Cargo refuses a manifest whose targets have no files, so the layer of the dependencies creates a
+/// file for each target that Cargo.toml names by its path.
 #[test]
 fn the_dependencies_layer_has_a_file_for_every_target() {
     let stages = stages();
     let run = stages[0].iter().find(|instruction| instruction.name == "RUN").unwrap();
     let targets = manifest_values("path");
     assert!(targets.len() >= 4, "{targets:?}");
-    // A bench without a path is looked for by its name.
+    // A bench without a path is found by its name.
     assert!(read("Cargo.toml").contains("name = \"decode\"\nharness"));
     let targets = targets.into_iter().chain(["benches/decode.rs".to_owned()]);
     for target in targets {
@@ -123,7 +123,7 @@ fn the_builders_rust_is_new_enough() {
         (parts.next().unwrap(), parts.next().unwrap())
     };
     assert!(number(rust) >= number(needed), "the image builds with {rust}, Cargo.toml asks for {needed}");
-    // Debian's release and its number, which the base image goes by.
+    // The build stage names Debian's release, the base image its number.
     assert!(text.contains("ARG DEBIAN=bookworm\n") && text.contains("-debian12:nonroot\n"), "{text}");
 }
 
@@ -152,6 +152,6 @@ fn the_image_runs_as_nobody_in_particular_and_asks_itself() {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     assert_parses(&arguments);
 
-    // The user of the image is whom Compose's password file is made for.
+    // Compose creates the password file for the image's user.
     assert!(read("docker/prepare-secrets").contains(&format!("chown {user} ")), "{user}");
 }

@@ -1,5 +1,5 @@
-//! The set-up of `docker/compose.yaml`, for real: its statements, its secrets, its password file and
-//! its configuration on two throw-away servers. Only hosts, ports and paths are others.
+//! Runs the set-up of `docker/compose.yaml` on two throw-away servers: its statements, secrets,
+//! password file and configuration. Only hosts, ports and paths differ.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,7 +16,7 @@ use crate::support::{cli, shown, world};
 
 const WIDGETS: &str = "SELECT id, name, price FROM widgets ORDER BY id";
 
-/// psql; where the server's programs come without it, the one of the path.
+/// Returns psql of the server's programs or, if they come without it, the one on the PATH.
 fn psql() -> Option<PathBuf> {
     let beside = target_binaries().dir().join("psql");
     let on_path = || {
@@ -26,7 +26,8 @@ fn psql() -> Option<PathBuf> {
     beside.is_file().then_some(beside).or_else(on_path)
 }
 
-/// Runs an init script of docker/ as the image's entry point does, with the secrets where they are here.
+/// Runs an init script of docker/ as the image's entry point does, with this machine's path of the
+/// secrets.
 fn initialize(psql: &Path, server: &Cluster, script: &str, dir: &Path) {
     let secrets = format!("{}/", repository("docker/secrets").display());
     let path = dir.join(script.replace('/', "_"));
@@ -38,11 +39,11 @@ fn initialize(psql: &Path, server: &Cluster, script: &str, dir: &Path) {
     assert!(output.status.success() && output.stderr.is_empty(), "{script}: {output:?}");
 }
 
-/// The password file that the container `prepare-secrets` makes, for these servers.
+/// Creates the password file as the container `prepare-secrets` does, for these servers.
 fn password_file(dir: &Path, publisher: u16, target: u16) {
     let mut command = Command::new("sh");
     command.arg(repository("docker/prepare-secrets")).arg(repository("docker/secrets")).arg(dir);
-    // Twice: it runs at each start, on what the last one left.
+    // It runs twice, because at each start of the containers it meets the result of the last one.
     for _ in 0..2 {
         let output = command.output().unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
@@ -60,11 +61,11 @@ fn password_file(dir: &Path, publisher: u16, target: u16) {
     let here = text
         .replace("publisher:5432", &format!("127.0.0.1:{publisher}"))
         .replace("target:5432", &format!("127.0.0.1:{target}"));
-    // In place, so that owner and mode stay.
+    // The file is written in place, so that its owner and mode stay.
     std::fs::write(&path, here).unwrap();
 }
 
-/// Colons and backslashes of a password do not end it.
+/// Colons and backslashes of a password are escaped.
 #[test]
 fn a_password_is_escaped_for_the_password_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -125,23 +126,23 @@ async fn the_walk_throughs_rows_arrive_with_what_compose_sets_up() {
     prometheus_and_the_health_check_are_answered(&config, service).await;
 }
 
-/// One command of README.md's walk with Compose, and what the page shows of its answer.
+/// One command of README.md's steps with Compose, and the answer that the page shows.
 #[derive(Debug)]
 struct Step {
-    /// The service that it is executed in.
+    /// The service in which it is executed.
     service: String,
     arguments: Vec<String>,
     shown: String,
 }
 
-/// README.md, "Try it": every command between starting the containers and removing them.
+/// Returns the commands in README.md, "Try it", between starting the containers and removing them.
 fn readme_steps() -> Vec<Step> {
     let text = shown::blocks(&read("README.md"), "walk: compose").concat();
     let mut steps: Vec<Step> = Vec::new();
     for line in text.lines() {
         match (line.strip_prefix("$ dc exec "), steps.last_mut()) {
             (Some(command), _) => {
-                // The one argument that may hold spaces is the last, in double quotes.
+                // Only the last argument may hold spaces; it is in double quotes.
                 let (plain, quoted) = command.split_once(" \"").unwrap_or((command, ""));
                 let mut words: Vec<String> = plain.split(' ').map(str::to_owned).collect();
                 words.extend(quoted.strip_suffix('"').map(str::to_owned));
@@ -160,7 +161,7 @@ fn readme_steps() -> Vec<Step> {
 }
 
 impl Step {
-    /// Carries it out; what only looks is repeated until it says what is shown.
+    /// Runs the command. One that only reads is repeated until it prints what the page shows.
     async fn play<'a>(&self, psql: &Path, config: &Path, server: impl Fn(&str) -> &'a Cluster) {
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
         let said = async || match arguments.as_slice() {
@@ -217,7 +218,7 @@ async fn wait_lines(database: &Database, sql: &str, expected: &[&str]) {
     .await;
 }
 
-/// The names that compose and the tests' worlds share, so that what holds of one holds of the other.
+/// Compose and the tests' worlds use the same roles, so that the tests' results hold for both.
 #[test]
 fn the_roles_are_those_of_all_tests() {
     let publisher = read("docker/publisher/init.sql");

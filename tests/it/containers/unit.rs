@@ -1,4 +1,4 @@
-//! `docker/pgsluice.service`: what systemd reads, and what pgsluice makes of it.
+//! `docker/pgsluice.service` is accepted by systemd, and its settings fit pgsluice.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use super::{assert_parses, read, repository};
 
 const UNIT: &str = "docker/pgsluice.service";
 
-/// Section, key and value of every line, those behind "#" included where they read as settings.
+/// Returns section, key and value of every line, including commented-out settings.
 fn settings() -> Vec<(String, String, String)> {
     let mut section = String::new();
     let mut settings = Vec::new();
@@ -43,7 +43,7 @@ fn the_service_starts_reloads_and_ends_as_pgsluice_does() {
     assert_parses(&words[1..]);
     assert_eq!(value("ExecReload"), "/bin/kill -HUP $MAINPID");
     assert_eq!(value("Restart"), "on-failure");
-    // Usage and configuration, which another start would only read again.
+    // Exit code 2 means wrong usage or configuration, which another start would not change.
     assert_eq!(value("RestartPreventExitStatus"), "2");
 }
 
@@ -70,13 +70,13 @@ fn its_environment_is_pgsluices() {
     assert!(config.unwrap().service.api_token_file.is_some());
 }
 
-/// systemd's own opinion, where it is installed: unknown keys and values are warnings of it, and
-/// warnings are failures here.
+/// Runs systemd's own check if it is installed. It reports unknown keys and values as warnings, which
+/// are failures here.
 #[test]
 fn systemd_accepts_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pgsluice.service");
-    // The executable has to be there.
+    // The executable in the unit has to exist.
     let unit = read(UNIT).replace("/usr/local/bin/pgsluice", env!("CARGO_BIN_EXE_pgsluice"));
     std::fs::write(&path, unit).unwrap();
     let verified = Command::new("systemd-analyze").arg("verify").arg("--man=no").arg(&path).output();

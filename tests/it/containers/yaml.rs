@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use yaml_rust2::{Yaml, YamlLoader};
 
-/// The one document of `text`.
+/// Parses a text with one document.
 #[track_caller]
 pub(super) fn parse(text: &str) -> Value {
     let documents = YamlLoader::load_from_str(text).unwrap_or_else(|error| panic!("no YAML: {error}"));

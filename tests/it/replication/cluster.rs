@@ -1,5 +1,5 @@
-//! A throw-away PostgreSQL server for this capability's tests: its own data directory, a free
-//! loopback port, an unprivileged user, stopped by the process that was started.
+//! A throw-away PostgreSQL server for these tests: its own data directory, a free loopback port, and an
+//! unprivileged user. The process that was started is stopped at the end.
 
 use std::fs;
 use std::net::TcpListener;
@@ -28,8 +28,8 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a server with these lines in postgresql.conf, these in pg_hba.conf, and these files
-    /// in its data directory (readable by the server only).
+    /// Starts a server with lines for postgresql.conf and pg_hba.conf and with files for its data
+    /// directory, which only the server can read.
     pub(crate) async fn start(conf: &str, hba: &str, files: &[(&str, &str)]) -> Self {
         let dir = tempfile::Builder::new().prefix("pgsluice-net-").tempdir().unwrap();
         give_to_server(dir.path());
@@ -89,7 +89,7 @@ impl Cluster {
         self.port
     }
 
-    /// The superuser, over the Unix socket.
+    /// Connects as superuser over the Unix socket.
     pub(crate) fn admin_info(&self) -> ConnInfo {
         let host =
             Host { address: HostAddress::Unix(self.dir.path().to_owned()), port: self.port, password: None };
@@ -100,7 +100,7 @@ impl Cluster {
         client(&self.admin_info(), &ClientOptions::default()).await.unwrap()
     }
 
-    /// A role over TCP, without encryption unless the test says so.
+    /// Connects as a role over TCP, by default without encryption.
     pub(crate) fn info(&self, user: &str, password: Option<&str>) -> ConnInfo {
         info(self.port, user, password)
     }
@@ -108,7 +108,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // Fast shutdown waits for walsenders to be acknowledged; immediate does not.
+        // A fast shutdown waits for the walsenders' acknowledgements, an immediate one does not.
         let pid = Pid::from_raw(i32::try_from(self.server.id()).unwrap());
         let _ = kill(pid, Signal::SIGQUIT);
         let deadline = Instant::now() + STOP_TIMEOUT;
@@ -143,7 +143,8 @@ pub(crate) fn info(port: u16, user: &str, password: Option<&str>) -> ConnInfo {
     }
 }
 
-/// One of PostgreSQL's programs, as a user that it accepts, ended with the thread that started it.
+/// Returns a command for one of PostgreSQL's programs as an unprivileged user; it ends with the thread
+/// that started it.
 fn unprivileged(program: &str) -> Command {
     let path = Path::new("/usr/lib/postgresql/15/bin").join(program);
     let mut command = if geteuid().is_root() {

@@ -1,5 +1,5 @@
-//! Getting in: every authentication method and kind of TLS, for SQL and replication alike, and the
-//! failures that must be told apart.
+//! Every authentication method and kind of TLS, for SQL and replication connections, and the failures
+//! that must be told apart.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ async fn replication(info: &ConnInfo) -> Result<ReplicationConnection, ConnectEr
     ReplicationConnection::connect(info, &session()).await
 }
 
-/// Both kinds of connection get in, and whether their streams are encrypted.
+/// Checks that both kinds of connection succeed, and whether they are encrypted.
 async fn admitted(info: &ConnInfo, encrypted: &str) {
     let question = "SELECT ssl::text FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()";
     let client = sql(info).await.unwrap_or_else(|e| panic!("{}", e.diagnosis()));
@@ -81,7 +81,8 @@ async fn admitted(info: &ConnInfo, encrypted: &str) {
     connection.close().await;
 }
 
-/// Neither gets in, both for the same reason: step and diagnosis, the port made constant.
+/// Checks that both kinds fail for the same reason, and returns step and diagnosis with a constant
+/// port.
 async fn refused(info: &ConnInfo) -> String {
     let say = |error: &ConnectError| {
         let text = format!("[{}] {}", error.step, error.diagnosis());
@@ -169,7 +170,7 @@ async fn certificates_are_verified_as_sslmode_says() {
     required.tls.root_cert = RootCert::None;
     admitted(&required, "true").await;
 
-    // The server's own certificate, listed as trusted.
+    // The server's own certificate is listed as trusted.
     let mut pinned = verified(&pki, info(), SslMode::VerifyFull, "localhost");
     pinned.tls.root_cert = RootCert::File(pki.write("pinned.pem", &pki.server_pem));
     admitted(&pinned, "true").await;
@@ -298,7 +299,7 @@ async fn the_network_is_told_apart() {
     assert_eq!((error.step, error.is_transient()), (Step::Name, true));
     insta::assert_snapshot!(error.diagnosis().primary, @r#"the host name "db-master.invalid" could not be resolved"#);
 
-    // A listener that accepts and never says a word.
+    // A listener that accepts and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut mute = info(silent.local_addr().unwrap().port(), "sammy", None);
     mute.connect_timeout = Duration::from_millis(300);

@@ -15,7 +15,7 @@ pub(crate) struct Pki {
 }
 
 impl Pki {
-    /// A new authority, and a server certificate for `localhost`.
+    /// Creates an authority and a server certificate for `localhost`.
     pub(crate) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = named("pgsluice test authority", &[]);
@@ -32,7 +32,7 @@ impl Pki {
         self.write("ca.pem", &self.ca_pem)
     }
 
-    /// Certificate and key of a client whose common name is `role`.
+    /// Returns certificate and key of a client whose common name is `role`.
     pub(crate) fn client(&self, role: &str) -> (PathBuf, PathBuf) {
         let key = KeyPair::generate().unwrap();
         let certificate = named(role, &[]).signed_by(&key, &self.issuer).unwrap();

@@ -1,4 +1,4 @@
-//! Slots, snapshots and the stream on a real publisher.
+//! Tests of slots, snapshots and the stream on a real publisher.
 
 use std::time::{Duration, SystemTime};
 
@@ -57,7 +57,7 @@ fn feedback(lsn: Lsn, reply: Reply) -> Feedback {
     Feedback { write: lsn, flush: lsn, apply: lsn, clock_us: micros_since_2000(SystemTime::now()), reply }
 }
 
-/// Reads until `wanted` says so, without answering anything.
+/// Reads frames until `wanted` returns true, without answering any.
 async fn read_until(stream: &mut ReplicationStream, wanted: impl Fn(&Frame) -> bool) -> Vec<Frame> {
     let deadline = Instant::now() + PATIENCE;
     let mut frames = Vec::new();
@@ -173,7 +173,7 @@ async fn feedback_moves_the_slot_and_a_requested_reply_comes_at_once() {
         panic!()
     };
     assert!((micros_since_2000(SystemTime::now()) - sent_at_us).abs() < 60_000_000);
-    // pgoutput's Commit: type, flags, commit LSN, end LSN, time.
+    // pgoutput's Commit consists of type, flags, commit LSN, end LSN and time.
     let end = Lsn::new(u64::from_be_bytes(payload[10..18].try_into().unwrap()));
     assert!(end >= *wal_end);
     let large =
@@ -218,7 +218,7 @@ async fn only_status_updates_keep_the_publisher_from_hanging_up() {
     }
     assert!(asked >= 2, "asked {asked} times");
 
-    // Now in silence.
+    // The stream is now read without feedback.
     let ended = timeout(PATIENCE, async {
         loop {
             match stream.next().await {

@@ -1,4 +1,4 @@
-//! The walsender as an oracle: what pgoutput sends is what the catalog should have told.
+//! Uses the walsender as an oracle: what pgoutput sends must equal what was read from the catalog.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use pgsluice::schema::PublishedTable;
 
 use super::server::Database;
 
-/// What pgoutput has to say about `statements`, for these publications: the oracle.
+/// Returns pgoutput's messages about `statements` for these publications.
 pub(super) async fn stream(database: &Database, publications: &[&str], statements: &str) -> Vec<Vec<u8>> {
     let client = &database.client;
     let slot = format!("{}_oracle", database.name);
@@ -28,7 +28,7 @@ pub(super) async fn stream(database: &Database, publications: &[&str], statement
     rows.iter().map(|row| row.get("data")).collect()
 }
 
-/// The relations that inserts name.
+/// Returns the relations that insert messages name.
 pub(super) fn inserted(messages: &[Vec<u8>]) -> BTreeSet<u32> {
     messages
         .iter()
@@ -37,7 +37,7 @@ pub(super) fn inserted(messages: &[Vec<u8>]) -> BTreeSet<u32> {
         .collect()
 }
 
-/// Relation messages: the columns by name, with the key flag.
+/// Returns the columns of Relation messages by name, with the key flag.
 fn relations(messages: &[Vec<u8>]) -> BTreeMap<u32, Vec<(String, bool)>> {
     let text = |rest: &mut &[u8]| {
         let end = rest.iter().position(|&byte| byte == 0).expect("a terminator");
@@ -63,7 +63,7 @@ fn relations(messages: &[Vec<u8>]) -> BTreeMap<u32, Vec<(String, bool)>> {
     messages.iter().filter(|message| message[0] == b'R').map(relation).collect()
 }
 
-/// The listed columns and key flags are those of the Relation messages.
+/// Checks that the listed columns and key flags are those of the Relation messages.
 pub(super) fn assert_as_streamed(tables: &[PublishedTable], messages: &[Vec<u8>]) {
     let sent = relations(messages);
     for table in tables {

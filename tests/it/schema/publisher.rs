@@ -9,7 +9,7 @@ use super::oracle::{assert_as_streamed, inserted, stream};
 use super::server::Database;
 use super::{published, skipped, strings};
 
-/// Each listed table with the publications that decide about it.
+/// Returns each listed table with the publications that decide about it.
 fn listing(tables: &[PublishedTable]) -> Vec<String> {
     tables.iter().map(|t| format!("{} via {}", t.relation.name, t.publications.join(","))).collect()
 }
@@ -76,7 +76,7 @@ async fn listed_tables_are_the_names_that_the_stream_carries() {
         let counted = if publications == ["leaf_only"] { 30 } else { 42 };
         assert_eq!(rows, counted, "{publications:?}: {:?}", listing(&tables));
     }
-    // A partitioned table without partitions is listed for the rows to come.
+    // A partitioned table without partitions is listed, because rows may follow.
     if database.version >= 130_000 {
         client
             .batch_execute("CREATE TABLE public.empty (id int) PARTITION BY LIST (id); ALTER PUBLICATION via_root ADD TABLE public.empty")

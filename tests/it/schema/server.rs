@@ -15,7 +15,7 @@ use tokio_postgres::{Client, Config, NoTls};
 
 const START_MAX: Duration = Duration::from_mins(1);
 
-/// A database of its own, and a connection to it with an empty `search_path`.
+/// A separate database and a connection to it with an empty `search_path`.
 pub(super) struct Database {
     pub(super) name: String,
     pub(super) client: Client,
@@ -109,7 +109,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let pid = i32::try_from(self.child.id()).expect("a pid");
-        // Immediate: the data goes with the directory.
+        // An immediate shutdown suffices, because the data is removed.
         let _ = kill(Pid::from_raw(pid), Signal::SIGQUIT);
         let _ = self.child.wait();
     }
@@ -124,7 +124,7 @@ fn command(program: &str, directory: &Path) -> Command {
     command
 }
 
-/// PostgreSQL refuses to run as root.
+/// Returns a user to run as, since PostgreSQL refuses to run as root.
 fn unprivileged() -> Option<User> {
     let named = |name| User::from_name(name).ok().flatten();
     geteuid().is_root().then(|| named("postgres").or_else(|| named("nobody")).expect("an unprivileged user"))

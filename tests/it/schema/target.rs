@@ -1,4 +1,4 @@
-//! The target's side, and the comparison of both: the printed DDL is run.
+//! The target's catalog, and the comparison of both sides; the printed DDL is run.
 
 use std::collections::BTreeMap;
 
@@ -77,7 +77,7 @@ async fn every_type_that_has_equality_shows_its_operator() {
     bx box below box None none
     q "char" below char None OPERATOR(pg_catalog.=)
     "#);
-    // Each operator is really there, and takes two values of the column's type.
+    // Each operator exists and accepts two values of the column's type.
     for column in &table.columns {
         if let Some(op) = &column.equality {
             let column = pgsluice::pg::quote_ident(&column.name);
@@ -252,7 +252,8 @@ async fn the_printed_ddl_cures_the_misfit() {
         .expect("the target's tables");
     let as_role = format!("SET ROLE {role}");
     let mut ran: Vec<String> = Vec::new();
-    // A misfit may hide behind another (a missing table behind its schema): a few rounds suffice.
+    // A misfit may hide another one (a missing schema hides a missing table), so there are several
+    // rounds.
     for round in 0..4 {
         target.client.batch_execute(&as_role).await.expect("the role");
         let found = comparison(&publisher, &target, &role).await;

@@ -1,4 +1,4 @@
-//! pgsluice's command line, as a user calls it.
+//! Runs pgsluice's command line as a user does.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::process::Command;
 
-/// No command but `run` and `status --watch` takes longer.
+/// Longest time for any command except `run` and `status --watch`.
 const COMMAND_PATIENCE: Duration = Duration::from_mins(1);
 
-/// How one call ended.
+/// The result of one call.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
     pub(crate) code: i32,
@@ -18,13 +18,13 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// The one JSON document on stdout.
+    /// Returns the JSON document on stdout.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout)
             .unwrap_or_else(|error| panic!("stdout is not one JSON document ({error}): {self:?}"))
     }
 
-    /// Itself, after a check of the exit code.
+    /// Checks the exit code and returns the outcome.
     #[track_caller]
     pub(crate) fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, code, "exit code, expected on the right; {self:#?}");
@@ -32,7 +32,7 @@ impl Outcome {
     }
 }
 
-/// The executable under test, away from the settings of whoever runs the tests.
+/// Returns the executable under test without the caller's environment settings.
 pub(crate) fn executable() -> std::process::Command {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_pgsluice"));
     for (name, _) in std::env::vars_os() {
@@ -65,12 +65,12 @@ pub(crate) async fn run(config: &Path, arguments: &[&str]) -> Outcome {
 pub(crate) struct StateView {
     pub(crate) state: String,
     pub(crate) reason: Option<String>,
-    /// All of it.
+    /// The whole subscription.
     pub(crate) json: Value,
 }
 
 impl StateView {
-    /// The subscription `name` in a `status --json` document.
+    /// Finds the subscription `name` in a `status --json` document.
     pub(crate) fn of(document: &Value, name: &str) -> Option<Self> {
         let subscriptions = document["subscriptions"].as_array()?;
         let json = subscriptions.iter().find(|subscription| subscription["name"] == name)?.clone();
@@ -78,7 +78,7 @@ impl StateView {
         Some(Self { state: text("state")?, reason: text("reason"), json })
     }
 
-    /// The conflict that it waits for, as the command line takes it.
+    /// Returns the number of the conflict that it waits for, as the command line takes it.
     pub(crate) fn conflict_id(&self) -> Option<String> {
         match &self.json["conflict_id"] {
             Value::String(id) => Some(id.clone()),
@@ -87,7 +87,7 @@ impl StateView {
         }
     }
 
-    /// `detail` and `hint`, for assertions on what an operator reads.
+    /// Returns `detail` and `hint`, for assertions on what an operator reads.
     pub(crate) fn told(&self) -> String {
         let text = |key: &str| self.json[key].as_str().unwrap_or_default().to_owned();
         format!("{}\n{}", text("detail"), text("hint"))

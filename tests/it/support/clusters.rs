@@ -5,14 +5,12 @@ use std::path::Path;
 use pgsluice::demo::binaries::ServerBinaries;
 use pgsluice::demo::cluster::{Cluster, ClusterOptions, TemplateStore};
 
-/// Which server programs the publishers of this run use: `PGSLUICE_PUBLISHER_BIN`, else whatever
-/// the machine has.
+/// Returns the server programs for publishers: those in `PGSLUICE_PUBLISHER_BIN`, else the machine's.
 pub(crate) fn publisher_binaries() -> ServerBinaries {
     binaries("PGSLUICE_PUBLISHER_BIN")
 }
 
-/// Which server programs the targets of this run use: `PGSLUICE_TARGET_BIN`, else whatever the
-/// machine has.
+/// Returns the server programs for targets: those in `PGSLUICE_TARGET_BIN`, else the machine's.
 pub(crate) fn target_binaries() -> ServerBinaries {
     binaries("PGSLUICE_TARGET_BIN")
 }
@@ -25,18 +23,18 @@ fn binaries(variable: &str) -> ServerBinaries {
     found.unwrap_or_else(|error| panic!("{}", error.diagnosis()))
 }
 
-/// Options to start from; see [`start`].
+/// Returns the options to start from; see [`start`].
 pub(crate) fn options(binaries: ServerBinaries) -> ClusterOptions {
     let templates = TemplateStore::shared().unwrap_or_else(|error| panic!("{}", error.diagnosis()));
     ClusterOptions::new(binaries, templates).label("it")
 }
 
-/// A running server as `options` have it.
+/// Starts a server with these options.
 pub(crate) async fn start(options: ClusterOptions) -> Cluster {
     Cluster::start(options).await.unwrap_or_else(|error| panic!("{}", error.diagnosis()))
 }
 
-/// A running server with the defaults.
+/// Starts a server with the default options.
 pub(crate) async fn cluster() -> Cluster {
     start(options(target_binaries())).await
 }

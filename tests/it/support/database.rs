@@ -1,4 +1,4 @@
-//! One side's database, as its owner sees it.
+//! A database of one side, accessed as superuser.
 
 use pgsluice::demo::cluster::Cluster;
 use pgsluice::demo::{Session, TextRow};
@@ -7,8 +7,8 @@ use pgsluice::pg::{quote_ident, quote_literal};
 /// Rows as text, NULL as `None`.
 pub(crate) type Rows = Vec<TextRow>;
 
-/// A database with its superuser's eyes. Every call is a session of its own, so that it works
-/// across restarts of the server.
+/// A database accessed as superuser. Every call opens a session, so that it works across restarts of
+/// the server.
 #[derive(Debug, Clone)]
 pub(crate) struct Database {
     pub(crate) name: String,
@@ -71,7 +71,7 @@ impl Database {
         }
     }
 
-    /// Runs statements that must fail; returns the server's message.
+    /// Runs statements that must fail and returns the server's message.
     pub(crate) async fn exec_fails(&self, sql: &str) -> String {
         match self.session().await.batch(sql).await {
             Ok(()) => panic!("this was expected to fail: {sql}"),
@@ -79,7 +79,7 @@ impl Database {
         }
     }
 
-    /// The rows of a query, every value as text.
+    /// Returns the rows of a query, every value as text.
     #[track_caller]
     pub(crate) fn query_text(&self, sql: impl Into<String>) -> impl Future<Output = Rows> {
         let (database, sql, caller) = (self.clone(), sql.into(), std::panic::Location::caller());
@@ -91,17 +91,17 @@ impl Database {
         }
     }
 
-    /// The one value of a query; `None` if it is NULL or there is no row.
+    /// Returns the one value of a query; `None` if it is NULL or there is no row.
     pub(crate) async fn value(&self, sql: &str) -> Option<String> {
         self.query_text(sql).await.into_iter().next().and_then(|row| row.into_iter().next().flatten())
     }
 
-    /// The rows as `a|b|c` lines, NULL as `∅`, in the query's order: easy to compare and to read.
+    /// Returns the rows as `a|b|c` lines in the query's order, NULL as `∅`.
     pub(crate) async fn lines(&self, sql: &str) -> Vec<String> {
         self.query_text(sql).await.iter().map(line).collect()
     }
 
-    /// The columns of a table (as SQL writes its name), in order.
+    /// Returns the columns of a table (named as in SQL) in order.
     pub(crate) async fn columns(&self, table: &str) -> Vec<String> {
         let sql = format!(
             "SELECT attname FROM pg_attribute WHERE attrelid = {}::regclass AND attnum > 0 \
@@ -111,7 +111,7 @@ impl Database {
         self.query_text(sql).await.into_iter().flatten().flatten().collect()
     }
 
-    /// These columns of all of a table's rows, sorted.
+    /// Returns these columns of all rows of a table, sorted.
     pub(crate) async fn sorted(&self, table: &str, columns: &[String]) -> Vec<String> {
         let list: Vec<String> = columns.iter().map(|column| quote_ident(column)).collect();
         let mut rows = self.lines(&format!("SELECT {} FROM {table}", list.join(", "))).await;
@@ -120,13 +120,13 @@ impl Database {
     }
 }
 
-/// One row as text, for messages and comparisons.
+/// Formats one row for messages and comparisons.
 pub(crate) fn line(row: &TextRow) -> String {
     let values: Vec<&str> = row.iter().map(|value| value.as_deref().unwrap_or("∅")).collect();
     values.join("|")
 }
 
-/// What differs between two sorted lists of rows: `Ok` if nothing does.
+/// Compares two sorted lists of rows; the error describes the difference.
 pub(crate) fn compare(table: &str, publisher: &[String], target: &[String]) -> Result<(), String> {
     const SHOWN_MAX: usize = 5;
     if publisher == target {
@@ -147,7 +147,7 @@ pub(crate) fn compare(table: &str, publisher: &[String], target: &[String]) -> R
     ))
 }
 
-/// `left` without `right`, as multisets; both are sorted.
+/// Returns `left` without `right`, as multisets; both are sorted.
 fn less(left: &[String], right: &[String]) -> Vec<String> {
     let mut right = right.iter().peekable();
     let mut rest = Vec::new();

@@ -1,4 +1,4 @@
-//! Requests to pgsluice's HTTP service, by hand: what goes over the wire is part of the tests.
+//! A minimal HTTP client, so that the tests control every byte of a request.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// The service answers within ten seconds, or refuses.
+/// Longest wait for an answer; the service answers or refuses within ten seconds.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
 
 /// An answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// Names in lower case.
+    /// Header lines, with names in lower case.
     headers: Vec<(String, String)>,
     pub(crate) body: String,
 }
@@ -28,7 +28,7 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("no JSON ({error}): {self:?}"))
     }
 
-    /// Itself, after a check of the status.
+    /// Checks the status and returns the answer.
     #[track_caller]
     pub(crate) fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "status, expected on the right; {self:#?}");
@@ -36,12 +36,12 @@ impl Answer {
     }
 }
 
-/// `GET path` with the headers that a well-behaved client on the same machine sends.
+/// Sends `GET path` with the headers of a client on the same machine.
 pub(crate) async fn get(port: u16, path: &str) -> Result<Answer, String> {
     send(port, &format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n")).await
 }
 
-/// `GET path` with further header lines.
+/// Sends `GET path` with further header lines.
 pub(crate) async fn get_with(port: u16, path: &str, lines: &[&str]) -> Answer {
     let mut request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n");
     for line in lines {

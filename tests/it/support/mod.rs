@@ -7,13 +7,13 @@
 //!        └─ Service = a real `pgsluice run`                 service.rs
 //! ```
 //! # Rules
-//! - Each test has servers of its own. A copy of a template data directory and a start take a few
-//!   tenths of a second, and nothing that a test does to a server can disturb another test,
-//!   whether the runner uses threads or processes.
-//! - Nobody sleeps to let something happen: [`wait::until`] waits for a condition, with a deadline.
-//! - Roles have the least privileges that docs/security.md documents, made with that page's
+//! - Each test has its own servers. Copying a template data directory and starting takes a few tenths
+//!   of a second, and what a test does to a server cannot disturb another test, whether the runner uses
+//!   threads or processes.
+//! - No test sleeps to let something happen: [`wait::until`] waits for a condition, with a deadline.
+//! - Roles have the least privileges that docs/security.md documents, granted with that page's
 //!   statements, unless a test asks for others.
-//! - Whatever is started ends with the test, also if the runner kills it.
+//! - Everything that is started ends with the test, even if the runner kills it.
 
 pub(crate) mod cli;
 pub(crate) mod clusters;

@@ -1,15 +1,15 @@
-//! The roles' statements, as docs/security.md has them: what operators are told to run is what the
-//! tests run.
+//! Grants the roles' privileges with the statements in docs/security.md, so that the tests run what
+//! operators are told to run.
 
 use pgsluice::pg::{quote_ident, quote_literal};
 
 const PAGE: &str = include_str!("../../../docs/security.md");
-/// Stands in the page for a password.
+/// The page's placeholder for a password.
 const PASSWORD: &str = "'…'";
-/// The page's database.
+/// The page's name of the database.
 const DATABASE: &str = "DATABASE example";
 
-/// The page's block of this name (`<!-- sql: NAME -->` above it), for a database and a password.
+/// Returns the page's block of this name (`<!-- sql: NAME -->` above it) for a database and a password.
 #[track_caller]
 pub(crate) fn documented(name: &str, database: &str, password: &str) -> String {
     block(name)
@@ -26,7 +26,7 @@ fn block(name: &str) -> &'static str {
     block.unwrap_or_else(|| panic!("docs/security.md has no block {name}"))
 }
 
-/// Every block's name, in the page's order.
+/// Returns every block's name in the page's order.
 pub(crate) fn names() -> Vec<&'static str> {
     PAGE.split("<!-- sql: ").skip(1).map(|rest| rest.split(" -->").next().unwrap()).collect()
 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-/// Pieces under way in one direction, at most.
+/// Largest number of delayed pieces in one direction.
 const PIECES_MAX: usize = 4096;
 
 /// Listens on loopback and forwards to a port there. Dropping it ends every connection.
@@ -19,7 +19,7 @@ pub(crate) struct DelayingProxy {
 }
 
 impl DelayingProxy {
-    /// `delay` is one way: the round trip is twice as long.
+    /// Starts the proxy. `delay` applies in each direction, so the round trip takes twice as long.
     pub(crate) async fn start(to: u16, delay: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("a bound socket has an address").port();

@@ -1,4 +1,4 @@
-//! `pgsluice run`, the real process.
+//! Runs `pgsluice run` as a process.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,22 +9,22 @@ use pgsluice::demo::process::{Guarded, Signal};
 
 use super::cli;
 
-/// A clean stop finishes what is in flight; it has no reason to take longer.
+/// Longest time for a clean stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 const LOG_TAIL_LINES: usize = 60;
 
-/// A running `pgsluice run`. Dropped, it is killed; if the test has failed, the end of its log is
-/// printed.
+/// A running `pgsluice run`. Dropping it kills the process and, if the test has failed, prints the end
+/// of its log.
 #[derive(Debug)]
 pub(crate) struct Service {
     process: Guarded,
     log: PathBuf,
-    /// Where its HTTP service listens.
+    /// Port of its HTTP service.
     pub(crate) http_port: u16,
 }
 
 impl Service {
-    /// Starts the service with a configuration file and additions to its environment, logging into
+    /// Starts the service with a configuration file and additional environment variables, logging into
     /// `log`.
     pub(crate) fn start(config: &Path, log: PathBuf, environment: &[(&str, &str)]) -> Self {
         let mut command = cli::executable();
@@ -32,7 +32,7 @@ impl Service {
         Self::spawn(command, log, environment)
     }
 
-    /// Starts `command`, which becomes a `pgsluice run`.
+    /// Starts `command`, which must become a `pgsluice run`.
     pub(crate) fn spawn(
         mut command: std::process::Command,
         log: PathBuf,
@@ -54,12 +54,12 @@ impl Service {
         self.process.pid()
     }
 
-    /// All that it has logged so far.
+    /// Returns everything that it has logged so far.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Its exit code, or `None` while it runs. (-1: ended by a signal.)
+    /// Returns its exit code; `None` while it runs, and -1 if a signal ended it.
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
         self.process.try_wait().unwrap().map(|status| status.code().unwrap_or(-1))
     }
@@ -68,19 +68,19 @@ impl Service {
         self.process.signal(signal).unwrap();
     }
 
-    /// SIGKILL, and the process is gone when this returns.
+    /// Sends SIGKILL and waits until the process is gone.
     pub(crate) async fn kill9(mut self) {
         self.signal(Signal::Kill);
         self.ended().await;
     }
 
-    /// SIGTERM; returns the exit code.
+    /// Sends SIGTERM and returns the exit code.
     pub(crate) async fn sigterm(mut self) -> i32 {
         self.signal(Signal::Terminate);
         self.ended().await
     }
 
-    /// Waits for it to end by itself; returns the exit code.
+    /// Waits until it ends by itself and returns the exit code.
     pub(crate) async fn ended(&mut self) -> i32 {
         let status = self.process.wait(STOP_PATIENCE).await.unwrap();
         let status = status.unwrap_or_else(|| panic!("pgsluice has not ended in {STOP_PATIENCE:?}"));

@@ -1,7 +1,7 @@
-//! What a page shows of a command, beside what the command says: the documentation's examples are
-//! held to the program.
+//! Compares what a page shows of a command with what the command prints, so that examples in the
+//! documentation stay true.
 
-/// The blocks of a page below a marker (`<!-- MARKER -->`), without their fences.
+/// Returns the blocks of a page below a marker (`<!-- MARKER -->`), without their fences.
 #[track_caller]
 pub(crate) fn blocks(page: &str, marker: &str) -> Vec<String> {
     let start = format!("<!-- {marker} -->\n```");
@@ -12,8 +12,8 @@ pub(crate) fn blocks(page: &str, marker: &str) -> Vec<String> {
     found
 }
 
-/// Whether every line that is shown was said, in this order. Blank lines and those that consist of
-/// `…` stand for anything; so does `…` within a line.
+/// Checks that every shown line was printed, in this order. Blank lines and lines of `…` match
+/// anything; so does `…` within a line.
 pub(crate) fn was_said(shown: &str, said: &str) -> Result<(), String> {
     let mut lines = said.lines();
     for wanted in shown.lines().filter(|line| !matches!(line.trim(), "" | "…")) {

@@ -3,11 +3,11 @@
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
-/// How long a test waits for what should take a second. Generous: a loaded machine is no failure.
+/// Longest wait for what should take a second, generous because the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What a condition can be: there or not (yet), with what was seen instead.
+/// The result of looking at a condition: it holds, or what was seen instead.
 pub(crate) trait Observation {
     type Value;
     fn observe(self) -> Result<Self::Value, String>;
@@ -34,7 +34,7 @@ impl Observation for bool {
     }
 }
 
-/// Waits up to [`PATIENCE`] until `condition` holds. Panics, with what it saw last, if it never does.
+/// Waits up to [`PATIENCE`] until `condition` holds. Otherwise panics with what it saw last.
 pub(crate) async fn until<O: Observation>(what: &str, condition: impl AsyncFnMut() -> O) -> O::Value {
     until_within(PATIENCE, what, condition).await
 }
@@ -48,7 +48,7 @@ pub(crate) async fn until_within<O: Observation>(
     let deadline = Instant::now() + patience;
     let mut last = "nothing, not even once".to_owned();
     loop {
-        // A condition that hangs must not outlive the deadline either.
+        // The deadline also ends a look that hangs.
         let remaining = deadline.saturating_duration_since(Instant::now());
         match tokio::time::timeout(remaining.max(POLL_INTERVAL), condition()).await {
             Ok(observation) => match observation.observe() {

@@ -1,4 +1,4 @@
-//! A publisher, a target, a configuration between them.
+//! A publisher, a target, and a configuration for a subscription between them.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,21 +19,22 @@ use super::wait::{PATIENCE, until_within};
 pub(crate) const PUBLISHER_ROLE: &str = "sammy";
 /// The role that pgsluice uses on the target. Not a superuser.
 pub(crate) const TARGET_ROLE: &str = "pgsluice_apply";
-/// Both roles' password: with what connection strings and the configuration must quote.
+/// Password of both roles, with characters that connection strings and the configuration must quote.
 pub(crate) const PASSWORD: &str = "pa'ss \\word";
 pub(crate) const PUBLICATION: &str = "my_publication";
 
-/// How many servers a test needs.
+/// The number of servers that a test needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Servers {
-    /// Both databases on one server if their versions allow: starts faster.
+    /// Both databases are on one server if their versions allow it, which starts faster.
     Shared,
-    /// One each: for tests that stop one side, or that need roles, settings or versions to differ.
+    /// Each side has a server: for tests that stop one side, or whose roles, settings or versions
+    /// differ.
     Separate,
 }
 
-/// Whether the target's role may set `session_replication_role` (PostgreSQL 15 and later can grant
-/// that to a role that is no superuser).
+/// Whether the target's role may set `session_replication_role`, which can be granted from PostgreSQL
+/// 15 on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReplicaRole {
     Granted,
@@ -47,7 +48,7 @@ pub(crate) enum Origins {
     Withheld,
 }
 
-/// What is to be there before a test begins.
+/// Everything that exists before a test begins.
 #[derive(Debug)]
 pub(crate) struct Builder {
     servers: Servers,
@@ -85,57 +86,56 @@ impl Builder {
         self
     }
 
-    /// The two databases' encodings, publisher's first. Other than UTF8 for the publisher, and
-    /// differing ones, need separate servers.
+    /// Sets the two databases' encodings, the publisher's first. If the publisher's is not UTF8, or if
+    /// they differ, the servers have to be separate.
     pub(crate) fn encodings(mut self, publisher: &'static str, target: &'static str) -> Self {
         self.encodings = [publisher, target];
         self
     }
 
-    /// A server setting for the publisher (and, on a shared server, for the target).
+    /// Adds a setting for the publisher's server, which may be shared with the target.
     pub(crate) fn publisher_setting(mut self, name: &str, value: &str) -> Self {
         self.publisher_settings.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// A server setting for the target (and, on a shared server, for the publisher).
+    /// Adds a setting for the target's server, which may be shared with the publisher.
     pub(crate) fn target_setting(mut self, name: &str, value: &str) -> Self {
         self.target_settings.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Statements for the publisher, run by its superuser before anything else.
+    /// Adds statements for the publisher that the superuser runs before anything else.
     pub(crate) fn publisher_sql(mut self, sql: &str) -> Self {
         self.publisher_sql.push(sql.to_owned());
         self
     }
 
-    /// Statements for the target, run by its superuser before anything else.
+    /// Adds statements for the target that the superuser runs before anything else.
     pub(crate) fn target_sql(mut self, sql: &str) -> Self {
         self.target_sql.push(sql.to_owned());
         self
     }
 
-    /// Statements for both sides.
+    /// Adds statements for both sides.
     pub(crate) fn both_sql(self, sql: &str) -> Self {
         self.publisher_sql(sql).target_sql(sql)
     }
 
-    /// A line of the subscription's section, such as `copy_data = false`.
+    /// Adds a line to the subscription's section, such as `copy_data = false`.
     pub(crate) fn subscription_line(mut self, line: &str) -> Self {
         self.subscription_lines.push(line.to_owned());
         self
     }
 
-    /// Lines at the end of the file: `[[subscriptions.tables]]`, further subscriptions.
+    /// Adds lines at the end of the file: `[[subscriptions.tables]]`, further subscriptions.
     pub(crate) fn config_lines(mut self, lines: &str) -> Self {
         self.config_lines.push(lines.to_owned());
         self
     }
 
-    /// Starts the servers, creates databases, roles and what the statements say, and writes the
-    /// configuration. The publication is the statements' business; without one that they name
-    /// [`PUBLICATION`], `CREATE PUBLICATION … FOR ALL TABLES` is.
+    /// Starts the servers, creates databases and roles, runs the statements, and writes the
+    /// configuration. If no statement names [`PUBLICATION`], it is created with `FOR ALL TABLES`.
     pub(crate) async fn start(self) -> World {
         let shared = self.servers == Servers::Shared
             && self.publisher_binaries.is_none()
@@ -198,7 +198,7 @@ impl Builder {
     }
 }
 
-/// A connection string with the role's password, as the configuration has it.
+/// Returns a connection string with the role's password, as in the configuration.
 pub(crate) fn conninfo(database: &Database, role: &str) -> String {
     let password = PASSWORD.replace('\\', r"\\").replace('\'', r"\'");
     format!(
@@ -207,17 +207,17 @@ pub(crate) fn conninfo(database: &Database, role: &str) -> String {
     )
 }
 
-/// The same database and role, reached through another port of this machine.
+/// Returns a connection string for the same database and role through another port of this machine.
 pub(crate) fn conninfo_through(database: &Database, role: &str, port: u16) -> String {
     conninfo(database, role).replace(&format!("port={}", database.port), &format!("port={port}"))
 }
 
-/// What docs/security.md tells an operator to grant on the publisher.
+/// Returns the statements for the publisher's role in docs/security.md.
 fn publisher_roles(database: &str) -> String {
     ["publisher-role", "publisher-future-tables"].map(|name| documented(name, database, PASSWORD)).concat()
 }
 
-/// What docs/security.md tells an operator to grant on the target.
+/// Returns the statements for the target's role in docs/security.md.
 fn target_roles(database: &str, major: u32, replica_role: ReplicaRole, origins: Origins) -> String {
     let mut names = vec!["target-role", "target-future-tables"];
     if major >= 15 && replica_role == ReplicaRole::Granted {
@@ -229,13 +229,13 @@ fn target_roles(database: &str, major: u32, replica_role: ReplicaRole, origins: 
     names.into_iter().map(|name| documented(name, database, PASSWORD)).collect()
 }
 
-/// A TOML basic string.
+/// Writes a TOML basic string.
 fn toml_string(value: &str) -> String {
     format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
-/// A name that no other call in this process, and hardly one in another, returns: for
-/// subscriptions, slots, databases.
+/// Returns a name for a subscription, slot or database that is unique in this process and almost
+/// certainly among processes.
 pub(crate) fn unique(prefix: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     format!("{prefix}_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
@@ -244,11 +244,11 @@ pub(crate) fn unique(prefix: &str) -> String {
 /// A publisher and a target with pgsluice's roles, and its configuration.
 #[derive(Debug)]
 pub(crate) struct World {
-    /// The subscription's name, and its slot's.
+    /// Name of the subscription and of its slot.
     pub(crate) subscription: String,
     pub(crate) publisher: Database,
     pub(crate) target: Database,
-    /// The configuration file.
+    /// Path of the configuration file.
     pub(crate) config: PathBuf,
     publisher_server: Cluster,
     /// `None` if the target is on the publisher's server.
@@ -277,7 +277,7 @@ impl World {
         &mut self.publisher_server
     }
 
-    /// The target's server; the publisher's if there is one only.
+    /// Returns the target's server, which is the publisher's if they share one.
     pub(crate) fn target_server(&mut self) -> &mut Cluster {
         self.target_server.as_mut().unwrap_or(&mut self.publisher_server)
     }
@@ -320,7 +320,7 @@ impl World {
         self.run_with(&[])
     }
 
-    /// Starts `pgsluice run` with additions to its environment.
+    /// Starts `pgsluice run` with additional environment variables.
     pub(crate) fn run_with(&self, environment: &[(&str, &str)]) -> Service {
         let log = self.dir.path().join(format!("{}.log", unique("run")));
         Service::start(&self.config, log, environment)
@@ -331,7 +331,7 @@ impl World {
         cli::run(&self.config, arguments).await
     }
 
-    /// The subscription as `status --json` shows it; an error with what it said instead.
+    /// Returns the subscription from `status --json`; the error holds what was printed instead.
     pub(crate) async fn status(&self) -> Result<StateView, String> {
         let outcome = self.pgsluice(&["status", "--json"]).await;
         let document = serde_json::from_str(&outcome.stdout).map_err(|_| format!("{outcome:?}"))?;
@@ -359,28 +359,28 @@ impl World {
         view
     }
 
-    /// Waits until it is paused on a conflict, and returns all that is told of it.
+    /// Waits until the subscription is paused on a conflict, and returns the whole conflict.
     pub(crate) async fn wait_conflict(&self) -> serde_json::Value {
         let paused = self.wait_paused("conflict").await;
         let id = paused.conflict_id().expect("a paused conflict has a number");
         self.pgsluice(&["conflicts", "show", &id, "--json"]).await.expect(0).json()
     }
 
-    /// A service that runs until it streams, and ends: the slot is there, and what happens while nobody
-    /// looks arrives at once.
+    /// Runs a service until it streams and stops it. Then the slot exists, and later changes arrive
+    /// together at the next start.
     pub(crate) async fn take_up(&self) {
         let service = self.run();
         self.wait_state("streaming").await;
         assert_eq!(service.sigterm().await, 0);
     }
 
-    /// Waits until all that is committed on the publisher now has been applied.
+    /// Waits until everything that is committed on the publisher now has been applied.
     pub(crate) async fn wait_caught_up(&self) {
         self.wait_caught_up_within(PATIENCE).await;
     }
 
-    /// [`World::wait_caught_up`] with another deadline: asks the publisher's slot, as "wait until
-    /// caught up" scripts do.
+    /// Like [`World::wait_caught_up`] with another deadline. It asks the publisher's slot, as scripts
+    /// do that wait until a subscriber has caught up.
     pub(crate) async fn wait_caught_up_within(&self, patience: Duration) {
         let now = self.publisher.value("SELECT pg_current_wal_lsn()").await.unwrap();
         let sql = format!(

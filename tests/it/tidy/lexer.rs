@@ -1,15 +1,15 @@
-//! Just enough of Rust's lexical structure to look at code without being fooled by comments,
-//! strings or tests. Everything keeps its byte position, so that findings have lines.
+//! Enough of Rust's lexical structure to examine code without comments, strings and tests. Everything
+//! keeps its byte position, so that findings have line numbers.
 
-/// What [`blank`] leaves standing.
+/// What [`blank`] keeps.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keep {
     Code,
     CodeAndStrings,
 }
 
-/// `text` with comments (and strings and character literals, unless kept) replaced by blanks of the
-/// same length. Line breaks stay.
+/// Returns `text` with comments (and strings and character literals, unless kept) replaced by blanks of
+/// the same length. Line breaks are kept.
 pub(super) fn blank(text: &str, keep: Keep) -> String {
     let bytes = text.as_bytes();
     let mut out = bytes.to_vec();
@@ -36,8 +36,8 @@ pub(super) fn blank_range(out: &mut [u8], start: usize, end: usize) {
     }
 }
 
-/// Length of the comment, string or character literal that starts at `at`, and whether it is a
-/// comment.
+/// Returns the length of the comment, string or character literal that starts at `at`, and whether it
+/// is a comment.
 fn literal_or_comment(bytes: &[u8], at: usize) -> Option<(usize, bool)> {
     let rest = &bytes[at..];
     match rest {
@@ -50,7 +50,7 @@ fn literal_or_comment(bytes: &[u8], at: usize) -> Option<(usize, bool)> {
     }
 }
 
-/// Whether the byte before `at` belongs to the same identifier; the `b` or `c` of `br"…"`, `cr"…"`
+/// Whether the byte before `at` belongs to the same identifier. The `b` or `c` of `br"…"` and `cr"…"`
 /// does not count.
 fn continues_word(bytes: &[u8], at: usize) -> bool {
     let is_word = |at: usize| at < bytes.len() && is_word_byte(bytes[at]);
@@ -82,7 +82,7 @@ fn block_comment(rest: &[u8]) -> usize {
     rest.len()
 }
 
-/// Length of a literal that starts with `quote` and honours backslashes.
+/// Returns the length of a literal that starts with `quote` and may contain escapes.
 fn quoted(rest: &[u8], quote: u8) -> usize {
     let mut at = 1;
     while at < rest.len() {
@@ -95,18 +95,18 @@ fn quoted(rest: &[u8], quote: u8) -> usize {
     rest.len()
 }
 
-/// Tells `'a'` and `'\n'` from a lifetime.
+/// Distinguishes `'a'` and `'\n'` from a lifetime.
 fn char_literal(rest: &[u8]) -> Option<usize> {
     if rest.get(1) == Some(&b'\\') {
         return Some(quoted(rest, b'\''));
     }
-    // One character, of up to four bytes, between two quotes.
+    // One character of up to four bytes between two quotes.
     let close = (2..=5).find(|&at| rest.get(at) == Some(&b'\''))?;
     let inside = std::str::from_utf8(&rest[1..close]).ok()?;
     (inside.chars().count() == 1).then_some(close + 1)
 }
 
-/// `r"…"`, `r#"…"#` and so on; not the raw identifier `r#type`.
+/// Finds `r"…"`, `r#"…"#` and so on, but not the raw identifier `r#type`.
 fn raw_string(rest: &[u8]) -> Option<usize> {
     let hashes = rest[1..].iter().take_while(|&&byte| byte == b'#').count();
     if rest.get(1 + hashes) != Some(&b'"') {
@@ -118,16 +118,16 @@ fn raw_string(rest: &[u8]) -> Option<usize> {
     Some(end.map_or(rest.len(), |end| body + end + close.len()))
 }
 
-/// A piece of blanked code.
+/// A token of blanked code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token<'a> {
     Word(&'a str),
-    /// `::`
+    /// The token `::`.
     PathSeparator,
     Punct(char),
 }
 
-/// Tokens of blanked code with the position of each.
+/// Returns the tokens of blanked code with their positions.
 pub(super) fn tokens(code: &str) -> Vec<(usize, Token<'_>)> {
     let bytes = code.as_bytes();
     let mut tokens = Vec::new();
@@ -152,7 +152,7 @@ pub(super) fn tokens(code: &str) -> Vec<(usize, Token<'_>)> {
     tokens
 }
 
-/// Index of the token that closes the bracket at `open`, or the last one.
+/// Returns the index of the token that closes the bracket at `open`, or of the last token.
 pub(super) fn closing(tokens: &[(usize, Token<'_>)], open: usize) -> usize {
     let mut depth = 0_usize;
     for (index, (_, token)) in tokens.iter().enumerate().skip(open) {

@@ -1,4 +1,4 @@
-//! The rules: tables first, then one function for each rule that reads them.
+//! The rules: tables first, then one function for each rule.
 
 use super::source::{Path, SourceFile};
 
@@ -43,9 +43,9 @@ const PURE: &[&str] = &[
     "check::tables",
     "error",
 ];
-/// Parts of these that are not pure.
+/// Submodules of these that are not pure.
 const IMPURE_PARTS: &[&str] = &["schema::catalog"];
-/// What the pure core must not know.
+/// Paths that the pure core must not use.
 const IMPURE: &[&str] = &[
     "tokio",
     "tokio_postgres",
@@ -61,7 +61,7 @@ const IMPURE: &[&str] = &[
 const PURE_REASON: &str = "the pure core knows no socket, clock, environment, driver or runtime, so that \
                            it can be tested with plain values";
 
-/// One dependency, one home: the crates, and the modules that may use them.
+/// Crates, and the only modules that may use them.
 const HOMES: &[(&[&str], &[&str])] = &[
     (&["axum"], &["http"]),
     (&["clap", "clap_complete"], &["cli", "main"]),
@@ -107,24 +107,25 @@ const LAYERS: &[&[&str]] = &[
 const LAYERS_REASON: &str = "dependencies point down: main, cli, demo, runtime; http, subscription and check; the \
                              shell; the pure core; pg, error and boundary";
 
-/// What `http` must not touch.
+/// Paths that `http` must not use.
 const WORKERS: &[&str] = &["subscription::worker", "subscription::Worker"];
 const WORKERS_REASON: &str = "http records a command or reads a snapshot, it never touches a worker's state";
 
-/// Statements that move progress, lower case, and the module that may.
+/// Statements that move progress, in lower case; only one module may contain them.
 const PROGRESS_WRITES: &[&str] = &["update pgsluice.progress", "insert into pgsluice.progress"];
 const PROGRESS_HOME: &str = "apply";
 const PROGRESS_REASON: &str =
     "the progress row moves only inside the transaction of the rows, which is apply's";
 
-/// Aim at 70 lines, a screen; 90 is where it stops.
+/// Limit of a function's length; the aim is 70 lines.
 const FUNCTION_LINES_MAX: usize = 90;
-/// Aim at 500 lines without tests; 600 is where it stops.
+/// Limit of a file's length without tests; the aim is 500 lines.
 const FILE_LINES_MAX: usize = 600;
 /// Files and functions (`path` or `path::function`) that may be longer, each with its reason.
 const LENGTH_EXCEPTIONS: &[(&str, &str)] = &[];
 
-/// Text that tells of the machine it was written on. In pieces, so that this file may be read too.
+/// Texts that name the machine on which a file was written. They are split, so that this file passes as
+/// well.
 const MACHINE_TEXTS: &[&str] =
     &[concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/Us", "ers/"), concat!("artif", "actory")];
 /// The only registry that a tracked file may name after one of [`REGISTRY_SCHEMES`].
@@ -132,7 +133,7 @@ const REGISTRY: &str = "https://github.com/rust-lang/crates.io-index";
 const REGISTRY_SCHEMES: &[&str] = &[concat!("registry", "+"), concat!("sparse", "+")];
 const MACHINE_REASON: &str = "the repository builds anywhere and tells nothing of the machine it came from";
 
-/// Everything wrong with these files of `src/`.
+/// Returns all violations in these files of `src/`.
 pub(super) fn check_sources(files: &[SourceFile]) -> Vec<Violation> {
     let is_test = |file: &&SourceFile| {
         files.iter().flat_map(|other| &other.test_modules).any(|tests| file.module.starts_with(tests))
@@ -162,7 +163,7 @@ pub(super) fn check_sources(files: &[SourceFile]) -> Vec<Violation> {
     violations
 }
 
-/// Everything wrong with the text of a tracked file.
+/// Returns all violations in the text of a tracked file.
 pub(super) fn check_text(path: &str, text: &str) -> Vec<Violation> {
     let mut violations = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -190,7 +191,7 @@ fn is_below(path: &[String], prefix: &str) -> bool {
     prefix.split("::").all(|wanted| segments.next().is_some_and(|segment| segment == wanted))
 }
 
-/// As [`is_below`], or a glob import that brings `prefix` in.
+/// Like [`is_below`], but also true for a glob import that brings `prefix` in.
 fn brings_in(path: &[String], prefix: &str) -> bool {
     let globbed = match path.split_last() {
         Some((last, parents)) if last == "*" => {
@@ -232,7 +233,7 @@ fn direction(file: &SourceFile, path: &[String], report: &mut impl FnMut(String,
     }
 }
 
-/// A module's layer, counted from the lowest, by the longest prefix that has one.
+/// Returns a module's layer, counted from the lowest, by the longest matching prefix.
 fn layer_of(path: &[String]) -> Option<(usize, &'static str)> {
     let all =
         LAYERS.iter().enumerate().flat_map(|(layer, names)| names.iter().map(move |name| (layer, *name)));
@@ -246,7 +247,7 @@ fn has_layer(file: &SourceFile, violations: &mut Vec<Violation>) {
     }
 }
 
-/// Rule 4, in strings, whatever their line breaks and quotes.
+/// Checks rule 4 in strings, with any line breaks and quotes.
 fn progress(file: &SourceFile, violations: &mut Vec<Violation>) {
     if is_below(&file.module, PROGRESS_HOME) {
         return;
@@ -273,7 +274,7 @@ fn progress(file: &SourceFile, violations: &mut Vec<Violation>) {
     }
 }
 
-/// Rule 5.
+/// Checks rule 5.
 fn opens_with_purpose(file: &SourceFile, violations: &mut Vec<Violation>) {
     let first = file.raw.lines().find(|line| !line.trim().is_empty());
     if !first.is_some_and(|line| line.starts_with("//!")) {
@@ -286,7 +287,7 @@ fn opens_with_purpose(file: &SourceFile, violations: &mut Vec<Violation>) {
     }
 }
 
-/// Rule 6.
+/// Checks rule 6.
 fn lengths(file: &SourceFile, violations: &mut Vec<Violation>) {
     let is_excepted = |what: &str| LENGTH_EXCEPTIONS.iter().any(|(excepted, _)| *excepted == what);
     let lines = file.lines_without_tests();
@@ -314,7 +315,7 @@ fn lengths(file: &SourceFile, violations: &mut Vec<Violation>) {
     }
 }
 
-/// Rule 7, tests included.
+/// Checks rule 7, in tests, too.
 fn no_allow(file: &SourceFile, violations: &mut Vec<Violation>) {
     for position in file.allow_attributes() {
         violations.push(Violation {

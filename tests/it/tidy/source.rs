@@ -1,4 +1,4 @@
-//! A source file as the rules see it: its module, the paths it uses, its functions and their lengths.
+//! A source file with what the rules examine: its module, its paths, its functions and their lengths.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,13 +12,13 @@ pub(super) struct SourceFile {
     pub(super) path: String,
     /// `["schema", "catalog"]` for `src/schema/catalog.rs`; `main` and `lib` for these two.
     pub(super) module: Vec<String>,
-    /// The file as it is.
+    /// The unchanged text of the file.
     pub(super) raw: String,
-    /// Comments, strings and `#[cfg(test)]` items blanked.
+    /// The text with comments, strings and `#[cfg(test)]` items blanked.
     pub(super) code: String,
-    /// Comments and `#[cfg(test)]` items blanked.
+    /// The text with comments and `#[cfg(test)]` items blanked.
     pub(super) code_and_strings: String,
-    /// Modules in files of their own that this one declares for tests only.
+    /// Modules in other files that this one declares for tests only.
     pub(super) test_modules: Vec<Vec<String>>,
     test_spans: Vec<Range<usize>>,
 }
@@ -26,9 +26,9 @@ pub(super) struct SourceFile {
 /// A path in the code, resolved as far as its first segment allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Path {
-    /// From the crate's root: `crate::pg::Lsn` is `["pg", "Lsn"]`.
+    /// A path from the crate's root: `crate::pg::Lsn` is `["pg", "Lsn"]`.
     Internal(Vec<String>),
-    /// Another crate's, its name first: `["std", "time", "Instant"]`. A glob ends in `*`.
+    /// A path of another crate, its name first: `["std", "time", "Instant"]`. A glob ends in `*`.
     External(Vec<String>),
 }
 
@@ -36,7 +36,7 @@ pub(super) enum Path {
 pub(super) struct Function {
     pub(super) name: String,
     pub(super) line: usize,
-    /// Lines between the braces.
+    /// Number of lines between the braces.
     pub(super) body_lines: usize,
 }
 
@@ -59,7 +59,7 @@ impl SourceFile {
         1 + self.raw[..position].matches('\n').count()
     }
 
-    /// Number of lines outside of test items.
+    /// Returns the number of lines outside of test items.
     pub(super) fn lines_without_tests(&self) -> usize {
         let lines_of = |span: &Range<usize>| self.raw[span.clone()].lines().count();
         self.raw.lines().count() - self.test_spans.iter().map(lines_of).sum::<usize>()
@@ -91,7 +91,7 @@ impl SourceFile {
         }
     }
 
-    /// The module path for resolving `self` and `super`: `main` and `lib` are the crate's root.
+    /// Returns the module path for resolving `self` and `super`; `main` and `lib` are the crate's root.
     fn scope(&self) -> Vec<String> {
         match self.path.as_str() {
             "src/main.rs" | "src/lib.rs" => Vec::new(),
@@ -105,7 +105,7 @@ impl SourceFile {
         path
     }
 
-    /// Every path of two or more segments, with its position; `use` trees are spelled out.
+    /// Returns every path of two or more segments with its position; `use` trees are expanded.
     pub(super) fn paths(&self) -> Vec<(usize, Path)> {
         let tokens = tokens(&self.code);
         let (uses, others) = split_uses(&tokens);
@@ -129,7 +129,7 @@ impl SourceFile {
         found
     }
 
-    /// Positions of attributes that allow a lint, in tests as well.
+    /// Returns the positions of attributes that allow a lint, in tests as well.
     pub(super) fn allow_attributes(&self) -> Vec<usize> {
         let code = blank(&self.raw, Keep::Code);
         let tokens = tokens(&code);
@@ -177,7 +177,7 @@ fn module_of(path: &str) -> Vec<String> {
     inner.split('/').map(str::to_owned).collect()
 }
 
-/// The last token of a test attribute that starts at `index`.
+/// Returns the last token of a test attribute that starts at `index`.
 fn test_attribute(tokens: &[(usize, Token<'_>)], index: usize) -> Option<usize> {
     let [(_, Token::Punct('#')), (_, Token::Punct('[')), (_, Token::Word("cfg")), ..] = tokens[index..]
     else {
@@ -188,8 +188,8 @@ fn test_attribute(tokens: &[(usize, Token<'_>)], index: usize) -> Option<usize> 
     (has("test") && !has("not")).then_some(end)
 }
 
-/// The last token of the item at `start`: its closing brace, or its semicolon. A field, variant or
-/// arm ends at its comma instead.
+/// Returns the last token of the item at `start`: its closing brace or its semicolon. A field, variant
+/// or arm ends at its comma instead.
 fn item_end(tokens: &[(usize, Token<'_>)], start: usize) -> usize {
     const ITEMS: &[&str] = &[
         "pub",
@@ -227,7 +227,7 @@ fn item_end(tokens: &[(usize, Token<'_>)], start: usize) -> usize {
     tokens.len() - 1
 }
 
-/// The name in `mod name;`.
+/// Returns the name in `mod name;`.
 fn declared_module<'a>(item: &[(usize, Token<'a>)]) -> Option<&'a str> {
     match item {
         [.., (_, Token::Word("mod")), (_, Token::Word(name)), (_, Token::Punct(';'))] => Some(name),
@@ -235,7 +235,7 @@ fn declared_module<'a>(item: &[(usize, Token<'a>)]) -> Option<&'a str> {
     }
 }
 
-/// Index of the brace that opens the body of the function whose `fn` is at `start`.
+/// Returns the index of the brace that opens the body of the function whose `fn` is at `start`.
 fn body_of(tokens: &[(usize, Token<'_>)], start: usize) -> Option<usize> {
     let mut index = start;
     loop {
@@ -259,7 +259,7 @@ fn mod_declarations<'a>(tokens: &[(usize, Token<'a>)]) -> Vec<(usize, &'a str)> 
     names
 }
 
-/// Modules with a body in this file, and where it reaches.
+/// Returns the modules with a body in this file and their ranges.
 fn inline_modules(tokens: &[(usize, Token<'_>)]) -> Vec<(Range<usize>, String)> {
     let mut modules = Vec::new();
     for (index, name) in mod_declarations(tokens) {
@@ -282,13 +282,13 @@ struct UsedPath {
 /// A path that is not in a `use`. One that starts with `::` has an empty first segment.
 type PlainPath = (usize, Vec<String>);
 
-/// Leaves of all `use` declarations, and all other paths.
+/// Returns the leaves of all `use` declarations, and all other paths.
 fn split_uses(tokens: &[(usize, Token<'_>)]) -> (Vec<UsedPath>, Vec<PlainPath>) {
     let (mut uses, mut others) = (Vec::new(), Vec::new());
     let mut index = 0;
     while index < tokens.len() {
         match (tokens[index].1, tokens.get(index + 1).map(|(_, token)| *token)) {
-            // Not the `use<'a>` of a captured lifetime.
+            // This excludes the `use<'a>` of a captured lifetime.
             (Token::Word("use"), Some(next)) if next != Token::Punct('<') => {
                 index = use_tree(tokens, index + 1, &[], &mut uses);
             }
@@ -305,12 +305,12 @@ fn split_uses(tokens: &[(usize, Token<'_>)]) -> (Vec<UsedPath>, Vec<PlainPath>) 
     (uses, others)
 }
 
-/// The path whose first word is at `start`, and the index after it.
+/// Returns the path whose first word is at `start`, and the index after it.
 fn plain_path(tokens: &[(usize, Token<'_>)], start: usize, first: &str) -> (Vec<String>, usize) {
     let mut segments = vec![first.to_owned()];
     if start > 0 && tokens[start - 1].1 == Token::PathSeparator {
         match start.checked_sub(2).map(|before| tokens[before].1) {
-            // `<T as Trait>::name`: what stands before the separator was not a word.
+            // In `<T as Trait>::name`, the token before the separator is not a word.
             Some(Token::Punct('>')) => return (Vec::new(), start + 1),
             _ => segments.insert(0, String::new()),
         }
@@ -323,7 +323,7 @@ fn plain_path(tokens: &[(usize, Token<'_>)], start: usize, first: &str) -> (Vec<
     (segments, index)
 }
 
-/// Reads a `use` tree at `index`, and returns the index after it.
+/// Reads a `use` tree at `index` and returns the index after it.
 fn use_tree(
     tokens: &[(usize, Token<'_>)],
     mut index: usize,
@@ -363,15 +363,15 @@ fn use_tree(
     }
     let alias = segments.last().filter(|name| *name != "*").cloned();
     uses.push(UsedPath { position, segments, alias });
-    // Step over the semicolon of a whole declaration, but not over what ends a branch.
+    // The semicolon of a whole declaration is passed over, but not the end of a branch.
     index + usize::from(prefix.is_empty())
 }
 
-/// What names mean in a file.
+/// The meaning of names in a file.
 struct Scopes {
     file: Vec<String>,
     inline: Vec<(Range<usize>, String)>,
-    /// What `mod` and `use` have brought in, by name.
+    /// Paths by the name that `mod` and `use` have brought in.
     names: HashMap<String, Path>,
 }
 

@@ -1,5 +1,4 @@
-//! Tests of the rules themselves, on snippets: each rule has to find what it is for, and to leave
-//! alone what looks like it.
+//! Tests of the rules on snippets: each rule finds its violations and nothing that only looks like one.
 
 use insta::assert_snapshot;
 
@@ -7,7 +6,7 @@ use super::lexer::{Keep, blank};
 use super::rules::{check_sources, check_text};
 use super::source::{Path, SourceFile};
 
-/// What is wrong with one file, a line each; its opening `//!` (line 1) is put before it.
+/// Returns the violations in one file, one per line. A first line with `//!` is put before the source.
 fn check(path: &str, source: &str) -> String {
     check_all(&[(path, &format!("//! Purpose.\n{source}"))])
 }
