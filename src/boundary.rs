@@ -6,7 +6,7 @@
 //!   │ crash: nothing is done                                  │ crash: done, and nobody knows
 //!   │ lost:  never sent, "the connection was lost"            │ lost:  done, "the connection was lost"
 //! ```
-//! [`deed!`] marks one. At a place that a test has armed, `crash` ends the process at once, as a power cut
+//! `deed!` marks one. At a place that a test has armed, `crash` ends the process at once, as a power cut
 //! would, and `lost` gives the caller the error that a lost connection gives.
 //!
 //! # How a test arms a place

@@ -170,7 +170,7 @@ impl TargetSession {
     /// the locks and the origins that they have, and a process that was stopped would keep them. None of them
     /// could commit any more. Returns how many there were.
     ///
-    /// One whose COMMIT waits for a synchronous standby is left to it ([`CANCEL`]).
+    /// One whose COMMIT waits for a synchronous standby is left to it (`CANCEL`).
     pub async fn end_copies(&self, subscription: &SubscriptionName) -> Result<u64, TargetError> {
         let [copy, sync] = ["copy", "sync"].map(|work| format!("{subscription} {work}"));
         Ok(self.client.execute(END_COPIES, &[&copy, &sync]).await?)

@@ -21,8 +21,8 @@
 //!
 //! # Invariants
 //! They are checked here, in release builds too, and stop the stream where they do not hold:
-//! - No COMMIT records a position at or below the last one ([`positions`]).
-//! - No position is reported that is not recorded ([`positions`]).
+//! - No COMMIT records a position at or below the last one (`positions`).
+//! - No position is reported that is not recorded (`positions`).
 //! - No change of a table is applied that commits before the table's position (`incoming`).
 //! - Nothing is applied again that may still commit: a replay waits until everything under way has been
 //!   answered, and until the progress row is where the answers say.

@@ -84,7 +84,7 @@ impl<'a> RowWriter<'a> {
         Ok(self.session.client().batch_execute("BEGIN").await?)
     }
 
-    /// Sends a row's statement. None if its answer is still to come ([`Self::next`]).
+    /// Sends a row's statement. None if its answer is still to come ([`Self::oldest`]).
     pub(crate) async fn row(
         &mut self,
         table: &Arc<TableContext>,

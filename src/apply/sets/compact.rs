@@ -22,7 +22,7 @@
 //! - A set's row count proves that each of its rows met exactly one row of its own: no key twice,
 //!   and where a key may find several rows ([`KeyScope`]) it stands alone, since two counts that are
 //!   wrong could add up to a right one.
-//! - What cannot be expressed is [`Uncompactable`], never approximated.
+//! - What cannot be expressed is `Uncompactable`, never approximated.
 //!
 //! # What a row costs
 //! Rows and keys are borrowed from the events; only what is left in the end is shared with the steps. No

@@ -1,6 +1,6 @@
 //! Sets: many row changes of a table as few statements.
 //!
-//! Pure, but for [`mod@array`] and [`copy_data`] knowing the driver's type descriptions. `compact` decides
+//! Pure, but for `array` and `copy_data` knowing the driver's type descriptions. `compact` decides
 //! what is written, `sql` and `full_row` how, `row_search` how rows are found, `array` and `copy_data`
 //! bring values into the form that travels.
 
