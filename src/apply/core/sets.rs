@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::gathered::{Gathered, applied, last_commit, summarize};
+use super::gathered::{Bounds, Gathered, applied, last_commit, summarize};
 use super::positions::Advance;
 use super::settling::Settling;
 use super::slices::{InFlight, Slices};
@@ -11,6 +11,7 @@ use super::{Core, Moment, Phase};
 use crate::apply::incoming::event::Event;
 use crate::apply::outcome::{Applied, How, Outcome};
 use crate::apply::sets::compact::compact;
+use crate::mutation::{self, Mutation};
 use crate::pg::Lsn;
 use crate::pgoutput::Tally;
 
@@ -45,13 +46,23 @@ pub(super) enum Kept {
     },
 }
 
+impl Sent {
+    /// What it was made from, if that is kept.
+    fn events(&self) -> Vec<Event> {
+        match &self.kept {
+            Kept::Events(events) => events.clone(),
+            Kept::AtPublisher { .. } => Vec::new(),
+        }
+    }
+}
+
 impl Sets {
     pub(super) fn new(under_way: VecDeque<Sent>, gathered: Gathered) -> Self {
         Self { under_way, gathered }
     }
 
-    pub(super) fn has_room(&self) -> bool {
-        !self.gathered.is_full()
+    pub(super) fn has_room(&self, bounds: Bounds) -> bool {
+        !self.gathered.is_full(bounds)
     }
 
     pub(super) fn awaits_answers(&self) -> bool {
@@ -96,7 +107,7 @@ impl Core {
         if idle || old {
             return self.send_whole(sets);
         }
-        if sets.gathered.is_full() {
+        if sets.gathered.is_full(self.bounds) {
             return self.send_full(sets);
         }
         Ok(Phase::Sets(sets))
@@ -130,6 +141,9 @@ impl Core {
         let to = commit.end_lsn.max(self.positions.passed());
         let advance = self.positions.advance(to, Some(last.commit_time_us), tally.transactions)?;
         sets.under_way.push_back(Sent { kept: Kept::Events(events), advance, tally, last: Some(last) });
+        if mutation::is(Mutation::ReportBeforeAnswer) {
+            self.tell(Outcome::Durable { lsn: advance.to, skipped: None });
+        }
         self.steps.push_back(Step::Apply(Batch { sets: steps, begins: true, advance: Some(advance) }));
         Ok(Phase::Sets(sets))
     }
@@ -137,6 +151,9 @@ impl Core {
     /// These events cannot go as sets: they follow, row by row, what is under way.
     fn replay(&mut self, sets: Sets, mut events: Vec<Event>) -> Result<Phase, End> {
         let Sets { under_way, mut gathered } = sets;
+        if mutation::is(Mutation::ReplayUnderWay) {
+            events = under_way.iter().flat_map(Sent::events).chain(events).collect();
+        }
         events.extend(gathered.take_all());
         self.settle(Settling::new(under_way, events))
     }
