@@ -544,6 +544,8 @@ fn record(target: &mut Target, id: SessionId, op: &Op) -> Result<Reply, Blocked>
             }
             for table in gone {
                 target.meta.tables.remove(&table);
+                // Should it come back, a person has emptied it before.
+                target.empty(table);
             }
             for &table in tables {
                 let new = TableRecord { state: TableState::Pending, attempt: 0, synced: None };

@@ -25,7 +25,7 @@ use crate::table_sync::{self, Handed, Sync};
 use crate::tables;
 use crate::target::{Meta, TableState};
 use crate::walsender::Sent;
-use crate::world::{MS, SECOND, Time};
+use crate::world::{MS, SECOND, Shown, Time};
 
 pub(crate) struct Start<'a> {
     pub(crate) term: i64,
@@ -61,6 +61,8 @@ struct Stream<'a> {
     looks: Time,
     taken_up: [bool; tables::TABLES.len()],
     conflict: Option<Lsn>,
+    /// The run of the publisher that was judged.
+    started: u64,
 }
 
 enum Next {
@@ -104,6 +106,7 @@ pub(crate) async fn run(
     };
     crate::service::still_trusted(start.from, &seen)?;
     link.tell(|| format!("streams from {}, streaming {streaming}, exact until {exact:?}", start.from));
+    link.show(Shown::Streaming);
     let better = wanted && !streaming && pending.is_empty();
     let mut stream = Stream::new(link, main, publisher, &start, exact);
     stream.run(pending, better, memory).await
@@ -160,6 +163,7 @@ impl<'a> Stream<'a> {
             looks: link.now() + 200 * MS,
             taken_up: start.seen.catalog.published,
             conflict: None,
+            started: start.seen.started,
         }
     }
 
@@ -182,7 +186,8 @@ impl<'a> Stream<'a> {
                 && let Some((table, attempt)) = pending.pop_front()
             {
                 *self.handed.borrow_mut() = Handed::default();
-                let sync = Sync { link: self.link.clone(), term: self.term, table, attempt };
+                let (link, term, started) = (self.link.clone(), self.term, self.started);
+                let sync = Sync { link, term, table, attempt, started };
                 syncing = Some(Box::pin(table_sync::run(sync, Rc::clone(&self.handed))));
             }
             if let Some(conflict) = self.perform(memory)? {

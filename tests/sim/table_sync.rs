@@ -33,19 +33,21 @@ pub(crate) struct Sync {
     pub(crate) term: i64,
     pub(crate) table: usize,
     pub(crate) attempt: i32,
+    /// The run of the publisher that the attempt has judged.
+    pub(crate) started: u64,
 }
 
 type Failed = (usize, i32, Ended);
 
 /// Returns the table, and the position from which on the stream applies its changes.
 pub(crate) async fn run(sync: Sync, handed: Rc<RefCell<Handed>>) -> Result<(usize, Lsn), Failed> {
-    let Sync { link, term, table, attempt } = sync;
+    let Sync { link, term, table, attempt, started } = sync;
     let attempt = match begin_copy(&link, term, table, attempt).await {
         Ok(CopyStep::Taken { attempt }) => attempt,
         Ok(CopyStep::Ready { synced }) => return Ok((table, synced)),
         Err(ended) => return Err((table, 0, ended)),
     };
-    match synchronise(&link, term, table, attempt, &handed).await {
+    match synchronise(&link, term, table, (attempt, started), &handed).await {
         Ok(position) => Ok((table, position)),
         Err(Copied::Failed(why)) => Err((table, attempt, Ended::Retry(why))),
         Err(Copied::Unsettled) => Err((table, 0, Ended::Retry("unsettled"))),
@@ -56,7 +58,7 @@ async fn synchronise(
     link: &Link,
     term: i64,
     table: usize,
-    attempt: i32,
+    (attempt, started): (i32, u64),
     handed: &Rc<RefCell<Handed>>,
 ) -> Result<Lsn, Copied> {
     let (target, publisher) = (link.dial(false), link.dial(false));
@@ -64,6 +66,11 @@ async fn synchronise(
     else {
         return Err(Copied::Failed("no slot"));
     };
+    // A publisher that was started again has not been judged.
+    match publisher.ask_publisher(PublisherOp::Look).await {
+        Ok(PublisherReply::Seen(seen)) if seen.started == started => {}
+        _ => return Err(Copied::Failed("the publisher was started again")),
+    }
     done(&target.ask(Op::Copy { table, rows: rows[table].clone(), done: 0 }).await)?;
     link.note(Op::SetState { term, table, attempt, state: TableState::CatchingUp });
     let ask = PublisherOp::Start { from: at, streaming: false, permanent: false };

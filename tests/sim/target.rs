@@ -156,6 +156,11 @@ impl Target {
         at.map(|at| self.tables[table].remove(at)).is_some()
     }
 
+    /// Takes out the rows that are committed.
+    pub(crate) fn empty(&mut self, table: usize) {
+        self.tables[table].retain(|stored| stored.made.is_some());
+    }
+
     // --- transactions and locks -----------------------------------------------------------
 
     fn session(&mut self, id: SessionId) -> &mut Session {

@@ -25,6 +25,15 @@ pub(crate) fn look(world: &mut World) -> Verdict {
         }
         return Verdict::Over("paused");
     }
+    let streams = |conn: &crate::world::Conn| {
+        conn.permanent
+            && conn.walsender.is_some()
+            && !conn.lost
+            && world.instances[conn.instance].shown == Shown::Streaming
+    };
+    if !world.conns.values().any(streams) {
+        return Verdict::NotYet;
+    }
     let end = world.publisher.end;
     let Some(progress) = world.target.meta.progress else { return Verdict::NotYet };
     let published = world.publisher.catalog.published;

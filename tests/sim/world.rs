@@ -74,6 +74,7 @@ pub(crate) enum Shown {
     Down,
     Standby,
     Working,
+    Streaming,
     Paused(Reason),
 }
 
