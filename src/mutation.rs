@@ -7,7 +7,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Mutation {
-    /// A batch that cannot be built is replayed together with the batches under way.
+    /// What cannot go as a set is replayed together with the batches under way.
     ReplayUnderWay = 1,
     /// Changes of a transaction in progress apply whatever the table's position is.
     PiecesIgnorePositions,
@@ -25,8 +25,6 @@ pub enum Mutation {
     ReportBeforeAnswer,
     /// A table's changes apply from the beginning, whatever its position.
     IgnorePositions,
-    /// A transaction that commits first does not end one in progress.
-    RolledBackPiecesKept,
     /// A failed batch is dropped: only what follows it is replayed.
     DropFailed,
 }

@@ -47,3 +47,15 @@ fn first() {
     }
     println!("{ends:?} {events} events in {:?}", began.elapsed());
 }
+
+#[test]
+fn mutants_first() {
+    let count: u64 = std::env::var("SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(10000);
+    for mutant in mutants::MUTANTS {
+        mutants::put_in(Some(mutant));
+        let began = std::time::Instant::now();
+        let found = (1..=count).find_map(|seed| run::run(&plan::plan(seed), false).violation.map(|v| (seed, v)));
+        println!("{mutant:?}: {found:?} in {:?}", began.elapsed());
+    }
+    mutants::put_in(None);
+}

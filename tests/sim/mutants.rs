@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     SlotLookedAtOnce,
     /// The publisher's past is not compared with what was seen of it.
     PastNotCompared,
+    /// What is seen of the publisher is recorded, however late, over what another run of it has shown since.
+    LateWitness,
     /// The stream takes a table in before the stream's position is reached.
     HandOverEarly,
 }
@@ -49,7 +51,6 @@ pub(crate) const MUTANTS: [Mutant; 21] = [
     Mutant::Core(Mutation::ReplayReversed),
     Mutant::Core(Mutation::ReportBeforeAnswer),
     Mutant::Core(Mutation::IgnorePositions),
-    Mutant::Core(Mutation::RolledBackPiecesKept),
     Mutant::Core(Mutation::DropFailed),
     Mutant::Model(Fault::RowsOutside),
     Mutant::Model(Fault::UnfencedStore),
@@ -60,6 +61,7 @@ pub(crate) const MUTANTS: [Mutant; 21] = [
     Mutant::Model(Fault::SlotNotCompared),
     Mutant::Model(Fault::SlotLookedAtOnce),
     Mutant::Model(Fault::PastNotCompared),
+    Mutant::Model(Fault::LateWitness),
     Mutant::Model(Fault::HandOverEarly),
 ];
 

@@ -43,7 +43,8 @@ pub(crate) enum Op {
     EndCopies { term: i64 },
     BeginCopy { term: i64, table: usize, attempt: i32 },
     SetState { term: i64, table: usize, attempt: i32, state: TableState },
-    SetWitness { term: i64, witness: Witness },
+    /// `judged`: what an attempt has seen; else only more of the same run of the publisher.
+    SetWitness { term: i64, witness: Witness, judged: bool },
     /// Whether the copy has landed; waits for a COMMIT under way.
     IsReady { table: usize, attempt: i32, position: Lsn },
     // A table's synchronisation.
@@ -579,11 +580,14 @@ fn record(target: &mut Target, id: SessionId, op: &Op) -> Result<Reply, Blocked>
         Op::SetState { term, table, attempt, state } => {
             copy_step(target, id, term, table, attempt, |record| record.state = state)?
         }
-        Op::SetWitness { term, witness } => {
+        Op::SetWitness { term, witness, judged } => {
             if !is_owner(target, id, term)? {
                 return Ok(Reply::NotOwner);
             }
-            target.meta.witness = Some(witness);
+            let same = |known: Witness| (known.timeline, known.started) == (witness.timeline, witness.started);
+            if judged || target.meta.witness.is_some_and(same) || has(Fault::LateWitness) {
+                target.meta.witness = Some(witness);
+            }
             Reply::Done
         }
         Op::IsReady { table, attempt, position } => {
@@ -614,7 +618,7 @@ fn copy_step(
     if owner != term && !unfenced {
         return Ok(Reply::NotOwner);
     }
-    let over_ready = has(Fault::CopyOverReady) || unfenced;
+    let over_ready = has(Fault::CopyOverReady) || has(Fault::LostCopyFailed) || unfenced;
     Ok(match target.meta.tables.get_mut(&table) {
         None => Reply::Copy(None),
         Some(record) if record.state == TableState::Ready && !over_ready => match record.synced {

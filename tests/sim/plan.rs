@@ -86,9 +86,49 @@ impl Strike {
 
 pub(crate) fn plan(seed: u64) -> Plan {
     let mut random = Random::new(seed, 0);
-    let config = config(&mut random);
-    let actions = actions(&mut random);
-    let strikes = strikes(&mut random, config.instances);
+    let mut config = config(&mut random);
+    let mut actions = actions(&mut random);
+    let mut strikes = strikes(&mut random, config.instances);
+    match random.below(100) {
+        // Large transactions with subtransactions, and streams that begin within them.
+        0..20 => {
+            config.streaming = true;
+            config.memory = usize::try_from(random.between(1, 3)).unwrap_or(1);
+            actions.truncate(4);
+            for (_, action) in &mut actions {
+                if let Action::Transaction { steps, .. } = action {
+                    *steps += u32::try_from(random.between(8, 25)).unwrap_or(8);
+                }
+            }
+            for _ in 0..random.between(1, 4) {
+                let strike = match random.below(4) {
+                    0 => Strike::Crash(0),
+                    1 => Strike::EndSession(random.next()),
+                    _ => Strike::EndWalsender,
+                };
+                strikes.push((random.between(90, 400), strike));
+            }
+        }
+        // Tables that join while the stream is held up, and streams that begin before their positions.
+        20..35 => {
+            config.streaming = true;
+            config.keeps_still = false;
+            config.memory = usize::try_from(random.between(1, 3)).unwrap_or(1);
+            for joins in LATER..TABLES.len() {
+                if random.percent(50) {
+                    actions.push((random.below(300 * MS), Action::Join(joins)));
+                }
+            }
+            for _ in 0..2 {
+                let table = random.index(LATER);
+                strikes.push((random.between(80, 300), Strike::LockTable(table, random.between(100, 1500) * MS)));
+            }
+            strikes.push((random.between(120, 500), Strike::Crash(0)));
+        }
+        _ => {}
+    }
+    actions.sort_by_key(|(at, _)| *at);
+    strikes.sort_by_key(|(at, _)| *at);
     Plan { seed, config, actions, strikes }
 }
 

@@ -83,11 +83,11 @@ impl Run {
             self.happen(event);
             self.world.borrow_mut().retry();
             self.poll();
+            self.attend();
             self.strike();
             if self.world.borrow().violation.is_some() {
                 return "violated";
             }
-            self.attend();
             if looks && self.is_over() {
                 let verdict = verdict::look(&mut self.world.borrow_mut());
                 if let Verdict::Over(how) = verdict {

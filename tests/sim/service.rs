@@ -109,7 +109,7 @@ async fn attempt(link: &Link, main: &Connection, term: i64, memory: &mut Memory)
     if let Err(reason) = judge(&meta, position, &seen) {
         return Err(Ended::Pause(reason));
     }
-    owned(&link.store(Op::SetWitness { term, witness: witness(&seen) }).await?)?;
+    owned(&link.store(Op::SetWitness { term, witness: witness(&seen), judged: true }).await?)?;
     let published: Vec<usize> = (0..TABLES.len()).filter(|&table| seen.catalog.published[table]).collect();
     owned(&link.store(Op::SyncTables { term, tables: published.clone() }).await?)?;
     let from = match (position, seen.slot) {

@@ -401,7 +401,7 @@ impl<'a> Stream<'a> {
         };
         // Over a connection of its own to the publisher, which is lost when that is.
         if due && !self.publisher.is_lost() && self.is_same_run(&seen) {
-            self.link.note(Op::SetWitness { term: self.term, witness: seen });
+            self.link.note(Op::SetWitness { term: self.term, witness: seen, judged: false });
         }
     }
 

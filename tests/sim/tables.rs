@@ -19,24 +19,27 @@ pub(crate) enum Kind {
     KeyedFull,
     /// Key `id`, and `a` is unique.
     Uniques,
+    /// Key `id`, with a trigger that fires for replicated rows.
+    Fires,
     /// Key `(id, a)`, and no other column.
     AllKey,
     /// No key, REPLICA IDENTITY FULL.
     Keyless,
 }
 
-pub(crate) const TABLES: [Kind; 8] = [
+pub(crate) const TABLES: [Kind; 9] = [
     Kind::Log,
     Kind::Keyed,
     Kind::Keyless,
     Kind::Uniques,
     Kind::AllKey,
+    Kind::Fires,
     Kind::KeyedFull,
     Kind::Keyed,
     Kind::Keyless,
 ];
 /// The last ones join the publication later, if at all.
-pub(crate) const LATER: usize = 5;
+pub(crate) const LATER: usize = 6;
 pub(crate) const LOG: usize = 0;
 
 pub(crate) type Cell = Option<u16>;
@@ -51,7 +54,7 @@ impl Kind {
     pub(crate) const fn key(self) -> &'static [usize] {
         match self {
             Self::Log | Self::Keyless => &[],
-            Self::Keyed | Self::KeyedFull | Self::Uniques => &[0],
+            Self::Keyed | Self::KeyedFull | Self::Uniques | Self::Fires => &[0],
             Self::AllKey => &[0, 1],
         }
     }
@@ -64,7 +67,7 @@ impl Kind {
     pub(crate) fn uniques(self) -> Vec<&'static [usize]> {
         match self {
             Self::Log | Self::Keyless => vec![],
-            Self::Keyed | Self::KeyedFull => vec![&[0]],
+            Self::Keyed | Self::KeyedFull | Self::Fires => vec![&[0]],
             Self::Uniques => vec![&[0], &[1]],
             Self::AllKey => vec![&[0, 1]],
         }
@@ -216,7 +219,7 @@ pub(crate) fn target(table: usize, stamp: i64) -> TargetTable {
         family_oid: oid(table),
         columns: (0..kind.width()).map(column).collect(),
         unique_keys: keys,
-        fires: FiringTriggers::default(),
+        fires: FiringTriggers { before_row: false, any: kind == Kind::Fires },
         has_foreign_keys: false,
         has_ordinary_triggers: false,
         ordinary_before_row: false,

@@ -46,14 +46,16 @@ pub(super) enum Kept {
     },
 }
 
-impl Sent {
-    /// What it was made from, if that is kept.
-    fn events(&self) -> Vec<Event> {
-        match &self.kept {
-            Kept::Events(events) => events.clone(),
-            Kept::AtPublisher { .. } => Vec::new(),
-        }
+/// Batches under way that are to be replayed although they may commit: none, but for a mutation.
+fn again(under_way: &VecDeque<Sent>) -> Vec<Event> {
+    if !mutation::is(Mutation::ReplayUnderWay) {
+        return Vec::new();
     }
+    let events = under_way.iter().flat_map(|sent| match &sent.kept {
+        Kept::Events(events) => events.as_slice(),
+        Kept::AtPublisher { .. } => &[],
+    });
+    events.cloned().collect()
 }
 
 impl Sets {
@@ -151,9 +153,7 @@ impl Core {
     /// These events cannot go as sets: they follow, row by row, what is under way.
     fn replay(&mut self, sets: Sets, mut events: Vec<Event>) -> Result<Phase, End> {
         let Sets { under_way, mut gathered } = sets;
-        if mutation::is(Mutation::ReplayUnderWay) {
-            events = under_way.iter().flat_map(Sent::events).chain(events).collect();
-        }
+        events.splice(0..0, again(&under_way));
         events.extend(gathered.take_all());
         self.settle(Settling::new(under_way, events))
     }
@@ -176,7 +176,8 @@ impl Core {
             };
         }
         let Sets { under_way, mut gathered } = sets;
-        let mut replay = gathered.take_all();
+        let mut replay = again(&under_way);
+        replay.extend(gathered.take_all());
         replay.push(event);
         self.settle(Settling::new(under_way, replay))
     }

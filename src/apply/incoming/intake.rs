@@ -179,7 +179,7 @@ impl Intake {
     fn stream_abort(&mut self, abort: StreamAbort) -> Result<Taken, End> {
         match self.receiving {
             Some(Receiving::InProgress { xid, .. }) if xid == abort.xid => {
-                if mutation::is(Mutation::RolledBackPiecesKept) && abort.subxid != abort.xid {
+                if abort.subxid != abort.xid && mutation::is(Mutation::PiecesOfSubtransactions) {
                     return Ok(Taken::Nothing);
                 }
                 if abort.subxid != abort.xid {
