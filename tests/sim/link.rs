@@ -26,7 +26,10 @@ pub(crate) enum PublisherOp {
 pub(crate) enum PublisherReply {
     Seen(Box<Look>),
     /// A slot, and the rows of its snapshot.
-    Snapshot { at: Lsn, rows: Box<[Vec<Row>; TABLES.len()]> },
+    Snapshot {
+        at: Lsn,
+        rows: Box<[Vec<Row>; TABLES.len()]>,
+    },
     Started,
     Refused,
 }

@@ -15,43 +15,108 @@ use pgsluice::schema::RowIdentity;
 
 use crate::mutants::{Fault, has};
 use crate::tables::{self, Cell, Row, TABLES, cells};
-use crate::target::{Blocked, Lockable, Progress, Refused, SessionId, TableRecord, TableState, Target, Witness};
+use crate::target::{
+    Blocked, Lockable, Progress, Refused, SessionId, TableRecord, TableState, Target, Witness,
+};
 
 /// A request, as it stands in a session's queue.
 #[derive(Debug)]
 pub(crate) enum Op {
     // The applying session.
     TryLock,
-    TakeOver { term: i64 },
-    CreateProgress { term: i64, at: Lsn },
-    Describe { table: usize },
-    Batch { batch: Batch, term: i64, done: usize },
+    TakeOver {
+        term: i64,
+    },
+    CreateProgress {
+        term: i64,
+        at: Lsn,
+    },
+    Describe {
+        table: usize,
+    },
+    Batch {
+        batch: Batch,
+        term: i64,
+        done: usize,
+    },
     /// The COMMIT that was sent with a batch.
-    BatchCommit { failed: bool },
+    BatchCommit {
+        failed: bool,
+    },
     NotSent,
-    Settle { expected: Lsn, term: i64 },
+    Settle {
+        expected: Lsn,
+        term: i64,
+    },
     BeginRows,
-    Row { table: Arc<TableContext>, change: RowChange, index: u64 },
-    TruncateRows { tables: Vec<Arc<TableContext>>, index: u64, done: usize },
-    CommitRows { advance: Advance, term: i64, stamps: Vec<(usize, i64)> },
+    Row {
+        table: Arc<TableContext>,
+        change: RowChange,
+        index: u64,
+    },
+    TruncateRows {
+        tables: Vec<Arc<TableContext>>,
+        index: u64,
+        done: usize,
+    },
+    CommitRows {
+        advance: Advance,
+        term: i64,
+        stamps: Vec<(usize, i64)>,
+    },
     /// Rows and progress are written: only COMMIT is left.
     RowsCommit,
     Reset,
     // The store's.
     Claim,
-    SyncTables { term: i64, tables: Vec<usize> },
-    EndCopies { term: i64 },
-    BeginCopy { term: i64, table: usize, attempt: i32 },
-    SetState { term: i64, table: usize, attempt: i32, state: TableState },
+    SyncTables {
+        term: i64,
+        tables: Vec<usize>,
+    },
+    EndCopies {
+        term: i64,
+    },
+    BeginCopy {
+        term: i64,
+        table: usize,
+        attempt: i32,
+    },
+    SetState {
+        term: i64,
+        table: usize,
+        attempt: i32,
+        state: TableState,
+    },
     /// `judged`: what an attempt has seen; else only more of the same run of the publisher.
-    SetWitness { term: i64, witness: Witness, judged: bool },
+    SetWitness {
+        term: i64,
+        witness: Witness,
+        judged: bool,
+    },
     /// Whether the copy has landed; waits for a COMMIT under way.
-    IsReady { table: usize, attempt: i32, position: Lsn },
+    IsReady {
+        table: usize,
+        attempt: i32,
+        position: Lsn,
+    },
     // A table's synchronisation.
-    Copy { table: usize, rows: Vec<Row>, done: usize },
+    Copy {
+        table: usize,
+        rows: Vec<Row>,
+        done: usize,
+    },
     /// A change that is none is a TRUNCATE.
-    CatchUp { table: usize, changes: Vec<Option<RowChange>>, done: usize },
-    MarkReady { term: i64, table: usize, attempt: i32, position: Lsn },
+    CatchUp {
+        table: usize,
+        changes: Vec<Option<RowChange>>,
+        done: usize,
+    },
+    MarkReady {
+        term: i64,
+        table: usize,
+        attempt: i32,
+        position: Lsn,
+    },
     Commit,
     /// The client has closed its end.
     Close,
@@ -63,7 +128,9 @@ pub(crate) enum Reply {
     Done,
     Locked(bool),
     Position(Option<Lsn>),
-    Claimed { term: i64 },
+    Claimed {
+        term: i64,
+    },
     Records(crate::target::Meta),
     Answer(Answer),
     Described(Description),
@@ -113,7 +180,9 @@ pub(crate) fn execute(target: &mut Target, id: SessionId, op: Op) -> Executed {
         | Op::TruncateRows { .. }
         | Op::CommitRows { .. }
         | Op::RowsCommit => return apply(target, id, op),
-        Op::Copy { .. } | Op::CatchUp { .. } | Op::MarkReady { .. } | Op::Commit => return copy(target, id, op),
+        Op::Copy { .. } | Op::CatchUp { .. } | Op::MarkReady { .. } | Op::Commit => {
+            return copy(target, id, op);
+        }
         Op::TryLock => {
             let free = target.lock_holder().is_none_or(|holder| holder == id);
             if let Some(session) = target.sessions.get_mut(&id) {
@@ -211,7 +280,8 @@ fn send_batch(target: &mut Target, id: SessionId, batch: Batch, term: i64, from:
     if batch.begins && from == 0 {
         target.begin(id);
     }
-    let mut refused = target.sessions.get(&id).is_none_or(|session| session.failed || !session.in_transaction);
+    let mut refused =
+        target.sessions.get(&id).is_none_or(|session| session.failed || !session.in_transaction);
     for (at, step) in batch.sets.iter().enumerate().skip(from) {
         if refused {
             break;
@@ -223,7 +293,9 @@ fn send_batch(target: &mut Target, id: SessionId, batch: Batch, term: i64, from:
     }
     if !refused && let Some(advance) = batch.advance {
         match target.advance(id, advance, term, false) {
-            Err(Blocked) => return Executed::Blocked(Op::Batch { done: batch.sets.len().max(1), batch, term }),
+            Err(Blocked) => {
+                return Executed::Blocked(Op::Batch { done: batch.sets.len().max(1), batch, term });
+            }
             Ok(result) => refused |= result.is_err(),
         }
     }
@@ -423,7 +495,8 @@ fn copy(target: &mut Target, id: SessionId, op: Op) -> Executed {
                 return Executed::Blocked(Op::MarkReady { term, table, attempt, position });
             };
             let is_ours = |record: &&TableRecord| {
-                record.attempt == attempt && matches!(record.state, TableState::Copying | TableState::CatchingUp)
+                record.attempt == attempt
+                    && matches!(record.state, TableState::Copying | TableState::CatchingUp)
             };
             let record = target.meta.tables.get(&table);
             let accepted = (owner == term && record.filter(is_ours).is_some()) || has(Fault::UnfencedCopy);
@@ -573,7 +646,8 @@ fn record(target: &mut Target, id: SessionId, op: &Op) -> Result<Reply, Blocked>
         }
         Op::BeginCopy { term, table, attempt } => {
             let step = |record: &mut TableRecord| {
-                *record = TableRecord { state: TableState::Copying, attempt: record.attempt + 1, synced: None };
+                *record =
+                    TableRecord { state: TableState::Copying, attempt: record.attempt + 1, synced: None };
             };
             copy_step(target, id, term, table, attempt, step)?
         }
@@ -584,7 +658,8 @@ fn record(target: &mut Target, id: SessionId, op: &Op) -> Result<Reply, Blocked>
             if !is_owner(target, id, term)? {
                 return Ok(Reply::NotOwner);
             }
-            let same = |known: Witness| (known.timeline, known.started) == (witness.timeline, witness.started);
+            let same =
+                |known: Witness| (known.timeline, known.started) == (witness.timeline, witness.started);
             if judged || target.meta.witness.is_some_and(same) || has(Fault::LateWitness) {
                 target.meta.witness = Some(witness);
             }

@@ -24,7 +24,10 @@ pub(crate) struct Config {
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Action {
-    Transaction { seed: u64, steps: u32 },
+    Transaction {
+        seed: u64,
+        steps: u32,
+    },
     /// WAL that nobody decodes.
     Other,
     Reannounce(usize),
@@ -121,9 +124,23 @@ pub(crate) fn plan(seed: u64) -> Plan {
             }
             for _ in 0..2 {
                 let table = random.index(LATER);
-                strikes.push((random.between(80, 300), Strike::LockTable(table, random.between(100, 1500) * MS)));
+                strikes.push((
+                    random.between(80, 300),
+                    Strike::LockTable(table, random.between(100, 1500) * MS),
+                ));
             }
             strikes.push((random.between(120, 500), Strike::Crash(0)));
+        }
+        // Two writers, because the lock keeps nobody out.
+        35..45 => {
+            config.instances = 2;
+            strikes.push((random.between(20, 300), Strike::LockIsBroken));
+            for _ in 0..random.between(1, 4) {
+                let table = random.index(LATER);
+                strikes.push((random.between(80, 700), Strike::EndWalsender));
+                strikes
+                    .push((random.between(80, 700), Strike::LockTable(table, random.between(50, 1500) * MS)));
+            }
         }
         _ => {}
     }

@@ -21,10 +21,19 @@ pub(crate) enum Change {
 #[derive(Debug, Clone)]
 pub(crate) enum Record {
     /// `xid` made it, a subtransaction of `top` or `top` itself.
-    Change { top: u32, xid: u32, change: Change },
-    Commit { top: u32 },
+    Change {
+        top: u32,
+        xid: u32,
+        change: Change,
+    },
+    Commit {
+        top: u32,
+    },
     /// Of a subtransaction with those within it, the outermost last, or of the whole transaction.
-    Abort { top: u32, xids: Vec<u32> },
+    Abort {
+        top: u32,
+        xids: Vec<u32>,
+    },
     Catalog(Catalog),
     /// Nothing that a slot decodes.
     Other,
@@ -113,11 +122,8 @@ pub(crate) struct Publisher {
 
 impl Publisher {
     pub(crate) fn new() -> Self {
-        let mut catalog = Catalog {
-            published: [true; TABLES.len()],
-            width: [3; TABLES.len()],
-            version: [0; TABLES.len()],
-        };
+        let mut catalog =
+            Catalog { published: [true; TABLES.len()], width: [3; TABLES.len()], version: [0; TABLES.len()] };
         for (at, kind) in TABLES.iter().enumerate() {
             catalog.published[at] = at < LATER;
             catalog.width[at] = if *kind == Kind::AllKey { 2 } else { 3 };

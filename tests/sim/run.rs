@@ -25,7 +25,6 @@ pub(crate) type Task = Pin<Box<dyn Future<Output = ()>>>;
 pub(crate) struct Outcome {
     pub(crate) violation: Option<String>,
     pub(crate) story: Vec<String>,
-    pub(crate) events: u64,
     pub(crate) ended: &'static str,
 }
 
@@ -54,12 +53,7 @@ pub(crate) fn run(plan: &Plan, tells: bool) -> Outcome {
     // Their connections close.
     run.tasks.clear();
     let mut world = run.world.borrow_mut();
-    Outcome {
-        violation: world.violation.take(),
-        story: world.story.take().unwrap_or_default(),
-        events: world.events,
-        ended,
-    }
+    Outcome { violation: world.violation.take(), story: world.story.take().unwrap_or_default(), ended }
 }
 
 impl Run {

@@ -107,7 +107,7 @@ async fn attempt(link: &Link, main: &Connection, term: i64, memory: &mut Memory)
         _ => return Err(Ended::Retry("publisher")),
     };
     if let Err(reason) = judge(&meta, position, &seen) {
-        return Err(Ended::Pause(reason));
+        return Err(certain(main, term, position, reason).await);
     }
     owned(&link.store(Op::SetWitness { term, witness: witness(&seen), judged: true }).await?)?;
     let published: Vec<usize> = (0..TABLES.len()).filter(|&table| seen.catalog.published[table]).collect();
@@ -186,11 +186,22 @@ fn judge(meta: &Meta, position: Option<Lsn>, seen: &Look) -> Result<(), Reason> 
     Ok(())
 }
 
+/// Another owner may have moved record and slot on, after the one was read and before the other was: then
+/// nothing is wrong.
+async fn certain(main: &Connection, term: i64, position: Option<Lsn>, reason: Reason) -> Ended {
+    match main.ask(Op::TakeOver { term }).await {
+        Ok(Reply::Position(still)) if still == position => Ended::Pause(reason),
+        _ => Ended::TargetLost("another owner has moved on"),
+    }
+}
+
 /// Whether the slot that is in use now has let go of nothing.
-pub(crate) fn still_trusted(from: Lsn, seen: &Look) -> Result<(), Ended> {
+pub(crate) async fn still_trusted(main: &Connection, term: i64, from: Lsn, seen: &Look) -> Result<(), Ended> {
     let trusted = has(Fault::AlwaysTrusted) || has(Fault::SlotNotCompared) || has(Fault::SlotLookedAtOnce);
     match seen.slot {
-        Some(confirmed) if confirmed > from && !trusted => Err(Ended::Pause(Reason::Diverged)),
+        Some(confirmed) if confirmed > from && !trusted => {
+            Err(certain(main, term, Some(from), Reason::Diverged).await)
+        }
         _ => Ok(()),
     }
 }
@@ -243,7 +254,12 @@ pub(crate) fn done(reply: &Result<Reply, Lost>) -> Result<(), Copied> {
     }
 }
 
-pub(crate) async fn begin_copy(link: &Link, term: i64, table: usize, attempt: i32) -> Result<CopyStep, Ended> {
+pub(crate) async fn begin_copy(
+    link: &Link,
+    term: i64,
+    table: usize,
+    attempt: i32,
+) -> Result<CopyStep, Ended> {
     match link.store(Op::BeginCopy { term, table, attempt }).await {
         Ok(Reply::Copy(Some(step))) => Ok(step),
         Ok(Reply::NotOwner) => Err(Ended::TargetLost("not the owner")),

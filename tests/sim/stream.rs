@@ -20,7 +20,7 @@ use pgsluice::schema::{PublishedActions, ReplicationRole};
 use crate::link::{Connection, Link, Look, PublisherOp, PublisherReply};
 use crate::mutants::{Fault, has};
 use crate::ops::{Op, Reply};
-use crate::service::{Ended, Memory, hold_back};
+use crate::service::{Ended, Memory, hold_back, still_trusted};
 use crate::table_sync::{self, Handed, Sync};
 use crate::tables;
 use crate::target::{Meta, TableState};
@@ -104,7 +104,7 @@ pub(crate) async fn run(
     let Ok(PublisherReply::Seen(seen)) = link.dial(false).ask_publisher(PublisherOp::Look).await else {
         return Err(Ended::Retry("publisher"));
     };
-    crate::service::still_trusted(start.from, &seen)?;
+    still_trusted(main, start.term, start.from, &seen).await?;
     link.tell(|| format!("streams from {}, streaming {streaming}, exact until {exact:?}", start.from));
     link.show(Shown::Streaming);
     let better = wanted && !streaming && pending.is_empty();
@@ -139,12 +139,8 @@ impl<'a> Stream<'a> {
             let world = link.world.borrow();
             (world.config.bounds, world.config.idle_interval)
         };
-        let begin = pgsluice::apply::Start {
-            recorded: start.from,
-            skip: None,
-            exact_until,
-            format: Format::Text,
-        };
+        let begin =
+            pgsluice::apply::Start { recorded: start.from, skip: None, exact_until, format: Format::Text };
         let name = "sim".parse().expect("a name");
         let mut core = Core::new(name, members, surroundings, begin, bounds);
         core.set_idle_record_interval(Duration::from_micros(idle));

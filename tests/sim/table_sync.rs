@@ -139,9 +139,7 @@ fn change_of(message: Message, table: usize) -> Option<Option<RowChange>> {
         Message::Update(m) if m.relation_oid == oid => {
             Some(Some(RowChange::Update { old: m.old, new: m.new }))
         }
-        Message::Delete(m) if m.relation_oid == oid => {
-            Some(Some(RowChange::Delete { old: m.old.into() }))
-        }
+        Message::Delete(m) if m.relation_oid == oid => Some(Some(RowChange::Delete { old: m.old.into() })),
         Message::Truncate(m) if m.relation_oids.contains(&oid) => Some(None),
         _ => None,
     }

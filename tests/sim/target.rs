@@ -315,7 +315,12 @@ impl Target {
         })
     }
 
-    pub(crate) fn insert(&mut self, id: SessionId, table: usize, row: Row) -> Result<Result<(), Refused>, Blocked> {
+    pub(crate) fn insert(
+        &mut self,
+        id: SessionId,
+        table: usize,
+        row: Row,
+    ) -> Result<Result<(), Refused>, Blocked> {
         self.shared_lock(id, table)?;
         for key in TABLES[table].uniques() {
             for stored in &self.tables[table] {

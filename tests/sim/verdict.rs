@@ -87,7 +87,8 @@ fn compare(world: &mut World, position: Lsn, when: &str) {
         }
         expected.sort_unstable();
         found.sort_unstable();
-        world.violated(format!("{when} ({position}), t{table} lacks {expected:?} and has {found:?} too many"));
+        world
+            .violated(format!("{when} ({position}), t{table} lacks {expected:?} and has {found:?} too many"));
     }
 }
 

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use pgsluice::pg::Lsn;
 use pgsluice::pgoutput::{
-    Begin, Commit, Delete, DeletedRow, Insert, Message, OldRow, StreamAbort, StreamCommit, StreamStart, Truncate,
-    Update,
+    Begin, Commit, Delete, DeletedRow, Insert, Message, OldRow, StreamAbort, StreamCommit, StreamStart,
+    Truncate, Update,
 };
 
 use crate::publisher::{Catalog, Change, Publisher, Record, Stored};
@@ -120,7 +120,8 @@ impl Walsender {
                 let Some((&top, _)) = largest else { return };
                 self.stream(top);
             } else {
-                let parts = self.transactions.values_mut().flat_map(|transaction| transaction.parts.values_mut());
+                let parts =
+                    self.transactions.values_mut().flat_map(|transaction| transaction.parts.values_mut());
                 let Some(largest) = parts.max_by_key(|part| part.in_memory) else { return };
                 largest.in_memory = 0;
             }
@@ -243,7 +244,8 @@ fn message(change: &Change, tables: &[usize], catalog: &Catalog, xid: Option<u32
             let (kind, width) = (TABLES[*table], catalog.width[*table]);
             let moved = kind.key().iter().any(|&at| old[at] != new[at]);
             // A value that is stored apart, and did not change, is not sent; even ones are.
-            let apart = width > 2 && !kind.is_full() && old[2] == new[2] && old[2].is_some_and(|b| b % 2 == 1);
+            let apart =
+                width > 2 && !kind.is_full() && old[2] == new[2] && old[2].is_some_and(|b| b % 2 == 1);
             let unchanged: &[usize] = if apart { &[2] } else { &[] };
             let old = match (kind.is_full(), moved) {
                 (true, _) => OldRow::Full(tuple(old, width, None, &[])),

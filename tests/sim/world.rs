@@ -26,27 +26,67 @@ pub(crate) type ConnId = u32;
 
 #[derive(Debug)]
 pub(crate) enum Event {
-    Arrive { conn: ConnId, token: u64, op: Op },
-    Answer { conn: ConnId, token: u64, reply: Reply },
-    Ask { conn: ConnId, token: u64, op: PublisherOp },
-    Told { conn: ConnId, token: u64, reply: PublisherReply },
-    Decode { conn: ConnId },
-    Deliver { conn: ConnId, sent: Vec<Sent> },
-    Feedback { conn: ConnId, flushed: Lsn },
+    Arrive {
+        conn: ConnId,
+        token: u64,
+        op: Op,
+    },
+    Answer {
+        conn: ConnId,
+        token: u64,
+        reply: Reply,
+    },
+    Ask {
+        conn: ConnId,
+        token: u64,
+        op: PublisherOp,
+    },
+    Told {
+        conn: ConnId,
+        token: u64,
+        reply: PublisherReply,
+    },
+    Decode {
+        conn: ConnId,
+    },
+    Deliver {
+        conn: ConnId,
+        sent: Vec<Sent>,
+    },
+    Feedback {
+        conn: ConnId,
+        flushed: Lsn,
+    },
     /// The server ends the connection.
-    ServerEnds { conn: ConnId },
+    ServerEnds {
+        conn: ConnId,
+    },
     /// The client learns that the connection is lost.
-    Lost { conn: ConnId },
+    Lost {
+        conn: ConnId,
+    },
     /// A marked copy is not committed: the server ends its session.
-    IdleInTransaction { conn: ConnId },
+    IdleInTransaction {
+        conn: ConnId,
+    },
     Keepalives,
     /// Nothing but time.
     Wake,
     Act(usize),
-    Step { top: u32, left: u32, seed: u64 },
-    StrangerLeaves { table: usize },
-    Start { instance: usize },
-    Thaw { instance: usize },
+    Step {
+        top: u32,
+        left: u32,
+        seed: u64,
+    },
+    StrangerLeaves {
+        table: usize,
+    },
+    Start {
+        instance: usize,
+    },
+    Thaw {
+        instance: usize,
+    },
     Operator,
 }
 
@@ -567,8 +607,7 @@ impl World {
             (None, true) => return PublisherReply::Refused,
             (_, false) => from,
         };
-        let options =
-            Options { streaming, memory: self.config.memory, sends_empty: self.config.sends_empty };
+        let options = Options { streaming, memory: self.config.memory, sends_empty: self.config.sends_empty };
         let walsender = Walsender::new(&self.publisher, confirmed, from, options);
         if let Some(open) = self.conns.get_mut(&conn) {
             open.walsender = Some(walsender);
@@ -708,7 +747,9 @@ fn spelled(op: &Op) -> String {
     let cut: String = text.chars().take(60).collect();
     match op {
         Op::Batch { batch, .. } => format!("batch of {} sets, {:?}", batch.sets.len(), batch.advance),
-        Op::Row { table, change, index } => format!("row {index} of {}: {}", table.plan.target, change.operation()),
+        Op::Row { table, change, index } => {
+            format!("row {index} of {}: {}", table.plan.target, change.operation())
+        }
         _ => cut,
     }
 }

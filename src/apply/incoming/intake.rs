@@ -24,8 +24,8 @@ use super::tables::{Lookup, Tables};
 use crate::apply::change::RowChange;
 use crate::apply::core::End;
 use crate::apply::table::TableContext;
-use crate::pg::{Lsn, QualifiedName};
 use crate::mutation::{self, Mutation};
+use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Begin, Format, Message, StreamAbort, StreamCommit, Truncate};
 
 #[derive(Debug)]
