@@ -93,6 +93,10 @@ pub(crate) enum Op {
         witness: Witness,
         judged: bool,
     },
+    /// A conflict's evidence is recorded.
+    OpenConflict {
+        term: i64,
+    },
     /// Whether the copy has landed; waits for a COMMIT under way.
     IsReady {
         table: usize,
@@ -277,7 +281,8 @@ fn all_or_nothing<T>(
 }
 
 fn send_batch(target: &mut Target, id: SessionId, batch: Batch, term: i64, from: usize) -> Executed {
-    if batch.begins && from == 0 {
+    let is_dead = target.sessions.get(&id).is_some_and(|session| session.failed);
+    if batch.begins && from == 0 && !is_dead {
         target.begin(id);
     }
     let mut refused =
@@ -664,6 +669,13 @@ fn record(target: &mut Target, id: SessionId, op: &Op) -> Result<Reply, Blocked>
                 target.meta.witness = Some(witness);
             }
             Reply::Done
+        }
+        Op::OpenConflict { term } => {
+            if is_owner(target, id, term)? {
+                Reply::Done
+            } else {
+                Reply::NotOwner
+            }
         }
         Op::IsReady { table, attempt, position } => {
             target.lock(id, Lockable::Record(table))?;

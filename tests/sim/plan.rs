@@ -142,6 +142,14 @@ pub(crate) fn plan(seed: u64) -> Plan {
                     .push((random.between(80, 700), Strike::LockTable(table, random.between(50, 1500) * MS)));
             }
         }
+        // Publishers that are started again, and writes that arrive late.
+        45..52 => {
+            config.late_writes = true;
+            strikes.push((random.between(200, 900), Strike::PublisherRestarts));
+            for _ in 0..random.between(1, 3) {
+                strikes.push((random.between(200, 1200), Strike::EndWalsender));
+            }
+        }
         _ => {}
     }
     actions.sort_by_key(|(at, _)| *at);

@@ -130,7 +130,11 @@ async fn attempt(link: &Link, main: &Connection, term: i64, memory: &mut Memory)
     let meta = records(link.store(Op::EndCopies { term }).await?)?;
     let start = stream::Start { term, from, seen: &seen, meta: &meta };
     match stream::run(link, main, publisher, start, memory).await? {
-        Streamed::Conflict(lsn) => Err(Ended::Pause(Reason::Conflict(lsn))),
+        // Without its evidence there is no pause: against another owner's rows, nothing conflicts.
+        Streamed::Conflict(lsn) => match link.store(Op::OpenConflict { term }).await? {
+            Reply::Done => Err(Ended::Pause(Reason::Conflict(lsn))),
+            _ => Err(Ended::TargetLost("not the owner")),
+        },
         Streamed::Anew => Err(Ended::Restart),
     }
 }

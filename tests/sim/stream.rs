@@ -386,7 +386,7 @@ impl<'a> Stream<'a> {
     fn watch(&self) {
         let (seen, due) = {
             let mut world = self.link.world.borrow_mut();
-            let due = world.random.percent(30);
+            let due = world.random.percent(60);
             let publisher = &world.publisher;
             let seen = crate::target::Witness {
                 timeline: publisher.timeline,

@@ -90,6 +90,8 @@ pub(crate) struct Session {
     /// It holds the subscription's lock.
     pub(crate) has_lock: bool,
     pub(crate) is_blocked: bool,
+    /// Since when, if it is.
+    pub(crate) blocked_at: Option<u64>,
     /// It has marked a copy as ready.
     pub(crate) marked: bool,
 }
@@ -248,6 +250,15 @@ impl Target {
             }
         }
         self.unlock(id);
+    }
+
+    /// A statement of the transaction has failed: its locks are gone, and nothing of it can be committed.
+    pub(crate) fn fail(&mut self, id: SessionId) {
+        self.roll_back(id);
+        let session = self.session(id);
+        session.in_transaction = true;
+        session.failed = true;
+        session.rows_ended = true;
     }
 
     pub(crate) fn end_session(&mut self, id: SessionId) {

@@ -259,7 +259,7 @@ impl World {
     fn arrival(&mut self, conn: ConnId) -> Option<Time> {
         let mut at = self.now + self.latency();
         let is_main = self.conns.get(&conn).is_some_and(|conn| conn.main);
-        if self.config.late_writes && !is_main && self.random.percent(4) {
+        if self.config.late_writes && !is_main && self.random.percent(6) {
             at += self.random.between(50, 3000) * MS;
         }
         let conn = self.conns.get_mut(&conn).filter(|conn| !conn.lost)?;
@@ -451,8 +451,10 @@ impl World {
             let before = self.target.commits;
             match self.executed(conn, op) {
                 Executed::Blocked(op) => {
+                    let now = self.now;
                     if let Some(session) = self.target.sessions.get_mut(&conn) {
                         session.is_blocked = true;
+                        session.blocked_at.get_or_insert(now);
                         session.queue.push_front((token, op));
                     }
                     return;
@@ -512,6 +514,7 @@ impl World {
     fn unblocked(&mut self, conn: ConnId) {
         if let Some(session) = self.target.sessions.get_mut(&conn) {
             session.is_blocked = false;
+            session.blocked_at = None;
             if session.marked {
                 self.after(5 * SECOND, Event::IdleInTransaction { conn });
             }
@@ -661,7 +664,39 @@ impl World {
         }
     }
 
+    /// Of transactions that have waited for each other for a second, the server ends one.
+    fn deadlocks(&mut self) {
+        let long_ago = self.now.saturating_sub(SECOND);
+        let waiting = self.target.sessions.iter().filter(|(_, session)| {
+            session.in_transaction && session.blocked_at.is_some_and(|since| since <= long_ago)
+        });
+        let waiting: Vec<ConnId> = waiting.map(|(id, _)| *id).collect();
+        let [victim, _, ..] = waiting[..] else { return };
+        self.target.fail(victim);
+        self.tell(|| format!("session {victim}: deadlock"));
+        let front = self.target.sessions.get_mut(&victim).and_then(|session| {
+            session.is_blocked = false;
+            session.blocked_at = None;
+            session.queue.pop_front()
+        });
+        match front {
+            Some((token, op @ Op::Batch { .. })) => {
+                if let Some(session) = self.target.sessions.get_mut(&victim) {
+                    session.queue.push_front((token, op));
+                }
+                self.run_session(victim);
+            }
+            Some((token, _)) => {
+                self.answer(victim, token, Reply::Failed("deadlock"));
+                self.run_session(victim);
+            }
+            None => {}
+        }
+        self.unblock();
+    }
+
     fn keepalives(&mut self) {
+        self.deadlocks();
         let all: Vec<(ConnId, Lsn)> = self
             .conns
             .iter()
