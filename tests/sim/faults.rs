@@ -111,6 +111,7 @@ fn plant(world: &mut World, random: &mut Random) {
             && record.is_some_and(|record| record.state == TableState::Ready)
             && !world.target.is_touched(table)
             && !world.target.has_stranger(table)
+            && world.planted.iter().all(|(planted, ..)| *planted != table)
     };
     let tables: Vec<usize> = (0..TABLES.len()).filter(|&table| suits(table)).collect();
     let Some(&table) = random.pick(&tables) else { return };
@@ -139,6 +140,10 @@ fn at_publisher(world: &mut World, what: Strike) {
         let all = &world.publisher.wal;
         Random::new(pick, 3).pick(all).map(|stored| stored.end)
     };
+    let judged = world.target.meta.witness.map(|witness| witness.started);
+    if !matches!(what, Strike::SlotDropped | Strike::SlotMadeAgain) {
+        world.is_untold |= world.older_run.is_some_and(|run| judged.is_none_or(|judged| judged < run));
+    }
     match what {
         Strike::PublisherRestarts => world.publisher.restart(&mut random),
         Strike::Promoted => {
@@ -151,6 +156,7 @@ fn at_publisher(world: &mut World, what: Strike) {
                 world.publisher.cut(at);
                 slot_as_of(world, at);
                 world.publisher.restart(&mut random);
+                world.older_run = Some(world.publisher.started);
             }
         }
         Strike::PromotedBehind(pick) => {

@@ -13,6 +13,9 @@ pub(crate) enum Verdict {
 
 /// Looks at a world in which nothing new begins.
 pub(crate) fn look(world: &mut World) -> Verdict {
+    if world.is_untold {
+        return Verdict::Over("cannot be told");
+    }
     let is_paused = |world: &World, wanted: fn(Reason) -> bool| {
         world.instances.iter().any(|instance| match instance.shown {
             Shown::Paused(reason) => wanted(reason) && !instance.frozen,
@@ -53,6 +56,10 @@ pub(crate) fn look(world: &mut World) -> Verdict {
 
 /// A conflict at this transaction: everything before it must be applied, and nothing of it or after it.
 pub(crate) fn conflict(world: &mut World, lsn: Lsn) {
+    if world.is_untold || (world.planted.is_empty() && world.repaired == Some(lsn)) {
+        // Another instance has found it before it was put right.
+        return;
+    }
     if world.planted.is_empty() {
         world.violated(format!("a conflict at {lsn}, and nothing was planted"));
         return;
@@ -109,13 +116,15 @@ pub(crate) fn repair(world: &mut World) {
         } else if plant == Plant::Added {
             world.target.take_row(table, &row);
         } else {
-            let at = world.target.meta.progress.map_or(Lsn::ZERO, |progress| progress.applied);
+            let applied = world.target.meta.progress.map_or(Lsn::ZERO, |progress| progress.applied);
+            let synced = world.target.meta.tables.get(&table).and_then(|record| record.synced);
+            let at = synced.map_or(applied, |synced| synced.max(applied));
             if world.publisher.state_at(at)[table].contains(&row) {
                 world.target.put_row(table, row);
             }
         }
     }
-    world.attended = None;
+    world.repaired = world.attended.take();
     for instance in &mut world.instances {
         if matches!(instance.shown, Shown::Paused(Reason::Conflict(_))) {
             instance.resume = true;

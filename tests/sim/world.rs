@@ -175,6 +175,13 @@ pub(crate) struct World {
     pub(crate) target_copy: Option<(Copy, Vec<(usize, Row, Plant)>)>,
     /// The conflict that a person knows of.
     pub(crate) attended: Option<Lsn>,
+    /// The last conflict that was put right.
+    pub(crate) repaired: Option<Lsn>,
+    /// The run of the publisher that began from an older copy.
+    pub(crate) older_run: Option<u64>,
+    /// The publisher began from an older copy, and was started again before anyone looked at it: that cannot be
+    /// told any more.
+    pub(crate) is_untold: bool,
 }
 
 /// What a stranger does to a row.
@@ -211,6 +218,9 @@ impl World {
             confirmations: Vec::new(),
             target_copy: None,
             attended: None,
+            repaired: None,
+            older_run: None,
+            is_untold: false,
         }
     }
 
