@@ -89,7 +89,9 @@ fn on_the_way(world: &mut World, what: Strike) {
         Strike::RestoreTarget => {
             let Some((copy, planted)) = world.target_copy.take() else { return };
             let all: Vec<ConnId> = world.target.sessions.keys().copied().collect();
-            all.into_iter().for_each(|conn| world.end_served(conn));
+            for conn in all {
+                world.end_served(conn);
+            }
             world.target.restore(&copy);
             world.planted = planted;
             world.is_doubtful = true;

@@ -9,6 +9,20 @@
 //! ```
 //! `scripts/sim` runs it for as long as one likes; here it runs for as long as a test may.
 
+#![expect(
+    clippy::collapsible_match,
+    clippy::if_not_else,
+    clippy::manual_is_variant_and,
+    clippy::manual_let_else,
+    clippy::match_same_arms,
+    clippy::needless_pass_by_value,
+    clippy::option_option,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::type_complexity,
+    reason = "models of other programs, read beside what they model; tests print what they found"
+)]
+
 mod faults;
 mod link;
 mod mutants;

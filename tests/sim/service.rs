@@ -160,7 +160,15 @@ pub(crate) fn witness(seen: &Look) -> Witness {
 
 /// Whether publisher, slot and target still belong together.
 fn judge(meta: &Meta, position: Option<Lsn>, seen: &Look) -> Result<(), Reason> {
-    let Some(applied) = position else { return Ok(()) };
+    let Some(applied) = position else {
+        // A table's rows never land before the progress row is there: the target was restored.
+        let first = meta.tables.values().filter_map(|record| record.synced).min();
+        return match (first, seen.slot) {
+            (Some(first), Some(confirmed)) if confirmed > first => Err(Reason::Diverged),
+            (Some(_), None) => Err(Reason::SlotLost),
+            _ => Ok(()),
+        };
+    };
     let Some(confirmed) = seen.slot else { return Err(Reason::SlotLost) };
     if has(Fault::AlwaysTrusted) {
         return Ok(());

@@ -1,5 +1,7 @@
 //! A failing plan made smaller: actions and faults that do not matter for the failure are left out.
 
+use std::fmt::Write as _;
+
 use crate::plan::Plan;
 use crate::run::{Outcome, run};
 
@@ -48,13 +50,13 @@ pub(crate) fn shrink(plan: &Plan) -> (Plan, Outcome) {
 pub(crate) fn spelled(plan: &Plan, outcome: &Outcome) -> String {
     let mut text = format!("seed {}\n{:?}\n", plan.seed, plan.config);
     for (at, action) in &plan.actions {
-        text += &format!("  at {at} µs: {action:?}\n");
+        let _ = writeln!(text, "  at {at} µs: {action:?}");
     }
     for (at, strike) in &plan.strikes {
-        text += &format!("  after event {at}: {strike:?}\n");
+        let _ = writeln!(text, "  after event {at}: {strike:?}");
     }
     let lines = &outcome.story;
     text += &lines.join("\n");
-    text += &format!("\n{}", outcome.violation.as_deref().unwrap_or("no violation"));
+    let _ = write!(text, "\n{}", outcome.violation.as_deref().unwrap_or("no violation"));
     text
 }

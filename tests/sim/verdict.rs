@@ -72,7 +72,7 @@ pub(crate) fn conflict(world: &mut World, lsn: Lsn) {
 /// Holds the target's tables against the publisher's at a position.
 fn compare(world: &mut World, position: Lsn, when: &str) {
     let state = world.publisher.state_at(position);
-    for table in 0..TABLES.len() {
+    for (table, rows) in state.iter().enumerate() {
         let record = world.target.meta.tables.get(&table);
         let is_synced = record.is_some_and(|record| {
             record.state == TableState::Ready && record.synced.is_some_and(|synced| synced <= position)
@@ -80,7 +80,7 @@ fn compare(world: &mut World, position: Lsn, when: &str) {
         if !world.publisher.catalog.published[table] || !is_synced {
             continue;
         }
-        let mut expected = state[table].clone();
+        let mut expected = rows.clone();
         let mut found = world.target.rows(table);
         settle(&mut expected, &mut found);
         for (_, row, plant) in world.planted.iter().filter(|(planted, ..)| *planted == table) {
