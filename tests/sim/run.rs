@@ -36,6 +36,8 @@ pub(crate) struct Run {
     steps: usize,
     acted: usize,
     struck: usize,
+    /// Tables that have left the publication.
+    left: Vec<usize>,
 }
 
 pub(crate) fn run(plan: &Plan, tells: bool) -> Outcome {
@@ -47,6 +49,7 @@ pub(crate) fn run(plan: &Plan, tells: bool) -> Outcome {
         steps: 0,
         acted: 0,
         struck: 0,
+        left: Vec::new(),
     };
     run.begin();
     let ended = run.go();
@@ -146,10 +149,14 @@ impl Run {
                 },
                 &mut random,
             ),
+            // What was changed between leaving and joining again is not decoded, and a service that has not
+            // looked in between cannot know.
+            Action::Join(table) if self.left.contains(&table) => {}
             Action::Join(table) => {
                 world.publisher.change_catalog(|catalog| catalog.published[table] = true, &mut random);
             }
             Action::Leave(table) => {
+                self.left.push(table);
                 world.publisher.change_catalog(|catalog| catalog.published[table] = false, &mut random);
             }
         }
