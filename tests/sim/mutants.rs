@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     SlotLookedAtOnce,
     /// The publisher's past is not compared with what was seen of it.
     PastNotCompared,
+    /// A restored target gives out terms again that it had given out before.
+    TermsGoBack,
     /// What is seen of the publisher is recorded, however late, over what another run of it has shown since.
     LateWitness,
     /// The stream takes a table in before the stream's position is reached.
@@ -41,7 +43,7 @@ pub(crate) enum Mutant {
     Both(Mutation, Fault),
 }
 
-pub(crate) const MUTANTS: [Mutant; 21] = [
+pub(crate) const MUTANTS: [Mutant; 22] = [
     Mutant::Core(Mutation::ReplayUnderWay),
     Mutant::Core(Mutation::PiecesIgnorePositions),
     Mutant::Core(Mutation::PiecesOfSubtransactions),
@@ -61,6 +63,7 @@ pub(crate) const MUTANTS: [Mutant; 21] = [
     Mutant::Model(Fault::SlotNotCompared),
     Mutant::Model(Fault::SlotLookedAtOnce),
     Mutant::Model(Fault::PastNotCompared),
+    Mutant::Model(Fault::TermsGoBack),
     Mutant::Model(Fault::LateWitness),
     Mutant::Model(Fault::HandOverEarly),
 ];

@@ -590,6 +590,10 @@ fn record(target: &mut Target, id: SessionId, op: &Op) -> Result<Reply, Blocked>
         Op::Claim => {
             target.lock(id, Lockable::Owner)?;
             target.meta.term += 1;
+            if !has(Fault::TermsGoBack) {
+                target.meta.term = target.meta.term.max(target.terms + 1);
+            }
+            target.terms = target.meta.term;
             Reply::Claimed { term: target.meta.term }
         }
         Op::TakeOver { term } => {

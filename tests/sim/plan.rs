@@ -150,6 +150,18 @@ pub(crate) fn plan(seed: u64) -> Plan {
                 strikes.push((random.between(200, 1200), Strike::EndWalsender));
             }
         }
+        // Targets that go back to a copy while tables are being copied.
+        52..56 => {
+            config.instances = 2;
+            config.late_writes = true;
+            strikes.retain(|(at, _)| *at > 300);
+            strikes.push((random.between(1, 12), Strike::CopyTarget));
+            strikes.push((random.between(35, 80), Strike::LockTable(random.index(3), 2 * SECOND)));
+            strikes.push((random.between(80, 140), Strike::RestoreTarget));
+            for (at, _) in &mut actions {
+                *at /= 4;
+            }
+        }
         _ => {}
     }
     actions.sort_by_key(|(at, _)| *at);

@@ -117,6 +117,9 @@ pub(crate) struct Target {
     pub(crate) strangers: BTreeMap<usize, u32>,
     /// The furthest position that was ever committed.
     pub(crate) furthest: Lsn,
+    /// The highest term ever given out: a restored target must not give one out again, so the clock is part
+    /// of it.
+    pub(crate) terms: i64,
     /// Counts what has been committed.
     pub(crate) commits: u64,
 }
