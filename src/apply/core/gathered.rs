@@ -8,10 +8,21 @@ use crate::apply::incoming::event::Event;
 use crate::apply::outcome::{Applied, How, unix_time_us};
 use crate::pgoutput::{Begin, Commit, Tally};
 
-/// Changes in a batch, at most. A transaction with more goes in slices.
-pub(crate) const BATCH_CHANGES_MAX: usize = 32_768;
-/// Bytes of rows in a batch, at most; one larger row goes alone.
-pub(crate) const BATCH_BYTES_MAX: usize = 2 << 20;
+/// How much may be gathered for one batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Changes in a batch, at most. A transaction with more goes in slices.
+    pub changes: usize,
+    /// Bytes of rows in a batch, at most; one larger row goes alone.
+    pub bytes: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { changes: 32_768, bytes: 2 << 20 }
+    }
+}
+
 /// Whole transactions that have waited for this long are sent although the target is still busy.
 pub(crate) const BATCH_AGE_MAX: Duration = Duration::from_millis(100);
 
@@ -45,8 +56,8 @@ impl Gathered {
         self.events.is_empty()
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.events.len() >= BATCH_CHANGES_MAX || self.bytes >= BATCH_BYTES_MAX
+    pub(crate) fn is_full(&self, bounds: Bounds) -> bool {
+        self.events.len() >= bounds.changes || self.bytes >= bounds.bytes
     }
 
     /// When whole transactions will have waited long enough for a target that is busy.
