@@ -3,14 +3,14 @@
 
 CREATE TABLE pgsluice.owner (
     subscription text PRIMARY KEY REFERENCES pgsluice.subscription ON DELETE CASCADE,
-    term         bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
+    term         bigint NOT NULL,
     instance     text,
     since        timestamptz NOT NULL DEFAULT now()
 );
 
 COMMENT ON TABLE pgsluice.owner IS 'The instance that owns each subscription, or last owned it.';
 COMMENT ON COLUMN pgsluice.owner.subscription IS 'The subscription.';
-COMMENT ON COLUMN pgsluice.owner.term IS 'Number of the take-over. Grows with each one, also when a subscription is dropped and made again.';
+COMMENT ON COLUMN pgsluice.owner.term IS 'Microseconds since 1970 at the take-over, but larger than the term before in any case. So it also grows when a subscription is dropped and made again, or this database is restored.';
 COMMENT ON COLUMN pgsluice.owner.instance IS 'Host and process that took it over.';
 COMMENT ON COLUMN pgsluice.owner.since IS 'When it did.';
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::apply::TableContext;
 use crate::apply::change::RowChange;
-use crate::apply::core::End;
+use crate::apply::end::End;
 use crate::apply::rows::plan::PlanError;
 use crate::error::ServerError;
 use crate::net::server_error;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::apply::sets::sql::ExactBecause;
+use crate::apply::table::ExactBecause;
 use crate::conflict::ConflictReport;
 use crate::pg::{Lsn, QualifiedName, Term};
 use crate::pgoutput::{Format, Tally};

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use crate::apply::change::RowChange;
-use crate::apply::sets::sql::ExactBecause;
 use crate::pgoutput::TextColumns;
 use crate::schema::{BinaryForm, PublishedActions, PublishedRelation, TablePlan};
 
@@ -45,4 +44,31 @@ impl TableContext {
 
 pub(crate) fn text_columns(plan: &TablePlan) -> TextColumns {
     plan.columns.iter().map(|column| column.binary == BinaryForm::Text).collect()
+}
+
+/// Why a table's changes are applied row by row, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExactBecause {
+    NoColumns,
+    TriggersFire,
+    TriggersAct,
+    ForeignKeysAct,
+    /// Only its updates and deletes: rows can be put in together, but not found by all they hold.
+    NoKey,
+}
+
+impl ExactBecause {
+    /// For `status` and `check`, after "exact apply because".
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoColumns => "it has no published columns",
+            Self::TriggersFire => "triggers fire on its replicated rows",
+            Self::TriggersAct => "its triggers cannot be suppressed",
+            Self::ForeignKeysAct => "its foreign keys cannot be suppressed",
+            Self::NoKey => {
+                "it has no key, and its rows cannot be found in sets by all they hold (inserts go in sets)"
+            }
+        }
+    }
 }

@@ -55,10 +55,12 @@ impl Ownership {
 const REGISTER: &str = "INSERT INTO pgsluice.subscription (name, slot, publications) VALUES ($1, $2, $3) \
     ON CONFLICT (name) DO NOTHING";
 
-/// An identity column takes its next value by DEFAULT, which is evaluated once the row is locked.
-const TAKE_OVER: &str = "INSERT INTO pgsluice.owner (subscription, instance) VALUES ($1, $2) \
-    ON CONFLICT (subscription) DO UPDATE SET term = DEFAULT, instance = excluded.instance, since = now() \
-    RETURNING term";
+/// The clock makes terms differ that were given out before and after the target was restored from a backup,
+/// in which a counter goes back: an instance that wrote before must not be taken for the owner.
+const TAKE_OVER: &str = "INSERT INTO pgsluice.owner AS o (subscription, term, instance) \
+    VALUES ($1, (EXTRACT(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::pg_catalog.int8, $2) \
+    ON CONFLICT (subscription) DO UPDATE SET term = greatest(o.term + 1, excluded.term), \
+    instance = excluded.instance, since = now() RETURNING term";
 
 const REPORT_OWNER: &str = "UPDATE pgsluice.subscription SET slot = $2, publications = $3, instance = $4, \
     reported_at = now() WHERE name = $1";

@@ -138,6 +138,29 @@ pub(super) async fn run(
     ahead: Ahead,
     link: &mut Option<Reader>,
 ) -> Result<StreamEnd, Failure> {
+    let end = tokio::select! {
+        // A failed statement tells more than that the session has ended.
+        biased;
+        end = Box::pin(prepare_and_stream(context, session, ahead, link)) => end,
+        // The lock has gone with the session: nothing may be copied or streamed without it.
+        ended = session.client().closed() => Err(Failure::target_ended(&ended)),
+    };
+    match end {
+        Err(failure) => match failure.restart.clone() {
+            Some(restart) => Ok(StreamEnd::Restart(restart, failure)),
+            None => Err(failure),
+        },
+        end => end,
+    }
+}
+
+/// Everything up to the stream, and the stream.
+async fn prepare_and_stream(
+    context: &Context,
+    session: &TargetSession,
+    ahead: Ahead,
+    link: &mut Option<Reader>,
+) -> Result<StreamEnd, Failure> {
     *link = None;
     context.publications.send_replace(Publications::default());
     let subscription = &context.subscription;
@@ -244,21 +267,7 @@ async fn stream_on(
     let exact_until = context.exact_until;
     let start = Start { recorded: from, term, skip, exact_until, format: choice.format };
     let applier = Applier::new(session, subscription.name.clone(), members, start);
-    let streaming = stream::run(context, applier, reader, syncs, from, choice);
-    let end = tokio::select! {
-        // A failed statement tells more than that the session has ended.
-        biased;
-        end = streaming => end,
-        // The lock has gone with the session, whether or not there is anything to apply.
-        ended = session.client().closed() => Err(Failure::target_ended(&ended)),
-    };
-    match end {
-        Err(failure) => match failure.restart.clone() {
-            Some(restart) => Ok(StreamEnd::Restart(restart, failure)),
-            None => Err(failure),
-        },
-        end => end,
-    }
+    stream::run(context, applier, reader, syncs, from, choice).await
 }
 
 /// The skip that is armed, unless the stream is already past it. One that is armed during the attempt

@@ -1,7 +1,7 @@
 //! One exhaustive table from what went wrong to what is done about it and what is said.
 
 use crate::apply::ApplyError;
-use crate::apply::core::End;
+use crate::apply::end::End;
 use crate::copy::CopyError;
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
 use crate::net::{ConnectError, Ended, Step};

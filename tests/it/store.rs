@@ -585,7 +585,7 @@ async fn a_write_and_a_take_over_come_one_after_the_other() {
     let former = claim(&store, "former").await.unwrap();
     // A take-over that has changed the owner's row, and has not been committed.
     let mut admin = database.admin().await;
-    admin.execute("begin; update pgsluice.owner set term = default").await.unwrap();
+    admin.execute("begin; update pgsluice.owner set term = term + 1").await.unwrap();
     let late = {
         let (store, former) = (store.clone(), former.clone());
         tokio::spawn(async move { store.set_warnings(&former, &["late".to_owned()]).await })

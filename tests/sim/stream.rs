@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use pgsluice::apply::core::{Core, End, Step};
+use pgsluice::apply::core::{Core, Step};
+use pgsluice::apply::end::End;
 use pgsluice::apply::incoming::tables::Surroundings;
 use pgsluice::apply::{Member, Membership, Outcome};
 use pgsluice::pg::Lsn;

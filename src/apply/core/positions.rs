@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use super::Moment;
-use super::step::End;
+use crate::apply::end::End;
 use crate::pg::Lsn;
 
 /// A move of the progress row, made within the transaction that it vouches for.

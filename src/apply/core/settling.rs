@@ -8,8 +8,9 @@ use std::collections::VecDeque;
 
 use super::rows::Rows;
 use super::sets::{Kept, Sent};
-use super::step::{Answer, End, Step};
+use super::step::{Answer, Step};
 use super::{Core, Phase};
+use crate::apply::end::End;
 use crate::apply::incoming::event::Event;
 use crate::apply::outcome::Outcome;
 use crate::mutation::{self, Mutation};

@@ -7,8 +7,9 @@ use std::collections::VecDeque;
 
 use super::gathered::{Bounds, Gathered, applied, summarize};
 use super::sets::{Kept, Sent, Sets};
-use super::step::{Answer, Batch, End, Step};
+use super::step::{Answer, Batch, Step};
 use super::{Core, Phase};
+use crate::apply::end::End;
 use crate::apply::incoming::event::Event;
 use crate::apply::outcome::How;
 use crate::apply::sets::compact::compact;

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use super::positions::Advance;
 use crate::apply::change::RowChange;
+use crate::apply::end::End;
 use crate::apply::outcome::Outcome;
 use crate::apply::rows::facts::ConflictFacts;
 use crate::apply::sets::compact::SetStep;
 use crate::apply::table::TableContext;
 use crate::pg::{Lsn, QualifiedName};
-use crate::pgoutput::RelationError;
-use crate::schema::{Misfit, TargetTable};
+use crate::schema::TargetTable;
 
 /// What the shell has to do.
 #[derive(Debug)]
@@ -70,33 +70,6 @@ pub enum Answer {
     PassedOver,
     /// The progress row is not where it was expected: there is another writer.
     Moved,
-}
-
-/// Why nothing more can be applied, although both connections stand.
-#[derive(Debug, thiserror::Error)]
-pub enum End {
-    /// The stream contradicts itself.
-    #[error("the stream is out of order: {0}")]
-    OutOfOrder(String),
-    #[error("a relation could not be understood")]
-    Relation(#[from] RelationError),
-    /// A published table does not fit into the target.
-    #[error("{} problem(s) keep published tables from fitting into the target", .0.len())]
-    Unfit(Vec<Misfit>),
-    /// The publisher has to send everything from the recorded position again, to be applied row by row
-    /// until the transaction that finishes here is through.
-    #[error("the transaction that finishes at {until} has to be sent again")]
-    SendAgain { until: Lsn },
-    /// A transaction in progress cannot be applied as it comes: the publisher has to send transactions
-    /// whole.
-    #[error("transactions have to be sent whole")]
-    SendWhole,
-    /// Another writer has moved the progress row.
-    #[error("another writer has moved the progress row on from {expected}")]
-    AnotherWriter { expected: Lsn },
-    /// An invariant does not hold. Nothing is applied that would rest on it.
-    #[error("an invariant of apply does not hold: {0}")]
-    Invariant(&'static str),
 }
 
 /// The answer to [`Step::Describe`]: none if the target has no such table.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use super::event::Event;
 use super::tables::{Lookup, Tables};
 use crate::apply::change::RowChange;
-use crate::apply::core::End;
+use crate::apply::end::End;
 use crate::apply::table::TableContext;
 use crate::mutation::{self, Mutation};
 use crate::pg::{Lsn, QualifiedName};

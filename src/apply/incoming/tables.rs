@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use crate::apply::sets::sql::{ExactBecause, exact_because};
-use crate::apply::table::{TableContext, text_columns};
+use crate::apply::sets::suitability::exact_because;
+use crate::apply::table::{ExactBecause, TableContext, text_columns};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
 use crate::schema::binary::takes_binary;

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use crate::apply::change::RowChange;
-use crate::apply::core::End;
+use crate::apply::end::End;
 use crate::apply::incoming::tables::{Lookup, Tables};
 use crate::apply::rows::evidence::surroundings;
 use crate::apply::rows::executor::Executor;

@@ -14,7 +14,7 @@
 
 use std::fmt::Write as _;
 
-use crate::apply::sets::sql::{Source, assignments, guarded, not_null};
+use crate::apply::sets::fragments::{Source, assignments, guarded, not_null};
 use crate::apply::statement::{ColumnSet, scan_target};
 use crate::pg::quote_ident;
 use crate::pgoutput::Format;

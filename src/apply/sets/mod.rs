@@ -7,6 +7,8 @@
 pub(crate) mod array;
 pub mod compact;
 pub(crate) mod copy_data;
+pub(crate) mod fragments;
 pub(crate) mod full_row;
 pub(crate) mod row_search;
 pub mod sql;
+pub mod suitability;

@@ -1,0 +1,34 @@
+//! Why a stream cannot be applied any further.
+//!
+//! Pure data. What follows from it (streaming again, a pause) is decided in `subscription`.
+
+use crate::pg::Lsn;
+use crate::pgoutput::RelationError;
+use crate::schema::Misfit;
+
+/// Why nothing more can be applied, although both connections stand.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The stream contradicts itself.
+    #[error("the stream is out of order: {0}")]
+    OutOfOrder(String),
+    #[error("a relation could not be understood")]
+    Relation(#[from] RelationError),
+    /// A published table does not fit into the target.
+    #[error("{} problem(s) keep published tables from fitting into the target", .0.len())]
+    Unfit(Vec<Misfit>),
+    /// The publisher has to send everything from the recorded position again, to be applied row by row
+    /// until the transaction that finishes here is through.
+    #[error("the transaction that finishes at {until} has to be sent again")]
+    SendAgain { until: Lsn },
+    /// A transaction in progress cannot be applied as it comes: the publisher has to send transactions
+    /// whole.
+    #[error("transactions have to be sent whole")]
+    SendWhole,
+    /// Another writer has moved the progress row.
+    #[error("another writer has moved the progress row on from {expected}")]
+    AnotherWriter { expected: Lsn },
+    /// An invariant does not hold. Nothing is applied that would rest on it.
+    #[error("an invariant of apply does not hold: {0}")]
+    Invariant(&'static str),
+}
