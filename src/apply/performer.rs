@@ -4,12 +4,13 @@
 //! core ──Step──▶ Performer ──SQL──▶ target
 //!      ◀─Answer─           ◀────────
 //! ```
-//! It is a future of its own, polled in the same task as the stream's loop. So while it waits for the target, the
-//! loop takes messages, sends status updates and can end. Catalog queries use the applying session if that is
-//! idle, and a second session otherwise: they must not queue behind statements that wait for a row lock.
+//! It is a future of its own, polled in the same task as the stream's loop. So while it waits for the target,
+//! the loop takes messages, sends status updates and can end. Catalog queries use the applying session if
+//! that is idle, and a second session otherwise: they must not queue behind statements that wait for a row
+//! lock.
 //!
-//! It decides nothing. An error that is not among the core's answers (a lost connection, or a failure that is no
-//! conflict) ends it, and with it the attempt.
+//! It decides nothing. An error that is not among the core's answers (a lost connection, or a failure that is
+//! no conflict) ends it, and with it the attempt.
 
 use std::collections::VecDeque;
 use std::pin::pin;

@@ -1,9 +1,9 @@
 //! Writes a set of new rows by `COPY`, which costs the target a quarter less than an INSERT of arrays.
 //!
 //! The data may only be sent after the server's CopyInResponse, so a COPY takes one round trip more than an
-//! INSERT, and a task waits for it. If the server refuses to begin the COPY, because an earlier statement of the
-//! transaction has failed or because the table has changed, the driver has sent one Sync too many and would
-//! assign each later answer to the wrong request. So the connection is closed at once.
+//! INSERT, and a task waits for it. If the server refuses to begin the COPY, because an earlier statement of
+//! the transaction has failed or because the table has changed, the driver has sent one Sync too many and
+//! would assign each later answer to the wrong request. So the connection is closed at once.
 
 use std::sync::Arc;
 
@@ -27,8 +27,9 @@ pub(crate) struct CopyIn {
 }
 
 impl CopyIn {
-    /// Runs the COPY. The first poll sends the statement, in order with other requests. If the future is dropped
-    /// before it has ended, the connection is closed: later answers could not be assigned to requests.
+    /// Runs the COPY. The first poll sends the statement, in order with other requests. If the future is
+    /// dropped before it has ended, the connection is closed: later answers could not be assigned to
+    /// requests.
     pub(crate) async fn run(self, client: Arc<PgClient>) {
         let unfinished = Unfinished(Some(client));
         let Some(client) = &unfinished.0 else { return };

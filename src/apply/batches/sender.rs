@@ -7,10 +7,11 @@
 //! # Why COMMIT may be sent before the answers
 //! Every statement of a batch fails by itself if its precondition does not hold: set statements if they find
 //! other rows than planned, the check of the tables' stamps, and the compare-and-set of the progress row. The
-//! server then aborts the transaction, and the COMMIT that follows rolls back. The next batch does not find the
-//! progress row where it expects it, and fails, too. So commits stay in order, and nothing after a failure is
-//! committed. The row counts of a slice may be compared here when its answers come, because the last slice, with
-//! the COMMIT, is sent only after all others have been answered. A long round trip costs latency, not throughput.
+//! server then aborts the transaction, and the COMMIT that follows rolls back. The next batch does not find
+//! the progress row where it expects it, and fails, too. So commits stay in order, and nothing after a
+//! failure is committed. The row counts of a slice may be compared here when its answers come, because the
+//! last slice, with the COMMIT, is sent only after all others have been answered. A long round trip costs
+//! latency, not throughput.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -134,7 +135,8 @@ impl BatchSender {
     }
 
     async fn statements(&mut self, batch: &Batch) -> Result<VecDeque<Answer>, ApplyError> {
-        // Everything that can fail before sending comes first, so that a batch is sent completely or not at all.
+        // Everything that can fail before sending comes first, so that a batch is sent completely or not at
+        // all.
         let mut statements = Vec::with_capacity(batch.sets.len());
         // The COMMIT of slices is sent after their answers, so their row counts can be compared here.
         let counted = if batch.advance.is_some() { Count::ByStatement } else { Count::ByAnswer };

@@ -2,13 +2,13 @@
 //! COMMIT.
 //!
 //! # How it notices that its table has changed
-//! Comparing the table's stamp ([`crate::apply::stamp`]) would cost as much as the row. But the server makes a new
-//! plan for a prepared statement once anything about the table has changed, and checks that after it has locked
-//! the table (`RevalidateCachedQuery` in `plancache.c`). `pgsluice.plan_id()` is evaluated once for each plan, so
-//! each plan has a number of its own, which the statement returns. The statement is first run within a
-//! transaction that also compares the stamp, and the plan's number is kept. From then on, the statement fails by
-//! itself (a division by zero) if its plan has another number. The batch is then applied row by row, which
-//! compares the stamp, and the next plan's number is kept.
+//! Comparing the table's stamp ([`crate::apply::stamp`]) would cost as much as the row. But the server makes
+//! a new plan for a prepared statement once anything about the table has changed, and checks that after it
+//! has locked the table (`RevalidateCachedQuery` in `plancache.c`). `pgsluice.plan_id()` is evaluated once
+//! for each plan, so each plan has a number of its own, which the statement returns. The statement is first
+//! run within a transaction that also compares the stamp, and the plan's number is kept. From then on, the
+//! statement fails by itself (a division by zero) if its plan has another number. The batch is then applied
+//! row by row, which compares the stamp, and the next plan's number is kept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -38,8 +38,8 @@ pub(crate) struct SingleStatement {
     fitting: Arc<AtomicI64>,
 }
 
-/// Returns the statement's text. Parameters: the set's, those of the progress row, and the number of the plan that
-/// it must have; NULL allows any plan. It returns the number of its plan as `plan`.
+/// Returns the statement's text. Parameters: the set's, those of the progress row, and the number of the plan
+/// that it must have; NULL allows any plan. It returns the number of its plan as `plan`.
 pub(crate) fn single_statement_sql(table: &TablePlan, kind: &SetKind, format: Format) -> String {
     sql::with_progress_sql(table, kind, format, |first| {
         let (moved, counted, next) = advance_counted(first);
@@ -83,8 +83,8 @@ impl SingleStatement {
         }
     }
 
-    /// Runs the statement with any plan, and keeps the plan's number if `asked` succeeds, which compares the table's
-    /// stamp within the same transaction.
+    /// Runs the statement with any plan, and keeps the plan's number if `asked` succeeds, which compares the
+    /// table's stamp within the same transaction.
     pub(crate) async fn run_first(
         self,
         client: &PgClient,

@@ -13,13 +13,13 @@
 //! - `Sets`: whole transactions are gathered and sent as batches of set statements. Several batches may be
 //!   unanswered at a time.
 //! - `Slices`: one transaction, larger than a batch, is sent in parts within one open target transaction.
-//! - `Settling`: a batch failed, or an event cannot be part of a set. All unanswered batches are answered before
-//!   anything else is sent.
+//! - `Settling`: a batch failed, or an event cannot be part of a set. All unanswered batches are answered
+//!   before anything else is sent.
 //! - `Rows`: one publisher transaction is one target transaction, row by row, in order.
 //! - `Stopped`: this core applies nothing more.
 //!
-//! Set statements are an optimisation. If one fails, its batch is rolled back and applied row by row, which commits
-//! everything before the transaction in conflict and names the change.
+//! Set statements are an optimisation. If one fails, its batch is rolled back and applied row by row, which
+//! commits everything before the transaction in conflict and names the change.
 //!
 //! # Invariants
 //! They are checked here, also in release builds. If one does not hold, the stream ends:

@@ -7,8 +7,9 @@
 //! ```
 //! # Invariants
 //! - The progress row moves from `sent` to a larger position, and only an answer moves `recorded`.
-//! - Only `recorded` is ever reported. A position without changes for the target is recorded there, too, before
-//!   it is reported. So a slot whose confirmed position lies beyond the record proves that something is missing.
+//! - Only `recorded` is ever reported. A position without changes for the target is recorded there, too,
+//!   before it is reported. So a slot whose confirmed position lies beyond the record proves that something
+//!   is missing.
 
 use std::time::Duration;
 

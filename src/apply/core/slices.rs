@@ -108,8 +108,8 @@ impl Core {
         self.end_slices(slices)
     }
 
-    /// Ends the target transaction once all its slices have been answered. COMMIT is not sent before: the server
-    /// cannot check the row counts of a slice, which are compared when its answer comes.
+    /// Ends the target transaction once all its slices have been answered. COMMIT is not sent before: the
+    /// server cannot check the row counts of a slice, which are compared when its answer comes.
     fn end_slices(&mut self, mut slices: Slices) -> Result<Phase, End> {
         if !slices.under_way.is_empty() {
             return Ok(Phase::Slices(slices));

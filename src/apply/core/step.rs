@@ -1,7 +1,7 @@
 //! The core's steps and the answers to them.
 //!
-//! Pure data. The shell carries out steps in order. A step that is marked "Answered" gets exactly one answer, and
-//! answers come in the order of their steps.
+//! Pure data. The shell carries out steps in order. A step that is marked "Answered" gets exactly one answer,
+//! and answers come in the order of their steps.
 
 use std::sync::Arc;
 use std::time::Duration;

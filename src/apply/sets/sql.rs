@@ -1,9 +1,9 @@
 //! SQL text of set statements: many rows of one table by arrays and `unnest`.
 //!
-//! Pure. Values stay what the publisher sent: each column of the set is one array parameter, whose
-//! elements go through the target type's own input function. A statement guards itself: if the
-//! number of rows that it meets is not the number of rows that it was given, it fails by dividing
-//! by zero, so that nothing has to be read back before COMMIT is sent.
+//! Pure. Each column of a set is one array parameter. The target type's input or receive function reads its
+//! elements as the publisher sent them. A statement checks its row count itself: if it changes another number
+//! of rows than it was given, it fails by a division by zero. So COMMIT can be sent before its answer has
+//! been read.
 
 use std::fmt::Write as _;
 
@@ -24,12 +24,13 @@ pub enum ExactBecause {
     TriggersFire,
     TriggersAct,
     ForeignKeysAct,
-    /// Only its updates and deletes: rows can be put in together, but not found by all they hold.
+    /// Only its updates and deletes are: the table has no key, and its rows cannot be found in sets by all
+    /// their columns. Inserts are applied as sets.
     NoKey,
 }
 
 impl ExactBecause {
-    /// For `status` and `check`, after "exact apply because".
+    /// The reason as `status` and `check` show it, after "exact apply because".
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -44,7 +45,8 @@ impl ExactBecause {
     }
 }
 
-/// Judges a table, for a session that writes as a replica or not; none if sets suit it.
+/// Returns why a table's changes are applied row by row in a session with this replication role; none if they
+/// can be applied as sets.
 #[must_use]
 pub fn exact_because(table: &TablePlan, role: ReplicationRole) -> Option<ExactBecause> {
     let acts = role == ReplicationRole::Origin;
@@ -63,8 +65,8 @@ pub fn exact_because(table: &TablePlan, role: ReplicationRole) -> Option<ExactBe
     }
 }
 
-/// The columns whose arrays the statement takes, in parameter order: the row's values, then its
-/// old identity.
+/// Returns the columns whose arrays are the statement's parameters, in order: those of the new row, then
+/// those of the old identity.
 pub(crate) fn parameters(table: &TablePlan, kind: &SetKind) -> (Vec<usize>, Vec<usize>) {
     match kind {
         SetKind::Insert => ((0..table.columns.len()).collect(), Vec::new()),
@@ -75,22 +77,22 @@ pub(crate) fn parameters(table: &TablePlan, kind: &SetKind) -> (Vec<usize>, Vec<
     }
 }
 
-/// The columns of old rows whose NULLs are in `null`.
+/// Returns the columns that are not in `null`.
 pub(crate) fn not_null(table: &TablePlan, null: &ColumnSet) -> Vec<usize> {
     (0..table.columns.len()).filter(|&i| !null.contains(i)).collect()
 }
 
-/// Who holds the number of rows that a set has met against the number that it was given.
+/// Where the number of rows that a set has changed is compared with the number that it was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Count {
-    /// The statement itself: whatever is sent behind it fails with it. Rows are handed on to be counted,
-    /// which is a tenth of what an UPDATE costs.
+    /// In the statement itself, so that all later statements of the transaction fail with it. Counting the
+    /// rows takes a tenth of the time of an UPDATE.
     ByStatement,
-    /// Whoever sent it, by the server's answer, before anything is committed.
+    /// In the sender, by the server's answer, before COMMIT is sent.
     ByAnswer,
 }
 
-/// Whether the answer to the statement tells how many rows it met.
+/// Whether the server's answer has the number of rows that the statement changed.
 pub(crate) fn answers_count(kind: &SetKind) -> bool {
     matches!(kind, SetKind::Update(_) | SetKind::Delete)
 }
@@ -109,8 +111,8 @@ pub(crate) fn is_plain(kind: &SetKind) -> bool {
     matches!(kind, SetKind::Insert | SetKind::Update(_) | SetKind::Delete)
 }
 
-/// The statement. Parameters: arrays ([`parameters`]), for rows found in a range its first and last key (each
-/// an int8), then maybe a number ([`takes_count`]).
+/// Returns the set's statement. Parameters: arrays ([`parameters`]); the first and last key (each an int8) if
+/// rows are found in a range; the number of rows if [`takes_count`].
 pub(crate) fn set_sql(
     table: &TablePlan,
     kind: &SetKind,
@@ -133,9 +135,9 @@ pub(crate) fn set_sql(
     }
 }
 
-/// A plain set with its guards and its progress as one statement, which needs no BEGIN and no COMMIT.
-/// Parameters: as of [`set_sql`], then the progress's own. `advance` tells, for the number of its first
-/// parameter, what goes into WITH and what is selected to move it.
+/// Returns one statement for a plain set that checks its row count and moves the progress row. It needs no
+/// BEGIN and COMMIT. Parameters: as of [`set_sql`], then those of the progress row. `advance` gets the number
+/// of its first parameter, and returns the WITH query and the selected expression that move the row.
 pub(crate) fn with_progress_sql(
     table: &TablePlan,
     kind: &SetKind,
@@ -153,7 +155,7 @@ pub(crate) fn with_progress_sql(
     format!("WITH changed AS ({change} RETURNING 1), {moved} SELECT {guard}, {select}")
 }
 
-/// And the number of its parameters.
+/// Returns an INSERT and the number of its parameters.
 fn insert_sql(table: &TablePlan, format: Format) -> (String, usize) {
     let (values, identity) = parameters(table, &SetKind::Insert);
     let source = Source::new(table, &values, &identity, format);
@@ -169,7 +171,7 @@ fn insert_sql(table: &TablePlan, format: Format) -> (String, usize) {
     (sql, source.parameters)
 }
 
-/// An update, or else a delete, of rows found by their key, and the number of its parameters.
+/// Returns an UPDATE or DELETE of rows found by their key, and the number of its parameters.
 fn change_sql(table: &TablePlan, kind: &SetKind, search: RowSearch, format: Format) -> (String, usize) {
     let (values, identity) = parameters(table, kind);
     let source = Source::new(table, &values, &identity, format);
@@ -207,14 +209,15 @@ fn absent_sql(table: &TablePlan, format: Format) -> String {
     )
 }
 
-/// Fails unless exactly `$count` rows were changed. `with` are the queries that the change builds on.
+/// Returns a statement that runs `change` and fails unless it changes exactly `$count` rows. `with` are the
+/// queries that the change uses.
 pub(crate) fn guarded(with: &str, change: &str, count: usize) -> String {
     let comma = if with.is_empty() { "" } else { ", " };
     let guard = count_guard("pg_catalog.count(*)", count);
     format!("WITH {with}{comma}changed AS ({change}) SELECT {guard} FROM changed")
 }
 
-/// The expression that fails unless `found` is `$count`.
+/// Returns the expression that fails unless `found` is `$count`.
 fn count_guard(found: &str, count: usize) -> String {
     format!("1 / (CASE WHEN {found} OPERATOR(pg_catalog.=) ${count}::pg_catalog.int8 THEN 1 ELSE 0 END)")
 }
@@ -232,8 +235,8 @@ pub(crate) fn assignments(table: &TablePlan, set: &ColumnSet, values: &[String])
 
 /// `(SELECT unnest($1::…[]) AS c1, unnest($2::…[]) AS c2) AS s`, and how its columns are read.
 ///
-/// In a SELECT list the functions go in step and hand their rows on one by one (`nodeProjectSet.c`); in
-/// `ROWS FROM` each would first fill a tuplestore of its own, a fifth of what an INSERT costs.
+/// In a SELECT list the functions run in lockstep and return rows one by one (`nodeProjectSet.c`). In `ROWS
+/// FROM` each would first fill a tuplestore, which takes a fifth of the time of an INSERT.
 pub(crate) struct Source {
     pub(crate) from: String,
     pub(crate) values: Vec<String>,
@@ -269,9 +272,9 @@ impl Source {
         self.values.join(", ")
     }
 
-    /// Which rows of the target are meant. Where order means something, the arrays must lead: by
-    /// `= ANY`, which no order helps, an index can look each row up, but nobody can read the whole table
-    /// in an index's order and join the arrays to it, as the planner likes to do with a small table.
+    /// Returns the condition for the target's rows. If the order of changes matters, it is `= ANY`: rows are
+    /// then looked up in the index in the arrays' order, and the planner cannot choose a merge join that
+    /// reads the table in the index's order, which it prefers for a small table.
     fn identity_condition(&self, table: &TablePlan, identity: &[usize]) -> String {
         let conditions: Vec<String> = identity
             .iter()
@@ -294,13 +297,14 @@ impl Source {
     }
 }
 
-/// What a parameter's elements are.
+/// The elements of an array parameter.
 enum Element {
-    /// The values. Below a domain, so that its constraints act when the value is assigned.
+    /// The values. Those of a domain have its base type, so that the domain's constraints are checked on
+    /// assignment.
     Value,
-    /// Their text, where arrays of the type cannot be taken apart.
+    /// The values' text, for types whose arrays `unnest` cannot split into values.
     Text,
-    /// The same, for values that come in binary.
+    /// Composites with one field, for binary values of such types.
     Boxed(TypeName),
 }
 
