@@ -46,10 +46,10 @@ pub struct CopyJob {
 pub struct CopyPlan {
     pub owner: Ownership,
     pub publisher: ConnInfo,
-    /// Settings for sessions on the publisher: values must look as the stream's do.
+    /// Settings for sessions on the publisher, which give values the same text form as in the stream.
     pub publisher_options: ClientOptions,
     pub target: ConnInfo,
-    /// The exported snapshot, and the position that it stands for.
+    /// The exported snapshot; `position` is its position in the WAL.
     pub snapshot: String,
     pub position: Lsn,
 }

@@ -1,4 +1,4 @@
-//! One table: COPY to COPY, within transactions that are open on both sides.
+//! Copies the rows of one table from COPY to COPY, within transactions that are open on both servers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,6 +1,7 @@
-//! Conflicts as they are kept: the evidence, how often it was met, how it was settled.
+//! Recorded conflicts: the evidence, how often each was met, and how it was settled.
 //!
-//! A subscription waits on one conflict at most: when it meets another one, the former was cured.
+//! A subscription is paused on one conflict at most. If it meets another one, the former has been settled,
+//! because transactions are applied in order.
 
 use jiff::Timestamp;
 use serde::Serialize;
