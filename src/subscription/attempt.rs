@@ -45,12 +45,12 @@ pub(super) struct Context {
     pub(super) subscription: Arc<Subscription>,
     pub(super) target: ConnInfo,
     pub(super) store: Store,
-    /// What every write to the store goes by.
+    /// The term that every write to the store names.
     pub(super) owner: Ownership,
     pub(super) positions: watch::Sender<StreamPositions>,
-    /// How soon the publisher wants to hear of positions.
+    /// How soon the publisher needs the report of idle positions.
     pub(super) promptness: watch::Sender<Promptness>,
-    /// What is published, as taken up and as last seen.
+    /// What the publications contain, as the attempt took it up and as last seen.
     pub(super) publications: watch::Sender<Publications>,
     pub(super) take_up: TakeUp,
     pub(super) phases: mpsc::Sender<Phase>,

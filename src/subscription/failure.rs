@@ -49,10 +49,10 @@ pub enum Cause {
     /// The subscription's slot is in use.
     Slot,
     Publications,
-    /// A connection that stood was lost.
+    /// An open connection was lost.
     Connection,
     Target,
-    /// The record of a table is not what was expected: it has to be read again.
+    /// The record of a table is not as expected and has to be read again.
     Record,
     /// Another instance has taken the subscription over.
     Owner,

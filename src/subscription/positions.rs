@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use crate::pg::Lsn;
 
-/// Samples of the publisher's position that are kept: an hour at one a second.
+/// Maximum number of samples of the publisher's position: those of an hour with one each second.
 const SAMPLES_MAX: usize = 3600;
 
-/// Time between two records of an idle stream's position, at least: each is a small transaction of the target,
-/// and a busy publisher that changes nothing of ours would cause thousands a second.
+/// Minimum time between two records of an idle stream's position. Each is a small transaction on the target,
+/// and a publisher that is busy with other tables would cause thousands each second.
 const IDLE_RECORD_INTERVAL: Duration = Duration::from_secs(1);
-/// The same where commits of the publisher may wait for the record.
+/// That time if commits on the publisher may wait for the report.
 const IDLE_RECORD_INTERVAL_SYNCHRONOUS: Duration = Duration::from_millis(5);
 
 /// How soon the publisher needs the report of a position without changes for the target.

@@ -1,4 +1,5 @@
-//! Notices that the target's catalog has changed, so that a pause over its schema is judged anew.
+//! Notices changes of the target's catalog, so that tables are compared again after a pause because of its
+//! schema.
 
 /// A fingerprint of everything about user tables and the role that decides whether tables fit.
 ///
