@@ -17,6 +17,8 @@ pub mod copy;
 pub mod demo;
 pub mod error;
 pub mod http;
+#[doc(hidden)]
+pub mod mutation;
 pub mod net;
 pub mod pg;
 pub mod pgoutput;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::core::{Core, Moment, Step};
+use super::core::{Bounds, Core, Moment, Step};
 use super::performer::{Heard, Performer};
 use super::rows::evidence::surroundings;
 use super::{ApplyError, Membership, Outcome, Start};
@@ -49,7 +49,7 @@ impl<'a> Applier<'a> {
         let (answers, heard) = mpsc::unbounded_channel();
         let performer = Performer::new(session, subscription.clone(), start, answers);
         Self {
-            core: Core::new(subscription, members, surroundings(session), start),
+            core: Core::new(subscription, members, surroundings(session), start, Bounds::default()),
             performing: Box::pin(performer.run(steps_taken)),
             steps,
             heard,

@@ -477,3 +477,38 @@ async fn catch_up(world: &World, run: u32, through: Option<&DelayingProxy>) -> f
     );
     world.target.value(&span).await.and_then(|seconds| seconds.parse().ok()).expect("rows were inserted")
 }
+
+/// A batch that cannot be built (an update that sets nothing, of a row that only has a GENERATED ALWAYS key) and
+/// one that only checks that rows are there (a no-op upsert into a table that is all key) come behind batches
+/// whose COMMITs are on their way. These land, and are not applied again.
+#[tokio::test]
+async fn batches_under_way_are_not_applied_again_when_a_later_one_cannot_be_built() {
+    for binary in ["auto", "off"] {
+        let world = World::builder()
+            .both_sql("CREATE TABLE log (n int, a text)")
+            .both_sql("CREATE TABLE keys (a int, b int, PRIMARY KEY (a, b))")
+            .publisher_sql("CREATE TABLE tick (id int PRIMARY KEY)")
+            .target_sql("CREATE TABLE tick (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY)")
+            .subscription_line(&format!("binary = \"{binary}\""))
+            .start()
+            .await;
+        let service = world.run();
+        world.wait_state("streaming").await;
+        world.publisher.exec("INSERT INTO tick VALUES (1), (2)").await;
+        let upsert = "INSERT INTO keys VALUES (i % 5, 1) ON CONFLICT (a, b) DO UPDATE SET a = excluded.a";
+        let load = format!(
+            "DO $$ BEGIN FOR i IN 1..400 LOOP \
+                 INSERT INTO log SELECT i, 'row' FROM generate_series(1, 300); COMMIT; {upsert}; COMMIT; \
+                 IF i % 10 = 0 THEN UPDATE tick SET id = id WHERE id = 1 + i % 2; COMMIT; END IF; \
+             END LOOP; END $$"
+        );
+        tokio::join!(world.publisher.exec(load.as_str()), world.publisher.exec(load.as_str()));
+        world.wait_caught_up().await;
+        let log = "SELECT count(*), count(DISTINCT n), sum(n) FROM log";
+        assert_eq!(world.target.lines(log).await, world.publisher.lines(log).await, "binary = {binary}");
+        world.assert_same_rows("keys").await;
+        world.assert_same_rows("tick").await;
+        assert_eq!(world.target.value("SELECT count(*) FROM pgsluice.conflict").await.as_deref(), Some("0"));
+        assert_eq!(service.sigterm().await, 0);
+    }
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pgsluice::demo::Session;
 
 use crate::support::wait::until;
-use crate::support::world::World;
+use crate::support::world::{Servers, World};
 
 /// Number of rows for which the publisher streams a transaction in progress.
 const ROWS: u32 = 80_000;
@@ -156,4 +156,67 @@ async fn one_that_stands_still_does_not_keep_the_targets_rows_locked() {
     waited.await.expect("the row is still locked").unwrap();
     open.batch("COMMIT").await.unwrap();
     world.wait_same_rows("t").await;
+}
+
+/// The publisher spills a subtransaction to disk while the transaction cannot be streamed yet: its changes lie
+/// before the position that the stream begins at. Later, they come in a piece, and no message announces
+/// that the subtransaction was rolled back. The whole transaction has to be asked for.
+#[tokio::test]
+async fn rows_of_a_subtransaction_that_was_spilled_and_rolled_back_stay_away() {
+    for ends in ["COMMIT", "ROLLBACK"] {
+        let world = World::builder()
+            .servers(Servers::Separate)
+            .both_sql("CREATE TABLE t (id int, a text)")
+            .both_sql("CREATE TABLE other (id int PRIMARY KEY, a text)")
+            .start()
+            .await;
+        let service = world.run();
+        world.wait_state("streaming").await;
+        let open = world.publisher.session().await;
+        open.batch("BEGIN; INSERT INTO t VALUES (0, 'kept'); SAVEPOINT s").await.unwrap();
+        open.batch(&fill(1)).await.unwrap();
+        // The recorded position moves beyond these changes.
+        world.publisher.exec("INSERT INTO other VALUES (1, 'in between')").await;
+        world.wait_same_rows("other").await;
+        world.wait_caught_up().await;
+        assert_eq!(service.sigterm().await, 0);
+        let _service = world.run();
+        world.wait_state("streaming").await;
+        open.batch("ROLLBACK TO s").await.unwrap();
+        open.batch(&fill(ROWS + 1)).await.unwrap();
+        open.batch(ends).await.unwrap();
+        world.publisher.exec("INSERT INTO t VALUES (-2, 'after')").await;
+        world.wait_caught_up().await;
+        let count = "SELECT count(*), count(DISTINCT id), min(id), max(id) FROM t";
+        assert_eq!(world.target.lines(count).await, world.publisher.lines(count).await, "{ends}");
+    }
+}
+
+/// A table that was synchronised at a position beyond the stream's, by a copy that landed just before the
+/// service ended: a large transaction that commits before that position is part of the copy, although the
+/// publisher sends it in pieces, before it is known where it commits.
+#[tokio::test]
+async fn a_transaction_that_a_tables_copy_already_holds_is_passed_over() {
+    let world = world().await;
+    let service = world.run();
+    world.wait_state("streaming").await;
+    world.wait_same_rows("t").await;
+    world.wait_caught_up().await;
+    assert_eq!(service.sigterm().await, 0);
+    world.publisher.exec("ALTER TABLE t DROP CONSTRAINT t_pkey").await;
+    world.target.exec("ALTER TABLE t DROP CONSTRAINT t_pkey").await;
+    world.publisher.exec(fill(1)).await;
+    // What the copy would have left: the rows, and the position of a snapshot that has them.
+    let position = world.publisher.value("SELECT pg_current_wal_lsn()").await.unwrap();
+    world.target.exec(fill(1)).await;
+    let synced = format!("UPDATE pgsluice.table_sync SET synced_lsn = '{position}' WHERE source_table = 't'");
+    world.target.exec(synced).await;
+    world.publisher.exec("INSERT INTO other VALUES (7, 'beyond')").await;
+    let service = world.run();
+    world.wait_same_rows("other").await;
+    world.publisher.exec("INSERT INTO t VALUES (-2, 'after')").await;
+    world.wait_caught_up().await;
+    let count = "SELECT count(*), count(DISTINCT id), min(id), max(id) FROM t";
+    assert_eq!(world.target.lines(count).await, world.publisher.lines(count).await);
+    assert_eq!(service.sigterm().await, 0);
 }

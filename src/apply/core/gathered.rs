@@ -8,10 +8,21 @@ use crate::apply::incoming::event::Event;
 use crate::apply::outcome::{Applied, How, unix_time_us};
 use crate::pgoutput::{Begin, Commit, Tally};
 
-/// Maximum number of changes in a batch. A larger transaction is sent in slices.
-pub(crate) const BATCH_CHANGES_MAX: usize = 32_768;
-/// Maximum bytes of rows in a batch. A larger row is a batch of its own.
-pub(crate) const BATCH_BYTES_MAX: usize = 2 << 20;
+/// The maximum size of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Maximum number of changes. A larger transaction is sent in slices.
+    pub changes: usize,
+    /// Maximum bytes of rows. A larger row is a batch of its own.
+    pub bytes: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { changes: 32_768, bytes: 2 << 20 }
+    }
+}
+
 /// Whole transactions that have waited this long are sent although the target has not answered everything.
 pub(crate) const BATCH_AGE_MAX: Duration = Duration::from_millis(100);
 
@@ -45,8 +56,8 @@ impl Gathered {
         self.events.is_empty()
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.events.len() >= BATCH_CHANGES_MAX || self.bytes >= BATCH_BYTES_MAX
+    pub(crate) fn is_full(&self, bounds: Bounds) -> bool {
+        self.events.len() >= bounds.changes || self.bytes >= bounds.bytes
     }
 
     /// The time from which whole transactions are sent to a busy target; none if there are none.

@@ -44,6 +44,7 @@ mod step;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+pub use self::gathered::Bounds;
 pub(crate) use self::gathered::Gathered;
 pub use self::positions::Advance;
 use self::positions::Positions;
@@ -56,6 +57,7 @@ use super::incoming::event::Event;
 use super::incoming::intake::{Intake, Taken};
 use super::incoming::tables::{Described, Membership, Surroundings, Tables};
 use super::outcome::{Outcome, Start};
+use crate::mutation::{self, Mutation};
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
 use crate::pgoutput::{Format, Message};
 
@@ -74,6 +76,7 @@ pub struct Core {
     positions: Positions,
     /// The one transaction that is passed over, by the position of its commit record.
     skip: Option<Lsn>,
+    bounds: Bounds,
     phase: Phase,
     now: Moment,
     /// When the last message came.
@@ -97,6 +100,7 @@ impl Core {
         members: Membership,
         surroundings: Surroundings,
         start: Start,
+        bounds: Bounds,
     ) -> Self {
         let phase = match start.exact_until {
             Some(until) => Phase::Rows(Rows::until(until)),
@@ -107,6 +111,7 @@ impl Core {
             intake: Intake::new(Tables::new(members, surroundings), start.format, start.recorded),
             positions: Positions::new(start.recorded),
             skip: start.skip,
+            bounds,
             phase,
             now: Moment::ZERO,
             heard: Moment::ZERO,
@@ -127,8 +132,8 @@ impl Core {
             return false;
         }
         match &self.phase {
-            Phase::Sets(sets) => sets.has_room(),
-            Phase::Slices(slices) => slices.has_room(),
+            Phase::Sets(sets) => sets.has_room(self.bounds),
+            Phase::Slices(slices) => slices.has_room(self.bounds),
             Phase::Settling(_) | Phase::Stopped => false,
             Phase::Rows(rows) => rows.has_room(),
         }
@@ -219,6 +224,9 @@ impl Core {
         if self.received().is_some() {
             self.intake.note_idle(wal_end);
             self.positions.pass(wal_end);
+            if mutation::is(Mutation::IdleBeforeRecord) && self.is_at_rest() {
+                self.tell(Outcome::Durable { lsn: wal_end, skipped: None });
+            }
         }
     }
 
@@ -298,7 +306,7 @@ impl Core {
             if ends {
                 sets.gathered.close();
             }
-            return if sets.gathered.is_full() { self.make_room() } else { Ok(()) };
+            return if sets.gathered.is_full(self.bounds) { self.make_room() } else { Ok(()) };
         }
         let phase = std::mem::replace(&mut self.phase, Phase::Stopped);
         self.phase = match phase {

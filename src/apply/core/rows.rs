@@ -247,7 +247,12 @@ impl Core {
             Answer::Moved | Answer::Failed { .. } => {
                 return Err(End::AnotherWriter { expected: self.positions.recorded() });
             }
-            Answer::NotSent { .. } | Answer::OutOfStep { .. } | Answer::PassedOver => {
+            // A position is recorded another time.
+            Answer::NotSent { .. } if matches!(committing.outcome, Committed::Position) => {
+                self.positions.forget_sent();
+            }
+            Answer::NotSent { .. } | Answer::OutOfStep { .. } => return Err(self.send_again()),
+            Answer::PassedOver => {
                 return Err(End::Invariant("a COMMIT was answered as if it were a set"));
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::gathered::{Gathered, applied, last_commit, summarize};
+use super::gathered::{Bounds, Gathered, applied, last_commit, summarize};
 use super::positions::Advance;
 use super::settling::Settling;
 use super::slices::{InFlight, Slices};
@@ -12,6 +12,7 @@ use super::{Core, Moment, Phase};
 use crate::apply::incoming::event::Event;
 use crate::apply::outcome::{Applied, How, Outcome};
 use crate::apply::sets::compact::compact;
+use crate::mutation::{self, Mutation};
 use crate::pg::Lsn;
 use crate::pgoutput::Tally;
 
@@ -46,13 +47,25 @@ pub(super) enum Kept {
     },
 }
 
+/// Batches under way that are to be replayed although they may commit: none, but for a mutation.
+fn again(under_way: &VecDeque<Sent>) -> Vec<Event> {
+    if !mutation::is(Mutation::ReplayUnderWay) {
+        return Vec::new();
+    }
+    let events = under_way.iter().flat_map(|sent| match &sent.kept {
+        Kept::Events(events) => events.as_slice(),
+        Kept::AtPublisher { .. } => &[],
+    });
+    events.cloned().collect()
+}
+
 impl Sets {
     pub(super) fn new(under_way: VecDeque<Sent>, gathered: Gathered) -> Self {
         Self { under_way, gathered }
     }
 
-    pub(super) fn has_room(&self) -> bool {
-        !self.gathered.is_full()
+    pub(super) fn has_room(&self, bounds: Bounds) -> bool {
+        !self.gathered.is_full(bounds)
     }
 
     pub(super) fn awaits_answers(&self) -> bool {
@@ -88,7 +101,7 @@ impl Core {
         if idle || old {
             return self.send_whole(sets);
         }
-        if sets.gathered.is_full() {
+        if sets.gathered.is_full(self.bounds) {
             return self.send_full(sets);
         }
         Ok(Phase::Sets(sets))
@@ -122,6 +135,9 @@ impl Core {
         let to = commit.end_lsn.max(self.positions.passed());
         let advance = self.positions.advance(to, Some(last.commit_time_us), tally.transactions)?;
         sets.under_way.push_back(Sent { kept: Kept::Events(events), advance, tally, last: Some(last) });
+        if mutation::is(Mutation::ReportBeforeAnswer) {
+            self.tell(Outcome::Durable { lsn: advance.to, skipped: None });
+        }
         self.steps.push_back(Step::Apply(Batch { sets: steps, begins: true, advance: Some(advance) }));
         Ok(Phase::Sets(sets))
     }
@@ -129,6 +145,7 @@ impl Core {
     /// Applies events row by row, after all unanswered batches, because no sets can be built from them.
     fn replay(&mut self, sets: Sets, mut events: Vec<Event>) -> Result<Phase, End> {
         let Sets { under_way, mut gathered } = sets;
+        events.splice(0..0, again(&under_way));
         events.extend(gathered.take_all());
         self.settle(Settling::new(under_way, events))
     }
@@ -151,7 +168,8 @@ impl Core {
             };
         }
         let Sets { under_way, mut gathered } = sets;
-        let mut replay = gathered.take_all();
+        let mut replay = again(&under_way);
+        replay.extend(gathered.take_all());
         replay.push(event);
         self.settle(Settling::new(under_way, replay))
     }

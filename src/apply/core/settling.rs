@@ -12,6 +12,7 @@ use super::step::{Answer, End, Step};
 use super::{Core, Phase};
 use crate::apply::incoming::event::Event;
 use crate::apply::outcome::Outcome;
+use crate::mutation::{self, Mutation};
 
 #[derive(Debug)]
 pub(super) struct Settling {
@@ -49,6 +50,7 @@ impl Settling {
             SoFar::Failed { events } => events,
             SoFar::Committed | SoFar::Verifying => 0,
         };
+        let at = if mutation::is(Mutation::ReplayReversed) { 0 } else { at };
         self.outcome = SoFar::Failed { events: at + events.len() };
         self.replay.splice(at..at, events);
     }
@@ -61,6 +63,7 @@ impl Core {
             return Err(End::SendWhole);
         }
         match kept {
+            Kept::Events(_) if mutation::is(Mutation::DropFailed) => settling.put_back(Vec::new()),
             Kept::Events(events) => settling.put_back(events),
             Kept::AtPublisher { finish } => {
                 return Err(End::SendAgain { until: finish.max(self.positions.sent()) });
@@ -99,6 +102,9 @@ impl Core {
         let Some(sent) = settling.under_way.pop_front() else {
             return match (settling.outcome, answer) {
                 (SoFar::Verifying, Answer::Done { .. }) => self.replay_rows(settling.replay),
+                (SoFar::Verifying, Answer::Moved) if mutation::is(Mutation::AdoptRecord) => {
+                    self.replay_rows(settling.replay)
+                }
                 (SoFar::Verifying, _) => Err(another_writer),
                 _ => Err(End::Invariant("an answer came that nothing was waiting for")),
             };

@@ -5,13 +5,14 @@
 
 use std::collections::VecDeque;
 
-use super::gathered::{Gathered, applied, summarize};
+use super::gathered::{Bounds, Gathered, applied, summarize};
 use super::sets::{Kept, Sent, Sets};
 use super::step::{Answer, Batch, End, Step};
 use super::{Core, Phase};
 use crate::apply::incoming::event::Event;
 use crate::apply::outcome::How;
 use crate::apply::sets::compact::compact;
+use crate::mutation::{self, Mutation};
 use crate::pg::Lsn;
 use crate::pgoutput::{Commit, Tally};
 
@@ -56,8 +57,8 @@ impl Slices {
         Self { finish, under_way, gathered, tally: Tally::default(), ending: Ending::NotYet }
     }
 
-    pub(super) fn has_room(&self) -> bool {
-        matches!(self.ending, Ending::NotYet) && !self.gathered.is_full()
+    pub(super) fn has_room(&self, bounds: Bounds) -> bool {
+        matches!(self.ending, Ending::NotYet) && !self.gathered.is_full(bounds)
     }
 
     pub(super) fn awaits_answers(&self) -> bool {
@@ -96,7 +97,7 @@ impl Core {
     /// Sends a slice if enough has been gathered and not too many are unanswered.
     pub(super) fn flush_slices(&mut self, slices: Slices) -> Result<Phase, End> {
         let goes_on = matches!(slices.ending, Ending::NotYet);
-        if goes_on && slices.gathered.is_full() && slices.under_way.len() < UNDER_WAY_MAX {
+        if goes_on && slices.gathered.is_full(self.bounds) && slices.under_way.len() < UNDER_WAY_MAX {
             return self.send_slice(slices);
         }
         Ok(Phase::Slices(slices))
@@ -111,7 +112,8 @@ impl Core {
     /// Ends the target transaction once all its slices have been answered. COMMIT is not sent before: the
     /// server cannot check the row counts of a slice, which are compared when its answer comes.
     fn end_slices(&mut self, mut slices: Slices) -> Result<Phase, End> {
-        if !slices.under_way.is_empty() {
+        let early = mutation::is(Mutation::LastSliceEarly);
+        if !slices.under_way.is_empty() && !early {
             return Ok(Phase::Slices(slices));
         }
         match slices.ending {

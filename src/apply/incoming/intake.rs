@@ -25,6 +25,7 @@ use super::tables::{Lookup, Tables};
 use crate::apply::change::RowChange;
 use crate::apply::core::End;
 use crate::apply::table::TableContext;
+use crate::mutation::{self, Mutation};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Begin, Format, Message, StreamAbort, StreamCommit, Truncate};
 
@@ -178,6 +179,9 @@ impl Intake {
     fn stream_abort(&mut self, abort: StreamAbort) -> Result<Taken, End> {
         match self.receiving {
             Some(Receiving::InProgress { xid, .. }) if xid == abort.xid => {
+                if abort.subxid != abort.xid && mutation::is(Mutation::PiecesOfSubtransactions) {
+                    return Ok(Taken::Nothing);
+                }
                 if abort.subxid != abort.xid {
                     return Err(End::SendWhole);
                 }
@@ -219,7 +223,8 @@ impl Intake {
 
     /// Fails if a subtransaction made the change of a transaction in progress.
     fn is_of_top_level(&self, made_by: Option<u32>) -> Result<(), End> {
-        if self.piece == made_by { Ok(()) } else { Err(End::SendWhole) }
+        let accepted = self.piece == made_by || mutation::is(Mutation::PiecesOfSubtransactions);
+        if accepted { Ok(()) } else { Err(End::SendWhole) }
     }
 
     /// Where the transaction of a change commits.
@@ -269,10 +274,11 @@ impl Intake {
             ))),
             (Lookup::Foreign, _) | (Lookup::Member { position: None, .. }, Finish::At(_)) => Ok(None),
             (Lookup::Member { position: Some(position), context }, Finish::At(commit)) => {
-                Ok((position <= commit).then_some(context))
+                let applies = position <= commit || mutation::is(Mutation::IgnorePositions);
+                Ok(applies.then_some(context))
             }
             (Lookup::Member { position: Some(position), context }, Finish::Beyond(received))
-                if position <= received =>
+                if position <= received || mutation::is(Mutation::PiecesIgnorePositions) =>
             {
                 Ok(Some(context))
             }

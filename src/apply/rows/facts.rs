@@ -32,6 +32,25 @@ pub struct ConflictFacts {
 }
 
 impl ConflictFacts {
+    /// Facts without evidence, for the simulator.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn bare(kind: ConflictKind, operation: Operation, source: QualifiedName, change_index: u64) -> Self {
+        Self {
+            kind,
+            operation,
+            target: source.clone(),
+            source,
+            key: None,
+            incoming: None,
+            old: None,
+            local_rows: Vec::new(),
+            error: None,
+            message: String::new(),
+            change_index,
+        }
+    }
+
     /// Notes that the TRUNCATE of these tables was refused, unless an earlier row was.
     pub(crate) fn of_truncate(&mut self, tables: &[Arc<TableContext>], index: u64) {
         if self.change_index > 0 {

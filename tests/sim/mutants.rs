@@ -1,0 +1,90 @@
+//! Faults that are put in on purpose, in the core and in the models, to show that the simulator finds them.
+
+use std::cell::Cell;
+
+use pgsluice::mutation::{Mutation, switch};
+
+/// A fault of what lies in SQL or in the worker, and so in the models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The progress row is adopted where it is found.
+    AdoptRecord,
+    /// Rows behind a refused one are applied outside its transaction.
+    RowsOutside,
+    /// The store's writes do not ask for the owner's term.
+    UnfencedStore,
+    /// A copy lands although it was superseded.
+    UnfencedCopy,
+    /// A table that is ready is copied again.
+    CopyOverReady,
+    /// A copy whose COMMIT was not answered counts as failed.
+    LostCopyFailed,
+    /// Publisher, slot and target are always trusted.
+    AlwaysTrusted,
+    /// The slot's position is not compared with the record.
+    SlotNotCompared,
+    /// It is compared before the slot is in use, and not again.
+    SlotLookedAtOnce,
+    /// The publisher's past is not compared with what was seen of it.
+    PastNotCompared,
+    /// A restored target gives out terms again that it had given out before.
+    TermsGoBack,
+    /// What is seen of the publisher is recorded, however late, over what another run of it has shown since.
+    LateWitness,
+    /// The stream takes a table in before the stream's position is reached.
+    HandOverEarly,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mutant {
+    Core(Mutation),
+    Model(Fault),
+    /// Both sides of one fault.
+    Both(Mutation, Fault),
+}
+
+pub(crate) const MUTANTS: [Mutant; 22] = [
+    Mutant::Core(Mutation::ReplayUnderWay),
+    Mutant::Core(Mutation::PiecesIgnorePositions),
+    Mutant::Core(Mutation::PiecesOfSubtransactions),
+    Mutant::Core(Mutation::IdleBeforeRecord),
+    Mutant::Both(Mutation::AdoptRecord, Fault::AdoptRecord),
+    Mutant::Core(Mutation::LastSliceEarly),
+    Mutant::Core(Mutation::ReplayReversed),
+    Mutant::Core(Mutation::ReportBeforeAnswer),
+    Mutant::Core(Mutation::IgnorePositions),
+    Mutant::Core(Mutation::DropFailed),
+    Mutant::Model(Fault::RowsOutside),
+    Mutant::Model(Fault::UnfencedStore),
+    Mutant::Model(Fault::UnfencedCopy),
+    Mutant::Model(Fault::CopyOverReady),
+    Mutant::Model(Fault::LostCopyFailed),
+    Mutant::Model(Fault::AlwaysTrusted),
+    Mutant::Model(Fault::SlotNotCompared),
+    Mutant::Model(Fault::SlotLookedAtOnce),
+    Mutant::Model(Fault::PastNotCompared),
+    Mutant::Model(Fault::TermsGoBack),
+    Mutant::Model(Fault::LateWitness),
+    Mutant::Model(Fault::HandOverEarly),
+];
+
+thread_local! {
+    static ON: Cell<Option<Fault>> = const { Cell::new(None) };
+}
+
+/// Whether the models have the fault.
+pub(crate) fn has(fault: Fault) -> bool {
+    ON.get() == Some(fault)
+}
+
+/// Puts a mutant's faults in, in this thread, and takes out all others.
+pub(crate) fn put_in(mutant: Option<Mutant>) {
+    let (core, model) = match mutant {
+        None => (None, None),
+        Some(Mutant::Core(core)) => (Some(core), None),
+        Some(Mutant::Model(model)) => (None, Some(model)),
+        Some(Mutant::Both(core, model)) => (Some(core), Some(model)),
+    };
+    switch(core);
+    ON.set(model);
+}

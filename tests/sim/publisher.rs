@@ -1,0 +1,488 @@
+//! The publisher: tables, transactions, WAL, slot. What is committed is kept, so that the state at any
+//! position can be told.
+
+use std::collections::BTreeMap;
+
+use pgsluice::pg::Lsn;
+
+use crate::random::Random;
+use crate::tables::{Kind, LATER, LOG, Row, TABLES};
+
+/// One change, as WAL has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    Insert { table: usize, new: Row },
+    Update { table: usize, old: Row, new: Row },
+    Delete { table: usize, old: Row },
+    Truncate { tables: Vec<usize> },
+}
+
+/// A record of WAL.
+#[derive(Debug, Clone)]
+pub(crate) enum Record {
+    /// `xid` made it, a subtransaction of `top` or `top` itself.
+    Change {
+        top: u32,
+        xid: u32,
+        change: Change,
+    },
+    Commit {
+        top: u32,
+    },
+    /// Of a subtransaction with those within it, the outermost last, or of the whole transaction.
+    Abort {
+        top: u32,
+        xids: Vec<u32>,
+    },
+    Catalog(Catalog),
+    /// Nothing that a slot decodes.
+    Other,
+}
+
+/// What is published, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Catalog {
+    pub(crate) published: [bool; TABLES.len()],
+    /// Columns of each table.
+    pub(crate) width: [usize; TABLES.len()],
+    /// Changes with each ALTER TABLE: the table is described again.
+    pub(crate) version: [u32; TABLES.len()],
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    pub(crate) at: Lsn,
+    pub(crate) end: Lsn,
+    pub(crate) record: Record,
+}
+
+/// A transaction that has committed.
+#[derive(Debug, Clone)]
+pub(crate) struct Committed {
+    pub(crate) at: Lsn,
+    pub(crate) end: Lsn,
+    pub(crate) changes: Vec<Change>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    pub(crate) confirmed: Lsn,
+    /// What a restart of the publisher finds.
+    pub(crate) saved: Lsn,
+}
+
+/// A transaction in progress.
+#[derive(Debug, Clone)]
+struct Open {
+    xid: u32,
+    lane: u16,
+    first: Option<Lsn>,
+    /// Subtransactions that are open, the innermost last.
+    subs: Vec<Sub>,
+    truncated: Vec<usize>,
+    changes: Vec<Change>,
+    only_unpublished: bool,
+    /// A large transaction that only inserts, and updates what it has inserted.
+    logged: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Sub {
+    xid: u32,
+    /// How many changes came before it.
+    before: usize,
+    /// Those within it that were released.
+    within: Vec<u32>,
+}
+
+/// Rows of different transactions in progress never meet: each has a lane of its own.
+pub(crate) const LANES: u16 = 3;
+const IDS: u16 = 12;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Publisher {
+    pub(crate) wal: Vec<Stored>,
+    pub(crate) end: Lsn,
+    pub(crate) committed: Vec<Committed>,
+    /// Rows with everything in progress.
+    live: [Vec<Row>; TABLES.len()],
+    open: BTreeMap<u32, Open>,
+    next_xid: u32,
+    marker: u16,
+    pub(crate) catalog: Catalog,
+    pub(crate) slot: Option<Slot>,
+    pub(crate) timeline: u32,
+    /// Where former timelines were left.
+    pub(crate) left: Vec<(u32, Lsn)>,
+    pub(crate) started: u64,
+    /// Where the last checkpoint begins.
+    pub(crate) checkpoint: Lsn,
+    pub(crate) up: bool,
+}
+
+impl Publisher {
+    pub(crate) fn new() -> Self {
+        let mut catalog =
+            Catalog { published: [true; TABLES.len()], width: [3; TABLES.len()], version: [0; TABLES.len()] };
+        for (at, kind) in TABLES.iter().enumerate() {
+            catalog.published[at] = at < LATER;
+            catalog.width[at] = if *kind == Kind::AllKey { 2 } else { 3 };
+        }
+        let start = Lsn::new(0x1000);
+        Self {
+            wal: Vec::new(),
+            end: start,
+            committed: Vec::new(),
+            live: std::array::from_fn(|_| Vec::new()),
+            open: BTreeMap::new(),
+            next_xid: 700,
+            marker: 0,
+            catalog,
+            slot: None,
+            timeline: 1,
+            left: Vec::new(),
+            started: 1,
+            checkpoint: start,
+            up: true,
+        }
+    }
+
+    fn log(&mut self, record: Record, random: &mut Random) -> (Lsn, Lsn) {
+        let at = self.end;
+        let end = Lsn::new(at.as_u64() + 8 * random.between(2, 12));
+        self.end = end;
+        self.wal.push(Stored { at, end, record });
+        (at, end)
+    }
+
+    /// WAL that no slot decodes.
+    pub(crate) fn other(&mut self, random: &mut Random) {
+        self.log(Record::Other, random);
+    }
+
+    /// The rows that are committed before a position.
+    pub(crate) fn state_at(&self, position: Lsn) -> [Vec<Row>; TABLES.len()] {
+        let mut state: [Vec<Row>; TABLES.len()] = std::array::from_fn(|_| Vec::new());
+        for committed in self.committed.iter().take_while(|committed| committed.at < position) {
+            for change in &committed.changes {
+                perform(&mut state, change);
+            }
+        }
+        state
+    }
+
+    pub(crate) fn catalog_at(&self, position: Lsn) -> Catalog {
+        let first = Self::new().catalog;
+        let before = self.wal.partition_point(|stored| stored.at < position);
+        self.wal[..before]
+            .iter()
+            .rev()
+            .find_map(|stored| match &stored.record {
+                Record::Catalog(catalog) => Some(catalog.clone()),
+                _ => None,
+            })
+            .unwrap_or(first)
+    }
+
+    /// Where decoding has to begin, so that every transaction that commits at or after `from` is whole.
+    pub(crate) fn restart_for(&self, from: Lsn) -> usize {
+        let mut first: BTreeMap<u32, usize> = BTreeMap::new();
+        for (at, stored) in self.wal.iter().enumerate() {
+            if stored.at >= from {
+                break;
+            }
+            match &stored.record {
+                Record::Change { top, .. } => {
+                    first.entry(*top).or_insert(at);
+                }
+                Record::Commit { top } => {
+                    first.remove(top);
+                }
+                Record::Abort { top, xids } if xids.contains(top) => {
+                    first.remove(top);
+                }
+                _ => {}
+            }
+        }
+        let here = self.wal.partition_point(|stored| stored.at < from);
+        first.values().copied().min().unwrap_or(here)
+    }
+
+    pub(crate) fn in_progress(&self) -> Vec<u32> {
+        self.open.keys().copied().collect()
+    }
+
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    pub(crate) fn change_catalog(&mut self, change: impl FnOnce(&mut Catalog), random: &mut Random) {
+        change(&mut self.catalog);
+        self.log(Record::Catalog(self.catalog.clone()), random);
+    }
+
+    // --- transactions ---------------------------------------------------------------------
+
+    pub(crate) fn begin(&mut self, random: &mut Random) -> Option<u32> {
+        let taken: Vec<u16> = self.open.values().map(|open| open.lane).collect();
+        let lane = (0..LANES).find(|lane| !taken.contains(lane))?;
+        let xid = self.next_xid;
+        self.next_xid += 1;
+        let only_unpublished = random.percent(8);
+        self.open.insert(
+            xid,
+            Open {
+                xid,
+                lane,
+                first: None,
+                subs: Vec::new(),
+                truncated: Vec::new(),
+                changes: Vec::new(),
+                only_unpublished,
+                logged: only_unpublished,
+            },
+        );
+        Some(xid)
+    }
+
+    pub(crate) fn savepoint(&mut self, top: u32) {
+        let xid = self.next_xid;
+        let Some(open) = self.open.get_mut(&top) else { return };
+        self.next_xid += 1;
+        let before = open.changes.len();
+        open.subs.push(Sub { xid, before, within: Vec::new() });
+    }
+
+    pub(crate) fn release(&mut self, top: u32) {
+        // What it has done is its parent's; in WAL it stays its own.
+        let Some(open) = self.open.get_mut(&top) else { return };
+        let Some(sub) = open.subs.pop() else { return };
+        if let Some(parent) = open.subs.last_mut() {
+            parent.within.extend(sub.within);
+            parent.within.push(sub.xid);
+        }
+    }
+
+    pub(crate) fn rollback_to(&mut self, top: u32, random: &mut Random) {
+        let Some(open) = self.open.get_mut(&top) else { return };
+        let Some(Sub { xid, before, within: mut xids }) = open.subs.pop() else { return };
+        xids.push(xid);
+        open.changes.truncate(before);
+        open.logged &= open.changes.iter().any(|change| matches!(change, Change::Insert { table: LOG, .. }))
+            || open.only_unpublished;
+        self.rebuild();
+        self.log(Record::Abort { top, xids }, random);
+    }
+
+    pub(crate) fn commit(&mut self, top: u32, random: &mut Random) {
+        if self.open.get(&top).is_some_and(|open| !open.logged && !open.changes.is_empty()) {
+            self.mark(top, random);
+        }
+        let Some(open) = self.open.remove(&top) else { return };
+        let (at, end) = self.log(Record::Commit { top }, random);
+        self.committed.push(Committed { at, end, changes: open.changes });
+    }
+
+    pub(crate) fn abort(&mut self, top: u32, random: &mut Random) {
+        let Some(open) = self.open.remove(&top) else { return };
+        self.rebuild();
+        let mut xids: Vec<u32> =
+            open.subs.iter().flat_map(|sub| sub.within.iter().copied().chain([sub.xid])).collect();
+        xids.push(top);
+        self.log(Record::Abort { top, xids }, random);
+    }
+
+    fn rebuild(&mut self) {
+        self.live = self.state_at(Lsn::new(u64::MAX));
+        for open in self.open.values() {
+            open.changes.iter().for_each(|change| perform(&mut self.live, change));
+        }
+    }
+
+    pub(crate) fn abort_all(&mut self, random: &mut Random) {
+        let tops: Vec<u32> = self.open.keys().copied().collect();
+        for top in tops {
+            self.abort(top, random);
+        }
+    }
+
+    /// The row that tells, in a table without a key, how often the transaction was applied.
+    fn mark(&mut self, top: u32, random: &mut Random) {
+        self.marker += 1;
+        let new = [Some(self.marker), Some(u16::try_from(top % 50_000).unwrap_or(0)), None, None];
+        self.make(top, Change::Insert { table: LOG, new }, random);
+        if let Some(open) = self.open.get_mut(&top) {
+            open.logged = true;
+        }
+    }
+
+    fn make(&mut self, top: u32, change: Change, random: &mut Random) {
+        let Some(open) = self.open.get_mut(&top) else { return };
+        let xid = open.subs.last().map_or(open.xid, |sub| sub.xid);
+        perform(&mut self.live, &change);
+        open.changes.push(change.clone());
+        let (at, _) = self.log(Record::Change { top, xid, change }, random);
+        if let Some(open) = self.open.get_mut(&top) {
+            open.first.get_or_insert(at);
+        }
+    }
+
+    /// Makes a change at random.
+    pub(crate) fn change(&mut self, top: u32, random: &mut Random) {
+        let Some(open) = self.open.get(&top) else { return };
+        let (lane, only_unpublished) = (open.lane, open.only_unpublished);
+        if !open.logged && random.percent(25) {
+            return self.mark(top, random);
+        }
+        let tables: Vec<usize> = (1..TABLES.len())
+            .filter(|&table| !only_unpublished || !self.catalog.published[table])
+            .filter(|table| self.open.values().all(|open| open.xid == top || !open.truncated.contains(table)))
+            .collect();
+        let Some(&table) = random.pick(&tables) else { return };
+        // Otherwise nearly everything would go row by row.
+        if TABLES[table] == Kind::Fires && random.percent(85) {
+            return;
+        }
+        if random.percent(2) && self.open.len() == 1 {
+            let also: Vec<usize> =
+                tables.iter().copied().filter(|&other| other == table || random.percent(20)).collect();
+            if let Some(open) = self.open.get_mut(&top) {
+                open.truncated.extend(&also);
+            }
+            return self.make(top, Change::Truncate { tables: also }, random);
+        }
+        if let Some(change) = self.row_change(table, lane, random) {
+            self.make(top, change, random);
+        }
+    }
+
+    fn row_change(&self, table: usize, lane: u16, random: &mut Random) -> Option<Change> {
+        let kind = TABLES[table];
+        let rows: Vec<Row> =
+            self.live[table].iter().filter(|row| row[0].unwrap_or(0) % LANES == lane).copied().collect();
+        let old = random.pick(&rows).copied();
+        match (random.below(100), old) {
+            (0..45, _) | (_, None) => {
+                let new = self.fresh(table, lane, random);
+                self.fits(table, None, &new).then_some(Change::Insert { table, new })
+            }
+            (45..60, Some(old)) => Some(Change::Delete { table, old }),
+            (60..72, Some(old)) => {
+                // The key moves.
+                let mut new = old;
+                new[0] = Some(id(lane, random));
+                (kind != Kind::Log && self.fits(table, Some(&old), &new)).then_some(Change::Update {
+                    table,
+                    old,
+                    new,
+                })
+            }
+            (72..78, Some(old)) => Some(Change::Update { table, old, new: old }),
+            (_, Some(old)) => {
+                let mut new = self.fresh(table, lane, random);
+                new[0] = old[0];
+                if random.percent(50) || kind == Kind::AllKey {
+                    new[1] = old[1];
+                }
+                self.fits(table, Some(&old), &new).then_some(Change::Update { table, old, new })
+            }
+        }
+    }
+
+    fn fresh(&self, table: usize, lane: u16, random: &mut Random) -> Row {
+        let small = |random: &mut Random, end| u16::try_from(random.below(end)).unwrap_or(0);
+        let kind = TABLES[table];
+        let a = match kind {
+            Kind::Uniques if random.percent(20) => None,
+            Kind::Uniques => Some(small(random, 4) * LANES + lane),
+            Kind::AllKey => Some(small(random, 3)),
+            _ => Some(small(random, 2)),
+        };
+        let b = (kind.width() > 2 && random.percent(70)).then(|| small(random, 3));
+        let c = (self.catalog.width[table] > 3 && random.percent(50)).then(|| small(random, 3));
+        [Some(id(lane, random)), a, b, c]
+    }
+
+    fn fits(&self, table: usize, old: Option<&Row>, new: &Row) -> bool {
+        let mut skipped = old.is_none();
+        let others = self.live[table].iter().filter(|&row| {
+            if !skipped && Some(row) == old {
+                skipped = true;
+                return false;
+            }
+            true
+        });
+        let clashes = |row: &Row| {
+            TABLES[table]
+                .uniques()
+                .iter()
+                .any(|key| key.iter().all(|&at| row[at].is_some() && row[at] == new[at]))
+        };
+        {
+            let mut others = others;
+            !others.any(clashes)
+        }
+    }
+
+    // --- faults ---------------------------------------------------------------------------
+
+    /// Everything in progress is gone, and the slot is where it was last saved.
+    pub(crate) fn restart(&mut self, random: &mut Random) {
+        self.abort_all(random);
+        if let Some(slot) = &mut self.slot {
+            slot.confirmed = slot.saved;
+        }
+        self.started += 1;
+        self.checkpoint = self.end;
+        self.log(Record::Other, random);
+    }
+
+    /// A standby that had everything up to `at` takes over.
+    pub(crate) fn promote(&mut self, at: Lsn, random: &mut Random) {
+        self.cut(at);
+        self.left.push((self.timeline, self.end));
+        self.timeline += 1;
+        self.started += 1;
+        self.abort_all(random);
+        self.checkpoint = self.end;
+        self.log(Record::Other, random);
+    }
+
+    pub(crate) fn cut(&mut self, at: Lsn) {
+        if at >= self.end {
+            return;
+        }
+        self.wal.retain(|stored| stored.end <= at);
+        self.end = self.wal.last().map_or(at, |stored| stored.end);
+        self.committed.retain(|committed| committed.end <= at);
+        // What was in progress there is rolled back, so nothing of it has to be known.
+        self.open.clear();
+        self.rebuild();
+        self.catalog = self.catalog_at(Lsn::new(u64::MAX));
+        if let Some(slot) = &mut self.slot {
+            slot.confirmed = slot.confirmed.min(self.end);
+            slot.saved = slot.saved.min(self.end);
+        }
+    }
+}
+
+fn id(lane: u16, random: &mut Random) -> u16 {
+    u16::try_from(random.below(u64::from(IDS / LANES))).unwrap_or(0) * LANES + lane
+}
+
+fn perform(state: &mut [Vec<Row>; TABLES.len()], change: &Change) {
+    match change {
+        Change::Insert { table, new } => state[*table].push(*new),
+        Change::Update { table, old, new } => {
+            if let Some(row) = state[*table].iter_mut().find(|row| *row == old) {
+                *row = *new;
+            }
+        }
+        Change::Delete { table, old } => {
+            if let Some(at) = state[*table].iter().position(|row| row == old) {
+                state[*table].swap_remove(at);
+            }
+        }
+        Change::Truncate { tables } => tables.iter().for_each(|&table| state[table].clear()),
+    }
+}
