@@ -247,7 +247,7 @@ impl Core {
             Answer::Moved | Answer::Failed { .. } => {
                 return Err(End::AnotherWriter { expected: self.positions.recorded() });
             }
-            // A position is recorded another time.
+            // A position without a transaction is recorded later.
             Answer::NotSent { .. } if matches!(committing.outcome, Committed::Position) => {
                 self.positions.forget_sent();
             }

@@ -47,7 +47,7 @@ pub(super) enum Kept {
     },
 }
 
-/// Batches under way that are to be replayed although they may commit: none, but for a mutation.
+/// Unanswered batches that are replayed although they may commit; there are none without a mutation.
 fn again(under_way: &VecDeque<Sent>) -> Vec<Event> {
     if !mutation::is(Mutation::ReplayUnderWay) {
         return Vec::new();

@@ -226,7 +226,7 @@ fn comments_state_facts_of_the_repository() {
             .collect();
         lines.join("\n")
     };
-    assert_snapshot!(check(concat!("//! Purpose.\n/", "/ As EDGE_CASES 5 says.\nfn f() {} /", "/ Whoever calls it")), @r#"
+    assert_snapshot!(check(concat!("/", "/! Purpose.\n/", "/ As EDGE_CASES 5 says.\nfn f() {} /", "/ Whoever calls it")), @r#"
     src/pg/lsn.rs:2: a comment names EDGE_CASES, which is not in the repository
     src/pg/lsn.rs:3: a comment says "Whoever"
     "#);
