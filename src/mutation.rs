@@ -1,6 +1,6 @@
 //! Faults that the simulator puts into the core, to show that it finds them.
 //!
-//! Nothing here is compiled into a release: without the feature `mutants`, [`is`] is always false, and the
+//! Nothing here is compiled into a release: without the feature `mutants`, `is` is always false, and the
 //! compiler drops what depends on it.
 
 /// A fault that can be switched on.
