@@ -1,30 +1,27 @@
-//! Durability boundaries: the places where something becomes durable on a server, and where tests break the
-//! program.
+//! Durability boundaries: the places where something becomes durable on a server. Tests let the program fail
+//! there.
 //!
 //! ```text
 //! before ──▶ the deed (COMMIT, CREATE_REPLICATION_SLOT…) ──▶ after ──▶ its answer
-//!   │ crash: nothing is done                                  │ crash: done, and nobody knows
-//!   │ lost:  never sent, "the connection was lost"            │ lost:  done, "the connection was lost"
+//!   │ crash: it is not done                                   │ crash: it is done, its answer is not processed
+//!   │ lost:  it is not sent, "the connection was lost"        │ lost:  it is done, "the connection was lost"
 //! ```
-//! `deed!` marks one. At a place that a test has armed, `crash` ends the process at once, as a power cut
-//! would, and `lost` gives the caller the error that a lost connection gives.
+//! `deed!` marks a boundary; the deed is the request that makes something durable. At a place that a test has
+//! armed, `crash` ends the process at once, and `lost` returns the error of a lost connection to the caller.
 //!
 //! # How a test arms a place
 //! `FAILPOINTS='copy::commit::after=1*return(lost)'`, in the environment of the process: the boundary's name,
 //! `before` or `after`, how often, `crash` or `lost`. Several are separated by `;`.
 //!
-//! # Why a release has none of it
-//! The places are `fail`'s failpoints, which exist only with its feature `failpoints`. Only the
-//! dev-dependency asks for that, so Cargo enables it for the executable that tests run, and not for
-//! `cargo build`. Without it the macros leave the deed alone. scripts/test checks this.
-//!
-//! # What it does not do
-//! It decides nothing, and no test outside of this crate can change what a deed does.
+//! # Why a release has no failpoints
+//! The places are failpoints of the crate `fail`, which exist only with its feature `failpoints`. Only the
+//! dev-dependency enables that, so Cargo enables it for the executable that tests run, and not for `cargo
+//! build`. Without it, the macros only run the deed. scripts/test checks this.
 
 use std::io::Write as _;
 
-/// Does `$deed` (an expression with a `Result`, which may await) as the durability boundary `$name`. `$lost`
-/// is the `Result` of a deed whose connection was lost; it is evaluated only if a test asks for it.
+/// Runs `$deed` (an expression with a `Result`, which may await) as the durability boundary `$name`. `$lost`
+/// is the `Result` after a lost connection; it is evaluated only if a test has armed the place with `lost`.
 macro_rules! deed {
     ($name:literal, $deed:expr, $lost:expr) => {{
         if $crate::boundary::is_lost!($name, "::before") {
@@ -36,7 +33,8 @@ macro_rules! deed {
     }};
 }
 
-/// Whether the connection counts as lost at this place. Does not return if the process is to crash here.
+/// Whether the connection counts as lost at this place. Does not return if a test has armed the place with
+/// `crash`.
 macro_rules! is_lost {
     ($name:literal, $at:literal) => {{
         let reached = || -> bool {
@@ -53,20 +51,20 @@ macro_rules! is_lost {
 pub(crate) use deed;
 pub(crate) use is_lost;
 
-/// Keeps the places armed; they are disarmed when it is dropped.
+/// Keeps the places armed until it is dropped.
 pub(crate) struct Armed(#[expect(dead_code, reason = "held for its Drop")] fail::FailScenario<'static>);
 
-/// Arms what the environment names, in a build for tests; none in any other.
+/// Arms the places that the environment names, in a build for tests; returns none in any other build.
 pub(crate) fn arm() -> Option<Armed> {
     fail::has_failpoints().then(|| Armed(fail::FailScenario::setup()))
 }
 
-/// What an armed place does: true if the connection counts as lost.
+/// Carries out the action of an armed place. Returns true if the connection counts as lost.
 ///
-/// Public because only the macros use it, and in a release they do not.
+/// It is public because otherwise it would be unused in a release, where the macros do not call it.
 #[must_use]
 pub fn act(place: &str, action: Option<&str>) -> bool {
-    // Not a log line: commands have no log.
+    // It is not a log line, because commands of the command line have no log.
     let _ = writeln!(std::io::stderr(), "boundary {place}: {}", action.unwrap_or("nothing"));
     match action {
         Some("crash") => std::process::abort(),

@@ -1,31 +1,31 @@
 //! Faults that the simulator puts into the core, to show that it finds them.
 //!
-//! Nothing here is compiled into a release: without the feature `mutants`, [`is`] is always false, and the
+//! Nothing here is compiled into a release: without the feature `mutants`, `is` is always false, and the
 //! compiler drops what depends on it.
 
 /// A fault that can be switched on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Mutation {
-    /// What cannot go as a set is replayed together with the batches under way.
+    /// If no sets can be built, unanswered batches are replayed, too.
     ReplayUnderWay = 1,
-    /// Changes of a transaction in progress apply whatever the table's position is.
+    /// Changes of a transaction in progress apply before the table's position, too.
     PiecesIgnorePositions,
-    /// Changes that a subtransaction made are applied as they come in pieces.
+    /// Changes of subtransactions are applied while the transaction is in progress.
     PiecesOfSubtransactions,
     /// An idle position is reported before it is recorded.
     IdleBeforeRecord,
-    /// After a failure, the progress row is taken as it is found.
+    /// After a failure, a position that is found in the progress row is taken over.
     AdoptRecord,
-    /// COMMIT goes with the last slice, before the others are answered.
+    /// The last slice, with COMMIT, is sent before the others have been answered.
     LastSliceEarly,
     /// Failed batches are replayed in the wrong order.
     ReplayReversed,
     /// A batch is reported when it is sent.
     ReportBeforeAnswer,
-    /// A table's changes apply from the beginning, whatever its position.
+    /// A table's changes apply before its position, too.
     IgnorePositions,
-    /// A failed batch is dropped: only what follows it is replayed.
+    /// A failed batch is dropped: only later events are replayed.
     DropFailed,
 }
 

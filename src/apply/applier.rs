@@ -1,7 +1,7 @@
-//! One subscription's stream applied through one session: the core, with its performer beside it.
+//! Applies one subscription's stream through one session: connects the core with the performer.
 //!
-//! Messages go in ([`Applier::take`]), outcomes come out ([`Applier::outcome`]). In between,
-//! [`Applier::next`] lets the target work, and time pass.
+//! Messages go in ([`Applier::take`]), outcomes come out ([`Applier::outcome`]). [`Applier::next`] polls the
+//! performer and watches the time.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -20,8 +20,8 @@ use crate::target::TargetSession;
 
 type Performing<'a> = Pin<Box<dyn Future<Output = Result<(), ApplyError>> + Send + 'a>>;
 
-/// Applies one subscription's stream through one session. Dropped, it leaves the session's transaction open
-/// ([`TargetSession::reset`]).
+/// Applies one subscription's stream through one session. Dropping it leaves the session's transaction open;
+/// [`TargetSession::reset`] ends it.
 pub struct Applier<'a> {
     core: Core,
     performing: Performing<'a>,
@@ -73,7 +73,7 @@ impl<'a> Applier<'a> {
         self.core.received()
     }
 
-    /// Whether the target has not answered everything that it was sent.
+    /// Whether the target still has to answer something that it was sent.
     pub fn is_busy(&self) -> bool {
         self.core.awaits_answers()
     }
@@ -83,12 +83,12 @@ impl<'a> Applier<'a> {
         self.core.takes_messages()
     }
 
-    /// What has happened since it was last asked.
+    /// Returns the oldest outcome that has not been returned yet.
     pub fn outcome(&mut self) -> Option<Outcome> {
         self.outcomes.pop_front()
     }
 
-    /// Takes the stream's next message; only if [`Self::takes_messages`].
+    /// Takes the stream's next message. May only be called if [`Self::takes_messages`].
     ///
     /// # Errors
     /// Nothing more can be applied.
@@ -102,7 +102,7 @@ impl<'a> Applier<'a> {
         self.core.keepalive(wal_end, wants_report, self.now());
     }
 
-    /// Nothing more has come for now.
+    /// As [`Core::quiet`].
     ///
     /// # Errors
     /// As for [`Self::take`].
@@ -111,10 +111,11 @@ impl<'a> Applier<'a> {
         self.forward()
     }
 
-    /// Lets the target work and time pass, until one of them has brought something. Cancel-safe.
+    /// Waits until the performer has answered or a time has come that the core waits for. Cancel-safe.
     ///
     /// # Errors
-    /// As for [`Self::take`]; also if the connection is lost, or if the target refuses what is no conflict.
+    /// As for [`Self::take`]; also if the connection is lost, or if the target refuses a statement for a reason
+    /// that is no conflict.
     pub async fn next(&mut self) -> Result<(), ApplyError> {
         let due = self.core.due().map(|due| self.began + due);
         tokio::select! {
@@ -134,14 +135,14 @@ impl<'a> Applier<'a> {
         self.began.elapsed()
     }
 
-    /// Passes the core's steps on.
+    /// Passes the core's steps on to the performer, and keeps outcomes.
     fn forward(&mut self) -> Result<(), ApplyError> {
         while let Some(step) = self.core.next_step() {
             match step {
                 Step::Tell(outcome) => self.outcomes.push_back(outcome),
                 Step::End(end) => return Err(end.into()),
                 step => {
-                    // The performer ends only with an error, which `next` finds.
+                    // Sending fails only if the performer has ended with an error, which `next` returns.
                     let _ = self.steps.send(step);
                 }
             }

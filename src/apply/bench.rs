@@ -1,7 +1,6 @@
-//! What `benches/plan.rs` measures: row messages become array parameters, and nothing is sent.
+//! Used by `benches/plan.rs`, which measures how row messages become array parameters. Nothing is sent.
 //!
-//! Not an interface: the pieces are private, and this module only strings them together as
-//! `applier` and `pipeline` do.
+//! This is no public interface: it calls private modules in the way the core and `batches` do.
 
 use std::sync::Arc;
 
@@ -41,7 +40,7 @@ impl Planner {
         }
     }
 
-    /// Plans the messages as one batch. Returns the parameters; none if they cannot go as sets.
+    /// Plans the messages as one batch. Returns the parameters; none if no sets can be built from them.
     pub fn plan(&mut self, messages: impl IntoIterator<Item = Message>) -> Option<Vec<Param>> {
         let changes = messages.into_iter().filter_map(|message| match message {
             Message::Insert(m) => Some(RowChange::Insert { new: m.new }),
@@ -64,14 +63,14 @@ impl Planner {
         Some(params)
     }
 
-    /// The types of the set's parameters, as the prepared statement would tell them.
+    /// The types of the set's parameters, as the server reports them for the prepared statement.
     fn types(&self, kind: &SetKind) -> Vec<Type> {
         let (values, identity) = sql::parameters(&self.table.plan, kind);
         values.into_iter().chain(identity).filter_map(|column| self.arrays.get(column).cloned()).collect()
     }
 }
 
-/// A table of text columns with these names; the first one is the key. Tests plan for it, too.
+/// A table of text columns with these names; the first one is the key. Tests use it, too.
 pub(crate) fn plan(table: &str, columns: &[&str]) -> TablePlan {
     let name = QualifiedName::new("public", table);
     TablePlan {
@@ -96,7 +95,7 @@ pub(crate) fn plan(table: &str, columns: &[&str]) -> TablePlan {
     }
 }
 
-/// A table that sets suit.
+/// A table whose changes can be applied as sets.
 pub(crate) fn context(id: u64, plan: TablePlan) -> TableContext {
     let name = plan.source.clone();
     let described = PublishedRelation { name, identity: ReplicaIdentity::Default, columns: Vec::new() };
@@ -111,7 +110,7 @@ pub(crate) fn context(id: u64, plan: TablePlan) -> TableContext {
     }
 }
 
-/// A column of text, of the key or not.
+/// A text column; `key` is true if it belongs to the key.
 pub(crate) fn column(name: &str, key: bool) -> ColumnPlan {
     let builtin = |name: &str| TypeName { schema: "pg_catalog".to_owned(), name: name.to_owned() };
     let ty = builtin("text");

@@ -1,6 +1,6 @@
-//! Values bound as the publisher sent them: the target's own input (text) or receive (binary)
-//! function reads them, so that any type works whatever its OID here (EDGE_CASES 10), and bytes
-//! stay bytes (EDGE_CASES 11).
+//! Binds values as the publisher sent them. The target type's input function reads text values, its receive
+//! function binary ones. So a type works whatever its OID is on the target, and values are not decoded or
+//! encoded here.
 
 use std::error::Error;
 

@@ -1,4 +1,4 @@
-//! One replicated row change as it came, and its values as parameters.
+//! One replicated row change as it was received, and its values as parameters.
 //!
 //! Pure data, shared by sets and by row-by-row apply.
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::pgoutput::{OldRow, TextColumns, Tuple};
 
-/// One row change as it came, cheap to clone: tuples share the message's bytes.
+/// One row change as it was received. Cheap to clone: tuples share the message's bytes.
 #[derive(Debug, Clone)]
 pub enum RowChange {
     Insert { new: Tuple },
@@ -15,7 +15,7 @@ pub enum RowChange {
 }
 
 impl RowChange {
-    /// PostgreSQL's command name, for evidence and messages.
+    /// The SQL command's name, for evidence and messages.
     #[must_use]
     pub fn operation(&self) -> &'static str {
         match self {
@@ -25,7 +25,7 @@ impl RowChange {
         }
     }
 
-    /// Bytes that it keeps alive.
+    /// Bytes of the change's tuples.
     #[must_use]
     #[inline]
     pub fn size_bytes(&self) -> usize {
@@ -46,7 +46,7 @@ impl RowChange {
         }
     }
 
-    /// Takes values of these columns that came in binary, but whose binary form is their text, for text.
+    /// Marks binary values of these columns as text: the binary form of their types is the text.
     pub fn binary_as_text(&mut self, columns: &TextColumns) {
         let (old, new) = match self {
             Self::Insert { new } => (None, Some(new)),
@@ -58,8 +58,8 @@ impl RowChange {
         }
     }
 
-    /// The tuple that names the row to change: the old key or row if it was sent, else (an update
-    /// that left its key alone) the new one.
+    /// The tuple that identifies the row to change: the old key or row if it was sent, else the new row of an
+    /// update that does not change the key.
     #[must_use]
     pub fn identity_row(&self) -> Option<&Tuple> {
         match self {
@@ -79,7 +79,7 @@ pub enum Param {
 }
 
 impl Param {
-    /// Bytes that it holds on to.
+    /// Bytes of the value.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         match self {

@@ -1,8 +1,8 @@
-//! Requests that are sent now and answered later.
+//! Requests that are sent at once and whose answers are awaited later.
 //!
-//! A driver's future hands its request to the connection when it is polled for the first time, and the
-//! connection answers in the order of sending. So a request is polled once where it belongs in that order,
-//! and its answer is awaited when its turn comes.
+//! A driver's future hands its request to the connection when it is first polled, and answers come in the
+//! order of sending. So each request is polled once, which fixes its place in that order, and its answer is
+//! awaited later.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ pub(crate) struct Dispatched<T>(State<T>);
 
 enum State<T> {
     Waiting(Pin<Box<dyn Future<Output = T> + Send>>),
-    /// The first poll brought the answer.
+    /// The first poll returned the answer.
     Answered(T),
     Taken,
 }
@@ -29,7 +29,7 @@ impl<T: Send + 'static> Dispatched<T> {
         })
     }
 
-    /// Waits for the answer; for ever if it has been taken already. Cancel-safe.
+    /// Waits for the answer; for ever if it has been returned before. Cancel-safe.
     pub(crate) async fn answer(&mut self) -> T {
         if let State::Waiting(request) = &mut self.0 {
             let answer = request.await;

@@ -6,10 +6,10 @@ use crate::pg::Lsn;
 use crate::pgoutput::RelationError;
 use crate::schema::Misfit;
 
-/// Why nothing more can be applied, although both connections stand.
+/// Why nothing more can be applied, although both connections are open.
 #[derive(Debug, thiserror::Error)]
 pub enum End {
-    /// The stream contradicts itself.
+    /// The publisher's messages do not follow the protocol.
     #[error("the stream is out of order: {0}")]
     OutOfOrder(String),
     #[error("a relation could not be understood")]
@@ -21,14 +21,14 @@ pub enum End {
     /// until the transaction that finishes here is through.
     #[error("the transaction that finishes at {until} has to be sent again")]
     SendAgain { until: Lsn },
-    /// A transaction in progress cannot be applied as it comes: the publisher has to send transactions
-    /// whole.
+    /// A transaction in progress cannot be applied before its end is known: the publisher has to send
+    /// transactions after their commit.
     #[error("transactions have to be sent whole")]
     SendWhole,
     /// Another writer has moved the progress row.
     #[error("another writer has moved the progress row on from {expected}")]
     AnotherWriter { expected: Lsn },
-    /// An invariant does not hold. Nothing is applied that would rest on it.
+    /// An invariant does not hold. Nothing more is applied.
     #[error("an invariant of apply does not hold: {0}")]
     Invariant(&'static str),
 }

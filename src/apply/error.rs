@@ -1,4 +1,4 @@
-//! What can go wrong while applying, with the change that it happened to.
+//! Errors of apply, with the change that failed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::schema::catalog::CatalogError;
 use crate::target::{OpenError, TargetError};
 
-/// The change that could not be applied, kept whole as evidence.
+/// The change that could not be applied, kept as evidence.
 #[derive(Debug, Clone)]
 pub struct FailedChange {
     pub table: Arc<TableContext>,
@@ -52,32 +52,32 @@ pub enum ApplyError {
     TargetChanged(QualifiedName),
     #[error("could not read the target's catalog")]
     Catalog(#[from] CatalogError),
-    /// The stream contradicts itself.
+    /// The change does not fit its Relation message.
     #[error("a change contradicts its table's description")]
     Plan(#[from] PlanError),
-    /// A batch holds a value that no array can hold; row by row it can be applied.
+    /// A batch has a value that cannot be an array's element. It can be applied row by row.
     #[error("a batch cannot be applied as sets")]
     NotASet,
-    /// The target refused to begin a COPY, or what was sent before it in the transaction had failed. The
-    /// driver is then no longer in step with the server, and the session of no more use.
+    /// The target refused to begin a COPY, or an earlier statement of the transaction had failed. The driver
+    /// can then no longer assign answers to requests, and the session cannot be used any more.
     #[error("the target did not begin a COPY")]
     CopyRefused(#[source] Box<ServerError>),
-    /// A set met another number of rows than it was given; row by row it shows which.
+    /// A set changed another number of rows than it was given. Row-by-row apply finds the change that failed.
     #[error("a set met another number of rows than it was given")]
     SetMissed,
     /// The target does not answer.
     #[error("the target has not answered for {} s", .0.as_secs())]
     Unresponsive(Duration),
-    /// A session for questions to the target's catalog could not be opened.
+    /// A session for catalog queries could not be opened on the target.
     #[error("could not open another session on the target")]
     Open(#[source] Box<OpenError>),
-    /// The stream cannot be applied any further as it comes.
+    /// The core has ended the stream.
     #[error(transparent)]
     Ended(#[from] End),
 }
 
 impl ApplyError {
-    /// The same failure, as that of one change.
+    /// Turns the server's error into that of one change.
     #[must_use]
     pub(crate) fn of_change(self, change: FailedChange) -> Self {
         match self {

@@ -1,15 +1,18 @@
-//! Applies publisher transactions to the target: all of one, exactly once, or none.
+//! Applies publisher transactions to the target: each one completely and exactly once, or not at all.
 //!
 //! ```text
-//! Message ─▶ set statements, or row by row ─▶ one target transaction: rows + progress row
+//! Message ─▶ incoming ─Event─▶ core ─Step─▶ performer ─▶ batches, or rows ─▶ one target transaction:
+//!                                ▲              │                             rows + progress row
+//!                                └────Answer────┘
 //! ```
+//! `core` decides and is pure; `performer` carries out its steps on the target session.
 //!
 //! # Invariants
 //! - Rows and progress commit together (`progress`).
-//! - A position is handed back as applied only after its COMMIT returned.
-//! - Nothing here retries or pauses: failures go up to `subscription`, which decides.
-//! - This module never sees wire bytes (`pgoutput`). A clock only decides when what has gathered is
-//!   sent, never what is applied.
+//! - A position is reported as applied only after its COMMIT has been answered.
+//! - Nothing here retries or pauses: errors are returned to `subscription`, which decides.
+//! - This module never sees wire bytes (`pgoutput`). The time decides only when gathered transactions are sent,
+//!   never what is applied.
 
 mod applier;
 mod batches;

@@ -1,4 +1,4 @@
-//! Where apply begins, and what it tells of its way.
+//! Where apply begins, and the outcomes that it reports.
 
 use std::time::Duration;
 
@@ -22,44 +22,44 @@ pub struct Start {
     pub term: Term,
     /// The progress row's position.
     pub recorded: Lsn,
-    /// Pass over the transaction that finishes here.
+    /// The transaction that is skipped, by the position of its commit record.
     pub skip: Option<Lsn>,
-    /// Apply row by row until the transaction that finishes here is through.
+    /// Apply row by row until the transaction that finishes here has been applied.
     pub exact_until: Option<Lsn>,
     /// How the publisher sends values.
     pub format: Format,
 }
 
-/// What became of the stream so far.
+/// An outcome of the stream.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Everything up to `lsn` is recorded in the target as applied, or as needing nothing there.
+    /// The target has recorded `lsn`: everything up to it has been applied, or has no change for the target.
     Durable {
         lsn: Lsn,
-        /// A transaction that was passed over on an operator's word.
+        /// The transaction that was skipped because an operator asked for it.
         skipped: Option<Applied>,
     },
     /// A target transaction is committed: a batch of sets, or one transaction applied row by row.
     Batch { lsn: Lsn, last: Applied, tally: Tally, took: Duration },
-    /// How changes of a table will be applied: row by row for this reason, or in sets.
+    /// A table has been planned: its changes are applied row by row for this reason, or in sets.
     Planned { source: QualifiedName, exact_because: Option<ExactBecause> },
     /// A batch could not be applied as sets and goes row by row.
     FellBack {
-        /// Without the server's words, which may quote a row's values.
+        /// Does not hold the server's message, which may quote a row's values.
         cause: String,
     },
     /// A transaction was rolled back on a conflict.
     Conflict(Box<ConflictReport>),
 }
 
-/// A transaction (the last of several, for a batch) that ended well.
+/// A transaction that has been applied or skipped; for a batch, its last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Applied {
-    /// Where it finishes: its commit record.
+    /// Position of its commit record.
     pub commit_lsn: Lsn,
     /// When it committed on the publisher, µs since the Unix epoch.
     pub commit_time_us: i64,
-    /// Changes in it, those of other tables included.
+    /// Number of its changes, those of other tables included.
     pub changes: u64,
     pub how: How,
 }
@@ -67,8 +67,8 @@ pub struct Applied {
 /// How a transaction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
-    /// Its rows are in the target.
+    /// The target has committed it.
     Committed,
-    /// Passed over on an operator's word.
+    /// It was skipped because an operator asked for it.
     Skipped,
 }

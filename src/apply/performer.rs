@@ -1,16 +1,16 @@
-//! Carries the core's steps out on the target session, in order, and answers each that is to be answered.
+//! Carries out the core's steps on the target session, in order, and answers them.
 //!
 //! ```text
 //! core ──Step──▶ Performer ──SQL──▶ target
 //!      ◀─Answer─           ◀────────
 //! ```
-//! It runs beside the stream's loop, in the same task, so that nothing which waits for the target keeps the
-//! loop from taking messages, reporting, or ending. A question to the target's catalog goes over the
-//! session that applies if that is idle, and over a session of its own otherwise: it must not wait behind rows
-//! that wait for somebody's lock.
+//! It is a future of its own, polled in the same task as the stream's loop. So while it waits for the target,
+//! the loop takes messages, sends status updates and can end. Catalog queries use the applying session if
+//! that is idle, and a second session otherwise: they must not queue behind statements that wait for a row
+//! lock.
 //!
-//! It decides nothing. An error that no answer can carry (the connection is lost; a failure that is no
-//! conflict) ends it, and with it the attempt.
+//! It decides nothing. An error that is not among the core's answers (a lost connection, or a failure that is
+//! no conflict) ends it, and with it the attempt.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -30,7 +30,7 @@ use crate::pg::{Lsn, QualifiedName, SubscriptionName, Term};
 use crate::schema::catalog;
 use crate::target::TargetSession;
 
-/// What the performer tells.
+/// A message from the performer to the core.
 #[derive(Debug)]
 pub(super) enum Heard {
     Answer(Answer),
@@ -47,15 +47,15 @@ pub(super) struct Performer<'a> {
     rows: RowWriter<'a>,
     under_way: VecDeque<UnderWay>,
     describing: Option<Describing>,
-    /// For catalog questions while the session is busy; opened when first needed.
+    /// The session for catalog queries while the applying one is busy. Opened when first needed.
     catalog: Option<Arc<PgClient>>,
     answers: mpsc::UnboundedSender<Heard>,
 }
 
-/// Something that is to be answered, in its place.
+/// A batch that is to be answered, in the order of its step.
 enum UnderWay {
     Batch(InFlight),
-    /// It never left.
+    /// The batch could not be sent, for this cause.
     NotSent(String),
 }
 
@@ -79,11 +79,11 @@ impl<'a> Performer<'a> {
         }
     }
 
-    /// Runs until something fails that no answer can carry, or until nobody sends steps any more.
+    /// Runs until an error that is not among the core's answers, or until the channel of steps is closed.
     pub(super) async fn run(mut self, mut steps: mpsc::UnboundedReceiver<Step>) -> Result<(), ApplyError> {
         loop {
             let step = tokio::select! {
-                // Answers first: they are what the publisher waits for.
+                // Answers come first: the position that is reported to the publisher depends on them.
                 biased;
                 answered = oldest(&mut self.under_way) => {
                     self.tell_oldest(&answered?).await?;
@@ -136,12 +136,12 @@ impl<'a> Performer<'a> {
                 self.rows.forget(table);
                 Ok(())
             }
-            // The stream's loop takes these for itself.
+            // The applier handles these and does not pass them on.
             Step::Tell(_) | Step::End(_) => Ok(()),
         }
     }
 
-    /// Sends a batch. Goes on telling of those before it while statements are being prepared.
+    /// Sends a batch. While its statements are being prepared, answers to earlier batches are passed on.
     async fn send(&mut self, batch: Batch) -> Result<(), ApplyError> {
         let alone = if self.under_way.is_empty() { Alone::Yes } else { Alone::No };
         let mut early = Vec::new();
@@ -178,7 +178,7 @@ impl<'a> Performer<'a> {
         Ok(())
     }
 
-    /// Rolls back what is open, and asks the record.
+    /// Rolls back the open transaction, and compares the progress row with `expected`.
     async fn settle(&mut self, expected: Lsn) -> Result<(), ApplyError> {
         self.session.client().batch_execute("ROLLBACK").await?;
         let agrees = progress::expect(self.session.client(), &self.subscription, self.term, expected).await;
@@ -257,7 +257,7 @@ impl<'a> Performer<'a> {
     }
 
     fn tell(&self, heard: Heard) {
-        // A loop that has gone needs no answer.
+        // Sending fails only if the receiver has been dropped, and then no answer is needed.
         let _ = self.answers.send(heard);
     }
 }
@@ -267,10 +267,10 @@ enum OldestAnswer {
     NotSent(String),
 }
 
-/// The oldest answer of a batch; waits for ever if none is to come. Cancel-safe.
+/// Returns the oldest batch's answer; waits for ever if no batch is unanswered. Cancel-safe.
 ///
 /// # Errors
-/// The connection is lost: what has become of the batch is not known.
+/// The connection is lost, so it is unknown whether the batch was committed.
 async fn oldest(under_way: &mut VecDeque<UnderWay>) -> Result<OldestAnswer, ApplyError> {
     let answered = match under_way.front_mut() {
         None => return std::future::pending().await,
@@ -306,7 +306,7 @@ fn answer_of(oldest: &OldestAnswer) -> Answer {
     }
 }
 
-/// Without the server's words, which may quote a row's values.
+/// Describes an error without the server's message, which may quote a row's values.
 fn cause(error: &ApplyError) -> String {
     error.server_error().map_or_else(|| error.to_string(), ServerError::to_code)
 }

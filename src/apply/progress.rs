@@ -1,14 +1,15 @@
 //! The progress row: how far a subscription has been applied.
 //!
-//! # Why it rides along
-//! Committed separately from the rows, a crash between the two commits would either replay changes
-//! that already landed or skip changes that never did. Together, a restart needs no guessing.
+//! # Why it commits with the rows
+//! If the row were committed separately, a crash between the two commits would make the next start apply
+//! changes again that had been applied, or leave out changes that had not been.
 //!
 //! # Invariants
-//! - It is written here only, inside the transaction of the rows that it vouches for.
+//! - It is written here only, within the target transaction that applies the changes up to its position.
 //! - It moves by compare-and-set on the previous position and on the owner's term: of two writers, one fails.
 //! - A new owner writes its term into the row before it reads the position ([`take_over`]), and so waits for
-//!   whatever a former one has under way. From then on, nobody adopts a position that is found here.
+//!   open transactions of former owners. A position that is found here later is only compared, never taken
+//!   over.
 
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
@@ -32,16 +33,17 @@ fn advance_sql(first: usize) -> String {
     )
 }
 
-/// The same, failing by itself (a division by zero) if another writer has moved the position or a table
-/// has changed since it was planned, so that COMMIT can be sent behind it unseen. One statement for both:
-/// each costs a small transaction more than its rows. Two more parameters: the tables' OIDs and stamps.
+/// Moves the position, and fails by itself (a division by zero) if another writer has moved it or a table has
+/// changed since it was planned. So COMMIT can be sent before its answer. It is one statement, because a
+/// second one would cost a small transaction more than its rows. Parameters: as of [`advance_sql`], then the
+/// tables' OIDs and stamps.
 pub(crate) fn advance_guarded_sql() -> String {
     let (moved, counted, next) = advance_counted(1);
     format!("WITH {moved} SELECT {counted}, {} FROM moved", stamp::guard(next))
 }
 
-/// For a larger statement: what goes into WITH, as `moved`; what, selected from it, fails by itself if another
-/// writer has moved the position; and the number of the next parameter.
+/// Returns parts of a larger statement: the WITH query `moved`; the expression that, selected from it, fails
+/// if another writer has moved the position; and the number of the next parameter.
 pub(crate) fn advance_counted(first: usize) -> (String, &'static str, usize) {
     (
         format!("moved AS ({} RETURNING 1)", advance_sql(first)),
@@ -63,11 +65,12 @@ const IDLE: &str = "UPDATE pgsluice.progress SET applied_lsn = $4, updated_at = 
 
 const LOAD: &str = "SELECT applied_lsn, term FROM pgsluice.progress WHERE subscription = $1";
 
-/// Makes the row the owner's, and returns the position up to which everything has been applied; none before the
-/// first start. What former owners have under way is waited for, and none of them moves the position any more.
+/// Writes the owner's term into the row, and returns the position up to which everything has been applied;
+/// none before the first start. It waits for open transactions of former owners, none of which can move the
+/// position afterwards.
 ///
 /// # Errors
-/// Also if a later owner has done so already.
+/// Also if a later owner has written its term.
 pub async fn take_over(
     client: &Client,
     subscription: &SubscriptionName,
@@ -83,13 +86,13 @@ pub async fn take_over(
     }
 }
 
-/// The position and the term that stand in the row; none if there is no row.
+/// Returns the row's position and term; none if there is no row.
 async fn found(client: &Client, subscription: &SubscriptionName) -> Result<Option<(Lsn, Term)>, ApplyError> {
     let Some(row) = client.query_opt(LOAD, &[&subscription.as_str()]).await? else { return Ok(None) };
     Ok(Some((Lsn::new(row.try_get::<_, PgLsn>(0)?.into()), Term::new(row.try_get(1)?))))
 }
 
-/// Fails unless the row is where its owner left it: anything else is another writer's.
+/// Fails unless the row has this position and term. Otherwise another writer has changed it.
 pub(crate) async fn expect(
     client: &Client,
     subscription: &SubscriptionName,
@@ -121,10 +124,11 @@ pub async fn create(
     if created == 1 { Ok(()) } else { Err(ApplyError::TakenOver) }
 }
 
-/// Makes everything that was committed before durable, the position included: for a session whose
-/// commits don't wait for that.
+/// Makes everything that was committed before durable, the position included. It is for sessions with
+/// `synchronous_commit = off`.
 pub async fn flush(client: &Client, subscription: &SubscriptionName, term: Term) -> Result<(), ApplyError> {
-    // A commit that waits waits for everything before it, and one without a change does not wait.
+    // A synchronous commit waits until all earlier ones are durable. It needs a change: a transaction without
+    // one does not wait.
     let sql = format!(
         "BEGIN; SET LOCAL synchronous_commit = 'on'; \
          UPDATE pgsluice.progress SET updated_at = updated_at WHERE subscription = {} AND term = {term}; COMMIT",
@@ -133,8 +137,8 @@ pub async fn flush(client: &Client, subscription: &SubscriptionName, term: Term)
     Ok(client.batch_execute(&sql).await?)
 }
 
-/// Records that there is nothing to apply up to `to`, outside of a stream; fails if another writer got there
-/// first.
+/// Records, without a stream, that there is nothing to apply up to `to`; fails if another writer has moved the
+/// position.
 pub async fn record_idle(
     client: &Client,
     subscription: &SubscriptionName,
@@ -147,7 +151,7 @@ pub async fn record_idle(
     if moved == 1 { Ok(()) } else { Err(ApplyError::ProgressMoved { expected: from }) }
 }
 
-/// Moves the position; fails if another writer got there first.
+/// Moves the position; fails if another writer has moved it.
 pub(crate) async fn advance(
     client: &Client,
     subscription: &SubscriptionName,

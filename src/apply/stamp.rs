@@ -1,11 +1,11 @@
-//! Whether target tables are still what their plans were made for.
+//! Checks whether target tables have changed since they were planned.
 //!
-//! DDL on the target sends no message (EDGE_CASES 13). Much of it makes a statement fail, and a
-//! failure has the table looked at again. But a prepared statement outlives a change of its column's
-//! type by an assignment cast: a `numeric(12,2)` that has become a `numeric(12,0)` would round, and
-//! say nothing. So every transaction asks, before its COMMIT, whether the catalog rows behind its
-//! tables are those that the plans were made from. By then it holds a lock on each table that no
-//! such DDL gets past, so the answer is exact.
+//! A session gets no message about DDL of other sessions. Much DDL makes a later statement fail, and after a
+//! failure the table is described again. But a prepared statement keeps working if a column's type has
+//! changed and the value can be assigned by a cast: a `numeric(12,2)` column that was altered to
+//! `numeric(12,0)` would round without an error. So every transaction checks, before its COMMIT, whether the
+//! tables' catalog rows are those from which the plans were made. By then it holds a lock on each table that
+//! conflicts with such DDL, so the answer is exact.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ impl Stamps {
         self.0.is_empty()
     }
 
-    /// OIDs and stamps, as [`changed_sql`] and [`guard_sql`] take them.
+    /// OIDs and stamps, the parameters of [`changed_sql`] and [`guard_sql`].
     pub(crate) fn parameters(&self) -> (Vec<u32>, Vec<i64>) {
         self.0.values().map(|(oid, stamp, _)| (*oid, *stamp)).unzip()
     }
@@ -52,12 +52,13 @@ fn changed_sql() -> String {
     format!("SELECT t.oid {} LIMIT 1", changed(1))
 }
 
-/// The same, failing by itself (a division by zero), so that COMMIT can be sent behind it unseen.
+/// A query that fails by itself (a division by zero) if a table has changed, so that COMMIT can be sent
+/// before its answer.
 pub(crate) fn guard_sql() -> String {
     format!("SELECT {}", guard(1))
 }
 
-/// The expression that fails: OIDs are parameter `first`, stamps the one after.
+/// The expression that fails if a table has changed. OIDs are parameter `first`, stamps the next one.
 pub(crate) fn guard(first: usize) -> String {
     format!("1 / (CASE WHEN EXISTS (SELECT {}) THEN 0 ELSE 1 END)", changed(first))
 }

@@ -1,26 +1,26 @@
 //! SQL text for one replicated row, from a table's plan and the shape of a change.
 //!
-//! Pure. Names are always quoted and schema-qualified, values are always parameters, operators are
-//! always named with their schema: the session's `search_path` is empty, and nothing planted in
-//! `public` can run (EDGE_CASES 12).
+//! Pure. Names are always quoted and schema-qualified, values are always parameters, operators are always
+//! named with their schema. The session's `search_path` is empty, so a function or operator that somebody
+//! created in `public` cannot be called.
 //!
-//! A shape is which columns carry values and which identity columns are NULL. NULLs are compared
-//! with `IS NULL` in the text rather than with `IS NOT DISTINCT FROM` on a parameter, because only
-//! the former can use an index, and because the comparison must be the type's own equality
-//! operator (EDGE_CASES 3 and 4).
+//! A shape says which columns have values and which identity columns are NULL. NULLs are compared with `IS
+//! NULL` in the text and not by `IS NOT DISTINCT FROM` with a parameter, because only the former can use an
+//! index, and because other values must be compared by the type's own equality operator.
 
 use std::fmt::Write as _;
 
 use crate::pg::{quote_ident, quote_literal};
 use crate::schema::{ColumnPlan, RowIdentity, TableKind, TablePlan};
 
-/// A set of columns, by position in the publisher's tuple. Every update has one, so it allocates only
+/// A set of columns, by position in the publisher's tuple. Every update has one, so memory is allocated only
 /// for a table with more than 64 columns.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct ColumnSet {
-    /// A bit for each of the first 64 columns…
+    /// A bit for each of the first 64 columns.
     first: u64,
-    /// …and for those after them; no longer than the last of them needs.
+    /// A bit for each later column; as short as the last column in the set allows, so that equal sets compare
+    /// equal.
     more: Option<Box<[u64]>>,
 }
 
@@ -70,21 +70,21 @@ impl FromIterator<usize> for ColumnSet {
     }
 }
 
-/// Everything that the text of a row's statement depends on, but for the table.
+/// Everything that the text of a row's statement depends on, except the table.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Shape {
     /// The columns that get values.
     Insert(ColumnSet),
-    /// The columns that are set, and those identity columns that are NULL.
+    /// The columns that are set, and the identity columns that are NULL.
     Update { set: ColumnSet, null: ColumnSet },
     /// The identity columns that are NULL.
     Delete { null: ColumnSet },
-    /// Whether the row is there (the identity columns that are NULL).
+    /// Whether the row exists; `null` are the identity columns that are NULL.
     Exists { null: ColumnSet },
 }
 
-/// The statement for one row of this shape. Parameters are numbered in the order in which the
-/// text needs them: the columns that get values in tuple order, then the identity's non-NULL ones.
+/// Returns the statement for one row of this shape. Parameters: the columns that get values in tuple order,
+/// then the identity columns that are not NULL.
 #[must_use]
 pub fn row_sql(table: &TablePlan, shape: &Shape) -> String {
     match shape {
@@ -99,7 +99,7 @@ pub fn row_sql(table: &TablePlan, shape: &Shape) -> String {
     }
 }
 
-/// The identity's columns, in parameter order.
+/// Returns the identity columns, in parameter order.
 #[must_use]
 pub fn identity_columns(table: &TablePlan) -> Vec<usize> {
     match &table.row_identity {
@@ -138,8 +138,8 @@ fn update_sql(table: &TablePlan, set: &ColumnSet, null: &ColumnSet) -> String {
     format!("UPDATE {} SET {assignments} WHERE {}", scan_target(table), row_condition(table, null, parameter))
 }
 
-/// Ordinary tables by themselves (inheritance children are tables of their own to the publisher),
-/// partitioned ones with their partitions.
+/// The table in FROM: a partitioned table with its partitions, any other with ONLY, because the publisher
+/// sends the changes of inheritance children as those of other tables.
 pub(crate) fn scan_target(table: &TablePlan) -> String {
     match table.kind {
         TableKind::Partitioned => table.target.quoted(),
@@ -147,8 +147,8 @@ pub(crate) fn scan_target(table: &TablePlan) -> String {
     }
 }
 
-/// The condition that names exactly one row: its key, or (without a key) the address of one of
-/// the rows that equal the whole old row, so that of duplicates only one changes (EDGE_CASES 2).
+/// The condition for exactly one row: its key, or, without a key, the `ctid` of one of the rows that equal the
+/// whole old row. So only one of several duplicates is changed.
 fn row_condition(table: &TablePlan, null: &ColumnSet, first_parameter: usize) -> String {
     let mut parameter = first_parameter;
     let mut conditions = Vec::new();
@@ -173,8 +173,8 @@ fn row_condition(table: &TablePlan, null: &ColumnSet, first_parameter: usize) ->
     }
 }
 
-/// `"column" OPERATOR("pg_catalog".=) $n::"schema"."type"`. The operator is the one that the
-/// column's type compares with; a type without one never becomes an identity (`schema::diff`).
+/// Returns `"column" OPERATOR("pg_catalog".=) $n::"schema"."type"`, with the equality operator of the
+/// column's type. A column of a type without one is never part of an identity (`schema::diff`).
 fn equals_parameter(column: &ColumnPlan, parameter: usize) -> String {
     let (schema, operator) =
         column.equality.as_ref().map_or(("pg_catalog", "="), |op| (op.schema.as_str(), op.name.as_str()));
@@ -187,8 +187,8 @@ fn equals_parameter(column: &ColumnPlan, parameter: usize) -> String {
     )
 }
 
-/// One TRUNCATE for all tables of a message, so that foreign keys among them hold. CASCADE is not
-/// replayed: the publisher has already listed every table (EDGE_CASES 22).
+/// Returns one TRUNCATE for all tables of a message, so that foreign keys between them are no obstacle.
+/// CASCADE is left out: the message lists every table that the publisher has truncated.
 #[must_use]
 pub fn truncate_sql<'a>(tables: impl IntoIterator<Item = &'a TablePlan>, identity: Sequences) -> String {
     let names: Vec<String> = tables.into_iter().map(scan_target).collect();
@@ -199,7 +199,7 @@ pub fn truncate_sql<'a>(tables: impl IntoIterator<Item = &'a TablePlan>, identit
     format!("TRUNCATE {}{restart}", names.join(", "))
 }
 
-/// What a TRUNCATE does to the sequences that the tables own.
+/// Whether a TRUNCATE restarts the sequences that the tables own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sequences {
     Restart,
@@ -218,7 +218,7 @@ pub fn local_rows_by_key_sql(table: &TablePlan, key: &[usize]) -> String {
     format!("{} WHERE {}", local_rows_sql(table), conditions.join(" AND "))
 }
 
-/// Reads the row that an update or delete means, by the shape of its [`Shape::Exists`].
+/// Reads the row that an update or delete changes, by the shape of its [`Shape::Exists`].
 #[must_use]
 pub fn local_rows_by_identity_sql(table: &TablePlan, exists: &Shape) -> String {
     let null = match exists {

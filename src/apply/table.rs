@@ -1,7 +1,6 @@
-//! A table as apply works with it: compared, planned, and judged for sets.
+//! A published table with its plan for the target.
 //!
-//! Pure data, shared by everything that plans. How it comes about (catalogs, Relation messages) is
-//! `tables`' story.
+//! Pure data, used by sets and rows. `incoming::tables` makes it from Relation messages and catalogs.
 
 use std::sync::Arc;
 
@@ -18,21 +17,21 @@ pub struct TableContext {
     pub plan: TablePlan,
     /// The columns whose binary form is their text ([`text_columns`]).
     pub(crate) text_columns: TextColumns,
-    /// What the plan was made from on the publisher's side.
+    /// The published relation from which the plan was made.
     pub(crate) described: PublishedRelation,
     pub(crate) actions: PublishedActions,
-    /// Why its changes are applied row by row; none if sets suit it.
+    /// Why its changes are applied row by row; none if they can be applied as sets.
     pub exact_because: Option<ExactBecause>,
 }
 
 impl TableContext {
-    /// Whether something acts on the table's rows by itself, so that order means something.
+    /// Whether triggers or foreign keys act on the table's rows, so that the order of changes matters.
     pub(crate) fn acts(&self) -> bool {
         !matches!(self.exact_because, None | Some(ExactBecause::NoKey))
     }
 
-    /// Whether the change can be part of a set. Without a key, rows can be put in together, but
-    /// not found together.
+    /// Whether the change can be part of a set. Rows without a key can be inserted as a set, but not be found
+    /// as one.
     pub(crate) fn suits_sets(&self, change: &RowChange) -> bool {
         match self.exact_because {
             None => true,
@@ -53,12 +52,13 @@ pub enum ExactBecause {
     TriggersFire,
     TriggersAct,
     ForeignKeysAct,
-    /// Only its updates and deletes: rows can be put in together, but not found by all they hold.
+    /// Only its updates and deletes are: the table has no key, and its rows cannot be found in sets by all
+    /// their columns. Inserts are applied as sets.
     NoKey,
 }
 
 impl ExactBecause {
-    /// For `status` and `check`, after "exact apply because".
+    /// The reason as `status` and `check` show it, after "exact apply because".
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -1,11 +1,10 @@
-//! The two COPY commands of one table, and the format that they speak.
+//! The two COPY commands of one table, and their format.
 //!
-//! # Why the format is chosen at the last moment
-//! Binary values are read as whatever the target's column is. The comparison that the table passed may be
-//! old by the time it is copied: it may have waited for a slot, or for another attempt, and somebody may
-//! have changed a column since. So both sides are asked within the transactions that copy. To parse a
-//! query locks its table until the transaction ends, so the types cannot change behind the answer. It
-//! takes no privilege that COPY does not take.
+//! # Why the format is chosen within the copying transactions
+//! Binary values are read as the type of the target's column without a check. A column may have been altered
+//! since the tables were compared, because a copy may wait for a slot or for another attempt. So both servers
+//! are asked for the types within the transactions that copy. Parsing a query locks its table until the
+//! transaction ends, so the types cannot change afterwards. It needs no privilege that COPY does not need.
 
 use tokio_postgres::Client;
 
@@ -15,8 +14,8 @@ use crate::pg::{QualifiedName, quote_ident};
 use crate::schema::binary::same_in_binary;
 use crate::schema::{CopyFormat, PublishedTable, TablePlan, TypeName, copy_in_sql, copy_query};
 
-/// Messages that the publisher sends beside one a row: the end of binary data is one of its own,
-/// while the beginning comes with the first that there is (`CopyTo` in PostgreSQL's `copyto.c`).
+/// Number of messages that the publisher sends besides one for each row. The trailer of binary data is a
+/// message of its own; the header is in the first message (`CopyTo` in PostgreSQL's `copyto.c`).
 pub(super) const fn extra_messages(format: CopyFormat) -> u64 {
     match format {
         CopyFormat::Text => 0,
@@ -24,14 +23,15 @@ pub(super) const fn extra_messages(format: CopyFormat) -> u64 {
     }
 }
 
-/// What copies a table's rows, in either format.
+/// The COPY commands of a table in both formats.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CopyCommands {
     out: String,
-    /// In text, and in binary.
+    /// The target's commands in text and in binary format.
     r#in: [String; 2],
-    /// Queries for the same columns, publisher's and target's, that are only parsed: for their types.
-    /// None if binary is not wanted, or if there are no columns: such rows are empty lines.
+    /// Queries of the same columns on publisher and target, which are only parsed, to learn the columns'
+    /// types. None if binary is switched off, or if there are no columns: in text format such rows are empty
+    /// lines.
     types: Option<(String, String)>,
 }
 
@@ -71,8 +71,8 @@ impl CopyCommands {
         }
     }
 
-    /// The format for what both tables are now. Both sides' transactions must be open: they keep the
-    /// tables as they are.
+    /// Chooses the format for the current definitions of both tables. The transactions must be open on both
+    /// servers: their locks keep the definitions.
     pub(super) async fn format(&self, source: &Client, target: &Client) -> Result<CopyFormat, CopyError> {
         let Some((from, into)) = &self.types else { return Ok(CopyFormat::Text) };
         let from = column_types(source, from).await.map_err(CopyError::on(Side::Publisher))?;
@@ -86,8 +86,9 @@ fn columns<'a>(names: impl Iterator<Item = &'a str>) -> String {
     names.map(quote_ident).collect::<Vec<_>>().join(", ")
 }
 
-/// The types of a query's columns, each below its domains (`SendRowDescriptionMessage` in PostgreSQL's
-/// `printtup.c`): a domain's values are sent as its base type's, and `domain_recv` takes them so.
+/// Returns the types of a query's columns; for a domain, its base type (`SendRowDescriptionMessage` in
+/// PostgreSQL's `printtup.c`). A domain's values have the binary form of its base type, which `domain_recv`
+/// reads.
 async fn column_types(client: &Client, query: &str) -> Result<Vec<TypeName>, tokio_postgres::Error> {
     let statement = client.prepare(query).await?;
     let name = |column: &tokio_postgres::Column| TypeName {

@@ -1,9 +1,10 @@
-//! The end of a table's copy: its mark, COMMIT, and what became of a COMMIT whose answer is lost.
+//! Ends a table's copy: writes its `ready` mark, commits, and finds out whether a COMMIT without an answer
+//! succeeded.
 //!
-//! # Why the record is asked
-//! A COMMIT whose connection breaks may have landed or not, and a copy that landed must not be made again. The
-//! table's record tells, since its mark is part of the transaction: a question that wants the row's lock waits
-//! for a COMMIT that is still under way, and then sees what it has left.
+//! # Why the table's record is read
+//! If the connection is lost during COMMIT, the copy may be committed or not, and a committed copy must not
+//! be made again. The table's record says which, because its mark is part of the transaction. A query that
+//! locks the row waits for a COMMIT that the server is still executing, and then sees its result.
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::pg::{Lsn, as_owner};
 use crate::store::Ownership;
 use crate::target::{OpenError, TargetSession};
 
-/// Marks a table as synchronised, if the attempt is still the table's own, and the owner its own.
+/// Marks a table as synchronised, if no later attempt has begun and no other instance owns the subscription.
 const MARK_READY: &str = as_owner!(
     " UPDATE pgsluice.table_sync t SET state = 'ready', synced_lsn = $5, rows_copied = $6, error = NULL, \
          updated_at = pg_catalog.clock_timestamp() FROM owner \
@@ -28,16 +29,17 @@ const MARK_READY: &str = as_owner!(
      AND t.state IN ('copying', 'catching_up')"
 );
 
-/// The mark holds locks that a take-over waits for. If its COMMIT never comes (the process is stopped, or cut
-/// off), the server ends the transaction.
+/// The mark holds locks that a take-over waits for. If COMMIT does not come, because the process is stopped or
+/// disconnected, the server ends the session.
 const COMMIT_SOON: &str = "SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
-/// One row if the attempt has made the table `ready`, at this position. Waits for a COMMIT under way.
+/// Returns one row if the attempt has made the table `ready` at this position. Waits for a COMMIT that the
+/// server is executing.
 const IS_READY: &str = "SELECT 1 FROM (SELECT t.state, t.attempt, t.synced_lsn FROM pgsluice.table_sync t \
     WHERE t.subscription = $1 AND t.source_schema = $2 AND t.source_table = $3 FOR UPDATE) AS t \
     WHERE t.state = 'ready' AND t.attempt = $4 AND t.synced_lsn = $5";
 
-/// How long the record may take to answer, a target that restarts included.
+/// Maximum time for reading the record, which includes a restart of the target.
 const ASK_TIMEOUT: Duration = Duration::from_secs(30);
 const ASK_POLL: Duration = Duration::from_millis(500);
 
@@ -61,11 +63,11 @@ pub async fn finish_table(
     if marked == 1 { Ok(()) } else { Err(CopyError::Superseded(source.clone())) }
 }
 
-/// Commits a copy that [`finish_table`] has marked. If the answer is lost, a fresh session to `target` asks
+/// Commits a copy that [`finish_table`] has marked. If the answer is lost, a new session to `target` reads
 /// the record.
 ///
 /// # Errors
-/// The copy was rolled back; or, with [`CopyError::Unsettled`], nobody could be asked.
+/// The copy was rolled back; or, with [`CopyError::Unsettled`], the record could not be read.
 pub async fn commit(
     of: CommitOf,
     session: &TargetSession,
@@ -107,15 +109,15 @@ pub async fn commit(
     }
 }
 
-/// Which copy a COMMIT ends.
+/// The kind of copy that a COMMIT ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommitOf {
     InitialCopy,
-    /// That of a table that joins a running stream.
+    /// The copy of a table that joins a running stream.
     TableSync,
 }
 
-/// What became of a COMMIT.
+/// The result of a COMMIT whose answer was lost.
 enum Landed {
     Yes,
     No,
@@ -129,7 +131,7 @@ async fn is_ready(
 ) -> Result<Landed, CopyError> {
     let name = format!("{} copy's record", owner.name());
     let session = TargetSession::open(target, &name).await.map_err(CopyError::OpenTarget)?;
-    // A row lock counts as a change: the answer must not wait for a standby that the COMMIT has waited for.
+    // A transaction with a row lock counts as a change, so its COMMIT would wait for synchronous standbys.
     session
         .set_synchronous_commit("off")
         .await

@@ -1,4 +1,4 @@
-//! What keeps a table from being copied, and on which side.
+//! Errors of copying a table, with the server that they came from.
 
 use std::fmt;
 
@@ -37,10 +37,10 @@ pub enum CopyError {
     Connection(Side, #[source] tokio_postgres::Error),
     #[error("the {0} reported an error during the copy")]
     Server(Side, #[source] Box<ServerError>),
-    /// A later attempt, or another instance, has taken the table over.
+    /// A later attempt, or another instance, copies the table.
     #[error("another attempt has taken over the copy of {0}")]
     Superseded(QualifiedName),
-    /// The answer to a COMMIT was lost, and the record could not be asked: the rows may be there or not.
+    /// The answer to a COMMIT was lost, and the record could not be read: the copy may be committed or not.
     #[error("it is not known whether the copy of {0} was committed")]
     Unsettled(QualifiedName),
 }
@@ -65,7 +65,7 @@ impl CopyError {
         Self::on(Side::Target)(error)
     }
 
-    /// What an operator is told, for `table`, which `role` reads on the publisher.
+    /// Describes the error to an operator, for `table`, which `role` reads on the publisher.
     #[must_use]
     pub fn diagnosis(&self, table: &QualifiedName, role: &str) -> Diagnosis {
         let copying = format!("the initial copy of {table} failed");

@@ -1,7 +1,7 @@
-//! Many tables under one snapshot, a few at a time.
+//! Copies many tables under one snapshot, a few at a time.
 //!
-//! A table that fails does not keep the others from being copied: its failure is reported, and the
-//! caller takes the table up again on its own.
+//! If a table fails, the others are still copied. Its failure is reported, and the caller copies it again by
+//! itself.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -21,10 +21,11 @@ use crate::pg::{Lsn, QualifiedName, quote_literal};
 use crate::store::Ownership;
 use crate::target::{COPY_ORIGINS_MAX, OpenError, OriginUse, TargetError, TargetSession};
 
-/// Tables copied at a time: one keeps a core of each server busy. Each has an origin of its own.
+/// Number of tables that are copied at a time. One copy keeps a core of each server busy. Each has its own
+/// origin.
 const COPY_WORKERS: usize = COPY_ORIGINS_MAX;
 
-/// Results waiting to be taken, at most.
+/// Maximum number of results in the channel.
 const RESULTS_MAX: usize = 16;
 
 /// One table to copy.
@@ -34,21 +35,21 @@ pub struct CopyJob {
     pub commands: CopyCommands,
     /// The number of this attempt; a later one supersedes it.
     pub attempt: i32,
-    /// The planner's estimate of the rows to come.
+    /// The planner's estimate of the table's rows.
     pub estimated: Option<u64>,
-    /// Rows copied so far, for whoever watches.
+    /// Number of rows copied so far; status and metrics read it.
     pub copied: Arc<AtomicU64>,
 }
 
-/// What all copies of one snapshot share.
+/// The settings that all copies under one snapshot share.
 #[derive(Debug, Clone)]
 pub struct CopyPlan {
     pub owner: Ownership,
     pub publisher: ConnInfo,
-    /// Settings for sessions on the publisher: values must look as the stream's do.
+    /// Settings for sessions on the publisher, which give values the same text form as in the stream.
     pub publisher_options: ClientOptions,
     pub target: ConnInfo,
-    /// The exported snapshot, and the position that it stands for.
+    /// The exported snapshot; `position` is its position in the WAL.
     pub snapshot: String,
     pub position: Lsn,
 }
@@ -87,7 +88,7 @@ pub fn run(plan: CopyPlan, mut jobs: Vec<CopyJob>) -> (mpsc::Receiver<CopyResult
                     return;
                 }
                 if failed {
-                    // What state they are in is unclear; the next table gets new ones.
+                    // The sessions may still be in a transaction, so the next table gets new ones.
                     sessions = None;
                 }
             }
@@ -96,12 +97,13 @@ pub fn run(plan: CopyPlan, mut jobs: Vec<CopyJob>) -> (mpsc::Receiver<CopyResult
     (receiver, tasks)
 }
 
-/// So that no large table begins when the others are done. One of unknown size may be large.
+/// Sorts jobs by size, so that no large table is copied last and alone. A table of unknown size counts as
+/// large.
 fn largest_first(jobs: &mut [CopyJob]) {
     jobs.sort_by_key(|job| Reverse(job.estimated.unwrap_or(u64::MAX)));
 }
 
-/// A worker's two connections, kept from table to table.
+/// A worker's two connections, which are used for one table after the other.
 struct Sessions {
     source: PgClient,
     target: TargetSession,
@@ -133,7 +135,7 @@ async fn copy_one(
     let of = CommitOf::InitialCopy;
     commit(of, target, &plan.target, &plan.owner, job, plan.position).await?;
     info!(%subscription, relation = %job.source, rows, "table copied");
-    // The rows are in: a session that does not end well is no failure of the copy.
+    // The rows are committed on the target, so a failure of the publisher's session does not matter.
     let ended = source.batch_execute("COMMIT").await;
     if ended.is_err() || target.client().is_closed() {
         debug!(%subscription, relation = %job.source, ?ended, "a copy's sessions ended early");

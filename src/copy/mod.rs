@@ -1,25 +1,26 @@
-//! The initial copy: the rows that are already there, under one snapshot of the publisher.
+//! The initial copy: copies the existing rows of tables under one snapshot of the publisher.
 //!
 //! ```text
 //! slot + exported snapshot ──▶ COPY … TO STDOUT ──bytes──▶ COPY … FROM STDIN + table_sync: one target transaction
 //! ```
 //!
-//! # Why bytes pass through
-//! Both sessions speak the same COPY format in the same encoding, so values are never parsed here:
-//! what one server's output function wrote, the other's input function reads. Where every column has
-//! the same built-in type on both sides the format is binary, else text (`command`).
+//! # Why values are not parsed
+//! Both sessions use the same COPY format and the same encoding, so the bytes of one server are passed on to
+//! the other. The format is binary if every column has the same built-in type on both sides, else text
+//! (`command`).
 //!
 //! # Why a table has one session
-//! The target's work bounds the copy, and more sessions could share it. But their transactions would
-//! commit one after the other, and the first invariant below be lost (ARCHITECTURE.md weighs it).
+//! The target limits the speed of a copy, and several sessions could share its work. But their transactions
+//! would commit one after the other, and the first invariant would not hold. ARCHITECTURE.md has the details.
 //!
 //! # Invariants
-//! - A table's rows and its `ready` mark, with the position of the snapshot, commit together. A
-//!   crash before that leaves nothing behind; after it, nothing to do.
-//! - The mark is fenced by the attempt's number and the owner's term: of two copies of one table, one commits.
-//! - Once the target's COMMIT has landed the copy is done, whatever becomes of the publisher's session or of
-//!   the answer (`commit`).
-//! - Not here: deciding when to copy again, and streaming.
+//! - A table's rows and its `ready` mark, with the position of the snapshot, commit together. After a crash the
+//!   table is either copied completely or not at all.
+//! - The mark checks the attempt's number and the owner's term: of two copies of one table, one commits.
+//! - Once the target has committed, the copy is done, even if the publisher's session fails or the answer to
+//!   COMMIT is lost (`commit`).
+//!
+//! `subscription` decides when a table is copied again.
 
 mod command;
 mod commit;

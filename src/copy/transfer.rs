@@ -1,4 +1,4 @@
-//! One table: COPY to COPY, within transactions that are open on both sides.
+//! Copies the rows of one table from COPY to COPY, within transactions that are open on both servers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,12 +11,13 @@ use super::command::extra_messages;
 use super::initial::CopyJob;
 use super::{CopyError, Side};
 
-/// Rows are gathered into pieces of this size, bytes, before they are sent on: the publisher sends
-/// one message a row.
+/// Size of the pieces, in bytes, in which rows are sent to the target. The publisher sends one message for
+/// each row.
 const PIECE_BYTES: usize = 128 << 10;
 
-/// Copies the table's rows from `source` (whose transaction has the snapshot) to `target` (whose
-/// transaction is open) in the better format that both can. Counts rows into `copied` as they go. Returns their number.
+/// Copies the table's rows from `source` (whose transaction has the snapshot) to `target` (whose transaction
+/// is open), in binary if both tables allow it. `copied` counts the rows while they are copied. Returns their
+/// number.
 pub async fn transfer(
     source: &Client,
     target: &Client,
@@ -32,7 +33,7 @@ pub async fn transfer(
     let mut piece = BytesMut::with_capacity(PIECE_BYTES);
     let mut messages: u64 = 0;
     while let Some(message) = rows.next().await {
-        // Dropping the sink on an error here makes the target's COPY fail: nothing is committed.
+        // On an error the sink is dropped, which makes the target's COPY fail: nothing is committed.
         piece.extend_from_slice(&message.map_err(&from_publisher)?);
         messages += 1;
         if piece.len() >= PIECE_BYTES {

@@ -202,7 +202,7 @@ impl PgClient {
         rows.iter().map(limit).collect()
     }
 
-    /// Closes the socket at once, for whoever shares the client: requests fail from here on.
+    /// Closes the socket at once, also for other holders of the client: later requests fail.
     pub fn hang_up(&self) {
         self.driver.abort.abort();
     }

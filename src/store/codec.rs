@@ -1,7 +1,8 @@
-//! `pg_lsn` and `timestamptz` for sqlx, which knows the one not at all and the other not as jiff's.
+//! Encodes and decodes `pg_lsn` and `timestamptz` for sqlx, which supports neither `pg_lsn` nor jiff's
+//! timestamps.
 //!
-//! Both are eight bytes on the wire: a position in the WAL (`pg_lsn_send`), and microseconds since
-//! 2000-01-01 UTC (`timestamptz_send`).
+//! In binary both have eight bytes: a position in the WAL (`pg_lsn_send`), and microseconds since 2000-01-01
+//! UTC (`timestamptz_send`).
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serializer;
@@ -13,11 +14,11 @@ use sqlx::{Decode, Encode, Postgres, Type};
 
 use crate::pg::Lsn;
 
-/// `pg_lsn` in PostgreSQL's `pg_type.dat`.
+/// OID of `pg_lsn` in PostgreSQL's `pg_type.dat`.
 const PG_LSN_OID: Oid = Oid(3220);
-/// `timestamptz` in PostgreSQL's `pg_type.dat`.
+/// OID of `timestamptz` in PostgreSQL's `pg_type.dat`.
 const TIMESTAMPTZ_OID: Oid = Oid(1184);
-/// 2000-01-01 00:00:00 UTC, seconds since 1970: PostgreSQL's epoch.
+/// PostgreSQL's epoch, 2000-01-01 00:00:00 UTC, in seconds since the Unix epoch.
 const POSTGRES_EPOCH_SECONDS: i64 = 946_684_800;
 
 impl Type<Postgres> for Lsn {
@@ -42,7 +43,7 @@ impl Decode<'_, Postgres> for Lsn {
     }
 }
 
-/// A `timestamptz`, to the microsecond that PostgreSQL keeps.
+/// A `timestamptz`, rounded to microseconds as in PostgreSQL.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Time(pub(super) Timestamp);
 
@@ -73,7 +74,7 @@ impl Decode<'_, Postgres> for Time {
     }
 }
 
-/// RFC 3339 in UTC, as JSON shows it.
+/// Writes RFC 3339 in UTC, for JSON.
 pub(super) fn serialize_time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(time)
 }

@@ -1,13 +1,13 @@
-//! Operators' wishes on their way to the service, and the answers on their way back.
+//! Commands of operators to the service, and its answers.
 //!
 //! ```text
 //! submit ──row + NOTIFY pgsluice──▶ CommandSignal ─▶ take_commands ─▶ (service acts) ─▶ answer
 //! wait_answer ◀──────────────────────────────────── row + NOTIFY pgsluice_answer ◀─────────┘
 //! ```
 //!
-//! The row is the message; the notification only says "look". One that gets lost costs a poll's
-//! delay, nothing more. Wishes outlive the service: what is submitted while none runs is carried
-//! out when one does.
+//! A command is a row; the notification only makes the service look for it at once. If a notification is
+//! lost, the next poll finds the row. A command that is submitted while no service runs is carried out when
+//! one starts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -36,45 +36,46 @@ use super::{
 
 const COMMAND_CHANNEL: &str = "pgsluice";
 const ANSWER_CHANNEL: &str = "pgsluice_answer";
-/// Commands that one take returns at most; the rest come with the next.
+/// Maximum number of commands that are taken at once.
 const TAKE_MAX: i64 = 100;
-/// Signals that wait for the service; when it is full, the listener waits.
+/// Maximum number of signals in the channel. When it is full, the listener waits.
 const SIGNALS_MAX: usize = 64;
-/// How often an answer is looked for, in case its notification got lost.
+/// How often an answer is looked for, in case its notification was lost.
 const ANSWER_POLL: Duration = Duration::from_secs(1);
-/// How long the listener hears nothing before it asks whether the server is still there.
+/// Time without a notification after which the listener checks its connection.
 const HEARTBEAT: Duration = Duration::from_secs(30);
-/// How long whoever only looks leaves the servers to the attempts that begin at the same time: another
-/// session, and what it asks at once, would hold them up.
+/// Delay before sessions are opened that only watch (the monitor, the listener): they would slow down the
+/// attempts that begin at the same time.
 pub const HEAD_START: Duration = Duration::from_millis(200);
 /// How long the listener waits before it tries to reach the server again.
 const RELISTEN_DELAY: Duration = Duration::from_secs(1);
 
-/// What can be asked of a running subscription.
+/// The commands for a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verb {
     Pause,
-    /// Also: try the transaction again that holds it.
+    /// Goes on; a subscription that is paused on a conflict tries its transaction again.
     Resume,
-    /// `{"lsn": "0/16B3748"}`: look at the armed skip.
+    /// `{"lsn": "0/16B3748"}`: a skip has been armed.
     Skip,
     /// `{"conflict_id": 7, "resolution": "skip-transaction"}`.
     Resolve,
-    /// `{"copy": true}`: take up what the publications hold now.
+    /// `{"copy": true}`: follows the tables that the publications have now.
     Refresh,
-    /// `{"table": "public.widgets"}`: copy one table again.
+    /// `{"table": "public.widgets"}`: copies one table again.
     Resync,
-    /// Let go of the subscription: whoever asks takes its lock next and removes it.
+    /// Stops the subscription and releases its lock. The command line then takes the lock and removes the
+    /// subscription.
     Drop,
 }
 
-/// A wish, taken up by the service.
+/// A command that the service has taken.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Command {
     pub id: i64,
     pub verb: Verb,
     pub args: Value,
-    /// Who asked.
+    /// The name of the operator.
     pub created_by: String,
     pub created_at: Timestamp,
 }
@@ -86,7 +87,7 @@ pub enum Outcome {
     Refused,
 }
 
-/// What the service says to a command.
+/// The service's answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub outcome: Outcome,
@@ -140,12 +141,10 @@ impl FromStr for Verb {
 }
 
 impl Store {
-    /// Records a wish and tells the service; returns the command's number for
-    /// [`Store::wait_answer`].
+    /// Records a command and notifies the service. Returns the command's number for [`Store::wait_answer`].
     ///
-    /// Pause and resume also become what the operator wants from now on
-    /// ([`super::SubscriptionRow::desired`]), and take the place of earlier ones that no service
-    /// has taken up.
+    /// Pause and resume are also recorded as the desired state ([`super::SubscriptionRow::desired`]), and
+    /// replace earlier ones that no service has taken.
     pub async fn submit(&self, name: &str, verb: Verb, args: &Value, by: &str) -> Result<i64, StoreError> {
         self.run("record the command", async {
             let mut tx = self.pool.begin().await?;
@@ -176,10 +175,10 @@ impl Store {
         .await
     }
 
-    /// Takes up what is pending for the subscription, oldest first. Only its owner may, and it answers all
-    /// before it asks for more: one that was taken and has no answer after seconds is taken again, since the
-    /// answer to the taking, or to the answering, was lost. Commands that this version does not know are
-    /// refused on the spot.
+    /// Takes pending commands of the subscription, oldest first. Only its owner may call this, and it answers
+    /// all commands before it takes more. So a command that was taken seconds ago and has no answer is taken
+    /// again: the reply to taking or answering it was lost. Commands that this version does not know are
+    /// refused at once.
     pub async fn take_commands(&self, owner: &Ownership) -> Result<Vec<Command>, StoreError> {
         self.run("take up commands", async {
             let mut tx = self.pool.begin().await?;
@@ -213,7 +212,7 @@ impl Store {
         .await
     }
 
-    /// Answers a command and tells whoever waits. A second answer changes nothing.
+    /// Answers a command and notifies the sessions that wait for it. A second answer changes nothing.
     pub async fn answer(&self, owner: &Ownership, id: i64, reply: &Answer) -> Result<(), StoreError> {
         self.run("answer the command", async {
             let mut tx = self.pool.begin().await?;
@@ -230,7 +229,7 @@ impl Store {
         let mut listener =
             timeout_at(deadline, self.listener(ANSWER_CHANNEL)).await.ok().and_then(Result::ok);
         loop {
-            // Looked at after listening began: an answer is either here or will be heard.
+            // LISTEN came first, so an answer is found here or its notification comes.
             let reply = self.run("look for the answer", self.find_answer(id)).await?;
             if reply.is_some() || Instant::now() >= deadline {
                 return Ok(reply);
@@ -265,16 +264,16 @@ impl Store {
         }))
     }
 
-    /// Listens for commands on a session of its own, which is re-established for ever. Begins after
-    /// a moment that is the attempts'; what has come until then is told of as [`Signal::Any`].
+    /// Listens for commands on a session of its own, which is opened again whenever it is lost. It begins after
+    /// [`HEAD_START`]; commands that have come until then are reported by [`Signal::Any`].
     pub fn listen(&self) -> CommandSignal {
         let (sender, receiver) = mpsc::channel(SIGNALS_MAX);
         let task = tokio::spawn(signals(self.clone(), sender));
         CommandSignal { receiver, task }
     }
 
-    /// A session that listens on `channel`, where the store's pool goes but outside it, so that a dead
-    /// one does not take its place there.
+    /// Opens a session that listens on `channel`. It is not part of the store's pool, so that a lost one does
+    /// not occupy a place there.
     async fn listener(&self, channel: &str) -> Result<PgListener, StoreError> {
         let wanted = self.routes.first().map_or(TargetSessionAttrs::Any, |route| route.session);
         self.run("listen", async {
@@ -287,26 +286,26 @@ impl Store {
     }
 }
 
-/// Tells that there may be commands. Dropping it ends the listening.
+/// Reports that there may be commands. Dropping it ends the listener.
 #[derive(Debug)]
 pub struct CommandSignal {
     receiver: mpsc::Receiver<Signal>,
     task: JoinHandle<()>,
 }
 
-/// Whose commands to look at.
+/// The subscriptions that may have commands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Signal {
     /// This subscription's.
     Subscription(String),
-    /// Everybody's: listening has just begun, or begun anew, and signals may have been missed.
+    /// Every subscription: listening has just begun or begun again, and notifications may have been missed.
     Any,
 }
 
 impl CommandSignal {
-    /// The next signal. Cancel safe: nothing is lost if the future is dropped.
+    /// Waits for the next signal. Cancel-safe: nothing is lost if the future is dropped.
     ///
-    /// While the target is away it waits; a poll beside it is what notices.
+    /// While the target is unreachable it only waits; the caller's polls find commands.
     pub async fn recv(&mut self) -> Signal {
         match self.receiver.recv().await {
             Some(signal) => signal,
@@ -322,7 +321,7 @@ impl Drop for CommandSignal {
     }
 }
 
-/// Listens, and listens again when the session is lost, until nobody receives any more.
+/// Listens, and opens a new session whenever one is lost, until the receiver is dropped.
 async fn signals(store: Store, sender: mpsc::Sender<Signal>) {
     sleep(HEAD_START).await;
     while !sender.is_closed() {
@@ -336,7 +335,7 @@ async fn signals(store: Store, sender: mpsc::Sender<Signal>) {
     }
 }
 
-/// Forwards signals until the session is lost, or answers no more.
+/// Forwards signals until the session is lost or does not answer.
 async fn forward(mut listener: PgListener, sender: &mpsc::Sender<Signal>) {
     loop {
         let signal = match timeout(HEARTBEAT, listener.try_recv()).await {
@@ -399,7 +398,7 @@ async fn answer(session: &mut PgConnection, id: i64, reply: &Answer) -> Result<(
     Ok(())
 }
 
-/// Delivered when the transaction commits.
+/// Sends a notification, which is delivered when the transaction commits.
 async fn notify(session: &mut PgConnection, channel: &str, payload: &str) -> Result<(), StoreErrorKind> {
     sqlx::query("SELECT pg_catalog.pg_notify($1, $2)").bind(channel).bind(payload).execute(session).await?;
     Ok(())

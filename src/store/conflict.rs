@@ -1,6 +1,7 @@
-//! Conflicts as they are kept: the evidence, how often it was met, how it was settled.
+//! Recorded conflicts: the evidence, how often each was met, and how it was settled.
 //!
-//! A subscription waits on one conflict at most: when it meets another one, the former was cured.
+//! A subscription is paused on one conflict at most. If it meets another one, the former has been settled,
+//! because transactions are applied in order.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -22,21 +23,21 @@ use super::{
 
 /// Who settles a conflict when no person does.
 const BY_ITSELF: &str = "pgsluice";
-/// Conflicts that one listing returns at most, newest first.
+/// Maximum number of conflicts in a list.
 const LIST_MAX: i64 = 1000;
 
 /// Which conflicts to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConflictFilter<'a> {
-    /// Those that hold a subscription now.
+    /// Conflicts on which a subscription is paused.
     Open,
-    /// Settled ones as well.
+    /// Open and settled ones.
     All,
     /// Open and settled ones of one subscription.
     Of(&'a str),
 }
 
-/// A conflict as recorded. Serializes flat: the report's fields and these.
+/// A recorded conflict. It is serialized flat: the report's fields and these.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ConflictRow {
     pub id: i64,
@@ -102,7 +103,7 @@ impl Store {
     ) -> Result<i64, StoreErrorKind> {
         let mut tx = self.pool.begin().await?;
         owner::require(&mut tx, owner).await?;
-        // Then the subscription's row: everybody locks it before its conflicts.
+        // The subscription's row comes next: every transaction locks it before its conflicts.
         let change = StateChange {
             reason: Some(PauseReason::Conflict.as_str().to_owned()),
             detail: Some(report.summary()),
@@ -160,8 +161,8 @@ impl Store {
         .await
     }
 
-    /// Settles an open conflict of the owner's subscription. One that is settled by passing its
-    /// transaction over arms the skip at the same time.
+    /// Settles an open conflict of the owner's subscription. If it is settled by skipping its transaction,
+    /// the skip is armed in the same transaction.
     pub async fn resolve_conflict(
         &self,
         owner: &Ownership,
@@ -202,7 +203,7 @@ impl Store {
         .await
     }
 
-    /// A skip has been carried out: settles whatever conflict its transaction had, and disarms it.
+    /// Notes that a transaction has been skipped: settles its conflict, if any, and disarms the skip.
     pub async fn finish_skip(&self, owner: &Ownership, commit_lsn: Lsn) -> Result<(), StoreError> {
         self.run("settle a skipped transaction", async {
             let (name, mut tx) = (owner.name(), self.pool.begin().await?);
@@ -226,7 +227,7 @@ impl Store {
         .await
     }
 
-    /// Whether a conflict of the transaction that finishes at `commit_lsn` waits to be settled.
+    /// Whether a conflict of the transaction that finishes at `commit_lsn` is open.
     pub async fn has_open_conflict(&self, name: &str, commit_lsn: Lsn) -> Result<bool, StoreError> {
         self.run("look for a conflict", async {
             let sql = "SELECT EXISTS (SELECT FROM pgsluice.conflict \
@@ -236,8 +237,8 @@ impl Store {
         .await
     }
 
-    /// Settles, as retried with success, whatever conflict of the subscription lies before `applied`, the end of
-    /// a transaction. Returns their numbers.
+    /// Settles open conflicts of the subscription before `applied`, the end of a transaction: they were
+    /// retried with success. Returns their numbers.
     pub async fn resolve_applied(&self, owner: &Ownership, applied: Lsn) -> Result<Vec<i64>, StoreError> {
         self.run("settle applied conflicts", async {
             let (name, mut tx) = (owner.name(), self.pool.begin().await?);
@@ -311,7 +312,7 @@ async fn insert(session: &mut PgConnection, report: &ConflictReport) -> Result<(
     Ok(row)
 }
 
-/// What the subscription waited on before was cured: it got past it, to this one.
+/// Settles other open conflicts of the subscription, which has applied their transactions and got to this one.
 async fn settle_others(
     session: &mut PgConnection,
     report: &ConflictReport,

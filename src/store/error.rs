@@ -1,4 +1,4 @@
-//! What can go wrong with the state in the target, and what that means for the caller.
+//! Errors of the state in the target, and what the caller does about them.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use sqlx::postgres::PgDatabaseError;
 use crate::error::{Diagnosis, Disposition, Exit, Failure, PauseReason, ServerError};
 use crate::pg::{Lsn, QualifiedName};
 
-/// A failed operation on the state: what was being done, and why it failed.
+/// A failed operation on the state, with what was being done and why it failed.
 #[derive(Debug)]
 pub struct StoreError {
     action: &'static str,
@@ -18,7 +18,7 @@ pub struct StoreError {
 /// Why an operation on the state failed.
 #[derive(Debug)]
 pub enum StoreErrorKind {
-    /// No session with the target: name, network, TLS, a time-out.
+    /// No session could be opened on the target, because of its name, the network, TLS or a time-out.
     Unreachable {
         endpoint: String,
         source: sqlx::Error,
@@ -32,7 +32,7 @@ pub enum StoreErrorKind {
     Server(Box<ServerError>),
     /// The connection broke, or did not answer in time.
     Lost(Option<sqlx::Error>),
-    /// A connection setting that this connection cannot honour.
+    /// A connection parameter that sqlx does not support.
     Unsupported(Diagnosis),
     /// Schema `pgsluice` is missing or older than this version needs.
     NotMigrated {
@@ -48,11 +48,11 @@ pub enum StoreErrorKind {
     Foreign {
         version: i64,
     },
-    /// Another instance has taken the subscription over since; nothing was written.
+    /// Another instance has taken the subscription over. Nothing was written.
     NotOwner {
         subscription: String,
     },
-    /// The table's copy is a later one than what was to be written speaks of; nothing was written.
+    /// A later copy of the table has begun than the one that the write was about. Nothing was written.
     CopySuperseded {
         source: QualifiedName,
     },
@@ -65,14 +65,14 @@ pub enum StoreErrorKind {
     /// The conflict has been settled before.
     AlreadyResolved(i64),
     SkipRefused(SkipRefusal),
-    /// A row holds what this version does not understand.
+    /// A row has a value that this version does not know.
     Undecodable(sqlx::Error),
 }
 
 /// Why a skip was not armed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SkipRefusal {
-    /// Everything up to `applied` is in the target already.
+    /// Everything up to `applied` has been applied.
     AlreadyApplied { lsn: Lsn, applied: Lsn },
     /// The subscription is paused on a conflict in another transaction.
     OtherConflict { lsn: Lsn, conflict: Lsn },
@@ -92,7 +92,8 @@ impl StoreError {
         &self.kind
     }
 
-    /// Retry what may cure itself, pause for what a person must cure.
+    /// Errors that may pass by themselves are retried; the subscription pauses for those that an operator
+    /// must repair.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         use StoreErrorKind as K;
@@ -123,7 +124,7 @@ impl StoreError {
         matches!(self.kind, StoreErrorKind::NotOwner { .. })
     }
 
-    /// What the command line exits with.
+    /// The exit code of the command line.
     #[must_use]
     pub const fn exit(&self) -> Exit {
         use StoreErrorKind as K;
@@ -244,7 +245,7 @@ impl SkipRefusal {
     }
 }
 
-/// sqlx's errors in our terms. Runtime failures of statements on an open session.
+/// Converts sqlx's errors of statements on an open session.
 impl From<sqlx::Error> for StoreErrorKind {
     fn from(error: sqlx::Error) -> Self {
         match error {
@@ -277,7 +278,7 @@ impl From<MigrateError> for StoreErrorKind {
     }
 }
 
-/// An error while a session was being opened at `endpoint`.
+/// Converts an error of opening a session at `endpoint`.
 pub(super) fn connecting(endpoint: &str, error: sqlx::Error) -> StoreErrorKind {
     let endpoint = endpoint.to_owned();
     match StoreErrorKind::from(error) {
@@ -289,7 +290,7 @@ pub(super) fn connecting(endpoint: &str, error: sqlx::Error) -> StoreErrorKind {
     }
 }
 
-/// Whether another server, or the same one in a moment, may well do better.
+/// Whether the operation may succeed on another server, or on the same one a moment later.
 pub(super) fn is_of_the_connection(kind: &StoreErrorKind) -> bool {
     match kind {
         StoreErrorKind::Lost(_) | StoreErrorKind::Unreachable { .. } => true,
@@ -300,12 +301,12 @@ pub(super) fn is_of_the_connection(kind: &StoreErrorKind) -> bool {
     }
 }
 
-/// Certificates and keys do not change by waiting.
+/// Whether the error lies in certificates or keys, so that waiting does not help.
 const fn is_of_the_settings(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Tls(_) | sqlx::Error::Configuration(_))
 }
 
-/// 25006: a primary that has become a standby, or is about to be promoted.
+/// Whether the server is read-only (25006): it has become a standby, or is about to be promoted.
 fn is_read_only(server: &ServerError) -> bool {
     server.code == "25006"
 }
@@ -327,7 +328,7 @@ fn server_error(error: &PgDatabaseError) -> ServerError {
     }
 }
 
-/// The innermost cause: what sqlx wraps around it says nothing more.
+/// Returns the innermost cause; sqlx's errors around it add nothing.
 fn describe(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Io(source) => source.to_string(),

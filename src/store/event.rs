@@ -1,4 +1,5 @@
-//! The audit: what changed, when. Kept for a while, also after the subscription is gone.
+//! The audit: what changed, and when. Events are kept for a time, also after their subscription has been
+//! removed.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -12,7 +13,7 @@ use super::{Store, StoreError, StoreErrorKind};
 /// How long events, settled conflicts and answered commands are kept, days.
 const KEEP_DAYS: i32 = 90;
 
-/// What an event is about.
+/// The kinds of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventKind {
     /// The subscription's state changed.
@@ -21,11 +22,11 @@ pub enum EventKind {
     Conflict,
     /// A conflict was settled.
     Resolved,
-    /// An operator asked for something.
+    /// An operator submitted a command.
     Command,
     /// A skip was armed, or carried out.
     Skip,
-    /// Tables came or went.
+    /// Tables joined or left the subscription.
     Table,
     /// The subscription was removed.
     Removed,
@@ -38,7 +39,7 @@ pub struct EventRow {
     #[serde(serialize_with = "serialize_time")]
     pub at: Timestamp,
     pub subscription: Option<String>,
-    /// [`EventKind::as_str`], or a word of another version.
+    /// [`EventKind::as_str`], or the word of another version.
     pub kind: String,
     pub message: String,
     pub detail: Option<Value>,
@@ -60,8 +61,7 @@ impl EventKind {
 }
 
 impl Store {
-    /// Records what happened. Events that belong to one of this module's own writes are recorded
-    /// with it already.
+    /// Records an event. The store's other writes record their own events.
     pub async fn record_event(
         &self,
         subscription: Option<&str>,
@@ -101,8 +101,8 @@ impl Store {
         .await
     }
 
-    /// Lets go of what is older than 90 days: events, settled conflicts, answered commands.
-    /// Returns how many rows that were. Meant to be called about once a day.
+    /// Deletes events, settled conflicts and answered commands that are older than 90 days. Returns the
+    /// number of rows. It is meant to be called about once a day.
     pub async fn prune(&self) -> Result<u64, StoreError> {
         self.run("prune old events", async {
             let mut pruned = 0;

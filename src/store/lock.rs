@@ -1,8 +1,8 @@
-//! Who applies a subscription: an advisory lock of the target, by the subscription's name.
+//! The advisory lock of a subscription: the instance that holds it applies the subscription.
 //!
-//! `apply` takes the lock on the connection that writes, so that a lost lock is a lost writer.
-//! Here it is only named and looked at. Advisory locks belong to one database each, so two databases of
-//! a cluster may have subscriptions of the same name.
+//! The target session that writes takes the lock, so that an instance that loses the lock cannot write any
+//! more. Here the lock is only named and looked up. Advisory locks belong to one database, so two databases
+//! of a cluster may have subscriptions of the same name.
 
 use std::collections::HashSet;
 
@@ -11,20 +11,21 @@ use sqlx::PgConnection;
 use super::{Store, StoreError, StoreErrorKind};
 use crate::pg::fnv1a;
 
-/// Held while schema `pgsluice` is upgraded. No subscription's key: those hash a `/`.
+/// The lock that is held while schema `pgsluice` is upgraded. It is no subscription's key, because the text
+/// of those has a `/`.
 pub(super) const MIGRATION_LOCK_KEY: i64 = fnv1a(b"pgsluice migrations").cast_signed();
 
 /// The advisory lock of a subscription: 64-bit FNV-1a over `pgsluice/` and its name.
 ///
-/// Part of the contract between versions: while one runs an old and one a new pgsluice, both
-/// must mean the same lock.
+/// The key must not change: an old and a new version of pgsluice may run at the same time and must use the same
+/// lock.
 #[must_use]
 pub fn lock_key(name: &str) -> i64 {
     fnv1a(format!("pgsluice/{name}").as_bytes()).cast_signed()
 }
 
 impl Store {
-    /// Whether a session holds the subscription's advisory lock: a service that applies it.
+    /// Whether a session holds the subscription's advisory lock, that is, whether a service applies it.
     pub async fn is_owned(&self, name: &str) -> Result<bool, StoreError> {
         let key = lock_key(name);
         self.run("look for the subscription's service", async {
@@ -34,8 +35,8 @@ impl Store {
     }
 }
 
-/// The keys of every one-argument advisory lock that is held in this database. `pg_locks` shows
-/// the key in two halves (PostgreSQL's `lockfuncs.c`: `classid` high, `objid` low, `objsubid` 1).
+/// Returns the keys of all one-argument advisory locks that are held in this database. `pg_locks` shows a key
+/// in two halves (PostgreSQL's `lockfuncs.c`: `classid` high, `objid` low, `objsubid` 1).
 pub(super) async fn held(session: &mut PgConnection) -> Result<HashSet<i64>, StoreErrorKind> {
     let keys: Vec<i64> = sqlx::query_scalar(
         "SELECT (l.classid::pg_catalog.int8 << 32) | l.objid::pg_catalog.int8 FROM pg_catalog.pg_locks l \

@@ -1,16 +1,15 @@
 //! Creating and upgrading schema `pgsluice`.
 //!
-//! # Who may
-//! The first migration creates the schema and needs CREATE on the database; later ones need to
-//! own the schema. A role with nothing but table privileges gets through [`Store::migrate`]
-//! whenever there is nothing to do, since that is found out by reading.
+//! # Privileges
+//! The first migration creates the schema and needs CREATE on the database; later ones need ownership of the
+//! schema. If there is nothing to do, [`Store::migrate`] succeeds for a role with table privileges only,
+//! because it finds that out by reading.
 //!
 //! # Concurrent instances
-//! One advisory lock of our own admits one at a time, and what is missing is worked out under it,
-//! so that each migration is reported by the instance that ran it. sqlx's own lock is off: it is
-//! shared with every other program that migrates this database with sqlx, and stays with the
-//! session when a migration fails. The session here is closed whatever happens, and the lock
-//! goes with it.
+//! An advisory lock of pgsluice admits one instance at a time. Missing migrations are determined under the
+//! lock, so that each is reported by the instance that ran it. sqlx's own lock is not used: it is shared with
+//! all other programs that migrate this database with sqlx, and it is kept by the session if a migration
+//! fails. The session here is closed in any case, which releases the lock.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -22,11 +21,11 @@ use sqlx::{Connection as _, Executor as _, PgConnection, SqlSafeStr as _};
 use super::{Store, StoreError, StoreErrorKind, lock, lost};
 use crate::boundary;
 
-/// How long other instances' migrations are waited for, and a migration may take.
+/// Maximum time of waiting for other instances' migrations, and of a migration.
 const MIGRATION_TIMEOUT: Duration = Duration::from_mins(5);
 const ACTION: &str = "migrate schema pgsluice";
 
-/// Every version of schema `pgsluice`: number, what it brings, SQL.
+/// Every version of schema `pgsluice`: number, description, SQL.
 const MIGRATIONS: [(i64, &str, &str); 7] = [
     (1, "subscriptions", include_str!("../../migrations/0001_subscriptions.sql")),
     (2, "conflicts", include_str!("../../migrations/0002_conflicts.sql")),
@@ -44,12 +43,12 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS[MIGRATIONS.len() - 1].0;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AppliedMigration {
     pub version: i64,
-    /// What it brought.
+    /// Its description.
     pub description: &'static str,
 }
 
 impl Store {
-    /// Brings schema `pgsluice` to [`SCHEMA_VERSION`] and returns what that took, often nothing.
+    /// Brings schema `pgsluice` to [`SCHEMA_VERSION`] and returns the migrations that were run.
     pub async fn migrate(&self) -> Result<Vec<AppliedMigration>, StoreError> {
         let mut session = self.session().await?;
         let applied = self.migrate_in(&mut session).await;
@@ -57,7 +56,7 @@ impl Store {
         applied
     }
 
-    /// The same, finding out in `session` whether there is anything to do.
+    /// As [`Self::migrate`]; `session` is used to find out whether there is anything to do.
     pub(super) async fn migrate_in(
         &self,
         session: &mut PgConnection,
@@ -70,7 +69,7 @@ impl Store {
         }
     }
 
-    /// The version of schema `pgsluice`; none if it is not there.
+    /// The version of schema `pgsluice`; none if the schema does not exist.
     pub async fn schema_version(&self) -> Result<Option<i64>, StoreError> {
         let action = "read the version of schema pgsluice";
         let installed =
@@ -90,7 +89,7 @@ impl Store {
         let outcome = work.await.unwrap_or(Err(StoreErrorKind::Lost(None)));
         match outcome {
             Ok(_) => drop(session.close().await),
-            // The session may be in any state: the server ends it when the socket closes.
+            // The session may be in a transaction, so it is closed without a farewell message.
             Err(_) => drop(session.close_hard().await),
         }
         outcome.map_err(|kind| StoreError::new(ACTION, kind))
@@ -138,8 +137,8 @@ fn migrator() -> Migrator {
     migrator
 }
 
-/// Versions and checksums that the database has, in order; none if the schema is not there.
-/// Asks the catalog first, so that a missing schema is no error and needs no privilege.
+/// Returns the installed versions and checksums, in order; none if the schema does not exist. It asks the
+/// catalog first, so that a missing schema is no error and needs no privilege.
 async fn installed(session: &mut PgConnection) -> Result<Vec<(i64, Vec<u8>)>, sqlx::Error> {
     let there: bool = sqlx::query_scalar(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
@@ -161,8 +160,8 @@ async fn schema_exists(session: &mut PgConnection) -> Result<bool, sqlx::Error> 
         .await
 }
 
-/// Whether what is installed is what this pgsluice carries. `NotMigrated` can be cured by
-/// migrating, the rest cannot.
+/// Compares the installed migrations with those of this version. Only `NotMigrated` can be repaired by
+/// migrating.
 fn judge(installed: &[(i64, Vec<u8>)]) -> Result<(), StoreErrorKind> {
     let carried = migrator();
     for (version, checksum) in installed {

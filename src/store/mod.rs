@@ -1,24 +1,25 @@
-//! Schema `pgsluice` in the target: what every subscription is, what stopped it, what was asked.
+//! Schema `pgsluice` in the target: subscriptions with their state and tables, conflicts, commands, events.
 //!
 //! ```text
-//! service ──state, positions, tables, conflicts──▶ schema pgsluice ◀──wishes── command line, API
-//!         ◀────────── commands (NOTIFY + poll) ───                 ───status──▶
+//! service ──state, positions, tables, conflicts──▶ schema pgsluice ◀──commands── command line, API
+//!         ◀────────── commands (NOTIFY + poll) ───                 ────status──▶
 //! ```
 //!
-//! The target alone tells the whole story, so the command line works from anywhere that reaches it.
+//! All state is in the target, so the command line works on every host that can connect to it.
 //!
 //! # Invariants
-//! - The progress row is never written here: `apply` moves it inside the rows' transaction.
-//! - A subscription's rows belong to the instance that holds its advisory lock ([`lock_key`]);
-//!   a standby writes nothing, and a former owner is refused ([`Ownership`]). What operators write
-//!   (`desired`, `skip_lsn`, commands) is apart.
-//! - What must agree is written in one transaction: a conflict and the pause that it causes, a
-//!   state and its event, a wish and its command.
-//! - Every statement names its schema, and `search_path` is empty: nothing planted in `public`
-//!   runs. Every wait is bounded, on the server by `statement_timeout`, here by a time-out.
+//! - The progress row is never written here: `apply` moves it in the transaction of the rows.
+//! - A subscription's rows are written by the instance that holds its advisory lock ([`lock_key`]). A standby
+//!   writes nothing, and a former owner's writes are refused ([`Ownership`]). Operators write only `desired`,
+//!   `skip_lsn` and commands.
+//! - Values that must agree are written in one transaction: a conflict and its pause, a state and its event,
+//!   a desired state and its command.
+//! - Every statement names its schema, and `search_path` is empty, so a function that somebody created in
+//!   `public` cannot be called. Every wait is bounded, on the server by `statement_timeout`, here by a
+//!   time-out.
 //!
 //! # What it does not do
-//! It decides nothing: whether to retry or pause is its caller's. It never touches user tables.
+//! Its caller decides whether to retry or to pause. It never uses user tables.
 
 mod codec;
 mod command;
@@ -62,21 +63,21 @@ pub use subscription::{Positions, Progress, Registration, StateChange, Subscript
 pub use table::{NewTables, TableChanges, TableMapping, TableRow, TableStep};
 pub use wal::WalPositions;
 
-/// Sessions of one store, its listener apart.
+/// Maximum number of sessions of one store, without its listener.
 const CONNECTIONS_MAX: u32 = 3;
-/// How long an operation waits for a free session.
+/// Maximum time of waiting for a free session.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the server works on one statement.
+/// Maximum time of one statement on the server.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
-/// The time-outs of every session: a transaction that its owner has left stays no longer than a statement.
+/// The time-outs of every session. An idle transaction is ended after the same time as a statement.
 const LIMITS: TimeLimits =
     TimeLimits { statement: Some(STATEMENT_TIMEOUT), idle_in_transaction: Some(STATEMENT_TIMEOUT) };
-/// How long one operation may take from here, a network that swallows packets included.
+/// Maximum time of one operation, also if the network drops packets.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a session may take to prove itself before it goes back to the pool.
+/// Maximum time for a session's ping before it returns to the pool.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Our transactions are ours to shape, whatever database or role prefer for theirs.
+/// Transaction settings of every session, which replace those of the role and the database.
 const TRANSACTIONS: &str = "SET default_transaction_read_only = off; \
      SET default_transaction_isolation = 'read committed'; SET default_transaction_deferrable = off";
 
@@ -95,27 +96,28 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Reaches the target: its hosts are tried in order, each within its `connect_timeout`.
+    /// Connects to the target. Its hosts are tried in order, each within its `connect_timeout`.
     ///
-    /// Does not migrate, and does not ask for the schema ([`Store::require_schema`]).
+    /// It neither migrates nor checks the schema ([`Store::require_schema`]).
     pub async fn connect(target: &ConnInfo) -> Result<Self, StoreError> {
         let (store, session) = Self::reach(target).await?;
         end(session).await;
         Ok(store)
     }
 
-    /// As [`Store::connect`], then brings schema `pgsluice` up to date as [`Store::migrate`] does, in
-    /// the session that has proved the way. The pool's first session, which a service needs next, is
-    /// opened meanwhile.
+    /// As [`Store::connect`], then brings schema `pgsluice` up to date as [`Store::migrate`] does, in the
+    /// session that was opened first. The pool's first session, which a service needs next, is opened at the
+    /// same time.
     pub async fn open(target: &ConnInfo) -> Result<(Self, Vec<AppliedMigration>), StoreError> {
         let (store, mut session) = Self::reach(target).await?;
-        // If it cannot be opened, whoever needs it will say so.
+        // If the pool's session cannot be opened, the next operation reports that.
         let (applied, _) = tokio::join!(store.migrate_in(&mut session), store.pool.acquire());
         end(session).await;
         Ok((store, applied?))
     }
 
-    /// A store, and the session that has proved the way; the pool opens its own as they are needed.
+    /// Returns a store and the session by which the target was reached. The pool opens its own sessions when
+    /// needed.
     async fn reach(target: &ConnInfo) -> Result<(Self, PgConnection), StoreError> {
         let routes: Arc<[Route]> = options::routes(target)
             .map_err(|diagnosis| StoreError::new(CONNECT, StoreErrorKind::Unsupported(diagnosis)))?
@@ -125,17 +127,17 @@ impl Store {
         Ok((Self { pool, routes }, session))
     }
 
-    /// Ends the sessions, politely if the server answers in time.
+    /// Closes the sessions, with a Terminate message if the server answers in time.
     pub async fn close(&self) {
         drop(tokio::time::timeout(RELEASE_TIMEOUT, self.pool.close()).await);
     }
 
-    /// A session of its own, outside the pool.
+    /// Opens a session outside the pool.
     async fn session(&self) -> Result<PgConnection, StoreError> {
         first_open(&self.routes).await.map(|(_, session)| session)
     }
 
-    /// Runs one operation within its bounds, and says what it was when it fails.
+    /// Runs one operation within its time-outs, and names it in its error.
     async fn run<T>(
         &self,
         action: &'static str,
@@ -153,9 +155,9 @@ impl Store {
         }
     }
 
-    /// After a lost connection: points the pool at the first host that answers, so that the next
-    /// operation gets there, and gives back the reason if there is none (the pool's own error
-    /// would only say that time is up). The failed operation is not repeated: it may have landed.
+    /// After a lost connection, makes the pool use the first host that answers. If none does, the reason is
+    /// returned; the pool's own error would only report a time-out. The failed operation is not repeated,
+    /// because it may have been committed.
     async fn find_way<T>(&self, kind: StoreErrorKind) -> Result<T, StoreErrorKind> {
         let (route, session) = first_open(&self.routes).await.map_err(StoreError::into_kind)?;
         self.pool.set_connect_options(route.options);
@@ -169,15 +171,15 @@ fn lost() -> sqlx::Error {
     sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into())
 }
 
-/// Says goodbye, if the server listens.
+/// Closes a session with a Terminate message, if the server answers in time.
 async fn end(session: PgConnection) {
     drop(tokio::time::timeout(RELEASE_TIMEOUT, session.close()).await);
 }
 
 const CONNECT: &str = "connect to the target";
 
-/// Opens a session on the first route that lets us. If none does, the first server that answered
-/// with a reason is more telling than one that did not answer.
+/// Opens a session on the first route that works. If none does, the error of the first server that answered
+/// is returned rather than that of one that did not.
 async fn first_open(routes: &[Route]) -> Result<(Route, PgConnection), StoreError> {
     let mut worst: Option<StoreErrorKind> = None;
     for route in routes {
@@ -208,8 +210,8 @@ fn pool(options: PgConnectOptions, wanted: TargetSessionAttrs, connections_max: 
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .after_connect(move |session, _| Box::pin(prepare(session, wanted)))
-        // sqlx pings a session before it takes it back, without a time-out of its own; a session
-        // that does not answer (its operation timed out, its peer vanished) would keep its place.
+        // sqlx pings a session before it takes it back, without a time-out. A session that does not answer
+        // would occupy its place in the pool.
         .after_release(|session, _| {
             Box::pin(async move {
                 let pong = tokio::time::timeout(RELEASE_TIMEOUT, session.ping()).await;
@@ -219,20 +221,20 @@ fn pool(options: PgConnectOptions, wanted: TargetSessionAttrs, connections_max: 
         .connect_lazy_with(options)
 }
 
-/// What every session starts with, and whether this server is of the wanted kind.
+/// Prepares a session, and fails if the server does not match `target_session_attrs`.
 async fn prepare(session: &mut PgConnection, wanted: TargetSessionAttrs) -> Result<(), sqlx::Error> {
     secure(session).await?;
     if is_refused(session, wanted).await? {
         let reason = "the server is read-only, and target_session_attrs asks for one that is not";
         return Err(sqlx::Error::Io(std::io::Error::other(reason)));
     }
-    // Last, because target_session_attrs asks what the server's own defaults are.
+    // These settings come last, because target_session_attrs is checked with the server's defaults.
     session.execute(TRANSACTIONS).await?;
     Ok(())
 }
 
-/// Nothing is found by its unqualified name, and time-outs of the role or the database do not hold. One
-/// that the server does not let go of stays; `check` finds it.
+/// Empties `search_path` and replaces the time-outs of the role and the database. A time-out that the server
+/// does not let the role change stays; `check` reports it.
 async fn secure(session: &mut PgConnection) -> Result<(), sqlx::Error> {
     const NO_PATH: &str = "SET search_path = ''";
     let statements = LIMITS.statements(session.server_version_num().unwrap_or_default());
@@ -253,7 +255,7 @@ async fn secure(session: &mut PgConnection) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// Whether this server is not of the wanted kind.
+/// Whether the server does not match `target_session_attrs`.
 async fn is_refused(session: &mut PgConnection, wanted: TargetSessionAttrs) -> Result<bool, sqlx::Error> {
     let refuses = match wanted {
         TargetSessionAttrs::Any => return Ok(false),

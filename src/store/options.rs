@@ -1,6 +1,6 @@
-//! libpq's connection parameters as sqlx takes them, and what it cannot do with them.
+//! Converts libpq's connection parameters to sqlx's options.
 //!
-//! sqlx dials by itself, so that the state's connections differ from those that apply and copy:
+//! sqlx opens its connections itself, so the connections of the store differ from those that apply and copy:
 //!
 //! | parameter | here |
 //! | --- | --- |
@@ -24,21 +24,21 @@ use crate::pg::conninfo::{
     ChannelBinding, ConnInfo, Host, HostAddress, RootCert, SslMode, TargetSessionAttrs, TlsSettings,
 };
 
-/// What the target's `pg_stat_activity` shows of these sessions.
+/// The sessions' name in the target's `pg_stat_activity`.
 const APPLICATION_NAME: &str = "pgsluice state";
 
-/// One way to a server: one host with one kind of encryption.
+/// One route to a server: one host with one kind of encryption.
 #[derive(Debug, Clone)]
 pub(super) struct Route {
     pub(super) options: PgConnectOptions,
-    /// For messages: `db:5432`, `/run/postgresql:5432`.
+    /// The name in messages: `db:5432`, `/run/postgresql:5432`.
     pub(super) endpoint: String,
     /// Bounds name resolution, TCP, TLS, authentication and session set-up together.
     pub(super) timeout: Duration,
     pub(super) session: TargetSessionAttrs,
 }
 
-/// Every way to the target, in the order in which they are tried. Never empty.
+/// Returns the routes to the target, in the order in which they are tried. There is at least one.
 pub(super) fn routes(target: &ConnInfo) -> Result<Vec<Route>, Diagnosis> {
     refuse_unsupported(target)?;
     let settings = settings(target.options.as_deref().unwrap_or_default())?;
@@ -92,8 +92,8 @@ fn base_options(target: &ConnInfo, host: &Host, settings: &[(String, String)]) -
         .port(host.port)
         .username(&target.user)
         .database(&target.dbname)
-        // An empty password rather than none: sqlx would take PGPASSWORD's, which may be meant
-        // for another server. `config` has read it where it applies.
+        // The password is empty rather than missing: without one, sqlx would use PGPASSWORD, which may belong
+        // to another server. `config` has read it where it applies.
         .password(target.password_for(host).map_or("", |password| password.expose()))
         .application_name(APPLICATION_NAME)
         .options(settings.iter().map(|(name, value)| (name, value)));
@@ -104,7 +104,7 @@ fn base_options(target: &ConnInfo, host: &Host, settings: &[(String, String)]) -
     };
     options = match &target.tls.root_cert {
         RootCert::File(path) => options.ssl_root_cert(path),
-        // An empty list rather than none: sqlx would take PGSSLROOTCERT's.
+        // The list is empty rather than missing: without one, sqlx would use PGSSLROOTCERT.
         RootCert::None | RootCert::System => options.ssl_root_cert_from_pem(Vec::new()),
     };
     match &target.tls.client_cert {

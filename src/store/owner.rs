@@ -1,11 +1,11 @@
-//! Who owns a subscription: taking it over, and the proof that every later write of the owner carries.
+//! Ownership of a subscription: taking it over, and the term that every write of the owner names.
 //!
 //! # Invariants
-//! - A take-over makes the term grow, in the transaction that reads what was left.
-//! - What an owner writes checks its term in the same statement or transaction, under a lock of the row that a
-//!   take-over changes: a write of a former owner is refused, however late it comes.
-//! - A transaction locks the owner's row before any other row of the subscription, so that none of them
-//!   deadlock.
+//! - A take-over increases the term, in the transaction that reads the subscription's record.
+//! - A write of an owner checks its term in the same statement or transaction, under a lock of the row that a
+//!   take-over changes. So a write of a former owner is refused, however late it comes.
+//! - A transaction locks the owner's row before any other row of the subscription, so that there are no
+//!   deadlocks.
 
 use sqlx::postgres::PgPool;
 use sqlx::{Connection as _, PgConnection};
@@ -16,7 +16,7 @@ use crate::pg::{SubscriptionName, Term, as_owner};
 use super::subscription::{load, unknown};
 use super::{Registration, Store, StoreError, StoreErrorKind, SubscriptionRow, lost};
 
-/// The proof that its holder owns a subscription, or did when it took it over: the term.
+/// The term of an owner: its holder owns the subscription, or did when it took the subscription over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ownership {
     subscription: SubscriptionName,
@@ -24,7 +24,7 @@ pub struct Ownership {
 }
 
 impl Ownership {
-    /// What an instance has that has not taken the subscription over: all that it writes is refused.
+    /// The ownership of an instance that has not taken the subscription over: all its writes are refused.
     #[must_use]
     pub const fn none(subscription: SubscriptionName) -> Self {
         Self { subscription, term: Term::NONE }
@@ -51,7 +51,7 @@ impl Ownership {
     }
 }
 
-/// Only a new subscription's row is written here, so that the owner's is locked first.
+/// Inserts the row of a new subscription only. Other changes come after the owner's row has been locked.
 const REGISTER: &str = "INSERT INTO pgsluice.subscription (name, slot, publications) VALUES ($1, $2, $3) \
     ON CONFLICT (name) DO NOTHING";
 
@@ -69,11 +69,11 @@ const COMMANDS_LEFT: &str = "UPDATE pgsluice.command SET taken_at = NULL \
     WHERE subscription = $1 AND done_at IS NULL AND taken_at IS NOT NULL";
 
 impl Store {
-    /// Makes the subscription known, takes it over for `instance`, which has just got the advisory
-    /// lock, and reads what it finds. Commands that a predecessor took up but never answered become
-    /// pending again. From here on, all writes of former owners are refused.
+    /// Registers the subscription, takes it over for `instance`, which has just got the advisory lock, and
+    /// reads its record. Commands that a former owner took and did not answer become pending again. From now
+    /// on, all writes of former owners are refused.
     ///
-    /// All in one session: whoever has just failed over waits for it.
+    /// It uses one session, because a fail-over waits for it.
     pub async fn claim_subscription(
         &self,
         registration: Registration<'_>,
@@ -91,7 +91,7 @@ impl Store {
     }
 }
 
-/// Makes the term grow, and reports the new owner.
+/// Increases the term, and records the new owner.
 async fn take_over(
     session: &mut PgConnection,
     registration: Registration<'_>,
@@ -118,8 +118,8 @@ async fn take_over(
     Ok(Term::new(term))
 }
 
-/// Fails unless the subscription is still the owner's, and keeps it so until the transaction ends. Must come
-/// first in the transaction.
+/// Fails unless the term is the latest one, and prevents take-overs until the transaction ends. It must be the
+/// transaction's first statement.
 pub(super) async fn require(session: &mut PgConnection, owner: &Ownership) -> Result<(), StoreErrorKind> {
     let owned: Option<i32> = sqlx::query_scalar(as_owner!(" SELECT 1 FROM owner"))
         .bind(owner.name())
@@ -129,13 +129,13 @@ pub(super) async fn require(session: &mut PgConnection, owner: &Ownership) -> Re
     owned.map(drop).ok_or_else(|| owner.refused())
 }
 
-/// What a statement of the owner means that met no row: that the subscription is no longer the owner's, or
-/// else nothing.
+/// Called after a statement of the owner that changed no row: fails if another instance has taken the
+/// subscription over.
 pub(super) async fn still(pool: &PgPool, owner: &Ownership) -> Result<(), StoreErrorKind> {
     require(&mut *pool.acquire().await?, owner).await
 }
 
-/// As [`still`], of a statement that changes the subscription's own row.
+/// As [`still`], for a statement that changes the subscription's row.
 pub(super) async fn met(pool: &PgPool, rows_affected: u64, owner: &Ownership) -> Result<(), StoreErrorKind> {
     if rows_affected > 0 {
         return Ok(());

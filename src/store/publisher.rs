@@ -1,4 +1,4 @@
-//! What is recorded of the publisher: which server it is, and what it has shown.
+//! The record of the publisher: its system identifier, and facts by which it is recognised later.
 
 use jiff::Timestamp;
 use sqlx::Row as _;
@@ -13,7 +13,7 @@ use super::subscription::{lsn, saturate, time, unsigned};
 use super::{Ownership, Store, StoreError, lost, owner};
 
 impl Store {
-    /// Records which publisher the positions belong to.
+    /// Records the system identifier of the publisher that positions belong to.
     pub async fn set_publisher(&self, owner: &Ownership, system_id: &str) -> Result<(), StoreError> {
         self.run("record the publisher", async {
             let recorded = sqlx::query(as_owner!(
@@ -29,7 +29,7 @@ impl Store {
         .await
     }
 
-    /// Records what the publisher shows, when it has just been found to be trusted.
+    /// Records the facts about a publisher that has just been found to be trusted.
     pub async fn set_publisher_record(
         &self,
         owner: &Ownership,
@@ -61,7 +61,7 @@ impl Store {
         .await
     }
 
-    /// Records that the publisher that was started at `started_at` runs from an older state.
+    /// Records that the publisher that was started at `started_at` runs on an older state of its data.
     pub async fn distrust_publisher(
         &self,
         owner: &Ownership,
@@ -81,8 +81,9 @@ impl Store {
         .await
     }
 
-    /// Raises what was seen of the publisher, a primary: never lowers it, and leaves it alone unless the
-    /// record is about this run of the publisher, on this timeline or as a standby that was promoted since.
+    /// Raises the recorded values of the publisher, a primary, and never lowers them. It changes nothing
+    /// unless the record is about this run of the publisher, on this timeline or as a standby that has been
+    /// promoted since.
     pub async fn raise_witnesses(
         &self,
         owner: &Ownership,
@@ -114,7 +115,7 @@ impl Store {
     }
 }
 
-/// None if the timeline is not recorded.
+/// Decodes the record; none if no timeline is recorded.
 pub(super) fn decode(row: &PgRow) -> Result<Option<PublisherRecord>, sqlx::Error> {
     let timeline: Option<i64> = row.try_get("publisher_timeline")?;
     let Some(timeline) = timeline.and_then(|timeline| u32::try_from(timeline).ok()) else { return Ok(None) };

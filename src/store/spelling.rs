@@ -1,9 +1,9 @@
-//! Operator text for a target whose encoding lacks some of its characters.
+//! Text for a target whose encoding lacks some characters.
 //!
-//! The state lives in the user's database, and that may be LATIN1: the very value that it cannot
-//! hold (a `value_error`) must not keep its own evidence from being recorded, or the pause would be
-//! found again and again. So what the server refuses as untranslatable is written once more in
-//! ASCII, which every server encoding has.
+//! The state is in the user's database, whose encoding may be LATIN1, for example. A value that it cannot
+//! store causes a conflict (`value_error`), and the evidence of that conflict contains the value. If the
+//! server refuses a text as untranslatable, it is written again in ASCII, which every server encoding has.
+//! Otherwise the conflict could not be recorded and would be met again and again.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ use crate::error::Diagnosis;
 
 use super::{StateChange, StoreErrorKind};
 
-/// `untranslatable_character`: the client's encoding has it, the server's does not.
+/// PostgreSQL's error `untranslatable_character`: the server's encoding lacks a character.
 const UNTRANSLATABLE: &str = "22P05";
 
 /// Whether the server could not store a character.
@@ -20,7 +20,7 @@ pub(super) fn is_untranslatable<T>(outcome: &Result<T, StoreErrorKind>) -> bool 
     matches!(outcome, Err(StoreErrorKind::Server(server)) if server.code == UNTRANSLATABLE)
 }
 
-/// The text, with `\u{441}` in place of what is not ASCII.
+/// Returns the text with escapes such as `\u{441}` for characters that are not ASCII.
 pub(super) fn text(text: &str) -> String {
     let mut ascii = String::with_capacity(text.len());
     for character in text.chars() {
@@ -59,7 +59,8 @@ pub(super) fn state_change(change: &StateChange) -> StateChange {
     }
 }
 
-/// Evidence stays exact: a value that is not ASCII is kept as its bytes (UTF-8), not as text.
+/// Returns the report in ASCII. Values stay exact: one that is not ASCII is kept as its UTF-8 bytes and not
+/// as text.
 pub(super) fn report(report: &ConflictReport) -> ConflictReport {
     ConflictReport {
         key: report.key.as_ref().map(image),

@@ -1,25 +1,25 @@
-//! The words of the lifecycle, as the database, `status --json` and the API spell them.
+//! The words for states, as the database, `status --json` and the API use them.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-/// A subscription's state (DESIGN.md, section 5).
+/// A subscription's state.
 ///
-/// [`State::Standby`] is what an instance says of itself; it is never written to the database,
-/// where the row belongs to the instance that applies.
+/// [`State::Standby`] is only shown by the instance itself. It is never written to the database, where the row
+/// belongs to the instance that applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
-    /// Connecting, comparing schemas; also: no service runs it.
+    /// Connecting and comparing schemas; also the state while no service runs.
     Starting,
     /// The initial copy is under way.
     Copying,
     /// Following the publisher.
     Streaming,
-    /// Something transient: backs off, goes on by itself.
+    /// A transient failure: it is tried again after a delay.
     Retrying,
-    /// Needs a person; the reason says why.
+    /// An operator is needed; the reason says why.
     Paused,
     /// Another instance applies.
     Standby,
@@ -34,15 +34,15 @@ pub enum TableState {
     Pending,
     /// Rows are being copied.
     Copying,
-    /// Copied under a later snapshot than the others: follows until it meets them.
+    /// Copied under a later snapshot than the others, and applied separately until the stream has reached it.
     CatchingUp,
-    /// Applied with all the others.
+    /// Applied by the stream with all the others.
     Ready,
-    /// Held back; its error says why.
+    /// Its copy failed; its error says why.
     Paused,
 }
 
-/// What the operator wants of a subscription.
+/// The state that an operator has asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Desired {
     Run,

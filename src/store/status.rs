@@ -1,7 +1,7 @@
-//! What `status --json` and the API show: the contract's document (DESIGN.md, section 5).
+//! The document of `status --json` and the API. Its format is part of the interface.
 //!
-//! Pure: rows in, document out. What a service that is not running last said of lag, slot and
-//! publisher is left out: an hour later it would be a lie.
+//! Pure: rows in, document out. If no service runs, the last report of lag, slot and publisher is left out,
+//! because it may be outdated.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use crate::pg::{Lsn, QualifiedName};
 use super::codec::serialize_time_option;
 use super::{State, SubscriptionRow, TableRow, TableState};
 
-/// The reason of a subscription that no service runs.
+/// The reason that is shown while no service runs.
 const NOT_RUNNING: &str = "not_running";
 const START_HINT: &str = "start it with \"pgsluice run\"";
 
@@ -39,7 +39,7 @@ pub struct SubscriptionStatus {
     pub slot: SlotStatus,
     pub tables: Vec<TableStatus>,
     pub conflict_id: Option<i64>,
-    /// When it came into this state.
+    /// When the subscription entered this state.
     #[serde(serialize_with = "serialize_time_option")]
     pub since: Option<Timestamp>,
     /// Whether a service applies it now.
@@ -66,16 +66,16 @@ pub struct TableStatus {
     pub state: TableState,
     pub rows_copied: u64,
     pub rows_estimated: Option<u64>,
-    /// Why it is held back.
+    /// Why its copy failed.
     pub error: Option<Diagnosis>,
     /// Why it is applied row by row.
     pub exact_because: Option<String>,
 }
 
 impl StatusDocument {
-    /// The status of what the database knows, and of what only the configuration names: `absent`
-    /// gives the latter's names and whether they are disabled ([`State::Disabled`]) or have just
-    /// never run.
+    /// Returns the status of the subscriptions in the database, and of those that only the configuration
+    /// names. `absent` has the latter's names with [`State::Disabled`] or, if they have never run,
+    /// [`State::Starting`].
     pub fn new<'a>(rows: &[SubscriptionRow], absent: impl IntoIterator<Item = (&'a str, State)>) -> Self {
         let mut subscriptions: Vec<_> = rows.iter().map(SubscriptionStatus::of).collect();
         let unseen = absent.into_iter().filter(|(name, _)| rows.iter().all(|row| row.name != *name));
@@ -84,7 +84,7 @@ impl StatusDocument {
         Self { subscriptions }
     }
 
-    /// Whether nothing is paused and everything that should run does.
+    /// Whether nothing is paused and every enabled subscription runs.
     #[must_use]
     pub fn is_well(&self) -> bool {
         self.subscriptions.iter().all(|subscription| match subscription.state {

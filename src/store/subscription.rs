@@ -1,4 +1,4 @@
-//! A subscription's row: who it is, where it stands, what it waits for.
+//! A subscription's row: its configuration, its state, its positions.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ pub struct Registration<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateChange {
     pub state: State,
-    /// A word: [`PauseReason::as_str`], or another one where the state is not `paused`.
+    /// The reason as a word: [`PauseReason::as_str`], or another one if the state is not `paused`.
     pub reason: Option<String>,
     pub detail: Option<String>,
     pub hint: Option<String>,
@@ -45,14 +45,13 @@ impl StateChange {
         Self { state, reason: None, detail: None, hint: None, conflict_id: None }
     }
 
-    /// Paused, needs a person.
+    /// Returns the change to `paused` for this reason.
     #[must_use]
     pub fn paused(reason: PauseReason, diagnosis: &Diagnosis) -> Self {
         Self::new(State::Paused).because(reason.as_str(), diagnosis)
     }
 
-    /// The reason as a word, and as the three parts of operator text: primary and detail become
-    /// the detail.
+    /// Adds the reason's word and its text. Primary and detail of the text become the detail.
     #[must_use]
     pub fn because(mut self, reason: impl Into<String>, diagnosis: &Diagnosis) -> Self {
         self.reason = Some(reason.into());
@@ -65,7 +64,7 @@ impl StateChange {
     }
 }
 
-/// The numbers that change all the time. A `None` is written as unknown.
+/// The positions that change all the time. A `None` is written as unknown.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Positions {
     pub received_lsn: Option<Lsn>,
@@ -104,10 +103,10 @@ pub struct SubscriptionRow {
     pub conflict_id: Option<i64>,
     pub state_since: Timestamp,
     pub desired: Desired,
-    /// The transaction that finishes here is to be passed over.
+    /// The transaction that is to be skipped, by the position of its commit record.
     pub skip_lsn: Option<Lsn>,
     pub positions: Positions,
-    /// What works, but not as fully as it could.
+    /// Warnings about features that are not available.
     pub warnings: Vec<String>,
     /// Host and process that applies, or last applied, it.
     pub instance: Option<String>,
@@ -115,17 +114,17 @@ pub struct SubscriptionRow {
     pub reported_at: Option<Timestamp>,
     pub created_at: Timestamp,
     pub progress: Option<Progress>,
-    /// A conflict is open whose transaction has been applied: the note was lost that settles it.
+    /// An open conflict's transaction has been applied, because the write that settles the conflict was lost.
     pub has_passed_conflict: bool,
-    /// What was seen of the publisher; none if nothing was, or an older version looked.
+    /// The record of the publisher; none if nothing has been recorded, or only by an older version.
     pub publisher: Option<PublisherRecord>,
-    /// By publisher's name.
+    /// The tables, sorted by their name on the publisher.
     pub tables: Vec<TableRow>,
     /// Whether a session holds the advisory lock: a service applies it now.
     pub owned: bool,
 }
 
-/// Positions come as text: sqlx would look `pg_lsn` up in the catalog first, in every new session.
+/// Positions are selected as text, because sqlx would query the catalog for `pg_lsn` in every new session.
 const SELECT: &str = "\
     SELECT s.name, s.slot, s.publisher_system_id, s.publications, s.state, s.reason, s.detail, s.hint, \
            s.conflict_id, s.state_since, s.desired, s.skip_lsn::pg_catalog.text, \
@@ -156,7 +155,7 @@ const SET_STATE: &str = as_owner!(
     ) SELECT changed FROM updated"
 );
 
-/// For a subscription that this instance's configuration has disabled.
+/// Sets the state of a subscription that this instance's configuration has disabled.
 const SET_DISABLED: &str = "UPDATE pgsluice.subscription SET state = $2, reason = NULL, detail = NULL, \
     hint = NULL, conflict_id = NULL, reported_at = now(), state_since = now() WHERE name = $1 AND state <> $2";
 
@@ -167,7 +166,7 @@ const REPORT_POSITIONS: &str = as_owner!(
 );
 
 impl Store {
-    /// Makes the subscription known, or brings slot and publications up to date.
+    /// Inserts the subscription, or updates its slot and publications.
     pub async fn register_subscription(&self, registration: Registration<'_>) -> Result<(), StoreError> {
         self.run("register the subscription", async {
             sqlx::query(
@@ -196,8 +195,8 @@ impl Store {
         Ok(self.run("read the subscription", read).await?.pop())
     }
 
-    /// Reports a state; true if state, reason or conflict changed, which is one event. A new
-    /// detail or hint alone is written without one.
+    /// Writes a state. If state, reason or conflict have changed, an event is recorded and true returned. If
+    /// only detail or hint have changed, they are written without an event.
     pub async fn set_state(&self, owner: &Ownership, change: &StateChange) -> Result<bool, StoreError> {
         self.run("report the subscription's state", async {
             let mut session = self.pool.acquire().await?;
@@ -210,7 +209,7 @@ impl Store {
         .await
     }
 
-    /// Reports a subscription as disabled, which nobody owns. One that another instance applies is left to it.
+    /// Writes that a subscription is disabled, unless an instance applies it.
     pub async fn set_disabled(&self, name: &str) -> Result<(), StoreError> {
         self.run("report the subscription as disabled", async {
             let mut session = self.pool.acquire().await?;
@@ -223,7 +222,7 @@ impl Store {
         .await
     }
 
-    /// Reports positions: one small UPDATE, meant to be called about every second.
+    /// Writes positions in one small UPDATE. It is meant to be called about every second.
     pub async fn report_positions(&self, owner: &Ownership, positions: &Positions) -> Result<(), StoreError> {
         self.run("report the subscription's positions", async {
             let done = sqlx::query(REPORT_POSITIONS)
@@ -243,7 +242,7 @@ impl Store {
         .await
     }
 
-    /// Replaces the list of what works, but not as fully as it could.
+    /// Replaces the list of warnings.
     pub async fn set_warnings(&self, owner: &Ownership, warnings: &[String]) -> Result<(), StoreError> {
         self.run("report the subscription's warnings", async {
             let written = self.write_warnings(owner, warnings).await;
@@ -268,8 +267,8 @@ impl Store {
         owner::met(&self.pool, done.rows_affected(), owner).await
     }
 
-    /// Arms a skip of exactly the transaction that finishes at `lsn`, now or once it comes.
-    /// Refused where that can not be what was meant ([`SkipRefusal`]). Replaces an armed skip.
+    /// Arms a skip of exactly the transaction that finishes at `lsn`, whether or not it has been received. It
+    /// is refused if there cannot be such a transaction to skip ([`SkipRefusal`]). It replaces an armed skip.
     pub async fn arm_skip(&self, name: &str, lsn: Lsn) -> Result<(), StoreError> {
         self.run("arm the skip", async {
             let mut tx = self.pool.begin().await?;
@@ -290,12 +289,12 @@ impl Store {
         .await
     }
 
-    /// Forgets the subscription with its progress, tables, conflicts and commands. Its events
-    /// stay. The slot on the publisher must be gone before, or nobody knows of it any more.
+    /// Deletes the subscription with its progress, tables, conflicts and commands. Its events stay. The slot
+    /// on the publisher must be dropped before, because its name is known from this row only.
     pub async fn remove_subscription(&self, name: &str) -> Result<(), StoreError> {
         self.run("remove the subscription", async {
             let mut tx = self.pool.begin().await?;
-            // The owner's row first, as everybody.
+            // Every transaction locks the owner's row first.
             sqlx::query("SELECT 1 FROM pgsluice.owner WHERE subscription = $1 FOR UPDATE")
                 .bind(name)
                 .execute(&mut *tx)
@@ -355,7 +354,7 @@ pub(super) async fn load(
     session: &mut PgConnection,
     name: Option<&str>,
 ) -> Result<Vec<SubscriptionRow>, StoreErrorKind> {
-    // One snapshot, so that state, progress and tables fit together.
+    // State, progress and tables are read under one snapshot, so that they agree.
     let mut tx = session.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?;
     let rows = sqlx::query(SELECT).bind(name).fetch_all(&mut *tx).await?;
     let mut rows = rows.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
@@ -449,7 +448,7 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
     })
 }
 
-/// Whether an UPDATE or DELETE by name met its row.
+/// Fails if an UPDATE or DELETE by name has not found its row.
 pub(super) fn found(rows_affected: u64, name: &str) -> Result<(), StoreErrorKind> {
     if rows_affected == 0 { Err(unknown(name)) } else { Ok(()) }
 }
@@ -458,7 +457,7 @@ pub(super) fn unknown(name: &str) -> StoreErrorKind {
     StoreErrorKind::UnknownSubscription(name.to_owned())
 }
 
-/// PostgreSQL has no unsigned bigint; what does not fit is as much as it can hold.
+/// Converts to PostgreSQL's signed bigint; a larger value becomes the maximum.
 pub(super) fn saturate(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

@@ -1,13 +1,13 @@
-//! The tables of a subscription: what maps to what, and how far each copy has come.
+//! The tables of a subscription: their target tables, and the state of each copy.
 //!
-//! A table turns `ready` inside the copy's own transaction (module `copy`), together with its
-//! rows; every other step is written here.
+//! A table becomes `ready` within the transaction of its copy (module `copy`), together with its rows. All
+//! other states are written here.
 //!
 //! # Invariants
-//! - A copy has a number, `attempt`. What is written of a copy is written only while it is the latest: one that
-//!   is believed dead cannot land late, nor can a note about it.
-//! - What is written over a table that is `ready` is only how it is applied: its rows are there, and its position
-//!   with them.
+//! - A copy has a number, `attempt`. A write about a copy takes effect only while the copy is the table's
+//!   latest. So neither an earlier copy nor a write about it can be committed later.
+//! - The state and position of a `ready` table do not change: its rows have been copied. Only `exact_because`
+//!   is written.
 
 use std::collections::HashMap;
 
@@ -27,14 +27,14 @@ use super::{
     EventKind, Ownership, Store, StoreError, StoreErrorKind, TableState, event, lost, owner, spelling,
 };
 
-/// A published table and where it goes.
+/// A published table and its target table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableMapping {
     pub source: QualifiedName,
     pub target: QualifiedName,
 }
 
-/// What tables that are new to a subscription start with.
+/// How tables that join a subscription begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NewTables {
     /// `pending`: their rows are to be copied.
@@ -43,19 +43,19 @@ pub enum NewTables {
     Ready { synced_lsn: Lsn },
 }
 
-/// What [`Store::sync_tables`] did.
+/// The result of [`Store::sync_tables`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TableChanges {
     pub added: Vec<QualifiedName>,
     pub removed: Vec<QualifiedName>,
 }
 
-/// How a step of one table's synchronisation fared.
+/// The result of a write about a table's synchronisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TableStep {
-    /// It is recorded, for the copy of this number.
+    /// It has been written, for the copy with this number.
     Taken { attempt: i32 },
-    /// Nothing was written: the table is synchronised, from this position on.
+    /// Nothing was written, because the table is synchronised from this position on.
     Ready { synced_lsn: Lsn },
 }
 
@@ -65,13 +65,13 @@ pub struct TableRow {
     pub source: QualifiedName,
     pub target: QualifiedName,
     pub state: TableState,
-    /// Changes that commit beyond it apply.
+    /// Changes that commit at or beyond this position apply.
     pub synced_lsn: Option<Lsn>,
-    /// The copy that may write; 0 before the first.
+    /// The number of the latest copy; 0 before the first.
     pub attempt: i32,
     pub rows_copied: u64,
     pub rows_estimated: Option<u64>,
-    /// Why it is held back.
+    /// Why its copy failed.
     pub error: Option<Diagnosis>,
     /// Why it is applied row by row.
     pub exact_because: Option<String>,
@@ -79,8 +79,8 @@ pub struct TableRow {
 }
 
 impl Store {
-    /// Makes the subscription's tables exactly `tables`: adds what is new, lets go of what is
-    /// gone, follows changed targets. The state of those that stay is left alone.
+    /// Makes the subscription's tables exactly `tables`: inserts new ones, deletes missing ones, updates
+    /// changed targets. The state of tables that stay is not changed.
     pub async fn sync_tables(
         &self,
         owner: &Ownership,
@@ -112,8 +112,8 @@ impl Store {
         .await
     }
 
-    /// Makes sure that no copy that was begun before lands any more, and waits for those whose COMMIT is under
-    /// way: what the record says of its tables from now on, it says until the owner writes it.
+    /// Ensures that no copy that was begun before can commit, and waits for those that the server is
+    /// committing. After that, only the owner changes the record of its tables.
     pub async fn end_copies(&self, owner: &Ownership) -> Result<(), StoreError> {
         self.run("end the copies of an earlier attempt", async {
             let done = sqlx::query(as_owner!(
@@ -129,8 +129,8 @@ impl Store {
         .await
     }
 
-    /// Reports the state of a table whose latest copy has the number `attempt`, with what holds it back if
-    /// something does.
+    /// Writes the state of a table whose latest copy has the number `attempt`, with the error of its copy if
+    /// it failed.
     ///
     /// # Errors
     /// Also [`StoreErrorKind::CopySuperseded`], if there has been another copy since.
@@ -209,8 +209,8 @@ impl Store {
         .await
     }
 
-    /// Starts a copy of a table whose latest one had the number `attempt`: the table is `copying`, and the
-    /// attempt that is returned is the only one that may write from now on.
+    /// Starts a copy of a table whose latest copy has the number `attempt`. The table is then `copying`, and
+    /// only the copy with the returned number may write about it.
     ///
     /// # Errors
     /// As of [`Self::set_table_state`].
@@ -239,7 +239,7 @@ impl Store {
         .await
     }
 
-    /// What it means that a step met its table, or did not.
+    /// Turns the result of a write, which may have found its row or not, into a step.
     async fn step(
         &self,
         owner: &Ownership,
@@ -266,7 +266,7 @@ impl Store {
         }
     }
 
-    /// Reports how far a copy has come. A copy that is no longer the latest reports into the void.
+    /// Writes how many rows a copy has copied. It has no effect if the copy is not the latest.
     pub async fn report_copy(
         &self,
         owner: &Ownership,
@@ -296,7 +296,7 @@ impl Store {
         .await
     }
 
-    /// Says why a table is applied row by row; none if it is not.
+    /// Writes why a table is applied row by row; none if it is not.
     pub async fn set_exact_because(
         &self,
         owner: &Ownership,
@@ -390,7 +390,7 @@ fn unknown_table(name: &str, source: &QualifiedName) -> StoreErrorKind {
     StoreErrorKind::UnknownTable { subscription: name.to_owned(), source: source.clone() }
 }
 
-/// The tables of one subscription, or of all, by subscription.
+/// Returns the tables of one subscription, or of all, sorted by subscription.
 pub(super) async fn load(
     session: &mut PgConnection,
     name: Option<&str>,

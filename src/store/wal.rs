@@ -1,4 +1,4 @@
-//! The target's own WAL: how far it has been written by commits, how far it is on disk.
+//! Positions in the target's WAL: where it has been written by commits, and where it has been flushed.
 
 use crate::pg::Lsn;
 
@@ -6,21 +6,22 @@ use super::{Store, StoreError};
 
 /// The smallest WAL page that a server can be built with, bytes (`XLOG_BLCKSZ`).
 const WAL_PAGE_BYTES_MIN: u64 = 1024;
-/// The longest header of a WAL page, bytes (`XLogLongPageHeaderData`). Behind it, no record is shorter
-/// than 24, so nothing whole fits into less than both.
+/// Length of the longest header of a WAL page, in bytes (`XLogLongPageHeaderData`). A short header has 24 bytes
+/// and a record at least 24, so no record ends within this many bytes of a page's beginning.
 const WAL_PAGE_HEADER_BYTES_MAX: u64 = 40;
 
 /// Positions in the target's WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WalPositions {
-    /// Every commit so far lies before it.
+    /// The insert position: every commit so far lies before it.
     pub inserted: Lsn,
     pub flushed: Lsn,
 }
 
 impl WalPositions {
-    /// An insert position just behind a page's header means that everything before the page is all
-    /// there is; as a flushed position it will not be seen before more has been written.
+    /// If the insert position is directly after a page's header, no record is on that page yet, and the flush
+    /// position stays at the page's beginning until more is written. So the insert position is set back to
+    /// the page's beginning.
     fn new(inserted: Lsn, flushed: Lsn) -> Self {
         let at_page = flushed.as_u64().is_multiple_of(WAL_PAGE_BYTES_MIN);
         let header_only = inserted.bytes_since(flushed) <= WAL_PAGE_HEADER_BYTES_MAX;

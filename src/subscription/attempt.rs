@@ -1,11 +1,12 @@
-//! One attempt: reach the publisher, compare, find the slot, copy, stream, until something ends it.
+//! One attempt: connects to the publisher, compares the tables, finds or creates the slot, copies and streams
+//! until something ends it.
 //!
 //! ```text
 //! connect ─▶ slot ─▶ tables ─compare─▶ copy (new slot) ─▶ stream ◀─── table syncs (later tables)
 //! ```
 //!
-//! An attempt can be dropped at any await: what is committed is recorded in the target, what is
-//! not is rolled back with its session, and the next attempt begins from the record.
+//! An attempt can be dropped at any await: what is committed is recorded in the target, everything else is
+//! rolled back with its session, and the next attempt begins from the record.
 
 use std::sync::Arc;
 
@@ -38,49 +39,49 @@ use super::table_sync::{SyncJob, TableSyncs};
 use super::trust;
 use super::verify::{self, check_identity, still_holds, verify};
 
-/// What an attempt needs, and where it tells how it goes.
+/// What an attempt needs, and the channels by which it reports.
 #[derive(Debug, Clone)]
 pub(super) struct Context {
     pub(super) subscription: Arc<Subscription>,
     pub(super) target: ConnInfo,
     pub(super) store: Store,
-    /// What every write to the store goes by.
+    /// The term that every write to the store names.
     pub(super) owner: Ownership,
     pub(super) positions: watch::Sender<StreamPositions>,
-    /// How soon the publisher wants to hear of positions.
+    /// How soon the publisher needs the report of idle positions.
     pub(super) promptness: watch::Sender<Promptness>,
-    /// What is published, as taken up and as last seen.
+    /// What the publications contain, as the attempt took it up and as last seen.
     pub(super) publications: watch::Sender<Publications>,
     pub(super) take_up: TakeUp,
     pub(super) phases: mpsc::Sender<Phase>,
     pub(super) snapshot: watch::Sender<Snapshot>,
-    /// Apply row by row until the transaction that finishes here is through.
+    /// Apply row by row until the transaction that finishes here has been applied.
     pub(super) exact_until: Option<Lsn>,
-    /// Transactions are to be sent whole, for some time.
+    /// For how long transactions are sent after their commit.
     pub(super) whole: Option<Whole>,
-    /// The warnings that were said last.
+    /// The warnings that were reported last.
     pub(super) warned: watch::Sender<Vec<String>>,
 }
 
-/// Which tables an attempt that goes on from a recorded position follows.
+/// The tables that an attempt follows if it goes on from a recorded position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TakeUp {
-    /// Whatever is published with `auto_refresh`, those already known without.
+    /// All published tables with `auto_refresh`, the recorded ones without it.
     AsConfigured,
-    /// Whatever is published: an operator asked for it.
+    /// All published tables, because an operator asked for it.
     WhatIsPublished,
 }
 
-/// How an attempt goes on.
+/// The progress of an attempt.
 #[derive(Debug)]
 pub(super) enum Phase {
     Copying,
     Streaming,
-    /// A table's copy failed; the others go on. None: no table is held back any more.
+    /// A table's copy failed, and the others go on; none if no table's copy fails any more.
     TableHeldBack(Option<Diagnosis>),
 }
 
-/// A table with everything that applying and copying need to know.
+/// A table with everything that applying and copying need.
 pub(super) struct PreparedTable {
     pub(super) published: PublishedTable,
     pub(super) target: QualifiedName,
@@ -92,28 +93,27 @@ impl Context {
         self.subscription.name.as_str()
     }
 
-    /// Says something worth a person's look to the log.
+    /// Logs a warning for an operator.
     pub(super) fn attention(&self, relation: Option<&QualifiedName>, diagnosis: &Diagnosis) {
         Attention { subscription: Some(self.name()), relation, diagnosis }.emit();
     }
 
     pub(super) async fn tell(&self, phase: Phase) {
-        // The worker outlives its attempts; if it has gone, nobody needs to know.
+        // The worker outlives its attempts. If the receiver has been dropped, no report is needed.
         let _ = self.phases.send(phase).await;
     }
 }
 
-/// What has been done for an attempt by whoever foresaw it: an attempt that finds nothing does all by
-/// itself.
+/// Work that was started before the attempt, which does what is missing.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
     pub(super) reaching: Reaching,
-    /// What the target records of the subscription, read under its lock.
+    /// The subscription's record, read after its lock was taken.
     pub(super) recorded: Option<SubscriptionRow>,
 }
 
 impl Ahead {
-    /// Does what is left of it. What is wrong with the publisher is told first.
+    /// Does what is missing. If several things fail, the publisher's error is returned first.
     async fn complete(
         self,
         context: &Context,
@@ -130,8 +130,8 @@ impl Ahead {
     }
 }
 
-/// Runs one attempt. `link` holds the stream's reader, so that it outlives an attempt that is dropped
-/// for a pause, and goes on answering the publisher.
+/// Runs one attempt. `link` holds the stream's reader, so that it outlives an attempt that is dropped for a
+/// pause, and still answers the publisher.
 pub(super) async fn run(
     context: &Context,
     session: &TargetSession,
@@ -177,7 +177,7 @@ async fn prepare_and_stream(
     );
     let (position, view) = (position?, view?);
     if subscription.synchronous_commit == SynchronousCommit::Off {
-        // What is recorded is reported to the publisher as flushed.
+        // The recorded position is reported to the publisher as flushed.
         progress::flush(session.client(), &subscription.name, term).await?;
     }
     let mut record = known.record;
@@ -211,7 +211,8 @@ async fn prepare_and_stream(
         }
         SlotPlan::Create => {
             let slot = create_slot(context, &mut replication).await?;
-            // Only now: attempts that fail at the slot, again and again, would repeat them as often.
+            // Warnings are reported after the slot exists, so that attempts that fail before do not repeat
+            // them.
             report_warnings(context, session, warnings, &known.warnings).await?;
             progress::create(session.client(), &subscription.name, term, slot.consistent_point).await?;
             let copied = first_rows(context, &publisher, &slot, &tables, &mut pending).await?;
@@ -232,14 +233,14 @@ async fn prepare_and_stream(
     Box::pin(stream_on(context, session, &publisher, replication, begin, link)).await
 }
 
-/// Where and how the stream begins.
+/// The stream's start position and options.
 struct Begin {
     from: Lsn,
     skip: Option<Lsn>,
     choice: Choice,
     members: Membership,
     syncs: TableSyncs,
-    /// The slot as it was judged.
+    /// The slot as it was when it was found to be trusted.
     view: SlotView,
 }
 
@@ -270,14 +271,15 @@ async fn stream_on(
     stream::run(context, applier, reader, syncs, from, choice).await
 }
 
-/// The skip that is armed, unless the stream is already past it. One that is armed during the attempt
-/// begins another one.
+/// Returns the armed skip, unless its transaction has been passed. If a skip is armed during the attempt, a
+/// new attempt begins.
 async fn skip_ahead(context: &Context, armed: Option<Lsn>, from: Lsn) -> Result<Option<Lsn>, Failure> {
     let Some(skip) = armed else { return Ok(None) };
     if skip >= from {
         return Ok(Some(skip));
     }
-    // The progress row moved with the skip itself; a crash may have come before the rest.
+    // The progress row has moved past the skipped transaction; a crash may have come before the skip was
+    // settled.
     if context.store.has_open_conflict(context.name(), skip).await? {
         info!(subscription = context.name(), lsn = %skip, "the transaction was passed over before the service ended");
         context.store.finish_skip(&context.owner, skip).await?;
@@ -291,10 +293,10 @@ async fn skip_ahead(context: &Context, armed: Option<Lsn>, from: Lsn) -> Result<
     Ok(None)
 }
 
-/// What an attempt needs of what the target records of the subscription.
+/// The parts of the subscription's record that an attempt needs.
 #[derive(Default)]
 struct Recorded {
-    /// What is compared with the publisher; its position is read anew.
+    /// The facts that are compared with the publisher; the position is read again.
     record: trust::Record,
     tables: Vec<TableRow>,
     skip: Option<Lsn>,
@@ -314,8 +316,8 @@ impl Recorded {
     }
 }
 
-/// Takes up what is published, and makes the recorded tables agree. Without `auto_refresh`, tables
-/// join and leave only when an operator asks for it.
+/// Updates the recorded tables to those that are published. Without `auto_refresh`, tables join and leave
+/// only when an operator asks for it.
 async fn take_up_tables(
     context: &Context,
     published: Published,
@@ -353,8 +355,9 @@ async fn take_up_tables(
     if !agree {
         context.store.sync_tables(&context.owner, &mappings, new).await?;
     }
-    // A copy that has been given up may have landed since the record was read, or be about to: the stream passes
-    // over a table that is not synchronised, and must not do so with one that is.
+    // An abandoned copy may have been committed since the record was read, or may be committed soon. The
+    // stream passes over the changes of a table that is not synchronised, and must not do that for one that
+    // is.
     if rows.iter().any(|row| row.state != TableState::Ready && row.attempt > 0) {
         context.store.end_copies(&context.owner).await?;
     }
@@ -373,7 +376,7 @@ async fn take_up_tables(
     Ok(prepared)
 }
 
-/// Whether the record has exactly these tables, with these targets. Most attempts find it so.
+/// Whether the record has exactly these tables with these targets, which is the usual case.
 fn are_recorded(mappings: &[TableMapping], rows: &[TableRow]) -> bool {
     let is_recorded = |mapping: &TableMapping| {
         rows.iter().any(|row| row.source == mapping.source && row.target == mapping.target)
@@ -386,8 +389,8 @@ async fn recorded_tables(context: &Context) -> Result<Vec<TableRow>, Failure> {
     Ok(row.map(|row| row.tables).unwrap_or_default())
 }
 
-/// An attempt that ended between its slot and its first rows has left tables that wait for a copy,
-/// which `copy_data = false` does not want. Nothing of theirs has been streamed since.
+/// Marks tables `ready` without a copy. An attempt that ended after it had created the slot has left tables
+/// `pending`, but with `copy_data = false` they are not copied. None of their changes have been streamed.
 async fn ready_without_copy(
     context: &Context,
     rows: Vec<TableRow>,
@@ -403,7 +406,7 @@ async fn ready_without_copy(
     recorded_tables(context).await
 }
 
-/// Says what works less well than it could.
+/// Reports warnings.
 async fn report_warnings(
     context: &Context,
     session: &TargetSession,
@@ -412,7 +415,7 @@ async fn report_warnings(
 ) -> Result<(), Failure> {
     let warnings: Vec<&Diagnosis> = session.warnings().iter().chain(&warnings).collect();
     let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();
-    // Said once, not at every attempt.
+    // Warnings are logged once, not at every attempt.
     let mut said = true;
     context.warned.send_if_modified(|warned| {
         said = *warned == texts;
@@ -428,7 +431,7 @@ async fn report_warnings(
     Ok(context.store.set_warnings(&context.owner, &texts).await?)
 }
 
-/// A table that has to be copied, and how.
+/// A table that has to be copied, with its comparison.
 pub(super) struct PendingTable {
     pub(super) published: PublishedTable,
     pub(super) member: Member,

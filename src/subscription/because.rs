@@ -2,7 +2,7 @@
 
 use crate::error::{Diagnosis, PauseReason};
 
-/// A reason's word, what an operator reads, and the conflict if it is one.
+/// A reason's word, its text for operators, and the conflict's number if there is one.
 #[derive(Debug, Clone)]
 pub(super) struct Because {
     pub(super) reason: String,

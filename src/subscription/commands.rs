@@ -1,4 +1,4 @@
-//! What operators ask of a running subscription, beyond pausing and going on.
+//! Carries out operators' commands other than pause and resume.
 
 use serde_json::Value;
 
@@ -6,8 +6,8 @@ use crate::conflict::Resolution;
 use crate::error::Diagnosis;
 use crate::store::{Answer, Ownership, Settlement, Store, Verb};
 
-/// Resolves a conflict: checks that it is open and this subscription's, and prepares what the
-/// resolution needs. The caller goes on with the stream.
+/// Resolves a conflict: checks that it is open and belongs to this subscription, and records the resolution.
+/// The caller goes on with the stream.
 pub(super) async fn resolve(
     store: &Store,
     owner: &Ownership,
@@ -38,7 +38,7 @@ pub(super) async fn resolve(
         Resolution::SkipTransaction => {
             let lsn = conflict.report.commit_lsn;
             if let Err(error) = store.resolve_conflict(owner, id, resolution, by).await {
-                // What is said may only be that the answer was lost: then the record tells.
+                // Only the answer may have been lost, so the record is read.
                 let record = store.conflict(id).await.map_err(|error| error.diagnosis())?;
                 let is_ours = |s: &Settlement| s.resolution == resolution && s.by.as_deref() == Some(by);
                 if !record.settled.as_ref().is_some_and(is_ours) {

@@ -1,4 +1,4 @@
-//! One exhaustive table from what went wrong to what is done about it and what is said.
+//! Decides for every error what is done about it and what operators are told.
 
 use crate::apply::ApplyError;
 use crate::apply::end::End;
@@ -14,34 +14,34 @@ use crate::target::{OpenError, TargetError};
 
 use super::reader::ReadError;
 
-/// An attempt's failure, judged.
+/// The failure of an attempt, with what is done about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub disposition: Disposition,
     pub diagnosis: Diagnosis,
     pub target: TargetLink,
-    /// Nothing that anybody need know of: begin anew at once.
+    /// If set, a new attempt begins at once, and nothing is reported.
     pub restart: Option<Restart>,
     pub cause: Cause,
 }
 
-/// Why an attempt begins anew by itself, from the durable position.
+/// Why a new attempt begins at once, from the durable position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Restart {
-    /// A transaction too large to keep has to be streamed again, and applied row by row up to the
-    /// one that finishes here.
+    /// Transactions have to be streamed again, and are applied row by row up to the one that finishes here.
     SendAgain { until: Lsn },
-    /// A transaction was applied while it was in progress, and was not the next to commit.
+    /// A transaction in progress could not be applied before its end was known: for some time, transactions
+    /// are sent after their commit.
     SendWhole,
-    /// DDL has changed this table of the target: plans and statements are made afresh.
+    /// DDL has changed this table of the target, so it has to be planned again.
     TargetChanged(Box<QualifiedName>),
 }
 
-/// What stands in the way, as the word that `status` shows as the reason of `retrying`. Where
-/// `check` has a step for it, the word is that step's name.
+/// The cause of a failure, which `status` shows as the reason of `retrying`. If `check` has a step for it,
+/// the word is that step's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// The publisher cannot be reached: how far the way to it leads.
+    /// The publisher cannot be reached, with the step that failed.
     Connect(Step),
     WalLevel,
     /// No replication slot is free.
@@ -49,10 +49,10 @@ pub enum Cause {
     /// The subscription's slot is in use.
     Slot,
     Publications,
-    /// A connection that stood was lost.
+    /// An open connection was lost.
     Connection,
     Target,
-    /// The record of a table is not what was expected: it has to be read again.
+    /// The record of a table is not as expected and has to be read again.
     Record,
     /// Another instance has taken the subscription over.
     Owner,
@@ -91,7 +91,7 @@ impl Cause {
     }
 }
 
-/// Whether the applying connection (and with it the lock) is still ours.
+/// Whether the target session, which holds the lock, is still open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TargetLink {
     Kept,
@@ -107,7 +107,7 @@ impl Failure {
         Self::of(Disposition::Pause(reason), diagnosis, Cause::Connection)
     }
 
-    /// The same with what stands in the way.
+    /// Adds the cause.
     #[must_use]
     pub(super) fn because_of(self, cause: Cause) -> Self {
         Self { cause, ..self }
@@ -117,7 +117,7 @@ impl Failure {
         Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause }
     }
 
-    /// A copy failed, of a table that `role` reads on the publisher.
+    /// Converts the error of a table's copy; `role` reads the table on the publisher.
     pub(super) fn of_copy(error: &CopyError, source: &QualifiedName, role: &str) -> Self {
         let cause = match error {
             CopyError::Unsettled(_) | CopyError::Superseded(_) => Cause::Record,
@@ -129,8 +129,8 @@ impl Failure {
         Self::of(Disposition::Retry, error.diagnosis(source, role), cause)
     }
 
-    /// Whether the attempt cannot go on as if only one table were concerned: its record is not what it was
-    /// taken for, or the subscription is another instance's.
+    /// Whether a failure of one table ends the attempt: its record is not as expected, or another instance
+    /// owns the subscription.
     pub(super) fn ends_attempt(&self) -> bool {
         matches!(self.cause, Cause::Record | Cause::Owner)
     }
@@ -142,7 +142,7 @@ impl Failure {
         Self { restart: Some(Restart::TargetChanged(Box::new(table))), ..Self::retry(diagnosis) }
     }
 
-    /// The applying session has ended, with the lock.
+    /// The failure if the target session has ended, and with it the lock.
     pub(super) fn target_ended(ended: &Ended) -> Self {
         let why = match (ended.server_error(), &ended.error) {
             (Some(server), _) => server.to_string(),
@@ -301,7 +301,7 @@ impl From<CatalogError> for Failure {
     }
 }
 
-/// A pause that lists every misfit, with the DDL that cures them all.
+/// A pause that lists every misfit, with the DDL that removes them.
 pub(crate) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
     let diagnoses: Vec<Diagnosis> = misfits.iter().map(crate::schema::Misfit::diagnosis).collect();
     let primary = match diagnoses.as_slice() {
@@ -361,7 +361,7 @@ fn of_target(error: &ServerError, doing: Option<String>) -> Failure {
         diagnosis.logged_as = diagnosis.logged_as.map(|logged| format!("{doing} failed: {logged}"));
     }
     if error.is_transient() {
-        // After a deadlock or a cancelled statement the session is good; after a shutdown it is gone.
+        // The session stays usable after a deadlock or a cancelled statement, but not after a shutdown.
         let target = if matches!(error.class(), "40" | "55") { TargetLink::Kept } else { TargetLink::Lost };
         return Failure {
             disposition: Disposition::Retry,
@@ -386,7 +386,7 @@ fn protocol(error: &(dyn std::error::Error + 'static)) -> Failure {
     )
 }
 
-/// An error and its sources, in one line.
+/// Returns an error and its sources in one line.
 pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,6 +1,6 @@
-//! What an attempt and `check` say in the same words about a publisher that is not ready.
+//! Texts about a publisher that is not ready, which attempts and `check` share.
 //!
-//! Pure. Whoever finds it decides what follows: an attempt ends or warns, `check` lists it.
+//! Pure. The caller decides what follows: an attempt ends or warns, `check` lists the finding.
 
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_ident};
@@ -26,7 +26,7 @@ pub(crate) fn nothing_published(publications: &[String]) -> Diagnosis {
         .hint(format!("on the publisher: ALTER PUBLICATION {} ADD TABLE …;", quote_ident(first)))
 }
 
-/// The server that answers is another one than the recorded publisher.
+/// The server is not the recorded publisher.
 pub(crate) fn other_publisher(found: &str, recorded: &str, subscription: &SubscriptionName) -> Diagnosis {
     Diagnosis::new("the publisher is not the server that this subscription was created from")
         .detail(format!(
@@ -38,7 +38,8 @@ pub(crate) fn other_publisher(found: &str, recorded: &str, subscription: &Subscr
         ))
 }
 
-/// A table's record says `ready` from a position that the stream has passed without the table's changes.
+/// A table is recorded as `ready` from a position before the stream's, but the stream has not applied its
+/// changes.
 pub(crate) fn passed_over(
     table: &QualifiedName,
     position: Lsn,

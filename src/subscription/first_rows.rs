@@ -1,7 +1,7 @@
-//! The rows that tables hold before the stream begins: which are copied, and how each copy is recorded.
+//! The initial copy of an attempt: decides which tables are copied, and records each copy.
 //!
-//! The copying itself is `copy`'s. A table whose copy fails does not hold the others up: it is noted on its
-//! record, and the stream's table syncs take it up again.
+//! `copy` copies the rows. If a table's copy fails, the others go on: the failure is recorded, and the table is
+//! synchronised while the stream runs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,11 +19,10 @@ use super::attempt::{Context, PendingTable, Phase, PreparedTable};
 use super::failure::{Cause, Failure};
 use super::publisher::{Publisher, copy_options};
 
-/// How often a running copy is reported.
+/// How often the rows of a running copy are reported.
 const COPY_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the tables hold before the stream begins. Returns the tables that are synchronised now,
-/// with their positions.
+/// Copies the tables before the stream begins. Returns the synchronised tables with their positions.
 pub(super) async fn first_rows(
     context: &Context,
     publisher: &Publisher,
@@ -61,9 +60,9 @@ pub(super) async fn first_rows(
     Ok(ready)
 }
 
-/// A table without a copy: everything that commits from here on applies.
+/// Marks a table `ready` without a copy: changes that commit from `position` on apply.
 pub(super) async fn mark_ready(context: &Context, row: &TableRow, position: Lsn) -> Result<(), Failure> {
-    // One that is ready already keeps its position: nothing of it has been streamed.
+    // A table that is `ready` keeps its position.
     context.store.set_table_ready(&context.owner, &row.source, row.attempt, position).await?;
     Ok(())
 }
@@ -71,11 +70,11 @@ pub(super) async fn mark_ready(context: &Context, row: &TableRow, position: Lsn)
 /// How a table's copy begins.
 pub(super) enum CopyStart {
     Job(CopyJob),
-    /// It does not: the table is synchronised, from this position on.
+    /// There is none, because the table is synchronised from this position on.
     Ready(Lsn),
 }
 
-/// Takes the next attempt's number and writes both COPY commands.
+/// Begins a copy with the next number, and builds both COPY commands.
 pub(super) async fn copy_job(context: &Context, table: &mut PendingTable) -> Result<CopyStart, Failure> {
     let source = &table.published.relation.name;
     let attempt = match context.store.begin_copy(&context.owner, source, table.attempt).await? {
@@ -93,8 +92,8 @@ pub(super) async fn copy_job(context: &Context, table: &mut PendingTable) -> Res
     }))
 }
 
-/// Copies all tables, reports as they go, and returns those that succeeded. What fails is noted
-/// on its table; the stream's table syncs take it up again.
+/// Copies all tables, reports their rows meanwhile, and returns those that succeeded. A failure is recorded
+/// with its table, which is synchronised while the stream runs.
 async fn copy_all(
     context: &Context,
     plan: CopyPlan,
@@ -137,7 +136,8 @@ async fn copy_all(
     Ok(copied)
 }
 
-/// A table's copy has failed: the others go on, and the stream's table syncs take it up again.
+/// Records that a table's copy has failed. The others go on, and the table is synchronised while the stream
+/// runs.
 async fn hold_back(
     context: &Context,
     source: &QualifiedName,

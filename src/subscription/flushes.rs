@@ -1,8 +1,9 @@
-//! What the target has flushed, where its commits don't wait for that (`synchronous_commit = off`).
+//! Finds out which positions the target has flushed, with `synchronous_commit = off`, where commits do not
+//! wait for it.
 //!
-//! As PostgreSQL's apply worker does (`get_flush_position` in `worker.c`): each position that has been
-//! applied is remembered together with the target's own WAL position after its commit; once the target
-//! has flushed its WAL up to there, the publisher is told. An answer may come late, never early.
+//! It works as in PostgreSQL's apply worker (`get_flush_position` in `worker.c`): each applied position is
+//! kept together with the target's WAL position after its commit. Once the target has flushed its WAL up to
+//! there, the applied position is durable and is reported to the publisher.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -11,7 +12,8 @@ use std::time::Duration;
 use crate::pg::Lsn;
 use crate::store::{Store, StoreError, WalPositions};
 
-/// How often the target is asked. Its WAL writer flushes every 200 ms by default (`wal_writer_delay`).
+/// How often the target's flush position is read. Its WAL writer flushes every 200 ms by default
+/// (`wal_writer_delay`).
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Applied positions that wait to be flushed.
@@ -19,12 +21,13 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 struct Waiting(VecDeque<(Lsn, Lsn)>);
 
 impl Waiting {
-    /// Everything up to `applied` was committed before the target's WAL had come to `target`.
+    /// Notes that everything up to `applied` was committed before the target's WAL position `target`.
     fn push(&mut self, applied: Lsn, target: Lsn) {
         self.0.push_back((applied, target));
     }
 
-    /// The target has flushed so far: what is durable by that, if it is more than before.
+    /// Takes the target's flush position. Returns the applied position that is durable by that, if it has
+    /// grown.
     fn flushed(&mut self, target: Lsn) -> Option<Lsn> {
         let mut durable = None;
         while let Some(&(applied, _)) = self.0.front().filter(|(_, needs)| *needs <= target) {
@@ -37,28 +40,28 @@ impl Waiting {
 
 type Answer = Pin<Box<dyn Future<Output = Result<WalPositions, StoreError>> + Send>>;
 
-/// Asks the target as long as something waits.
+/// Reads the target's flush position while an applied position is not durable.
 pub(super) struct Flushes {
     store: Store,
     applied: Lsn,
     durable: Lsn,
     waiting: Waiting,
-    /// The question under way, and what had been applied when it was put.
+    /// The unanswered query, and the position that had been applied when it was sent.
     asked: Option<(Lsn, Answer)>,
 }
 
 impl Flushes {
-    /// Everything up to `durable` is known to be.
+    /// `durable` is the first position, which is known to be durable.
     pub(super) fn new(store: Store, durable: Lsn) -> Self {
         Self { store, applied: durable, durable, waiting: Waiting::default(), asked: None }
     }
 
-    /// Everything up to `lsn` is committed.
+    /// Notes that everything up to `lsn` is committed.
     pub(super) fn note_applied(&mut self, lsn: Lsn) {
         self.applied = lsn.max(self.applied);
     }
 
-    /// The next position that is durable. Waits for ever while none is left to become so. Cancel safe.
+    /// Waits for the next durable position; for ever while all applied positions are durable. Cancel-safe.
     pub(super) async fn next(&mut self) -> Result<Lsn, StoreError> {
         loop {
             if self.asked.is_none() {

@@ -1,13 +1,13 @@
-//! What the publisher is asked to send: text or binary values, transactions whole or in progress.
+//! Chooses the stream's options: text or binary values, and whether large transactions are sent before they
+//! commit.
 //!
-//! Binary is cheaper for everybody: neither side's output and input functions run. It is for streams all
-//! of whose columns the target can read it for (`schema::binary`), and only as long as nothing has to be
-//! judged row by row for a person's eyes: evidence is text, so a transaction that met a conflict is
-//! streamed again as text.
+//! Binary values cost less, because no output and input functions run. They are used if the target can read
+//! every column of the stream in binary (`schema::binary`). A transaction with a conflict is streamed again
+//! as text, because its evidence is text.
 //!
-//! Transactions in progress are taken as `apply::intake` tells; where that goes wrong, they are asked
-//! for whole for some time, longer each time. Whatever had to be given up is taken up again by an
-//! attempt that begins anew once the reason has passed.
+//! `apply::incoming::intake` describes how transactions in progress are applied. If that fails, transactions
+//! are requested after their commit, for some time, which grows with each failure. An option that was given
+//! up is requested again by a new attempt once the reason has passed.
 
 use std::time::Duration;
 
@@ -28,50 +28,52 @@ use super::publisher::Publisher;
 /// The first version whose `pgoutput` sends binary values and transactions in progress.
 const SINCE: u32 = 140_000;
 
-/// How long a stream that gave something up goes on without, at least.
+/// Minimum time before binary values or transactions in progress are requested again.
 const WITHOUT_AT_LEAST: Duration = Duration::from_secs(10);
-/// How long transactions are sent whole after one in progress had to be sent again…
+/// How long transactions are sent after their commit once one in progress had to be sent again. It is doubled
+/// each time.
 const WHOLE_MIN: Duration = Duration::from_secs(10);
-/// …at most: doubled each time, until it has gone well for ten times as long.
+/// Maximum of that time. It begins again with the minimum if no transaction had to be sent again for ten
+/// times as long.
 const WHOLE_MAX: Duration = Duration::from_hours(1);
 
-/// The publisher sends pieces once a transaction's changes fill this memory, 64 MB by default: it and the
-/// target would take turns rather than work at the same time.
+/// The publisher begins to send a transaction in progress when the changes that it decodes exceed this
+/// memory. With the default of 64 MB, publisher and target would work by turns rather than at the same time.
 pub(super) const STREAM_EARLY: &str = "SET logical_decoding_work_mem = '8MB'";
 
 /// How transactions are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transactions {
     Whole,
-    /// Large ones in pieces, before they end.
+    /// Large ones in pieces, before they commit.
     InProgress,
 }
 
-/// What an attempt asks for.
+/// The options of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Choice {
     pub(super) format: Format,
     pub(super) transactions: Transactions,
-    /// More could be asked for once this has passed.
+    /// When better options can be requested; none if there are no better ones.
     pub(super) better_after: Option<Better>,
 }
 
-/// When a stream could do with more than it has.
+/// When a stream can get better options: after a time, and after a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Better {
     at: Instant,
-    /// And this transaction is through.
+    /// The transaction that finishes here has been applied.
     lsn: Lsn,
 }
 
 impl Better {
-    /// Whether an attempt that begins now, with everything up to `applied` done, would have more.
+    /// Whether an attempt that begins now, with everything up to `applied` applied, would get better options.
     pub(super) fn is_due(self, now: Instant, applied: Lsn) -> bool {
         now >= self.at && applied > self.lsn
     }
 }
 
-/// Until when transactions are sent whole.
+/// Until when transactions are sent after their commit.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Whole {
     until: Instant,
@@ -79,7 +81,7 @@ pub(super) struct Whole {
 }
 
 impl Whole {
-    /// A transaction in progress had to be sent again, `before` being the last time.
+    /// Returns the next time, after a transaction in progress had to be sent again; `before` is the last one.
     pub(super) fn again(before: Option<Self>, now: Instant) -> Self {
         let span = match before {
             Some(before) if now < before.until + before.span * 10 => (before.span * 2).min(WHOLE_MAX),
@@ -96,18 +98,18 @@ pub(super) enum Ready {
     NotAll,
 }
 
-/// All that may be streamed, with its targets.
+/// The tables that may be streamed, with their targets.
 pub(super) type Relations<'a> = [(&'a PublishedRelation, &'a QualifiedName)];
 
-/// What the two servers and the configuration allow.
+/// The options that the two servers and the configuration allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Possible {
     formats: Format,
     transactions: Transactions,
 }
 
-/// Finds out what is possible. What keeps something that was asked for with "on" from being had is
-/// said in `warnings`.
+/// Finds out which options are possible. If one is configured as "on" and is not possible, the reason is
+/// added to `warnings`.
 pub(super) async fn survey(
     context: &Context,
     publisher: &Publisher,
@@ -143,9 +145,9 @@ pub(super) async fn survey(
 }
 
 impl Possible {
-    /// Chooses for a stream that begins at `from`. Up to `known_at_end`, which changes apply is known at
-    /// the end of their transaction only: a transaction is to be passed over, or a table was synchronised
-    /// later.
+    /// Chooses the options of a stream that begins at `from`. For transactions that finish up to
+    /// `known_at_its_end`, it is known at their end only which changes apply, because a transaction is to be
+    /// skipped or a table's position lies there.
     pub(super) fn choose(
         self,
         context: &Context,
@@ -157,7 +159,7 @@ impl Possible {
         let exact = context.exact_until.filter(|until| *until >= from);
         let known_at_its_end = exact.max(known_at_end.filter(|known| *known > from));
         let whole = context.whole.map(|whole| whole.until).filter(|until| *until > now);
-        // The same goes for a table that is still being copied.
+        // That is also so while a table is still being copied.
         let may_stream = known_at_its_end.is_none() && whole.is_none() && ready == Ready::All;
         let binary = self.formats == Format::Binary;
         let streaming = self.transactions == Transactions::InProgress;
@@ -177,7 +179,7 @@ impl Possible {
     }
 }
 
-/// The first column that binary values are not used for.
+/// Returns the first column for which binary values cannot be used.
 async fn unusable_column(
     session: &TargetSession,
     relations: &Relations<'_>,

@@ -1,4 +1,4 @@
-//! One subscription's life: who owns it, what state it is in, and the attempts that do the work.
+//! Runs one subscription: its ownership, its state, and the attempts that copy and stream.
 //!
 //! ```text
 //! worker (owner of the state) ── attempt ── publisher, slot, copy, stream ◀── reader (socket)
@@ -7,12 +7,12 @@
 //!    └── commands (store)
 //! ```
 //! # Invariants
-//! - `state::step` alone decides what follows what; it is pure.
-//! - An attempt can be dropped anywhere; the target's record tells where to begin again.
+//! - Only `state::step` changes the state; it is pure.
+//! - An attempt can be dropped at any await; the next one begins from the target's record.
 //! - Nothing is streamed before publisher, slot and target are found to belong together (`trust`).
-//! - The publisher hears from the reader whatever the target does.
+//! - The reader sends status updates to the publisher also while the target does not answer.
 //!
-//! SQL on user tables is not here (`apply`, `copy`), nor is what an operator sees (`store`, `cli`).
+//! `apply` and `copy` write to user tables; `store` and `cli` show the state to operators.
 
 mod attempt;
 mod because;

@@ -1,9 +1,9 @@
-//! Watches the publisher from beside the stream: its position, the slot, the publications.
+//! Monitors the publisher besides the stream: its position, the slot, the publications.
 //!
-//! Runs for as long as the subscription is owned, paused or not: lag and retained WAL matter most
-//! while nothing is applied. It has a session of its own, makes it again when it is lost, and says
-//! when that happens: a paused subscription then lets go of the stream, because a publisher that
-//! shuts down waits for every walsender's acknowledgement (EDGE_CASES 33).
+//! It runs while this instance owns the subscription, also while that is paused, because lag and retained WAL
+//! matter most while nothing is applied. It has its own session, opens it again when it is lost, and reports
+//! the loss. A paused subscription then closes the stream, because a publisher that shuts down waits until
+//! every walsender's client has confirmed everything.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,20 +27,20 @@ use super::witnesses::Waiting;
 
 /// How often positions are read and reported.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How often the publications are looked at.
+/// How often the publications are read.
 const PUBLICATIONS_INTERVAL: Duration = Duration::from_secs(3);
-/// How long one round on the publisher may take.
+/// Maximum time of one round of queries.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the publisher is left alone after a round that failed: doubling from the interval up
-/// to here. Each try that it refuses is a line in its log.
+/// Maximum delay after a failed round. The delay begins with the interval and is doubled each time, because
+/// each refused connection is a line in the publisher's log.
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 
-/// What the monitor tells the worker.
+/// Events from the monitor to the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MonitorEvent {
-    /// The publisher cannot be asked; said again as long as that lasts.
+    /// The publisher does not answer. It is sent again after each failed round.
     PublisherLost,
-    /// The subscription is another instance's now.
+    /// Another instance owns the subscription.
     NotOwner,
 }
 
@@ -49,15 +49,15 @@ pub(super) struct Monitor {
     pub(super) store: Store,
     pub(super) owner: Ownership,
     pub(super) positions: watch::Receiver<StreamPositions>,
-    /// Where it tells what is published now, if changes are taken up by themselves.
+    /// Receives what the publications contain, if tables join and leave automatically.
     pub(super) publications: watch::Sender<Publications>,
-    /// Where it tells whether commits of the publisher may wait for what we report.
+    /// Receives whether commits on the publisher may wait for reported positions.
     pub(super) positions_wanted: watch::Sender<Promptness>,
     pub(super) events: mpsc::Sender<MonitorEvent>,
     pub(super) snapshot: watch::Sender<Snapshot>,
 }
 
-/// What one round looks at.
+/// What one round reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
     Positions,
@@ -84,7 +84,7 @@ impl Monitor {
         let mut reached = self.publications.subscribe();
         loop {
             ticks.tick().await;
-            // Whoever has reached the publisher since saves us the wait.
+            // If an attempt has reached the publisher meanwhile, the delay ends.
             let again = reached.has_changed().unwrap_or(false) && reached.borrow().taken_up.is_some();
             if Instant::now() < not_before && !again {
                 self.report(None, &mut lag, started.elapsed()).await;
@@ -101,7 +101,8 @@ impl Monitor {
                 not_before = Instant::now() + pause;
                 pause = (pause * 2).min(BACKOFF_MAX);
                 reached.mark_unchanged();
-                // Also without a session to lose: the stream may be younger than our last attempt.
+                // It is also sent if there was no session: the stream may have been started after the last
+                // round.
                 let _ = self.events.send(MonitorEvent::PublisherLost).await;
             }
             if let Some(now) = round.as_ref().and_then(|round| round.published.clone()) {
@@ -139,7 +140,8 @@ impl Monitor {
         Some(Round { view, published })
     }
 
-    /// Records what the publisher has shown: it must not show less when it comes back.
+    /// Records facts about the publisher that are certain to survive its crash, so that an older state is
+    /// recognised.
     async fn record(&self, proven: Option<((u32, jiff::Timestamp), Witnesses)>) {
         let Some((run, proven)) = proven else { return };
         if let Err(error) = self.store.raise_witnesses(&self.owner, run, &proven).await {
@@ -149,7 +151,8 @@ impl Monitor {
 
     async fn report(&self, view: Option<SlotView>, lag: &mut LagClock, now: Duration) {
         let stream = *self.positions.borrow();
-        // What the stream has brought since the view was taken, the publisher has written as well.
+        // The stream may have received a later position than the view has, and the publisher has written
+        // that, too.
         let seen = |view: &SlotView| view.publisher_lsn.max(stream.received.unwrap_or_default());
         let publisher = view.as_ref().map(seen);
         let slot = view.as_ref().and_then(|view| view.slot.as_ref());
@@ -163,7 +166,7 @@ impl Monitor {
             wal_status: slot.and_then(|slot| slot.wal_status.clone()),
             retained_bytes: publisher.zip(slot).and_then(|(lsn, slot)| slot.retained_bytes(lsn)),
         };
-        // First what everybody sees: it must not wait for a target that is down.
+        // The snapshot comes first: it must not wait for a target that does not answer.
         self.snapshot.send_modify(|snapshot| {
             snapshot.positions.clone_from(&positions);
             snapshot.publisher = if view.is_some() { Link::Up } else { Link::Down };
@@ -171,7 +174,7 @@ impl Monitor {
         let reported = self.store.report_positions(&self.owner, &positions).await;
         self.snapshot.send_modify(|snapshot| snapshot.target = Link::of(&reported));
         if let Err(error) = reported {
-            // The worker meets a lost target on its own connection and says so.
+            // The worker notices a lost target by its own connection and reports that.
             debug!(subscription = %self.subscription.name, %error, "positions not reported");
             if error.is_not_owner() {
                 let _ = self.events.send(MonitorEvent::NotOwner).await;

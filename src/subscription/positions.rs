@@ -1,30 +1,30 @@
-//! How far the stream has come, for whoever reports it, and the lag that follows from it.
+//! The positions of a running stream, and the lag that follows from them.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::pg::Lsn;
 
-/// Samples of the publisher's position that are kept: an hour at one a second.
+/// Maximum number of samples of the publisher's position: those of an hour with one each second.
 const SAMPLES_MAX: usize = 3600;
 
-/// Time between two records of an idle stream's position, at least: each is a small transaction of the target,
-/// and a busy publisher that changes nothing of ours would cause thousands a second.
+/// Minimum time between two records of an idle stream's position. Each is a small transaction on the target,
+/// and a publisher that is busy with other tables would cause thousands each second.
 const IDLE_RECORD_INTERVAL: Duration = Duration::from_secs(1);
-/// The same where commits of the publisher may wait for the record.
+/// That time if commits on the publisher may wait for the report.
 const IDLE_RECORD_INTERVAL_SYNCHRONOUS: Duration = Duration::from_millis(5);
 
-/// How soon the publisher wants to hear of positions that need nothing in the target.
+/// How soon the publisher needs the report of a position without changes for the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Promptness {
     #[default]
     Relaxed,
-    /// The publisher has synchronous standbys: commits may wait for what we report.
+    /// The publisher has synchronous standbys: its commits may wait for the position that is reported.
     CommitsWait,
 }
 
 impl Promptness {
-    /// Time between two records of an idle stream's position, at least.
+    /// Minimum time between two records of an idle stream's position.
     pub(super) fn idle_record_interval(self) -> Duration {
         match self {
             Self::Relaxed => IDLE_RECORD_INTERVAL,
@@ -33,7 +33,7 @@ impl Promptness {
     }
 }
 
-/// Positions of a running stream; none where nothing is known yet.
+/// Positions of a running stream. A position that is not known yet is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StreamPositions {
     pub received: Option<Lsn>,
@@ -41,10 +41,10 @@ pub struct StreamPositions {
     pub flushed: Option<Lsn>,
 }
 
-/// Turns positions into seconds: remembers where the publisher was when.
+/// Computes the lag in seconds from samples of the publisher's position.
 #[derive(Debug, Default)]
 pub struct LagClock {
-    /// Publisher's positions, oldest first, with the time of each since some fixed start.
+    /// The publisher's positions, oldest first, with the monotonic time of each.
     samples: VecDeque<(Duration, Lsn)>,
 }
 
@@ -57,7 +57,7 @@ impl LagClock {
         }
         if publisher > flushed && self.samples.back().is_none_or(|&(_, lsn)| lsn < publisher) {
             if self.samples.len() == SAMPLES_MAX {
-                // Every other one goes, the oldest stays: coarser, but the lag's start is kept.
+                // Every second sample is dropped, but the oldest is kept, so the lag stays right.
                 let mut keep = false;
                 self.samples.retain(|_| {
                     keep = !keep;
@@ -89,7 +89,7 @@ mod tests {
         check(1, 200, 100, 0.0);
         check(2, 300, 100, 1.0);
         check(5, 300, 100, 4.0);
-        // 200 is reached, 300 (seen at 2) is not.
+        // Position 200 has been reached; 300, which was sampled at 2, has not.
         check(6, 400, 250, 4.0);
         check(7, 400, 400, 0.0);
     }

@@ -1,20 +1,19 @@
-//! Whether the publications still hold what the running attempt took up.
+//! Whether the publications still contain what the running attempt took up.
 //!
-//! Compared as a level, not signalled as an edge: a change that is seen while a copy runs, or while
-//! the connection is made anew, is still a change when somebody can act on it. What to take up, and
-//! when, is not decided here.
+//! Both states are kept and compared. So a change that is seen while a copy runs, or while there is no
+//! connection, is still noticed later. Which tables join or leave, and when, is not decided here.
 
-/// The publications as the attempt took them up, and as they were last seen.
+/// Fingerprints of the publications as the attempt took them up, and as they were last seen.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Publications {
-    /// None while an attempt has yet to take them up.
+    /// None while the attempt has not taken them up.
     pub(super) taken_up: Option<String>,
-    /// None if nobody has looked since.
+    /// None if they have not been read since.
     pub(super) seen: Option<String>,
 }
 
 impl Publications {
-    /// Whether something else is published than what was taken up.
+    /// Whether the publications have changed since the attempt took them up.
     pub(super) fn have_changed(&self) -> bool {
         matches!((&self.taken_up, &self.seen), (Some(taken_up), Some(seen)) if taken_up != seen)
     }

@@ -1,7 +1,7 @@
-//! The publisher's side of an attempt: connections, settings, what is published.
+//! The publisher's side of an attempt: connections, settings, publications.
 //!
-//! All that needs nothing of each other is asked for at once: this is what every start, fail-over and
-//! reconnect waits for.
+//! Requests that do not depend on each other are sent at the same time, because every start, fail-over and
+//! reconnect waits for them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,22 +23,22 @@ use crate::target::TargetSession;
 use super::failure::Failure;
 use super::format::Transactions;
 
-/// Values on a publisher session must look as PostgreSQL's own subscriber asks for them
-/// (EDGE_CASES 11), in the copy as in the stream.
+/// Settings for the text form of values, as PostgreSQL's own subscriber sets them. They are the same for copy
+/// and stream.
 const VALUE_SETTINGS: &[(&str, &str)] = &[
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("extra_float_digits", "3"),
-    // Money is text in a locale: both sides use the one that every server has.
+    // The text of type money depends on the locale. Every server has C, which the target uses, too.
     ("lc_monetary", "C"),
 ];
 
-/// The slot may still be active for a walsender that has not noticed yet that we went away.
+/// Maximum time of waiting for a slot that a former walsender still holds.
 const SLOT_RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 const SLOT_RELEASE_POLL: Duration = Duration::from_millis(100);
 const OBJECT_IN_USE: &str = "55006";
 
-/// What `pgoutput` decodes here.
+/// The protocol version that the module `pgoutput` decodes.
 const PROTO_VERSION: u32 = 2;
 
 /// The publisher, reached by an ordinary session.
@@ -49,11 +49,11 @@ pub(super) struct Publisher {
     pub(super) encoding: Encoding,
 }
 
-/// What values are encoded in on the way: both ends' sessions agree on it.
+/// The `client_encoding` of the sessions on both servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
     Utf8,
-    /// One side has no encoding (`SQL_ASCII`): bytes pass as they are, and the target judges them.
+    /// One server has the encoding `SQL_ASCII`: bytes are passed on unchanged, and the target checks them.
     Raw,
 }
 
@@ -70,25 +70,26 @@ impl Encoding {
     }
 }
 
-/// All that an attempt asks the publisher before anything is decided. None of it changes anything there.
+/// Everything that an attempt reads from the publisher before it decides. Nothing is changed there.
 #[derive(Debug)]
 pub(super) struct Reached {
     pub(super) publisher: Publisher,
     pub(super) replication: ReplicationConnection,
     pub(super) identity: SystemIdentity,
-    /// Judged only once it is certain that this is the right publisher, with its slot.
+    /// An error here is reported only after the publisher and its slot have been verified.
     pub(super) published: Result<Published, CatalogError>,
 }
 
-/// What is published now.
+/// The published tables.
 #[derive(Debug)]
 pub(super) struct Published {
     pub(super) tables: Vec<PublishedTable>,
-    /// From before the tables were read: what changes in between will look changed.
+    /// Read before the tables, so that a change in between is noticed later.
     pub(super) fingerprint: String,
 }
 
-/// A way to the publisher that may have been begun before the attempt that needs it. Dropped, it ends.
+/// A connection to the publisher that may have been begun before the attempt that needs it. Dropping it ends
+/// the task.
 #[derive(Debug, Default)]
 pub(super) struct Reaching(JoinSet<Result<Reached, Failure>>);
 
@@ -100,7 +101,7 @@ impl Reaching {
         Self(task)
     }
 
-    /// Where it has led to; begins here if it has not been begun.
+    /// Waits for the connection; opens it if that has not been begun.
     pub(super) async fn done(
         mut self,
         subscription: &Subscription,
@@ -117,7 +118,7 @@ fn target_encoding(session: &TargetSession) -> Option<&str> {
     session.client().parameter("server_encoding")
 }
 
-/// Reaches the publisher with both its connections. What is wrong with the ordinary session is told first.
+/// Opens both connections to the publisher. If both fail, the error of the ordinary session is returned.
 async fn reach(subscription: &Subscription, target_encoding: Option<&str>) -> Result<Reached, Failure> {
     let client = net::client(&subscription.publisher, &monitor_options(subscription)).await?;
     let encoding = Encoding::between(client.parameter("server_encoding"), target_encoding);
@@ -137,7 +138,7 @@ async fn reach(subscription: &Subscription, target_encoding: Option<&str>) -> Re
 }
 
 async fn published(client: &PgClient, publications: &[String]) -> Result<Published, CatalogError> {
-    // Sent in this order, which the session keeps.
+    // Both queries are sent in this order, and the server runs them in it.
     let (fingerprint, tables) = tokio::try_join!(
         catalog::publications_fingerprint(&**client, publications),
         catalog::published_tables(&**client, client.server_version_num(), publications),
@@ -161,8 +162,8 @@ impl Publisher {
         (!timeout.is_zero()).then_some(timeout)
     }
 
-    /// Starts the stream of `slot` at `from`. A slot that is still active is waited for, shortly:
-    /// it is most often our own former connection.
+    /// Starts the stream of `slot` at `from`. If the slot is still active, it waits for a short time, because
+    /// the slot is usually held by the former connection of this subscription.
     pub(super) async fn start(
         &self,
         subscription: &Subscription,
@@ -212,7 +213,7 @@ pub(super) fn copy_options(subscription: &Subscription, encoding: Encoding) -> C
     }
 }
 
-/// Options for the session that watches slot and publications.
+/// Options for the monitor's session.
 pub(super) fn monitor_options(subscription: &Subscription) -> ClientOptions {
     ClientOptions {
         application_name: Some(format!("{} monitor", subscription.name)),

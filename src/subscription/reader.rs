@@ -1,4 +1,4 @@
-//! The stream's owner: reads, decodes, answers keepalives, reports what is durable.
+//! Reads the stream: decodes messages, answers keepalives, reports durable positions.
 //!
 //! ```text
 //! socket ──frames──▶ reader ──chunks (bounded)──▶ apply
@@ -6,9 +6,9 @@
 //!    └── status ◀──────┴── applied and durable positions (watch)
 //! ```
 //!
-//! It is a task of its own so that the publisher hears from us while the target is busy, blocked or
-//! paused: when the queue is full it stops reading, but never stops reporting. As flushed it only ever
-//! reports a position whose commit in the target is durable.
+//! It is a task of its own, so that it sends status updates while the target is busy or blocked, or the
+//! subscription is paused. When the queue is full it stops reading, but it still sends status updates. It
+//! reports a position as flushed only if its commit on the target is durable.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,17 +20,18 @@ use crate::pg::Lsn;
 use crate::pgoutput::{DecodeError, Decoder, Message, Tally};
 use crate::replication::{Feedback, Frame, ReplicationStream, Reply, StreamError, micros_since_2000};
 
-/// Chunks between reader and apply, at most: what the target has to do while the publisher only decodes.
+/// Maximum number of chunks between reader and apply, so that apply has work while the publisher only decodes.
 const CHUNKS_MAX: usize = 8;
-/// A chunk is handed over at this many messages or bytes at the latest; one message may exceed it.
+/// Maximum number of messages in a chunk. It is also handed over when its bytes reach a maximum, which a
+/// single message may exceed.
 const CHUNK_MESSAGES_MAX: usize = 1024;
 const CHUNK_BYTES_MAX: usize = 128 << 10;
-/// Status is sent at least this often (PostgreSQL's `wal_receiver_status_interval`).
+/// Maximum time between two status updates (PostgreSQL's `wal_receiver_status_interval`).
 const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
-/// And at least this many times within the publisher's `wal_sender_timeout`.
+/// Minimum number of status updates within the publisher's `wal_sender_timeout`.
 const STATUS_PER_TIMEOUT: u32 = 4;
 
-/// What the stream brings, in order.
+/// The stream's messages in order.
 #[derive(Debug)]
 pub(super) enum StreamEvent {
     Message(Message),
@@ -41,12 +42,12 @@ pub(super) enum StreamEvent {
     },
 }
 
-/// Some of the stream.
+/// A part of the stream.
 #[derive(Debug, Default)]
 pub(super) struct Chunk {
     pub(super) events: Vec<StreamEvent>,
     bytes: usize,
-    /// What its messages hold.
+    /// The number of transactions and changes in its messages.
     pub(super) received: Tally,
 }
 
@@ -61,12 +62,12 @@ pub(super) enum ReadError {
     Ended,
 }
 
-/// How far the target has come.
+/// The target's positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Done {
-    /// Committed in the target.
+    /// Everything up to here is committed on the target.
     pub(super) applied: Lsn,
-    /// Safely on its disk, too: the publisher may let go of it.
+    /// Everything up to here has also been flushed: the publisher may remove it.
     pub(super) durable: Lsn,
 }
 
@@ -105,7 +106,7 @@ impl Reader {
         Self { chunks, done, received, task: Some(tokio::spawn(task.run())) }
     }
 
-    /// Tells the publisher, at once if it is news.
+    /// Reports positions to the publisher, at once if they have changed.
     pub(super) fn report(&self, now: Done) {
         self.done.send_if_modified(|done| {
             let before = *done;
@@ -148,13 +149,13 @@ struct Task {
     status_interval: Duration,
 }
 
-/// What woke the task.
+/// An event for the task.
 enum Wake {
     Progress,
     StatusDue,
     Frame(Result<Frame, StreamError>),
     Handed,
-    /// Nobody listens any more.
+    /// The reader has been dropped.
     Abandoned,
 }
 
@@ -173,7 +174,7 @@ impl Task {
         let mut chunk = Chunk::default();
         loop {
             let wake = tokio::select! {
-                // Reports first: they are short, and the publisher waits for them.
+                // Reports come first: they are short, and the publisher waits for them.
                 biased;
                 changed = self.done.changed() => if changed.is_ok() { Wake::Progress } else { Wake::Abandoned },
                 _ = status.tick() => Wake::StatusDue,
@@ -199,7 +200,7 @@ impl Task {
         }
     }
 
-    /// Takes a frame, and those that have already arrived behind it.
+    /// Takes a frame, and those after it that have already arrived.
     async fn gather(&mut self, first: Frame, chunk: &mut Chunk) -> Result<(), ReadError> {
         let mut next = Some(first);
         let mut received = None;
@@ -235,7 +236,7 @@ impl Task {
 
     async fn send_status(&mut self) -> Result<(), ReadError> {
         let Done { applied, durable } = *self.done.borrow_and_update();
-        // As PostgreSQL's subscriber does: written is what has been received.
+        // PostgreSQL's subscriber, too, reports the received position as written.
         let write = applied.max(*self.received.borrow());
         let clock_us = micros_since_2000(SystemTime::now());
         let feedback = Feedback { write, flush: durable, apply: applied, clock_us, reply: Reply::NotNeeded };

@@ -1,9 +1,10 @@
-//! Notices that the target's catalog has changed, so that a pause over its schema is judged anew.
+//! Notices changes of the target's catalog, so that tables are compared again after a pause because of its
+//! schema.
 
-/// Everything about user tables and the role whose change may make them fit.
+/// A fingerprint of everything about user tables and the role that decides whether tables fit.
 ///
-/// The transactions that wrote the catalog's rows rather than what they say: a column that was
-/// renamed and renamed back between two looks has changed, and fits.
+/// It is made from the transactions that wrote the catalog's rows and not from their contents. So a column
+/// that was renamed and renamed back between two queries counts as a change.
 pub(super) const SCHEMA_FINGERPRINT: &str = "SELECT pg_catalog.md5(pg_catalog.concat( \
     (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attrelid, a.attnum, a.xmin), ',' \
         ORDER BY a.attrelid, a.attnum) \
@@ -28,8 +29,9 @@ pub(super) const SCHEMA_FINGERPRINT: &str = "SELECT pg_catalog.md5(pg_catalog.co
 pub(super) struct SchemaWatch(Option<String>);
 
 impl SchemaWatch {
-    /// The first look counts as a change, too: the pause may be older than what it sees. It is kept
-    /// from pause to pause, so that one judged anew and still unfit waits for the next change.
+    /// Whether the fingerprint has changed. The first one counts as a change, because the catalog may have
+    /// changed since the pause began. The last one is kept after a pause ends, so that a pause for the same
+    /// tables waits for the next change.
     pub(super) fn changed(&mut self, now: String) -> bool {
         let changed = self.0.as_ref() != Some(&now);
         self.0 = Some(now);

@@ -1,7 +1,7 @@
-//! What to make of the replication slot: create it, use it, or stop because it cannot be trusted.
+//! Decides about the replication slot: create it, use it, or stop because it cannot be trusted.
 //!
-//! The decision is pure. A slot that has gone is never made anew by itself: what was committed in
-//! between would be missing from the target without a word (a failover's silent gap).
+//! The decision is pure. A missing slot is not created again automatically, because everything that was
+//! committed meanwhile would be missing on the target without an error.
 
 use std::time::Duration;
 
@@ -17,11 +17,11 @@ use crate::schema::catalog::{self, CatalogError};
 use super::failure::Failure;
 use super::trust::{Role, SlotHealth, SlotSeen, start_over};
 
-/// How often, and how many times, a slot is looked at that is still being created.
+/// How often a slot is read that is still being created; the number of attempts is bounded, too.
 const CREATION_POLL: Duration = Duration::from_millis(100);
 const CREATION_POLLS_MAX: u32 = 30;
 
-/// `pg_replication_slots`, as far as the publisher's version has the columns.
+/// Columns of `pg_replication_slots`, as far as the publisher's version has them.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct SlotInfo {
     pub slot_type: String,
@@ -39,7 +39,7 @@ pub(crate) struct SlotInfo {
     /// 16+.
     #[serde(default)]
     pub conflicting: Option<bool>,
-    /// 17+: kept up to date from a primary.
+    /// 17+: the slot is synchronised from a primary.
     #[serde(default)]
     pub synced: bool,
 }
@@ -49,7 +49,7 @@ pub(crate) struct SlotInfo {
 pub(crate) struct SlotView {
     pub publisher_lsn: Lsn,
     pub role: Role,
-    /// Where the next record goes, and on which timeline; none on a standby.
+    /// The insert position, and its timeline; none on a standby.
     pub inserted: Option<Lsn>,
     pub timeline: Option<u32>,
     pub next_xid: u64,
@@ -58,12 +58,12 @@ pub(crate) struct SlotView {
     pub slot: Option<SlotInfo>,
 }
 
-/// What to do about the slot.
+/// The decision about the slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SlotPlan {
     Create,
-    /// It is there and nothing was recorded yet: ours from an interrupted start, or made ready by
-    /// hand. Changes from this position on will come.
+    /// Use an existing slot although nothing is recorded: an interrupted start has left it, or an operator
+    /// has created it. It sends changes from this position on.
     Adopt {
         from: Lsn,
     },
@@ -74,7 +74,7 @@ pub(crate) enum SlotPlan {
 }
 
 impl SlotPlan {
-    /// Goes on from the position that is recorded by now.
+    /// The same decision for the position that is recorded now.
     pub(super) fn from(self, recorded: Option<Lsn>) -> Self {
         match (self, recorded) {
             (Self::Continue { .. }, Some(from)) => Self::Continue { from },
@@ -84,13 +84,12 @@ impl SlotPlan {
 }
 
 impl SlotInfo {
-    /// Bytes of WAL that the slot keeps the publisher from removing.
+    /// Bytes of WAL that the publisher retains for the slot.
     pub(crate) fn retained_bytes(&self, publisher: Lsn) -> Option<u64> {
         Some(publisher.bytes_since(self.restart_lsn()?))
     }
 
-    /// Whether a connection is still creating it, most often waiting for transactions of the
-    /// publisher that are older than the slot.
+    /// Whether a connection is still creating the slot, which waits for older transactions of the publisher.
     fn is_in_creation(&self) -> bool {
         self.confirmed_flush_lsn.is_none() && self.active_pid.is_some()
     }
@@ -99,7 +98,7 @@ impl SlotInfo {
         self.restart_lsn.as_ref()?.parse().ok()
     }
 
-    /// As far as it matters to whether it can be trusted.
+    /// The facts that decide whether the slot can be trusted.
     pub(super) fn seen(&self) -> SlotSeen {
         let health = match (self.is_lost(), self.synced) {
             (true, _) => SlotHealth::Lost,
@@ -131,9 +130,9 @@ pub(crate) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView,
     })
 }
 
-/// A walsender that waits for old transactions while it creates a slot does not notice that its
-/// client has gone (`SnapBuildWaitSnapshot`, snapbuild.c): it and its slot would stay until they end.
-/// Only walsenders of our own role, in the middle of creating this slot or one for a table of it.
+/// Terminates walsenders of this role that are creating this slot, or one for a table of its subscription. A
+/// walsender that waits for old transactions while it creates a slot does not notice that its client is gone
+/// (`SnapBuildWaitSnapshot` in `snapbuild.c`). It and its slot would stay until those transactions end.
 const END_CREATIONS: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) \
     FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
     WHERE s.slot_type = 'logical' AND s.confirmed_flush_lsn IS NULL AND a.usename = current_user \
@@ -141,16 +140,16 @@ const END_CREATIONS: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) \
         OR s.temporary AND pg_catalog.left(s.slot_name::pg_catalog.text, pg_catalog.length($2)) = $2 \
             AND pg_catalog.length(s.slot_name::pg_catalog.text) = pg_catalog.length($2) + $3)";
 
-/// Ends what former connections of this subscription left half created. Whoever calls it has the
-/// subscription's lock, so there are no others. Returns how many there were.
+/// Terminates former connections of this subscription that are creating a slot. The caller must hold the
+/// subscription's lock, so that no other instance creates one. Returns their number.
 pub(crate) async fn end_abandoned_creations(client: &PgClient, slot: &SlotName) -> Result<u64, CatalogError> {
     let ended =
         client.execute(END_CREATIONS, &[&slot.as_str(), &sync_prefix(slot), &SYNC_SUFFIX_LENGTH]).await;
     ended.map_err(catalog::publisher_query("abandoned slots"))
 }
 
-/// Reads the publisher's position and the slot, after former connections have been given a moment to
-/// end what they were creating.
+/// Reads the publisher's position and the slot, after a short time for former connections to finish creating
+/// it.
 pub(super) async fn settled_view(client: &PgClient, slot: &SlotName) -> Result<SlotView, CatalogError> {
     let abandoned = end_abandoned_creations(client, slot).await?;
     if abandoned > 0 {
@@ -167,28 +166,28 @@ pub(super) async fn settled_view(client: &PgClient, slot: &SlotName) -> Result<S
     Ok(seen)
 }
 
-/// Characters of a temporary slot's name behind its prefix.
+/// Number of characters of a temporary slot's name after its prefix.
 const SYNC_SUFFIX_LENGTH: i32 = 8;
 
-/// How the names of temporary slots begin that feed tables of this slot's subscription. A long name is
-/// cut, and one name may begin with another, so a hash of the whole name makes the prefix this slot's own.
+/// Returns the prefix of the temporary slots for tables of this slot's subscription. It has a hash of the
+/// whole name, because a long name is cut off and one name may begin with another.
 fn sync_prefix(slot: &SlotName) -> String {
-    // With the hash and the suffix, a name stays within PostgreSQL's 63 bytes.
+    // With the hash and the suffix, a name has at most PostgreSQL's 63 bytes.
     const KEPT_MAX: usize = 40;
     let name = slot.as_str();
     let hash = fnv1a(name.as_bytes()) & 0xffff_ffff;
-    // Slot names are ASCII.
+    // Slot names are ASCII, so any byte index is a character boundary.
     format!("{}_sync_{hash:08x}_", name.get(..KEPT_MAX).unwrap_or(name))
 }
 
-/// The name of a temporary slot that feeds a table of this slot's subscription: unique among the
-/// processes that may share the publisher, and recognizable as this slot's.
+/// Returns the name of a temporary slot for a table of this slot's subscription. It is unique among the
+/// processes that may use the publisher, and has this slot's prefix.
 pub(super) fn temporary_name(slot: &SlotName) -> SlotName {
     let unique = format!("{}{:08x}", sync_prefix(slot), rand::random::<u32>());
     unique.parse().unwrap_or_else(|_| slot.clone())
 }
 
-/// Whether a missing slot is made.
+/// Whether a missing slot is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnMissing {
     Create,

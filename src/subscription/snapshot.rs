@@ -1,16 +1,16 @@
-//! What everybody may see of a subscription without asking its worker or the target.
+//! The current state of subscriptions in this process, readable without their workers and without the target.
 //!
 //! ```text
 //! worker ── state, reason ──┐
 //! monitor ── positions ─────┼─▶ Snapshot (watch) ─▶ Board ─▶ View: http, metrics, progress bars
 //! copies ── rows so far ────┘
 //! ```
-//! # Why not the store
-//! The store lives in the target. While that is down, readiness and metrics matter most.
+//! # Why it is not read from the store
+//! The store is in the target. Readiness and metrics are needed most while the target does not answer.
 //!
 //! # Invariants
-//! - Each part has one writer; whoever reads gets a copy and can hold nobody up.
-//! - A snapshot is of this process: a standby's says `standby`, whatever the owner is doing.
+//! - Each part has one writer. Readers get a copy and block nothing.
+//! - A snapshot describes this process: on a standby it says `standby`, also while the owner streams.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::pg::{QualifiedName, SubscriptionName};
 use crate::store::{Positions, State, StateChange};
 use crate::telemetry::{CopyGauges, Gauges};
 
-/// One subscription, as this process sees it now.
+/// The state of one subscription in this process.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     /// State, reason, detail, hint, conflict.
@@ -33,11 +33,11 @@ pub struct Snapshot {
     pub positions: Positions,
     pub publisher: Link,
     pub target: Link,
-    /// The copy under way, tables that it has finished included.
+    /// The tables of the running copy, finished ones included.
     pub copies: Vec<CopyView>,
 }
 
-/// Whether a server answered when it was last asked.
+/// Whether a server answered the last request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Link {
     /// Not asked so far.
@@ -63,7 +63,7 @@ enum CopyStage {
 }
 
 impl Link {
-    /// As a metric has it.
+    /// The value of the metric; none if unknown.
     const fn is_up(self) -> Option<bool> {
         match self {
             Self::Unknown => None,
@@ -72,7 +72,7 @@ impl Link {
         }
     }
 
-    /// What an attempt to ask says.
+    /// The result of a request.
     #[must_use]
     pub fn of<T, E>(asked: &Result<T, E>) -> Self {
         if asked.is_ok() { Self::Up } else { Self::Down }
@@ -91,7 +91,7 @@ impl CopyView {
 }
 
 impl Snapshot {
-    /// Of a subscription that nothing is known of yet but its state.
+    /// The snapshot of a subscription of which only the state is known.
     #[must_use]
     pub fn new(state: State) -> Self {
         Self {
@@ -103,7 +103,7 @@ impl Snapshot {
         }
     }
 
-    /// Whether it does what it should: streams, copies, stands by, or is switched off.
+    /// Whether the subscription works: it streams, copies, is a standby, or is disabled.
     #[must_use]
     pub const fn is_well(&self) -> bool {
         match self.shown.state {
@@ -112,13 +112,13 @@ impl Snapshot {
         }
     }
 
-    /// The copies under way, for whoever shows them.
+    /// The running copies, for progress bars and metrics.
     #[must_use]
     pub fn copies(&self) -> Vec<CopyGauges> {
         self.copies.iter().map(CopyView::gauges).collect()
     }
 
-    /// What the metrics say.
+    /// The values of the metrics.
     #[must_use]
     pub fn gauges<'a>(&self, subscription: &'a str) -> Gauges<'a> {
         let positions = &self.positions;
@@ -137,7 +137,7 @@ impl Snapshot {
         }
     }
 
-    /// A copy begins. What an earlier one has finished is forgotten.
+    /// Notes the tables of a copy that begins, in place of those of an earlier one.
     pub(super) fn copies_begin(&mut self, jobs: &[CopyJob]) {
         self.copies.retain(|copy| copy.stage == CopyStage::UnderWay);
         self.copies.extend(jobs.iter().map(|job| CopyView {
@@ -148,7 +148,7 @@ impl Snapshot {
         }));
     }
 
-    /// A table's copy has ended, well or not.
+    /// Notes that a table's copy has ended, with or without success.
     pub(super) fn copy_ends(&mut self, source: &QualifiedName) {
         for copy in self.copies.iter_mut().filter(|copy| copy.source == *source) {
             copy.stage = CopyStage::Ended;
@@ -158,15 +158,15 @@ impl Snapshot {
 
 type Entries = BTreeMap<SubscriptionName, watch::Receiver<Snapshot>>;
 
-/// Every subscription's snapshot. The runtime owns it; workers get their own subscription's end.
+/// Every subscription's snapshot. The runtime owns it; each worker gets the sender of its subscription.
 #[derive(Debug, Default)]
 pub struct Board {
     entries: watch::Sender<Entries>,
 }
 
 impl Board {
-    /// Puts a subscription on the board, in place of what was there under its name. Whoever gets
-    /// the sender writes; once it is dropped, the last word stays.
+    /// Adds a subscription, or replaces the one with its name. Returns the sender that updates its snapshot;
+    /// once that is dropped, the last snapshot stays.
     pub fn add(&self, name: &SubscriptionName, state: State) -> watch::Sender<Snapshot> {
         let sender = watch::Sender::new(Snapshot::new(state));
         self.entries.send_modify(|entries| {
@@ -187,21 +187,21 @@ impl Board {
     }
 }
 
-/// The board, to be looked at.
+/// Read access to the board.
 #[derive(Debug, Clone)]
 pub struct View {
     entries: watch::Receiver<Entries>,
 }
 
 impl View {
-    /// Every subscription as it is now, by name.
+    /// Returns every subscription's snapshot, sorted by name.
     #[must_use]
     pub fn snapshots(&self) -> BTreeMap<SubscriptionName, Snapshot> {
         self.entries.borrow().iter().map(|(name, entry)| (name.clone(), entry.borrow().clone())).collect()
     }
 }
 
-/// A target whose state cannot be opened: what each subscription says until it can.
+/// The state that each subscription shows while the store cannot be opened on the target.
 #[must_use]
 pub fn target_unavailable(diagnosis: &Diagnosis) -> Snapshot {
     Snapshot {

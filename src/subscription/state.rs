@@ -1,4 +1,4 @@
-//! The life of a subscription as a pure step: state and event in, state and action out.
+//! The states of a subscription: a pure function from state and event to state and action.
 //!
 //! ```text
 //!            ┌──────────── lock held elsewhere ───────────▶ standby ──lock──┐
@@ -12,12 +12,12 @@
 //! any ──shutdown──▶ stopped
 //! ```
 //!
-//! No clock and no I/O: how long to back off, and what an attempt does, is the worker's business.
-//! An event that cannot happen in a state is returned to the caller, never ignored.
+//! No clock and no I/O: the worker decides how long to back off, and runs the attempts. An event that cannot
+//! happen in a state is returned as an error.
 
 use crate::error::{Disposition, PauseReason};
 
-/// Where the subscription is. Names as in the contract (`status`).
+/// The subscription's state, with the names that `status` shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// Connecting, comparing, finding the slot.
@@ -31,11 +31,11 @@ pub enum State {
         failures: u32,
     },
     Streaming,
-    /// Waiting to try again by itself, after so many failures in a row.
+    /// Waiting for the next attempt, after this number of consecutive failures.
     Retrying {
         failures: u32,
     },
-    /// Waiting for a person (or, for a schema, for the target to fit).
+    /// Waiting for an operator, or, after schema differences, until the target fits.
     Paused(PauseReason),
     Stopped,
 }
@@ -43,9 +43,9 @@ pub enum State {
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// The subscription's lock is ours, and nothing recorded says to wait.
+    /// This instance has taken the subscription's lock, and the subscription is not paused.
     Locked,
-    /// The lock is ours, and the subscription was left paused.
+    /// This instance has taken the lock, and the subscription is paused.
     LockedWhilePaused(PauseReason),
     LockHeldElsewhere,
     CopyStarted,
@@ -56,34 +56,34 @@ pub enum Event {
     PauseAsked,
     /// An operator asked to go on.
     ResumeAsked,
-    /// The target's tables have come to fit.
+    /// The target's tables may fit now.
     TargetFits,
     /// A back-off is over, or a paused conflict is due to be tried again.
     RetryDue,
-    /// The tables or the configuration have changed: begin anew.
+    /// The tables or the configuration have changed, so a new attempt is needed.
     RestartAsked,
     ShutdownAsked,
 }
 
-/// What the worker does next.
+/// The worker's next action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Go on with what is being done.
+    /// Go on with the current action.
     Continue,
     /// Start an attempt: connect, compare, copy, stream.
     Attempt,
-    /// Ask for the lock again and again.
+    /// Try to take the lock until that succeeds.
     AwaitLock,
-    /// Wait, longer with each failure in a row, then try again.
+    /// Wait, longer after each consecutive failure, then begin an attempt.
     BackOff {
         failures: u32,
     },
-    /// Keep still, and keep the evidence.
+    /// Wait, with the lock, for an operator or a change.
     Hold,
     Finish,
 }
 
-/// An event that makes no sense in the state.
+/// An event that cannot happen in the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{event:?} cannot happen in state {state:?}")]
 pub struct Illegal {
@@ -99,7 +99,7 @@ pub fn step(state: State, event: Event) -> Result<(State, Action), Illegal> {
         (S::Stopped, event) => return Err(Illegal { state, event }),
         (_, E::ShutdownAsked) => (S::Stopped, Action::Finish),
 
-        // Also of a subscription that another instance has taken over while it was ours to apply.
+        // This event also comes if another instance has taken over a subscription that this one applied.
         (_, E::LockHeldElsewhere) => (S::Standby, Action::AwaitLock),
         (S::Starting { failures }, E::Locked) => (S::Starting { failures }, Action::Attempt),
 

@@ -1,5 +1,5 @@
-//! The streaming part of an attempt: what the reader brings goes to the applier, what is durable
-//! goes back, and tables that are still being copied are taken in at a transaction's boundary.
+//! The streaming part of an attempt: passes messages from the reader to the applier and durable positions
+//! back, and takes in tables whose synchronisation has ended between two transactions.
 
 use std::collections::HashMap;
 use tokio::time::{Instant, sleep_until};
@@ -23,38 +23,38 @@ use super::publications::Publications;
 use super::reader::{Chunk, Done, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
 
-/// How a stream that did not fail ended.
+/// How a stream ended without a failure.
 #[derive(Debug)]
 pub(super) enum StreamEnd {
     /// A transaction was rolled back on a conflict.
     Conflict(Box<ConflictReport>),
-    /// Not a failure: what could not be applied is streamed again, and judged then.
+    /// A new attempt begins at once, and streams again what could not be applied.
     Restart(Restart, Failure),
-    /// Something else is published now: an attempt from here on takes it up.
+    /// The publications have changed, and a new attempt takes the change up.
     PublicationsChanged,
-    /// What kept the stream from being asked for in a better form has passed.
+    /// Better options of the stream can be requested now, by a new attempt.
     AskForMore,
 }
 
-/// What happened next.
+/// An event of the stream's loop.
 enum Event {
     Chunk(Chunk),
-    /// There is more of the last chunk.
+    /// The last chunk has more messages.
     Rest,
-    /// The stream has waited for a table's sync long enough.
+    /// The time of waiting for a table's synchronisation is over.
     Resume,
     /// The target has answered, or time has passed.
     Applied(Result<(), ApplyError>),
     /// The reader has stopped.
     Ended,
     Sync(SyncEvent),
-    /// The target has written out commits that did not wait for it.
+    /// The target has flushed commits that did not wait for that.
     Flushed(Result<Lsn, StoreError>),
-    /// Nothing more is under way, and there is a reason to end here.
+    /// Everything sent has been answered, and a new attempt is to begin.
     Anew(StreamEnd),
 }
 
-/// Applies what comes, from `from` on, until a conflict or a failure.
+/// Applies the stream from `from` on, until a conflict, a failure or a reason for a new attempt.
 pub(super) async fn run(
     context: &Context,
     applier: Applier<'_>,
@@ -81,7 +81,7 @@ pub(super) async fn run(
         let may_end = stream.may_begin_anew();
         let promptness = *context.promptness.borrow();
         stream.applier.set_idle_record_interval(promptness.idle_record_interval());
-        // What has been sent to the target is not thrown away either: first it settles.
+        // A new attempt begins only after everything sent to the target has been answered.
         let more_to_ask = may_end && stream.may_ask_for_more();
         let ending = more_to_ask || (may_end && publications.borrow().have_changed());
         let resume = stream.waits_for_sync();
@@ -89,7 +89,8 @@ pub(super) async fn run(
         let open = !ending && resume.is_none() && stream.applier.takes_messages();
         let more = !stream.rest.as_slice().is_empty();
         let event = tokio::select! {
-            // Hand-overs are rare and somebody waits for them; what is done makes room.
+            // Hand-overs come first, because they are rare and a synchronisation waits for them. Answers come
+            // before messages, because they make room.
             biased;
             event = stream.syncs.next() => Event::Sync(event),
             flushed = next_flush(&mut stream.flushes) => Event::Flushed(flushed),
@@ -134,22 +135,22 @@ struct Stream<'a> {
     context: &'a Context,
     applier: Applier<'a>,
     syncs: TableSyncs,
-    /// What has been received and not been taken yet.
+    /// Received messages that have not been taken yet.
     rest: std::vec::IntoIter<StreamEvent>,
-    /// How far the target has come.
+    /// The target's positions.
     done: Done,
-    /// Where commits don't wait until they are durable: tells when they are.
+    /// With `synchronous_commit = off`: finds out when commits are durable.
     flushes: Option<Flushes>,
-    /// No transaction has been applied by this attempt yet.
+    /// This attempt has not applied a transaction yet.
     first: bool,
-    /// What was last said of a table whose copy fails.
+    /// The last error that was logged of each table whose copy fails.
     said: HashMap<QualifiedName, Diagnosis>,
     choice: Choice,
 }
 
 impl Stream<'_> {
-    /// Takes the chunk, up to the end of the transaction at which something else is due: a chunk
-    /// seldom ends where a transaction does, and a hand-over must not depend on that luck.
+    /// Takes the chunk's messages, up to the end of a transaction after which something else is to be done. A
+    /// hand-over must not wait for a chunk that happens to end between two transactions.
     async fn take(&mut self, reader: &Reader) -> Result<(), Failure> {
         while self.applier.takes_messages()
             && let Some(event) = self.rest.next()
@@ -170,7 +171,8 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Reports what has become durable, and how the stream ends, if it does.
+    /// Processes the applier's outcomes: reports durable positions, and returns the end of the stream if
+    /// there is one.
     async fn outcomes(&mut self, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
         while let Some(outcome) = self.applier.outcome() {
             match outcome {
@@ -225,7 +227,7 @@ impl Stream<'_> {
         });
     }
 
-    /// What a transaction's end means beyond its rows: a retried conflict is settled, a skip spent.
+    /// Settles a conflict that was retried with success, and an armed skip, at the end of a transaction.
     async fn note(&mut self, lsn: Lsn, applied: Applied) -> Result<(), Failure> {
         let (store, name, owner) = (&self.context.store, self.context.name(), &self.context.owner);
         match applied.how {
@@ -244,31 +246,32 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Whether ending here throws nothing away: neither part of a transaction nor of a table's sync,
-    /// which may be hours long. (A table that joins waits for the running sync in any case.)
+    /// Whether a new attempt would lose no work: neither a part of a transaction nor a table's
+    /// synchronisation, which may take hours. (A table that joins waits for a running one in any case.)
     fn may_begin_anew(&self) -> bool {
         self.applier.received().is_some() && !self.syncs.is_running()
     }
 
-    /// Whether an attempt that begins anew would be sent more than this one.
+    /// Whether a new attempt would get better options.
     fn may_ask_for_more(&self) -> bool {
         let better = self.choice.better_after.filter(|_| self.syncs.is_empty());
         better.is_some_and(|better| better.is_due(Instant::now(), self.done.applied))
     }
 
-    /// Until when the stream keeps still for a table's sync that is about to reach it, if it does.
+    /// Until when the stream waits for a table's synchronisation that is about to reach it; none if it does
+    /// not wait.
     fn waits_for_sync(&mut self) -> Option<Instant> {
         self.applier.received().and_then(|received| self.syncs.worth_waiting_until(received))
     }
 
-    /// Whether the end of a transaction is where the stream should stop and look around.
+    /// Whether the stream has something else to do at the end of this transaction.
     fn is_something_due(&mut self) -> bool {
         self.waits_for_sync().is_some()
             || (self.may_begin_anew() && self.context.publications.borrow().have_changed())
     }
 
-    /// Takes in a table whose sync has come as far as the stream has been received. Only between
-    /// transactions.
+    /// Takes in a table whose synchronisation has reached the stream's received position. May only be called
+    /// between transactions.
     async fn hand_over(&mut self) -> Result<(), Failure> {
         if !self.applier.received().is_some_and(|received| self.syncs.is_waiting_at(received)) {
             return Ok(());
@@ -282,12 +285,12 @@ impl Stream<'_> {
         match event {
             SyncEvent::CaughtUp => return Box::pin(self.hand_over()).await,
             SyncEvent::State { source, attempt, state } => {
-                // One that is ready by now is told so by its own event.
+                // If the table is `ready` by now, another event says so.
                 store.set_table_state(owner, &source, attempt, state, None).await?;
             }
             SyncEvent::Done { source, position } => self.take_in(source, position).await?,
             SyncEvent::Failed { source, attempt, diagnosis } => {
-                // It is tried again every few seconds: said once, until it fails of something else.
+                // It is tried again every few seconds, so each error is logged once.
                 if self.said.get(&source) != Some(&diagnosis) {
                     self.context.attention(Some(&source), &diagnosis);
                     self.said.insert(source.clone(), diagnosis.clone());
@@ -295,7 +298,7 @@ impl Stream<'_> {
                 let pending = TableState::Pending;
                 match store.set_table_state(owner, &source, attempt, pending, Some(&diagnosis)).await? {
                     TableStep::Taken { .. } => self.report_held_back(Some(diagnosis)).await,
-                    // It has landed all the same: nothing more may be passed over.
+                    // The copy has been committed nevertheless, so no more of its changes may be passed over.
                     TableStep::Ready { .. } => {
                         return Err(Failure::retry(diagnosis).because_of(Cause::Record));
                     }
@@ -306,7 +309,8 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// From the position on, the table is the stream's. Until now its changes have been passed over.
+    /// Takes the table into the stream, which applies its changes from the position on. Before, they were
+    /// passed over.
     async fn take_in(&mut self, source: QualifiedName, position: Lsn) -> Result<(), Failure> {
         let name = self.context.name();
         if self.applier.received().is_none_or(|received| received > position) {

@@ -1,13 +1,14 @@
-//! A table that joins a running stream: copied under a snapshot of its own, caught up on a stream
-//! of its own, handed over at a position that both have reached. The others never wait.
+//! Synchronises a table that joins a running stream: copies it under its own snapshot, applies its changes
+//! from its own stream, and hands it over at a position that both streams have reached. The other tables are
+//! applied meanwhile.
 //!
 //! ```text
 //! temporary slot + snapshot ─▶ COPY ─▶ stream of the slot, this table's changes only ─┐
 //!                              └──────────── one open target transaction ─────────────┤
 //! main stream at M, between transactions ◀── sync at L ≥ M: mark ready at L, COMMIT ◀──┘
 //! ```
-//! Everything is one target transaction, so an interrupted sync leaves nothing behind. From L on
-//! the main stream applies the table's changes; before L it passes them over.
+//! Everything is one target transaction, so an interrupted synchronisation leaves nothing behind. From L on
+//! the main stream applies the table's changes; before L it passes over them.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -37,17 +38,17 @@ use super::publisher::{self, Encoding, Publisher};
 use super::reader::{Done, Reader, StreamEvent};
 use super::slot;
 
-/// How long a table whose sync failed waits for the next attempt.
+/// Delay before a failed synchronisation is tried again.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
-/// Events waiting to be taken, at most.
+/// Maximum number of events in the channel.
 const EVENTS_MAX: usize = 16;
-/// How near a sync must have come to the stream, bytes of WAL, for the stream to wait for it…
+/// Maximum lag of a synchronisation behind the stream, in bytes of WAL, at which the stream waits for it.
 const CLOSE_BYTES: u64 = 1 << 20;
-/// …or how often it is looked at whether it comes nearer: a sync goes row by row, and sets may be
-/// faster.
+/// How often the lag is compared. A synchronisation works row by row, and the stream by sets may be faster.
+/// If the lag does not shrink, the stream waits, too.
 const PACE_INTERVAL: Duration = Duration::from_secs(5);
-/// How long a sync may apply nothing while the stream waits for it: one that is itself held up (by
-/// somebody's lock on its table) does not hold the other tables up.
+/// Maximum time without progress of a synchronisation for which the stream waits. If it is blocked by a lock
+/// on its table, the other tables must not wait.
 const STALL_MAX: Duration = Duration::from_secs(3);
 
 /// A table to synchronise.
@@ -62,7 +63,7 @@ impl SyncJob {
     }
 }
 
-/// What the stream hears of a sync.
+/// An event of a synchronisation for the stream.
 #[derive(Debug)]
 pub(super) enum SyncEvent {
     State {
@@ -71,20 +72,20 @@ pub(super) enum SyncEvent {
         attempt: i32,
         state: TableState,
     },
-    /// The running sync has come far enough to be handed over, perhaps.
+    /// The running synchronisation may have reached the stream's position.
     CaughtUp,
     Done {
         source: QualifiedName,
         position: Lsn,
     },
-    /// It is tried again by itself.
+    /// The synchronisation has failed and is tried again.
     Failed {
         source: QualifiedName,
         /// The number of the copy.
         attempt: i32,
         diagnosis: Diagnosis,
     },
-    /// The attempt cannot go on: what the table's record says has to be read again before more is streamed.
+    /// The attempt has to end, because the table's record has to be read again before more is streamed.
     Ended(Failure),
 }
 
@@ -97,24 +98,25 @@ pub(super) struct TableSyncs {
     running: Option<Running>,
 }
 
-/// The sync under way. Dropping it ends its task, whose connections close and roll back.
+/// The running synchronisation. Dropping it ends its task; its connections close, and its transaction is
+/// rolled back.
 struct Running {
     task: JoinSet<(PendingTable, Result<Lsn, Failure>)>,
     source: QualifiedName,
     reports: mpsc::Receiver<Report>,
     finish: Option<oneshot::Sender<()>>,
-    /// How far it has come.
+    /// The position that it has reached.
     reached: Option<Lsn>,
-    /// When it last applied something.
+    /// When it last made progress.
     progressed: Option<Instant>,
     pace: Option<Pace>,
 }
 
-/// How a sync fares against the stream.
+/// How a synchronisation's lag behind the stream changes.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
     looked_at: Instant,
-    /// What it was behind the stream then, bytes of WAL.
+    /// Its lag behind the stream then, in bytes of WAL.
     lag_bytes: u64,
     gain: Gain,
 }
@@ -126,15 +128,15 @@ enum Gain {
 }
 
 impl Pace {
-    /// Looks again, if that is due. A sync that came no nearer once stays one: that it does while the
-    /// stream waits for it says nothing.
+    /// Compares the lag again, if that is due. Once it has not shrunk, that stays noted: that it shrinks
+    /// while the stream waits says nothing.
     fn look(before: Option<Self>, now: Instant, lag_bytes: u64) -> Self {
         match before {
             None => Self { looked_at: now, lag_bytes, gain: Gain::Nearer },
             Some(pace) if pace.gain == Gain::NoNearer => pace,
             Some(pace) if now.saturating_duration_since(pace.looked_at) < PACE_INTERVAL => pace,
             Some(pace) => {
-                // A tenth less each time, or it would take too many.
+                // It must shrink by a tenth each time, or catching up would take too long.
                 let nearer = lag_bytes <= pace.lag_bytes / 10 * 9;
                 let gain = if nearer { Gain::Nearer } else { Gain::NoNearer };
                 Self { looked_at: now, lag_bytes, gain }
@@ -144,7 +146,7 @@ impl Pace {
 }
 
 enum Report {
-    /// Copied, by the attempt of this number.
+    /// The rows have been copied, by the copy with this number.
     CatchingUp(i32),
     Reached(Lsn),
 }
@@ -164,21 +166,20 @@ impl TableSyncs {
         self.queue.is_empty() && self.running.is_none()
     }
 
-    /// Whether a sync is under way.
+    /// Whether a synchronisation runs.
     pub(super) fn is_running(&self) -> bool {
         self.running.is_some()
     }
 
-    /// Whether the running sync has reached `position` and can be handed over there.
+    /// Whether the running synchronisation has reached `position` and can be handed over there.
     pub(super) fn is_waiting_at(&self, position: Lsn) -> bool {
         self.running
             .as_ref()
             .is_some_and(|run| run.finish.is_some() && run.reached.is_some_and(|reached| reached >= position))
     }
 
-    /// Until when a stream that has been received up to `position` should keep still, so that the
-    /// running sync reaches it; none if it should go on. A stream that keeps still is reached, as long as
-    /// the sync gets on at all.
+    /// Until when a stream that has been received up to `position` should wait, so that the running
+    /// synchronisation reaches it; none if it should go on.
     pub(super) fn worth_waiting_until(&mut self, position: Lsn) -> Option<Instant> {
         let run = self.running.as_mut().filter(|run| run.finish.is_some())?;
         let (reached, progressed) = (run.reached?, run.progressed?);
@@ -192,7 +193,7 @@ impl TableSyncs {
         Some(progressed + STALL_MAX).filter(|until| *until > now)
     }
 
-    /// The next event. Waits for ever if there is nothing to synchronise. Cancel safe.
+    /// Waits for the next event; for ever if there is nothing to synchronise. Cancel-safe.
     pub(super) async fn next(&mut self) -> SyncEvent {
         loop {
             if self.running.is_none() {
@@ -223,7 +224,7 @@ impl TableSyncs {
         }
     }
 
-    /// Asks the running sync to end where it is, and waits until it has.
+    /// Asks the running synchronisation to finish at its position, and waits until it has.
     pub(super) async fn finish(&mut self) -> SyncEvent {
         if let Some(finish) = self.running.as_mut().and_then(|run| run.finish.take()) {
             let _ = finish.send(());
@@ -236,7 +237,7 @@ impl TableSyncs {
         }
     }
 
-    /// Starts the next sync when it is due.
+    /// Starts the next synchronisation when it is due.
     async fn begin(&mut self) {
         let Some(due) = self.queue.front().map(|job| job.not_before) else {
             return std::future::pending().await;
@@ -277,7 +278,7 @@ impl TableSyncs {
                 self.queue.push_back(SyncJob { table, not_before: Instant::now() + RETRY_DELAY });
                 SyncEvent::Failed { source, attempt, diagnosis: failure.diagnosis }
             }
-            // What it has done is not known.
+            // After a panic it is unknown what the task has done.
             Err(panic) => {
                 let source = source.unwrap_or_else(|| QualifiedName::new("", ""));
                 let diagnosis =
@@ -290,7 +291,7 @@ impl TableSyncs {
     }
 }
 
-/// One sync's surroundings.
+/// What one synchronisation needs.
 struct Sync {
     context: Context,
     settings: PublisherSettings,
@@ -346,7 +347,7 @@ impl Sync {
         };
         let role = &subscription.publisher.user;
         finished.await.map_err(|error| Failure::of_copy(&error, source, role))?;
-        // The rows are in; whatever happens to this session now is no failure of the sync.
+        // The rows are committed, so a failure of this session does not matter any more.
         if let Err(error) = target.release_origin().await {
             debug!(subscription = %subscription.name, %error, "a sync's session ended early");
         }
@@ -369,7 +370,7 @@ impl Sync {
             source.batch_execute(&begin).await.map_err(copy::CopyError::publisher)?;
             target.client().batch_execute("BEGIN").await.map_err(copy::CopyError::target)?;
             let rows = copy::transfer(source, target.client(), job, &job.copied).await?;
-            // All rows have come: a session that does not end well is no failure.
+            // All rows have been read, so a failure of this session does not matter any more.
             let ended = source.batch_execute("COMMIT").await;
             debug!(relation = %job.source, ?ended, "the publisher's session has been read");
             Ok(rows)
@@ -403,7 +404,7 @@ impl Sync {
             let chunk = tokio::select! {
                 biased;
                 asked = &mut finish, if !finishing => {
-                    // Nobody waits for a sync any more whose stream has ended.
+                    // The sender has been dropped: the stream has ended.
                     asked.map_err(|_| Failure::retry(Diagnosis::new("the stream has ended")))?;
                     finishing = true;
                     continue;
@@ -421,7 +422,7 @@ impl Sync {
                 reached = position.map_or(reached, |position| position.max(reached));
             }
             catch_up.settle().await?;
-            // What this slot has sent is not needed again: should the sync fail, it starts anew.
+            // The slot is temporary: after a failure another one is created, so its WAL is not needed again.
             reader.report(Done::all(reached));
             let _ = reports.send(Report::Reached(reached)).await;
         }

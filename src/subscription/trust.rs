@@ -1,16 +1,16 @@
 //! Whether publisher, slot and target still belong together: facts in, verdict out. Pure.
 //!
-//! A slot, a publisher or a target that was made again, restored or replaced answers as the old one did,
-//! and a stream that goes on between them passes rows over without a word. So each attempt compares what
-//! the target has recorded with what the publisher shows now, before anything is streamed.
+//! A slot that was created again, or a publisher or target that was restored or replaced, accepts connections
+//! as the old one did, and a stream that goes on would leave out rows without an error. So each attempt
+//! compares the target's record with the publisher's current facts before anything is streamed.
 //!
-//! # What the rules rest on
-//! - A position is reported to the publisher as flushed only after it has been recorded in the target. So
-//!   the slot's `confirmed_flush_lsn` never lies beyond the recorded position, unless the slot was made
-//!   again or moved by hand, or the target was restored or failed over to a server that lacked the last
-//!   commits. (It may lie before: the publisher writes it to disk late.)
-//! - What is decoded is flushed at the publisher. So a recorded position never lies beyond its WAL.
-//! - A promoted standby begins a new timeline, and its history file tells where the old one was left.
+//! # Why the rules hold
+//! - A position is reported to the publisher as flushed only after it has been recorded in the target. So the
+//!   slot's `confirmed_flush_lsn` never lies beyond the recorded position, unless the slot was created again
+//!   or advanced by hand, or the target was restored or failed over to a server that lacked the last commits.
+//!   (It may lie before the recorded position, because the publisher writes it to disk late.)
+//! - The publisher decodes flushed WAL only. So a recorded position never lies beyond its flushed WAL.
+//! - A promoted standby begins a new timeline, and its history file says where it left the old one.
 //! - A publisher that starts again on the same timeline has a checkpoint beyond everything that was
 //!   flushed before: a shutdown checkpoint, or the one that ends crash recovery (`CreateCheckPoint` in
 //!   `xlog.c`). One that started from an older copy of its data directory has not, until its next one.
@@ -21,27 +21,28 @@
 //!   (`LogicalConfirmReceivedLocation` in `logical.c` sets it, then saves the slot), so it counts only
 //!   after [`RESTART_LSN_AGE`], and only when the publisher was started again since.
 //!
-//! # What is no reason to stop
-//! A crash, an immediate stop or a clean restart of either server; a failover to a standby that had
-//! everything; slots that the publisher's standbys keep synchronised (`sync_replication_slots`); a slot
-//! advanced by hand to no later than the recorded position; publications or names that changed. `pg_upgrade`
-//! makes another system identifier: that is another publisher.
+//! # What is trusted
+//! A crash, an immediate shutdown or a clean restart of either server; a failover to a standby that had
+//! everything; slots that the publisher's standbys synchronise (`sync_replication_slots`); a slot that was
+//! advanced by hand, but not beyond the recorded position; changed publications or names. After `pg_upgrade`
+//! the system identifier is another one, so that is another publisher.
 //!
-//! # What cannot be told
+//! # What cannot be detected
 //! - A publisher that came back from an older copy on the same timeline, if meanwhile it has had a
 //!   checkpoint, its WAL and its transaction identifiers have passed all that was seen before, and either
 //!   the slot's `restart_lsn` had not moved between the copy and the loss or the slot was made again. One
 //!   that was told stays distrusted until it is started once more.
-//! - The same for a role that may not execute `pg_control_checkpoint()`, without the checkpoint.
+//! - If the role may not execute `pg_control_checkpoint()`, such a publisher even without a checkpoint.
 //! - Two servers that were promoted at the same position of the same timeline: both have the same number
 //!   and the same history. What holds for a restored publisher holds for the second one.
 //! - Whether a standby that was promoted while it streamed, and crashed within the second that the monitor
 //!   takes to see that, has all that it sent: that stops, though nothing is lost.
 //! - A standby as the publisher shows no witnesses: only its timeline, its WAL and its slot are compared.
 //! - A target whose rows were changed by hand, or restored without the schema `pgsluice`.
-//! - Whether anything of ours was committed in a gap: the publisher no longer tells. A failover to a
-//!   standby that lacked nothing but an idle stretch of WAL which the target had recorded stops, too; with
-//!   `synchronized_standby_slots` (17 and later) the publisher sends nothing that the standby lacks.
+//! - Whether a gap has changes of the subscription's tables: the publisher no longer has them. A failover to
+//!   a standby that lacked only WAL without such changes, which the target had recorded, is not trusted,
+//!   either; with `synchronized_standby_slots` (17 and later) the publisher sends nothing that the standby
+//!   lacks.
 
 mod told;
 
@@ -53,41 +54,41 @@ use jiff::Timestamp;
 
 use crate::pg::{Lsn, TimelineHistory};
 
-/// How long a slot's `restart_lsn` has shown before it is taken to be on the publisher's disk.
+/// Time after which a slot's `restart_lsn` counts as written to the publisher's disk.
 pub const RESTART_LSN_AGE: Duration = Duration::from_secs(10);
 
-/// The length of a checkpoint's record at most, bytes, page headers included. A position may lie that far
-/// beyond the start of a shutdown checkpoint: the walsender sends its record, too.
+/// Maximum length of a checkpoint record in bytes, with page headers. A position may lie that far beyond the
+/// start of a shutdown checkpoint, because the walsender reports the position after its record.
 const CHECKPOINT_RECORD_BYTES_MAX: u64 = 256;
 
-/// What the target has recorded.
+/// The target's record.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Record {
     /// The publisher's system identifier; none before the first start.
     pub system_id: Option<String>,
-    /// Everything up to here is in the target.
+    /// The recorded position: everything up to here has been applied.
     pub applied: Option<Lsn>,
     /// When that was recorded.
     pub applied_at: Option<Timestamp>,
     /// The last position that a table was copied at. It may lie beyond `applied`.
     pub copied: Option<Lsn>,
-    /// None if a version recorded it that did not look.
+    /// The record of the publisher; none if an older version has written the record.
     pub publisher: Option<PublisherRecord>,
 }
 
-/// What was seen of the publisher when it was last trusted, and since.
+/// Facts about the publisher from when it was last trusted, and since.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublisherRecord {
     pub timeline: u32,
-    /// Where that timeline began; none for the first one, or if the server had no history file.
+    /// Where the timeline began; none for the first one, or if the server had no history file.
     pub timeline_start: Option<Lsn>,
     /// Whether it was a standby.
     pub role: Role,
     /// When the postmaster started.
     pub started_at: Option<Timestamp>,
     pub witnesses: Witnesses,
-    /// When the postmaster started that was found to have been started from an older state. It stays
-    /// distrusted, though its WAL and its transactions may pass all that was seen before.
+    /// Start time of a postmaster that was found to run on an older state of its data. It stays distrusted,
+    /// also after its WAL and its transaction identifiers have passed the recorded ones.
     pub distrusted: Option<Timestamp>,
 }
 
@@ -96,27 +97,27 @@ pub struct PublisherRecord {
 pub struct Witnesses {
     /// An end of WAL, at a record's boundary.
     pub wal: Option<Lsn>,
-    /// With its epoch: it does not wrap.
+    /// The next transaction identifier with its epoch, so that it does not wrap around.
     pub next_xid: Option<u64>,
-    /// The slot's.
+    /// The slot's `restart_lsn`.
     pub restart_lsn: Option<Lsn>,
-    /// When they last changed.
+    /// When one of them last changed.
     pub seen_at: Option<Timestamp>,
 }
 
-/// What the publisher shows now.
+/// The publisher's current facts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     pub system_id: String,
     pub timeline: u32,
-    /// None if it has not been read: the server has no history file of its timeline.
+    /// The timeline's history; none if it has not been read or the server has no history file.
     pub history: Option<TimelineHistory>,
     pub role: Role,
     pub started_at: Timestamp,
-    /// The end of WAL that is flushed; on a standby, that is replayed. Read after the record.
+    /// The end of flushed WAL; on a standby, of replayed WAL. It is read after the record.
     pub wal: Lsn,
     pub next_xid: u64,
-    /// Where the last checkpoint's record begins; none if the role may not ask.
+    /// Where the last checkpoint's record begins; none if the role may not read it.
     pub checkpoint: Option<Lsn>,
     pub slot: Option<SlotSeen>,
 }
@@ -140,18 +141,18 @@ pub enum SlotHealth {
     Good,
     /// The publisher has invalidated it, or removed WAL that it needs.
     Lost,
-    /// A primary's, kept up to date on this standby: of use once that is promoted.
+    /// The standby synchronises it from its primary. It can be used once the standby has been promoted.
     Synchronised,
 }
 
-/// What follows.
+/// The verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// The stream may go on from the recorded position.
     Trusted(Ground),
-    /// Nothing is wrong, but not there yet: it passes by itself.
+    /// Streaming is not possible yet, but will be without an operator.
     NotYet(Wait),
-    /// Positions of one system mean nothing on another.
+    /// The publisher is another system, on which the recorded positions mean nothing.
     OtherSystem,
     SlotGone,
     SlotLost,
@@ -162,53 +163,53 @@ pub enum Verdict {
 /// Why the stream may go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ground {
-    /// There is no position that could be wrong.
+    /// No position is recorded.
     NothingRecorded,
     /// An older version recorded the position, and reported idle positions without recording them.
     NothingToCompare,
-    /// The publisher is what it was.
+    /// The publisher is on the recorded timeline, and nothing contradicts the record.
     SameTimeline,
-    /// A standby was promoted that had everything up to the recorded position.
+    /// The publisher is a promoted standby that had everything up to the recorded position.
     Promoted { from: u32, at: Lsn },
 }
 
-/// What is waited for.
+/// What has to happen before the stream can go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// The standby has not replayed the recorded position.
+    /// The standby has to replay WAL up to the recorded position.
     Replay { recorded: Lsn, replayed: Lsn },
-    /// The slot is of use once the standby has been promoted.
+    /// The standby has to be promoted before its synchronised slot can be used.
     Promotion,
 }
 
-/// What contradicts what.
+/// The contradiction between the record and the publisher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Divergence {
-    /// The slot has let go of changes that the target does not have.
+    /// The slot's confirmed position lies beyond the recorded one, so the slot no longer sends the changes
+    /// between.
     SlotAhead { recorded: Lsn, confirmed: Lsn },
-    /// The target has what the publisher has not written.
+    /// The recorded position lies beyond the publisher's WAL.
     BeyondWal { recorded: Lsn, wal: Lsn },
-    /// The publisher was started from a state older than what it has shown before.
+    /// The publisher was started on a state of its data that is older than positions that it has shown.
     StartedEarlier { seen: Lsn, checkpoint: Lsn },
-    /// The publisher's WAL ended later when it was last seen.
+    /// The publisher's WAL ends before a position that it has shown.
     WalWentBack { seen: Lsn, now: Lsn },
-    /// The publisher had given out more transaction identifiers.
+    /// The publisher's next transaction identifier is smaller than one that it has shown.
     XidWentBack { seen: u64, now: u64 },
-    /// The slot had come further.
+    /// The slot's `restart_lsn` lies before one that it has shown.
     SlotWentBack { seen: Lsn, now: Lsn },
-    /// It was found before that the publisher was started from an older state, and it has not been started
-    /// again since.
+    /// The publisher was found before to run on an older state of its data, and has not been restarted since.
     FoundBefore { recorded: Lsn },
-    /// The publisher's timeline left ours before the recorded position.
+    /// The publisher's timeline left the recorded one before the recorded position.
     LeftEarlier { timeline: u32, now: u32, at: Lsn, recorded: Lsn },
-    /// Ours is no ancestor of the publisher's timeline.
+    /// The recorded timeline is no ancestor of the publisher's timeline.
     OtherTimeline { timeline: u32, now: u32 },
-    /// The publisher cannot tell where its timeline comes from.
+    /// The publisher has no history file of its timeline.
     UnknownTimeline { timeline: u32, now: u32 },
 }
 
 impl Divergence {
-    /// From where to where changes are missing or doubtful, as far as that can be told.
+    /// The range in which changes are missing or doubtful, if it is known.
     #[must_use]
     pub const fn gap(&self) -> Option<(Lsn, Lsn)> {
         match *self {
@@ -253,7 +254,7 @@ pub fn needs_history(record: &Record, timeline: u32, started_at: Timestamp) -> b
     known.is_none_or(|known| known.timeline != timeline || known.started_at != Some(started_at))
 }
 
-/// Judges.
+/// Returns the verdict.
 #[must_use]
 pub fn judge(record: &Record, seen: &Seen) -> Verdict {
     if record.system_id.as_ref().is_some_and(|known| *known != seen.system_id) {
@@ -282,7 +283,7 @@ fn compare(
 ) -> Result<Ground, Verdict> {
     let behind = Verdict::NotYet(Wait::Replay { recorded: furthest, replayed: seen.wal });
     let switched = match known {
-        // It follows its primary onto the later timeline.
+        // A standby follows its primary to the later timeline.
         Some(known) if seen.role == Role::Standby && seen.timeline < known.timeline => return Err(behind),
         Some(known) => switch(known, furthest, seen).map_err(Verdict::Diverged)?,
         None => None,
@@ -305,14 +306,14 @@ fn compare(
     }
 }
 
-/// Whether the publisher's timeline is ours, or one that came from ours.
+/// Checks that the publisher's timeline is the recorded one, or a descendant that left it late enough.
 fn switch(known: &PublisherRecord, furthest: Lsn, seen: &Seen) -> Result<Option<Ground>, Divergence> {
     let (timeline, now) = (known.timeline, seen.timeline);
     let Some(history) = &seen.history else {
-        // Not read where it cannot have changed.
+        // The history is not read if it cannot have changed.
         return if timeline == now { Ok(None) } else { Err(Divergence::UnknownTimeline { timeline, now }) };
     };
-    // A number says little: each server that is promoted takes the next one.
+    // Two servers may have the same timeline number, because each promoted one takes the next.
     let other_start = known.timeline_start.is_some() && history.began_at(timeline) != known.timeline_start;
     if other_start {
         return Err(Divergence::OtherTimeline { timeline, now });
@@ -321,7 +322,7 @@ fn switch(known: &PublisherRecord, furthest: Lsn, seen: &Seen) -> Result<Option<
         return Ok(None);
     }
     match history.left_at(timeline) {
-        // Promoted while it ran, and may have streamed: whatever it sent is its own history.
+        // The standby was promoted while it ran, so everything that it sent belongs to its own history.
         Some(at) if known.started_at == Some(seen.started_at) => {
             Ok(Some(Ground::Promoted { from: timeline, at }))
         }
@@ -331,7 +332,7 @@ fn switch(known: &PublisherRecord, furthest: Lsn, seen: &Seen) -> Result<Option<
     }
 }
 
-/// Whether a primary on our timeline shows less than it did.
+/// Checks that a primary on the recorded timeline does not show smaller values than before.
 fn went_back(known: &PublisherRecord, furthest: Lsn, seen: &Seen, slot: SlotSeen) -> Result<(), Divergence> {
     let Witnesses { wal, next_xid, restart_lsn, .. } = known.witnesses;
     let wal_seen = wal.map_or(furthest, |wal| wal.max(furthest));
@@ -341,7 +342,8 @@ fn went_back(known: &PublisherRecord, furthest: Lsn, seen: &Seen, slot: SlotSeen
     if let Some(next_xid) = next_xid.filter(|known| seen.next_xid < *known) {
         return Err(Divergence::XidWentBack { seen: next_xid, now: seen.next_xid });
     }
-    // The same postmaster has the same memory: what follows is about what it was started from.
+    // The following checks are about the data on which the postmaster was started, so they need a restart
+    // since.
     if known.role == Role::Standby || known.started_at.is_none_or(|known| known == seen.started_at) {
         return Ok(());
     }
@@ -361,8 +363,9 @@ fn went_back(known: &PublisherRecord, furthest: Lsn, seen: &Seen, slot: SlotSeen
     Ok(())
 }
 
-/// What is to be recorded of a publisher that is trusted. Witnesses are kept on the same primary timeline,
-/// and start anew on another one. A standby has none: it may fall back to where its last restartpoint was.
+/// Returns what is recorded about a trusted publisher. Witnesses are kept on the same timeline of a primary,
+/// and begin again on another one. A standby has none, because after a crash it may be back at its last
+/// restartpoint.
 #[must_use]
 pub fn recorded(record: &Record, ground: Ground, seen: &Seen) -> PublisherRecord {
     let known = record.publisher.as_ref().filter(|_| ground == Ground::SameTimeline);

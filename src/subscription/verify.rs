@@ -1,7 +1,7 @@
-//! Holds what the publisher shows against what the target has recorded, before anything is streamed.
+//! Compares the publisher with the target's record before anything is streamed.
 //!
-//! `trust` judges; here the facts are read, the verdict becomes a pause, and what a trusted publisher
-//! shows is recorded. `check` reads the same facts in its own way, and gets the same words.
+//! `trust` decides. Here the facts are read, a negative verdict becomes a pause, and the facts of a trusted
+//! publisher are recorded. `check` reads the same facts by its own queries and shows the same texts.
 
 use tracing::info;
 
@@ -21,7 +21,7 @@ use super::findings;
 use super::slot::{self, SlotInfo, SlotView};
 use super::trust::{self, Ground, Record, Seen, Verdict};
 
-/// What the target has recorded, with `applied` as its progress row says now.
+/// Returns the target's record, with the progress row's current position as `applied`.
 pub(crate) fn record(row: &SubscriptionRow, applied: Option<Lsn>) -> Record {
     let is_ready = |table: &&TableRow| table.state == TableState::Ready;
     Record {
@@ -33,12 +33,12 @@ pub(crate) fn record(row: &SubscriptionRow, applied: Option<Lsn>) -> Record {
     }
 }
 
-/// The timeline that the publisher is on. A standby tells it to a replication connection only.
+/// Returns the publisher's timeline. A standby shows it on a replication connection only.
 pub(crate) fn timeline(view: &SlotView, identity: &SystemIdentity) -> u32 {
     view.timeline.unwrap_or(identity.timeline)
 }
 
-/// What the publisher shows.
+/// Returns the publisher's facts.
 pub(crate) fn seen(
     view: &SlotView,
     identity: &SystemIdentity,
@@ -58,7 +58,7 @@ pub(crate) fn seen(
     }
 }
 
-/// The verdict as the service takes it. What `slot::plan` has to say of the slot is said there.
+/// Returns the verdict, and a failure if the stream may not go on. `slot::plan` reports a missing or lost slot.
 pub(crate) fn judged(record: &Record, seen: &Seen, subscription: &Subscription) -> Result<Ground, Failure> {
     let (name, slot) = (&subscription.name, &subscription.slot);
     match trust::judge(record, seen) {
@@ -71,7 +71,7 @@ pub(crate) fn judged(record: &Record, seen: &Seen, subscription: &Subscription) 
     }
 }
 
-/// The history of the publisher's timeline if it is needed; none also if the server does not have it.
+/// Reads the history of the publisher's timeline if it is needed; none also if the server has no history file.
 pub(crate) async fn history(
     replication: &mut ReplicationConnection,
     record: &Record,
@@ -92,7 +92,7 @@ pub(crate) async fn history(
     }
 }
 
-/// The positions belong to one publisher; another one's would mean nothing there.
+/// Checks the system identifier, because recorded positions mean nothing on another publisher.
 pub(super) async fn check_identity(
     context: &Context,
     identity: &SystemIdentity,
@@ -108,7 +108,7 @@ pub(super) async fn check_identity(
     }
 }
 
-/// Judges, records what a trusted publisher shows, and returns the position to go on from; none if
+/// Checks the publisher, records the facts of a trusted one, and returns the position to go on from; none if
 /// nothing is recorded.
 pub(super) async fn verify(
     context: &Context,
@@ -144,8 +144,8 @@ pub(super) async fn verify(
     Ok(applied)
 }
 
-/// An older version has reported idle positions as flushed without recording them. From now on a slot
-/// that is ahead of the record proves a gap, so the record catches up with the slot first.
+/// Records the slot's confirmed position. An older version has reported idle positions as flushed without
+/// recording them; from now on, a slot ahead of the record proves a gap.
 async fn adopt_reported(
     context: &Context,
     session: &TargetSession,
@@ -161,8 +161,9 @@ async fn adopt_reported(
     Ok(Some(to))
 }
 
-/// Looks at the slot once more when the stream holds it: from now on nobody can drop it, or move it by
-/// hand. Before the first status is sent, since older publishers set the slot back to what that says.
+/// Checks the slot again when the stream holds it, because from then on it cannot be dropped or advanced by
+/// hand. That is done before the first status update, because older publishers set the slot back to the
+/// position in it.
 pub(super) async fn still_holds(
     client: &PgClient,
     subscription: &Subscription,

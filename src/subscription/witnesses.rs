@@ -1,8 +1,8 @@
-//! What the publisher shows from second to second, until it is proven to survive a crash there.
+//! Keeps facts that the publisher shows until they are certain to survive its crash.
 //!
-//! A transaction's record may not be flushed yet when the transaction has completed (an abort, or a commit
-//! with `synchronous_commit = off`), and a slot may show a `restart_lsn` that is not on disk yet. So each
-//! sight is kept until the WAL that was inserted by then is flushed, a slot's also for some time.
+//! A transaction's record may not be flushed when the transaction has completed (an abort, or a commit with
+//! `synchronous_commit = off`), and a slot may show a `restart_lsn` that is not on disk. So each observation
+//! is kept until the WAL that was inserted before it is flushed, that of a slot also for some time.
 
 use std::time::Duration;
 
@@ -13,20 +13,21 @@ use crate::pg::Lsn;
 use super::slot::{SlotInfo, SlotView};
 use super::trust::{RESTART_LSN_AGE, Role, Witnesses};
 
-/// Sights that wait for their proof.
+/// Observations that are not yet certain to survive a crash.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    /// Of which timeline, and which run of the publisher.
+    /// The timeline and the postmaster's start time that they belong to.
     run: Option<(u32, Timestamp)>,
     /// The end of WAL and the next transaction identifier.
     wal: Option<(Lsn, u64)>,
-    /// The slot's `restart_lsn`, and since when it has shown.
+    /// The slot's `restart_lsn`, and since when the slot has shown it.
     restart_lsn: Option<(Lsn, Duration)>,
     proven: Witnesses,
 }
 
 impl Waiting {
-    /// Takes a sight; returns what it proves, if that is news. `now` is a monotonic time.
+    /// Takes an observation; returns the values that are certain now, if they have changed. `now` is a
+    /// monotonic time.
     pub(super) fn take(&mut self, now: Duration, view: &SlotView) -> Option<((u32, Timestamp), Witnesses)> {
         let (Role::Primary, Some(timeline), Some(inserted)) = (view.role, view.timeline, view.inserted)
         else {
@@ -34,7 +35,8 @@ impl Waiting {
             return None;
         };
         let run = (timeline, view.started_at);
-        // That it is a primary is news by itself: it may have been promoted while it streamed.
+        // The first observation of a primary counts as a change: the server may have been promoted while it
+        // streamed.
         let first = self.run != Some(run);
         if first {
             *self = Self { run: Some(run), ..Self::default() };

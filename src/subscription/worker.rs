@@ -1,12 +1,12 @@
-//! One subscription's owner: takes events, steps the state, performs what the step asks for.
+//! One subscription's worker: takes events, changes the state, and carries out the resulting action.
 //!
 //! ```text
 //! commands, monitor, attempt's end, timers ──Event──▶ state::step ──Action──▶ perform ──▶ …
 //! ```
-//! The worker alone knows the subscription's state; others read what it reports to the store and
-//! ask by commands. The session that holds the lock is also the one that writes.
+//! Only the worker has the subscription's state. Others read what it writes to the store, and submit
+//! commands. The session that holds the lock is also the one that writes.
 //!
-//! `lock` tells how a worker becomes the owner, `waiting` what it does between attempts.
+//! `lock` takes the lock and the ownership; `waiting` handles the time between attempts.
 
 mod lock;
 mod waiting;
@@ -40,17 +40,17 @@ use super::snapshot::{Link, Snapshot};
 use super::state::{Action, Event, State, step};
 use super::stream::StreamEnd;
 
-/// Phases and monitor events waiting to be taken, at most.
+/// Maximum number of phases and of monitor events in their channels.
 const EVENTS_MAX: usize = 16;
 
-/// Tells a worker that something may wait for it.
+/// Notifies a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wish {
     Run,
     ShutDown,
 }
 
-/// What a worker is made of.
+/// The parts from which a worker is created.
 pub(crate) struct Worker {
     context: Context,
     store: Store,
@@ -64,43 +64,43 @@ pub(crate) struct Worker {
     monitor: JoinSet<()>,
     session: Option<TargetSession>,
     link: Option<Reader>,
-    /// For the attempt that comes next.
+    /// Work that was started before the next attempt.
     ahead: Ahead,
     state: State,
-    /// Why it is where it is.
+    /// The reason of the current state.
     because: Option<Because>,
     held_back: Option<Diagnosis>,
-    /// The lock is ours, as far as we know.
+    /// The owner of the lock, as far as is known.
     owner: Owner,
-    /// The last conflict met, so that one met again is known.
+    /// The last conflict, so that it is recognised when it is met again.
     last_conflict: Option<i64>,
     schema: SchemaWatch,
     reported: Option<StateChange>,
-    /// Where a changed target table last made it begin anew.
+    /// The position at which a changed target table last caused a new attempt.
     restarted_at: Option<Lsn>,
     stood_by: Option<StoodBy>,
-    /// When the subscription that was last ours was created.
+    /// When the subscription that this instance last owned was created.
     created_at: Option<jiff::Timestamp>,
-    /// The last conflict that was logged: one that is met again and again is said once, and once
-    /// more for each person who asks to go on.
+    /// The last conflict that was logged. A conflict that is met repeatedly is logged once, and once more
+    /// after each resume by an operator.
     conflict_said: Option<i64>,
 }
 
-/// What another instance has been seen to apply.
+/// The subscription that another instance applies.
 #[derive(Debug, Clone, Copy)]
 struct StoodBy {
     /// When that subscription was created; none where it was not known yet.
     created_at: Option<jiff::Timestamp>,
 }
 
-/// Whose the subscription is.
+/// The owner of the subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owner {
     Us,
     Other,
 }
 
-/// What woke a worker that waits.
+/// An event for a waiting worker.
 enum Wake {
     Wish,
     Commands,
@@ -181,15 +181,15 @@ impl Worker {
         self.shut_down().await;
     }
 
-    /// Steps the state. An impossible event is our own mistake: said loudly, then tried again from
-    /// the start rather than lost.
+    /// Changes the state. An event that cannot happen is a programming error: it is logged, and the
+    /// subscription begins again.
     fn take(&mut self, event: Event, doing: Action) -> Action {
         match step(self.state, event) {
             Ok((state, action)) => {
                 debug!(subscription = self.context.name(), ?event, ?state, ?action, "step");
                 self.state = state;
                 let action = if action == Action::Continue { doing } else { action };
-                // An attempt needs the lock; who does not have it, or no longer, asks for it first.
+                // An attempt needs the lock, so it is taken first if this worker does not have it.
                 let ready = self.session.is_some() && self.owner == Owner::Us;
                 if matches!(action, Action::Attempt) && !ready { Action::AwaitLock } else { action }
             }
@@ -226,10 +226,10 @@ impl Worker {
         self.held_back = None;
         let event = Box::pin(self.attempt_with(&session)).await;
         self.context.snapshot.send_modify(|snapshot| snapshot.copies.clear());
-        // The attempt may have been dropped within a transaction; a session that does not come
-        // clean is given up, and the lock with it.
+        // The attempt may have been dropped within a transaction. If that cannot be rolled back in time, the
+        // session is closed, which releases the lock.
         match session.reset().await {
-            // The lock may still be the session's: it goes with it, and is asked for anew.
+            // The session may still hold the lock. Closing it releases the lock, which is then taken again.
             Ok(()) if self.owner != Owner::Us => {
                 debug!(subscription = self.context.name(), "the target session is given up");
             }
@@ -244,7 +244,7 @@ impl Worker {
     }
 
     async fn attempt_with(&mut self, session: &TargetSession) -> Event {
-        // Left over from an attempt that has ended.
+        // Phases of an attempt that has ended are dropped.
         while self.phases.try_recv().is_ok() {}
         let context = self.context.clone();
         let mut link = self.link.take();
@@ -269,14 +269,14 @@ impl Worker {
         event
     }
 
-    /// What a wake means; none if things go on as they are.
+    /// Handles an event; returns none if the state does not change.
     async fn on_wake(&mut self, wake: Wake) -> Option<Event> {
         match wake {
             Wake::Wish => (*self.wish.borrow() == Wish::ShutDown).then_some(Event::ShutdownAsked),
             Wake::Commands => self.on_commands().await,
             Wake::Monitor(MonitorEvent::PublisherLost) => {
                 if matches!(self.state, State::Paused(_)) {
-                    // A publisher that shuts down waits for our acknowledgement: let go of it.
+                    // A publisher that shuts down waits for a last confirmation, so the stream is closed.
                     self.link = None;
                 }
                 None
@@ -328,13 +328,13 @@ impl Worker {
                 });
                 Event::Failed(Disposition::Pause(PauseReason::Conflict))
             }
-            // Without its evidence there is no pause: it will be found again.
+            // A conflict that cannot be recorded causes no pause; the next attempt meets it again.
             Err(error) => self.fail(error.into()),
         }
     }
 
-    /// Begins anew at once. A table that is being changed again and again at one position is waited
-    /// for as any failure is.
+    /// Begins a new attempt at once. If a table of the target changes repeatedly at one position, the worker
+    /// backs off as after any failure.
     fn on_restart(&mut self, restart: Restart, failure: Failure) -> Event {
         match restart {
             Restart::SendAgain { until } => {
@@ -383,8 +383,8 @@ impl Worker {
         Event::Failed(failure.disposition)
     }
 
-    /// Another instance has taken the subscription over: the session goes, with whatever it has open, and the
-    /// lock is asked for again.
+    /// Closes the session, because another instance has taken the subscription over, and tries to take the
+    /// lock again.
     fn deposed(&mut self) -> Event {
         info!(
             subscription = self.context.name(),
@@ -395,7 +395,7 @@ impl Worker {
         Event::LockHeldElsewhere
     }
 
-    /// Without the target nothing can be acknowledged: let go of the publisher, too.
+    /// Closes the session and the stream: without the target nothing can be confirmed to the publisher.
     fn lose_target(&mut self) {
         self.owner = Owner::Other;
         self.link = None;
@@ -403,13 +403,13 @@ impl Worker {
 
     // --- reporting ------------------------------------------------------------------------
 
-    /// Tells the state; an event if the subscription turns out to be another instance's.
+    /// Reports the state; returns an event if another instance owns the subscription.
     async fn report(&mut self) -> Option<Event> {
         let change = self.state_change()?;
-        // First what everybody sees: it must not wait for a target that is down.
+        // The snapshot comes first: it must not wait for a target that does not answer.
         self.context.snapshot.send_modify(|snapshot| snapshot.shown.clone_from(&change));
         if self.owner != Owner::Us {
-            // What the target records is its owner's word.
+            // Only the owner writes the state to the target.
             return None;
         }
         if self.reported.as_ref() == Some(&change) {
@@ -423,7 +423,7 @@ impl Worker {
         None
     }
 
-    /// What the world is to see; none once the worker has stopped.
+    /// Returns the state to report; none once the worker has stopped.
     fn state_change(&self) -> Option<StateChange> {
         let shown = match self.state {
             State::Stopped => return None,

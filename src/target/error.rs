@@ -1,4 +1,4 @@
-//! What can go wrong with a target session.
+//! Errors of a target session.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ pub enum OpenError {
     Connect(#[from] ConnectError),
     #[error("could not prepare the target session")]
     Prepare(#[from] TargetError),
-    /// The server lacks what this program asks of its catalog.
+    /// The server is too old: it lacks catalog columns that this program uses.
     #[error("{}", .0.primary)]
     TooOld(Diagnosis),
 }
@@ -54,7 +54,7 @@ pub enum OpenError {
 /// The oldest PostgreSQL that rows can be written to, as `server_version_num`.
 const TARGET_VERSION_MIN: u32 = 120_000;
 
-/// What to say of a target older than that; none if it is not.
+/// Describes a target that is too old; none if it is not.
 #[must_use]
 pub fn too_old(server_version_num: u32) -> Option<Diagnosis> {
     let major = |version| version / 10_000;

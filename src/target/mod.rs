@@ -1,11 +1,9 @@
-//! The target session that replicated rows are written in: how it is opened, what it may do, what it
-//! holds.
+//! The target session that writes replicated rows: its settings, its advisory lock, its replication origin.
 //!
-//! Apply, copy, `check` and the runtime all need such a session; what they write is their own affair.
+//! `apply`, `copy`, `check` and the runtime use such sessions. What they write is not decided here.
 //!
 //! # Invariants
-//! - The subscription's advisory lock lives on the connection that writes: a lost connection is a lost
-//!   lock.
+//! - The session that writes holds the subscription's advisory lock: if the connection is lost, so is the lock.
 //! - Nothing here decides to retry or to pause.
 
 mod error;

@@ -1,4 +1,4 @@
-//! Replication origins of the target session: their names, and taking and leaving them.
+//! Replication origins of the target session: their names, and setting up and dropping them.
 
 use std::time::Duration;
 
@@ -7,19 +7,19 @@ use super::session::{INSUFFICIENT_PRIVILEGE, TargetSession, refused};
 use crate::error::Diagnosis;
 use crate::pg::{SubscriptionName, quote_ident, quote_literal};
 
-/// PostgreSQL's error for an origin that another session has.
+/// PostgreSQL's error for an origin that another session uses.
 const OBJECT_IN_USE: &str = "55006";
 
-/// How often, and how many times, an origin is asked for that a session which has just been let go
-/// of still holds: a backend gives up its locks a moment before its origin.
+/// Delay between attempts to set up an origin that an ending session still uses: a backend releases its locks
+/// a moment before its origin.
 const ORIGIN_POLL: Duration = Duration::from_millis(100);
 const ORIGIN_ATTEMPTS_MAX: u32 = 50;
 
-/// Copies that have an origin at the same time, at most: an origin is one session's.
+/// Maximum number of initial copies that have an origin at the same time.
 pub const COPY_ORIGINS_MAX: usize = 2;
 
-/// Whose transactions carry an origin. An origin belongs to one session at a time, so sessions that run
-/// together have one each.
+/// The use of an origin. Only one session at a time can use an origin, so sessions that run at the same time
+/// have one each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OriginUse {
     /// The subscription's stream.
@@ -46,7 +46,7 @@ impl OriginUse {
         }
     }
 
-    /// The name that earlier versions gave it, the same in every database of a cluster.
+    /// The name in earlier versions, which was the same in every database of a cluster.
     fn former_name(self, subscription: &SubscriptionName) -> String {
         match self {
             Self::Apply => format!("pgsluice_{subscription}"),
@@ -57,12 +57,12 @@ impl OriginUse {
 }
 
 impl TargetSession {
-    /// Gives every transaction of the session a replication origin, so that a publication of the
-    /// target with `origin = none` leaves them out. A role that may not have one
-    /// goes on without, with a warning.
+    /// Gives every transaction of the session a replication origin, so that subscribers of the target with
+    /// `origin = none` do not receive them. Without the privilege, the session goes on without an origin,
+    /// with a warning.
     ///
     /// # Errors
-    /// Also if another session keeps the origin for seconds (55006).
+    /// Also if another session uses the origin for seconds (55006).
     pub async fn set_origin(
         &mut self,
         subscription: &SubscriptionName,
@@ -81,7 +81,7 @@ impl TargetSession {
                     self.origin = Some(origin);
                     return Ok(());
                 }
-                // A session that has just been let go of still ends.
+                // A former session that is ending may still use the origin.
                 Some(problem) if problem.code == OBJECT_IN_USE && attempts < ORIGIN_ATTEMPTS_MAX => {
                     attempts += 1;
                     tokio::time::sleep(ORIGIN_POLL).await;
@@ -100,9 +100,8 @@ impl TargetSession {
         Ok(())
     }
 
-    /// Gives the session's origin up and removes it: a target has room for few
-    /// (`max_replication_slots`), and a copy needs its own only while it runs. One that the role may
-    /// not remove stays for the next copy.
+    /// Resets the session's origin and drops it: a target has few (`max_replication_slots`), and a copy needs
+    /// its own only while it runs. An origin that the role may not drop stays for the next copy.
     pub async fn release_origin(&mut self) -> Result<(), TargetError> {
         let Some(origin) = self.origin.take() else { return Ok(()) };
         let release = "SELECT pg_catalog.pg_replication_origin_session_reset(); \
@@ -114,10 +113,10 @@ impl TargetSession {
         Ok(())
     }
 
-    /// Removes every origin of a subscription that is being dropped, however its sessions ended.
+    /// Drops every origin of a subscription that is being removed.
     ///
     /// # Errors
-    /// Also without the privilege, or if a session keeps one of them for seconds.
+    /// Also without the privilege, or if a session uses one of them for seconds.
     pub async fn drop_origins(&self, subscription: &SubscriptionName) -> Result<(), TargetError> {
         let names: Vec<String> = OriginUse::all().map(|of| of.name(self.database, subscription)).collect();
         let mut attempts = 1;
@@ -132,9 +131,9 @@ impl TargetSession {
         self.drop_former_origins(subscription).await
     }
 
-    /// Removes the origins that an earlier version made for a subscription of this name. They may be
-    /// another database's: one that is in use is left alone. One that is not in use may go: whoever
-    /// needs it makes it again, and no position is kept in it.
+    /// Drops the origins that an earlier version created for a subscription of this name. They may belong to
+    /// another database, so one that is in use is not dropped. One that is not in use can be dropped: it
+    /// holds no position, and a session that needs it creates it again.
     async fn drop_former_origins(&self, subscription: &SubscriptionName) -> Result<(), TargetError> {
         for name in OriginUse::all().map(|of| of.former_name(subscription)) {
             match self.drop_named(&[name]).await {
@@ -147,7 +146,7 @@ impl TargetSession {
         Ok(())
     }
 
-    /// Removes those of the origins that exist.
+    /// Drops those of the origins that exist.
     async fn drop_named(&self, names: &[String]) -> Result<(), TargetError> {
         let sql = "SELECT pg_catalog.pg_replication_origin_drop(o.roname) \
             FROM pg_catalog.pg_replication_origin o WHERE o.roname = ANY ($1)";
@@ -165,11 +164,11 @@ fn is_in_use(error: &TargetError) -> bool {
 pub enum OriginLack {
     /// The role may not execute the functions for it.
     Privilege,
-    /// The server has no room for any.
+    /// All of the server's origins are in use (`max_replication_slots`).
     Room,
 }
 
-/// What it costs that transactions carry no origin.
+/// Describes the consequences of transactions without an origin.
 #[must_use]
 pub fn no_origin(role: &str, lacks: OriginLack) -> Diagnosis {
     let hint = match lacks {
@@ -202,7 +201,7 @@ mod tests {
     fn an_origin_is_one_database_s_and_one_subscription_s() {
         let name = |text: &str| -> SubscriptionName { text.parse().expect("a name") };
         let mut names = std::collections::HashSet::new();
-        // The names of the former scheme, and of this one, as names of subscriptions.
+        // The names of subscriptions include names of origins in the former scheme and in this one.
         for subscription in ["a", "a_sync", "a_copy0", "5:apply:a", "pgsluice:5:apply:a", "apply:a"] {
             for (database, of) in [5, 51].into_iter().flat_map(|db| OriginUse::all().map(move |of| (db, of)))
             {

@@ -1,9 +1,9 @@
 //! The target session that replicated writes run in.
 //!
-//! One connection holds the subscription's advisory lock *and* writes, so a lost lock is a lost
-//! writer. Its settings make a replicated write mean what it means to PostgreSQL's own apply
-//! worker: a replica role where that is allowed, an empty `search_path`, an origin on every
-//! transaction, no time-outs of the database's own. What the role may not have is said, not hidden.
+//! One connection holds the subscription's advisory lock *and* writes, so an instance that loses the lock
+//! cannot write. Its settings give a replicated write the same meaning as in PostgreSQL's own apply worker:
+//! `session_replication_role = replica` if the role may set it, an empty `search_path`, an origin on every
+//! transaction, no time-outs of the role or the database. What the role may not set becomes a warning.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,21 +23,21 @@ use crate::schema::ReplicationRole;
 /// How many round trips are timed.
 const ROUND_TRIPS: u32 = 3;
 
-/// How long an abandoned statement may go on before the server is asked to cancel it.
+/// Time after which the server is asked to cancel the statement of an attempt that has ended.
 const RESET_PATIENCE: Duration = Duration::from_millis(200);
-/// How long an abandoned statement may keep a session from being used again.
+/// Time after which a session is given up whose statement has not ended.
 const RESET_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Lets a backend that waits for a lock notice that its client has died: it would otherwise keep
-/// the subscription's lock for as long as it waits. Not every platform has it.
+/// Makes a backend that waits for a lock notice that its client is gone. Otherwise it would hold the
+/// subscription's lock for as long as it waits. Some platforms do not support it.
 const NOTICE_A_DEAD_CLIENT: &str = "SET client_connection_check_interval = '2s'";
 
-/// Cancels what the backend `$1` does, unless that is a COMMIT waiting for a synchronous standby:
-/// cancelled, it would count as done before it is as durable as it has to be.
+/// Cancels the statement of backend `$1`, unless it is a COMMIT that waits for a synchronous standby: a
+/// cancelled COMMIT returns success before the standby has confirmed it.
 const CANCEL: &str = "SELECT pg_catalog.pg_cancel_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
     WHERE a.pid = $1 AND a.state <> 'idle' AND a.wait_event IS DISTINCT FROM 'SyncRep'";
 
-/// Ends this role's sessions of these names, which the server has shortened to a name's length.
+/// Terminates this role's sessions with these application names, which the server shortens to 63 bytes.
 const END_COPIES: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
     WHERE a.datname = pg_catalog.current_database() AND a.usename = current_user AND a.application_name \
     IN ($1::pg_catalog.text::pg_catalog.name::pg_catalog.text, $2::pg_catalog.text::pg_catalog.name::pg_catalog.text) \
@@ -45,14 +45,14 @@ const END_COPIES: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_
 
 /// PostgreSQL's error for a missing privilege.
 pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
-/// A connection that applies, with what its role was allowed to have.
+/// A connection that writes replicated rows, with the settings that its role may have.
 #[derive(Debug)]
 pub struct TargetSession {
     client: Arc<PgClient>,
     conninfo: ConnInfo,
-    /// The way there and back; none if it has not been timed.
+    /// The time of a round trip; none if it has not been measured.
     round_trip: Option<Duration>,
-    /// The server's process that serves this session.
+    /// The backend's process ID.
     pid: i32,
     /// The database's OID.
     pub(super) database: u32,
@@ -60,15 +60,15 @@ pub struct TargetSession {
     replication_role: ReplicationRole,
     /// The applying role.
     pub(super) role: String,
-    /// What the role lacks and what that costs.
+    /// The privileges that the role lacks, with their consequences.
     pub(super) warnings: Vec<Diagnosis>,
     /// The session's replication origin, if it has one.
     pub(super) origin: Option<String>,
 }
 
 impl TargetSession {
-    /// Connects and prepares the session, all but its origin: that can be active once only, so
-    /// whoever shares it by turns takes its lock first.
+    /// Connects and prepares the session without its origin. Only one session can use an origin, so it is set
+    /// up after the subscription's lock has been taken.
     pub async fn open(conninfo: &ConnInfo, application_name: &str) -> Result<Self, OpenError> {
         let options = ClientOptions {
             application_name: Some(application_name.to_owned()),
@@ -79,7 +79,7 @@ impl TargetSession {
         if let Some(diagnosis) = too_old(client.server_version_num()) {
             return Err(OpenError::TooOld(diagnosis));
         }
-        // Values are bytes: a target without an encoding takes them as they are.
+        // A target with the encoding SQL_ASCII stores any bytes, so values must not be converted.
         if client.parameter("server_encoding") == Some("SQL_ASCII") {
             client.batch_execute("SET client_encoding = 'SQL_ASCII'").await.map_err(TargetError::from)?;
         }
@@ -88,7 +88,7 @@ impl TargetSession {
             identify(&client),
             allowed(&client, "SET session_replication_role = replica"),
         )?;
-        // Not every platform can tell; there, TCP keepalives have to do.
+        // On a platform without this setting, TCP keepalives detect a lost client.
         if let Some(error) = unnoticed {
             tracing::debug!(%error, "the target does not look for lost clients");
         }
@@ -110,7 +110,7 @@ impl TargetSession {
         })
     }
 
-    /// A session of its own for questions to the catalog, which must not wait behind rows.
+    /// Opens another session for catalog queries, which must not queue behind statements for rows.
     pub async fn open_catalog_session(&self) -> Result<PgClient, OpenError> {
         let options = ClientOptions {
             application_name: Some("pgsluice catalog".to_owned()),
@@ -123,8 +123,8 @@ impl TargetSession {
         &self.client
     }
 
-    /// Times the way to the target and back, for whoever sends batches: the shortest of a few, since
-    /// whoever is busy answers late, but nobody answers early.
+    /// Measures the time of a round trip, which decides whether batches use COPY. The shortest of a few
+    /// counts, because a busy server answers late.
     pub async fn time_round_trip(&mut self) -> Result<(), TargetError> {
         for _ in 0..ROUND_TRIPS {
             let asked = Instant::now();
@@ -147,12 +147,12 @@ impl TargetSession {
         &self.role
     }
 
-    /// What the applying role lacks, and what that means.
+    /// The privileges that the applying role lacks, with their consequences.
     pub fn warnings(&self) -> &[Diagnosis] {
         &self.warnings
     }
 
-    /// Sets what the session's commits wait for.
+    /// Sets `synchronous_commit`.
     pub async fn set_synchronous_commit(&self, setting: &str) -> Result<(), TargetError> {
         let sql = "SELECT pg_catalog.set_config('synchronous_commit', $1, false)";
         self.client.query_one(sql, &[&setting]).await?;
@@ -166,21 +166,22 @@ impl TargetSession {
         Ok(if row.try_get(0)? { Lock::Held } else { Lock::HeldElsewhere })
     }
 
-    /// Ends the sessions that former owners of the subscription copy tables in: who has just got the lock needs
-    /// the locks and the origins that they have, and a process that was stopped would keep them. None of them
-    /// could commit any more. Returns how many there were.
+    /// Terminates the sessions in which former owners of the subscription copy tables. The new owner needs
+    /// their locks and origins, which a stopped process would keep, and none of them could commit any more.
+    /// Returns their number.
     ///
-    /// One whose COMMIT waits for a synchronous standby is left to it (`CANCEL`).
+    /// A session whose COMMIT waits for a synchronous standby is not terminated, for the reason given at
+    /// `CANCEL`.
     pub async fn end_copies(&self, subscription: &SubscriptionName) -> Result<u64, TargetError> {
         let [copy, sync] = ["copy", "sync"].map(|work| format!("{subscription} {work}"));
         Ok(self.client.execute(END_COPIES, &[&copy, &sync]).await?)
     }
 
-    /// Ends whatever transaction an abandoned attempt left open. A statement that still runs, or
-    /// waits for somebody else's lock, is cancelled: who asked for a pause or a stop gets it now.
+    /// Rolls back the transaction that an ended attempt left open. A statement that still runs, or waits for
+    /// a lock, is cancelled, so that a pause or a stop takes effect at once.
     ///
     /// # Errors
-    /// If the server does not answer in time even so: the session is then lost, and with it the lock.
+    /// The server does not answer in time: the session is then lost, and with it the lock.
     pub async fn reset(&self) -> Result<(), TargetError> {
         let mut rollback = std::pin::pin!(self.client.batch_execute("ROLLBACK"));
         if let Ok(done) = tokio::time::timeout(RESET_PATIENCE, &mut rollback).await {
@@ -192,11 +193,11 @@ impl TargetSession {
                 application_name: Some("pgsluice cancel".to_owned()),
                 ..ClientOptions::default()
             };
-            // Without it, what remains is to wait.
+            // Without a session for cancelling, the statement is only waited for.
             let canceller = net::client(&self.conninfo, &options).await.ok();
             loop {
                 if let Some(client) = &canceller {
-                    // What it was about to say next may be waiting for the same lock.
+                    // It is repeated, because the session's next statement may wait for the same lock.
                     let asked = client.execute(CANCEL, &[&self.pid]).await;
                     tracing::debug!(pid = self.pid, ?asked, "cancels what the target session is doing");
                 }
@@ -209,7 +210,7 @@ impl TargetSession {
     }
 }
 
-/// What it costs that `role` may not set `session_replication_role`.
+/// Describes the consequences if `role` may not set `session_replication_role`.
 #[must_use]
 pub fn no_replica_role(role: &str) -> Diagnosis {
     Diagnosis::new("the target role may not set session_replication_role")
@@ -221,14 +222,14 @@ pub fn no_replica_role(role: &str) -> Diagnosis {
         ))
 }
 
-/// Whether the advisory lock is ours.
+/// The result of trying to take the advisory lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lock {
     Held,
     HeldElsewhere,
 }
 
-/// The session's role, its process and its database.
+/// Returns the session's role, backend and database.
 async fn identify(client: &Client) -> Result<Row, TargetError> {
     let sql = "SELECT current_user::pg_catalog.text, pg_catalog.pg_backend_pid(), d.oid \
         FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
@@ -248,7 +249,7 @@ async fn allowed(client: &Client, sql: &str) -> Result<Allowed, TargetError> {
     }
 }
 
-/// Runs `sql`; the server's error, if it has one, is an answer here.
+/// Runs `sql`, and returns the server's error, if any, as a value.
 pub(super) async fn refused(
     client: &Client,
     sql: &str,

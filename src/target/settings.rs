@@ -1,12 +1,13 @@
-//! Settings of the target session; its time-outs are every session's (`pg::TimeLimits`).
+//! Settings of the target session. Time-outs are set in every session by `pg::TimeLimits`.
 
-/// Settings that every replicated write runs under. Keepalives make the target notice within half
-/// a minute that a writer's host has died, so that its lock does not outlive it.
+/// Settings of sessions that write replicated rows. With these keepalives, the target notices within half a
+/// minute that a writer's host is gone, and releases its lock.
 pub(super) const SETTINGS: &[(&str, &str)] = &[
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("extra_float_digits", "3"),
-    // Input functions ask these; each would change or refuse a value that the publisher had.
+    // Input functions depend on these settings. With other values they would change or refuse values of the
+    // publisher.
     ("array_nulls", "on"),
     ("xmloption", "content"),
     ("lc_monetary", "C"),
@@ -16,14 +17,14 @@ pub(super) const SETTINGS: &[(&str, &str)] = &[
     ("default_transaction_deferrable", "off"),
     ("row_security", "off"),
     ("standard_conforming_strings", "on"),
-    // Rows are found by their key's index, whatever a statement that was prepared while the table was
-    // small would prefer; and nothing is planned, or compiled, for each batch anew.
+    // Rows are found by their key's index, also if a statement was prepared while the table was small.
+    // Statements are neither planned nor compiled again for each batch.
     ("enable_seqscan", "off"),
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),
     ("enable_material", "off"),
     ("jit", "off"),
-    // The arrays' rows of a whole batch are sorted in memory.
+    // With this memory, the rows of a batch's arrays are sorted without temporary files.
     ("work_mem", "16MB"),
     ("plan_cache_mode", "force_generic_plan"),
     ("tcp_keepalives_idle", "10"),

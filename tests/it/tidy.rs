@@ -9,6 +9,7 @@
 //! 7. There is no `#[allow]` in `src/`.
 //! 8. No tracked file names the machine or the registry that it was made with.
 //! 9. Dependencies point down.
+//! 10. Comments name no document outside of the repository, and say who or what does something.
 //!
 //! The tables are in `rules`. A rule reads `use` lines and paths, not types, so it does not see what a
 //! glob import or a macro hides. Test code is exempt from rules 1 to 4, 6 and 9.
@@ -21,7 +22,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rules::{Violation, check_sources, check_text};
+use rules::{Violation, check_comments, check_sources, check_text};
 use source::SourceFile;
 
 fn root() -> &'static Path {
@@ -46,6 +47,18 @@ fn tracked_files_tell_nothing_of_the_machine() {
         // Files that are not text are skipped.
         if let Ok(text) = std::fs::read_to_string(root().join(&path)) {
             violations.extend(check_text(&path, &text));
+        }
+    }
+    assert_none(&violations);
+}
+
+#[test]
+fn comments_need_nothing_outside_of_the_repository() {
+    let mut violations = Vec::new();
+    let is_source = |path: &str| ["src/", "tests/", "benches/"].iter().any(|top| path.starts_with(top));
+    for path in tracked_files() {
+        if is_source(&path) && Path::new(&path).extension() == Some("rs".as_ref()) {
+            violations.extend(check_comments(&path, &std::fs::read_to_string(root().join(&path)).unwrap()));
         }
     }
     assert_none(&violations);

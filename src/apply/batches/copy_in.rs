@@ -1,9 +1,9 @@
-//! Puts a set of new rows in by `COPY`: a quarter cheaper for the target than an INSERT of arrays.
+//! Writes a set of new rows by `COPY`, which costs the target a quarter less than an INSERT of arrays.
 //!
-//! Its data may only follow the server's word that it is ready, so it takes one way there and back more,
-//! and a task that waits for it. If the server refuses to begin, because something before it in the
-//! transaction has failed or because the table is no longer what it was, the driver has sent one Sync too
-//! many and would take each answer for that of the next request: the connection is closed at once.
+//! The data may only be sent after the server's CopyInResponse, so a COPY takes one round trip more than an
+//! INSERT, and a task waits for it. If the server refuses to begin the COPY, because an earlier statement of
+//! the transaction has failed or because the table has changed, the driver has sent one Sync too many and
+//! would assign each later answer to the wrong request. So the connection is closed at once.
 
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ use tokio_postgres::{CopyInSink, Statement};
 use crate::apply::ApplyError;
 use crate::net::{PgClient, server_error};
 
-/// COPY data is handed to the connection in such pieces.
+/// Size of the pieces in which COPY data is handed to the connection.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// A COPY of a number of rows, and where its answer goes.
+/// A COPY of a number of rows, and the channel for its result.
 pub(crate) struct CopyIn {
     pub(crate) statement: Statement,
     pub(crate) data: Bytes,
@@ -27,8 +27,9 @@ pub(crate) struct CopyIn {
 }
 
 impl CopyIn {
-    /// Asks by its first poll, in order with other requests. Dropped before it is through, it closes the
-    /// connection: nobody could tell any more which answer belongs to what.
+    /// Runs the COPY. The first poll sends the statement, in order with other requests. If the future is
+    /// dropped before it has ended, the connection is closed: later answers could not be assigned to
+    /// requests.
     pub(crate) async fn run(self, client: Arc<PgClient>) {
         let unfinished = Unfinished(Some(client));
         let Some(client) = &unfinished.0 else { return };
@@ -47,7 +48,7 @@ impl CopyIn {
             }),
         };
         unfinished.end();
-        // A receiver that has gone needs no answer.
+        // Sending fails only if the receiver has been dropped, and then no answer is needed.
         let _ = self.answer.send(result);
     }
 }

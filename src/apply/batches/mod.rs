@@ -1,4 +1,4 @@
-//! Batches: gathered transactions on their way to the target, several at a time.
+//! Batches: gathered transactions that are sent to the target as set statements, several at a time.
 
 pub(crate) mod copy_in;
 pub(crate) mod prepared;

@@ -1,8 +1,9 @@
-//! The statements that sets go by, prepared once for each table and kind of change, and bound to rows.
+//! Prepares the statements of sets, once for each table and kind of change, and binds rows to them.
 //!
 //! # Invariants
-//! - At most [`PREPARED_STATEMENTS_MAX`] are kept on the server; beyond it all are let go, and the live ones return.
-//! - A table's are let go when its definition has changed.
+//! - At most [`PREPARED_STATEMENTS_MAX`] statements are kept on the server. When full, the cache is cleared;
+//!   statements in use are prepared again.
+//! - A table's statements are dropped when its definition has changed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,10 +29,10 @@ use crate::schema::{CopyFormat, copy_in_sql};
 
 const PREPARED_STATEMENTS_MAX: usize = 512;
 
-/// What a row costs the target less by COPY, roughly. The way there and back must not take longer.
+/// Time that the target saves for each row by COPY, roughly. A COPY is used if this is more than a round trip.
 const COPY_SAVES_PER_ROW: Duration = Duration::from_nanos(400);
-/// Fewer rows are not worth a COPY however near the target is: it waits for the server's word to begin, and
-/// whatever is sent behind it waits with it, also for a process that is busy with the next batch by then.
+/// Minimum number of rows for a COPY, however near the target is. A COPY waits for the server's CopyInResponse,
+/// and statements that are sent after it wait, too, also while this process is busy with the next batch.
 const COPY_ROWS_MIN: usize = 2048;
 
 /// What a table's prepared statement does.
@@ -49,7 +50,7 @@ pub(crate) struct Prepared {
     sets: HashMap<(u64, Form), Statement>,
     single: HashMap<(u64, SetKind), SingleStatement>,
     progress: Option<Statement>,
-    /// Fails if a table has changed since it was planned.
+    /// The statement that fails if a table has changed since it was planned.
     guard: Option<Statement>,
 }
 
@@ -60,10 +61,10 @@ pub(crate) enum Sendable {
         statement: Statement,
         params: Vec<Param>,
         search: RowSearch,
-        /// How many rows the answer must tell, if it has to.
+        /// The row count that the server must report; none if the statement checks it itself.
         expected: Option<u64>,
     },
-    /// The data, and how many rows it is.
+    /// A COPY statement, its data and the number of its rows.
     Copy(Statement, Bytes, u64),
 }
 
@@ -72,13 +73,13 @@ impl Prepared {
         Self { client, format, sets: HashMap::new(), single: HashMap::new(), progress: None, guard: None }
     }
 
-    /// Lets go of a table's statements.
+    /// Drops a table's statements.
     pub(crate) fn forget(&mut self, table: u64) {
         self.sets.retain(|(id, _), _| *id != table);
         self.single.retain(|(id, _), _| *id != table);
     }
 
-    /// The way to the target and back takes no longer than `round_trip`.
+    /// Prepares a step. A round trip to the target takes at most `round_trip`.
     pub(crate) async fn step(
         &mut self,
         step: &SetStep,
@@ -133,7 +134,8 @@ impl Prepared {
         Ok(Sendable::Copy(statement, data, rows as u64))
     }
 
-    /// The statement for a transaction that is this set, and its parameters but for the progress's.
+    /// Returns the statement for a transaction that consists of this set, and its parameters without those of
+    /// the progress row.
     pub(crate) async fn single_statement(
         &mut self,
         table: &TableContext,
@@ -187,7 +189,7 @@ impl Prepared {
     }
 }
 
-/// The statement in `kept`, prepared if this is the first time.
+/// Returns the statement in `kept`, and prepares it first if there is none.
 async fn once(
     client: &PgClient,
     kept: &mut Option<Statement>,
@@ -204,8 +206,8 @@ fn is_worth_copying(rows: usize, round_trip: Duration) -> bool {
     rows >= COPY_ROWS_MIN && saved >= round_trip
 }
 
-/// One array a column, for rows that are found in a range its ends, and for what guards itself the number
-/// of rows.
+/// Returns a set's parameters: one array for each column; the ends of the key range, if rows are found in one;
+/// and the number of rows, if the statement checks it itself.
 fn bind(
     statement: &Statement,
     table: &TableContext,

@@ -1,16 +1,17 @@
-//! Sends batches of set statements without waiting, and learns later how they fared.
+//! Sends batches of set statements without waiting for earlier ones, and reads their answers later.
 //!
 //! ```text
 //! send n:   BEGIN · sets · progress n-1→n · COMMIT
 //! send n+1: BEGIN · sets · progress n→n+1 · COMMIT      (before the answers to n are in)
 //! ```
-//! # Why a COMMIT may be sent unseen
-//! Every statement guards itself (`sets`; the tables' `stamp` and the progress row's compare-and-set
-//! fail the same way), so a batch whose rows differ from the plan is aborted by the server, and its COMMIT rolls
-//! back. The next batch then finds the progress row not where it expects it, and fails, too: commits
-//! stay in order and nothing overtakes a failure. Only a slice, whose COMMIT is not sent yet, may leave the
-//! counting to its answer: the last slice is sent when all others have been answered. A long way to the
-//! target costs latency, not speed.
+//! # Why COMMIT may be sent before the answers
+//! Every statement of a batch fails by itself if its precondition does not hold: set statements if they find
+//! other rows than planned, the check of the tables' stamps, and the compare-and-set of the progress row. The
+//! server then aborts the transaction, and the COMMIT that follows rolls back. The next batch does not find
+//! the progress row where it expects it, and fails, too. So commits stay in order, and nothing after a
+//! failure is committed. The row counts of a slice may be compared here when its answers come, because the
+//! last slice, with the COMMIT, is sent only after all others have been answered. A long round trip costs
+//! latency, not throughput.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -40,7 +41,8 @@ use crate::pg::{SubscriptionName, Term};
 use crate::pgoutput::Format;
 use crate::target::TargetSession;
 
-/// A batch with more rows does not go as one statement: what that would save is nothing to them.
+/// Maximum number of rows in a batch that is sent as one statement. For larger ones, the round trips that it
+/// saves do not matter.
 const SINGLE_STATEMENT_ROWS_MAX: usize = 256;
 
 type Answer = Dispatched<Result<(), ApplyError>>;
@@ -50,13 +52,13 @@ pub(crate) struct BatchSender {
     subscription: SubscriptionName,
     term: Term,
     prepared: Prepared,
-    /// The way to the target and back takes no longer than this.
+    /// Upper bound of a round trip to the target.
     round_trip: Duration,
-    /// COPYs whose data is on its way.
+    /// COPYs that have not ended.
     copies: JoinSet<()>,
 }
 
-/// A batch on its way.
+/// A batch that has been sent and not answered.
 pub(crate) struct InFlight {
     answers: VecDeque<Answer>,
     failed: Option<ApplyError>,
@@ -64,10 +66,10 @@ pub(crate) struct InFlight {
     commits: bool,
 }
 
-/// How a batch fared.
+/// The result of a batch.
 pub(crate) struct Answered {
     pub(crate) result: Result<(), ApplyError>,
-    /// From its sending to its last answer.
+    /// Time from sending the batch to its last answer.
     pub(crate) took: Duration,
     commits: bool,
 }
@@ -94,7 +96,7 @@ impl BatchSender {
         self.prepared.forget(table);
     }
 
-    /// Learns from a batch how far the target is.
+    /// Lowers the bound of a round trip if this batch took less.
     pub(crate) fn note(&mut self, answered: &Answered) {
         if answered.commits && answered.result.is_ok() {
             self.round_trip = self.round_trip.min(answered.took);
@@ -102,7 +104,7 @@ impl BatchSender {
         while self.copies.try_join_next().is_some() {}
     }
 
-    /// Fails if a test wants the answer to be lost.
+    /// Fails if a test has asked for the answer to be lost.
     pub(crate) async fn receive(&self, answered: &Answered) -> Result<(), ApplyError> {
         let lost = match (answered.commits, &answered.result) {
             (_, Err(_)) => false,
@@ -112,8 +114,7 @@ impl BatchSender {
         if lost { Err(self.client.lose().await.into()) } else { Ok(()) }
     }
 
-    /// Sends a batch. Waits only for statements that are not prepared yet. `alone`: nothing else is under
-    /// way.
+    /// Sends a batch. Waits only for statements that are not prepared yet.
     ///
     /// # Errors
     /// It could not be sent, and nothing of it was.
@@ -134,9 +135,10 @@ impl BatchSender {
     }
 
     async fn statements(&mut self, batch: &Batch) -> Result<VecDeque<Answer>, ApplyError> {
-        // Everything that can fail here comes first, so that a batch is sent whole or not at all.
+        // Everything that can fail before sending comes first, so that a batch is sent completely or not at
+        // all.
         let mut statements = Vec::with_capacity(batch.sets.len());
-        // A slice's COMMIT comes with the last one, and that is sent when all others have been answered.
+        // The COMMIT of slices is sent after their answers, so their row counts can be compared here.
         let counted = if batch.advance.is_some() { Count::ByStatement } else { Count::ByAnswer };
         for set in &batch.sets {
             statements.push(self.prepared.step(set, counted, self.round_trip).await?);
@@ -172,8 +174,8 @@ impl BatchSender {
         Ok(answers)
     }
 
-    /// Sends the batch as one statement, if it is one set and nothing is under way: a small transaction
-    /// then waits for one answer. None if it is more.
+    /// Sends the batch as one statement, if it is one set and no other batch is unanswered: a small transaction
+    /// then waits for one answer. Returns none if the batch does not suit that, and sends nothing then.
     async fn single_statement(
         &mut self,
         batch: &Batch,
@@ -212,7 +214,7 @@ impl BatchSender {
         Dispatched::new(async move { Ok(client.batch_execute(&sql).await?) })
     }
 
-    /// `expected` is the number of rows that the answer must tell, if it has to.
+    /// `expected` is the row count that the server must report; none if the statement checks it itself.
     fn set(&self, statement: Statement, params: Vec<Param>, expected: Option<u64>) -> Answer {
         let client = Arc::clone(&self.client);
         Dispatched::new(async move {
@@ -230,7 +232,7 @@ impl BatchSender {
         let (answer, answered) = oneshot::channel();
         let copy = CopyIn { statement, data, rows, answer };
         let mut asked = Dispatched::new(async move { copy.run(client).await });
-        // A task of its own: data flows while the next batch is being built.
+        // The task sends data while the next batch is being built.
         self.copies.spawn(async move { asked.answer().await });
         Dispatched::new(async move { answered.await.unwrap_or(Err(ApplyError::SetMissed)) })
     }
@@ -246,7 +248,7 @@ impl BatchSender {
         })
     }
 
-    /// As `progress::advance_counted` takes them.
+    /// The parameters of `progress::advance_counted`.
     fn progress_params(&self, advance: Advance) -> [BoxedParam; 6] {
         let transactions = i64::try_from(advance.transactions).unwrap_or(i64::MAX);
         [
@@ -275,7 +277,8 @@ impl InFlight {
             self.answers.pop_front();
             if let Err(error) = result {
                 if matches!(error, ApplyError::CopyRefused(_)) {
-                    // From here on, answers are not what they seem to be. That counts more than what failed first.
+                    // Later answers cannot be assigned to requests any more, which matters more than the first
+                    // failure.
                     self.answers.clear();
                     self.failed = Some(error);
                 } else {
@@ -288,7 +291,7 @@ impl InFlight {
     }
 }
 
-/// The tables that the sets write to.
+/// Returns the stamps of the tables that the sets write to.
 fn stamps(sets: &[SetStep]) -> Stamps {
     let mut stamps = Stamps::default();
     for set in sets {
@@ -300,16 +303,16 @@ fn stamps(sets: &[SetStep]) -> Stamps {
     stamps
 }
 
-/// Asks whether the tables are still what they were planned for; `guard` fails if not.
+/// Runs `guard`, which fails if a table's definition has changed since it was planned.
 async fn ask(client: &PgClient, guard: &Statement, stamps: &Stamps) -> Result<(), ApplyError> {
     let (oids, stamps) = stamps.parameters();
     client.execute(guard, &[&oids, &stamps]).await?;
     Ok(())
 }
 
-/// What a batch is closed with.
+/// The end of a batch.
 enum Last {
     Commit(Statement, Advance),
-    /// A slice leaves its transaction open.
+    /// The end of a slice: its transaction stays open.
     Guard(Statement),
 }

@@ -1,13 +1,14 @@
-//! A small transaction that is one set, as one statement: with its guards and its progress, and without
-//! BEGIN and COMMIT.
+//! A batch of one small set as a single statement, which also moves the progress row. It needs no BEGIN and
+//! COMMIT.
 //!
-//! # How it knows that its table is what it was planned for
-//! Asking the catalog ([`crate::apply::stamp`]) would cost as much as the row. But the server watches the table
-//! anyway: it plans a prepared statement anew once anything about it has changed, and looks for that after
-//! it has locked it (`RevalidateCachedQuery` in `plancache.c`). So each plan carries a number of its own
-//! (`pgsluice.plan_id()`), which the statement tells. The first time, the catalog is asked behind it, in the same
-//! transaction, and the number is noted; from then on, the statement fails by itself (a division by zero) if
-//! its plan has another. Then rows go one by one, which asks the catalog, and the next number is noted.
+//! # How it notices that its table has changed
+//! Comparing the table's stamp ([`crate::apply::stamp`]) would cost as much as the row. But the server makes
+//! a new plan for a prepared statement once anything about the table has changed, and checks that after it
+//! has locked the table (`RevalidateCachedQuery` in `plancache.c`). `pgsluice.plan_id()` is evaluated once
+//! for each plan, so each plan has a number of its own, which the statement returns. The statement is first
+//! run within a transaction that also compares the stamp, and the plan's number is kept. From then on, the
+//! statement fails by itself (a division by zero) if its plan has another number. The batch is then applied
+//! row by row, which compares the stamp, and the next plan's number is kept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -26,19 +27,19 @@ use crate::schema::TablePlan;
 
 pub(crate) type BoxedParam = Box<dyn ToSql + Sync + Send>;
 
-/// No plan has this number.
+/// A number that no plan has.
 const NONE: i64 = 0;
 
 /// One table's statement for one kind of change.
 #[derive(Debug, Clone)]
 pub(crate) struct SingleStatement {
     pub(crate) statement: Statement,
-    /// The number of the plan that was made for the table as we know it.
+    /// The number of the plan that was made for the table's known definition.
     fitting: Arc<AtomicI64>,
 }
 
-/// Its text. Parameters: the set's, the progress's, and the number of the plan that it must have, which is
-/// NULL if any will do. It returns the number that it has, as `plan`.
+/// Returns the statement's text. Parameters: the set's, those of the progress row, and the number of the plan
+/// that it must have; NULL allows any plan. It returns the number of its plan as `plan`.
 pub(crate) fn single_statement_sql(table: &TablePlan, kind: &SetKind, format: Format) -> String {
     sql::with_progress_sql(table, kind, format, |first| {
         let (moved, counted, next) = advance_counted(first);
@@ -46,8 +47,8 @@ pub(crate) fn single_statement_sql(table: &TablePlan, kind: &SetKind, format: Fo
     })
 }
 
-/// Its plan's number, which must be `$wanted`. The function is called once a plan, and so named once; and
-/// OFFSET keeps its subquery one.
+/// Returns the plan's number, and fails if it is not `$wanted`. The function is named once, so that it is
+/// evaluated once for each plan; OFFSET keeps the planner from inlining its subquery.
 fn plan_guard(wanted: usize) -> String {
     format!(
         "(SELECT p.id / (CASE WHEN p.id OPERATOR(pg_catalog.<>) ${wanted}::pg_catalog.int8 THEN 0 ELSE 1 END) \
@@ -60,12 +61,12 @@ impl SingleStatement {
         Self { statement, fitting: Arc::new(AtomicI64::new(NONE)) }
     }
 
-    /// The number of the plan that fits, if one is known to.
+    /// The number of the plan for the table's known definition; none while it is unknown.
     pub(crate) fn fitting(&self) -> Option<i64> {
         Some(self.fitting.load(Ordering::Relaxed)).filter(|&plan| plan != NONE)
     }
 
-    /// Runs it, and fails unless its plan is the one of this number.
+    /// Runs the statement, and fails unless its plan has this number.
     pub(crate) async fn run(
         self,
         client: &PgClient,
@@ -82,8 +83,8 @@ impl SingleStatement {
         }
     }
 
-    /// Runs it with whatever plan it has, and notes the plan if the table turns out to be what it is taken for:
-    /// `asked`, within the same transaction.
+    /// Runs the statement with any plan, and keeps the plan's number if `asked` succeeds, which compares the
+    /// table's stamp within the same transaction.
     pub(crate) async fn run_first(
         self,
         client: &PgClient,
@@ -96,7 +97,7 @@ impl SingleStatement {
             let plan: Option<i64> = rows.first().map(|row| row.try_get("plan")).transpose()?;
             Ok(plan.unwrap_or(NONE))
         };
-        // Both are sent by the first poll.
+        // The first poll sends both requests.
         let (plan, ()) = futures_util::future::try_join(told, asked).await?;
         self.fitting.store(plan, Ordering::Relaxed);
         Ok(())

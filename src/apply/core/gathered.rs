@@ -1,4 +1,4 @@
-//! Events that wait to be sent: whole transactions first, then what there is of the next.
+//! Events that wait to be sent: first whole transactions, then the received part of the next one.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use crate::apply::incoming::event::Event;
 use crate::apply::outcome::{Applied, How, unix_time_us};
 use crate::pgoutput::{Begin, Commit, Tally};
 
-/// How much may be gathered for one batch.
+/// The maximum size of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Changes in a batch, at most. A transaction with more goes in slices.
+    /// Maximum number of changes. A larger transaction is sent in slices.
     pub changes: usize,
-    /// Bytes of rows in a batch, at most; one larger row goes alone.
+    /// Maximum bytes of rows. A larger row is a batch of its own.
     pub bytes: usize,
 }
 
@@ -23,7 +23,7 @@ impl Default for Bounds {
     }
 }
 
-/// Whole transactions that have waited for this long are sent although the target is still busy.
+/// Whole transactions that have waited this long are sent although the target has not answered everything.
 pub(crate) const BATCH_AGE_MAX: Duration = Duration::from_millis(100);
 
 /// Events in publisher order.
@@ -47,7 +47,7 @@ impl Gathered {
         self.events.push(event);
     }
 
-    /// Everything so far belongs to whole transactions.
+    /// Notes that all events so far belong to whole transactions.
     pub(crate) fn close(&mut self) {
         self.whole = self.events.len();
     }
@@ -60,7 +60,7 @@ impl Gathered {
         self.events.len() >= bounds.changes || self.bytes >= bounds.bytes
     }
 
-    /// When whole transactions will have waited long enough for a target that is busy.
+    /// The time from which whole transactions are sent to a busy target; none if there are none.
     pub(crate) fn is_old_at(&self) -> Option<Moment> {
         self.has_whole().then(|| self.since + BATCH_AGE_MAX)
     }
@@ -69,7 +69,8 @@ impl Gathered {
         self.whole > 0
     }
 
-    /// The last, unfinished transaction gets the beginning that it came without.
+    /// Puts a Begin before the events of the last, unfinished transaction: a transaction in progress is
+    /// received without one.
     pub(crate) fn begin_last(&mut self, begin: Begin) {
         self.events.insert(self.whole, Event::Begin(begin));
     }
@@ -77,12 +78,13 @@ impl Gathered {
     pub(crate) fn take_all(&mut self) -> Vec<Event> {
         self.bytes = 0;
         self.whole = 0;
-        // As much will come again: growing step by step would move every event several times.
+        // About as many events will come again, and growing the vector step by step would move each several
+        // times.
         let next = Vec::with_capacity(self.events.len());
         std::mem::replace(&mut self.events, next)
     }
 
-    /// The whole transactions. What there is of the next one stays.
+    /// Takes the whole transactions. The events of the next one stay.
     pub(crate) fn take_whole(&mut self, now: Moment) -> Vec<Event> {
         let rest = self.events.split_off(self.whole);
         let whole = self.take_all();
@@ -98,12 +100,12 @@ impl Gathered {
     }
 }
 
-/// What there is to say of a transaction that has ended.
+/// Describes a transaction that has ended.
 pub(crate) fn applied(commit: &Commit, changes: u64, how: How) -> Applied {
     Applied { commit_lsn: commit.commit_lsn, commit_time_us: unix_time_us(commit.commit_time), changes, how }
 }
 
-/// The last commit among the events.
+/// Returns the last commit among the events and the number of the transaction's changes.
 pub(crate) fn last_commit(events: &[Event]) -> Option<(Commit, u64)> {
     events.iter().rev().find_map(|event| match event {
         Event::Commit { commit, changes } => Some((*commit, *changes)),
@@ -111,7 +113,7 @@ pub(crate) fn last_commit(events: &[Event]) -> Option<(Commit, u64)> {
     })
 }
 
-/// Counts what the events hold, before compaction.
+/// Counts transactions and changes, before compaction.
 pub(crate) fn summarize(events: &[Event]) -> Tally {
     let mut tally = Tally::default();
     for event in events {

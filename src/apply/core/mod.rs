@@ -1,4 +1,4 @@
-//! Decides how the stream is applied. Does nothing itself: messages, answers and time in, steps out.
+//! Decides how the stream is applied. Messages, answers and the time go in; steps come out.
 //!
 //! ```text
 //!            ┌───────────────────────────── all answered, the record agrees ──────────────────────────────┐
@@ -10,26 +10,28 @@
 //!
 //! any ── conflict, contradiction, another writer, to be sent again ──▶ Stopped
 //! ```
-//! - `Sets`: whole transactions gather and go as batches of set statements, several under way.
-//! - `Slices`: one transaction flows into an open target transaction.
-//! - `Settling`: something did not work; whatever is under way is answered before anything else is sent.
+//! - `Sets`: whole transactions are gathered and sent as batches of set statements. Several batches may be
+//!   unanswered at a time.
+//! - `Slices`: one transaction, larger than a batch, is sent in parts within one open target transaction.
+//! - `Settling`: a batch failed, or an event cannot be part of a set. All unanswered batches are answered
+//!   before anything else is sent.
 //! - `Rows`: one publisher transaction is one target transaction, row by row, in order.
-//! - `Stopped`: nothing more is applied by this core.
+//! - `Stopped`: this core applies nothing more.
 //!
-//! Sets are an optimisation: whatever goes wrong with one is rolled back and applied row by row, which commits
-//! everything before the offending transaction and names the change.
+//! Set statements are an optimisation. If one fails, its batch is rolled back and applied row by row, which
+//! commits everything before the transaction in conflict and names the change.
 //!
 //! # Invariants
-//! They are checked here, in release builds too, and stop the stream where they do not hold:
+//! They are checked here, also in release builds. If one does not hold, the stream ends:
 //! - No COMMIT records a position at or below the last one (`positions`).
 //! - No position is reported that is not recorded (`positions`).
 //! - No change of a table is applied that commits before the table's position (`incoming`).
-//! - Nothing is applied again that may still commit: a replay waits until everything under way has been
-//!   answered, and until the progress row is where the answers say.
+//! - Nothing is applied again that may still commit: events are replayed only after every batch has been
+//!   answered and the progress row has been found where the answers say.
 //!
 //! # What it does not do
-//! It knows no socket, clock or driver. `apply::performer` carries its steps out on the target session; the
-//! simulator (`tests/sim`) does so on a model.
+//! It uses no socket, clock or driver. `apply::performer` carries out its steps on the target session; the
+//! simulator (`tests/sim`) carries them out on a model of the target.
 
 mod gathered;
 mod positions;
@@ -63,7 +65,8 @@ use crate::pgoutput::{Format, Message};
 /// Time since the stream began.
 pub type Moment = Duration;
 
-/// A transaction in progress may be silent for this long: until its end, rows of the target are locked.
+/// How long no message may come while a transaction in progress is being applied: until it ends, it holds
+/// locks on rows of the target.
 const IN_PROGRESS_SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Applies one subscription's stream.
@@ -72,7 +75,7 @@ pub struct Core {
     subscription: SubscriptionName,
     intake: Intake,
     positions: Positions,
-    /// Pass over exactly the transaction that finishes here.
+    /// The one transaction that is passed over, by the position of its commit record.
     skip: Option<Lsn>,
     bounds: Bounds,
     phase: Phase,
@@ -82,7 +85,7 @@ pub struct Core {
     steps: VecDeque<Step>,
 }
 
-/// How events are applied as they come. Consumed by every transition.
+/// How events are applied. Every transition consumes the phase.
 #[derive(Debug)]
 enum Phase {
     Sets(Sets),
@@ -117,14 +120,14 @@ impl Core {
         }
     }
 
-    // --- what the shell asks --------------------------------------------------------------
+    // --- questions of the shell -----------------------------------------------------------
 
     /// The next step to be carried out.
     pub fn next_step(&mut self) -> Option<Step> {
         self.steps.pop_front()
     }
 
-    /// Whether the stream's next message can be taken. If not, an answer has to come first.
+    /// Whether the stream's next message can be taken. If not, an answer or a description is outstanding.
     pub fn takes_messages(&self) -> bool {
         if self.intake.tables.awaits_description() {
             return false;
@@ -137,8 +140,8 @@ impl Core {
         }
     }
 
-    /// The position up to which the stream has been received, between two transactions; none within one.
-    /// Which changes belong to which table has been decided up to here.
+    /// The position up to which the stream has been received; none within a transaction. For every change
+    /// before it, it has been decided whether the change applies to its table.
     pub fn received(&self) -> Option<Lsn> {
         self.intake.received()
     }
@@ -170,20 +173,20 @@ impl Core {
         [stale, idle, old].into_iter().flatten().min()
     }
 
-    // --- what the shell tells -------------------------------------------------------------
+    // --- events from the shell ------------------------------------------------------------
 
-    /// The table is synchronised: changes that commit at or beyond the position apply. Only between two
-    /// transactions.
+    /// The table is synchronised: changes that commit at or beyond the position apply. May only be called
+    /// between two transactions.
     pub fn set_position(&mut self, source: &QualifiedName, position: Lsn) {
         self.intake.tables.set_position(source, position);
     }
 
-    /// Time between two records of the position of a stream that brings nothing for the target, at least.
+    /// Sets the minimum time between two records of a position that has no transaction.
     pub fn set_idle_record_interval(&mut self, interval: Duration) {
         self.positions.set_idle_interval(interval);
     }
 
-    /// Takes the stream's next message; only if [`Self::takes_messages`].
+    /// Takes the stream's next message. May only be called if [`Self::takes_messages`].
     pub fn take(&mut self, message: Message, now: Moment) {
         (self.now, self.heard) = (now, now);
         if matches!(self.phase, Phase::Stopped) {
@@ -213,7 +216,7 @@ impl Core {
         self.end_on_error(done);
     }
 
-    /// The publisher has nothing to send up to here. `wants_report`: it asks how far we are.
+    /// The publisher has sent everything up to `wal_end`. With `wants_report` it requests a status update.
     pub fn keepalive(&mut self, wal_end: Lsn, wants_report: bool, now: Moment) {
         self.now = now;
         if wants_report {
@@ -228,7 +231,7 @@ impl Core {
         }
     }
 
-    /// Nothing more has come for now: an idle target gets what there is.
+    /// No message is waiting: if the target is idle, what has been gathered is sent.
     pub fn quiet(&mut self, now: Moment) {
         self.now = now;
         let done = self.flush().and_then(|()| self.record_if_due());
@@ -244,7 +247,7 @@ impl Core {
         self.quiet(now);
     }
 
-    /// The oldest step that is to be answered has been answered.
+    /// Takes the answer to the oldest unanswered step.
     pub fn answered(&mut self, answer: Answer, now: Moment) {
         self.now = now;
         let phase = std::mem::replace(&mut self.phase, Phase::Stopped);
@@ -274,7 +277,7 @@ impl Core {
         let done = match self.intake.tables.describe(description.as_ref()) {
             Ok(Some(described)) => self.planned(described),
             Ok(None) => Err(End::Invariant("a table was described that nobody asked about")),
-            // Whether it matters is not known before the transaction's end.
+            // Whether the table's position lies before the transaction's commit is known at its end only.
             Err(_) if self.is_in_progress() => Err(End::SendWhole),
             Err(misfits) => Err(End::Unfit(misfits)),
         };
@@ -287,7 +290,7 @@ impl Core {
         let Described { replaced, source, exact_because, takes_binary } = described;
         self.steps.extend(replaced.map(|table| Step::Forget { table }));
         if self.intake.format() == Format::Binary && !takes_binary {
-            // The catalogs said otherwise when the stream was started.
+            // The stream was started in binary because the catalogs allowed it then.
             return Err(self.send_again());
         }
         self.tell(Outcome::Planned { source, exact_because });
@@ -319,7 +322,7 @@ impl Core {
         Ok(())
     }
 
-    /// A transaction in progress was rolled back: so is what has been applied of it.
+    /// The publisher has rolled back the transaction in progress: what has been applied of it is rolled back.
     fn roll_back(&mut self) -> Result<(), End> {
         let phase = std::mem::replace(&mut self.phase, Phase::Stopped);
         self.phase = match phase {
@@ -334,7 +337,7 @@ impl Core {
         Ok(())
     }
 
-    /// As much has been gathered as may be.
+    /// Sends gathered events because their bound has been reached.
     fn make_room(&mut self) -> Result<(), End> {
         let phase = std::mem::replace(&mut self.phase, Phase::Stopped);
         self.phase = match phase {
@@ -364,7 +367,7 @@ impl Core {
         rests && self.received().is_some()
     }
 
-    /// Records how far an idle stream has come, so that it can be reported.
+    /// Records the position of an idle stream, so that it can be reported.
     fn record_if_due(&mut self) -> Result<(), End> {
         if !self.is_at_rest() || self.positions.idle_due().is_none_or(|due| due > self.now) {
             return Ok(());
@@ -379,7 +382,8 @@ impl Core {
         Ok(())
     }
 
-    /// Up to the transaction that is being received, or the last one that has been sent to the target.
+    /// The end by which the publisher sends everything again. Row by row go all transactions up to the one that
+    /// is being received, or up to the last one that was sent to the target.
     fn send_again(&self) -> End {
         if self.is_in_progress() {
             return End::SendWhole;

@@ -1,13 +1,15 @@
-//! How far the target has come, and what may be reported because of it.
+//! The positions of the stream: what the target has recorded, and therefore may be reported.
 //!
 //! ```text
-//! recorded ≤ sent        positions of the progress row: committed, and once everything sent is through
-//! passed                 received up to here, and nothing of it is left to apply
+//! recorded   the progress row's position by the last answered COMMIT
+//! sent       the progress row's position once everything that was sent has been committed; recorded ≤ sent
+//! passed     the stream has been received up to here, and nothing but gathered events is left to apply
 //! ```
 //! # Invariants
 //! - The progress row moves from `sent` to a larger position, and only an answer moves `recorded`.
-//! - Only `recorded` is ever reported. What needs nothing in the target is recorded there first, so that a
-//!   slot whose confirmed position lies beyond the record proves that something is missing.
+//! - Only `recorded` is ever reported. A position without changes for the target is recorded there, too,
+//!   before it is reported. So a slot whose confirmed position lies beyond the record proves that something
+//!   is missing.
 
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use super::Moment;
 use crate::apply::end::End;
 use crate::pg::Lsn;
 
-/// A move of the progress row, made within the transaction that it vouches for.
+/// A move of the progress row, made within the target transaction that applies the changes up to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Advance {
     pub from: Lsn,
@@ -30,11 +32,11 @@ pub(crate) struct Positions {
     recorded: Lsn,
     sent: Lsn,
     passed: Lsn,
-    /// The publisher waits to hear how far we are.
+    /// The publisher has requested a status update.
     asked: bool,
     /// When a position without a transaction was last recorded.
     idle_recorded_at: Option<Moment>,
-    /// Time between two such records, at least.
+    /// Minimum time between two such records.
     idle_interval: Duration,
 }
 
@@ -62,12 +64,12 @@ impl Positions {
         self.sent
     }
 
-    /// Everything received up to here needs nothing of the target but what has been gathered before it.
+    /// Notes that nothing up to here is left to apply, except events that have been gathered or sent.
     pub(crate) fn pass(&mut self, lsn: Lsn) {
         self.passed = self.passed.max(lsn);
     }
 
-    /// The publisher has asked for a report.
+    /// Notes that the publisher has requested a status update.
     pub(crate) fn ask(&mut self) {
         self.asked = true;
     }
@@ -76,7 +78,7 @@ impl Positions {
         self.passed
     }
 
-    /// The next move of the progress row.
+    /// Returns the next move of the progress row: from `sent` to `to`.
     pub(crate) fn advance(
         &mut self,
         to: Lsn,
@@ -90,7 +92,7 @@ impl Positions {
         Ok(Advance { from, to, commit_time_us, transactions })
     }
 
-    /// The move is committed.
+    /// Notes that the move is committed, and returns the recorded position.
     pub(crate) fn commit(&mut self, advance: Advance) -> Result<Lsn, End> {
         if advance.from != self.recorded || advance.to > self.sent {
             return Err(End::Invariant("a COMMIT was answered out of order"));
@@ -99,12 +101,14 @@ impl Positions {
         Ok(self.recorded)
     }
 
-    /// Nothing is under way any more: what was sent beyond the recorded position has been rolled back.
+    /// Notes that everything sent beyond the recorded position has been rolled back, and that nothing is
+    /// unanswered.
     pub(crate) fn forget_sent(&mut self) {
         self.sent = self.recorded;
     }
 
-    /// When what was passed is to be recorded, for a stream at rest; none if there is nothing to record.
+    /// The time from which `passed` is recorded while the stream is at rest; none if there is nothing to
+    /// record.
     pub(crate) fn idle_due(&self) -> Option<Moment> {
         if self.passed <= self.sent {
             return None;
@@ -115,7 +119,7 @@ impl Positions {
         }
     }
 
-    /// Records what was passed, for a stream at rest.
+    /// Returns the move that records `passed`. The stream must be at rest.
     pub(crate) fn advance_idle(&mut self, now: Moment) -> Result<Advance, End> {
         self.asked = false;
         self.idle_recorded_at = Some(now);

@@ -1,8 +1,8 @@
 //! Phase `Rows`: one publisher transaction is one target transaction, row by row in order.
 //!
-//! Events go out as they come, also of a transaction too large to keep: its rows flow into the open target
-//! transaction. When one is refused, the transaction is rolled back at once; the rest of its events are only
-//! counted, so that the evidence can say how large it is.
+//! Each event is sent when it comes, so a transaction of any size needs bounded memory. When a row is refused,
+//! the target transaction is rolled back at once. The rest of the publisher's transaction is only counted,
+//! because the conflict's report says how many changes it has.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,18 +20,19 @@ use crate::apply::rows::facts::ConflictFacts;
 use crate::pg::Lsn;
 use crate::pgoutput::{Begin, Commit, Format, Tally};
 
-/// Rows sent and not yet answered, at most.
+/// Maximum number of rows that have been sent and not answered.
 const ROWS_MAX: usize = 256;
-/// Bytes of their values, at most; one larger row goes alone.
+/// Maximum bytes of the values in unanswered rows. A larger row is sent when no other is unanswered.
 const BYTES_MAX: usize = 4 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Rows {
-    /// Row by row until the transaction that finishes here is through; none: until nothing is left to replay.
+    /// The phase lasts until the transaction that finishes here has been applied; if none, until `replay` has
+    /// been applied.
     until: Option<Lsn>,
-    /// Where the last transaction finished.
+    /// Where the last applied transaction finished.
     finished: Lsn,
-    /// Events from before this phase. While there are any, no message is taken.
+    /// Events that were received before this phase. While there are any, no message is taken.
     replay: VecDeque<Event>,
     transaction: Option<Transaction>,
     /// Sizes of the rows that have not been answered, in bytes.
@@ -41,26 +42,27 @@ pub(super) struct Rows {
     committing: Option<Committing>,
 }
 
-/// The publisher's transaction that is being applied.
+/// The publisher transaction that is being applied.
 #[derive(Debug)]
 struct Transaction {
     begin: Begin,
-    /// What has been applied of it.
+    /// The changes that have been sent.
     tally: Tally,
     stage: Stage,
-    /// Its end, which waits for the answers to its rows.
+    /// Its Commit message and number of changes, kept until its rows have been answered.
     end: Option<(Commit, u64)>,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// Nothing to apply so far.
+    /// It has had no change for the target so far.
     Empty,
-    /// The target's transaction is open.
+    /// The target transaction is open.
     Open,
-    /// Passed over on an operator's word.
+    /// An operator has asked to skip it.
     Skipped,
-    /// Rolled back. Its size is known at its end.
+    /// The target transaction was rolled back on a conflict, which is reported at the end of the publisher's
+    /// transaction: its size is known then.
     Failed(Box<ConflictFacts>),
 }
 
@@ -68,7 +70,7 @@ enum Stage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
     GoesOn,
-    /// A conflict was found: whatever comes after it must not be applied.
+    /// A conflict was found: nothing after it may be applied.
     Stops,
 }
 
@@ -123,14 +125,14 @@ impl Rows {
         self.is_at_rest() && self.until.is_none_or(|until| self.finished >= until)
     }
 
-    /// A position has been sent to be recorded.
+    /// Notes that the record of a position has been sent.
     pub(super) fn note_record(&mut self, advance: Advance) {
         self.committing = Some(Committing { advance, outcome: Committed::Position });
     }
 }
 
 impl Core {
-    /// Sends as many events of the replay as there is room for; ends the phase when it is through.
+    /// Sends events of `replay` while there is room, and ends the phase when everything has been applied.
     pub(super) fn pump(&mut self, mut rows: Rows) -> Result<Phase, End> {
         while rows.has_window()
             && let Some(event) = rows.replay.pop_front()
@@ -241,11 +243,12 @@ impl Core {
                 self.refused_commit(*facts, &committing)?;
                 return Ok(Phase::Stopped);
             }
-            // A record or a skip holds no rows that could fail: the progress row was not where it should be.
+            // The record of a position, or of a skipped transaction, holds no rows that could fail, so the
+            // progress row was not where this core left it.
             Answer::Moved | Answer::Failed { .. } => {
                 return Err(End::AnotherWriter { expected: self.positions.recorded() });
             }
-            // A position is recorded another time.
+            // A position without a transaction is recorded later.
             Answer::NotSent { .. } if matches!(committing.outcome, Committed::Position) => {
                 self.positions.forget_sent();
             }
@@ -272,7 +275,7 @@ impl Core {
         Ok(())
     }
 
-    /// COMMIT was refused, by a deferred constraint for example.
+    /// Reports a refused COMMIT, for example by a deferred constraint.
     fn refused_commit(&mut self, mut facts: ConflictFacts, done: &Committing) -> Result<(), End> {
         self.positions.forget_sent();
         let Committed::Transaction { begin, commit, changes, .. } = &done.outcome else {
@@ -283,7 +286,7 @@ impl Core {
         Ok(())
     }
 
-    /// A conflict ends it: whatever comes after must not be applied.
+    /// Reports a conflict, after which nothing may be applied.
     fn conflict(
         &mut self,
         facts: ConflictFacts,
@@ -292,7 +295,7 @@ impl Core {
         changes: u64,
     ) -> Result<Flow, End> {
         if self.intake.format() == Format::Binary {
-            // Evidence is for people: the transaction comes again, with its values as text.
+            // The report shows values as text, so the publisher sends the transaction again in text format.
             return Err(End::SendAgain { until: commit.commit_lsn });
         }
         let report = facts.into_report(&self.subscription, begin, changes);
@@ -302,7 +305,7 @@ impl Core {
 }
 
 impl Transaction {
-    /// Opens the target's transaction if need be; whether changes are still applied.
+    /// Opens the target transaction at the first change. Returns whether changes are still applied.
     fn open(&mut self, steps: &mut VecDeque<Step>) -> bool {
         match self.stage {
             Stage::Empty => {

@@ -1,4 +1,4 @@
-//! Phase `Sets`: whole transactions gather while the target works on batches of earlier ones.
+//! Phase `Sets`: whole transactions are gathered while the target works on batches of earlier ones.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::mutation::{self, Mutation};
 use crate::pg::Lsn;
 use crate::pgoutput::Tally;
 
-/// Batches under way, at most: one that the target works on, and those that are on their way.
+/// Maximum number of unanswered batches: one that the target works on, and two whose messages are in transit.
 const BATCHES_MAX: usize = 3;
 
 #[derive(Debug, Default)]
@@ -31,24 +31,24 @@ pub(super) struct Sets {
 pub(super) struct Sent {
     pub(super) kept: Kept,
     pub(super) advance: Advance,
-    /// What it holds, slices that went before included.
+    /// Its transactions and changes, those of earlier slices included.
     pub(super) tally: Tally,
-    /// Its last transaction; none if it only records a position.
+    /// Its last transaction; none if the batch only records a position.
     pub(super) last: Option<Applied>,
 }
 
-/// What a batch that fails is applied from.
+/// Where the events of a batch come from if it fails and has to be applied again.
 #[derive(Debug)]
 pub(super) enum Kept {
     Events(Vec<Event>),
-    /// It is the end of a transaction that went in slices: only the publisher has it whole.
+    /// The batch is the end of a transaction whose slices were not kept: the publisher has to send it again.
     AtPublisher {
         /// Where the transaction finishes.
         finish: Lsn,
     },
 }
 
-/// Batches under way that are to be replayed although they may commit: none, but for a mutation.
+/// Unanswered batches that are replayed although they may commit; there are none without a mutation.
 fn again(under_way: &VecDeque<Sent>) -> Vec<Event> {
     if !mutation::is(Mutation::ReplayUnderWay) {
         return Vec::new();
@@ -77,12 +77,12 @@ impl Sets {
         self.under_way.is_empty() && self.gathered.is_empty()
     }
 
-    /// When gathered transactions are to be sent although the target is busy.
+    /// The time from which gathered transactions are sent although the target is busy.
     pub(super) fn is_old_at(&self) -> Option<Moment> {
         self.gathered.is_old_at().filter(|_| self.under_way.len() < BATCHES_MAX)
     }
 
-    /// A position has been sent to be recorded.
+    /// Notes that the record of a position has been sent.
     pub(super) fn note_record(&mut self, advance: Advance) {
         self.under_way.push_back(Sent {
             kept: Kept::Events(Vec::new()),
@@ -94,7 +94,8 @@ impl Sets {
 }
 
 impl Core {
-    /// Sends what has gathered if the target is idle, or if it has waited for long.
+    /// Sends whole transactions if the target is idle, or if they have waited for
+    /// [`BATCH_AGE_MAX`](super::gathered::BATCH_AGE_MAX).
     pub(super) fn flush_sets(&mut self, sets: Sets) -> Result<Phase, End> {
         let idle = sets.under_way.is_empty() && sets.gathered.has_whole();
         let old = sets.is_old_at().is_some_and(|at| self.now >= at);
@@ -107,7 +108,7 @@ impl Core {
         Ok(Phase::Sets(sets))
     }
 
-    /// The gathered events have reached their bound: sends whole transactions, or a slice of one.
+    /// Sends whole transactions, or a slice of one, because the gathered events have reached their bound.
     pub(super) fn send_full(&mut self, sets: Sets) -> Result<Phase, End> {
         if sets.under_way.len() >= BATCHES_MAX {
             return Ok(Phase::Sets(sets));
@@ -126,7 +127,7 @@ impl Core {
         let Some((commit, changes)) = last_commit(&events) else { return Ok(Phase::Sets(sets)) };
         let Ok(steps) = compact(&events) else { return self.replay(sets, events) };
         if steps.is_empty() {
-            // Nothing of it concerns the target.
+            // No change is left to apply.
             self.positions.pass(commit.end_lsn);
             return Ok(Phase::Sets(sets));
         }
@@ -142,7 +143,7 @@ impl Core {
         Ok(Phase::Sets(sets))
     }
 
-    /// These events cannot go as sets: they follow, row by row, what is under way.
+    /// Applies events row by row, after all unanswered batches, because no sets can be built from them.
     fn replay(&mut self, sets: Sets, mut events: Vec<Event>) -> Result<Phase, End> {
         let Sets { under_way, mut gathered } = sets;
         events.splice(0..0, again(&under_way));
@@ -150,8 +151,8 @@ impl Core {
         self.settle(Settling::new(under_way, events))
     }
 
-    /// Sets do not suit the event, or not now: everything before it is finished, and its transaction goes
-    /// row by row.
+    /// Applies the event's transaction row by row, after all earlier ones, because the event cannot be part of
+    /// a set.
     pub(super) fn leave_sets(&mut self, mut sets: Sets, event: Event) -> Result<Phase, End> {
         if self.is_in_progress() {
             return Err(End::SendWhole);
@@ -183,7 +184,7 @@ impl Core {
                 self.committed(&sent, took)?;
                 Ok(Phase::Sets(sets))
             }
-            // What was asked for behind a batch that was not sent finds the progress row elsewhere, and fails.
+            // Batches sent after one that was not sent fail, too: the progress row is not where they expect it.
             Answer::Failed { cause } | Answer::NotSent { cause } => {
                 let Sets { under_way, mut gathered } = sets;
                 let settling = Settling::new(under_way, gathered.take_all());
@@ -196,7 +197,7 @@ impl Core {
         }
     }
 
-    /// A batch is committed.
+    /// Notes that a batch is committed, and tells it.
     pub(super) fn committed(&mut self, sent: &Sent, took: Duration) -> Result<(), End> {
         let lsn = self.positions.commit(sent.advance)?;
         self.tell(match sent.last {

@@ -1,8 +1,8 @@
-//! Phase `Settling`: something did not work, and whatever is under way is answered before anything else is
-//! sent.
+//! Phase `Settling`: a batch failed, or an event cannot be part of a set. All unanswered batches are answered
+//! before anything else is sent.
 //!
-//! Batches that were sent before the one in question still commit, and what they hold must not be applied
-//! again. Those behind it cannot: they expect the progress row where it would have left it.
+//! Batches that were sent before a failed one still commit, so their changes must not be applied again. Batches
+//! that were sent after it cannot commit: they expect the progress row where the failed one would have left it.
 
 use std::collections::VecDeque;
 
@@ -19,33 +19,33 @@ use crate::mutation::{self, Mutation};
 pub(super) struct Settling {
     under_way: VecDeque<Sent>,
     outcome: SoFar,
-    /// What is applied row by row, in publisher order, once everything is settled.
+    /// Events in publisher order that are applied row by row once all batches have been answered.
     replay: Vec<Event>,
 }
 
-/// What the answers have shown.
+/// What the answers so far have shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SoFar {
-    /// Everything that was answered is committed.
+    /// Every answered batch is committed.
     Committed,
-    /// A batch has failed: this many events of `replay` come from failed batches.
+    /// A batch has failed. The first `events` of `replay` come from failed batches.
     Failed { events: usize },
-    /// All have been answered, and the progress row is being read.
+    /// Every batch has been answered, and the progress row is being read.
     Verifying,
 }
 
 impl Settling {
-    /// `replay` follows what is under way.
+    /// `replay` holds the events that follow the unanswered batches.
     pub(super) fn new(under_way: VecDeque<Sent>, replay: Vec<Event>) -> Self {
         Self { under_way, outcome: SoFar::Committed, replay }
     }
 
-    /// An event that follows everything else.
+    /// Appends an event.
     pub(super) fn push(&mut self, event: Event) {
         self.replay.push(event);
     }
 
-    /// The events of a failed batch, which follow those of earlier failed ones.
+    /// Puts the events of a failed batch behind those of earlier failed ones and before all others.
     fn put_back(&mut self, events: Vec<Event>) {
         let at = match self.outcome {
             SoFar::Failed { events } => events,
@@ -58,7 +58,7 @@ impl Settling {
 }
 
 impl Core {
-    /// A batch has failed, or could not be sent: it and everything behind it goes row by row.
+    /// Applies a batch that failed, or could not be sent, and everything after it row by row.
     pub(super) fn failed(&mut self, mut settling: Settling, kept: Kept, cause: String) -> Result<Phase, End> {
         if self.is_in_progress() {
             return Err(End::SendWhole);
@@ -74,7 +74,8 @@ impl Core {
         self.settle(settling)
     }
 
-    /// Waits for the next answer, or goes on if there is none to come.
+    /// Waits for the next answer. If there is none to come, replays the events, after a failure only once the
+    /// progress row has been read.
     pub(super) fn settle(&mut self, mut settling: Settling) -> Result<Phase, End> {
         if self.is_in_progress() {
             return Err(End::SendWhole);
@@ -114,7 +115,8 @@ impl Core {
                 self.committed(&sent, took)?;
                 self.settle(settling)
             }
-            // It expects the progress row where the failed one would have left it.
+            // This batch was sent after a failed one and expects the progress row where that would have left
+            // it. It can only have committed because another writer has moved the row there.
             (Answer::Done { .. }, SoFar::Failed { .. } | SoFar::Verifying) => Err(another_writer),
             (Answer::Failed { cause } | Answer::NotSent { cause }, SoFar::Committed) => {
                 self.failed(settling, sent.kept, cause)

@@ -1,7 +1,7 @@
-//! Phase `Slices`: one transaction, larger than a batch, flows into an open target transaction.
+//! Phase `Slices`: one transaction, larger than a batch, is sent in parts within one open target transaction.
 //!
-//! The publisher may have sent all of it, or may still be sending it without knowing how it ends. Its slices
-//! are not kept: if one fails, the publisher sends the transaction again, to be applied row by row.
+//! It may be a transaction in progress, which the publisher may still roll back. Slices are not kept: if one
+//! fails, the publisher sends the transaction again, to be applied row by row.
 
 use std::collections::VecDeque;
 
@@ -17,24 +17,24 @@ use crate::mutation::{self, Mutation};
 use crate::pg::Lsn;
 use crate::pgoutput::{Commit, Tally};
 
-/// Slices and batches under way, at most.
+/// Maximum number of unanswered slices and batches.
 const UNDER_WAY_MAX: usize = 3;
 
 #[derive(Debug)]
 pub(super) struct Slices {
-    /// Where the transaction finishes; none while that is not known.
+    /// Where the transaction finishes; none for a transaction in progress.
     finish: Option<Lsn>,
     under_way: VecDeque<InFlight>,
     gathered: Gathered,
-    /// What the slices so far hold.
+    /// The changes of the slices so far.
     tally: Tally,
     ending: Ending,
 }
 
-/// What has been sent and is not answered.
+/// A batch or slice that has been sent and is not answered.
 #[derive(Debug)]
 pub(super) enum InFlight {
-    /// A batch of transactions before this one.
+    /// A batch of earlier transactions.
     Batch(Sent),
     Slice,
 }
@@ -42,12 +42,12 @@ pub(super) enum InFlight {
 #[derive(Debug)]
 enum Ending {
     NotYet,
-    /// The last slice, with COMMIT, waits for the answers to all others.
+    /// The last slice, with COMMIT, is sent once all others have been answered.
     Commits {
         commit: Commit,
         changes: u64,
     },
-    /// The publisher has rolled it back; ROLLBACK waits for the answers.
+    /// The publisher has rolled the transaction back. ROLLBACK is sent once all slices have been answered.
     RollsBack,
     /// ROLLBACK has been sent.
     RollingBack,
@@ -72,7 +72,7 @@ impl Slices {
 }
 
 impl Core {
-    /// Sends what has gathered as a slice. Leaves the target's transaction open.
+    /// Sends the gathered events as a slice. The target transaction stays open.
     pub(super) fn send_slice(&mut self, mut slices: Slices) -> Result<Phase, End> {
         let events = slices.gathered.take_all();
         let Ok(sets) = compact(&events) else { return Err(self.send_sliced_again(slices.finish)) };
@@ -95,7 +95,7 @@ impl Core {
         self.flush_slices(slices)
     }
 
-    /// Sends a slice if one is full and there is room for it.
+    /// Sends a slice if enough has been gathered and not too many are unanswered.
     pub(super) fn flush_slices(&mut self, slices: Slices) -> Result<Phase, End> {
         let goes_on = matches!(slices.ending, Ending::NotYet);
         if goes_on && slices.gathered.is_full(self.bounds) && slices.under_way.len() < UNDER_WAY_MAX {
@@ -110,8 +110,8 @@ impl Core {
         self.end_slices(slices)
     }
 
-    /// Ends the target's transaction once everything else of it has been answered: the COMMIT of a slice
-    /// that failed would commit the others.
+    /// Ends the target transaction once all its slices have been answered. COMMIT is not sent before: the
+    /// server cannot check the row counts of a slice, which are compared when its answer comes.
     fn end_slices(&mut self, mut slices: Slices) -> Result<Phase, End> {
         let early = mutation::is(Mutation::LastSliceEarly);
         if !slices.under_way.is_empty() && !early {
@@ -164,7 +164,7 @@ impl Core {
         }
     }
 
-    /// As [`Self::send_again`], for a transaction whose slices are not kept.
+    /// As [`Self::send_again`]; row by row goes at least the transaction that finishes at `finish`.
     fn send_sliced_again(&self, finish: Option<Lsn>) -> End {
         match (self.send_again(), finish) {
             (End::SendAgain { until }, Some(finish)) => End::SendAgain { until: until.max(finish) },

@@ -1,7 +1,7 @@
-//! What the core asks for, and what it hears in answer.
+//! The core's steps and the answers to them.
 //!
-//! Pure data. The shell carries steps out in the order in which they come; each step that says so is
-//! answered exactly once, and answers come in the order of their steps.
+//! Pure data. The shell carries out steps in order. A step that is marked "Answered" gets exactly one answer,
+//! and answers come in the order of their steps.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,59 +16,60 @@ use crate::apply::table::TableContext;
 use crate::pg::{Lsn, QualifiedName};
 use crate::schema::TargetTable;
 
-/// What the shell has to do.
+/// A step that the shell carries out.
 #[derive(Debug)]
 pub enum Step {
-    /// Read a table's description from the target's catalog. Answered by [`super::Core::described`], apart
-    /// from the other answers.
+    /// Read a table's description from the target's catalog. [`super::Core::described`] takes the result, which
+    /// may come before or after other answers.
     Describe(QualifiedName),
-    /// Send a batch, without waiting for those before it. Answered.
+    /// Send a batch, without waiting for earlier ones. Answered.
     Apply(Batch),
-    /// Roll back what is open, and read the progress row: it must be at `expected`. Answered.
+    /// Roll back the open transaction, if any, and read the progress row: it must be at `expected`. Answered.
     Settle { expected: Lsn },
     /// Begin a target transaction for rows. Not answered.
     BeginRows,
-    /// Apply one row of it. Answered.
+    /// Apply one row in that transaction. Answered.
     Row { table: Arc<TableContext>, change: RowChange, index: u64 },
-    /// Truncate tables within it. Answered.
+    /// Truncate tables in that transaction. Answered.
     TruncateRows { tables: Vec<Arc<TableContext>>, restart_seqs: bool, index: u64 },
     /// Record the progress and commit the rows. Answered.
     CommitRows(Advance),
-    /// The table's prepared statements are of no more use: its definition has changed. Not answered.
+    /// Drop the table's prepared statements, because its definition has changed. Not answered.
     Forget { table: u64 },
-    /// Tell what has happened. Not answered.
+    /// Hand an outcome to the stream's loop. Not answered.
     Tell(Outcome),
     /// Nothing more can be applied. Not answered, and no step follows it.
     End(End),
 }
 
-/// Sets that go to the target together.
+/// Sets that are sent to the target together.
 #[derive(Debug)]
 pub struct Batch {
     pub sets: Vec<SetStep>,
-    /// Whether it begins the target's transaction. A slice that is not the first continues one.
+    /// Whether the batch begins a target transaction. A slice after the first one continues it.
     pub begins: bool,
-    /// The progress that it records before it commits. None for a slice: its transaction stays open.
+    /// The progress that the batch records before it commits. None for a slice: its transaction stays open.
     pub advance: Option<Advance>,
 }
 
-/// What became of a step.
+/// The result of a step.
 #[derive(Debug)]
 pub enum Answer {
-    /// It is done. A batch with progress, and rows that were to be committed, are committed.
+    /// The step is done. A batch with progress, and rows with [`Step::CommitRows`], are committed.
     Done { took: Duration },
-    /// The target has refused the batch, or its rows were other ones than planned. Nothing of it, and
-    /// nothing that was sent behind it, has been applied.
+    /// The target has refused the batch, or its rows differ from what was planned. Neither the batch nor
+    /// anything that was sent after it is committed.
     Failed { cause: String },
-    /// The same, and the session is of no more use.
+    /// The target has refused the batch, and the driver can no longer tell which answer belongs to which
+    /// request. The session cannot be used any more.
     OutOfStep { cause: String },
     /// The batch could not be built or prepared. Nothing of it was sent.
     NotSent { cause: String },
     /// The target has refused a row, a TRUNCATE or the COMMIT of rows. Their transaction is rolled back.
     Refused(Box<ConflictFacts>),
-    /// Nothing was done, because something before it in the transaction has been refused.
+    /// Nothing was done, because an earlier step of the transaction has been refused.
     PassedOver,
-    /// The progress row is not where it was expected: there is another writer.
+    /// The progress row is not where it was expected: another writer has moved it.
     Moved,
 }
 

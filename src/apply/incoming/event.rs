@@ -1,4 +1,4 @@
-//! The stream's messages as apply sees them: relations resolved, changes numbered.
+//! Events: the stream's messages with relations resolved and changes numbered.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use crate::apply::change::RowChange;
 use crate::apply::table::TableContext;
 use crate::pgoutput::{Begin, Commit};
 
-/// One event of the stream. Cheap to clone: rows share the bytes that they came in.
+/// One event of the stream. Cheap to clone: rows share the bytes of their messages.
 #[derive(Debug, Clone)]
 pub enum Event {
     Begin(Begin),
@@ -30,7 +30,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// Whether it can be part of a set.
+    /// Whether the event can be part of a set.
     #[inline]
     pub(crate) fn suits_sets(&self) -> bool {
         match self {
@@ -40,7 +40,7 @@ impl Event {
         }
     }
 
-    /// Bytes of the rows that it keeps alive.
+    /// Bytes of the event's rows.
     #[inline]
     pub(crate) fn size_bytes(&self) -> usize {
         match self {

@@ -1,21 +1,22 @@
-//! Turns the stream's messages into events: relations resolved, changes numbered, transactions told
-//! apart.
+//! Turns the stream's messages into events: resolves relations, numbers changes, and keeps transactions apart.
 //!
 //! # Transactions in progress
-//! A publisher that may (`streaming`) sends a large transaction in pieces before it knows how it ends, and
-//! other transactions in between. The first one that touches a table of ours is taken as if it were next: it
-//! is applied as it comes, in a target transaction that commits only if it does. Nearly always that is how it
-//! goes, and target and publisher have worked at the same time. Whatever cannot be proved to belong to what
-//! will commit is not applied so; the publisher is asked to send whole transactions ([`End::SendWhole`]),
-//! and nothing is lost but the work. That is so if
-//! - another transaction of ours commits first, or part of it is rolled back;
-//! - a subtransaction made the change. The publisher does not announce the abort of each one: a
-//!   subtransaction that was spilled to disk before the transaction could be streamed counts as not streamed
+//! With `streaming`, the publisher sends a large transaction in pieces before it commits, and other
+//! transactions in between. The first such transaction that changes one of the subscription's tables is
+//! assumed to be the next to commit: its changes are applied when they come, in a target transaction that
+//! commits only if the publisher's transaction does. Target and publisher then work at the same time. A
+//! change is applied so only if it certainly belongs to the transaction that will commit. Otherwise the
+//! publisher is asked to send transactions after their commit ([`End::SendWhole`]), and the target
+//! transaction is rolled back. That happens if
+//! - another transaction is received first, or another one in progress changes a table of the subscription;
+//! - a subtransaction is rolled back;
+//! - a subtransaction made the change. The publisher does not send an abort for each one: a subtransaction
+//!   that was spilled to disk before the transaction could be streamed counts as not streamed
 //!   (`ReorderBufferTruncateTXN` and `ReorderBufferAbort` in `reorderbuffer.c`);
-//! - the table's position lies beyond what has been received: whether the transaction commits before or
-//!   after it is known at its end only.
+//! - the table's position lies beyond what has been received: whether the transaction commits before or after
+//!   that position is known at its end only.
 //!
-//! So nothing has to be put by, in memory or on disk.
+//! So no change has to be stored until the transaction's end is known, neither in memory nor on disk.
 
 use std::sync::Arc;
 
@@ -31,9 +32,10 @@ use crate::pgoutput::{Begin, Format, Message, StreamAbort, StreamCommit, Truncat
 #[derive(Debug)]
 pub(crate) struct Intake {
     pub(crate) tables: Tables,
-    /// How values come.
+    /// How the publisher sends values.
     format: Format,
-    /// The publisher's transaction that is being received.
+    /// The publisher transaction that is being received. A transaction in progress counts from its first
+    /// change of a table of the subscription.
     receiving: Option<Receiving>,
     /// The transaction in progress that the current piece belongs to.
     piece: Option<u32>,
@@ -47,25 +49,25 @@ enum Receiving {
     InProgress { xid: u32, changes: u64 },
 }
 
-/// When the transaction of a change commits.
+/// Where the transaction of a change commits.
 #[derive(Debug, Clone, Copy)]
 enum Finish {
     At(Lsn),
-    /// Somewhere beyond this position.
+    /// At an unknown position beyond this one.
     Beyond(Lsn),
 }
 
-/// What a message means.
+/// The result of a message.
 #[derive(Debug)]
 pub(crate) enum Taken {
     Nothing,
     Event(Event),
-    /// A transaction without anything for us ended here.
+    /// A transaction without changes of the subscription's tables ended here.
     Passed(Lsn),
-    /// A table was described; the target's table of this name, if it is one of ours and the description is
-    /// news, is to be described next.
+    /// A Relation message came. The target's table of this name is to be described next; none if the relation
+    /// is not in the subscription or has not changed.
     Announced(Option<QualifiedName>),
-    /// The transaction in progress has committed: how it would have begun, and its end.
+    /// The transaction in progress has committed: its Begin, as a whole transaction has one, and its commit.
     Ended(Begin, Event),
     /// The transaction in progress was rolled back.
     RolledBack,
@@ -80,13 +82,12 @@ impl Intake {
         self.format
     }
 
-    /// The position up to which the stream has been received, between two transactions; none within
-    /// one.
+    /// The position up to which the stream has been received; none within a transaction.
     pub(crate) fn received(&self) -> Option<Lsn> {
         (self.receiving.is_none() && self.piece.is_none()).then_some(self.received)
     }
 
-    /// Where the transaction that is being received finishes, if there is one and it is known.
+    /// Where the transaction that is being received finishes; none without one, or for one in progress.
     pub(crate) fn finishes_at(&self) -> Option<Lsn> {
         match self.receiving {
             Some(Receiving::Whole { begin, .. }) => Some(begin.final_lsn),
@@ -94,12 +95,12 @@ impl Intake {
         }
     }
 
-    /// Whether it is not known yet how the transaction that is being received ends.
+    /// Whether a transaction in progress is being received.
     pub(crate) fn is_in_progress(&self) -> bool {
         self.piece.is_some() || matches!(self.receiving, Some(Receiving::InProgress { .. }))
     }
 
-    /// Takes note of an idle publisher's position; only between transactions.
+    /// Notes the position of a Keepalive message. May only be called between transactions.
     pub(crate) fn note_idle(&mut self, wal_end: Lsn) {
         self.received = self.received.max(wal_end);
     }
@@ -126,8 +127,7 @@ impl Intake {
                 self.tables.announce_type(message)?;
                 Ok(Taken::Nothing)
             }
-            // Neither carries anything for a table: where a transaction first came from, and what
-            // an application said beside its rows.
+            // Neither belongs to a table: the origin of a transaction, and an application's logical message.
             Message::Origin(_) | Message::Logical(_) => Ok(Taken::Nothing),
             Message::StreamStart(start) => {
                 if self.piece.replace(start.xid).is_some() || self.finishes_at().is_some() {
@@ -164,7 +164,7 @@ impl Intake {
                 let begin = Begin { final_lsn, commit_time, xid };
                 Ok(Taken::Ended(begin, Event::Commit { commit, changes }))
             }
-            // Nothing of it concerned us.
+            // This transaction changed no table of the subscription.
             Some(Receiving::InProgress { .. }) => Ok(Taken::Nothing),
             None => {
                 self.received = self.received.max(commit.end_lsn);
@@ -227,17 +227,17 @@ impl Intake {
         if accepted { Ok(()) } else { Err(End::SendWhole) }
     }
 
-    /// When the transaction of a change commits.
+    /// Where the transaction of a change commits.
     fn finish(&self, what: &str) -> Result<Finish, End> {
         match (self.piece, self.receiving) {
-            // Everything received so far has committed before it.
+            // Transactions are sent in commit order, so it commits after everything received so far.
             (Some(_), _) => Ok(Finish::Beyond(self.received)),
             (None, Some(Receiving::Whole { begin, .. })) => Ok(Finish::At(begin.final_lsn)),
             (None, Some(Receiving::InProgress { .. }) | None) => Err(outside(what)),
         }
     }
 
-    /// Counts a change of a table that is not ours.
+    /// Counts a change that is not applied.
     fn pass_over(&mut self) {
         match (self.piece, &mut self.receiving) {
             (None, Some(Receiving::Whole { changes, .. })) => *changes += 1,
@@ -246,7 +246,7 @@ impl Intake {
         }
     }
 
-    /// Counts a change that is ours, and tells its place in its transaction.
+    /// Counts a change that is applied, and returns its number in its transaction.
     fn count(&mut self) -> Result<u64, End> {
         match (self.piece, &mut self.receiving) {
             (None, Some(Receiving::Whole { changes, .. })) => {
@@ -266,7 +266,7 @@ impl Intake {
         }
     }
 
-    /// Finds the table of a relation; none if its changes are not to be applied.
+    /// Finds the table of a relation; none if its changes do not apply.
     fn find(&self, relation: u32, finish: Finish) -> Result<Option<&Arc<TableContext>>, End> {
         match (self.tables.lookup(relation), finish) {
             (Lookup::Unannounced, _) => Err(End::OutOfOrder(format!(

@@ -1,5 +1,4 @@
-//! The stream's messages as apply sees them: relations resolved, changes numbered, transactions told
-//! apart.
+//! The incoming stream: messages become events, and Relation messages are compared with the target.
 
 pub mod event;
 pub mod intake;

@@ -1,4 +1,4 @@
-//! Which tables belong to the subscription, and what a Relation message means for the target.
+//! The subscription's tables, and the plans that are made from Relation messages.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use crate::schema::{
 /// A table of the subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// The table as the publisher's catalog described it when the attempt began. It knows what a
-    /// Relation message hides: the type modifiers of domains.
+    /// The table as the publisher's catalog described it when the attempt began. It has the type modifiers of
+    /// domains, which a Relation message lacks.
     pub catalog: Arc<PublishedRelation>,
     pub target: QualifiedName,
     pub actions: PublishedActions,
-    /// A change applies if its commit lies at or beyond. None while the table is not synchronised: its
-    /// changes are then applied by its synchronisation.
+    /// A change applies if its transaction commits at or beyond this position. None while the table is not
+    /// synchronised: its changes are then applied by its synchronisation.
     pub position: Option<Lsn>,
 }
 
@@ -32,16 +32,16 @@ pub struct Member {
 /// but is not listed here is never written.
 pub type Membership = HashMap<QualifiedName, Member>;
 
-/// What a comparison needs to know of the target's session.
+/// What a comparison needs to know about the target session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Surroundings {
     pub replication_role: ReplicationRole,
-    /// The applying role, for the GRANT that it lacks.
+    /// The applying role, named in the GRANT that a misfit suggests.
     pub role: String,
 }
 
 impl Surroundings {
-    /// Compares a published table with its target as that is now.
+    /// Compares a published table with the target's current table.
     pub(crate) fn compare(
         &self,
         published: &PublishedRelation,
@@ -54,9 +54,9 @@ impl Surroundings {
     }
 }
 
-/// Whether a table would be planned as it was before, were it planned now.
+/// Whether the current comparison gives the same plan as before.
 pub(crate) fn is_still_planned_so(table: &TableContext, now: &Comparison) -> bool {
-    // A privilege that was taken away is no change of the table: the refusal itself tells it all.
+    // A revoked privilege is no change of the table, and the server's error names it.
     let refused = |misfit: &Misfit| {
         matches!(misfit.kind, MisfitKind::MissingPrivilege { .. } | MisfitKind::NoSchemaUsage { .. })
     };
@@ -67,21 +67,21 @@ pub(crate) fn is_still_planned_so(table: &TableContext, now: &Comparison) -> boo
 /// A table that has just been planned.
 #[derive(Debug)]
 pub(crate) struct Described {
-    /// The id of the plan that it replaces.
+    /// The id of the plan that the new one replaces.
     pub(crate) replaced: Option<u64>,
     pub(crate) source: QualifiedName,
     pub(crate) exact_because: Option<ExactBecause>,
     pub(crate) takes_binary: bool,
 }
 
-/// What the stream's relation ids stand for, in this session.
+/// The tables of the stream's relation OIDs.
 #[derive(Debug)]
 pub struct Tables {
     members: Membership,
     surroundings: Surroundings,
     cache: RelationCache,
     relations: HashMap<u32, Known, RandomState>,
-    /// A table that has been announced, and whose target is being described.
+    /// A table with a new Relation message whose target table is being described.
     awaited: Option<Awaited>,
     next_id: u64,
 }
@@ -99,13 +99,13 @@ enum Known {
     Foreign,
     Member {
         name: QualifiedName,
-        /// As the member's.
+        /// As [`Member::position`].
         position: Option<Lsn>,
         context: Arc<TableContext>,
     },
 }
 
-/// What a relation is to us.
+/// Whether a relation belongs to the subscription.
 #[derive(Debug)]
 pub(crate) enum Lookup<'a> {
     Member {
@@ -130,7 +130,7 @@ impl Tables {
         }
     }
 
-    /// The table is synchronised: changes that commit at or beyond the position apply.
+    /// Sets a table's position: changes that commit at or beyond it apply.
     pub(crate) fn set_position(&mut self, source: &QualifiedName, at: Lsn) {
         if let Some(member) = self.members.get_mut(source) {
             member.position = Some(at);
@@ -153,8 +153,8 @@ impl Tables {
         self.cache.note_type(message)
     }
 
-    /// Takes a Relation message. Returns the target's table that it is to be compared with
-    /// ([`Self::describe`]); none if the message is nothing new, or of a table outside the subscription.
+    /// Takes a Relation message. Returns the target's table that it is compared with ([`Self::describe`]); none
+    /// if the relation has not changed or is not in the subscription.
     pub(crate) fn announce(&mut self, message: Relation) -> Result<Option<QualifiedName>, RelationError> {
         let oid = message.oid;
         let name = QualifiedName::new(&message.schema, &message.name);
@@ -213,7 +213,7 @@ impl Tables {
         Ok(Some(Described { replaced, source: name, exact_because, takes_binary }))
     }
 
-    /// What a change of relation `oid` is a change of.
+    /// Finds the table of relation `oid`.
     pub(crate) fn lookup(&self, oid: u32) -> Lookup<'_> {
         match self.relations.get(&oid) {
             None => Lookup::Unannounced,

@@ -1,9 +1,9 @@
-//! Applies one table's changes into a transaction that stays open: the second half of a table's
-//! copy, from the snapshot's position to where the main stream is.
+//! Applies one table's changes within the transaction of its copy, from the snapshot's position to that of the
+//! main stream.
 //!
-//! Copy and catch-up are one target transaction, so a crash leaves nothing behind and the table
-//! is never seen half synchronised. There is no progress row to move: the table's `ready` mark
-//! carries the position instead, and commits with the rows.
+//! Copy and catch-up are one target transaction, so a crash leaves nothing behind and the table is never seen
+//! partly synchronised. No progress row moves: the table's `ready` mark holds the position and commits with the
+//! rows.
 
 use std::sync::Arc;
 
@@ -43,8 +43,8 @@ impl<'a> CatchUp<'a> {
         }
     }
 
-    /// Takes the stream's next message. Returns the position reached when a transaction has ended;
-    /// its rows are there once [`Self::settle`] returns.
+    /// Takes the stream's next message. Returns the position reached if it ended a transaction, whose rows have
+    /// been written once [`Self::settle`] returns.
     pub async fn handle(&mut self, message: Message) -> Result<Option<Lsn>, ApplyError> {
         match message {
             Message::Begin(begin) => self.open = Some(begin.final_lsn),
@@ -86,8 +86,8 @@ impl<'a> CatchUp<'a> {
         Ok(None)
     }
 
-    /// Waits until every row taken so far is there. Not at each commit: the target's transaction
-    /// goes on, and a round trip for each of the publisher's would be what takes the time.
+    /// Waits until every row taken so far has been written. This is not done at each commit of the publisher,
+    /// because a round trip for each would take most of the time.
     pub async fn settle(&mut self) -> Result<(), ApplyError> {
         self.executor.drain().await
     }

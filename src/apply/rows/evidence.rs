@@ -1,7 +1,7 @@
-//! After a rollback: what stood in the way, read from the target while it is still there.
+//! Collects the evidence of a conflict: the target's rows that a refused change met, read after the rollback.
 //!
-//! Values are rendered by the target's own output functions, as text, so that evidence of both
-//! sides compares. Nothing here decides: what is no conflict is handed back as the error it was.
+//! Values are rendered by the target's output functions, as text, so that the evidence of both sides can be
+//! compared. An error that is no conflict is returned unchanged.
 
 use crate::apply::TableContext;
 use crate::apply::change::{Param, RowChange};
@@ -19,14 +19,14 @@ use crate::pgoutput::{OldRow, Tuple, Value};
 use crate::schema::{TablePlan, catalog};
 use crate::target::TargetSession;
 
-/// Local rows shown per unique key, at most: one can stand in the way, more mean a broken index.
+/// Maximum number of local rows shown for each unique key. One is usual; more are a sign of a damaged index.
 const LOCAL_ROWS_MAX: usize = 8;
 
 /// Gathers the evidence for a failed change. The session's transaction has been rolled back.
 ///
 /// # Errors
-/// The failure itself, if it is not a conflict; [`ApplyError::TargetChanged`] if the change was
-/// planned for a table that is no longer like that; or that of looking.
+/// The failure itself, if it is not a conflict; [`ApplyError::TargetChanged`] if the table has changed since
+/// the change was planned; or the failure of a query for the evidence.
 pub(crate) async fn collect(error: ApplyError, session: &TargetSession) -> Result<ConflictFacts, ApplyError> {
     if let ApplyError::RowCount { change, .. } | ApplyError::Refused { change, .. } = &error {
         check_current(&change.table, session).await?;
@@ -39,9 +39,8 @@ pub(crate) async fn collect(error: ApplyError, session: &TargetSession) -> Resul
     }
 }
 
-/// Fails if the table would be planned otherwise now, or not at all: what went wrong with its
-/// changes is then the plan's fault, and theirs only if it happens again under a fresh one.
-/// The session must not be within a transaction.
+/// Fails if the table would get another plan now, or none: the outdated plan may be the cause of the failure,
+/// so the changes are applied again with a new one. The session must not be within a transaction.
 pub(crate) async fn check_current(table: &TableContext, session: &TargetSession) -> Result<(), ApplyError> {
     let name = &table.plan.target;
     let target = catalog::target_tables(&***session.client(), std::slice::from_ref(name)).await?;
@@ -50,7 +49,7 @@ pub(crate) async fn check_current(table: &TableContext, session: &TargetSession)
     if is_still_planned_so(table, &now) { Ok(()) } else { Err(ApplyError::TargetChanged(name.clone())) }
 }
 
-/// What a comparison needs to know of the session.
+/// Returns what a comparison needs to know about the session.
 pub(crate) fn surroundings(session: &TargetSession) -> Surroundings {
     Surroundings { replication_role: session.replication_role(), role: session.role().to_owned() }
 }
@@ -84,7 +83,7 @@ async fn refused(
     Ok(finding(kind, &change, local_rows, Some(error), message))
 }
 
-/// A TRUNCATE or a COMMIT (deferred constraints) was refused: no row to show but the server's words.
+/// Returns the facts of a refused TRUNCATE or COMMIT (deferred constraints), which has no row to show.
 fn of_no_row(error: ServerError) -> Result<ConflictFacts, ApplyError> {
     let Some(kind) = classify_error(Operation::Truncate, &error, 0) else {
         return Err(ApplyError::Server(Box::new(error)));
@@ -142,15 +141,15 @@ fn operation(change: &RowChange) -> Operation {
     }
 }
 
-/// The rows that hold a key which the new row wants, and how many unique keys they hold. The row
-/// that an update changes is not in its own way.
+/// Returns the local rows that conflict with the new row's unique keys, and the number of keys that conflict.
+/// The row that an update changes is not among them.
 async fn rows_in_the_way(
     failed: &FailedChange,
     session: &TargetSession,
 ) -> Result<(Vec<RowImage>, usize), ApplyError> {
     let plan = &failed.table.plan;
     let Some(new) = failed.change.new_row() else { return Ok((Vec::new(), 0)) };
-    // An update finds its own row under the keys that it leaves alone.
+    // The row that an update changes is found by each key that the update does not change.
     let own = row_itself(failed, session).await?;
     let (mut rows, mut hits) = (Vec::new(), 0);
     for unique in &plan.unique_keys {
@@ -170,7 +169,7 @@ async fn rows_in_the_way(
     Ok((rows, hits))
 }
 
-/// The target's row that an update or delete means.
+/// Returns the target's row that an update or delete changes.
 async fn row_itself(failed: &FailedChange, session: &TargetSession) -> Result<Vec<RowImage>, ApplyError> {
     if matches!(failed.change, RowChange::Insert { .. }) {
         return Ok(Vec::new());
@@ -180,8 +179,8 @@ async fn row_itself(failed: &FailedChange, session: &TargetSession) -> Result<Ve
     read_rows(session, &local_rows_by_identity_sql(plan, &exists.shape), exists.params).await
 }
 
-/// Reads rows as (column names, values as text). A query that fails because of what the change
-/// failed of, too (a column that has gone, a privilege), shows no rows rather than hide the cause.
+/// Reads rows as (column names, values as text). If the server refuses the query, for example because a
+/// column or a privilege is missing, no rows are returned, so that the change's own error is reported.
 async fn read_rows(
     session: &TargetSession,
     sql: &str,
@@ -212,12 +211,12 @@ fn row_image(row: &tokio_postgres::Row) -> Result<RowImage, ApplyError> {
         .collect())
 }
 
-/// The publisher's positions of these target columns; none if one is not published.
+/// Returns the positions of these target columns in the publisher's rows; none if one is not published.
 fn positions(plan: &TablePlan, columns: &[String]) -> Option<Vec<usize>> {
     columns.iter().map(|name| plan.columns.iter().position(|column| column.target == *name)).collect()
 }
 
-/// The value as a parameter; none if it is NULL (equal to nothing) or was not sent.
+/// Returns the value as a parameter; none if it is NULL, which equals nothing, or was not sent.
 fn text(row: &Tuple, column: usize) -> Option<Param> {
     match row.get(column)? {
         Value::Null | Value::Unchanged => None,
@@ -234,7 +233,7 @@ fn old_image(plan: &TablePlan, old: &OldRow) -> Option<RowImage> {
     match old {
         OldRow::NotSent => None,
         OldRow::Full(row) => Some(image(plan, row)),
-        // The other fields of a key come as NULL and mean nothing (EDGE_CASES 5).
+        // The publisher sends NULL for the columns that are not part of the key.
         OldRow::Key(row) => Some(key_columns(plan, row)),
     }
 }

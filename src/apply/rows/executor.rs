@@ -1,8 +1,8 @@
-//! Runs planned row statements in order, many in flight, and names the first one that failed.
+//! Runs planned row statements in order, many unanswered at a time, and names the first one that failed.
 //!
-//! The connection answers in the order of sending, so waiting for the oldest answer first finds
-//! the first offender: those behind it only ever fail because the transaction is already aborted.
-//! Statements are prepared once per table and shape. Nothing here opens or ends a transaction.
+//! The server answers in the order of sending, and answers are read in that order. So the first error is that
+//! of the first failed statement; later statements fail because the transaction is aborted. Statements are
+//! prepared once for each table and shape. Nothing here opens or ends a transaction.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::apply::statement::{self, Shape};
 use crate::apply::{ApplyError, FailedChange, TableContext};
 use crate::net::PgClient;
 
-/// Statements sent and not yet answered, at most.
+/// Maximum number of unanswered statements.
 const IN_FLIGHT_STATEMENTS_MAX: usize = 256;
-/// Bytes of their values, at most (one larger row goes alone).
+/// Maximum bytes of the values in unanswered statements. A larger row is sent when no other is unanswered.
 const IN_FLIGHT_BYTES_MAX: usize = 4 << 20;
-/// Prepared statements kept on the server, at most. When full, the cache is cleared; statements in use are
+/// Maximum number of prepared statements on the server. When full, the cache is cleared; statements in use are
 /// prepared again.
 const PREPARED_STATEMENTS_MAX: usize = 512;
 
@@ -44,7 +44,7 @@ struct InFlight {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rows {
     One,
-    /// A trigger may have swallowed the row.
+    /// A row trigger that fires may suppress the change.
     Any,
 }
 
@@ -59,8 +59,8 @@ impl Executor {
         Self { client, statements: HashMap::new(), in_flight: VecDeque::new(), in_flight_bytes: 0 }
     }
 
-    /// Sends the statement for one change, waiting only while too much is in flight. An error may
-    /// be that of an earlier change; it names the change that it belongs to.
+    /// Sends the statement for one change, and waits only while too many are unanswered. An error may be that
+    /// of an earlier change; it names the change that it belongs to.
     pub(crate) async fn submit(
         &mut self,
         table: &Arc<TableContext>,
@@ -76,8 +76,8 @@ impl Executor {
         Ok(())
     }
 
-    /// The same without waiting for room. Row triggers that fire make it wait for everything in flight
-    /// first.
+    /// Sends the statement for one change without waiting for room. If row triggers fire on the table, all
+    /// unanswered statements are awaited first.
     pub(crate) async fn start(
         &mut self,
         table: &Arc<TableContext>,
@@ -87,8 +87,8 @@ impl Executor {
         let subject = FailedChange { table: Arc::clone(table), change, index };
         let planned = plan::plan_row(&table.plan, &subject.change)?;
         if table.plan.fires.before_row && !matches!(subject.change, RowChange::Insert { .. }) {
-            // A row trigger may make the count 0 without the row being missing, so look first; and nothing
-            // else may be under way that could change the answer.
+            // A row trigger may make the count 0 although the row exists. So a query checks for the row first,
+            // while no other statement is unanswered that could change the result.
             self.drain().await?;
             let exists = plan::plan_exists(&table.plan, &subject.change)?;
             self.send(exists, subject.clone(), Rows::One).await?;
@@ -110,7 +110,7 @@ impl Executor {
         Ok(())
     }
 
-    /// Forgets what is in flight: the transaction is being rolled back.
+    /// Drops unanswered statements, because the transaction is being rolled back.
     pub(crate) fn abandon(&mut self) {
         self.in_flight.clear();
         self.in_flight_bytes = 0;
@@ -129,7 +129,8 @@ impl Executor {
     ) -> Result<(), ApplyError> {
         let statement = match self.prepared(&subject.table, planned.shape).await {
             Ok(statement) => statement,
-            // What cannot even be prepared (a table that has gone) is this change's failure.
+            // A statement that cannot be prepared, for example because the table is missing, is this change's
+            // failure.
             Err(error) => return Err(error.of_change(subject)),
         };
         let bytes = planned.params.iter().map(Param::size_bytes).sum();
@@ -141,7 +142,7 @@ impl Executor {
         Ok(())
     }
 
-    /// Waits for the oldest answer, and judges it. Cancel-safe.
+    /// Waits for the oldest answer, and checks its row count. Cancel-safe.
     pub(crate) async fn settle_oldest(&mut self) -> Result<(), ApplyError> {
         let Some(oldest) = self.in_flight.front_mut() else { return Ok(()) };
         let result = oldest.answer.answer().await;
@@ -164,7 +165,7 @@ impl Executor {
         let prepared = match self.client.prepare(&sql).await {
             Ok(prepared) => prepared,
             Err(error) => {
-                // An earlier statement may have aborted the transaction: its error is the story.
+                // An earlier statement may have aborted the transaction: then its error is returned.
                 self.drain().await?;
                 return Err(error.into());
             }

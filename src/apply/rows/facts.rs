@@ -1,6 +1,6 @@
-//! The facts of a conflict, before it is known which transaction it stops.
+//! The facts of a conflict that are known before its transaction's end.
 //!
-//! Pure data. How they are gathered on the target is told in `evidence`.
+//! Pure data. `evidence` collects them on the target.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::error::ServerError;
 use crate::pg::{QualifiedName, SubscriptionName};
 use crate::pgoutput::Begin;
 
-/// A conflict, all but what is only known at the transaction's end.
+/// A conflict without what is known only at its transaction's end.
 #[derive(Debug)]
 pub struct ConflictFacts {
     pub(crate) kind: ConflictKind,
@@ -26,12 +26,13 @@ pub struct ConflictFacts {
     pub(crate) local_rows: Vec<RowImage>,
     pub(crate) error: Option<ServerError>,
     pub(crate) message: String,
-    /// From 1; 0 while it is nobody's ([`ConflictFacts::of_truncate`], [`ConflictFacts::of_commit`]).
+    /// Number of the refused change, from 1. It is 0 if no row was refused, until
+    /// [`ConflictFacts::of_truncate`] or [`ConflictFacts::of_commit`] sets it.
     pub(crate) change_index: u64,
 }
 
 impl ConflictFacts {
-    /// Facts without evidence: all that the simulator has to say.
+    /// Facts without evidence, for the simulator.
     #[doc(hidden)]
     #[must_use]
     pub fn bare(kind: ConflictKind, operation: Operation, source: QualifiedName, change_index: u64) -> Self {
@@ -50,7 +51,7 @@ impl ConflictFacts {
         }
     }
 
-    /// Names the tables' TRUNCATE as what was refused, unless it was an earlier row.
+    /// Notes that the TRUNCATE of these tables was refused, unless an earlier row was.
     pub(crate) fn of_truncate(&mut self, tables: &[Arc<TableContext>], index: u64) {
         if self.change_index > 0 {
             return;
@@ -63,7 +64,7 @@ impl ConflictFacts {
         }
     }
 
-    /// Names the COMMIT after so many changes as what was refused, unless it was an earlier row.
+    /// Notes that the COMMIT after this number of changes was refused, unless an earlier row was.
     pub(crate) fn of_commit(&mut self, source: Option<QualifiedName>, changes: u64) {
         if self.change_index > 0 {
             return;

@@ -1,5 +1,5 @@
-//! Row by row: one publisher transaction is one target transaction, every change a statement of its
-//! own, so that the first one that cannot be applied is known, with the evidence.
+//! Row-by-row apply: one publisher transaction is one target transaction, and each change is a statement of
+//! its own. So the first change that is refused is known.
 
 pub(crate) mod catch_up;
 pub(crate) mod evidence;

@@ -1,8 +1,8 @@
-//! One replicated row change becomes one statement: its shape and its parameters.
+//! Plans the statement of one replicated row change: its shape and its parameters.
 //!
-//! Pure. Which columns of a message mean something follows PostgreSQL's rules for old rows: a key
-//! that did not change is not sent, a sent key's other fields mean nothing (EDGE_CASES 5), and an
-//! unchanged TOAST value is left out of SET, never NULL (EDGE_CASES 1).
+//! Pure. Which columns of a message are used follows PostgreSQL's rules for old rows. A key that did not
+//! change is not sent. Columns of an old key that are not part of it are sent as NULL and are ignored. An
+//! unchanged TOAST value is not sent, so its column is left out of SET.
 
 use crate::apply::change::{Param, RowChange};
 use crate::apply::statement::{ColumnSet, Shape, identity_columns};
@@ -16,8 +16,8 @@ pub struct RowStatement {
     pub params: Vec<Param>,
 }
 
-/// A change that does not fit its own Relation message, or that no row can be found for. The
-/// publisher never sends such a thing; if one arrives, applying anything would be a guess.
+/// A change that does not fit its Relation message, or that has nothing to find its row by. A publisher does
+/// not send such a change, so nothing of it is applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     #[error("a row of {table} has {found} columns, its Relation message announced {expected}")]
@@ -30,7 +30,7 @@ pub enum PlanError {
     KeyNotSent { table: String, column: String },
 }
 
-/// Plans the statement that carries out `change`.
+/// Plans the statement that applies `change`.
 pub fn plan_row(table: &TablePlan, change: &RowChange) -> Result<RowStatement, PlanError> {
     match change {
         RowChange::Insert { new } => plan_insert(table, new),
@@ -42,7 +42,7 @@ pub fn plan_row(table: &TablePlan, change: &RowChange) -> Result<RowStatement, P
     }
 }
 
-/// Plans the question whether the row that `change` needs is there.
+/// Plans the query whether the row that `change` updates or deletes exists.
 pub fn plan_exists(table: &TablePlan, change: &RowChange) -> Result<RowStatement, PlanError> {
     let (null, params) = identity(table, change)?;
     Ok(RowStatement { shape: Shape::Exists { null }, params })
@@ -68,7 +68,8 @@ fn plan_update(table: &TablePlan, change: &RowChange, new: &Tuple) -> Result<Row
     let mut set = ColumnSet::default();
     let mut params = Vec::with_capacity(table.columns.len() + identity_params.len());
     for (i, (column, value)) in table.columns.iter().zip(new).enumerate() {
-        // GENERATED ALWAYS identity columns refuse SET; naming one is only right if it changes.
+        // The server refuses SET for GENERATED ALWAYS identity columns, so one is named only if its value
+        // changes.
         if column.identity_always && identity_row.is_some_and(|old| old.get(i) == Some(value)) {
             continue;
         }
@@ -78,14 +79,14 @@ fn plan_update(table: &TablePlan, change: &RowChange, new: &Tuple) -> Result<Row
         }
     }
     if set.iter().next().is_none() {
-        // Nothing was sent but unchanged values: the row must still be there.
+        // No column is set, but the row must exist.
         return Ok(RowStatement { shape: Shape::Exists { null }, params: identity_params });
     }
     params.extend(identity_params);
     Ok(RowStatement { shape: Shape::Update { set, null }, params })
 }
 
-/// The identity columns that are NULL, and the others' values in parameter order.
+/// Returns the identity columns that are NULL, and the values of the others in parameter order.
 fn identity(table: &TablePlan, change: &RowChange) -> Result<(ColumnSet, Vec<Param>), PlanError> {
     let columns = identity_columns(table);
     let no_identity =
@@ -124,7 +125,7 @@ fn check_width(table: &TablePlan, row: &Tuple) -> Result<(), PlanError> {
     })
 }
 
-/// The row's value as a parameter; none if it was not sent because it did not change.
+/// Returns the row's value as a parameter; none if it was not sent because it did not change.
 fn param(row: &Tuple, value: Value<'_>) -> Option<Param> {
     match value {
         Value::Null => Some(Param::Null),

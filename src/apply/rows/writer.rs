@@ -1,8 +1,9 @@
-//! One publisher transaction as one target transaction, row by row: the shell of the core's phase `Rows`.
+//! Applies one publisher transaction as one target transaction, row by row: carries out the steps of the core's
+//! phase `Rows`.
 //!
 //! # Invariants
-//! - After a refusal the transaction is rolled back, the evidence is gathered while what stood in the way is
-//!   still there, and what was sent behind the refused row counts as passed over.
+//! - After a refusal the transaction is rolled back and the evidence is collected. Rows that were sent after
+//!   the refused one are answered as passed over.
 //! - Rows and progress are committed together.
 
 use std::sync::Arc;
@@ -30,7 +31,7 @@ pub(crate) struct RowWriter<'a> {
     /// The tables that the transaction has written to.
     stamps: Stamps,
     since: Instant,
-    /// Rows that have been taken and not told of.
+    /// Number of steps that have been taken and not answered.
     untold: usize,
     stage: Stage,
 }
@@ -39,17 +40,18 @@ pub(crate) struct RowWriter<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Open,
-    /// The transaction has ended, well or not: rows that still come belong to it, and are passed over.
+    /// The transaction has been committed or rolled back. Rows that still come belong to it and are passed
+    /// over.
     Ended,
 }
 
-/// What there is to tell.
+/// The answer to a step.
 pub(crate) enum Told {
     /// A row, or the COMMIT, is done.
     Done(Duration),
-    /// Something was refused; this many rows behind it are passed over.
+    /// A step was refused; this many unanswered rows after it are passed over.
     Refused { facts: Box<ConflictFacts>, passed_over: usize },
-    /// A row came behind a refused one.
+    /// The row came after a refused one.
     PassedOver,
 }
 
@@ -84,7 +86,7 @@ impl<'a> RowWriter<'a> {
         Ok(self.session.client().batch_execute("BEGIN").await?)
     }
 
-    /// Sends a row's statement. None if its answer is still to come ([`Self::oldest`]).
+    /// Sends a row's statement. Returns none if its answer is outstanding ([`Self::oldest`]).
     pub(crate) async fn row(
         &mut self,
         table: &Arc<TableContext>,
@@ -102,7 +104,7 @@ impl<'a> RowWriter<'a> {
         }
     }
 
-    /// The next answer to a row. Waits for ever if none is to come. Cancel-safe.
+    /// Waits for the oldest row's answer; for ever if no row is unanswered. Cancel-safe.
     pub(crate) async fn oldest(&mut self) -> Result<(), ApplyError> {
         if self.executor.is_idle() {
             return std::future::pending().await;
@@ -110,7 +112,7 @@ impl<'a> RowWriter<'a> {
         self.executor.settle_oldest().await
     }
 
-    /// What the oldest answer means.
+    /// Turns the oldest row's result into its answer, and rolls back after a refusal.
     pub(crate) async fn judge(&mut self, answer: Result<(), ApplyError>) -> Result<Told, ApplyError> {
         match answer {
             Ok(()) => {
@@ -121,7 +123,7 @@ impl<'a> RowWriter<'a> {
         }
     }
 
-    /// Truncates tables once everything before has been answered.
+    /// Truncates tables. Everything before must have been answered.
     pub(crate) async fn truncate(
         &mut self,
         tables: &[Arc<TableContext>],
@@ -152,10 +154,10 @@ impl<'a> RowWriter<'a> {
         }
     }
 
-    /// Rows, progress, COMMIT.
+    /// Checks the tables' stamps, moves the progress row and commits.
     ///
     /// # Errors
-    /// [`ApplyError::ProgressMoved`] if another writer was faster. Nothing is committed then.
+    /// [`ApplyError::ProgressMoved`] if another writer has moved the progress row. Nothing is committed then.
     pub(crate) async fn commit(&mut self, advance: Advance) -> Result<Told, ApplyError> {
         self.untold += 1;
         let client = self.session.client();
@@ -175,10 +177,10 @@ impl<'a> RowWriter<'a> {
         }
     }
 
-    /// Ends the transaction on a refusal.
+    /// Rolls the transaction back after a refusal, and collects the evidence.
     ///
     /// # Errors
-    /// The refusal itself, if it is no conflict.
+    /// The error itself, if it is no conflict.
     async fn refused(&mut self, error: ApplyError) -> Result<Told, ApplyError> {
         self.roll_back().await?;
         let facts = evidence::collect(error, self.session).await?;

@@ -1,11 +1,11 @@
 //! The columns of many rows as array parameters.
 //!
-//! Types whose binary form is their text (text, varchar, json…) go as binary arrays: a length and
-//! the bytes. So do values that came in binary, as they came. Everything else goes as an array
-//! literal, which the target's `array_in` takes apart and hands to the element type's input function.
+//! Values of types whose binary form is their text (text, varchar, json and others), and values that the
+//! publisher sent in binary, are sent as binary arrays. All others are sent as an array literal: the target's
+//! `array_in` splits it and calls the element type's input function.
 //!
-//! Each row is walked once, and its values go to the end of as many arrays: rows lie in memory as they came,
-//! in no cache by now, and finding a row's column means walking it.
+//! Each row is read once, and each value is appended to its column's array, because finding a column of a row
+//! means reading the row up to it, and rows are no longer in the processor's cache.
 
 use tokio_postgres::types::{Kind, Type};
 
@@ -15,11 +15,11 @@ use crate::apply::sets::sql;
 use crate::pgoutput::{Tuple, Value};
 use crate::schema::TablePlan;
 
-/// A value cannot be an element: it was not sent, or not in a form that an array can hold.
+/// A value cannot be an array's element: it was not sent, or its form does not suit the array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NoElement;
 
-/// The arrays that a set's statement takes ([`sql::parameters`]), as parameters of `types`.
+/// Returns the arrays of a set's statement ([`sql::parameters`]), as parameters of `types`.
 pub(crate) fn set_arrays(
     plan: &TablePlan,
     kind: &SetKind,
@@ -40,7 +40,7 @@ pub(crate) fn set_arrays(
     Ok(params)
 }
 
-/// These columns of `rows`, each as a parameter of its array type.
+/// Returns these columns of `rows`, each as a parameter of its array type.
 pub(crate) fn column_arrays(
     rows: &[&Tuple],
     columns: &[usize],
@@ -70,8 +70,8 @@ pub(crate) fn column_arrays(
     columns.iter().map(|column| finished(column).ok_or(NoElement)).collect()
 }
 
-/// Bytes of each column's array, roughly, as a few of the rows tell: growing step by step would move most
-/// of them several times. All together are hardly more than the rows have.
+/// Estimates the bytes of each column's array from a few of the rows, because growing the arrays step by step
+/// would move most of them several times. The sum is hardly more than the bytes of the rows.
 fn capacities(rows: &[&Tuple]) -> Vec<usize> {
     const ROWS_ASKED: usize = 16;
     let asked = || rows.iter().step_by(rows.len().div_ceil(ROWS_ASKED).max(1));
@@ -90,15 +90,15 @@ fn capacities(rows: &[&Tuple]) -> Vec<usize> {
 
 /// Bytes of a binary array before its elements.
 const HEADER_BYTES: usize = 20;
-/// Bytes around a value: kind and length in a row, not more in an array.
+/// Bytes that a row has for each value besides the value: kind and length. An array has no more.
 const VALUE_BYTES: usize = 5;
 
-/// An array that elements are put into.
+/// An array to which elements are appended.
 struct Array {
     ty: Type,
-    /// None as long as nothing but NULLs came, and the type leaves it open.
+    /// None while all elements are NULL and the type allows several layouts.
     layout: Option<Layout>,
-    /// NULLs that came before the layout was known.
+    /// Number of NULLs before the layout was known.
     nulls: usize,
     len: i32,
     out: Vec<u8>,
@@ -112,19 +112,19 @@ enum Layout {
     Literal(Quoting),
 }
 
-/// What a binary array's elements may have come as.
+/// The forms that values may have to be elements of a binary array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Elements {
     /// Text and binary are the same bytes.
     Any,
     Binary,
-    /// The same, each to be put into a composite with one field of this type (`pgsluice.boxed_…`).
+    /// Binary only, and each is written as a composite with one field of this type (`pgsluice.boxed_…`).
     Boxed {
         field: u32,
     },
 }
 
-/// Whether elements can hold characters that an array literal gives a meaning.
+/// Whether elements can have characters that are special in an array literal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Quoting {
     Never,
@@ -132,7 +132,8 @@ enum Quoting {
 }
 
 impl Layout {
-    /// The first value that is one tells how all of a column come; without one, the type has to.
+    /// Returns the layout by the first value that is not NULL: all values of a column have the same format.
+    /// Without one, the type has to decide.
     fn of(ty: &Type, first: Option<Value<'_>>) -> Option<Self> {
         let Kind::Array(element) = ty.kind() else { return Some(Self::Literal(Quoting::Always)) };
         if let Kind::Composite(fields) = element.kind()
@@ -215,7 +216,7 @@ impl Array {
         match (layout, self.out.last_mut()?) {
             (Layout::Binary(..), _) => Some(Param::Binary(self.out.into())),
             (Layout::Literal(_), last) => {
-                // In place of the comma after the last element, if there is one.
+                // The brace replaces the comma after the last element, if there is one.
                 if *last == b',' {
                     *last = b'}';
                 } else {
@@ -261,9 +262,10 @@ fn put(out: &mut Vec<u8>, layout: Layout, value: Value<'_>) -> Result<(), NoElem
     Ok(())
 }
 
-/// `record_recv` in PostgreSQL's `rowtypes.c`: one field, of this type; its length and value follow.
+/// Begins a composite with one field of this type, as `record_recv` in PostgreSQL's `rowtypes.c` reads it. The
+/// field's value follows.
 fn put_box(out: &mut Vec<u8>, field: u32, len: i32) -> Result<(), NoElement> {
-    /// Number of fields, type, length.
+    /// Bytes of the number of fields, the type and the length.
     const BOX_BYTES: i32 = 12;
     out.extend_from_slice(&len.checked_add(BOX_BYTES).ok_or(NoElement)?.to_be_bytes());
     out.extend_from_slice(&1_i32.to_be_bytes());
@@ -274,7 +276,7 @@ fn put_box(out: &mut Vec<u8>, field: u32, len: i32) -> Result<(), NoElement> {
 fn quoted(bytes: &[u8], out: &mut Vec<u8>) {
     let special = |byte: u8| byte == b'"' || byte == b'\\';
     out.push(b'"');
-    // Most have nothing to escape, which takes less to see than to find where it is.
+    // Most values have nothing to escape, and whether there is anything is found faster than where it is.
     if bytes.iter().fold(false, |found, &byte| found | special(byte)) {
         for &byte in bytes {
             if special(byte) {

@@ -8,25 +8,25 @@
 //!                                   └─no──▶ runs of one kind, no key twice in a run
 //! ```
 //! # Why two ways
-//! Where nothing but the row identity's key relates rows to each other, and bytes tell its values
-//! apart (`TablePlan::order_free`), only the net effect of each key matters, together with what its
-//! first change implies (INSERT: absent, UPDATE and DELETE: present). A state that a row only passes
-//! through is left out if no value of it can be refused, and written otherwise (`net`). Elsewhere
-//! order matters: a row that is inserted and deleted again may have met another row's unique value
-//! in between, and row by row would have found it. There, only neighbours of one kind are put
-//! together (`run`).
+//! In an order-free table (`TablePlan::order_free`), nothing but the row identity's key relates rows to each
+//! other, and keys are equal only if their bytes are. There, only the net effect of each key matters,
+//! together with the precondition of its first change (INSERT: absent, UPDATE and DELETE: present). An
+//! intermediate state of a row is left out if the target cannot refuse any value of it, and written otherwise
+//! (`net`). In other tables the order matters: a row that is inserted and deleted again may conflict with
+//! another row's unique value in between, which row-by-row apply would find. There, only consecutive changes
+//! of one kind are combined (`run`).
 //!
 //! # Invariants
-//! - Running the steps leaves the state that running the changes one by one would leave, and fails
-//!   if (not only if) one of them would have failed. On failure the exact path judges.
-//! - A set's row count proves that each of its rows met exactly one row of its own: no key twice,
-//!   and where a key may find several rows ([`KeyScope`]) it stands alone, since two counts that are
-//!   wrong could add up to a right one.
-//! - What cannot be expressed is `Uncompactable`, never approximated.
+//! - The steps leave the same state as the changes one by one. They fail if one of the changes would fail,
+//!   and may fail in other cases, too. After a failure, row-by-row apply decides.
+//! - A set's row count proves that each of its rows found exactly one row of its own. So no key is in a set
+//!   twice, and a key that may find several rows ([`KeyScope`]) is in a set of its own: two wrong counts
+//!   could have the right sum.
+//! - Changes that sets cannot express are `Uncompactable`; they are never approximated.
 //!
 //! # What a row costs
-//! Rows and keys are borrowed from the events; only what is left in the end is shared with the steps. No
-//! row allocates anything of its own, but for keys of several columns and values taken over from older rows.
+//! Rows and keys are borrowed from the events; the steps share only the rows that are left. No memory is
+//! allocated for a row, except for keys of several columns and for values taken from older rows.
 
 mod neighbours;
 mod net;
@@ -50,14 +50,14 @@ use crate::apply::table::TableContext;
 use crate::pgoutput::{OldRow, Tuple, Value};
 use crate::schema::{KeyScope, RowIdentity, TableKind, TablePlan};
 
-/// One statement for many rows, or a barrier.
+/// One statement for many rows, or a TRUNCATE.
 #[derive(Debug, Clone)]
 pub enum SetStep {
     Set {
         table: Arc<TableContext>,
         kind: SetKind,
         rows: Vec<SetRow>,
-        /// Of the rows' keys, if reading it is how to find them.
+        /// The range of the rows' keys, if rows are found by reading it.
         range: Option<KeyRange>,
     },
     Truncate {
@@ -72,10 +72,10 @@ pub enum SetKind {
     /// No row has any of these keys.
     Absent,
     Delete,
-    /// Sets these columns; the key stays or (rows have an old identity then) changes.
+    /// Sets these columns. If the key changes, rows have an old identity.
     Update(ColumnSet),
     Insert,
-    /// The same two for rows without a key, found by all they hold; these columns of theirs are NULL.
+    /// Deletes rows without a key, which are found by all their columns; those in `null` are NULL.
     DeleteFullRow {
         null: ColumnSet,
     },
@@ -85,8 +85,8 @@ pub enum SetKind {
     },
 }
 
-/// A row of a set: what names it, and what it becomes. Either may be all there is: an image without an
-/// identity is a new row, or names itself.
+/// A row of a set: its identity and its new image. One of them may be missing: a deleted row has no image,
+/// and an image without an identity is a new row or identifies the row itself.
 #[derive(Debug, Clone)]
 pub struct SetRow {
     pub identity: Option<Tuple>,
@@ -114,7 +114,7 @@ impl SetRow {
     }
 }
 
-/// The changes contradict each other, or miss a value: row by row will tell which.
+/// The changes contradict each other or lack a value. Row-by-row apply finds the one that fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Uncompactable;
 
@@ -140,7 +140,7 @@ pub(crate) fn compact<'a>(
 
 #[derive(Default)]
 struct Compactor<'a> {
-    /// Tables with changes since the last barrier, in order of appearance.
+    /// Tables with changes since the last TRUNCATE, in order of appearance.
     open: Vec<OpenTable<'a>>,
     by_id: HashMap<u64, usize, RandomState>,
     steps: Vec<SetStep>,
@@ -153,10 +153,10 @@ struct OpenTable<'a> {
     rivals: Vec<usize>,
 }
 
-/// A table, and what its plan means for each of its changes.
+/// A table, and what is derived from its plan once for all its changes.
 struct Planned {
     context: Arc<TableContext>,
-    /// The columns that an update sets if all values came and the key stays.
+    /// The columns that an update sets if all values were sent and the key does not change.
     settable: ColumnSet,
 }
 
@@ -169,7 +169,7 @@ impl Planned {
         &self.context.plan
     }
 
-    /// The columns that an update sets, unless the key moves.
+    /// The columns that an update sets if the key does not change.
     #[inline]
     fn set_by(&self, new: &Tuple) -> ColumnSet {
         let set = if new.is_complete() {
@@ -180,7 +180,7 @@ impl Planned {
         if !set.is_empty() {
             return set;
         }
-        // Nothing of the row changes, but it must be there: its key is set to itself.
+        // No column changes, but the row must exist: its key is set to itself.
         let columns = &self.plan().columns;
         let may_be_set = |&column: &usize| columns.get(column).is_some_and(|column| !column.identity_always);
         sent(new).filter(may_be_set).collect()
@@ -223,7 +223,7 @@ impl<'a> Compactor<'a> {
             Some(&at) => at,
             None => self.open(table),
         };
-        // What has been done to these rows under another name comes first.
+        // Earlier changes of the same rows through other published tables are written first.
         let rivals = self.open.get_mut(at).map(|open| std::mem::take(&mut open.rivals)).unwrap_or_default();
         for &rival in &rivals {
             if let Some(rival) = self.open.get_mut(rival) {
@@ -257,16 +257,16 @@ impl<'a> Compactor<'a> {
     }
 }
 
-/// Whether two plans write the same rows: several published tables may go into one, one table may
-/// have been announced anew, and one may go into a partition of another's target.
+/// Whether two plans write the same rows. Several published tables may be mapped to one target table, a table
+/// may have got a new Relation message, and a table may be mapped to a partition of another one's target.
 fn overlap(a: &TablePlan, b: &TablePlan) -> bool {
     let partitioned = a.kind == TableKind::Partitioned || b.kind == TableKind::Partitioned;
     a.target_oid == b.target_oid || (partitioned && a.target_family_oid == b.target_family_oid)
 }
 
-/// A change whose key is bytes. Equal bytes are equal keys; unless the table is order free,
-/// unequal ones may still be equal to the target's type (1.0 and 1.00), which the statements' row
-/// counts then notice.
+/// A change with its key as bytes. Equal bytes are equal keys. Unless the table is order-free, different
+/// bytes may be equal for the target's type (1.0 and 1.00); then the statements' row counts differ, and the
+/// batch fails.
 struct Keyed<'a> {
     kind: SetKind,
     identity: Option<&'a Tuple>,
@@ -334,7 +334,7 @@ impl<'a> Keyed<'a> {
         }
     }
 
-    /// The key that names the row (for a new row, its own); none where rows have no key.
+    /// The key that identifies the row, for a new row its own; none in a table without a key.
     fn key(&self, plan: &TablePlan) -> Result<Option<Key<'a>>, Uncompactable> {
         key_of(self.identity.or(self.image).ok_or(Uncompactable)?, key_columns(plan))
     }
@@ -356,7 +356,7 @@ impl<'a> Keyed<'a> {
     }
 }
 
-/// Whether a row that is named by its key may share a set with others.
+/// Whether a row that is identified by its key may share a set with others.
 fn company(plan: &TablePlan) -> Company {
     match plan.row_identity {
         RowIdentity::Key { scope: KeyScope::Leaves | KeyScope::OtherEquality, .. } => Company::None,
@@ -366,12 +366,12 @@ fn company(plan: &TablePlan) -> Company {
     }
 }
 
-/// Whether rows are found by all they hold.
+/// Whether rows are found by all their columns.
 fn is_full_row(plan: &TablePlan) -> bool {
     matches!(plan.row_identity, RowIdentity::FullRow)
 }
 
-/// The columns of a whole old row that are NULL.
+/// Returns the columns of a whole old row that are NULL.
 fn nulls(row: &Tuple) -> Result<ColumnSet, Uncompactable> {
     if !row.is_complete() {
         return Err(Uncompactable);
@@ -379,7 +379,7 @@ fn nulls(row: &Tuple) -> Result<ColumnSet, Uncompactable> {
     Ok(row.iter().enumerate().filter(|(_, value)| *value == Value::Null).map(|(i, _)| i).collect())
 }
 
-/// All values of a row in one piece. Values that were not sent are `older`'s.
+/// Returns all values of a row as one byte string. Values that were not sent are taken from `older`.
 fn bytes_of(row: &Tuple, older: Option<&Tuple>) -> Vec<u8> {
     let row = older.map_or(Cow::Borrowed(row), |older| row.over(older));
     let mut bytes = Vec::with_capacity(row.size_bytes() + row.len() * size_of::<u64>());
@@ -404,20 +404,21 @@ fn key_columns(plan: &TablePlan) -> &[usize] {
     }
 }
 
-/// The columns that an update may set. A key that stays need not be set where equal keys are the same
-/// bytes on both sides (no trigger is there to see it); GENERATED ALWAYS identity columns refuse it.
+/// Returns the columns that an update may set. An unchanged key is not set in an order-free table, where
+/// equal keys have equal bytes on both sides and no trigger fires. The server refuses SET for GENERATED
+/// ALWAYS identity columns.
 fn settable(plan: &TablePlan) -> ColumnSet {
     let key = if plan.order_free { key_columns(plan) } else { &[] };
     let columns = plan.columns.iter().enumerate();
     columns.filter(|(i, column)| !key.contains(i) && !column.identity_always).map(|(i, _)| i).collect()
 }
 
-/// The columns whose values came.
+/// Returns the columns whose values were sent.
 fn sent(row: &Tuple) -> impl Iterator<Item = usize> {
     row.iter().enumerate().filter(|(_, value)| *value != Value::Unchanged).map(|(i, _)| i)
 }
 
-/// The key's values in one piece: one column's bytes as they are, several with their lengths.
+/// The key's values as one byte string: the bytes of one column, or those of several with their lengths.
 type Key<'a> = Cow<'a, [u8]>;
 
 fn key_of<'a>(row: &'a Tuple, columns: &[usize]) -> Result<Option<Key<'a>>, Uncompactable> {

@@ -1,7 +1,7 @@
 //! New rows as the data of one `COPY … FROM STDIN`.
 //!
-//! Pure. Values stay what the publisher sent: binary ones are handed on with their lengths, which is what
-//! the target's receive functions read, text ones go through the target type's own input function.
+//! Pure. Values are passed on as the publisher sent them. The target type's receive function reads binary
+//! values, its input function text values.
 
 use bytes::{BufMut as _, Bytes};
 
@@ -11,10 +11,10 @@ use crate::pgoutput::{Format, Tuple, Value};
 use crate::schema::binary::copies_in_binary;
 use crate::schema::{BinaryForm, ColumnPlan, CopyFormat};
 
-/// The images of rows that came in `format`, as COPY data.
+/// Returns the images of rows that were received in `format` as COPY data.
 ///
 /// # Errors
-/// The table does not take all of their values as they came, or they are not whole.
+/// A value cannot be passed on in its form, or was not sent.
 pub(crate) fn copy_data(
     columns: &[ColumnPlan],
     rows: &[SetRow],
@@ -29,7 +29,7 @@ pub(crate) fn copy_data(
     }
 }
 
-/// protocol.sgml's "Binary Format" of COPY (`CopyFromBinaryOneRow` in PostgreSQL's `copyfromparse.c`).
+/// Writes COPY's binary format (`CopyFromBinaryOneRow` in PostgreSQL's `copyfromparse.c`).
 fn binary<'a>(
     columns: &[ColumnPlan],
     rows: impl Iterator<Item = Option<&'a Tuple>>,
@@ -40,7 +40,7 @@ fn binary<'a>(
     let count = i16::try_from(columns.len()).map_err(|_| NoElement)?;
     let mut out = Vec::with_capacity(bytes);
     out.put_slice(SIGNATURE);
-    // No flags, no extension.
+    // The flags and the length of the header extension are 0.
     out.put_u64(0);
     for row in rows {
         out.put_i16(count);
@@ -61,7 +61,7 @@ fn binary<'a>(
     Ok(out.into())
 }
 
-/// "Text Format" of COPY: a line a row, tabs between values, `\N` for NULL (`CopyReadLineText` and
+/// Writes COPY's text format: one line for each row, tabs between values, `\N` for NULL (`CopyReadLineText` and
 /// `CopyReadAttributesText` in PostgreSQL's `copyfromparse.c`).
 fn text<'a>(
     columns: &[ColumnPlan],
@@ -158,7 +158,7 @@ mod tests {
             assert_eq!(copied, expected, "{ty} {form:?} {row:?}");
         };
         check("int4", BinaryForm::Native, binary, Ok(CopyFormat::Binary));
-        // The text of a number, beside binary values of other columns: not what int4 reads in binary.
+        // A number that came as text cannot be part of binary data.
         check("int4", BinaryForm::Text, &[Value::Text(b"1234")], Ok(CopyFormat::Text));
         check("int4", BinaryForm::Text, binary, Err(NoElement));
         check("int4", BinaryForm::Unusable, binary, Err(NoElement));

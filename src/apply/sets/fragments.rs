@@ -10,19 +10,20 @@ use crate::pgoutput::Format;
 use crate::schema::binary::array_box;
 use crate::schema::{ArrayInput, BinaryForm, ColumnPlan, TablePlan, TypeName};
 
-/// The columns of old rows whose NULLs are in `null`.
+/// Returns the columns that are not in `null`.
 pub(crate) fn not_null(table: &TablePlan, null: &ColumnSet) -> Vec<usize> {
     (0..table.columns.len()).filter(|&i| !null.contains(i)).collect()
 }
 
-/// Fails unless exactly `$count` rows were changed. `with` are the queries that the change builds on.
+/// Returns a statement that runs `change` and fails unless it changes exactly `$count` rows. `with` are the
+/// queries that the change uses.
 pub(crate) fn guarded(with: &str, change: &str, count: usize) -> String {
     let comma = if with.is_empty() { "" } else { ", " };
     let guard = count_guard("pg_catalog.count(*)", count);
     format!("WITH {with}{comma}changed AS ({change}) SELECT {guard} FROM changed")
 }
 
-/// The expression that fails unless `found` is `$count`.
+/// Returns the expression that fails unless `found` is `$count`.
 pub(crate) fn count_guard(found: &str, count: usize) -> String {
     format!("1 / (CASE WHEN {found} OPERATOR(pg_catalog.=) ${count}::pg_catalog.int8 THEN 1 ELSE 0 END)")
 }
@@ -40,8 +41,8 @@ pub(crate) fn assignments(table: &TablePlan, set: &ColumnSet, values: &[String])
 
 /// `(SELECT unnest($1::…[]) AS c1, unnest($2::…[]) AS c2) AS s`, and how its columns are read.
 ///
-/// In a SELECT list the functions go in step and hand their rows on one by one (`nodeProjectSet.c`); in
-/// `ROWS FROM` each would first fill a tuplestore of its own, a fifth of what an INSERT costs.
+/// In a SELECT list the functions run in lockstep and return rows one by one (`nodeProjectSet.c`). In `ROWS
+/// FROM` each would first fill a tuplestore, which takes a fifth of the time of an INSERT.
 pub(crate) struct Source {
     pub(crate) from: String,
     pub(crate) values: Vec<String>,
@@ -77,9 +78,9 @@ impl Source {
         self.values.join(", ")
     }
 
-    /// Which rows of the target are meant. Where order means something, the arrays must lead: by
-    /// `= ANY`, which no order helps, an index can look each row up, but nobody can read the whole table
-    /// in an index's order and join the arrays to it, as the planner likes to do with a small table.
+    /// Returns the condition for the target's rows. If the order of changes matters, it is `= ANY`: rows are
+    /// then looked up in the index in the arrays' order, and the planner cannot choose a merge join that
+    /// reads the table in the index's order, which it prefers for a small table.
     pub(crate) fn identity_condition(&self, table: &TablePlan, identity: &[usize]) -> String {
         let conditions: Vec<String> = identity
             .iter()
@@ -102,13 +103,14 @@ impl Source {
     }
 }
 
-/// What a parameter's elements are.
+/// The elements of an array parameter.
 enum Element {
-    /// The values. Below a domain, so that its constraints act when the value is assigned.
+    /// The values. Those of a domain have its base type, so that the domain's constraints are checked on
+    /// assignment.
     Value,
-    /// Their text, where arrays of the type cannot be taken apart.
+    /// The values' text, for types whose arrays `unnest` cannot split into values.
     Text,
-    /// The same, for values that come in binary.
+    /// Composites with one field, for binary values of such types.
     Boxed(TypeName),
 }
 

@@ -1,16 +1,16 @@
-//! SQL text of set statements for tables without a key, whose rows are found by all they hold.
+//! SQL text of set statements for tables without a key, whose rows are found by all their columns.
 //!
-//! Pure. Of equal rows each change means one (EDGE_CASES 2), so both sides are numbered among their
-//! equals and meet number by number:
+//! Pure. Each change applies to one of several equal rows. So equal rows are numbered on both sides and are
+//! joined by their number, too:
 //!
 //! ```text
 //! wanted: the changes' old rows ─ row_number() among equals ─┐
 //! found:  the table's equal rows ─ row_number() among equals ┴─▶ ctid ─▶ DELETE | UPDATE
 //! ```
-//! NULL is not equal to NULL for `=`, which is what joins by hash; so rows go together whose NULLs are in
-//! the same columns, and those are asked for by IS NULL (EDGE_CASES 3).
+//! A hash join needs `=`, and NULL is not equal to NULL. So a set has rows with NULLs in the same columns,
+//! and these columns are compared by IS NULL.
 //!
-//! The table is read once a set, instead of once a row.
+//! The table is read once for each set, not once for each row.
 
 use std::fmt::Write as _;
 
@@ -20,11 +20,11 @@ use crate::pg::quote_ident;
 use crate::pgoutput::Format;
 use crate::schema::{TableKind, TablePlan, TypeName};
 
-/// These have no order among their values, by which equals could be numbered.
+/// Types without an order of their values, which numbering equal rows needs.
 const UNORDERED: &[&str] = &["xid", "cid", "aclitem"];
 
-/// Whether rows of the table can be found in sets by all they hold: they are joined in no order, so there
-/// must be nothing that relates one row to another.
+/// Whether rows of the table can be found in sets by all their columns. They are joined in no particular
+/// order, so nothing may relate one row to another.
 pub(crate) fn suits(table: &TablePlan) -> bool {
     let ordered = |ty: &TypeName| ty.schema == "pg_catalog" && !UNORDERED.contains(&ty.name.as_str());
     table.kind == TableKind::Table
@@ -33,8 +33,8 @@ pub(crate) fn suits(table: &TablePlan) -> bool {
         && table.columns.iter().all(|column| ordered(&column.base_type))
 }
 
-/// The statement that changes rows (or, without `set`, deletes them) whose columns in `null` are NULL.
-/// Its parameters: the new values' arrays, the old rows' arrays, the number of rows.
+/// Returns the statement that updates rows, or deletes them without `set`. Their columns in `null` are NULL.
+/// Parameters: the new values' arrays, the old rows' arrays, the number of rows.
 pub(crate) fn sql(table: &TablePlan, set: Option<&ColumnSet>, null: &ColumnSet, format: Format) -> String {
     let values: Vec<usize> = set.map(|set| set.iter().collect()).unwrap_or_default();
     let identity = not_null(table, null);
@@ -74,7 +74,7 @@ struct FullRowSql<'a> {
 }
 
 impl FullRowSql<'_> {
-    /// The arrays' rows: `n`, old values `o0`…, new values `v0`….
+    /// Selects the arrays' rows: their number `n`, old values `o0`…, new values `v0`….
     fn wanted(&self) -> String {
         let mut sql = format!("SELECT {} AS n", numbered(&self.source.identity));
         for (n, value) in self.source.identity.iter().enumerate() {
@@ -87,7 +87,7 @@ impl FullRowSql<'_> {
         sql
     }
 
-    /// The table's rows that equal one of them: `at`, `n`, values `h0`….
+    /// Selects the table's rows that equal one of them: their `ctid` as `at`, their number `n`, values `h0`….
     fn found(&self, target: &str, null: &ColumnSet) -> String {
         let own: Vec<String> = self.identity.iter().map(|&i| self.column(i)).collect();
         let mut sql = format!("SELECT t.ctid AS at, {} AS n", numbered(&own));
@@ -110,7 +110,7 @@ impl FullRowSql<'_> {
             .unwrap_or_default()
     }
 
-    /// ` AND left = w.o0…`, by each column's own equality.
+    /// Returns ` AND left = w.o0…` with each column's equality operator.
     fn equals_wanted(&self, left: impl Fn(usize) -> String) -> String {
         let mut sql = String::new();
         for (n, &i) in self.identity.iter().enumerate() {

@@ -1,8 +1,8 @@
 //! Sets: many row changes of a table as few statements.
 //!
-//! Pure, but for `array` and `copy_data` knowing the driver's type descriptions. `compact` decides
-//! what is written, `sql` and `full_row` how, `row_search` how rows are found, `array` and `copy_data`
-//! bring values into the form that travels.
+//! Pure, except that `array` and `copy_data` use the driver's type descriptions. `compact` decides which sets
+//! are written, `row_search` how their rows are found, `sql` and `full_row` write the statements, `array` and
+//! `copy_data` the values.
 
 pub(crate) mod array;
 pub mod compact;

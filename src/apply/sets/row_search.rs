@@ -1,13 +1,13 @@
-//! How the target is to find the rows of a set.
+//! How the target finds the rows of a set.
 //!
-//! Pure. Whether a range of the key's index is read, and which, compaction decides (`compact::neighbours`).
+//! Pure. Compaction decides whether a range of the key's index is read, and which one (`compact::neighbours`).
 
 use crate::apply::sets::compact::{KeyRange, SetKind};
 
-/// How a statement is to be planned.
+/// How a set's statement finds its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum RowSearch {
-    /// Row by row by the key's index, as the session plans unless told otherwise.
+    /// By looking up each row in the key's index. The session's settings lead to this plan.
     ByKey,
     /// By reading a range of the key's index.
     InRange,
@@ -24,9 +24,9 @@ impl RowSearch {
         }
     }
 
-    /// Planner settings that the statement needs, and which are to be taken back behind it
-    /// ([`PLAN_BY_KEY`]): the arrays' rows, which the planner takes for ten, are thousands, so nothing may be done
-    /// once for each.
+    /// Planner settings that the statement needs; [`PLAN_BY_KEY`] resets them after it. The planner estimates
+    /// ten rows for the arrays, but they have thousands, so it must not choose a plan that searches once for
+    /// each.
     pub(crate) const fn settings(self) -> Option<&'static str> {
         match self {
             Self::ByKey => None,
@@ -39,6 +39,6 @@ impl RowSearch {
     }
 }
 
-/// The session's own settings again.
+/// Resets the planner settings to the session's own.
 pub(crate) const PLAN_BY_KEY: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
     SET LOCAL enable_mergejoin = off; SET LOCAL enable_nestloop = on";

@@ -1,9 +1,9 @@
 //! SQL text of set statements: many rows of one table by arrays and `unnest`.
 //!
-//! Pure. Values stay what the publisher sent: each column of the set is one array parameter, whose
-//! elements go through the target type's own input function. A statement guards itself: if the
-//! number of rows that it meets is not the number of rows that it was given, it fails by dividing
-//! by zero, so that nothing has to be read back before COMMIT is sent.
+//! Pure. Each column of a set is one array parameter. The target type's input or receive function reads its
+//! elements as the publisher sent them. A statement checks its row count itself: if it changes another number
+//! of rows than it was given, it fails by a division by zero. So COMMIT can be sent before its answer has
+//! been read.
 
 use std::fmt::Write as _;
 
@@ -16,8 +16,8 @@ use crate::pg::quote_ident;
 use crate::pgoutput::Format;
 use crate::schema::TablePlan;
 
-/// The columns whose arrays the statement takes, in parameter order: the row's values, then its
-/// old identity.
+/// Returns the columns whose arrays are the statement's parameters, in order: those of the new row, then
+/// those of the old identity.
 pub(crate) fn parameters(table: &TablePlan, kind: &SetKind) -> (Vec<usize>, Vec<usize>) {
     match kind {
         SetKind::Insert => ((0..table.columns.len()).collect(), Vec::new()),
@@ -28,17 +28,17 @@ pub(crate) fn parameters(table: &TablePlan, kind: &SetKind) -> (Vec<usize>, Vec<
     }
 }
 
-/// Who holds the number of rows that a set has met against the number that it was given.
+/// Where the number of rows that a set has changed is compared with the number that it was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Count {
-    /// The statement itself: whatever is sent behind it fails with it. Rows are handed on to be counted,
-    /// which is a tenth of what an UPDATE costs.
+    /// In the statement itself, so that all later statements of the transaction fail with it. Counting the
+    /// rows takes a tenth of the time of an UPDATE.
     ByStatement,
-    /// Whoever sent it, by the server's answer, before anything is committed.
+    /// In the sender, by the server's answer, before COMMIT is sent.
     ByAnswer,
 }
 
-/// Whether the answer to the statement tells how many rows it met.
+/// Whether the server's answer has the number of rows that the statement changed.
 pub(crate) fn answers_count(kind: &SetKind) -> bool {
     matches!(kind, SetKind::Update(_) | SetKind::Delete)
 }
@@ -57,8 +57,8 @@ pub(crate) fn is_plain(kind: &SetKind) -> bool {
     matches!(kind, SetKind::Insert | SetKind::Update(_) | SetKind::Delete)
 }
 
-/// The statement. Parameters: arrays ([`parameters`]), for rows found in a range its first and last key (each
-/// an int8), then maybe a number ([`takes_count`]).
+/// Returns the set's statement. Parameters: arrays ([`parameters`]); the first and last key (each an int8) if
+/// rows are found in a range; the number of rows if [`takes_count`].
 pub(crate) fn set_sql(
     table: &TablePlan,
     kind: &SetKind,
@@ -81,9 +81,9 @@ pub(crate) fn set_sql(
     }
 }
 
-/// A plain set with its guards and its progress as one statement, which needs no BEGIN and no COMMIT.
-/// Parameters: as of [`set_sql`], then the progress's own. `advance` tells, for the number of its first
-/// parameter, what goes into WITH and what is selected to move it.
+/// Returns one statement for a plain set that checks its row count and moves the progress row. It needs no
+/// BEGIN and COMMIT. Parameters: as of [`set_sql`], then those of the progress row. `advance` gets the number
+/// of its first parameter, and returns the WITH query and the selected expression that move the row.
 pub(crate) fn with_progress_sql(
     table: &TablePlan,
     kind: &SetKind,
@@ -101,7 +101,7 @@ pub(crate) fn with_progress_sql(
     format!("WITH changed AS ({change} RETURNING 1), {moved} SELECT {guard}, {select}")
 }
 
-/// And the number of its parameters.
+/// Returns an INSERT and the number of its parameters.
 fn insert_sql(table: &TablePlan, format: Format) -> (String, usize) {
     let (values, identity) = parameters(table, &SetKind::Insert);
     let source = Source::new(table, &values, &identity, format);
@@ -117,7 +117,7 @@ fn insert_sql(table: &TablePlan, format: Format) -> (String, usize) {
     (sql, source.parameters)
 }
 
-/// An update, or else a delete, of rows found by their key, and the number of its parameters.
+/// Returns an UPDATE or DELETE of rows found by their key, and the number of its parameters.
 fn change_sql(table: &TablePlan, kind: &SetKind, search: RowSearch, format: Format) -> (String, usize) {
     let (values, identity) = parameters(table, kind);
     let source = Source::new(table, &values, &identity, format);

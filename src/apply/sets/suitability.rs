@@ -6,7 +6,8 @@ use super::full_row;
 use crate::apply::table::ExactBecause;
 use crate::schema::{ReplicationRole, RowIdentity, TablePlan};
 
-/// Judges a table, for a session that writes as a replica or not; none if sets suit it.
+/// Returns why a table's changes are applied row by row in a session with this replication role; none if they
+/// can be applied as sets.
 #[must_use]
 pub fn exact_because(table: &TablePlan, role: ReplicationRole) -> Option<ExactBecause> {
     let acts = role == ReplicationRole::Origin;

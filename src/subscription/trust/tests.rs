@@ -1,4 +1,4 @@
-//! The verdict as a table: one record, one sight of the publisher, and what each deviation means.
+//! Checks the verdict for one record and one state of the publisher, and for each deviation from it.
 
 use super::*;
 
@@ -74,7 +74,7 @@ const SAME: Verdict = Verdict::Trusted(Ground::SameTimeline);
 #[test]
 fn the_same_publisher_is_trusted() {
     check(&record(), &seen(), &SAME);
-    // It saves the slot's confirmed position late, and its checkpoints come when they come.
+    // The publisher saves the slot's confirmed position late, and its last checkpoint may be old.
     check(&record(), &Seen { slot: slot(100, 900), checkpoint: lsn(1), ..seen() }, &SAME);
     check(&record(), &Seen { history: None, ..seen() }, &SAME);
 }
@@ -113,7 +113,7 @@ fn a_publisher_from_an_older_copy_is_told() {
     );
     diverged(&Seen { next_xid: 79, ..restored.clone() }, Divergence::XidWentBack { seen: 80, now: 79 });
     diverged(&restored, Divergence::StartedEarlier { seen: Lsn::new(1100), checkpoint: Lsn::new(740) });
-    // After its next checkpoint, the slot is what is left.
+    // After its next checkpoint, only the slot shows the older state.
     diverged(
         &Seen { checkpoint: lsn(1190), slot: slot(850, 800), ..restored },
         Divergence::SlotWentBack { seen: Lsn::new(900), now: Lsn::new(800) },
@@ -126,7 +126,7 @@ fn a_run_that_was_found_out_stays_distrusted() {
     record.publisher.as_mut().unwrap().distrusted = Some(time(2));
     let passed = Seen { started_at: time(2), checkpoint: lsn(1150), ..seen() };
     check(&record, &passed, &Verdict::Diverged(Divergence::FoundBefore { recorded: Lsn::new(1000) }));
-    // The right one is back, and that is forgotten.
+    // The right server is back, and is trusted again.
     let back = Seen { started_at: time(3), ..passed };
     check(&record, &back, &SAME);
     assert_eq!(recorded(&record, Ground::SameTimeline, &back).distrusted, None);
@@ -153,7 +153,7 @@ fn a_promotion_is_trusted_if_it_had_everything() {
         timeline: 3,
         history: history(3, file),
         started_at: time(3),
-        // Another server's.
+        // This value comes from another server.
         next_xid: 3,
         checkpoint: lsn(10),
         slot: slot(950, 400),
@@ -199,15 +199,15 @@ fn a_standby_is_waited_for() {
     let slot = SlotSeen { health: SlotHealth::Synchronised, ..standby.slot.unwrap() };
     let synchronised = Seen { slot: Some(slot), ..standby.clone() };
     check(&record(), &synchronised, &Verdict::NotYet(Wait::Promotion));
-    // The word means nothing once it is promoted.
+    // The slot's synchronised state does not matter after the promotion.
     check(&record(), &Seen { role: Role::Primary, started_at: time(1), next_xid: 90, ..synchronised }, &SAME);
-    // Its own past proves nothing about the primary that is asked next.
+    // What a standby has shown proves nothing about a primary that answers later.
     let recorded = recorded(&record(), Ground::SameTimeline, &standby);
     assert_eq!((recorded.role, recorded.witnesses), (Role::Standby, Witnesses::default()));
     assert_eq!(recorded.timeline_start, lsn(500));
     let record = Record { publisher: Some(recorded), ..record() };
     check(&record, &Seen { started_at: time(9), ..seen() }, &SAME);
-    // Promoted while it streamed.
+    // The standby was promoted while it streamed.
     let promoted =
         Seen { timeline: 3, history: history(3, "1\t0/1F4\tx\n2\t0/384\ty"), role: Role::Primary, ..standby };
     let ground = Ground::Promoted { from: 2, at: Lsn::new(900) };
@@ -232,7 +232,7 @@ fn records_without_facts_are_filled() {
     check(&old, &ahead, &Verdict::Trusted(Ground::NothingToCompare));
     let filled = recorded(&old, Ground::NothingToCompare, &ahead);
     assert_eq!((filled.timeline, filled.timeline_start, filled.started_at), (2, lsn(500), Some(time(1))));
-    // What the WAL proves needs no other fact.
+    // A position beyond the WAL is found without any other fact.
     check(
         &old,
         &Seen { wal: Lsn::new(7), ..seen() },

@@ -1,4 +1,4 @@
-//! What an operator reads of a verdict: the service and `check` use the same words.
+//! The texts of a verdict for operators, which the service and `check` share.
 
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, SlotName, SubscriptionName};
@@ -6,7 +6,7 @@ use crate::pg::{Lsn, SlotName, SubscriptionName};
 use super::{Divergence, Record, Wait};
 
 impl Divergence {
-    /// What is missing or doubtful, since when, and the ways out.
+    /// Describes what is missing or doubtful, since when, and what an operator can do.
     #[must_use]
     pub fn diagnosis(&self, record: &Record, subscription: &SubscriptionName, slot: &SlotName) -> Diagnosis {
         let recorded = recorded(record);
@@ -41,7 +41,7 @@ impl Divergence {
         Diagnosis::new(primary).detail(detail).hint(hint)
     }
 
-    /// What is wrong with a publisher that is not what it was.
+    /// Describes a publisher that contradicts the record.
     fn of_publisher(&self) -> String {
         match self {
             Self::LeftEarlier { .. } => "the publisher was promoted without all that the target has",
@@ -55,7 +55,7 @@ impl Divergence {
     fn doubt(&self, record: &Record, recorded: &str) -> String {
         let doubtful = match self.gap() {
             Some((from, to)) => {
-                // The histories may have parted before what the publisher still shows of it.
+                // The histories may have diverged before the oldest position that the publisher still shows.
                 let earlier = if matches!(self, Self::LeftEarlier { .. }) { "" } else { " or earlier" };
                 format!(
                     "what the target has from {from}{earlier} to {to} is not what the publisher has there, and what \
@@ -105,7 +105,7 @@ impl Divergence {
 }
 
 impl Wait {
-    /// What is waited for.
+    /// Describes what has to happen.
     #[must_use]
     pub fn diagnosis(&self, slot: &SlotName) -> Diagnosis {
         match *self {
@@ -123,7 +123,7 @@ impl Wait {
     }
 }
 
-/// The way out that is left where changes are lost.
+/// Describes how to start over, which remains if changes are lost.
 pub(crate) fn start_over(subscription: &SubscriptionName) -> String {
     format!(
         "start over: \"pgsluice drop {subscription}\", empty the target's tables, and let pgsluice create the \

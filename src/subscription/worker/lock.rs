@@ -1,4 +1,4 @@
-//! Becoming the subscription's owner: the lock, standing by for it, and what the last owner left.
+//! Takes the subscription's lock, waits for it as a standby, and takes the subscription over.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::config::SynchronousCommit;
 use crate::error::{Diagnosis, PauseReason};
 use crate::store::{self, Desired, Registration, lock_key};
 use crate::target::{Lock, OriginUse, TargetSession};
-/// How often a standby asks for the lock.
+/// How often a standby tries to take the lock.
 const LOCK_POLL: Duration = Duration::from_secs(1);
 
 impl Worker {
@@ -34,7 +34,7 @@ impl Worker {
                     }
                 }
                 Err(failure) => {
-                    // Half-way to being the owner is not being it: begin with a new session.
+                    // The take-over is incomplete, so it begins again with a new session.
                     self.session = None;
                     return self.fail(failure);
                 }
@@ -45,23 +45,24 @@ impl Worker {
         }
     }
 
-    /// What the owner reports is the owner's to report, and its stream the owner's to hold.
+    /// Becomes a standby: stops the monitor and closes the stream, which are the owner's.
     async fn stand_by(&mut self) {
         self.lose_target();
         self.monitor.shutdown().await;
-        // Remembered, so that a subscription that is dropped meanwhile is not made anew.
+        // It is kept so that a subscription that is removed meanwhile is not created again.
         let row = self.store.subscription(self.context.name()).await;
         self.stood_by = Some(StoodBy { created_at: row.ok().flatten().map(|row| row.created_at) });
     }
 
-    /// Opens the session if need be and tries for the lock; with it, reads where we stand.
+    /// Opens the session if there is none, and tries to take the lock. With the lock, takes the subscription
+    /// over.
     async fn try_lock(&mut self) -> Result<Option<Event>, Failure> {
         let subscription = Arc::clone(&self.context.subscription);
         if self.session.is_none() {
             let name = format!("pgsluice {}", subscription.name);
             let mut session = TargetSession::open(&self.context.target, &name).await?;
             session.time_round_trip().await?;
-            // "on" is what it has.
+            // The session's settings have "on".
             if subscription.synchronous_commit != SynchronousCommit::On {
                 session.set_synchronous_commit(subscription.synchronous_commit.as_str()).await?;
             }
@@ -80,7 +81,7 @@ impl Worker {
                 return Ok(Some(Event::ShutdownAsked));
             }
         }
-        // What is on record seldom says to wait: the publisher can be reached meanwhile.
+        // An attempt usually follows, so connecting to the publisher begins while the record is read.
         let reaching = Reaching::begin(Arc::clone(&subscription), session);
         session.set_origin(&subscription.name, OriginUse::Apply).await?;
         let row = self.claim().await?;
@@ -95,7 +96,7 @@ impl Worker {
         Ok(Some(event))
     }
 
-    /// The lock is ours: says so, and reads what was left.
+    /// Records this instance as the owner, and returns the subscription's record.
     async fn claim(&mut self) -> Result<store::SubscriptionRow, Failure> {
         let subscription = Arc::clone(&self.context.subscription);
         let registration = Registration {
@@ -110,15 +111,15 @@ impl Worker {
             info!(subscription = self.context.name(), "the other instance has gone, taking over");
         }
         self.owner = Owner::Us;
-        // Another instance may have reported in between.
+        // Another instance may have written the state meanwhile.
         self.reported = None;
-        // One that runs still reports as the owner that we were.
+        // A running monitor writes with the former term.
         self.monitor.shutdown().await;
         self.start_monitor();
         Ok(row)
     }
 
-    /// What the record tells its new owner to do.
+    /// Returns the event that the record causes for its new owner.
     fn left_to(&mut self, row: &store::SubscriptionRow) -> Event {
         if row.desired == Desired::Pause {
             self.because = Some(Because::operator());
@@ -130,7 +131,8 @@ impl Worker {
         }
     }
 
-    /// A conflict waits for a person through restarts; other causes are simply looked at again.
+    /// A pause on a conflict lasts through restarts. After other pauses a new attempt begins, which finds the
+    /// cause again.
     fn left_paused(&mut self, row: &store::SubscriptionRow) -> Event {
         if row.reason.as_deref() != Some(PauseReason::Conflict.as_str()) || row.skip_lsn.is_some() {
             return Event::Locked;

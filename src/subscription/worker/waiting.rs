@@ -1,4 +1,4 @@
-//! What the owner does while nothing is applied: backs off, holds still, answers commands.
+//! The owner's work while nothing is applied: it backs off or waits, and answers commands.
 
 use std::time::Duration;
 
@@ -18,14 +18,14 @@ use super::super::state::{Event, State};
 use super::{Owner, Wake, Worker};
 use crate::error::{Diagnosis, PauseReason};
 use crate::store::{Answer, Command, Verb};
-/// How often commands are looked for in case their notification got lost.
+/// How often commands are looked for, in case their notification was lost.
 const COMMAND_POLL: Duration = Duration::from_secs(1);
-/// How often a held subscription looks whether its session is alive and its schema fits.
+/// How often a paused subscription checks its session and the target's catalog.
 const HOLD_POLL: Duration = Duration::from_secs(2);
-/// Back-off between attempts: from here, doubling, with jitter, to there.
+/// Minimum delay between attempts. It is doubled up to the maximum, with jitter.
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// Enough doublings to reach [`BACKOFF_MAX`].
+/// Number of doublings that reach [`BACKOFF_MAX`].
 const MAX_DOUBLINGS: u32 = 8;
 
 impl Worker {
@@ -42,7 +42,8 @@ impl Worker {
         self.wait(delay).await.unwrap_or(Event::RetryDue)
     }
 
-    /// Keeps still: answers commands, keeps the lock, and looks whether the reason has gone.
+    /// Waits while the subscription is paused: answers commands, keeps the lock, and checks whether the
+    /// reason has passed.
     pub(super) async fn hold(&mut self) -> Event {
         let retry_at = match self.state {
             State::Paused(PauseReason::Conflict) => {
@@ -52,7 +53,8 @@ impl Worker {
         };
         loop {
             if self.session.is_none() {
-                // Whoever has the lock next may have gone on from here: ask for it, then look.
+                // Without the session the lock is lost, and another instance may have gone on. So the lock is
+                // taken again before the state is read.
                 return Event::LockHeldElsewhere;
             }
             if let Some(event) = self.wait(HOLD_POLL).await {
@@ -77,7 +79,7 @@ impl Worker {
         }
     }
 
-    /// The session that holds the lock is still there.
+    /// Checks that the session that holds the lock still works.
     async fn keep_lock(&self) -> Result<(), Failure> {
         match &self.session {
             Some(session) => Ok(session.reset().await?),
@@ -85,8 +87,8 @@ impl Worker {
         }
     }
 
-    /// Whether either side has changed since the pause began: what does not fit may fit now, or may
-    /// no longer be published. The attempt that follows judges.
+    /// Whether either side has changed since the pause began, so that the tables may fit, or may no longer be
+    /// published. The next attempt compares them.
     async fn may_fit_now(&mut self) -> bool {
         let what = if self.target_has_changed().await {
             "the target's tables"
@@ -108,7 +110,7 @@ impl Worker {
         }
     }
 
-    /// Waits so long, or until something happens that ends the waiting.
+    /// Waits for `delay`, or until an event ends the wait.
     pub(super) async fn wait(&mut self, delay: Duration) -> Option<Event> {
         let due = Instant::now() + delay;
         loop {
@@ -117,7 +119,7 @@ impl Worker {
                 _ = self.wish.changed() => Wake::Wish,
                 () = commands_due(&mut self.signal) => Wake::Commands,
                 Some(event) = self.monitor_events.recv() => Wake::Monitor(event),
-                // Left over from an attempt that has ended.
+                // Phases of an attempt that has ended are dropped.
                 Some(_) = self.phases.recv() => continue,
                 () = tokio::time::sleep_until(due) => Wake::Due,
             };
@@ -133,7 +135,7 @@ impl Worker {
     // --- commands -------------------------------------------------------------------------
 
     pub(super) async fn on_commands(&mut self) -> Option<Event> {
-        // A standby's commands are its owner's.
+        // The owner answers the commands; a standby does not.
         if self.owner != Owner::Us {
             return None;
         }
@@ -150,7 +152,7 @@ impl Worker {
             let (answer, next) = self.on_command(&command).await;
             if let Err(error) = self.store.answer(&self.context.owner, command.id, &answer).await {
                 if error.is_not_owner() {
-                    // It is the new owner's to carry out and to answer.
+                    // The new owner carries out the command and answers it.
                     return Some(self.deposed());
                 }
                 debug!(subscription = self.context.name(), %error, "answer not recorded");
@@ -181,13 +183,13 @@ impl Worker {
                 (Answer::done("takes up its publications"), Some(Event::RestartAsked))
             }
             Verb::Resync => (commands::not_supported(command.verb), None),
-            // Whoever asked takes the lock next, removes the slot and the state.
+            // The command line takes the lock next, and removes the slot and the state.
             Verb::Drop => (Answer::done("let go"), Some(Event::ShutdownAsked)),
         }
     }
 
-    /// A skip has been armed. If the subscription waits on a conflict, that is the transaction
-    /// meant (any other is refused when arming), so it goes on.
+    /// Goes on after a skip has been armed. If the subscription is paused on a conflict, the skip is for its
+    /// transaction, because any other is refused when it is armed.
     fn on_skip(&self) -> (Answer, Option<Event>) {
         let event = match self.state {
             State::Paused(PauseReason::Conflict) => Event::ResumeAsked,
@@ -205,10 +207,10 @@ impl Worker {
     }
 }
 
-/// The next time commands should be looked for: told so, or just in case.
+/// Waits until commands should be looked for: after a notification, or after [`COMMAND_POLL`].
 pub(super) async fn commands_due(signal: &mut watch::Receiver<u64>) {
     if let Ok(Err(_)) = tokio::time::timeout(COMMAND_POLL, signal.changed()).await {
-        // The sender has gone, which only happens at the very end: poll on.
+        // The sender has been dropped, which happens at the end of the process; polling goes on.
         tokio::time::sleep(COMMAND_POLL).await;
     }
 }

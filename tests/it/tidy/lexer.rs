@@ -36,6 +36,25 @@ pub(super) fn blank_range(out: &mut [u8], start: usize, end: usize) {
     }
 }
 
+/// Returns the comments of `text` with their positions.
+pub(super) fn comments(text: &str) -> Vec<(usize, &str)> {
+    let bytes = text.as_bytes();
+    let mut comments = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let Some((len, is_comment)) = literal_or_comment(bytes, at) else {
+            at += 1;
+            continue;
+        };
+        let end = (at + len).min(bytes.len());
+        if is_comment {
+            comments.push((at, &text[at..end]));
+        }
+        at = end;
+    }
+    comments
+}
+
 /// Returns the length of the comment, string or character literal that starts at `at`, and whether it
 /// is a comment.
 fn literal_or_comment(bytes: &[u8], at: usize) -> Option<(usize, bool)> {

@@ -1,5 +1,6 @@
 //! The rules: tables first, then one function for each rule.
 
+use super::lexer::comments;
 use super::source::{Path, SourceFile};
 
 /// One finding, with the reason for the rule that it breaks.
@@ -139,6 +140,13 @@ const REGISTRY: &str = "https://github.com/rust-lang/crates.io-index";
 const REGISTRY_SCHEMES: &[&str] = &[concat!("registry", "+"), concat!("sparse", "+")];
 const MACHINE_REASON: &str = "the repository builds anywhere and tells nothing of the machine it came from";
 
+/// Documents that are not part of the repository, and which no comment may name.
+const FOREIGN_DOCUMENTS: &[&str] = &["EDGE_CASES", "DESIGN", "STYLE", "BACKGROUND"];
+/// A word that hides who does something.
+const VAGUE_WORD: &str = "whoever";
+const COMMENT_REASON: &str =
+    "a comment states the fact itself, with PostgreSQL's terms, and needs no other document";
+
 /// Returns all violations in these files of `src/`.
 pub(super) fn check_sources(files: &[SourceFile]) -> Vec<Violation> {
     let is_test = |file: &&SourceFile| {
@@ -185,6 +193,39 @@ pub(super) fn check_text(path: &str, text: &str) -> Vec<Violation> {
             let named = line.match_indices(scheme).map(|(at, _)| &line[at + scheme.len()..]);
             for url in named.filter(|url| url.starts_with("http") && !url.starts_with(REGISTRY)) {
                 report(format!("names the registry {}", url.split(['"', ' ']).next().unwrap_or(url)));
+            }
+        }
+    }
+    violations
+}
+
+/// Returns all violations in the comments of a Rust file.
+pub(super) fn check_comments(path: &str, text: &str) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (position, comment) in comments(text) {
+        let first = text[..position].matches('\n').count() + 1;
+        for (index, line) in comment.lines().enumerate() {
+            let is_word = |c: char| c.is_alphanumeric() || c == '_';
+            let words: Vec<_> = line.split(|c| !is_word(c)).filter(|word| !word.is_empty()).collect();
+            let mut report = |what: String| {
+                let line = first + index;
+                violations.push(Violation { path: path.to_owned(), line, what, reason: COMMENT_REASON });
+            };
+            for word in &words {
+                if FOREIGN_DOCUMENTS.contains(word) {
+                    report(format!("a comment names {word}, which is not in the repository"));
+                } else if word.eq_ignore_ascii_case(VAGUE_WORD) {
+                    report(format!("a comment says \"{word}\""));
+                }
+            }
+            for pair in words.windows(2) {
+                let is_number = pair[1].bytes().all(|byte| byte.is_ascii_digit());
+                if pair[0].eq_ignore_ascii_case("guarantee") && is_number {
+                    report(format!(
+                        "a comment names {} {}, which is not in the repository",
+                        pair[0], pair[1]
+                    ));
+                }
             }
         }
     }

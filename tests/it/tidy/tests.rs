@@ -3,7 +3,7 @@
 use insta::assert_snapshot;
 
 use super::lexer::{Keep, blank};
-use super::rules::{check_sources, check_text};
+use super::rules::{check_comments, check_sources, check_text};
 use super::source::{Path, SourceFile};
 
 /// Returns the violations in one file, one per line. A first line with `//!` is put before the source.
@@ -215,4 +215,25 @@ fn blanking_keeps_every_position() {
         assert_eq!(blank(source, keep).len(), source.len());
     }
     assert_snapshot!(blank(source, Keep::Code).split_whitespace().collect::<Vec<_>>().join(" "), @"a b b r#type b");
+}
+
+#[test]
+fn comments_state_facts_of_the_repository() {
+    let check = |source: &str| {
+        let lines: Vec<_> = check_comments("src/pg/lsn.rs", source)
+            .into_iter()
+            .map(|found| format!("{}:{}: {}", found.path, found.line, found.what))
+            .collect();
+        lines.join("\n")
+    };
+    assert_snapshot!(check(concat!("/", "/! Purpose.\n/", "/ As EDGE_CASES 5 says.\nfn f() {} /", "/ Whoever calls it")), @r#"
+    src/pg/lsn.rs:2: a comment names EDGE_CASES, which is not in the repository
+    src/pg/lsn.rs:3: a comment says "Whoever"
+    "#);
+    assert_snapshot!(check("/* one\n DESIGN.md,\n guarantee 3 */"), @r"
+    src/pg/lsn.rs:2: a comment names DESIGN, which is not in the repository
+    src/pg/lsn.rs:3: a comment names guarantee 3, which is not in the repository
+    ");
+    assert_eq!(check(concat!("const S: &str = \"/", "/ whoever, EDGE_CASES\";")), "");
+    assert_eq!(check("/// Its design and style; the guarantee of 3 servers.\nfn style() {}"), "");
 }

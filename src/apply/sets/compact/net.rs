@@ -3,11 +3,11 @@
 //! ```text
 //! close: absent ─▶ deletes ─▶ updates, by the columns that they set ─▶ inserts
 //! ```
-//! # What must not be left out
-//! A state that a row only passes through is not written, so nothing on the target gets to refuse
-//! it, as it would have row by row. Where something might (a NULL that is not wanted, a label that
-//! is not known, a CHECK…), everything so far is written first, the passing state with it, and the
-//! net effect starts anew.
+//! # Intermediate states
+//! An intermediate state of a row is not written, so the target cannot refuse it, which it might have done
+//! row by row. If the target might refuse a value of it (by NOT NULL, an enum's labels, a CHECK constraint
+//! and so on), everything so far is written first, the intermediate state included, and the net effect is
+//! computed anew from there.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -23,11 +23,11 @@ use crate::apply::statement::ColumnSet;
 use crate::pgoutput::{Tuple, Value};
 use crate::schema::{ColumnPlan, TablePlan};
 
-/// A row with more bytes than this might be refused by an index (a btree entry takes 2,704 bytes,
-/// `BTMaxItemSize` in PostgreSQL's `nbtree.h`; what is short as text may be longer inside).
+/// An index might refuse a row with more bytes than this. A btree entry has at most 2,704 bytes
+/// (`BTMaxItemSize` in PostgreSQL's `nbtree.h`), and a value may be longer in an index than as text.
 const INDEXED_BYTES_MAX: usize = 1000;
 
-/// A row as an event has it, or (seldom, so it may lie elsewhere) one made of several.
+/// A row of an event, or one that was combined from several. The latter is rare and therefore boxed.
 #[derive(Debug, Clone)]
 enum Row<'a> {
     Sent(&'a Tuple),
@@ -61,23 +61,24 @@ impl Deref for Row<'_> {
     }
 }
 
-/// What is left of a key's changes.
+/// The net effect of a key's changes.
 #[derive(Debug, Clone)]
 enum Net<'a> {
-    /// First absent, now there.
+    /// The row did not exist before and exists now.
     Inserted(Row<'a>),
-    /// First absent, and gone again.
+    /// The row did not exist before and was inserted and deleted.
     Vanished { identity: Row<'a> },
-    /// First present, now changed.
+    /// The row existed before and was updated.
     Updated { identity: &'a Tuple, image: Row<'a> },
-    /// First present, now gone.
+    /// The row existed before and was deleted.
     Deleted { identity: &'a Tuple },
-    /// First present, deleted, and inserted anew: what the publisher does not send starts over.
+    /// The row existed before, was deleted and was inserted again. Columns that only the target has get their
+    /// defaults.
     Replaced { identity: &'a Tuple, image: Row<'a> },
 }
 
 impl Net<'_> {
-    /// The state that the row has now, if it is there.
+    /// The row's current state; none if it does not exist.
     fn image(&self) -> Option<&Tuple> {
         match self {
             Self::Inserted(image) | Self::Updated { image, .. } | Self::Replaced { image, .. } => Some(image),
@@ -88,8 +89,8 @@ impl Net<'_> {
 
 #[derive(Default)]
 pub(super) struct NetRows<'a> {
-    /// Where each key's row is; not kept as long as there is nothing but inserts, or deletes: a key that
-    /// comes twice then contradicts itself, which the key's index or the set's row count notices.
+    /// The position of each key's row. It is not kept while all changes are inserts, or all are deletes: a
+    /// key that comes twice is then an error that the target finds by the key's index or the set's row count.
     index: Option<Index<'a>>,
     rows: Vec<Net<'a>>,
 }
@@ -104,7 +105,7 @@ impl<'a> NetRows<'a> {
         steps: &mut Vec<SetStep>,
     ) -> Result<(), Uncompactable> {
         if change.company == Company::None {
-            // Whatever was before must be done, and nothing may overtake.
+            // All earlier changes are written first, so that order is kept.
             self.close(table, steps);
             steps.push(change.alone(table));
             return Ok(());
@@ -134,7 +135,7 @@ impl<'a> NetRows<'a> {
         Ok(())
     }
 
-    /// Whether the change is an insert among inserts, or a delete among deletes.
+    /// Whether all changes so far are inserts and this is one, or all are deletes and this is one.
     fn goes_on_alike(&self, kind: &SetKind) -> bool {
         matches!(
             (kind, self.rows.last()),
@@ -178,7 +179,7 @@ impl<'a> NetRows<'a> {
                     match updates.iter_mut().find(|(columns, _)| *columns == set) {
                         Some((_, rows)) => rows.push(row),
                         None => {
-                            // Most updates set the same columns; further sets get few rows.
+                            // Most updates set the same columns, so further sets get few rows.
                             let capacity = if updates.is_empty() { left } else { 1 };
                             let mut rows = Vec::with_capacity(capacity);
                             rows.push(row);
@@ -208,8 +209,8 @@ fn changed(identity: &Tuple, image: Row<'_>) -> SetRow {
     }
 }
 
-/// Puts one of `left` rows into a set, which may get them all: usually a batch has one kind of change, and
-/// growing step by step would move every row several times.
+/// Appends one of `left` rows to a set. Room is reserved for all of them, because usually a batch has one
+/// kind of change, and growing step by step would move every row several times.
 fn put(set: &mut Vec<SetRow>, row: SetRow, left: usize) {
     if set.is_empty() {
         set.reserve_exact(left);
@@ -228,8 +229,8 @@ fn first<'a>(change: &Keyed<'a>) -> Result<Net<'a>, Uncompactable> {
     }
 }
 
-/// The net effect of `row` followed by one more change. Pairs that no publisher produces (an
-/// insert where the row is, an update where it is not) are left to the exact path.
+/// Returns the net effect of `row` followed by one more change. Pairs that no publisher produces (an insert
+/// of a row that exists, an update of one that does not) are left to row-by-row apply.
 fn next<'a>(row: &Net<'a>, change: &Keyed<'a>) -> Result<Net<'a>, Uncompactable> {
     Ok(match (row.clone(), &change.kind, change.image) {
         (Net::Inserted(before), SetKind::Update(_), Some(image)) => Net::Inserted(Row::over(image, &before)),
@@ -251,12 +252,12 @@ fn next<'a>(row: &Net<'a>, change: &Keyed<'a>) -> Result<Net<'a>, Uncompactable>
     })
 }
 
-/// Whether something on the target might refuse this state of a row, were it written.
+/// Whether the target might refuse this state of a row.
 fn may_be_refused(plan: &TablePlan, image: &Tuple) -> bool {
     let refused = |(column, value): (&ColumnPlan, Value<'_>)| match value {
         Value::Null => column.not_null,
         Value::Unchanged => false,
-        // A publisher without an encoding sends any bytes.
+        // A publisher with the encoding SQL_ASCII sends any bytes.
         Value::Text(bytes) => column.refuses_values || std::str::from_utf8(bytes).is_err(),
         Value::Binary(_) => column.refuses_values,
     };

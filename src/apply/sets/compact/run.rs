@@ -1,4 +1,4 @@
-//! Neighbouring changes of one kind, for tables where order means something.
+//! Consecutive changes of one kind, for tables where the order of changes matters.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use foldhash::fast::RandomState;
 use super::{Company, Key, Keyed, Planned, SetKind, SetRow, SetStep, Uncompactable, bytes_of};
 use crate::pgoutput::Tuple;
 
-/// Neighbouring changes of one kind, no key twice.
+/// Consecutive changes of one kind, without a key that comes twice.
 #[derive(Default)]
 pub(super) struct Run<'a> {
     kind: Option<SetKind>,
     keys: HashSet<Key<'a>, RandomState>,
-    /// The rows that its updates of whole rows leave: another change of one of them comes after.
+    /// The rows that its updates of whole rows leave. A later change of one of them belongs to the next run.
     made: HashSet<Vec<u8>, RandomState>,
     rows: Vec<SetRow>,
 }

@@ -16,7 +16,8 @@ fn context(id: u64, plan: TablePlan) -> Arc<TableContext> {
     Arc::new(bench::context(id, plan))
 }
 
-/// `1 - x ~`: the id, and NULL (`-`), unchanged (`~`) or a text for the others; `''` is empty.
+/// Parses a row such as `1 - x ~`: the id, then NULL (`-`), unchanged (`~`) or a text for each other column;
+/// `''` is the empty text.
 fn row(text: &str) -> Tuple {
     let value = |word: &'static str| match word {
         "-" => Value::Null,
@@ -29,8 +30,8 @@ fn row(text: &str) -> Tuple {
     tuple(&words)
 }
 
-/// `+ ROW` inserts, `= ROW` updates, `OLD > ROW` updates with the old key sent, `x ROW` deletes;
-/// `= OLD > ROW` and `X ROW` are of tables whose whole old rows are sent.
+/// Parses a change: `+ ROW` inserts, `= ROW` updates, `OLD > ROW` updates with the old key sent, `x ROW`
+/// deletes. `= OLD > ROW` updates and `X ROW` deletes with the whole old row sent.
 fn change(text: &str) -> RowChange {
     match text.split_once(" > ") {
         Some((old, new)) if old.starts_with("= ") => {
@@ -55,7 +56,7 @@ fn steps(changes: &[(&Arc<TableContext>, &str)]) -> Result<Vec<SetStep>, Uncompa
     compact(&events)
 }
 
-/// The steps in the spelling of [`change`], a line each.
+/// Writes the steps in the syntax of [`change`], one on each line.
 fn spelled(steps: &[SetStep]) -> String {
     let words = |row: &Tuple| {
         let word = |value| match value {
@@ -92,7 +93,7 @@ fn spelled(steps: &[SetStep]) -> String {
     steps.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// What becomes of changes of one table.
+/// Compacts changes of one table and returns the steps.
 fn check(plan: TablePlan, changes: &[&str]) -> String {
     let table = context(1, plan);
     let changes: Vec<_> = changes.iter().map(|&text| (&table, text)).collect();
@@ -124,7 +125,7 @@ fn what_contradicts_itself_is_left_to_the_exact_path() {
     }
     assert_eq!(check(plan(), &["+ 1 - x ~"]), "uncompactable", "an unchanged value cannot be inserted");
     assert_eq!(check(plan(), &["= - - x y"]), "uncompactable", "NULL is no key");
-    // Among themselves, the target's key and the set's row count notice.
+    // Among inserts only, or deletes only, the target finds them by its key or the set's row count.
     assert_eq!(check(plan(), &["+ 1 - x y", "+ 1 - x y"]), "1 insert 1 - x y, 1 - x y");
     assert_eq!(check(plan(), &["x 1 - - -", "x 1 - - -"]), "1 delete 1 - - -, 1 - - -");
     assert_eq!(check(plan(), &["+ 1 - x y", "+ 1 - x y", "x 1 - - -"]), "uncompactable");
@@ -181,7 +182,7 @@ fn where_order_matters_only_neighbours_of_one_kind_go_together() {
     1 delete 2 - - -, 1 - - -
     "
     );
-    // An empty text is a key like any other.
+    // The empty text is a valid key.
     insta::assert_snapshot!(check(ordered(), &["= '' - x y", "= '' - z y"]), @r"
     1 update [0, 1, 2, 3] of '' - x y > '' - x y
     1 update [0, 1, 2, 3] of '' - z y > '' - z y
@@ -228,7 +229,7 @@ fn tables_with_the_same_rows_keep_their_order() {
     3 absent 9 - x y
     2 delete 2 - - -
     ");
-    // A partition, and the table that it is part of; partitions among themselves are apart.
+    // A partition overlaps its partitioned table, but not another partition.
     let family = TablePlan { target_family_oid: 7, ..plan() };
     let leaf = context(4, TablePlan { target_oid: 8, ..family.clone() });
     let other_leaf = context(5, TablePlan { target_oid: 9, ..family.clone() });

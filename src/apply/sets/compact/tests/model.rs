@@ -1,16 +1,16 @@
-//! Random histories on random tables: what the steps make of a model of the target is what the
-//! changes, one by one, make of it, and the verdict is the same.
+//! Random histories on random tables: on a model of the target, the steps leave the same state as the changes
+//! one by one, and they fail if one of the changes fails.
 //!
-//! The model has what a target has to say: keys that fold case or find several rows, another unique
-//! column, NOT NULL, a CHECK, an index that refuses what is long, a target-only column, several
-//! published tables with one target. Its statements count rows as `sets` does, and nothing else.
+//! The model has keys that fold case or find several rows, another unique column, NOT NULL, a CHECK
+//! constraint, an index that refuses long values, a column of the target only, and several published tables
+//! with one target. Its statements check nothing but their row counts, as those of `sets` do.
 
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use super::*;
 
-/// What a target table is like.
+/// The properties of a target table.
 #[derive(Debug, Clone, Copy)]
 struct Spec {
     /// The key is `(id, part)`.
@@ -19,7 +19,7 @@ struct Spec {
     /// `a` is unique, too.
     unique: bool,
     not_null: bool,
-    /// Who refuses the value `bad` in `a`.
+    /// What refuses the value `bad` in `a`.
     judge: Judge,
     /// `a` is indexed, and long values of it are refused.
     indexed: bool,
@@ -43,16 +43,16 @@ enum Judge {
 
 const LONG: &[u8] = &[b'z'; 1100];
 const IDS: [&[u8]; 5] = [b"1", b"a", b"A", b"", b"2"];
-/// `1` and `p`, nothing and `1p`: one text, and two keys.
+/// The keys (`1`, `p`) and (empty, `1p`) have the same bytes when they are joined, but are different.
 const PARTS: [&[u8]; 2] = [b"p", b"1p"];
 const A: [Option<&[u8]>; 7] =
     [Some(b"x"), Some(b"y"), Some(b"w"), None, Some(b"bad"), Some(LONG), Some(b"\xff")];
-/// The last one is for updates only.
+/// Values of column `b`. Only updates have the last one.
 const B: [Value<'static>; 4] = [Value::Text(b"long"), Value::Text(b"other"), Value::Null, Value::Unchanged];
 
 type Cell = Option<Vec<u8>>;
 
-/// A row of the target: the published columns, and one of its own.
+/// A row of the target: the published columns, and one that only the target has.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Row {
     values: [Cell; 4],
@@ -65,7 +65,7 @@ struct Table {
     rows: Vec<Row>,
 }
 
-/// The target said no.
+/// The target has refused a change.
 #[derive(Debug)]
 struct Refused;
 
@@ -115,7 +115,7 @@ impl Table {
         (0..self.rows.len()).filter(|&at| self.spec.same_key(&self.rows[at].values, &key)).collect()
     }
 
-    /// Puts a row in its place, or at the end, if no constraint minds.
+    /// Writes a row in its place, or at the end, unless a constraint refuses it.
     fn put(&mut self, place: Option<usize>, row: Row) -> Result<(), Refused> {
         let spec = self.spec;
         let clash = |other: &Row| {
@@ -146,7 +146,7 @@ impl Table {
         self.put(Some(at), row)
     }
 
-    /// Row by row: exactly one row, or a conflict.
+    /// Applies one change, which must find exactly one row.
     fn apply(&mut self, change: &RowChange) -> Result<(), Refused> {
         if let RowChange::Insert { new } = change {
             return self.insert(new);
@@ -163,7 +163,7 @@ impl Table {
         }
     }
 
-    /// A set: as many rows met as given, whichever they are.
+    /// Applies a set, which must find as many rows as it was given.
     fn apply_set(&mut self, kind: &SetKind, rows: &[SetRow]) -> Result<(), Refused> {
         let identity = |row: &SetRow| row.named_by().cloned().expect("an identity");
         match kind {
@@ -207,13 +207,13 @@ impl Table {
     }
 }
 
-/// One step of a history, as numbers that are looked up: what it comes to depends on what is there.
+/// One step of a history, as random numbers. Which change it becomes depends on the rows that exist.
 #[derive(Debug, Clone, Copy)]
 struct Draw {
     table: usize,
-    /// Truncate, move the key, delete, or change.
+    /// The kind of change: truncate, change the key, delete, or insert or update.
     what: u8,
-    /// Keeps to what the publisher has, or not.
+    /// Whether the change fits the publisher's rows.
     faithful: bool,
     key: (usize, usize),
     to: (usize, usize),
@@ -222,14 +222,14 @@ struct Draw {
     old: u8,
 }
 
-/// What became of a row on the target before the history begins.
+/// How the target's row differs from the publisher's before the history begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     There,
     Missing,
-    /// There, but not on the publisher.
+    /// Only the target has the row.
     Extra,
-    /// There, and another one with its key, if the key is loose.
+    /// The target has the row and another one with its key, if the key is not unique.
     Twice,
 }
 
@@ -253,7 +253,7 @@ fn specs() -> impl Strategy<Value = Spec> {
     )
 }
 
-/// The row's key, and whether the target has it.
+/// A row's key, and how the target's row differs.
 type Begin = (usize, usize, Fate);
 
 fn begin() -> impl Strategy<Value = Vec<Begin>> {
@@ -270,12 +270,12 @@ fn draws() -> impl Strategy<Value = Vec<Draw>> {
     let key = || (0..IDS.len(), 0..PARTS.len());
     let a = prop_oneof![8 => 0..3_usize, 1 => 3..A.len()];
     let what = prop_oneof![1 => Just(0_u8), 4 => Just(1), 6 => Just(2), 16 => Just(3)];
-    // Mostly so, or no history would get far.
+    // With more changes that do not fit, most histories would fail early.
     let faithful = prop::bool::weighted(0.97);
     let draw = (0..TARGET_OF.len(), what, faithful, key(), key(), a, 0..B.len(), 0..3_u8).prop_map(
         |(table, what, faithful, key, to, a, b, old)| Draw { table, what, faithful, key, to, a, b, old },
     );
-    // What differs on the target ends most long histories early.
+    // Rows that differ on the target make most long histories fail early.
     (any::<bool>(), prop::collection::vec(draw, 0..40)).prop_map(|(long, mut draws)| {
         draws.truncate(if long { 40 } else { 6 });
         draws
@@ -287,8 +287,8 @@ fn image(key: (usize, usize), a: usize, b: usize) -> Tuple {
     tuple(&[Value::Text(IDS[key.0]), Value::Text(PARTS[key.1]), a, B[b]])
 }
 
-/// The change that a draw comes to; it may contradict what the publisher has, if it is unfaithful.
-/// `there` tells which keys the publisher's tables have, by the bytes of their columns.
+/// Returns the change of a draw. It may contradict the publisher's rows if the draw is not `faithful`.
+/// `there` holds the keys in the publisher's tables, by the bytes of their columns.
 fn change_of(draw: Draw, spec: Spec, there: &mut Vec<(usize, usize)>) -> Option<RowChange> {
     let part = |key: (usize, usize)| if spec.composite { key.1 } else { 0 };
     let (key, to) = ((draw.key.0, part(draw.key)), (draw.to.0, part(draw.to)));
@@ -318,7 +318,7 @@ fn change_of(draw: Draw, spec: Spec, there: &mut Vec<(usize, usize)>) -> Option<
     }
 }
 
-/// Tables of the target with a few rows, and a history of the published tables.
+/// Returns the target's tables with a few rows, and a history of the published tables.
 fn world(specs: [Spec; 2], begin: &[Begin], draws: &[Draw]) -> ([Table; 2], Vec<Event>) {
     let mut tables = specs.map(|spec| Table { spec, rows: Vec::new() });
     let mut there = [Vec::new(), Vec::new()];
@@ -333,7 +333,7 @@ fn world(specs: [Spec; 2], begin: &[Begin], draws: &[Draw]) -> ([Table; 2], Vec<
                 there.push(key);
             }
             if fate == Fate::Twice {
-                // Most keys mind.
+                // Most keys refuse a second row.
                 let _ = table.put(None, row);
             }
         }
@@ -397,7 +397,7 @@ fn same_end(specs: [Spec; 2], begin: &[Begin], draws: &[Draw]) -> Result<(), Tes
     match (exact, sets) {
         (Ok(exact), Ok(sets)) => prop_assert_eq!(exact, sets, "{}", told()),
         (Err(Refused), Err(Refused)) => {}
-        // Two keys of one row within a set: the count differs, and the exact path judges.
+        // Two keys of a set find one row: the count differs, and row-by-row apply decides.
         (Ok(_), Err(Refused)) if specs.iter().any(|spec| spec.key == KeyKind::FoldsCase) => {}
         (Ok(_), Err(Refused)) => prop_assert!(false, "sets refuse what goes row by row:\n{}", told()),
         (Err(Refused), Ok(_)) => prop_assert!(false, "sets pass over a conflict:\n{}", told()),
