@@ -6,8 +6,11 @@
 //! ```
 //! It runs beside the stream's loop, in the same task, so that nothing which waits for the target keeps the
 //! loop from taking messages, reporting, or ending. A question to the target's catalog goes over the
-//! session that applies if that is idle, and over a session of its own otherwise: it must not wait behind rows
-//! that wait for somebody's lock.
+//! session that applies if that is idle, and over a session of its own while batches are under way: it must not
+//! wait behind rows that wait for somebody's lock. If the session that applies keeps a transaction open, the
+//! question goes there once everything sent has been answered. The catalog's functions lock the table that they
+//! are asked about (`pg_get_expr`, `pg_get_constraintdef`), and another session would wait for the locks of the
+//! open transaction (TRUNCATE takes an ACCESS EXCLUSIVE one), which cannot end before the answer has come.
 //!
 //! It decides nothing. An error that no answer can carry (the connection is lost; a failure that is no
 //! conflict) ends it, and with it the attempt.
@@ -46,10 +49,20 @@ pub(super) struct Performer<'a> {
     sender: BatchSender,
     rows: RowWriter<'a>,
     under_way: VecDeque<UnderWay>,
+    slices: SliceTransaction,
     describing: Option<Describing>,
     /// For catalog questions while the session is busy; opened when first needed.
     catalog: Option<Arc<PgClient>>,
     answers: mpsc::UnboundedSender<Heard>,
+}
+
+/// The target transaction that slices have been sent into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SliceTransaction {
+    None,
+    Open,
+    /// A slice, or a batch before it, has failed.
+    Failed,
 }
 
 /// Something that is to be answered, in its place.
@@ -73,6 +86,7 @@ impl<'a> Performer<'a> {
             sender: BatchSender::new(session, subscription.clone(), start.term, start.format),
             rows: RowWriter::new(session, subscription, start.term),
             under_way: VecDeque::new(),
+            slices: SliceTransaction::None,
             describing: None,
             catalog: None,
             answers,
@@ -144,6 +158,7 @@ impl<'a> Performer<'a> {
     /// Sends a batch. Goes on telling of those before it while statements are being prepared.
     async fn send(&mut self, batch: Batch) -> Result<(), ApplyError> {
         let alone = if self.under_way.is_empty() { Alone::Yes } else { Alone::No };
+        self.slices = if batch.advance.is_none() { SliceTransaction::Open } else { SliceTransaction::None };
         let mut early = Vec::new();
         let sent = {
             let mut sending = pin!(self.sender.send(&batch, alone));
@@ -161,6 +176,7 @@ impl<'a> Performer<'a> {
         };
         for answered in &early {
             self.note(answered);
+            self.watch_slices(&answer_of(answered));
         }
         match sent {
             Ok(in_flight) => self.under_way.push_back(UnderWay::Batch(in_flight)),
@@ -181,6 +197,7 @@ impl<'a> Performer<'a> {
     /// Rolls back what is open, and asks the record.
     async fn settle(&mut self, expected: Lsn) -> Result<(), ApplyError> {
         self.session.client().batch_execute("ROLLBACK").await?;
+        self.slices = SliceTransaction::None;
         let agrees = progress::expect(self.session.client(), &self.subscription, self.term, expected).await;
         let answer = match agrees {
             Ok(()) => done(Duration::ZERO),
@@ -209,9 +226,26 @@ impl<'a> Performer<'a> {
         Ok(())
     }
 
+    /// Waits for the answers to everything that was sent into the open transaction, and before it.
+    async fn drain_slices(&mut self) -> Result<(), ApplyError> {
+        while !self.under_way.is_empty() {
+            let answered = oldest(&mut self.under_way).await?;
+            self.tell_oldest(&answered).await?;
+        }
+        Ok(())
+    }
+
     /// Begins to read a table's description.
     async fn describe(&mut self, target: QualifiedName) -> Result<(), ApplyError> {
-        let busy = !self.under_way.is_empty() || self.rows.is_busy();
+        self.drain_rows().await?;
+        if self.slices == SliceTransaction::Open {
+            self.drain_slices().await?;
+        }
+        if self.slices == SliceTransaction::Failed {
+            // The core ends because of that, and needs no description.
+            return Ok(());
+        }
+        let busy = !self.under_way.is_empty();
         let client = if busy { self.catalog_session().await? } else { Arc::clone(self.session.client()) };
         self.describing = Some(Box::pin(async move {
             let tables = catalog::target_tables(&**client, std::slice::from_ref(&target)).await?;
@@ -233,8 +267,17 @@ impl<'a> Performer<'a> {
             self.sender.receive(answered).await?;
         }
         self.note(answered);
-        self.tell(Heard::Answer(answer_of(answered)));
+        let answer = answer_of(answered);
+        self.watch_slices(&answer);
+        self.tell(Heard::Answer(answer));
         Ok(())
+    }
+
+    /// Notes that a slice, or a batch before it, has failed.
+    fn watch_slices(&mut self, answer: &Answer) {
+        if self.slices == SliceTransaction::Open && !matches!(answer, Answer::Done { .. }) {
+            self.slices = SliceTransaction::Failed;
+        }
     }
 
     fn note(&mut self, answered: &OldestAnswer) {
