@@ -56,7 +56,7 @@ async fn a_table_that_slices_have_locked_is_described() {
     until("a slice waits for the session", async || {
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
         let waiting = world.target.value(waiting).await;
-        if waiting.as_deref() != Some("0") { Ok(()) } else { Err(format!("{waiting:?}")) }
+        if waiting.as_deref() == Some("0") { Err("none waits") } else { Ok(()) }
     })
     .await;
     session.batch("ROLLBACK").await.unwrap();
