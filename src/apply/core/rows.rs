@@ -244,7 +244,9 @@ impl Core {
             Answer::Moved | Answer::Failed { .. } => {
                 return Err(End::AnotherWriter { expected: self.positions.recorded() });
             }
-            Answer::NotSent { .. } | Answer::OutOfStep { .. } | Answer::PassedOver => {
+            // Its statement could not be prepared: somebody has cancelled it, for example.
+            Answer::NotSent { .. } => return Err(self.send_again()),
+            Answer::OutOfStep { .. } | Answer::PassedOver => {
                 return Err(End::Invariant("a COMMIT was answered as if it were a set"));
             }
         }
