@@ -5,9 +5,14 @@
 //!      ◀─Answer─           ◀────────
 //! ```
 //! It is a future of its own, polled in the same task as the stream's loop. So while it waits for the target,
-//! the loop takes messages, sends status updates and can end. Catalog queries use the applying session if
-//! that is idle, and a second session otherwise: they must not queue behind statements that wait for a row
-//! lock.
+//! the loop takes messages, sends status updates and can end.
+//!
+//! Catalog queries use the applying session if that is idle, and a session of their own while batches are under
+//! way: they must not queue behind statements that wait for a row lock. If the applying session keeps a
+//! transaction open, the query goes there once everything sent has been answered. The catalog's functions lock
+//! the table that they are asked about (`pg_get_expr`, `pg_get_constraintdef`), and another session would wait
+//! for the locks of the open transaction (TRUNCATE takes an ACCESS EXCLUSIVE one), which cannot end before the
+//! answer has come.
 //!
 //! It decides nothing. An error that is not among the core's answers (a lost connection, or a failure that is
 //! no conflict) ends it, and with it the attempt.
@@ -46,10 +51,20 @@ pub(super) struct Performer<'a> {
     sender: BatchSender,
     rows: RowWriter<'a>,
     under_way: VecDeque<UnderWay>,
+    slices: SliceTransaction,
     describing: Option<Describing>,
     /// The session for catalog queries while the applying one is busy. Opened when first needed.
     catalog: Option<Arc<PgClient>>,
     answers: mpsc::UnboundedSender<Heard>,
+}
+
+/// The target transaction that slices have been sent into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SliceTransaction {
+    None,
+    Open,
+    /// A slice, or a batch before it, has failed.
+    Failed,
 }
 
 /// A batch that is to be answered, in the order of its step.
@@ -73,6 +88,7 @@ impl<'a> Performer<'a> {
             sender: BatchSender::new(session, subscription.clone(), start.term, start.format),
             rows: RowWriter::new(session, subscription, start.term),
             under_way: VecDeque::new(),
+            slices: SliceTransaction::None,
             describing: None,
             catalog: None,
             answers,
@@ -144,6 +160,7 @@ impl<'a> Performer<'a> {
     /// Sends a batch. While its statements are being prepared, answers to earlier batches are passed on.
     async fn send(&mut self, batch: Batch) -> Result<(), ApplyError> {
         let alone = if self.under_way.is_empty() { Alone::Yes } else { Alone::No };
+        self.slices = if batch.advance.is_none() { SliceTransaction::Open } else { SliceTransaction::None };
         let mut early = Vec::new();
         let sent = {
             let mut sending = pin!(self.sender.send(&batch, alone));
@@ -161,6 +178,7 @@ impl<'a> Performer<'a> {
         };
         for answered in &early {
             self.note(answered);
+            self.watch_slices(&answer_of(answered));
         }
         match sent {
             Ok(in_flight) => self.under_way.push_back(UnderWay::Batch(in_flight)),
@@ -181,6 +199,7 @@ impl<'a> Performer<'a> {
     /// Rolls back the open transaction, and compares the progress row with `expected`.
     async fn settle(&mut self, expected: Lsn) -> Result<(), ApplyError> {
         self.session.client().batch_execute("ROLLBACK").await?;
+        self.slices = SliceTransaction::None;
         let agrees = progress::expect(self.session.client(), &self.subscription, self.term, expected).await;
         let answer = match agrees {
             Ok(()) => done(Duration::ZERO),
@@ -209,9 +228,26 @@ impl<'a> Performer<'a> {
         Ok(())
     }
 
+    /// Waits for the answers to everything that was sent into the open transaction, and before it.
+    async fn drain_slices(&mut self) -> Result<(), ApplyError> {
+        while !self.under_way.is_empty() {
+            let answered = oldest(&mut self.under_way).await?;
+            self.tell_oldest(&answered).await?;
+        }
+        Ok(())
+    }
+
     /// Begins to read a table's description.
     async fn describe(&mut self, target: QualifiedName) -> Result<(), ApplyError> {
-        let busy = !self.under_way.is_empty() || self.rows.is_busy();
+        self.drain_rows().await?;
+        if self.slices == SliceTransaction::Open {
+            self.drain_slices().await?;
+        }
+        if self.slices == SliceTransaction::Failed {
+            // The core ends because of that, and needs no description.
+            return Ok(());
+        }
+        let busy = !self.under_way.is_empty();
         let client = if busy { self.catalog_session().await? } else { Arc::clone(self.session.client()) };
         self.describing = Some(Box::pin(async move {
             let tables = catalog::target_tables(&**client, std::slice::from_ref(&target)).await?;
@@ -233,8 +269,17 @@ impl<'a> Performer<'a> {
             self.sender.receive(answered).await?;
         }
         self.note(answered);
-        self.tell(Heard::Answer(answer_of(answered)));
+        let answer = answer_of(answered);
+        self.watch_slices(&answer);
+        self.tell(Heard::Answer(answer));
         Ok(())
+    }
+
+    /// Notes that a slice, or a batch before it, has failed.
+    fn watch_slices(&mut self, answer: &Answer) {
+        if self.slices == SliceTransaction::Open && !matches!(answer, Answer::Done { .. }) {
+            self.slices = SliceTransaction::Failed;
+        }
     }
 
     fn note(&mut self, answered: &OldestAnswer) {

@@ -25,7 +25,8 @@ pub enum Fit {
 }
 
 const OVERFLOW: &str = "a value out of the target type's range is refused";
-const TOO_LONG: &str = "a value longer than the target column allows is refused";
+const TOO_LONG: &str =
+    "a value longer than the target column allows is refused, unless only blanks at its end are cut off";
 const NOT_INTEGRAL: &str = "a value with a fraction or out of range is refused";
 const LABELS: &str = "a value that the target's type does not know is refused";
 const ROUNDS_DIGITS: &str = "the target would silently round away decimal digits";

@@ -135,6 +135,15 @@ impl Failure {
         matches!(self.cause, Cause::Record | Cause::Owner)
     }
 
+    /// The publisher is shutting down, and waits for changes that the target does not get done.
+    pub(super) fn publisher_waits() -> Self {
+        Self::retry(
+            Diagnosis::new("the publisher is shutting down")
+                .detail("it waits for changes that the target has not applied, and apply makes no progress")
+                .hint("streaming goes on by itself, from the recorded position, once the publisher is back"),
+        )
+    }
+
     pub(super) fn target_changed(table: QualifiedName) -> Self {
         let diagnosis = Diagnosis::new(format!("target table {table} has been changed by DDL"))
             .detail("nothing of this transaction was applied; it is tried again with the table as it is now")

@@ -3,7 +3,8 @@
 //! It runs while this instance owns the subscription, also while that is paused, because lag and retained WAL
 //! matter most while nothing is applied. It has its own session, opens it again when it is lost, and reports
 //! the loss. A paused subscription then closes the stream, because a publisher that shuts down waits until
-//! every walsender's client has confirmed everything.
+//! every walsender has sent everything and has heard that it is flushed. A stream that is being applied may
+//! still get there; it is closed if it makes no progress, behind a lock on the target for example.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tracing::debug;
 
 use crate::config::Subscription;
 use crate::net::{self, PgClient};
+use crate::pg::Lsn;
 use crate::schema::catalog;
 use crate::store::{HEAD_START, Ownership, Positions, Store};
 
@@ -40,6 +42,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(15);
 pub(super) enum MonitorEvent {
     /// The publisher does not answer. It is sent again after each failed round.
     PublisherLost,
+    /// The publisher is shutting down, and waits for a stream that makes no progress.
+    PublisherWaits,
     /// Another instance owns the subscription.
     NotOwner,
 }
@@ -70,6 +74,17 @@ struct Round {
     published: Option<String>,
 }
 
+/// Why a round found nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    /// The publisher takes no sessions because it is shutting down; or starting up, when it has no walsender either.
+    Refused,
+    Other,
+}
+
+/// PostgreSQL's error for a session that comes while the server shuts down or starts up.
+const CANNOT_CONNECT_NOW: &str = "57P03";
+
 impl Monitor {
     /// Runs until dropped.
     pub(super) async fn run(self) {
@@ -82,6 +97,8 @@ impl Monitor {
         let mut published_at = Instant::now();
         let (mut pause, mut not_before) = (INTERVAL, Instant::now());
         let mut reached = self.publications.subscribe();
+        // How far the stream had been applied when the publisher last refused a session.
+        let mut refused_at = None;
         loop {
             ticks.tick().await;
             // If an attempt has reached the publisher meanwhile, the delay ends.
@@ -93,18 +110,21 @@ impl Monitor {
             let due = self.subscription.auto_refresh && published_at.elapsed() >= PUBLICATIONS_INTERVAL;
             let look = if due { Look::PublicationsToo } else { Look::Positions };
             let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(&mut session, look)).await;
-            let round = if let Ok(Some(round)) = round { Some(round) } else { None };
-            if round.is_some() {
-                pause = INTERVAL;
-            } else {
-                session = None;
-                not_before = Instant::now() + pause;
-                pause = (pause * 2).min(BACKOFF_MAX);
-                reached.mark_unchanged();
-                // It is also sent if there was no session: the stream may have been started after the last
-                // round.
-                let _ = self.events.send(MonitorEvent::PublisherLost).await;
-            }
+            let round = match round.unwrap_or(Err(Lost::Other)) {
+                Ok(round) => {
+                    (pause, refused_at) = (INTERVAL, None);
+                    Some(round)
+                }
+                Err(lost) => {
+                    session = None;
+                    not_before = Instant::now() + pause;
+                    let first = lost == Lost::Refused && refused_at.is_none();
+                    pause = if first { INTERVAL } else { (pause * 2).min(BACKOFF_MAX) };
+                    reached.mark_unchanged();
+                    self.tell_lost(lost, &mut refused_at).await;
+                    None
+                }
+            };
             if let Some(now) = round.as_ref().and_then(|round| round.published.clone()) {
                 published_at = Instant::now();
                 self.publications.send_if_modified(|publications| {
@@ -119,25 +139,46 @@ impl Monitor {
         }
     }
 
-    async fn round(&self, session: &mut Option<PgClient>, look: Look) -> Option<Round> {
-        if session.is_none() {
-            let client =
-                net::client(&self.subscription.publisher, &monitor_options(&self.subscription)).await;
-            *session = client.ok();
+    /// Tells the worker. Also without a session to lose: the stream may be younger than our last attempt.
+    async fn tell_lost(&self, lost: Lost, refused_at: &mut Option<Lsn>) {
+        let _ = self.events.send(MonitorEvent::PublisherLost).await;
+        if lost == Lost::Refused {
+            let applied = self.positions.borrow().applied.unwrap_or_default();
+            if refused_at.replace(applied) == Some(applied) {
+                let _ = self.events.send(MonitorEvent::PublisherWaits).await;
+            }
         }
-        let client = session.as_ref()?;
-        let view = slot::view(client, &self.subscription.slot).await.ok()?;
-        let synchronous = catalog::has_synchronous_standbys(&**client).await.ok()?;
+    }
+
+    async fn round(&self, session: &mut Option<PgClient>, look: Look) -> Result<Round, Lost> {
+        let client = match session {
+            Some(client) => client,
+            None => session.insert(self.connect().await?),
+        };
+        let view = slot::view(client, &self.subscription.slot).await.map_err(|_| Lost::Other)?;
+        let synchronous = catalog::has_synchronous_standbys(&**client).await.map_err(|_| Lost::Other)?;
         self.positions_wanted.send_if_modified(|wanted| {
             let now = if synchronous { Promptness::CommitsWait } else { Promptness::Relaxed };
             std::mem::replace(wanted, now) != now
         });
         let published = if look == Look::PublicationsToo {
-            Some(catalog::publications_fingerprint(&**client, &self.subscription.publications).await.ok()?)
+            let publications = &self.subscription.publications;
+            let read = catalog::publications_fingerprint(&**client, publications).await;
+            Some(read.map_err(|_| Lost::Other)?)
         } else {
             None
         };
-        Some(Round { view, published })
+        Ok(Round { view, published })
+    }
+
+    async fn connect(&self) -> Result<PgClient, Lost> {
+        let options = monitor_options(&self.subscription);
+        net::client(&self.subscription.publisher, &options).await.map_err(|error| {
+            match error.server_error() {
+                Some(refused) if refused.code == CANNOT_CONNECT_NOW => Lost::Refused,
+                _ => Lost::Other,
+            }
+        })
     }
 
     /// Records facts about the publisher that are certain to survive its crash, so that an older state is

@@ -281,6 +281,10 @@ impl Worker {
                 }
                 None
             }
+            Wake::Monitor(MonitorEvent::PublisherWaits) => {
+                let streams = matches!(self.state, State::Streaming);
+                streams.then(|| self.fail(Failure::publisher_waits()))
+            }
             Wake::Monitor(MonitorEvent::NotOwner) => (self.owner == Owner::Us).then(|| self.deposed()),
             Wake::Phase(phase) => self.on_phase(phase).await,
             Wake::Attempt(end) => Some(match *end {

@@ -178,6 +178,29 @@ async fn a_lost_target_does_not_keep_the_publisher_from_stopping() {
     world.wait_state("streaming").await;
 }
 
+#[tokio::test]
+async fn rows_that_wait_for_a_lock_do_not_keep_the_publisher_from_stopping() {
+    let mut world = World::builder().servers(Servers::Separate).both_sql(TABLE).start().await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    // All that the queues hold is a few MB: the second time, the stream is not read to its end.
+    for (first, last) in [(1, 10), (11, 60_000)] {
+        wait_walsender(&world).await;
+        let held = hold_key(&world, last).await;
+        let fill =
+            format!("INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series({first}, {last}) i");
+        world.publisher.exec(fill).await;
+        wait_blocked(&world).await;
+        let begun = Instant::now();
+        world.publisher_server().stop(StopMode::Fast).await.unwrap();
+        assert!(begun.elapsed() < PROMPTLY * 3, "it took {:?} to stop", begun.elapsed());
+        world.publisher_server().launch().await.unwrap();
+        held.batch("ROLLBACK").await.unwrap();
+        world.wait_same_rows("t").await;
+        world.wait_state("streaming").await;
+    }
+}
+
 /// Checks for `span` that the same walsender serves the subscription.
 async fn same_walsender_for(world: &World, pid: &str, span: Duration, when: &str) {
     let end = Instant::now() + span;

@@ -42,6 +42,8 @@ mod logs;
 #[cfg(test)]
 mod metrics;
 #[cfg(test)]
+mod open_transaction;
+#[cfg(test)]
 mod operations;
 #[cfg(test)]
 mod operations_page;

@@ -40,6 +40,8 @@ mod sets;
 mod settling;
 mod slices;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::time::Duration;
