@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::side::Side;
 
@@ -27,7 +27,9 @@ use crate::http::Server;
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::SubscriptionName;
 use crate::store::{Registration, State, Store, StoreError, Verb, lock_key};
-use crate::subscription::{Board, Wish, Worker, end_abandoned_creations, target_unavailable};
+use crate::subscription::{
+    Board, Wish, Worker, end_abandoned_creations, end_former_streams, target_unavailable,
+};
 use crate::target::{Lock, TargetSession};
 use crate::telemetry::{self, Attention, Bars};
 
@@ -348,6 +350,10 @@ pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Resu
         .await
         .map_err(|error| Failure::new(Exit::Unreachable, error.diagnosis()))?;
     let session = take_over(&store, config, name).await?;
+    // A process that has lost the lock, but was stopped, does not end its copies itself.
+    if let Err(error) = session.end_copies(name).await {
+        warn!(subscription = %name, %error, "copies of former owners may still run on the target");
+    }
     drop_slot(&publisher, subscription).await?;
     if let Err(error) = session.drop_origins(name).await {
         // Harmless but for the room that they take.
@@ -395,6 +401,8 @@ async fn take_over(
                 tokio::time::sleep(LET_GO_POLL).await;
             }
             Ok(Lock::HeldElsewhere) => {
+                // It must not be let go of later, when nobody drops it any more.
+                store.withdraw_drops(name.as_str()).await?;
                 return Err(Failure::new(
                     Exit::No,
                     Diagnosis::new(format!(
@@ -430,6 +438,9 @@ async fn drop_slot(client: &PgClient, subscription: &Subscription) -> Result<(),
             return Err(Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string())));
         };
         if server.code == OBJECT_IN_USE && tokio::time::Instant::now() < deadline {
+            // That of a process that was stopped or cut off notices nothing for as long as it may be silent.
+            let ended = end_former_streams(client, &subscription.slot).await;
+            debug!(subscription = %subscription.name, ?ended, "sessions that hold the slot are ended");
             tokio::time::sleep(LET_GO_POLL).await;
             continue;
         }

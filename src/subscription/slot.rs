@@ -136,7 +136,7 @@ pub(crate) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView,
 /// Only walsenders of our own role, in the middle of creating this slot or one for a table of it.
 const END_CREATIONS: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) \
     FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
-    WHERE s.slot_type = 'logical' AND s.confirmed_flush_lsn IS NULL AND a.usename = current_user \
+    WHERE s.slot_type = 'logical' AND s.confirmed_flush_lsn IS NULL AND a.usename = session_user \
     AND (s.slot_name = $1::pg_catalog.text \
         OR s.temporary AND pg_catalog.left(s.slot_name::pg_catalog.text, pg_catalog.length($2)) = $2 \
             AND pg_catalog.length(s.slot_name::pg_catalog.text) = pg_catalog.length($2) + $3)";
@@ -147,6 +147,20 @@ pub(crate) async fn end_abandoned_creations(client: &PgClient, slot: &SlotName) 
     let ended =
         client.execute(END_CREATIONS, &[&slot.as_str(), &sync_prefix(slot), &SYNC_SUFFIX_LENGTH]).await;
     ended.map_err(catalog::publisher_query("abandoned slots"))
+}
+
+/// Ends walsenders of our own role that stream from this slot.
+const END_STREAMS: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) \
+    FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
+    WHERE s.slot_type = 'logical' AND a.usename = session_user AND s.slot_name = $1::pg_catalog.text";
+
+/// Ends the sessions in which former owners stream. Whoever calls it has the subscription's lock. Returns how
+/// many there were.
+pub(crate) async fn end_former_streams(client: &PgClient, slot: &SlotName) -> Result<u64, CatalogError> {
+    client
+        .execute(END_STREAMS, &[&slot.as_str()])
+        .await
+        .map_err(catalog::publisher_query("the slot's sessions"))
 }
 
 /// Reads the publisher's position and the slot, after former connections have been given a moment to
