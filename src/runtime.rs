@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use self::side::Side;
 
@@ -27,9 +27,7 @@ use crate::http::Server;
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::SubscriptionName;
 use crate::store::{Registration, State, Store, StoreError, Verb, lock_key};
-use crate::subscription::{
-    Board, Wish, Worker, end_abandoned_creations, end_former_streams, target_unavailable,
-};
+use crate::subscription::{Board, Wish, Worker, end_abandoned_creations, target_unavailable};
 use crate::target::{Lock, TargetSession};
 use crate::telemetry::{self, Attention, Bars};
 
@@ -438,9 +436,6 @@ async fn drop_slot(client: &PgClient, subscription: &Subscription) -> Result<(),
             return Err(Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string())));
         };
         if server.code == OBJECT_IN_USE && tokio::time::Instant::now() < deadline {
-            // That of a process that was stopped or cut off notices nothing for as long as it may be silent.
-            let ended = end_former_streams(client, &subscription.slot).await;
-            debug!(subscription = %subscription.name, ?ended, "sessions that hold the slot are ended");
             tokio::time::sleep(LET_GO_POLL).await;
             continue;
         }

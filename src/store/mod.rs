@@ -78,8 +78,7 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Our transactions are ours to shape, whatever database or role prefer for theirs.
 const TRANSACTIONS: &str = "SET default_transaction_read_only = off; \
-     SET default_transaction_isolation = 'read committed'; SET default_transaction_deferrable = off; \
-     SET synchronous_commit = on";
+     SET default_transaction_isolation = 'read committed'; SET default_transaction_deferrable = off";
 
 /// The state of pgsluice in one target database. Cheap to clone; clones share their sessions.
 #[derive(Clone)]

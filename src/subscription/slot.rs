@@ -149,23 +149,6 @@ pub(crate) async fn end_abandoned_creations(client: &PgClient, slot: &SlotName) 
     ended.map_err(catalog::publisher_query("abandoned slots"))
 }
 
-/// Ends walsenders of our own role that stream from this slot to a process that has been silent for longer than
-/// a live one ever is: whoever streams from a slot of this name otherwise may be another target's. Before 12, a
-/// server does not tell when it was last answered, and refuses the question.
-const END_STREAMS: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) \
-    FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_replication a ON a.pid = s.active_pid \
-    WHERE s.slot_type = 'logical' AND a.usename = session_user AND s.slot_name = $1::pg_catalog.text \
-    AND a.reply_time < pg_catalog.now() - interval '12 seconds'";
-
-/// Ends the sessions in which former owners stream that do not answer. Whoever calls it has the subscription's lock. Returns how
-/// many there were.
-pub(crate) async fn end_former_streams(client: &PgClient, slot: &SlotName) -> Result<u64, CatalogError> {
-    client
-        .execute(END_STREAMS, &[&slot.as_str()])
-        .await
-        .map_err(catalog::publisher_query("the slot's sessions"))
-}
-
 /// Reads the publisher's position and the slot, after former connections have been given a moment to
 /// end what they were creating.
 pub(super) async fn settled_view(client: &PgClient, slot: &SlotName) -> Result<SlotView, CatalogError> {
