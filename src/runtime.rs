@@ -348,6 +348,10 @@ pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Resu
         .await
         .map_err(|error| Failure::new(Exit::Unreachable, error.diagnosis()))?;
     let session = take_over(&store, config, name).await?;
+    // A process that has lost the lock, but was stopped, does not end its copies itself.
+    if let Err(error) = session.end_copies(name).await {
+        warn!(subscription = %name, %error, "copies of former owners may still run on the target");
+    }
     drop_slot(&publisher, subscription).await?;
     if let Err(error) = session.drop_origins(name).await {
         // Harmless but for the room that they take.
@@ -395,6 +399,8 @@ async fn take_over(
                 tokio::time::sleep(LET_GO_POLL).await;
             }
             Ok(Lock::HeldElsewhere) => {
+                // It must not be let go of later, when nobody drops it any more.
+                store.withdraw_drops(name.as_str()).await?;
                 return Err(Failure::new(
                     Exit::No,
                     Diagnosis::new(format!(

@@ -40,6 +40,9 @@ pub enum CopyError {
     /// A later attempt, or another instance, copies the table.
     #[error("another attempt has taken over the copy of {0}")]
     Superseded(QualifiedName),
+    /// Rows of the table may be hidden from the snapshot.
+    #[error("{0} was rewritten on the publisher after the snapshot of its copy was taken")]
+    Rewritten(QualifiedName),
     /// The answer to a COMMIT was lost, and the record could not be read: the copy may be committed or not.
     #[error("it is not known whether the copy of {0} was committed")]
     Unsettled(QualifiedName),
@@ -77,6 +80,9 @@ impl CopyError {
                 Diagnosis::new(copying).detail(format!("the connection to the {side} was lost: {error}"))
             }
             Self::Superseded(_) => Diagnosis::new(copying).detail(self.to_string()),
+            Self::Rewritten(_) => Diagnosis::new(copying)
+                .detail(format!("{self} (ALTER TABLE, TRUNCATE or VACUUM FULL), and that hides its rows"))
+                .hint("it is copied again by itself, under a new snapshot"),
             Self::Unsettled(_) => Diagnosis::new(self.to_string())
                 .detail(
                     "the connection to the target was lost, and its record of the table could not be asked",

@@ -1,9 +1,15 @@
 //! Copies the rows of one table from COPY to COPY, within transactions that are open on both servers.
+//!
+//! # Why the table's file is compared
+//! ALTER TABLE with a new type writes all rows anew, as rows of its own transaction. An older snapshot sees none
+//! of them, and the copy would be empty; the publisher does not stream them either. TRUNCATE, VACUUM FULL and
+//! CLUSTER make a new file, too, and are not told apart. From the COPY on, its lock keeps the file.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt as _, StreamExt as _};
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, CopyInSink};
 use tracing::debug;
 
@@ -14,6 +20,13 @@ use super::{CopyError, Side};
 /// Size of the pieces, in bytes, in which rows are sent to the target. The publisher sends one message for
 /// each row.
 const PIECE_BYTES: usize = 128 << 10;
+
+/// One row if a file of the table `$1` is not the one that the transaction's snapshot sees; of its partitions'
+/// files, too. `pg_relation_filenode` looks at the catalog as it is now.
+const REWRITTEN: &str = "WITH RECURSIVE tree (oid) AS (SELECT pg_catalog.to_regclass($1)::pg_catalog.oid \
+        UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid) \
+    SELECT 1 FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid \
+    WHERE c.relfilenode <> 0 AND c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid) LIMIT 1";
 
 /// Copies the table's rows from `source` (whose transaction has the snapshot) to `target` (whose transaction
 /// is open), in binary if both tables allow it. `copied` counts the rows while they are copied. Returns their
@@ -46,6 +59,10 @@ pub async fn transfer(
         send(sink.as_mut(), piece.freeze()).await?;
     }
     sink.finish().await.map_err(CopyError::on(Side::Target))?;
+    let rewritten = source.query_typed(REWRITTEN, &[(&job.source.quoted(), Type::TEXT)]).await;
+    if !rewritten.map_err(&from_publisher)?.is_empty() {
+        return Err(CopyError::Rewritten(job.source.clone()));
+    }
     let count = messages.saturating_sub(extra_messages(format));
     copied.store(count, Ordering::Relaxed);
     Ok(count)

@@ -40,6 +40,8 @@ const ANSWER_CHANNEL: &str = "pgsluice_answer";
 const TAKE_MAX: i64 = 100;
 /// Maximum number of signals in the channel. When it is full, the listener waits.
 const SIGNALS_MAX: usize = 64;
+/// A `drop` waits for the lock for a shorter time than this, and asks again; an older one is not carried out.
+const DROP_PATIENCE: Duration = Duration::from_secs(30);
 /// How often an answer is looked for, in case its notification was lost.
 const ANSWER_POLL: Duration = Duration::from_secs(1);
 /// Time without a notification after which the listener checks its connection.
@@ -177,16 +179,18 @@ impl Store {
 
     /// Takes pending commands of the subscription, oldest first. Only its owner may call this, and it answers
     /// all commands before it takes more. So a command that was taken seconds ago and has no answer is taken
-    /// again: the reply to taking or answering it was lost. Commands that this version does not know are
-    /// refused at once.
+    /// again: the reply to taking or answering it was lost. Later commands wait for it. Commands that this
+    /// version does not know are refused at once.
     pub async fn take_commands(&self, owner: &Ownership) -> Result<Vec<Command>, StoreError> {
         self.run("take up commands", async {
             let mut tx = self.pool.begin().await?;
             owner::require(&mut tx, owner).await?;
+            withdraw_drops(&mut tx, owner.name(), DROP_PATIENCE).await?;
             let rows = sqlx::query(
                 "UPDATE pgsluice.command c SET taken_at = now() WHERE c.id IN \
-                 (SELECT id FROM pgsluice.command WHERE subscription = $1 AND done_at IS NULL \
-                  AND (taken_at IS NULL OR taken_at < now() - interval '5 seconds') \
+                 (SELECT id FROM pgsluice.command p WHERE subscription = $1 AND done_at IS NULL \
+                  AND NOT EXISTS (SELECT FROM pgsluice.command o WHERE o.subscription = $1 \
+                      AND o.done_at IS NULL AND o.id <= p.id AND o.taken_at >= now() - interval '5 seconds') \
                   ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED) \
                  RETURNING c.id, c.verb, c.args, c.created_by, c.created_at",
             )
@@ -219,6 +223,14 @@ impl Store {
             owner::require(&mut tx, owner).await?;
             answer(&mut tx, id, reply).await?;
             Ok(boundary::deed!("command::answer", tx.commit().await, Err(lost()))?)
+        })
+        .await
+    }
+
+    /// Withdraws what asked for the subscription to be let go of: it is not dropped.
+    pub async fn withdraw_drops(&self, name: &str) -> Result<(), StoreError> {
+        self.run("withdraw the commands to let go", async {
+            withdraw_drops(&mut *self.pool.acquire().await?, name, Duration::ZERO).await
         })
         .await
     }
@@ -380,6 +392,25 @@ async fn record_wish(session: &mut PgConnection, name: &str, verb: Verb) -> Resu
         .execute(session)
         .await?;
     }
+    Ok(())
+}
+
+/// Refuses what asked longer ago than `patience` to let go of the subscription: who asked is no longer there
+/// to take it.
+async fn withdraw_drops(
+    session: &mut PgConnection,
+    name: &str,
+    patience: Duration,
+) -> Result<(), StoreErrorKind> {
+    sqlx::query(
+        "UPDATE pgsluice.command SET done_at = now(), ok = false, answer = $2 WHERE subscription = $1 \
+         AND verb = 'drop' AND done_at IS NULL AND created_at <= now() - pg_catalog.make_interval(secs => $3)",
+    )
+    .bind(name)
+    .bind(Json(Diagnosis::new("whoever was to drop the subscription no longer waits")))
+    .bind(patience.as_secs_f64())
+    .execute(session)
+    .await?;
     Ok(())
 }
 

@@ -101,6 +101,13 @@ impl Store {
         .await
     }
 
+    /// The number of the last event that removed a subscription of this name; 0 if there is none.
+    pub async fn last_removal(&self, name: &str) -> Result<i64, StoreError> {
+        let sql = "SELECT coalesce(max(id), 0) FROM pgsluice.event WHERE subscription = $1 AND kind = $2";
+        let read = sqlx::query_scalar(sql).bind(name).bind(EventKind::Removed.as_str()).fetch_one(&self.pool);
+        self.run("look for a removal of the subscription", async { Ok(read.await?) }).await
+    }
+
     /// Deletes events, settled conflicts and answered commands that are older than 90 days. Returns the
     /// number of rows. It is meant to be called about once a day.
     pub async fn prune(&self) -> Result<u64, StoreError> {

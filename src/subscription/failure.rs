@@ -124,7 +124,8 @@ impl Failure {
             CopyError::ConnectPublisher(_)
             | CopyError::OpenTarget(_)
             | CopyError::Connection(..)
-            | CopyError::Server(..) => Cause::Connection,
+            | CopyError::Server(..)
+            | CopyError::Rewritten(_) => Cause::Connection,
         };
         Self::of(Disposition::Retry, error.diagnosis(source, role), cause)
     }

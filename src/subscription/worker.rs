@@ -11,6 +11,7 @@
 mod lock;
 mod waiting;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
@@ -22,7 +23,7 @@ use crate::config::Subscription;
 use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::pg::Lsn;
 use crate::pg::conninfo::ConnInfo;
-use crate::store::{self, Ownership, StateChange, Store};
+use crate::store::{self, Command, Ownership, StateChange, Store};
 use crate::target::TargetSession;
 use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
@@ -58,6 +59,8 @@ pub(crate) struct Worker {
     wish: watch::Receiver<Wish>,
     /// Changes when commands may have come.
     signal: watch::Receiver<u64>,
+    /// Commands that were taken up and are still to be carried out, oldest first.
+    taken: VecDeque<Command>,
     phases: mpsc::Receiver<Phase>,
     monitor_events: mpsc::Receiver<MonitorEvent>,
     monitor_sender: mpsc::Sender<MonitorEvent>,
@@ -79,6 +82,8 @@ pub(crate) struct Worker {
     /// The position at which a changed target table last caused a new attempt.
     restarted_at: Option<Lsn>,
     stood_by: Option<StoodBy>,
+    /// The last removal of a subscription of this name when this worker began to ask for its lock.
+    removal: Option<i64>,
     /// When the subscription that this instance last owned was created.
     created_at: Option<jiff::Timestamp>,
     /// The last conflict that was logged. A conflict that is met repeatedly is logged once, and once more
@@ -143,6 +148,7 @@ impl Worker {
             instance,
             wish,
             signal,
+            taken: VecDeque::new(),
             phases,
             monitor_events,
             monitor_sender,
@@ -159,6 +165,7 @@ impl Worker {
             reported: None,
             restarted_at: None,
             stood_by: None,
+            removal: None,
             created_at: None,
             conflict_said: None,
         }
@@ -403,6 +410,8 @@ impl Worker {
     fn lose_target(&mut self) {
         self.owner = Owner::Other;
         self.link = None;
+        // The next owner finds these commands unanswered.
+        self.taken.clear();
     }
 
     // --- reporting ------------------------------------------------------------------------

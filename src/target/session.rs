@@ -37,9 +37,11 @@ const NOTICE_A_DEAD_CLIENT: &str = "SET client_connection_check_interval = '2s'"
 const CANCEL: &str = "SELECT pg_catalog.pg_cancel_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
     WHERE a.pid = $1 AND a.state <> 'idle' AND a.wait_event IS DISTINCT FROM 'SyncRep'";
 
-/// Terminates this role's sessions with these application names, which the server shortens to 63 bytes.
+/// Terminates this role's sessions with these application names, which the server shortens to 63 bytes. A role
+/// that works as another one (`ALTER ROLE … SET role`) may not be allowed to.
 const END_COPIES: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
-    WHERE a.datname = pg_catalog.current_database() AND a.usename = current_user AND a.application_name \
+    WHERE a.datname = pg_catalog.current_database() AND a.usename = session_user \
+    AND pg_catalog.pg_has_role(a.usesysid, 'USAGE') AND a.application_name \
     IN ($1::pg_catalog.text::pg_catalog.name::pg_catalog.text, $2::pg_catalog.text::pg_catalog.name::pg_catalog.text) \
     AND a.wait_event IS DISTINCT FROM 'SyncRep'";
 

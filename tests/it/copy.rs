@@ -151,3 +151,48 @@ async fn the_format_follows_a_column_that_is_altered_between_two_attempts() {
     world.wait_same_rows("counters").await;
     assert_eq!(formats().last(), Some(&false));
 }
+
+/// Both workers are held up by large tables, so that the third's snapshot is old when its turn comes.
+#[tokio::test]
+async fn a_table_that_is_rewritten_before_its_turn_keeps_its_rows() {
+    let tables = |ty: &str| {
+        format!(
+            "CREATE TABLE first (a int); CREATE TABLE second (a int); CREATE TABLE plain (id int PRIMARY KEY, a {ty}); \
+             CREATE TABLE parted (id int, a {ty}) PARTITION BY LIST (id); \
+             CREATE TABLE part PARTITION OF parted FOR VALUES IN (1);"
+        )
+    };
+    let world = World::builder()
+        .servers(Servers::Separate)
+        .publisher_sql(&tables("int"))
+        .publisher_sql(
+            "CREATE PUBLICATION my_publication FOR TABLE first, second, plain, parted \
+             WITH (publish_via_partition_root = true)",
+        )
+        .publisher_sql(
+            "INSERT INTO first SELECT n FROM generate_series(1, 5000) n; INSERT INTO second SELECT * FROM first; \
+             INSERT INTO plain SELECT n, n FROM generate_series(1, 100) n; \
+             INSERT INTO parted SELECT 1, n FROM generate_series(1, 100) n; ANALYZE",
+        )
+        .target_sql(&tables("bigint"))
+        .start()
+        .await;
+    let blocker = world.target.session().await;
+    blocker.batch("BEGIN; LOCK TABLE first, second").await.unwrap();
+    let service = world.run();
+    let waiting = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = '{} copy' AND wait_event_type = 'Lock'",
+        world.subscription
+    );
+    until("both workers wait", async || world.target.value(&waiting).await.as_deref() == Some("2")).await;
+    for table in ["plain", "parted"] {
+        world.publisher.exec(format!("ALTER TABLE {table} ALTER COLUMN a TYPE bigint")).await;
+    }
+    blocker.batch("COMMIT").await.unwrap();
+    for table in ["first", "second", "plain", "parted"] {
+        world.wait_same_rows(table).await;
+    }
+    world.wait_state("streaming").await;
+    assert!(service.log().contains("was rewritten on the publisher"));
+    assert_eq!(service.sigterm().await, 0);
+}

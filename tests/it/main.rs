@@ -11,6 +11,7 @@ mod boundaries;
 mod check;
 #[cfg(test)]
 mod cluster;
+mod commands;
 #[cfg(test)]
 mod conflicts;
 #[cfg(test)]

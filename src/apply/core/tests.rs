@@ -18,7 +18,7 @@ fn core(skip: Lsn) -> Core {
     };
     let surroundings =
         Surroundings { replication_role: ReplicationRole::Replica, role: "pgsluice_apply".to_owned() };
-    Core::new("sub".parse().unwrap(), HashMap::new(), surroundings, start)
+    Core::new("sub".parse().unwrap(), HashMap::new(), surroundings, start, Bounds::default())
 }
 
 #[test]

@@ -68,17 +68,23 @@ impl Worker {
             }
             self.session = Some(session);
         }
+        if self.removal.is_none() {
+            self.removal = Some(self.store.last_removal(subscription.name.as_str()).await?);
+        }
         let Some(session) = &mut self.session else { return Ok(None) };
         let lock = session.try_lock(lock_key(subscription.name.as_str())).await?;
         self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Up);
         if lock == Lock::HeldElsewhere {
             return Ok(None);
         }
+        let removal = self.store.last_removal(subscription.name.as_str()).await?;
+        if self.removal.is_some_and(|known| removal > known) {
+            return Ok(Some(self.dropped()));
+        }
         if let Some(known) = self.stood_by.and_then(|stood_by| stood_by.created_at).or(self.created_at) {
             let row = self.store.subscription(subscription.name.as_str()).await?;
             if row.is_none_or(|row| row.created_at != known) {
-                info!(subscription = %subscription.name, "dropped while standing by; restart to start over");
-                return Ok(Some(Event::ShutdownAsked));
+                return Ok(Some(self.dropped()));
             }
         }
         // An attempt usually follows, so connecting to the publisher begins while the record is read.
@@ -94,6 +100,11 @@ impl Worker {
             self.ahead = Ahead { reaching, recorded: Some(row) };
         }
         Ok(Some(event))
+    }
+
+    fn dropped(&self) -> Event {
+        info!(subscription = self.context.name(), "dropped while standing by; restart to start over");
+        Event::ShutdownAsked
     }
 
     /// Records this instance as the owner, and returns the subscription's record.

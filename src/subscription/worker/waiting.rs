@@ -17,7 +17,7 @@ use super::super::snapshot::Link;
 use super::super::state::{Event, State};
 use super::{Owner, Wake, Worker};
 use crate::error::{Diagnosis, PauseReason};
-use crate::store::{Answer, Command, Verb};
+use crate::store::{self, Answer, Command, StateChange, StoreError, Verb};
 /// How often commands are looked for, in case their notification was lost.
 const COMMAND_POLL: Duration = Duration::from_secs(1);
 /// How often a paused subscription checks its session and the target's catalog.
@@ -139,27 +139,59 @@ impl Worker {
         if self.owner != Owner::Us {
             return None;
         }
-        let commands = match self.store.take_commands(&self.context.owner).await {
-            Ok(commands) => commands,
-            Err(error) if error.is_not_owner() => return Some(self.deposed()),
-            Err(error) => {
-                debug!(subscription = self.context.name(), %error, "commands not read");
-                return None;
-            }
-        };
-        let mut event = None;
-        for command in commands {
-            let (answer, next) = self.on_command(&command).await;
-            if let Err(error) = self.store.answer(&self.context.owner, command.id, &answer).await {
-                if error.is_not_owner() {
-                    // The new owner carries out the command and answers it.
-                    return Some(self.deposed());
+        if self.taken.is_empty() {
+            match self.store.take_commands(&self.context.owner).await {
+                Ok(commands) => self.taken.extend(commands),
+                Err(error) if error.is_not_owner() => return Some(self.deposed()),
+                Err(error) => {
+                    debug!(subscription = self.context.name(), %error, "commands not read");
+                    return None;
                 }
-                debug!(subscription = self.context.name(), %error, "answer not recorded");
             }
-            event = next.or(event);
+        }
+        while let Some(command) = self.taken.pop_front() {
+            let event = self.carry_out(&command).await;
+            if event.is_some() {
+                // What a command means depends on the state that the one before it leads to.
+                if !self.taken.is_empty() {
+                    self.signal.mark_changed();
+                }
+                return event;
+            }
+        }
+        None
+    }
+
+    /// Carries a command out, and answers it once what it asked for would survive a crash.
+    async fn carry_out(&mut self, command: &Command) -> Option<Event> {
+        let (answer, event) = self.on_command(command).await;
+        let recorded = match event {
+            Some(Event::ResumeAsked) => self.record_resumption().await,
+            _ => Ok(()),
+        };
+        let answered = match recorded {
+            Ok(()) => self.store.answer(&self.context.owner, command.id, &answer).await,
+            unrecorded => unrecorded,
+        };
+        match answered {
+            // It is the new owner's to carry out and to answer.
+            Err(error) if error.is_not_owner() => return Some(self.deposed()),
+            Err(error) => debug!(subscription = self.context.name(), %error, "answer not recorded"),
+            Ok(()) => {}
         }
         event
+    }
+
+    /// A subscription that is recorded as paused on a conflict stays so when it is taken over: that somebody
+    /// has asked to go on is recorded before it is answered.
+    async fn record_resumption(&mut self) -> Result<(), StoreError> {
+        if self.state != State::Paused(PauseReason::Conflict) {
+            return Ok(());
+        }
+        let change = StateChange::new(store::State::Starting);
+        self.store.set_state(&self.context.owner, &change).await?;
+        self.reported = Some(change);
+        Ok(())
     }
 
     async fn on_command(&mut self, command: &Command) -> (Answer, Option<Event>) {
