@@ -15,9 +15,10 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::replication::CreatedSlot;
 use crate::store::{TableRow, TableState, TableStep};
 
-use super::attempt::{Context, PendingTable, Phase, PreparedTable};
+use super::attempt::{Context, Phase};
 use super::failure::{Cause, Failure};
 use super::publisher::{Publisher, copy_options};
+use super::take_up::{PendingTable, PreparedTable};
 
 /// How often the rows of a running copy are reported.
 const COPY_REPORT_INTERVAL: Duration = Duration::from_secs(1);

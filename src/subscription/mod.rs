@@ -33,6 +33,7 @@ mod snapshot;
 mod state;
 mod stream;
 mod table_sync;
+mod take_up;
 pub mod trust;
 pub(crate) mod verify;
 mod witnesses;

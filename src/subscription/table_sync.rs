@@ -30,13 +30,14 @@ use crate::schema::catalog::PublisherSettings;
 use crate::store::TableState;
 use crate::target::{OriginUse, TargetSession};
 
-use super::attempt::{Context, PendingTable};
+use super::attempt::Context;
 use super::failure::{Cause, Failure};
 use super::first_rows::{CopyStart, copy_job};
 use super::format::Transactions;
 use super::publisher::{self, Encoding, Publisher};
 use super::reader::{Done, Reader, StreamEvent};
 use super::slot;
+use super::take_up::PendingTable;
 
 /// Delay before a failed synchronisation is tried again.
 const RETRY_DELAY: Duration = Duration::from_secs(5);

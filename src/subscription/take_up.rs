@@ -1,0 +1,187 @@
+//! The tables that an attempt follows: taken up from the publications, recorded, and compared with their
+//! targets.
+
+use std::sync::Arc;
+
+use crate::apply::{Member, Membership};
+use crate::error::Diagnosis;
+use crate::pg::{Lsn, QualifiedName};
+use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, TablePlan, catalog};
+use crate::store::{NewTables, TableMapping, TableRow, TableState};
+use crate::target::TargetSession;
+
+use super::attempt::{Context, TakeUp};
+use super::failure::{Failure, schema_failure};
+use super::findings;
+use super::first_rows::mark_ready;
+use super::publisher::Published;
+use super::slot::SlotPlan;
+use super::table_sync::SyncJob;
+
+/// A table with everything that applying and copying need.
+pub(super) struct PreparedTable {
+    pub(super) published: PublishedTable,
+    pub(super) target: QualifiedName,
+    pub(super) row: TableRow,
+}
+
+/// A table that has to be copied, with its comparison.
+pub(super) struct PendingTable {
+    pub(super) published: PublishedTable,
+    pub(super) member: Member,
+    pub(super) plan: TablePlan,
+    /// The number of its latest copy.
+    pub(super) attempt: i32,
+}
+
+/// Updates the recorded tables to those that are published. Without `auto_refresh`, tables join and leave
+/// only when an operator asks for it.
+pub(super) async fn take_up_tables(
+    context: &Context,
+    published: Published,
+    mut rows: Vec<TableRow>,
+    plan: SlotPlan,
+    warnings: &mut Vec<Diagnosis>,
+) -> Result<Vec<PreparedTable>, Failure> {
+    let subscription = &context.subscription;
+    let Published { tables: published, fingerprint } = published;
+    context.publications.send_modify(|publications| publications.taken_up = Some(fingerprint));
+    let fixed = matches!(plan, SlotPlan::Continue { .. })
+        && !subscription.auto_refresh
+        && context.take_up == TakeUp::AsConfigured;
+    let names: Vec<&QualifiedName> = if fixed {
+        rows.iter().map(|row| &row.source).collect()
+    } else {
+        published.iter().map(|table| &table.relation.name).collect()
+    };
+    let (mapping, notes) = Mapping::new(&subscription.tables, names);
+    warnings.extend(notes.iter().map(|note| note.diagnosis(&subscription.publications)));
+    if published.is_empty() {
+        warnings.push(findings::nothing_published(&subscription.publications));
+    }
+    let mappings: Vec<TableMapping> = mapping
+        .iter()
+        .map(|(source, target)| TableMapping { source: source.clone(), target: target.clone() })
+        .collect();
+    let new = match (subscription.copy_data, plan) {
+        (true, _) | (false, SlotPlan::Create) => NewTables::Copy,
+        (false, SlotPlan::Adopt { from } | SlotPlan::Continue { from }) => {
+            NewTables::Ready { synced_lsn: from }
+        }
+    };
+    let agree = are_recorded(&mappings, &rows);
+    if !agree {
+        context.store.sync_tables(&context.owner, &mappings, new).await?;
+    }
+    // An abandoned copy may have been committed since the record was read, or may be committed soon. The
+    // stream passes over the changes of a table that is not synchronised, and must not do that for one that
+    // is.
+    if rows.iter().any(|row| row.state != TableState::Ready && row.attempt > 0) {
+        context.store.end_copies(&context.owner).await?;
+    }
+    if !agree || rows.iter().any(|row| row.state != TableState::Ready) {
+        rows = recorded_tables(context).await?;
+    }
+    if let NewTables::Ready { synced_lsn } = new {
+        rows = ready_without_copy(context, rows, synced_lsn).await?;
+    }
+    let mut prepared = Vec::with_capacity(published.len());
+    for published in published {
+        if let Some(row) = rows.iter().find(|row| row.source == published.relation.name) {
+            prepared.push(PreparedTable { target: row.target.clone(), published, row: row.clone() });
+        }
+    }
+    Ok(prepared)
+}
+
+/// Whether the record has exactly these tables with these targets, which is the usual case.
+fn are_recorded(mappings: &[TableMapping], rows: &[TableRow]) -> bool {
+    let is_recorded = |mapping: &TableMapping| {
+        rows.iter().any(|row| row.source == mapping.source && row.target == mapping.target)
+    };
+    mappings.len() == rows.len() && mappings.iter().all(is_recorded)
+}
+
+async fn recorded_tables(context: &Context) -> Result<Vec<TableRow>, Failure> {
+    let row = context.store.subscription(context.name()).await?;
+    Ok(row.map(|row| row.tables).unwrap_or_default())
+}
+
+/// Marks tables `ready` without a copy. An attempt that ended after it had created the slot has left tables
+/// `pending`, but with `copy_data = false` they are not copied. None of their changes have been streamed.
+async fn ready_without_copy(
+    context: &Context,
+    rows: Vec<TableRow>,
+    position: Lsn,
+) -> Result<Vec<TableRow>, Failure> {
+    let left = |row: &&TableRow| row.state == TableState::Pending && row.attempt == 0;
+    if !rows.iter().any(|row| left(&row)) {
+        return Ok(rows);
+    }
+    for row in rows.iter().filter(left) {
+        mark_ready(context, row, position).await?;
+    }
+    recorded_tables(context).await
+}
+
+/// Compares every table that is to be copied with its target, before anything is copied.
+pub(super) async fn compare_pending(
+    session: &TargetSession,
+    tables: &[PreparedTable],
+    warnings: &mut Vec<Diagnosis>,
+) -> Result<Vec<PendingTable>, Failure> {
+    let waiting: Vec<&PreparedTable> =
+        tables.iter().filter(|table| table.row.state != TableState::Ready).collect();
+    let names: Vec<QualifiedName> = waiting.iter().map(|table| table.target.clone()).collect();
+    let targets = catalog::target_tables(&***session.client(), &names).await?;
+    let (mut pending, mut misfits) = (Vec::new(), Vec::<Misfit>::new());
+    for (table, target) in waiting.into_iter().zip(&targets) {
+        let relation = &table.published.relation;
+        let actions = table.published.actions;
+        let compared = schema::compare(&Pairing {
+            published: relation,
+            actions,
+            target_name: &table.target,
+            target: target.as_ref(),
+            session: session.replication_role(),
+            role: session.role(),
+        });
+        warnings.extend(compared.warnings.iter().map(schema::Warning::diagnosis));
+        misfits.extend(compared.misfits);
+        if let Some(plan) = compared.plan {
+            let catalog = Arc::new(relation.clone());
+            let member = Member { catalog, target: table.target.clone(), actions, position: None };
+            let (published, attempt) = (table.published.clone(), table.row.attempt);
+            pending.push(PendingTable { published, member, plan, attempt });
+        }
+    }
+    if misfits.is_empty() { Ok(pending) } else { Err(schema_failure(&misfits)) }
+}
+
+pub(super) fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn)]) -> Membership {
+    tables
+        .iter()
+        .map(|table| {
+            let source = &table.row.source;
+            let just_copied = copied.iter().find(|(name, _)| name == source).map(|&(_, lsn)| lsn);
+            let recorded = if table.row.state == TableState::Ready { table.row.synced_lsn } else { None };
+            let member = Member {
+                catalog: Arc::new(table.published.relation.clone()),
+                target: table.target.clone(),
+                actions: table.published.actions,
+                position: just_copied.or(recorded),
+            };
+            (source.clone(), member)
+        })
+        .collect()
+}
+
+pub(super) fn still_pending(pending: Vec<PendingTable>, members: &Membership) -> Vec<SyncJob> {
+    pending
+        .into_iter()
+        .filter(|table| {
+            members.get(&table.published.relation.name).is_none_or(|member| member.position.is_none())
+        })
+        .map(SyncJob::new)
+        .collect()
+}
