@@ -1,7 +1,7 @@
 //! Decides for every error what is done about it and what operators are told.
 
 use crate::apply::ApplyError;
-use crate::apply::end::End;
+use crate::apply::end::{End, Unfit};
 use crate::copy::CopyError;
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
 use crate::net::{ConnectError, Ended, Step};
@@ -285,7 +285,7 @@ impl From<End> for Failure {
                 Self { restart, ..Self::retry(Diagnosis::new(end.to_string())) }
             }
             End::AnotherWriter { expected } => another_writer(expected),
-            End::Unfit(misfits) => schema_failure(&misfits),
+            End::Unfit(unfit) => change_does_not_fit(&unfit),
             End::Relation(error) => protocol(&error),
             end @ (End::OutOfOrder(_) | End::Invariant(_)) => protocol(&end),
         }
@@ -348,6 +348,18 @@ pub(crate) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
     }
     let hint = format!("on the target, then it goes on by itself:\n{}", hints.join("\n"));
     Failure::pause(PauseReason::Schema, diagnosis.hint(hint))
+}
+
+/// As [`schema_failure`], for a change that has come.
+fn change_does_not_fit(unfit: &Unfit) -> Failure {
+    let mut failure = schema_failure(&unfit.misfits);
+    let command = unfit.command;
+    let article = if command.starts_with(['I', 'U']) { "An" } else { "A" };
+    let of = unfit.finish.map(|lsn| format!(" of the transaction that finishes at {lsn}"));
+    let arrived = format!("{article} {command}{} needs it.", of.unwrap_or_default());
+    let detail = failure.diagnosis.detail.take();
+    failure.diagnosis.detail = Some(detail.map_or(arrived.clone(), |detail| format!("{detail}\n{arrived}")));
+    failure
 }
 
 fn another_writer(expected: Lsn) -> Failure {

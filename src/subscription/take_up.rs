@@ -147,10 +147,11 @@ pub(super) async fn compare_pending(
             role: session.role(),
         });
         warnings.extend(compared.warnings.iter().map(schema::Warning::diagnosis));
+        let fits = compared.misfits.is_empty();
         misfits.extend(compared.misfits);
-        if let Some(plan) = compared.plan {
+        if let Some(plan) = compared.plan.filter(|_| fits) {
             let catalog = Arc::new(relation.clone());
-            let member = Member { catalog, target: table.target.clone(), actions, position: None };
+            let member = Member { catalog, target: table.target.clone(), position: None };
             let (published, attempt) = (table.published.clone(), table.row.attempt);
             pending.push(PendingTable { published, member, plan, attempt });
         }
@@ -168,7 +169,6 @@ pub(super) fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn
             let member = Member {
                 catalog: Arc::new(table.published.relation.clone()),
                 target: table.target.clone(),
-                actions: table.published.actions,
                 position: just_copied.or(recorded),
             };
             (source.clone(), member)

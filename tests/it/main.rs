@@ -4,6 +4,7 @@
 //! installs; `support` holds what they share.
 
 #[cfg(test)]
+mod arrivals;
 mod batches;
 #[cfg(test)]
 mod boundaries;
