@@ -221,10 +221,11 @@ impl Worker {
     }
 
     /// Goes on after a skip has been armed. If the subscription is paused on a conflict, the skip is for its
-    /// transaction, because any other is refused when it is armed.
+    /// transaction, because any other is refused when it is armed. A pause for the schema names its transaction, too;
+    /// if the skip is for another one, the subscription pauses again.
     fn on_skip(&self) -> (Answer, Option<Event>) {
         let event = match self.state {
-            State::Paused(PauseReason::Conflict) => Event::ResumeAsked,
+            State::Paused(PauseReason::Conflict | PauseReason::Schema) => Event::ResumeAsked,
             State::Paused(_) => return (Answer::done("the transaction will be passed over"), None),
             _ => Event::RestartAsked,
         };
