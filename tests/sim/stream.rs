@@ -331,7 +331,7 @@ impl<'a> Stream<'a> {
         let op = match step {
             Step::Apply(batch) => Op::Batch { batch, term, done: 0 },
             Step::Settle { expected } => Op::Settle { expected, term },
-            Step::BeginRows => {
+            Step::BeginRows { .. } => {
                 self.stamps.clear();
                 self.main.send(Op::BeginRows);
                 return;

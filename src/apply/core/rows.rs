@@ -315,7 +315,7 @@ impl Transaction {
     fn open(&mut self, steps: &mut VecDeque<Step>) -> bool {
         match self.stage {
             Stage::Empty => {
-                steps.push_back(Step::BeginRows);
+                steps.push_back(Step::BeginRows { finish: self.begin.final_lsn });
                 self.stage = Stage::Open;
                 true
             }

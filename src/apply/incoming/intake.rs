@@ -80,9 +80,9 @@ enum Finish {
     Beyond(Lsn),
 }
 
-/// A change whose table lacks what its operation needs.
+/// A change of tables that lack what its operation needs.
 struct Lacking {
-    relation: u32,
+    relations: Vec<u32>,
     operation: Operations,
     command: &'static str,
     finish: Finish,
@@ -257,8 +257,8 @@ impl Intake {
             return Ok(Taken::Nothing);
         };
         let Some(table) = fit.plan_for(change.as_set()).map(Arc::clone) else {
-            let lacking =
-                Lacking { relation, operation: change.as_set(), command: change.operation(), finish };
+            let (relations, operation, command) = (vec![relation], change.as_set(), change.operation());
+            let lacking = Lacking { relations, operation, command, finish };
             let message = HeldMessage::Change { relation, made_by, change };
             return self.look_again(&lacking, Held { message, described });
         };
@@ -274,17 +274,16 @@ impl Intake {
         let (command, operation) = ("TRUNCATE", Operations::TRUNCATE);
         let finish = self.finish(command)?;
         let mut tables = Vec::with_capacity(message.relation_oids.len());
-        let mut lacking = None;
+        let mut relations = Vec::new();
         for &relation in &message.relation_oids {
             match self.find(relation, finish)?.map(|fit| fit.plan_for(operation)) {
                 None => {}
                 Some(Some(table)) => tables.push(Arc::clone(table)),
-                // One that has been described already is looked at after the others.
-                Some(None) if lacking.is_some() && described.contains(&relation) => {}
-                Some(None) => lacking = Some(Lacking { relation, operation, command, finish }),
+                Some(None) => relations.push(relation),
             }
         }
-        if let Some(lacking) = lacking {
+        if !relations.is_empty() {
+            let lacking = Lacking { relations, operation, command, finish };
             return self.look_again(&lacking, Held { message: HeldMessage::Truncate(message), described });
         }
         if tables.is_empty() {
@@ -296,22 +295,24 @@ impl Intake {
         Ok(Taken::Event(Event::Truncate { tables, restart_seqs: message.restart_seqs, index }))
     }
 
-    /// Has the table of a change described once more that the change did not fit into, and holds the change until
-    /// then. Fails if that has been done for this change.
+    /// Has the tables of a change described once more that it did not fit into, one after the other, and holds the
+    /// change until then. Fails if that has been done for this change.
     fn look_again(&mut self, lacking: &Lacking, mut held: Held) -> Result<Taken, End> {
-        let &Lacking { relation, operation, command, finish } = lacking;
-        if held.described.contains(&relation) {
-            let misfits = self.find(relation, finish)?.map_or_else(Vec::new, |fit| fit.misfits_of(operation));
-            return Err(match finish {
-                Finish::At(finish) => End::Unfit(Unfit { misfits, command, finish: Some(finish) }),
-                // Whether the transaction commits is known at its end only.
-                Finish::Beyond(_) => End::SendWhole,
-            });
-        }
-        let Some(target) = self.tables.look_again(relation) else {
+        let &Lacking { ref relations, operation, command, finish } = lacking;
+        let Some(&next) = relations.iter().find(|relation| !held.described.contains(relation)) else {
+            // Whether a transaction in progress commits is known at its end only.
+            let Finish::At(at) = finish else { return Err(End::SendWhole) };
+            let mut misfits = Vec::new();
+            for &relation in relations {
+                misfits.extend(self.find(relation, finish)?.map(|fit| fit.misfits_of(operation)));
+            }
+            let misfits = misfits.concat();
+            return Err(End::Unfit(Unfit { misfits, command, finish: Some(at) }));
+        };
+        let Some(target) = self.tables.look_again(next) else {
             return Err(End::Invariant("a table is looked at again that is not in the subscription"));
         };
-        held.described.push(relation);
+        held.described.push(next);
         self.held = Some(held);
         Ok(Taken::Announced(Some(target)))
     }
