@@ -152,7 +152,7 @@ async fn operations_apply_as_they_were_published() {
 }
 
 /// Publications whose operations change at random, a service that is killed and starts, privileges that come and go meanwhile:
-/// the rows end as those of the built-in subscriber. Inserts are always published and no key is used twice, because the
+/// the rows end as those of the built-in subscriber. Inserts are always published and no key changes or is used twice, because the
 /// built-in subscriber passes over an update whose row is missing, which pauses here. `PGSLUICE_SEED` replays a run.
 #[tokio::test]
 async fn operations_that_change_at_random_end_like_the_built_in_subscriber() {
@@ -175,11 +175,7 @@ async fn operations_that_change_at_random_end_like_the_built_in_subscriber() {
                 rows += 3;
                 format!("INSERT INTO t SELECT g, 'new' FROM generate_series({}, {rows}) g", rows - 2)
             }
-            30..55 => format!("UPDATE t SET v = 'changed {at}' WHERE id BETWEEN {at} AND {at} + 2"),
-            55..65 => {
-                rows += 1;
-                format!("UPDATE t SET id = {rows} WHERE id = {at}")
-            }
+            30..65 => format!("UPDATE t SET v = 'changed {at}' WHERE id BETWEEN {at} AND {at} + 2"),
             65..78 => format!("DELETE FROM t WHERE id = {at}"),
             78..82 => "TRUNCATE t".to_owned(),
             82..88 => {
