@@ -133,7 +133,11 @@ pub(super) async fn compare_pending(
     let waiting: Vec<&PreparedTable> =
         tables.iter().filter(|table| table.row.state != TableState::Ready).collect();
     let names: Vec<QualifiedName> = waiting.iter().map(|table| table.target.clone()).collect();
-    let targets = catalog::target_tables(&***session.client(), &names).await?;
+    let all: Vec<QualifiedName> = tables.iter().map(|table| table.target.clone()).collect();
+    let client = &***session.client();
+    let (targets, unlogged) =
+        tokio::try_join!(catalog::target_tables(client, &names), catalog::unlogged_tables(client, &all))?;
+    warnings.extend(catalog::unlogged(&unlogged));
     let (mut pending, mut misfits) = (Vec::new(), Vec::<Misfit>::new());
     for (table, target) in waiting.into_iter().zip(&targets) {
         let relation = &table.published.relation;

@@ -44,6 +44,8 @@ mod logs;
 #[cfg(test)]
 mod metrics;
 #[cfg(test)]
+mod neighbours;
+#[cfg(test)]
 mod open_transaction;
 #[cfg(test)]
 mod operations;
