@@ -112,6 +112,8 @@ pub(crate) struct Publisher {
     pub(crate) catalog: Catalog,
     pub(crate) slot: Option<Slot>,
     pub(crate) timeline: u32,
+    /// The largest number that a timeline has had.
+    latest_timeline: u32,
     /// Where former timelines were left.
     pub(crate) left: Vec<(u32, Lsn)>,
     pub(crate) started: u64,
@@ -140,6 +142,7 @@ impl Publisher {
             catalog,
             slot: None,
             timeline: 1,
+            latest_timeline: 1,
             left: Vec::new(),
             started: 1,
             checkpoint: start,
@@ -441,7 +444,8 @@ impl Publisher {
     pub(crate) fn promote(&mut self, at: Lsn, random: &mut Random) {
         self.cut(at);
         self.left.push((self.timeline, self.end));
-        self.timeline += 1;
+        self.latest_timeline += 1;
+        self.timeline = self.latest_timeline;
         self.started += 1;
         self.abort_all(random);
         self.checkpoint = self.end;
@@ -454,6 +458,13 @@ impl Publisher {
         }
         self.wal.retain(|stored| stored.end <= at);
         self.end = self.wal.last().map_or(at, |stored| stored.end);
+        // A server that has no more than this has not seen later timelines begin.
+        while let Some(&(timeline, left_at)) = self.left.last()
+            && left_at > self.end
+        {
+            self.timeline = timeline;
+            self.left.pop();
+        }
         self.committed.retain(|committed| committed.end <= at);
         // What was in progress there is rolled back, so nothing of it has to be known.
         self.open.clear();
