@@ -60,6 +60,7 @@ pub(super) async fn run(
     applier: Applier<'_>,
     reader: &mut Reader,
     syncs: TableSyncs,
+    because: HashMap<QualifiedName, Option<String>>,
     from: Lsn,
     choice: Choice,
 ) -> Result<StreamEnd, Failure> {
@@ -73,6 +74,7 @@ pub(super) async fn run(
             .then(|| Flushes::new(context.store.clone(), from)),
         first: true,
         said: HashMap::new(),
+        because,
         choice,
     };
     stream.publish(reader);
@@ -145,6 +147,8 @@ struct Stream<'a> {
     first: bool,
     /// The last error that was logged of each table whose copy fails.
     said: HashMap<QualifiedName, Diagnosis>,
+    /// As recorded, why each table is applied row by row.
+    because: HashMap<QualifiedName, Option<String>>,
     choice: Choice,
 }
 
@@ -174,6 +178,7 @@ impl Stream<'_> {
     /// Processes the applier's outcomes: reports durable positions, and returns the end of the stream if
     /// there is one.
     async fn outcomes(&mut self, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
+        let mut planned = Vec::new();
         while let Some(outcome) = self.applier.outcome() {
             match outcome {
                 Outcome::Durable { lsn, skipped } => {
@@ -187,11 +192,7 @@ impl Stream<'_> {
                     BatchApplied { subscription: self.context.name(), tally, duration: took }.emit();
                     self.note(lsn, last).await?;
                 }
-                Outcome::Planned { source, exact_because } => {
-                    let because = exact_because.map(ExactBecause::as_str);
-                    let (store, owner) = (&self.context.store, &self.context.owner);
-                    store.set_exact_because(owner, &source, because).await?;
-                }
+                Outcome::Planned { source, exact_because } => planned.push((source, exact_because)),
                 Outcome::FellBack { cause } => {
                     FellBack { subscription: self.context.name(), cause: &cause }.emit();
                 }
@@ -199,7 +200,27 @@ impl Stream<'_> {
             }
             self.publish(reader);
         }
+        self.record_because(planned).await?;
         Ok(None)
+    }
+
+    /// Records why tables are applied row by row, if that has changed.
+    async fn record_because(
+        &mut self,
+        planned: Vec<(QualifiedName, Option<ExactBecause>)>,
+    ) -> Result<(), Failure> {
+        let mut changed = HashMap::new();
+        for (source, because) in planned {
+            let because = because.map(ExactBecause::as_str);
+            if self.because.get(&source).map(Option::as_deref) != Some(because) {
+                self.because.insert(source.clone(), because.map(str::to_owned));
+                changed.insert(source, because);
+            }
+        }
+        if changed.is_empty() {
+            return Ok(());
+        }
+        Ok(self.context.store.set_exact_because(&self.context.owner, &changed).await?)
     }
 
     fn advance(&mut self, lsn: Lsn, reader: &Reader) {

@@ -141,6 +141,7 @@ impl Worker {
             exact_until: None,
             whole: None,
             warned: watch::Sender::new(Vec::new()),
+            known_tables: watch::Sender::default(),
         };
         Self {
             context,

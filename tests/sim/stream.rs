@@ -213,7 +213,7 @@ impl<'a> Stream<'a> {
                 }
                 Next::Answer(Reply::Failed(why)) => return Err(Ended::Retry(why)),
                 Next::Answer(_) => return Err(Ended::Retry("an answer of another kind")),
-                Next::Described(Reply::Described(table)) => self.core.described(&table, self.moment()),
+                Next::Described(Reply::Described(tables)) => self.core.described(tables, self.moment()),
                 Next::Described(_) => return Err(Ended::Retry("an answer of another kind")),
                 Next::Message(sent) => {
                     self.take(sent);
@@ -318,8 +318,9 @@ impl<'a> Stream<'a> {
                 Step::Tell(outcome) => self.outcome(outcome),
                 Step::End(end) => return Err(self.end(end, memory)),
                 Step::Forget { .. } => {}
-                Step::Describe(name) => {
-                    self.describing = Some(self.main.send(Op::Describe { table: tables::by_name(&name) }));
+                Step::Describe(names) => {
+                    let tables = names.iter().map(tables::by_name).collect();
+                    self.describing = Some(self.main.send(Op::Describe { tables }));
                 }
                 step => self.send(step),
             }

@@ -58,7 +58,7 @@ pub use self::step::{Answer, Batch, Description, Step};
 use super::end::End;
 use super::incoming::event::Event;
 use super::incoming::intake::{Intake, Taken};
-use super::incoming::tables::{Described, Membership, Surroundings, Tables};
+use super::incoming::tables::{Announced, Described, Membership, Surroundings, Tables};
 use super::outcome::{Outcome, Start};
 use crate::mutation::{self, Mutation};
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
@@ -194,7 +194,7 @@ impl Core {
         if matches!(self.phase, Phase::Stopped) {
             return;
         }
-        let taken = self.intake.take(message);
+        let taken = self.intake.take(message, now);
         let done = match taken {
             Ok(Taken::Nothing) => Ok(()),
             Ok(Taken::Passed(lsn)) => {
@@ -202,8 +202,10 @@ impl Core {
                 Ok(())
             }
             Ok(Taken::Event(event)) => self.admit(event),
-            Ok(Taken::Announced(target)) => {
-                self.steps.extend(target.map(Step::Describe));
+            Ok(Taken::Announced(Announced::Nothing)) => Ok(()),
+            Ok(Taken::Announced(Announced::Planned(described))) => self.planned(described),
+            Ok(Taken::Announced(Announced::Describe(targets))) => {
+                self.steps.push_back(Step::Describe(targets));
                 Ok(())
             }
             Ok(Taken::Ended(begin, commit)) => {
@@ -271,12 +273,12 @@ impl Core {
     }
 
     /// The answer to [`Step::Describe`].
-    pub fn described(&mut self, description: &Description, now: Moment) {
+    pub fn described(&mut self, description: Description, now: Moment) {
         self.now = now;
         if matches!(self.phase, Phase::Stopped) {
             return;
         }
-        let done = match self.intake.tables.describe(description.as_ref()) {
+        let done = match self.intake.tables.describe(description, now) {
             Ok(Some(described)) => self.planned(described),
             Ok(None) => Err(End::Invariant("a table was described that nobody asked about")),
             // Whether the table's position lies before the transaction's commit is known at its end only.

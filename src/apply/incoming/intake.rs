@@ -19,14 +19,15 @@
 //! So no change has to be stored until the transaction's end is known, neither in memory nor on disk.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::event::Event;
-use super::tables::{Lookup, Tables};
+use super::tables::{Announced, Lookup, Tables};
 use crate::apply::change::RowChange;
 use crate::apply::end::End;
 use crate::apply::table::TableContext;
 use crate::mutation::{self, Mutation};
-use crate::pg::{Lsn, QualifiedName};
+use crate::pg::Lsn;
 use crate::pgoutput::{Begin, Format, Message, StreamAbort, StreamCommit, Truncate};
 
 #[derive(Debug)]
@@ -64,9 +65,8 @@ pub(crate) enum Taken {
     Event(Event),
     /// A transaction without changes of the subscription's tables ended here.
     Passed(Lsn),
-    /// A Relation message came. The target's table of this name is to be described next; none if the relation
-    /// is not in the subscription or has not changed.
-    Announced(Option<QualifiedName>),
+    /// A Relation message came.
+    Announced(Announced),
     /// The transaction in progress has committed: its Begin, as a whole transaction has one, and its commit.
     Ended(Begin, Event),
     /// The transaction in progress was rolled back.
@@ -106,7 +106,7 @@ impl Intake {
     }
 
     /// Takes the stream's next message.
-    pub(crate) fn take(&mut self, message: Message) -> Result<Taken, End> {
+    pub(crate) fn take(&mut self, message: Message, now: Duration) -> Result<Taken, End> {
         match message {
             Message::Insert(m) => self.change(m.relation_oid, m.xid, RowChange::Insert { new: m.new }),
             Message::Update(m) => {
@@ -122,7 +122,7 @@ impl Intake {
                 self.received = self.received.max(commit.end_lsn);
                 Ok(Taken::Event(Event::Commit { commit, changes }))
             }
-            Message::Relation(relation) => Ok(Taken::Announced(self.tables.announce(relation)?)),
+            Message::Relation(relation) => Ok(Taken::Announced(self.tables.announce(relation, now)?)),
             Message::Type(message) => {
                 self.tables.announce_type(message)?;
                 Ok(Taken::Nothing)

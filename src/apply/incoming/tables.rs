@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
+use super::ahead::{Ahead, Description};
 use crate::apply::sets::suitability::exact_because;
 use crate::apply::table::{ExactBecause, TableContext, text_columns};
 use crate::pg::{Lsn, QualifiedName};
@@ -83,7 +85,18 @@ pub struct Tables {
     relations: HashMap<u32, Known, RandomState>,
     /// A table with a new Relation message whose target table is being described.
     awaited: Option<Awaited>,
+    ahead: Ahead,
     next_id: u64,
+}
+
+/// The result of a Relation message.
+#[derive(Debug)]
+pub(crate) enum Announced {
+    /// The relation has not changed, or is not in the subscription.
+    Nothing,
+    Planned(Described),
+    /// These tables of the target are to be described next ([`Tables::describe`]).
+    Describe(Vec<QualifiedName>),
 }
 
 #[derive(Debug)]
@@ -121,6 +134,7 @@ pub(crate) enum Lookup<'a> {
 impl Tables {
     pub(crate) fn new(members: Membership, surroundings: Surroundings) -> Self {
         Self {
+            ahead: Ahead::new(members.values().map(|member| member.target.clone())),
             members,
             surroundings,
             cache: RelationCache::default(),
@@ -153,24 +167,30 @@ impl Tables {
         self.cache.note_type(message)
     }
 
-    /// Takes a Relation message. Returns the target's table that it is compared with ([`Self::describe`]); none
-    /// if the relation has not changed or is not in the subscription.
-    pub(crate) fn announce(&mut self, message: Relation) -> Result<Option<QualifiedName>, RelationError> {
+    /// Takes a Relation message, and plans its table if the target's table has been described.
+    pub(crate) fn announce(&mut self, message: Relation, now: Duration) -> Result<Announced, RelationError> {
         let oid = message.oid;
         let name = QualifiedName::new(&message.schema, &message.name);
         let Some(member) = self.members.get(&name) else {
             self.relations.insert(oid, Known::Foreign);
-            return Ok(None);
+            return Ok(Announced::Nothing);
         };
         let published = self.cache.note_relation(message)?;
         if let Some(Known::Member { context, .. }) = self.relations.get(&oid)
             && Arc::ptr_eq(&context.published, &published)
         {
-            return Ok(None);
+            return Ok(Announced::Nothing);
         }
         let target = member.target.clone();
-        self.awaited = Some(Awaited { oid, name, published });
-        Ok(Some(target))
+        let awaited = Awaited { oid, name, published };
+        // If it does not fit, a new description decides: DDL may have come since.
+        if let Some(read) = self.ahead.take(&target, now)
+            && let Ok(Some(described)) = self.plan(&awaited, read.as_deref())
+        {
+            return Ok(Announced::Planned(described));
+        }
+        self.awaited = Some(awaited);
+        Ok(Announced::Describe(self.ahead.together_with(&target, now)))
     }
 
     /// Whether a table has been announced whose target has not been described yet.
@@ -178,22 +198,35 @@ impl Tables {
         self.awaited.is_some()
     }
 
-    /// Plans the announced table for the target's table as it is now.
+    /// Plans the announced table for the target's table as it is now. Returns none if that was not described.
     ///
     /// # Errors
     /// The reasons why it does not fit.
     pub(crate) fn describe(
         &mut self,
+        description: Description,
+        now: Duration,
+    ) -> Result<Option<Described>, Vec<Misfit>> {
+        self.ahead.note(description, now);
+        let Some(awaited) = self.awaited.take() else { return Ok(None) };
+        let Some(member) = self.members.get(&awaited.name) else { return Ok(None) };
+        let Some(read) = self.ahead.take(&member.target, now) else { return Ok(None) };
+        self.plan(&awaited, read.as_deref())
+    }
+
+    fn plan(
+        &mut self,
+        awaited: &Awaited,
         target: Option<&TargetTable>,
     ) -> Result<Option<Described>, Vec<Misfit>> {
-        let Some(Awaited { oid, name, published }) = self.awaited.take() else { return Ok(None) };
-        let Some(member) = self.members.get(&name) else { return Ok(None) };
-        let described = PublishedRelation::clone(&published).with_domains_of(&member.catalog);
+        let Awaited { oid, name, published } = awaited;
+        let Some(member) = self.members.get(name) else { return Ok(None) };
+        let described = PublishedRelation::clone(published).with_domains_of(&member.catalog);
         let actions = member.actions;
         let comparison = self.surroundings.compare(&described, actions, &member.target, target);
         let Some(plan) = comparison.plan else { return Err(comparison.misfits) };
         self.next_id += 1;
-        let replaced = match self.relations.get(&oid) {
+        let replaced = match self.relations.get(oid) {
             Some(Known::Member { context, .. }) => Some(context.id),
             Some(Known::Foreign) | None => None,
         };
@@ -201,7 +234,7 @@ impl Tables {
         let takes_binary = takes_binary(&plan.columns);
         let context = Arc::new(TableContext {
             id: self.next_id,
-            published,
+            published: Arc::clone(published),
             text_columns: text_columns(&plan),
             plan,
             described,
@@ -209,8 +242,8 @@ impl Tables {
             exact_because,
         });
         let position = member.position;
-        self.relations.insert(oid, Known::Member { name: name.clone(), position, context });
-        Ok(Some(Described { replaced, source: name, exact_because, takes_binary }))
+        self.relations.insert(*oid, Known::Member { name: name.clone(), position, context });
+        Ok(Some(Described { replaced, source: name.clone(), exact_because, takes_binary }))
     }
 
     /// Finds the table of relation `oid`.

@@ -6,10 +6,11 @@
 //! rows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::apply::change::RowChange;
 use crate::apply::end::End;
-use crate::apply::incoming::tables::{Lookup, Tables};
+use crate::apply::incoming::tables::{Announced, Described, Lookup, Tables};
 use crate::apply::rows::evidence::surroundings;
 use crate::apply::rows::executor::Executor;
 use crate::apply::statement::{Sequences, truncate_sql};
@@ -53,8 +54,10 @@ impl<'a> CatchUp<'a> {
                 return Ok(Some(commit.end_lsn));
             }
             Message::Relation(relation) => {
-                if let Some(target) = self.tables.announce(relation).map_err(End::from)? {
-                    self.describe(&target).await?;
+                match self.tables.announce(relation, Duration::ZERO).map_err(End::from)? {
+                    Announced::Nothing => {}
+                    Announced::Planned(described) => self.planned(&described),
+                    Announced::Describe(targets) => self.describe(&targets).await?,
                 }
             }
             Message::Type(message) => self.tables.announce_type(message).map_err(End::from)?,
@@ -97,14 +100,20 @@ impl<'a> CatchUp<'a> {
         self.open.is_none()
     }
 
-    async fn describe(&mut self, target: &QualifiedName) -> Result<(), ApplyError> {
-        let client = self.session.client();
-        let tables = catalog::target_tables(&***client, std::slice::from_ref(target)).await?;
-        let described = self.tables.describe(tables.first().and_then(Option::as_ref)).map_err(End::Unfit)?;
-        if let Some(replaced) = described.and_then(|described| described.replaced) {
-            self.executor.forget(replaced);
+    async fn describe(&mut self, targets: &[QualifiedName]) -> Result<(), ApplyError> {
+        let tables = catalog::target_tables(&***self.session.client(), targets).await?;
+        let tables = tables.into_iter().map(|table| table.map(Arc::new));
+        let description = targets.iter().cloned().zip(tables).collect();
+        if let Some(described) = self.tables.describe(description, Duration::ZERO).map_err(End::Unfit)? {
+            self.planned(&described);
         }
         Ok(())
+    }
+
+    fn planned(&mut self, described: &Described) {
+        if let Some(replaced) = described.replaced {
+            self.executor.forget(replaced);
+        }
     }
 
     async fn change(&mut self, relation: u32, change: RowChange) -> Result<(), ApplyError> {
