@@ -16,6 +16,7 @@ use super::rows::evidence::surroundings;
 use super::{ApplyError, Membership, Outcome, Start};
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
 use crate::pgoutput::Message;
+use crate::schema::PublishedRelation;
 use crate::schema::catalog::KnownTables;
 use crate::target::TargetSession;
 
@@ -69,6 +70,11 @@ impl<'a> Applier<'a> {
     /// As [`Core::set_idle_record_interval`].
     pub fn set_idle_record_interval(&mut self, interval: Duration) {
         self.core.set_idle_record_interval(interval);
+    }
+
+    /// As [`Core::relation`].
+    pub fn relation(&self, oid: u32) -> Option<&PublishedRelation> {
+        self.core.relation(oid)
     }
 
     /// As [`Core::received`].

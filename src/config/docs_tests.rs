@@ -14,7 +14,7 @@ const EXAMPLE: &str = include_str!("../../config/pgsluice.toml");
 fn leaves(shape: &Shape, path: &str, found: &mut BTreeSet<String>) {
     let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     match shape {
-        Shape::Text | Shape::Flag | Shape::TextList => {
+        Shape::Text | Shape::Flag | Shape::Number | Shape::TextList => {
             found.insert(path.to_owned());
         }
         Shape::Table(keys) => keys.iter().for_each(|key| leaves(&key.shape, &below(key.name), found)),

@@ -125,6 +125,7 @@ impl Failure {
             | CopyError::OpenTarget(_)
             | CopyError::Connection(..)
             | CopyError::Server(..)
+            | CopyError::TooLarge { .. }
             | CopyError::Rewritten(_) => Cause::Connection,
         };
         Self::of(Disposition::Retry, error.diagnosis(source, role), cause)
@@ -224,6 +225,10 @@ impl From<ReadError> for Failure {
                 Self::of(error.disposition(), error.diagnosis(), Cause::of(error.fault()))
             }
             ReadError::Decode(error) => error.into(),
+            // The stream's loop, which knows the relations, has a better one.
+            error @ ReadError::TooLarge { .. } => {
+                Self::pause(PauseReason::ValueTooLarge, Diagnosis::new(error.to_string()))
+            }
             ReadError::Ended => Self::retry(
                 Diagnosis::new("the publisher ended the replication stream")
                     .detail("it may be shutting down or restarting")

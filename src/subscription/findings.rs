@@ -4,6 +4,8 @@
 
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_ident};
+use crate::pgoutput::LargeValue;
+use crate::schema::PublishedRelation;
 
 /// `wal_level` on the publisher, unless it is what logical decoding needs.
 pub(crate) fn wal_level(wal_level: &str) -> Option<Diagnosis> {
@@ -24,6 +26,31 @@ pub(crate) fn nothing_published(publications: &[String]) -> Diagnosis {
     Diagnosis::new("nothing is published: the publications hold no table")
         .detail(format!("publications: {}", publications.join(", ")))
         .hint(format!("on the publisher: ALTER PUBLICATION {} ADD TABLE …;", quote_ident(first)))
+}
+
+/// A row's message has more `bytes` than are taken. `value` is the value because of which it is large, and
+/// `relation` its table, as far as they are known.
+pub(crate) fn too_large(
+    bytes: usize,
+    bytes_max: usize,
+    value: Option<LargeValue>,
+    relation: Option<&PublishedRelation>,
+) -> Diagnosis {
+    let table = relation.map_or_else(|| "a table".to_owned(), |relation| relation.name.to_string());
+    let column = |value: LargeValue| Some((relation?.columns.get(value.column)?, value.bytes));
+    let diagnosis = Diagnosis::new(format!(
+        "a row of {table} has {bytes} bytes as the publisher sends it, more than max_value_bytes ({bytes_max})"
+    ));
+    let diagnosis = match value.and_then(column) {
+        Some((column, bytes)) => {
+            diagnosis.detail(format!("the value of column \"{}\" has {bytes} bytes", column.name))
+        }
+        None => diagnosis,
+    };
+    diagnosis.hint(
+        "raise max_value_bytes of the subscription and reload the configuration (SIGHUP); everything before was \
+         applied, and nothing is lost",
+    )
 }
 
 /// The server is not the recorded publisher.

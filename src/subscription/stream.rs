@@ -2,6 +2,7 @@
 //! back, and takes in tables whose synchronisation has ended between two transactions.
 
 use std::collections::HashMap;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
 
@@ -10,6 +11,7 @@ use crate::config::SynchronousCommit;
 use crate::conflict::ConflictReport;
 use crate::error::{Diagnosis, PauseReason};
 use crate::pg::{Lsn, QualifiedName};
+use crate::pgoutput::LargeValue;
 use crate::replication::Reply;
 use crate::store::{StoreError, TableState, TableStep};
 use crate::telemetry::{BatchApplied, FellBack, Received};
@@ -20,7 +22,7 @@ use super::findings;
 use super::flushes::Flushes;
 use super::format::Choice;
 use super::publications::Publications;
-use super::reader::{Chunk, Done, Reader, StreamEvent};
+use super::reader::{Chunk, Done, ReadError, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
 
 /// How a stream ended without a failure.
@@ -69,6 +71,8 @@ pub(super) async fn run(
         applier,
         syncs,
         rest: Vec::new().into_iter(),
+        hold: None,
+        refused: None,
         done: Done::all(from),
         flushes: (context.subscription.synchronous_commit == SynchronousCommit::Off)
             .then(|| Flushes::new(context.store.clone(), from)),
@@ -90,6 +94,12 @@ pub(super) async fn run(
         let busy = stream.applier.is_busy();
         let open = !ending && resume.is_none() && stream.applier.takes_messages();
         let more = !stream.rest.as_slice().is_empty();
+        if open && !more {
+            stream.hold = None;
+            if let Some(failure) = stream.refused.take_if(|_| !busy) {
+                return Err(failure);
+            }
+        }
         let event = tokio::select! {
             // Hand-overs come first, because they are rare and a synchronisation waits for them. Answers come
             // before messages, because they make room.
@@ -103,18 +113,27 @@ pub(super) async fn run(
             () = std::future::ready(()), if more_to_ask && !busy => Event::Anew(StreamEnd::AskForMore),
             () = sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => Event::Resume,
             () = std::future::ready(()), if open && more => Event::Rest,
-            chunk = reader.chunks.recv(), if open && !more => chunk.map_or(Event::Ended, Event::Chunk),
+            chunk = reader.chunks.recv(), if open && !more && stream.refused.is_none() => {
+                chunk.map_or(Event::Ended, Event::Chunk)
+            }
         };
         let done = match event {
             Event::Chunk(chunk) => {
                 Received { subscription: context.name(), tally: chunk.received }.emit();
                 stream.rest = chunk.events.into_iter();
+                stream.hold = chunk.hold;
                 stream.take(reader).await
             }
             Event::Rest => stream.take(reader).await,
             Event::Resume => Ok(()),
             Event::Applied(applied) => applied.map_err(Failure::from),
-            Event::Ended => return Err(reader.end().await.into()),
+            Event::Ended => match reader.end().await {
+                ReadError::TooLarge { bytes, value } => {
+                    stream.refused = Some(stream.too_large(bytes, value));
+                    Ok(())
+                }
+                error => return Err(error.into()),
+            },
             Event::Sync(event) => stream.on_sync(event).await,
             Event::Flushed(flushed) => stream.on_flushed(flushed, reader),
             Event::Anew(end) => return Ok(end),
@@ -139,6 +158,10 @@ struct Stream<'a> {
     syncs: TableSyncs,
     /// Received messages that have not been taken yet.
     rest: std::vec::IntoIter<StreamEvent>,
+    /// Of a large chunk: the reader goes on when this is dropped.
+    hold: Option<oneshot::Sender<()>>,
+    /// The next row is too large. Everything before it is applied first.
+    refused: Option<Failure>,
     /// The target's positions.
     done: Done,
     /// With `synchronous_commit = off`: finds out when commits are durable.
@@ -173,6 +196,12 @@ impl Stream<'_> {
         self.hand_over().await?;
         self.publish(reader);
         Ok(())
+    }
+
+    fn too_large(&self, bytes: usize, value: Option<LargeValue>) -> Failure {
+        let relation = value.and_then(|value| self.applier.relation(value.relation_oid));
+        let max = self.context.subscription.max_value_bytes;
+        Failure::pause(PauseReason::ValueTooLarge, findings::too_large(bytes, max, value, relation))
     }
 
     /// Processes the applier's outcomes: reports durable positions, and returns the end of the stream if

@@ -413,6 +413,7 @@ impl Sync {
                 chunk = reader.chunks.recv() => chunk,
             };
             let Some(chunk) = chunk else { return Err(reader.end().await.into()) };
+            let _hold = chunk.hold;
             for event in chunk.events {
                 let position = match event {
                     StreamEvent::Message(message) => catch_up.handle(message).await?,

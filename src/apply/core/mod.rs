@@ -58,11 +58,12 @@ pub use self::step::{Answer, Batch, Description, Step};
 use super::end::End;
 use super::incoming::event::Event;
 use super::incoming::intake::{Intake, Taken};
-use super::incoming::tables::{Announced, Described, Membership, Surroundings, Tables};
+use super::incoming::tables::{Announced, Described, Lookup, Membership, Surroundings, Tables};
 use super::outcome::{Outcome, Start};
 use crate::mutation::{self, Mutation};
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
 use crate::pgoutput::{Format, Message};
+use crate::schema::PublishedRelation;
 
 /// Time since the stream began.
 pub type Moment = Duration;
@@ -142,6 +143,14 @@ impl Core {
         }
     }
 
+    /// The announced relation with this OID, if it is a table of the subscription.
+    pub fn relation(&self, oid: u32) -> Option<&PublishedRelation> {
+        match self.intake.tables.lookup(oid) {
+            Lookup::Member { context, .. } => Some(&context.published),
+            Lookup::Foreign | Lookup::Unannounced => None,
+        }
+    }
+
     /// The position up to which the stream has been received; none within a transaction. For every change
     /// before it, it has been decided whether the change applies to its table.
     pub fn received(&self) -> Option<Lsn> {
@@ -196,13 +205,12 @@ impl Core {
         }
         let taken = self.intake.take(message, now);
         let done = match taken {
-            Ok(Taken::Nothing) => Ok(()),
+            Ok(Taken::Nothing | Taken::Announced(Announced::Nothing)) => Ok(()),
             Ok(Taken::Passed(lsn)) => {
                 self.positions.pass(lsn);
                 Ok(())
             }
             Ok(Taken::Event(event)) => self.admit(event),
-            Ok(Taken::Announced(Announced::Nothing)) => Ok(()),
             Ok(Taken::Announced(Announced::Planned(described))) => self.planned(described),
             Ok(Taken::Announced(Announced::Describe(targets))) => {
                 self.steps.push_back(Step::Describe(targets));

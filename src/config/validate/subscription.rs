@@ -16,6 +16,12 @@ use crate::pg::{SlotName, SubscriptionName};
 /// Shortest interval: a shorter one would flood the log and the target.
 const RETRY_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
+/// Smallest limit of a row: smaller ones would be reached by ordinary rows.
+const VALUE_BYTES_MIN: i64 = 1 << 20;
+
+/// PostgreSQL itself sends no larger message.
+const VALUE_BYTES_MAX: i64 = 1 << 30;
+
 /// Longest interval: a longer one is practically "off".
 const RETRY_INTERVAL_MAX: Duration = Duration::from_hours(24);
 
@@ -98,6 +104,7 @@ impl Validator<'_> {
             &path.key("synchronous_commit"),
             &SynchronousCommit::ALL.map(|setting| (setting.as_str(), Word::Means(setting))),
         );
+        let max_value_bytes = self.value_bytes(raw.max_value_bytes, &path.key("max_value_bytes"));
         let conflict_defaults = self.policies(&raw.conflict_defaults, &path.key("conflict_defaults"));
         let tables = self.tables(raw.tables, &path.key("tables"));
         Some(Subscription {
@@ -115,6 +122,7 @@ impl Validator<'_> {
             two_phase,
             origin: origin?,
             synchronous_commit: synchronous_commit?,
+            max_value_bytes: max_value_bytes?,
             conflict_defaults: conflict_defaults?,
             tables: tables?,
         })
@@ -162,6 +170,16 @@ impl Validator<'_> {
             }
         }
         valid.then_some(publications)
+    }
+
+    fn value_bytes(&mut self, bytes: Option<i64>, path: &KeyPath) -> Option<usize> {
+        let bytes = bytes.unwrap_or(VALUE_BYTES_MAX);
+        if !(VALUE_BYTES_MIN..=VALUE_BYTES_MAX).contains(&bytes) {
+            let primary = format!("{bytes} is not between {VALUE_BYTES_MIN} and {VALUE_BYTES_MAX}");
+            self.problem(path, Diagnosis::new(primary).hint("give bytes: 268435456 is 256 MiB"));
+            return None;
+        }
+        usize::try_from(bytes).ok()
     }
 
     fn auto(&mut self, value: Option<&str>, path: &KeyPath) -> Option<Auto> {
