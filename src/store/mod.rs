@@ -26,6 +26,7 @@ mod command;
 mod conflict;
 mod error;
 mod event;
+mod gap;
 mod lock;
 mod migrate;
 mod options;
@@ -54,6 +55,7 @@ pub use command::{Answer, Command, CommandSignal, HEAD_START, Outcome, Signal, V
 pub use conflict::{ConflictFilter, ConflictRow, Settlement};
 pub use error::{SkipRefusal, StoreError, StoreErrorKind};
 pub use event::{EventKind, EventRow};
+pub use gap::OpenedGap;
 pub use lock::lock_key;
 pub use migrate::{AppliedMigration, SCHEMA_VERSION};
 pub use owner::Ownership;

@@ -8,6 +8,7 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 
 use crate::boundary;
 use crate::error::{Diagnosis, PauseReason};
+use crate::gap::Gap;
 use crate::pg::{Lsn, SlotName, SubscriptionName, as_owner};
 use crate::subscription::trust::PublisherRecord;
 
@@ -16,7 +17,7 @@ use super::error::SkipRefusal;
 use super::publisher;
 use super::table::{self, TableRow};
 use super::{
-    Desired, EventKind, Ownership, State, Store, StoreError, StoreErrorKind, event, lock, lost, owner,
+    Desired, EventKind, Ownership, State, Store, StoreError, StoreErrorKind, event, gap, lock, lost, owner,
     spelling,
 };
 
@@ -120,6 +121,8 @@ pub struct SubscriptionRow {
     pub publisher: Option<PublisherRecord>,
     /// The tables, sorted by their name on the publisher.
     pub tables: Vec<TableRow>,
+    /// The open gaps, oldest first.
+    pub gaps: Vec<Gap>,
     /// Whether a session holds the advisory lock: a service applies it now.
     pub owned: bool,
 }
@@ -359,10 +362,12 @@ pub(super) async fn load(
     let rows = sqlx::query(SELECT).bind(name).fetch_all(&mut *tx).await?;
     let mut rows = rows.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
     let mut tables = table::load(&mut tx, name).await?;
+    let mut gaps = gap::load(&mut tx, name).await?;
     let held = lock::held(&mut tx).await?;
     tx.commit().await?;
     for row in &mut rows {
         row.tables = tables.remove(&row.name).unwrap_or_default();
+        row.gaps = gaps.remove(&row.name).unwrap_or_default();
         row.owned = held.contains(&lock::lock_key(&row.name));
     }
     Ok(rows)
@@ -444,6 +449,7 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
         has_passed_conflict: row.try_get("passed")?,
         publisher: publisher::decode(row)?,
         tables: Vec::new(),
+        gaps: Vec::new(),
         owned: false,
     })
 }

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::apply::{Applier, Membership, Start, progress};
 use crate::config::{Subscription, SynchronousCommit};
 use crate::error::Diagnosis;
+use crate::gap::Gap;
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, QualifiedName};
 use crate::replication::{
@@ -29,6 +30,7 @@ use super::failure::{Cause, Failure};
 use super::findings;
 use super::first_rows::first_rows;
 use super::format::{self, Choice, Ready, Transactions, Whole};
+use super::gaps;
 use super::positions::{Promptness, StreamPositions};
 use super::publications::Publications;
 use super::publisher::{Publisher, Reached, Reaching};
@@ -142,8 +144,8 @@ pub(super) async fn run(
     };
     match end {
         Err(failure) => match failure.restart.clone() {
-            Some(restart) => Ok(StreamEnd::Restart(restart, failure)),
-            None => Err(failure),
+            Some(restart) => Ok(StreamEnd::Restart(*restart, failure)),
+            None => Err(gaps::record(context, failure).await?),
         },
         end => end,
     }
@@ -165,7 +167,7 @@ async fn prepare_and_stream(
         return Err(Failure::retry(diagnosis).because_of(Cause::WalLevel));
     }
     let (plan, view) =
-        place_in_stream(context, session, &publisher, &mut replication, &identity, known.record).await?;
+        place_in_stream(context, session, &publisher, &mut replication, &identity, &known).await?;
     let term = context.owner.term();
     let mut warnings = Vec::new();
     let tables = take_up_tables(context, published?, known.tables, plan, &mut warnings).await?;
@@ -213,9 +215,9 @@ async fn place_in_stream(
     publisher: &Publisher,
     replication: &mut ReplicationConnection,
     identity: &SystemIdentity,
-    mut record: trust::Record,
+    known: &Recorded,
 ) -> Result<(SlotPlan, SlotView), Failure> {
-    let subscription = &context.subscription;
+    let (subscription, mut record) = (&context.subscription, known.record.clone());
     check_identity(context, identity, record.system_id.as_deref()).await?;
     let term = context.owner.term();
     let (position, view) = tokio::join!(
@@ -228,6 +230,7 @@ async fn place_in_stream(
         progress::flush(session.client(), &subscription.name, term).await?;
     }
     record.applied = position;
+    context.positions.send_modify(|positions| positions.applied = position.or(positions.applied));
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(
         &subscription.slot,
@@ -238,6 +241,9 @@ async fn place_in_stream(
         &subscription.publisher.dbname,
     )?;
     let applied = verify(context, session, &publisher.client, replication, identity, &view, &record).await?;
+    if known.gaps.iter().any(|gap| gap.table.is_none()) {
+        context.store.heal_gaps(&context.owner).await?;
+    }
     Ok((plan.from(applied), view))
 }
 
@@ -310,6 +316,8 @@ struct Recorded {
     skip: Option<Lsn>,
     has_passed_conflict: bool,
     warnings: Vec<String>,
+    /// The open gaps.
+    gaps: Vec<Gap>,
 }
 
 impl Recorded {
@@ -320,6 +328,7 @@ impl Recorded {
             skip: row.skip_lsn,
             has_passed_conflict: row.has_passed_conflict,
             warnings: row.warnings,
+            gaps: row.gaps,
         })
     }
 }

@@ -22,6 +22,7 @@ pub(crate) mod findings;
 mod first_rows;
 mod flushes;
 mod format;
+mod gaps;
 mod monitor;
 mod positions;
 mod publications;

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tracing::info;
 
 use crate::error::{Diagnosis, PauseReason};
+use crate::gap::GapKind;
 use crate::net::PgClient;
 use crate::pg::{Lsn, SlotName, SubscriptionName, fnv1a};
 use crate::schema::catalog::{self, CatalogError};
@@ -227,7 +228,7 @@ pub(crate) fn plan(
         return Err(in_creation(name));
     }
     if slot.is_lost() {
-        return Err(lost(name, subscription, slot));
+        return Err(lost(name, subscription, slot, recorded));
     }
     match recorded {
         Some(from) => Ok(SlotPlan::Continue { from }),
@@ -271,9 +272,10 @@ fn gone(name: &SlotName, subscription: &SubscriptionName, position: Lsn) -> Fail
             ))
             .hint(start_over(subscription)),
     )
+    .with_gap(GapKind::SlotGone, Some(position), None)
 }
 
-fn lost(name: &SlotName, subscription: &SubscriptionName, slot: &SlotInfo) -> Failure {
+fn lost(name: &SlotName, subscription: &SubscriptionName, slot: &SlotInfo, recorded: Option<Lsn>) -> Failure {
     let why = slot.invalidation_reason.as_deref().unwrap_or("the WAL that it needs has been removed");
     Failure::pause(
         PauseReason::SlotLost,
@@ -284,6 +286,7 @@ fn lost(name: &SlotName, subscription: &SubscriptionName, slot: &SlotInfo) -> Fa
                 start_over(subscription)
             )),
     )
+    .with_gap(GapKind::SlotLost, recorded, None)
 }
 
 fn foreign(name: &SlotName, detail: String) -> Failure {

@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use pgsluice::conflict::{ConflictKind, ConflictReport, FieldValue, Operation, Resolution, RowImage};
 use pgsluice::error::{Diagnosis, Disposition, Exit, PauseReason};
+use pgsluice::gap::{Gap, GapKind, Hold, NewGap, Settlement};
 use pgsluice::pg::conninfo::{
     ChannelBinding, ConnInfo, Host, HostAddress, RootCert, SslMode, SslNegotiation, TargetSessionAttrs,
     TlsSettings,
 };
 use pgsluice::pg::{Lsn, QualifiedName, SlotName, SubscriptionName};
 use pgsluice::store::{
-    Answer, ConflictFilter, Desired, EventKind, NewTables, Outcome, Ownership, Positions, Registration,
-    SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError,
+    Answer, ConflictFilter, Desired, EventKind, NewTables, OpenedGap, Outcome, Ownership, Positions,
+    Registration, SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError,
     StoreErrorKind, TableChanges, TableMapping, TableState, TableStep, Verb, lock_key,
 };
 use serde_json::json;
@@ -503,6 +504,7 @@ const STATE: &str = "select concat_ws(E'\n', \
     (select json_agg(t order by t.id) from pgsluice.conflict t), \
     (select json_agg(t order by t.id) from pgsluice.command t), \
     (select json_agg(t order by t.id) from pgsluice.event t), \
+    (select json_agg(t order by t.id) from pgsluice.gap t), \
     (select json_agg(t order by t.subscription) from pgsluice.owner t))";
 
 type Write<'a> = (&'static str, Pin<Box<dyn Future<Output = Result<(), StoreError>> + 'a>>);
@@ -536,6 +538,9 @@ fn writes<'a>(store: &'a Store, owner: &'a Ownership, conflict: i64, command: i6
         resolve_applied(report().commit_lsn);
         take_commands();
         answer(command, &Answer::done("late"));
+        open_gap(&gap_of(None, GapKind::SlotLost));
+        heal_gaps();
+        release_tables(Lsn::new(9));
     }
 }
 
@@ -852,6 +857,74 @@ async fn nothing_planted_in_the_search_path_runs() {
     .unwrap();
     assert!((1..=3).contains(&sessions), "{sessions}");
     store.close().await;
+}
+
+fn gap_of(table: Option<QualifiedName>, kind: GapKind) -> NewGap {
+    let (from, to) = (Some(Lsn::new(0x10)), Some(Lsn::new(0x20)));
+    NewGap { table, kind, from, to, since: None, detail: None }
+}
+
+#[tokio::test]
+async fn a_gap_is_recorded_once_and_holds_its_table_until_it_is_settled() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let owner = owned(&store).await;
+    let mapping = TableMapping { source: widgets(), target: widgets() };
+    let row = async || store.subscription(NAME).await.unwrap().unwrap();
+    store.sync_tables(&owner, std::slice::from_ref(&mapping), NewTables::Copy).await.unwrap();
+    let returned = gap_of(Some(widgets()), GapKind::Returned);
+    // A table that is still to be copied, or that is not one of the subscription's, has no gap.
+    assert_eq!(store.open_gap(&owner, &returned).await.unwrap(), None);
+    let other = gap_of(Some(QualifiedName::new("public", "other")), GapKind::Returned);
+    assert_eq!(store.open_gap(&owner, &other).await.unwrap(), None);
+
+    store.set_table_ready(&owner, &widgets(), 0, Lsn::new(7)).await.unwrap();
+    let columns = gap_of(Some(widgets()), GapKind::Columns);
+    let Some(OpenedGap::New(columns)) = store.open_gap(&owner, &columns).await.unwrap() else { panic!() };
+    assert_eq!((row().await.tables[0].state, columns.hold), (TableState::Ready, Hold::Nothing));
+    let Some(OpenedGap::New(first)) = store.open_gap(&owner, &returned).await.unwrap() else { panic!() };
+    assert_eq!(row().await.tables[0].state, TableState::Paused);
+    let later = NewGap { from: Some(Lsn::new(0x18)), to: Some(Lsn::new(0x30)), ..returned };
+    let Some(OpenedGap::Known(again)) = store.open_gap(&owner, &later).await.unwrap() else { panic!() };
+    assert_eq!(again, Gap { to: Some(Lsn::new(0x30)), ..first.clone() });
+    assert_eq!(row().await.gaps, [columns, again]);
+
+    assert_eq!(store.release_tables(&owner, Lsn::new(0x40)).await.unwrap(), []);
+    sqlx::query("update pgsluice.gap set settled_at = now(), settlement = 'accepted', settled_by = 'ann' where id = $1")
+        .bind(first.id)
+        .execute(&mut database.admin().await)
+        .await
+        .unwrap();
+    assert_eq!(store.release_tables(&owner, Lsn::new(0x40)).await.unwrap(), [widgets()]);
+    let table = row().await.tables.remove(0);
+    assert_eq!((table.state, table.synced_lsn), (TableState::Ready, Some(Lsn::new(0x40))));
+    let settled = store.gap(first.id).await.unwrap().unwrap().settled.unwrap();
+    assert_eq!(
+        (settled.how, settled.by.as_deref(), settled.resumed),
+        (Settlement::Accepted, Some("ann"), Some(Lsn::new(0x40)))
+    );
+    // It is another gap if the table leaves once more.
+    let Some(OpenedGap::New(second)) = store.open_gap(&owner, &later).await.unwrap() else { panic!() };
+    assert_ne!(second.id, first.id);
+
+    store.open_gap(&owner, &gap_of(None, GapKind::SlotLost)).await.unwrap();
+    assert_eq!((store.heal_gaps(&owner).await.unwrap(), row().await.gaps.len()), (1, 2));
+    let events: Vec<String> = store
+        .events(Some(NAME), 9)
+        .await
+        .unwrap()
+        .into_iter()
+        .rev()
+        .filter(|event| event.kind == EventKind::Gap.as_str())
+        .map(|event| event.message)
+        .collect();
+    insta::assert_snapshot!(events.join("\n"), @r"
+    public.widgets may differ: the column list of its publications has changed
+    public.widgets may lack changes: it left the publications and came back
+    public.widgets may lack changes: it left the publications and came back
+    my_subscription may lack changes: the publisher has invalidated its replication slot
+    gap 5 has gone: the stream goes on from where the target is
+    ");
 }
 
 #[tokio::test]

@@ -46,6 +46,7 @@ const PURE: &[&str] = &[
     "check::verdict",
     "check::tables",
     "error",
+    "gap",
 ];
 /// Submodules of these that are not pure.
 const IMPURE_PARTS: &[&str] = &["schema::catalog"];
@@ -84,6 +85,7 @@ const LAYERS: &[&[&str]] = &[
     &[
         "pgoutput",
         "conflict",
+        "gap",
         "schema",
         "apply::change",
         "apply::table",
