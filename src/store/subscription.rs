@@ -17,8 +17,8 @@ use super::error::SkipRefusal;
 use super::publisher;
 use super::table::{self, TableRow};
 use super::{
-    Desired, EventKind, Ownership, State, Store, StoreError, StoreErrorKind, event, gap, lock, lost, owner,
-    spelling,
+    Desired, EventKind, Ownership, Refresh, State, Store, StoreError, StoreErrorKind, event, gap, lock, lost,
+    owner, spelling,
 };
 
 /// What the configuration says of a subscription.
@@ -123,6 +123,8 @@ pub struct SubscriptionRow {
     pub tables: Vec<TableRow>,
     /// The open gaps, oldest first.
     pub gaps: Vec<Gap>,
+    /// An operator asked for the published tables to be taken up, by the command with this number.
+    pub refresh: Option<(Refresh, i64)>,
     /// Whether a session holds the advisory lock: a service applies it now.
     pub owned: bool,
 }
@@ -138,6 +140,7 @@ const SELECT: &str = "\
            s.publisher_timeline_start::pg_catalog.text, s.publisher_started_at, s.publisher_is_standby, \
            s.publisher_wal_lsn::pg_catalog.text AS witnessed_wal, s.publisher_next_xid, \
            s.slot_restart_lsn::pg_catalog.text, s.publisher_seen_at, s.distrusted_started_at, \
+           s.refresh, s.refresh_command, \
            EXISTS (SELECT FROM pgsluice.conflict c \
                WHERE c.subscription = s.name AND c.resolved_at IS NULL AND c.commit_lsn < p.applied_lsn) AS passed \
     FROM pgsluice.subscription s LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
@@ -450,6 +453,10 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
         publisher: publisher::decode(row)?,
         tables: Vec::new(),
         gaps: Vec::new(),
+        refresh: match row.try_get::<Option<&str>, _>("refresh")? {
+            Some(_) => Some((word(row, "refresh")?, row.try_get("refresh_command")?)),
+            None => None,
+        },
         owned: false,
     })
 }

@@ -6,8 +6,8 @@
 //! # Invariants
 //! - A copy has a number, `attempt`. A write about a copy takes effect only while the copy is the table's
 //!   latest. So neither an earlier copy nor a write about it can be committed later.
-//! - The state and position of a `ready` table do not change: its rows have been copied. Only `exact_because`
-//!   is written.
+//! - The state and position of a `ready` table change only by a gap that holds it (`gap`), and by a command to
+//!   synchronise it again (`intervention`). Otherwise only `exact_because` is written.
 
 use std::collections::HashMap;
 
@@ -24,7 +24,7 @@ use crate::pg::{Lsn, QualifiedName, as_owner};
 use super::codec::Time;
 use super::subscription::{lsn, saturate, unknown, unsigned, word};
 use super::{
-    EventKind, Ownership, Store, StoreError, StoreErrorKind, TableState, event, lost, owner, spelling,
+    EventKind, Ownership, Resync, Store, StoreError, StoreErrorKind, TableState, event, lost, owner, spelling,
 };
 
 /// A published table and its target table.
@@ -75,7 +75,17 @@ pub struct TableRow {
     pub error: Option<Diagnosis>,
     /// Why it is applied row by row.
     pub exact_because: Option<String>,
+    /// How its copy treats the rows that the target table has; none if it joins.
+    pub resync: Option<Resync>,
     pub updated_at: Timestamp,
+}
+
+impl TableRow {
+    /// Whether it has to be copied before the stream applies its changes.
+    #[must_use]
+    pub const fn is_to_be_copied(&self) -> bool {
+        matches!(self.state, TableState::Pending | TableState::Copying | TableState::CatchingUp)
+    }
 }
 
 impl Store {
@@ -386,7 +396,7 @@ fn names(rows: impl IntoIterator<Item = (String, String)>) -> Vec<QualifiedName>
     names
 }
 
-fn unknown_table(name: &str, source: &QualifiedName) -> StoreErrorKind {
+pub(super) fn unknown_table(name: &str, source: &QualifiedName) -> StoreErrorKind {
     StoreErrorKind::UnknownTable { subscription: name.to_owned(), source: source.clone() }
 }
 
@@ -397,7 +407,8 @@ pub(super) async fn load(
 ) -> Result<HashMap<String, Vec<TableRow>>, StoreErrorKind> {
     let rows = sqlx::query(
         "SELECT subscription, source_schema, source_table, target_schema, target_table, state, \
-         synced_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, updated_at FROM pgsluice.table_sync \
+         synced_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, resync, \
+         updated_at FROM pgsluice.table_sync \
          WHERE $1::pg_catalog.text IS NULL OR subscription = $1 ORDER BY source_schema, source_table",
     )
     .bind(name)
@@ -424,6 +435,10 @@ fn decode(row: &PgRow) -> Result<TableRow, sqlx::Error> {
         rows_estimated: unsigned(row, "rows_estimated")?,
         error: row.try_get::<Option<Json<Diagnosis>>, _>("error")?.map(|error| error.0),
         exact_because: row.try_get("exact_because")?,
+        resync: match row.try_get::<Option<&str>, _>("resync")? {
+            Some(_) => Some(word(row, "resync")?),
+            None => None,
+        },
         updated_at: row.try_get::<Time, _>("updated_at")?.0,
     })
 }

@@ -22,7 +22,7 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::replication::{
     CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec, SystemIdentity,
 };
-use crate::store::{Ownership, Store, SubscriptionRow, TableRow};
+use crate::store::{Ownership, Refresh, Store, SubscriptionRow, TableRow};
 use crate::target::TargetSession;
 use crate::telemetry::Attention;
 
@@ -56,7 +56,6 @@ pub(super) struct Context {
     pub(super) promptness: watch::Sender<Promptness>,
     /// What the publications contain, as the attempt took it up and as last seen.
     pub(super) publications: watch::Sender<Publications>,
-    pub(super) take_up: TakeUp,
     pub(super) phases: mpsc::Sender<Phase>,
     pub(super) snapshot: watch::Sender<Snapshot>,
     /// Apply row by row until the transaction that finishes here has been applied.
@@ -65,15 +64,6 @@ pub(super) struct Context {
     pub(super) whole: Option<Whole>,
     /// The warnings that were reported last.
     pub(super) warned: watch::Sender<Vec<String>>,
-}
-
-/// The tables that an attempt follows if it goes on from a recorded position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TakeUp {
-    /// All published tables with `auto_refresh`, the recorded ones without it.
-    AsConfigured,
-    /// All published tables, because an operator asked for it.
-    WhatIsPublished,
 }
 
 /// The progress of an attempt.
@@ -162,6 +152,7 @@ async fn prepare_and_stream(
     context.publications.send_replace(Publications::default());
     let subscription = &context.subscription;
     let (reached, known) = ahead.complete(context, session).await?;
+    gaps::note(context, &known.gaps);
     let Reached { publisher, mut replication, identity, published } = reached;
     if let Some(diagnosis) = findings::wal_level(&publisher.settings.wal_level) {
         return Err(Failure::retry(diagnosis).because_of(Cause::WalLevel));
@@ -170,7 +161,8 @@ async fn prepare_and_stream(
         place_in_stream(context, session, &publisher, &mut replication, &identity, &known).await?;
     let term = context.owner.term();
     let mut warnings = Vec::new();
-    let tables = take_up_tables(context, published?, known.tables, plan, &mut warnings).await?;
+    let tables =
+        take_up_tables(context, published?, known.tables, plan, known.refresh, &mut warnings).await?;
     let mut pending = compare_pending(session, &tables, &mut warnings).await?;
     let relations: Vec<_> = tables.iter().map(|table| (&table.published.relation, &table.target)).collect();
     let possible = format::survey(context, &publisher, session, &relations, &mut warnings).await?;
@@ -231,6 +223,11 @@ async fn place_in_stream(
     }
     record.applied = position;
     context.positions.send_modify(|positions| positions.applied = position.or(positions.applied));
+    let accepted = gaps::accepted(&known.gaps).zip(position);
+    let view = match accepted {
+        Some(_) => gaps::renew_slot(context, publisher, replication, view).await?,
+        None => view,
+    };
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(
         &subscription.slot,
@@ -240,9 +237,19 @@ async fn place_in_stream(
         on_missing,
         &subscription.publisher.dbname,
     )?;
-    let applied = verify(context, session, &publisher.client, replication, identity, &view, &record).await?;
+    // That the slot is ahead of an accepted gap is no contradiction; everything else is judged as ever.
+    let judged = match accepted {
+        Some((_, position)) => view.clone().not_ahead_of(position),
+        None => view.clone(),
+    };
+    let mut applied =
+        verify(context, session, &publisher.client, replication, identity, &judged, &record).await?;
+    if let Some((accepted, position)) = accepted {
+        applied = Some(gaps::pass(context, session, &view, position, accepted).await?);
+    }
     if known.gaps.iter().any(|gap| gap.table.is_none()) {
         context.store.heal_gaps(&context.owner).await?;
+        gaps::show(context).await?;
     }
     Ok((plan.from(applied), view))
 }
@@ -318,6 +325,8 @@ struct Recorded {
     warnings: Vec<String>,
     /// The open gaps.
     gaps: Vec<Gap>,
+    /// An operator asked for the published tables to be taken up.
+    refresh: Option<(Refresh, i64)>,
 }
 
 impl Recorded {
@@ -329,6 +338,7 @@ impl Recorded {
             has_passed_conflict: row.has_passed_conflict,
             warnings: row.warnings,
             gaps: row.gaps,
+            refresh: row.refresh,
         })
     }
 }
@@ -358,7 +368,7 @@ async fn report_warnings(
     Ok(context.store.set_warnings(&context.owner, &texts).await?)
 }
 
-async fn create_slot(
+pub(super) async fn create_slot(
     context: &Context,
     replication: &mut ReplicationConnection,
 ) -> Result<CreatedSlot, Failure> {

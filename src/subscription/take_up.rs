@@ -3,14 +3,16 @@
 
 use std::sync::Arc;
 
+use tracing::info;
+
 use crate::apply::{Member, Membership};
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
 use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, TablePlan, catalog};
-use crate::store::{NewTables, TableMapping, TableRow, TableState};
+use crate::store::{NewTables, Refresh, Resync, TableMapping, TableRow, TableState};
 use crate::target::TargetSession;
 
-use super::attempt::{Context, TakeUp};
+use super::attempt::Context;
 use super::failure::{Failure, schema_failure};
 use super::findings;
 use super::first_rows::mark_ready;
@@ -32,6 +34,8 @@ pub(super) struct PendingTable {
     pub(super) plan: TablePlan,
     /// The number of its latest copy.
     pub(super) attempt: i32,
+    /// How the copy treats the rows that the target table has; none if the table joins.
+    pub(super) resync: Option<Resync>,
 }
 
 /// Updates the recorded tables to those that are published. Without `auto_refresh`, tables join and leave
@@ -41,14 +45,13 @@ pub(super) async fn take_up_tables(
     published: Published,
     mut rows: Vec<TableRow>,
     plan: SlotPlan,
+    refresh: Option<(Refresh, i64)>,
     warnings: &mut Vec<Diagnosis>,
 ) -> Result<Vec<PreparedTable>, Failure> {
     let subscription = &context.subscription;
     let Published { tables: published, fingerprint } = published;
     context.publications.send_modify(|publications| publications.taken_up = Some(fingerprint));
-    let fixed = matches!(plan, SlotPlan::Continue { .. })
-        && !subscription.auto_refresh
-        && context.take_up == TakeUp::AsConfigured;
+    let fixed = matches!(plan, SlotPlan::Continue { .. }) && !subscription.auto_refresh && refresh.is_none();
     let names: Vec<&QualifiedName> = if fixed {
         rows.iter().map(|row| &row.source).collect()
     } else {
@@ -63,15 +66,24 @@ pub(super) async fn take_up_tables(
         .iter()
         .map(|(source, target)| TableMapping { source: source.clone(), target: target.clone() })
         .collect();
-    let new = match (subscription.copy_data, plan) {
-        (true, _) | (false, SlotPlan::Create) => NewTables::Copy,
-        (false, SlotPlan::Adopt { from } | SlotPlan::Continue { from }) => {
+    let without_copy = matches!(refresh, Some((Refresh::NoCopy, _)));
+    let new = match plan {
+        SlotPlan::Adopt { from } | SlotPlan::Continue { from } if !subscription.copy_data || without_copy => {
             NewTables::Ready { synced_lsn: from }
         }
+        SlotPlan::Create | SlotPlan::Adopt { .. } | SlotPlan::Continue { .. } => NewTables::Copy,
     };
     let agree = are_recorded(&mappings, &rows);
     if !agree {
         context.store.sync_tables(&context.owner, &mappings, new).await?;
+    }
+    if let Some((_, command)) = refresh {
+        context.store.end_refresh(&context.owner, command).await?;
+    }
+    if let SlotPlan::Continue { from } = plan
+        && rows.iter().any(|row| row.state == TableState::Paused)
+    {
+        release(context, from).await?;
     }
     // An abandoned copy may have been committed since the record was read, or may be committed soon. The
     // stream passes over the changes of a table that is not synchronised, and must not do that for one that
@@ -82,7 +94,7 @@ pub(super) async fn take_up_tables(
     if !agree || rows.iter().any(|row| row.state != TableState::Ready) {
         rows = recorded_tables(context).await?;
     }
-    if let NewTables::Ready { synced_lsn } = new {
+    if let (NewTables::Ready { synced_lsn }, false) = (new, subscription.copy_data) {
         rows = ready_without_copy(context, rows, synced_lsn).await?;
     }
     let mut prepared = Vec::with_capacity(published.len());
@@ -92,6 +104,14 @@ pub(super) async fn take_up_tables(
         }
     }
     Ok(prepared)
+}
+
+/// Lets tables go on that no gap holds any more. The stream applies their changes from the recorded position on.
+async fn release(context: &Context, from: Lsn) -> Result<(), Failure> {
+    for table in context.store.release_tables(&context.owner, from).await? {
+        info!(subscription = context.name(), relation = %table, lsn = %from, "the table goes on from here");
+    }
+    Ok(())
 }
 
 /// Whether the record has exactly these tables with these targets, which is the usual case.
@@ -130,8 +150,7 @@ pub(super) async fn compare_pending(
     tables: &[PreparedTable],
     warnings: &mut Vec<Diagnosis>,
 ) -> Result<Vec<PendingTable>, Failure> {
-    let waiting: Vec<&PreparedTable> =
-        tables.iter().filter(|table| table.row.state != TableState::Ready).collect();
+    let waiting: Vec<&PreparedTable> = tables.iter().filter(|table| table.row.is_to_be_copied()).collect();
     let names: Vec<QualifiedName> = waiting.iter().map(|table| table.target.clone()).collect();
     let targets = catalog::target_tables(&***session.client(), &names).await?;
     let (mut pending, mut misfits) = (Vec::new(), Vec::<Misfit>::new());
@@ -152,7 +171,7 @@ pub(super) async fn compare_pending(
             let catalog = Arc::new(relation.clone());
             let member = Member { catalog, target: table.target.clone(), actions, position: None };
             let (published, attempt) = (table.published.clone(), table.row.attempt);
-            pending.push(PendingTable { published, member, plan, attempt });
+            pending.push(PendingTable { published, member, plan, attempt, resync: table.row.resync });
         }
     }
     if misfits.is_empty() { Ok(pending) } else { Err(schema_failure(&misfits)) }
