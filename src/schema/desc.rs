@@ -1,8 +1,10 @@
 //! Descriptions of tables from the two sides' catalogs and from Relation messages.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::pg::QualifiedName;
+
+use super::Marks;
 
 /// A type by name, because only built-in types have the same OID on every server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
@@ -76,6 +78,8 @@ pub struct PublishedTable {
     pub actions: PublishedActions,
     /// Publications that publish it under this name, in the order in which they were requested.
     pub publications: Vec<String>,
+    /// The catalog rows by which it is published.
+    pub marks: Marks,
     /// A row is copied if it satisfies any of these expressions; none means every row.
     pub row_filters: Vec<String>,
     /// Whether stored generated columns are published (18+), which `COPY table` would refuse.
@@ -85,7 +89,7 @@ pub struct PublishedTable {
 }
 
 /// The published operations, combined over the publications that contain the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PublishedActions {
     pub insert: bool,
     pub update: bool,
@@ -104,6 +108,17 @@ impl PublishedActions {
             update: self.update || other.update,
             delete: self.delete || other.delete,
             truncate: self.truncate || other.truncate,
+        }
+    }
+
+    /// The operations that are in both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self {
+            insert: self.insert && other.insert,
+            update: self.update && other.update,
+            delete: self.delete && other.delete,
+            truncate: self.truncate && other.truncate,
         }
     }
 

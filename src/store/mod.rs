@@ -28,6 +28,7 @@ mod error;
 mod event;
 mod gap;
 mod lock;
+mod members;
 mod migrate;
 mod options;
 mod owner;
@@ -57,12 +58,13 @@ pub use error::{SkipRefusal, StoreError, StoreErrorKind};
 pub use event::{EventKind, EventRow};
 pub use gap::OpenedGap;
 pub use lock::lock_key;
+pub use members::{Members, NewTables, TableChanges, TableNote, TableRecord};
 pub use migrate::{AppliedMigration, SCHEMA_VERSION};
 pub use owner::Ownership;
 pub use state::{Desired, State, TableState, UnknownWord};
 pub use status::{SlotStatus, StatusDocument, SubscriptionStatus, TableStatus};
 pub use subscription::{Positions, Progress, Registration, StateChange, SubscriptionRow};
-pub use table::{NewTables, TableChanges, TableMapping, TableRow, TableStep};
+pub use table::{TableRow, TableStep};
 pub use wal::WalPositions;
 
 /// Maximum number of sessions of one store, without its listener.

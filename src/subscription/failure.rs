@@ -8,7 +8,7 @@ use crate::gap::{GapKind, NewGap};
 use crate::net::{ConnectError, Ended, Step};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::DecodeError;
-use crate::replication::{CommandError, Fault};
+use crate::replication::{CommandError, Fault, StreamError};
 use crate::schema::catalog::{CatalogError, Side};
 use crate::store::{StoreError, StoreErrorKind};
 use crate::target::{OpenError, TargetError};
@@ -36,6 +36,8 @@ pub enum Restart {
     /// A transaction in progress could not be applied before its end was known: for some time, transactions
     /// are sent after their commit.
     SendWhole,
+    /// A publication did not exist at the moment of a change. The walsender's message names it.
+    PublicationMissing(String),
     /// DDL has changed this table of the target, so it has to be planned again.
     TargetChanged(QualifiedName),
 }
@@ -243,7 +245,14 @@ impl From<ReadError> for Failure {
         match error {
             ReadError::Stream(error) => {
                 let fault = error.fault();
-                Self::of(error.disposition(), error.diagnosis(), Cause::of(fault)).with_gap_of(fault)
+                let restart = match (&error, fault) {
+                    (StreamError::Server(server), Some(Fault::PublicationMissing)) => {
+                        Some(Box::new(Restart::PublicationMissing(server.message.clone())))
+                    }
+                    _ => None,
+                };
+                let failure = Self::of(error.disposition(), error.diagnosis(), Cause::of(fault));
+                Self { restart, ..failure.with_gap_of(fault) }
             }
             ReadError::Decode(error) => error.into(),
             ReadError::Ended => Self::retry(

@@ -16,11 +16,11 @@ use tracing::debug;
 use crate::config::Subscription;
 use crate::net::{self, PgClient};
 use crate::pg::Lsn;
-use crate::schema::catalog;
+use crate::schema::catalog::{self, PublicationsLook};
 use crate::store::{HEAD_START, Ownership, Positions, Store};
 
 use super::positions::{LagClock, Promptness, StreamPositions};
-use super::publications::Publications;
+use super::publications::{Look as Asked, Proof, Publications};
 use super::publisher::monitor_options;
 use super::slot::{self, SlotView};
 use super::snapshot::{Link, Snapshot};
@@ -53,7 +53,7 @@ pub(super) struct Monitor {
     pub(super) store: Store,
     pub(super) owner: Ownership,
     pub(super) positions: watch::Receiver<StreamPositions>,
-    /// Receives what the publications contain, if tables join and leave automatically.
+    /// Receives how the publications were last seen.
     pub(super) publications: watch::Sender<Publications>,
     /// Receives whether commits on the publisher may wait for reported positions.
     pub(super) positions_wanted: watch::Sender<Promptness>,
@@ -71,7 +71,7 @@ enum Look {
 /// What one round found.
 struct Round {
     view: SlotView,
-    published: Option<String>,
+    published: Option<PublicationsLook>,
 }
 
 /// Why a round found nothing.
@@ -94,20 +94,30 @@ impl Monitor {
         let mut session: Option<PgClient> = None;
         let mut lag = LagClock::default();
         let mut waiting = Waiting::default();
-        let mut published_at = Instant::now();
+        let (mut published_at, mut proof, mut proven_up_to) = (Instant::now(), Proof::default(), None);
         let (mut pause, mut not_before) = (INTERVAL, Instant::now());
         let mut reached = self.publications.subscribe();
+        let mut asks = self.publications.subscribe();
         // How far the stream had been applied when the publisher last refused a session.
         let mut refused_at = None;
         loop {
-            ticks.tick().await;
+            let asked = tokio::select! {
+                // A look that was asked for is the larger one.
+                biased;
+                _ = asks.wait_for(|publications| publications.look == Asked::AtOnce) => true,
+                _ = ticks.tick() => false,
+            };
+            self.publications.send_if_modified(|publications| {
+                publications.look = Asked::WhenDue;
+                false
+            });
             // If an attempt has reached the publisher meanwhile, the delay ends.
             let again = reached.has_changed().unwrap_or(false) && reached.borrow().taken_up.is_some();
             if Instant::now() < not_before && !again {
-                self.report(None, &mut lag, started.elapsed()).await;
+                self.report(None, None, &mut lag, started.elapsed()).await;
                 continue;
             }
-            let due = self.subscription.auto_refresh && published_at.elapsed() >= PUBLICATIONS_INTERVAL;
+            let due = asked || published_at.elapsed() >= PUBLICATIONS_INTERVAL;
             let look = if due { Look::PublicationsToo } else { Look::Positions };
             let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(&mut session, look)).await;
             let round = match round.unwrap_or(Err(Lost::Other)) {
@@ -127,14 +137,15 @@ impl Monitor {
             };
             if let Some(now) = round.as_ref().and_then(|round| round.published.clone()) {
                 published_at = Instant::now();
+                proven_up_to = proof.take(&self.publications.borrow(), now.clone()).or(proven_up_to);
                 self.publications.send_if_modified(|publications| {
-                    let changed = publications.seen.replace(now);
+                    let changed = publications.seen.replace(now.fingerprint);
                     changed != publications.seen
                 });
             }
             let view = round.map(|round| round.view);
             let proven = view.as_ref().and_then(|view| waiting.take(started.elapsed(), view));
-            self.report(view, &mut lag, started.elapsed()).await;
+            self.report(view, proven_up_to.take(), &mut lag, started.elapsed()).await;
             self.record(proven).await;
         }
     }
@@ -163,7 +174,8 @@ impl Monitor {
         });
         let published = if look == Look::PublicationsToo {
             let publications = &self.subscription.publications;
-            let read = catalog::publications_fingerprint(&**client, publications).await;
+            let read =
+                catalog::look_at_publications(&**client, client.server_version_num(), publications).await;
             Some(read.map_err(|_| Lost::Other)?)
         } else {
             None
@@ -190,7 +202,13 @@ impl Monitor {
         }
     }
 
-    async fn report(&self, view: Option<SlotView>, lag: &mut LagClock, now: Duration) {
+    async fn report(
+        &self,
+        view: Option<SlotView>,
+        publications_seen: Option<Lsn>,
+        lag: &mut LagClock,
+        now: Duration,
+    ) {
         let stream = *self.positions.borrow();
         // The stream may have received a later position than the view has, and the publisher has written
         // that, too.
@@ -206,6 +224,7 @@ impl Monitor {
             lag_seconds: behind.map(|(publisher, flushed)| lag.lag_seconds(now, publisher, flushed)),
             wal_status: slot.and_then(|slot| slot.wal_status.clone()),
             retained_bytes: publisher.zip(slot).and_then(|(lsn, slot)| slot.retained_bytes(lsn)),
+            publications_seen,
         };
         // The snapshot comes first: it must not wait for a target that does not answer.
         self.snapshot.send_modify(|snapshot| {

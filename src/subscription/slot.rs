@@ -54,6 +54,8 @@ pub(crate) struct SlotView {
     pub inserted: Option<Lsn>,
     pub timeline: Option<u32>,
     pub next_xid: u64,
+    /// The next transaction identifier to be given out, with its epoch.
+    pub unused_xid: u64,
     /// When the postmaster started.
     pub started_at: Timestamp,
     pub slot: Option<SlotInfo>,
@@ -81,6 +83,13 @@ impl SlotPlan {
             (Self::Continue { .. }, Some(from)) => Self::Continue { from },
             (plan, _) => plan,
         }
+    }
+}
+
+impl SlotView {
+    /// A position that every change lies before that could be seen on the publisher when it was read.
+    pub(super) fn end(&self) -> Lsn {
+        self.inserted.unwrap_or(self.publisher_lsn)
     }
 }
 
@@ -126,6 +135,7 @@ pub(crate) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView,
         inserted: row.inserted,
         timeline: row.timeline,
         next_xid: row.next_xid,
+        unused_xid: row.unused_xid,
         started_at: Timestamp::from_microsecond(row.started_us).unwrap_or_default(),
         slot: row.slot.and_then(|json| serde_json::from_str(&json).ok()),
     })

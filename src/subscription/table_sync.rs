@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use crate::apply::{CatchUp, Member};
+use crate::apply::{Applies, CatchUp, Member};
 use crate::copy::{self, CommitOf, CopyJob};
 use crate::error::Diagnosis;
 use crate::net;
@@ -95,6 +95,8 @@ pub(super) struct TableSyncs {
     context: Context,
     settings: PublisherSettings,
     encoding: Encoding,
+    /// The publications that the streams are asked for.
+    publications: Vec<String>,
     queue: VecDeque<SyncJob>,
     running: Option<Running>,
 }
@@ -153,11 +155,17 @@ enum Report {
 }
 
 impl TableSyncs {
-    pub(super) fn new(context: &Context, publisher: &Publisher, jobs: Vec<SyncJob>) -> Self {
+    pub(super) fn new(
+        context: &Context,
+        publisher: &Publisher,
+        publications: Vec<String>,
+        jobs: Vec<SyncJob>,
+    ) -> Self {
         Self {
             context: context.clone(),
             settings: publisher.settings.clone(),
             encoding: publisher.encoding,
+            publications,
             queue: jobs.into(),
             running: None,
         }
@@ -248,8 +256,12 @@ impl TableSyncs {
         let source = job.table.published.relation.name.clone();
         let (reports, received) = mpsc::channel(EVENTS_MAX);
         let (finish, finish_asked) = oneshot::channel();
-        let sync =
-            Sync { context: self.context.clone(), settings: self.settings.clone(), encoding: self.encoding };
+        let sync = Sync {
+            context: self.context.clone(),
+            settings: self.settings.clone(),
+            encoding: self.encoding,
+            publications: self.publications.clone(),
+        };
         let mut task = JoinSet::new();
         task.spawn(async move {
             let result = sync.run(&mut job.table, reports, finish_asked).await;
@@ -297,6 +309,7 @@ struct Sync {
     context: Context,
     settings: PublisherSettings,
     encoding: Encoding,
+    publications: Vec<String>,
 }
 
 impl Sync {
@@ -338,7 +351,15 @@ impl Sync {
         let _ = reports.send(Report::CatchingUp(job.attempt)).await;
         let from = slot.consistent_point;
         let stream = publisher
-            .start(subscription, replication, &slot_name, from, Format::Text, Transactions::Whole)
+            .start(
+                subscription,
+                replication,
+                &slot_name,
+                from,
+                self.publications.clone(),
+                Format::Text,
+                Transactions::Whole,
+            )
             .await?;
         let mut reader = Reader::start(stream, from, publisher.wal_sender_timeout());
         let position = self.catch_up(table, &target, &mut reader, from, &reports, finish).await?;
@@ -393,7 +414,7 @@ impl Sync {
         reports: &mpsc::Sender<Report>,
         mut finish: oneshot::Receiver<()>,
     ) -> Result<Lsn, Failure> {
-        let member = Member { position: Some(from), ..table.member.clone() };
+        let member = Member { applies: Applies::from(from), ..table.member.clone() };
         let mut catch_up = CatchUp::new(target, table.published.relation.name.clone(), member);
         let mut reached = from;
         let mut finishing = false;

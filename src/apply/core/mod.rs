@@ -58,7 +58,7 @@ pub use self::step::{Answer, Batch, Description, Step};
 use super::end::End;
 use super::incoming::event::Event;
 use super::incoming::intake::{Intake, Taken};
-use super::incoming::tables::{Described, Membership, Surroundings, Tables};
+use super::incoming::tables::{Announced, Described, Membership, Surroundings, Tables};
 use super::outcome::{Outcome, Start};
 use crate::mutation::{self, Mutation};
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
@@ -202,8 +202,13 @@ impl Core {
                 Ok(())
             }
             Ok(Taken::Event(event)) => self.admit(event),
-            Ok(Taken::Announced(target)) => {
-                self.steps.extend(target.map(Step::Describe));
+            Ok(Taken::Announced(Announced::Nothing)) => Ok(()),
+            Ok(Taken::Announced(Announced::Stranger(name))) => {
+                self.tell(Outcome::Stranger(name));
+                Ok(())
+            }
+            Ok(Taken::Announced(Announced::Describe(target))) => {
+                self.steps.push_back(Step::Describe(target));
                 Ok(())
             }
             Ok(Taken::Ended(begin, commit)) => {

@@ -21,12 +21,12 @@
 use std::sync::Arc;
 
 use super::event::Event;
-use super::tables::{Lookup, Tables};
+use super::tables::{Announced, Finish, Lookup, Tables, Verdict};
 use crate::apply::change::RowChange;
 use crate::apply::end::End;
 use crate::apply::table::TableContext;
 use crate::mutation::{self, Mutation};
-use crate::pg::{Lsn, QualifiedName};
+use crate::pg::Lsn;
 use crate::pgoutput::{Begin, Format, Message, StreamAbort, StreamCommit, Truncate};
 
 #[derive(Debug)]
@@ -49,14 +49,6 @@ enum Receiving {
     InProgress { xid: u32, changes: u64 },
 }
 
-/// Where the transaction of a change commits.
-#[derive(Debug, Clone, Copy)]
-enum Finish {
-    At(Lsn),
-    /// At an unknown position beyond this one.
-    Beyond(Lsn),
-}
-
 /// The result of a message.
 #[derive(Debug)]
 pub(crate) enum Taken {
@@ -64,9 +56,8 @@ pub(crate) enum Taken {
     Event(Event),
     /// A transaction without changes of the subscription's tables ended here.
     Passed(Lsn),
-    /// A Relation message came. The target's table of this name is to be described next; none if the relation
-    /// is not in the subscription or has not changed.
-    Announced(Option<QualifiedName>),
+    /// A Relation message came.
+    Announced(Announced),
     /// The transaction in progress has committed: its Begin, as a whole transaction has one, and its commit.
     Ended(Begin, Event),
     /// The transaction in progress was rolled back.
@@ -227,12 +218,12 @@ impl Intake {
         if accepted { Ok(()) } else { Err(End::SendWhole) }
     }
 
-    /// Where the transaction of a change commits.
-    fn finish(&self, what: &str) -> Result<Finish, End> {
+    /// The transaction of a change, and where it commits.
+    fn finish(&self, what: &str) -> Result<(u32, Finish), End> {
         match (self.piece, self.receiving) {
             // Transactions are sent in commit order, so it commits after everything received so far.
-            (Some(_), _) => Ok(Finish::Beyond(self.received)),
-            (None, Some(Receiving::Whole { begin, .. })) => Ok(Finish::At(begin.final_lsn)),
+            (Some(xid), _) => Ok((xid, Finish::Beyond(self.received))),
+            (None, Some(Receiving::Whole { begin, .. })) => Ok((begin.xid, Finish::At(begin.final_lsn))),
             (None, Some(Receiving::InProgress { .. }) | None) => Err(outside(what)),
         }
     }
@@ -266,23 +257,18 @@ impl Intake {
         }
     }
 
-    /// Finds the table of a relation; none if its changes do not apply.
-    fn find(&self, relation: u32, finish: Finish) -> Result<Option<&Arc<TableContext>>, End> {
-        match (self.tables.lookup(relation), finish) {
-            (Lookup::Unannounced, _) => Err(End::OutOfOrder(format!(
+    /// Finds the table of a relation; none if the change does not apply.
+    fn find(&self, relation: u32, (xid, finish): (u32, Finish)) -> Result<Option<&Arc<TableContext>>, End> {
+        match self.tables.lookup(relation) {
+            Lookup::Unannounced => Err(End::OutOfOrder(format!(
                 "a change of relation {relation}, which no Relation message announced"
             ))),
-            (Lookup::Foreign, _) | (Lookup::Member { position: None, .. }, Finish::At(_)) => Ok(None),
-            (Lookup::Member { position: Some(position), context }, Finish::At(commit)) => {
-                let applies = position <= commit || mutation::is(Mutation::IgnorePositions);
-                Ok(applies.then_some(context))
-            }
-            (Lookup::Member { position: Some(position), context }, Finish::Beyond(received))
-                if position <= received || mutation::is(Mutation::PiecesIgnorePositions) =>
-            {
-                Ok(Some(context))
-            }
-            (Lookup::Member { .. }, Finish::Beyond(_)) => Err(End::SendWhole),
+            Lookup::Foreign => Ok(None),
+            Lookup::Member { applies, context } => match applies.judge(xid, finish) {
+                Verdict::Applies => Ok(Some(context)),
+                Verdict::PassedOver => Ok(None),
+                Verdict::Unknown => Err(End::SendWhole),
+            },
         }
     }
 }

@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use crate::apply::change::RowChange;
 use crate::apply::end::End;
-use crate::apply::incoming::tables::{Lookup, Tables};
+use crate::apply::incoming::tables::{Announced, Finish, Lookup, Tables, Verdict};
 use crate::apply::rows::evidence::surroundings;
 use crate::apply::rows::executor::Executor;
 use crate::apply::statement::{Sequences, truncate_sql};
 use crate::apply::{ApplyError, Member, Membership};
 use crate::pg::{Lsn, QualifiedName};
-use crate::pgoutput::Message;
+use crate::pgoutput::{Begin, Message};
 use crate::schema::catalog;
 use crate::target::TargetSession;
 
@@ -25,13 +25,13 @@ pub struct CatchUp<'a> {
     session: &'a TargetSession,
     executor: Executor,
     tables: Tables,
-    /// Finish LSN of the publisher's transaction that is being received.
-    open: Option<Lsn>,
+    /// The publisher's transaction that is being received.
+    open: Option<Begin>,
     changes: u64,
 }
 
 impl<'a> CatchUp<'a> {
-    /// `member.position` is the position of the snapshot that the table was copied under.
+    /// `member.applies` begins at the position of the snapshot that the table was copied under.
     pub fn new(session: &'a TargetSession, table: QualifiedName, member: Member) -> Self {
         let members = Membership::from([(table, member)]);
         Self {
@@ -47,13 +47,13 @@ impl<'a> CatchUp<'a> {
     /// been written once [`Self::settle`] returns.
     pub async fn handle(&mut self, message: Message) -> Result<Option<Lsn>, ApplyError> {
         match message {
-            Message::Begin(begin) => self.open = Some(begin.final_lsn),
+            Message::Begin(begin) => self.open = Some(begin),
             Message::Commit(commit) => {
                 self.open = None;
                 return Ok(Some(commit.end_lsn));
             }
             Message::Relation(relation) => {
-                if let Some(target) = self.tables.announce(relation).map_err(End::from)? {
+                if let Announced::Describe(target) = self.tables.announce(relation).map_err(End::from)? {
                     self.describe(&target).await?;
                 }
             }
@@ -116,10 +116,11 @@ impl<'a> CatchUp<'a> {
     }
 
     fn find(&self, relation: u32) -> Result<Option<Arc<crate::apply::TableContext>>, ApplyError> {
-        let commit_lsn =
-            self.open.ok_or_else(|| End::OutOfOrder("a change outside a transaction".to_owned()))?;
+        let begin = self.open.ok_or_else(|| End::OutOfOrder("a change outside a transaction".to_owned()))?;
         match self.tables.lookup(relation) {
-            Lookup::Member { position: Some(position), context } if position <= commit_lsn => {
+            Lookup::Member { applies, context }
+                if applies.judge(begin.xid, Finish::At(begin.final_lsn)) == Verdict::Applies =>
+            {
                 Ok(Some(Arc::clone(context)))
             }
             Lookup::Member { .. } | Lookup::Foreign => Ok(None),

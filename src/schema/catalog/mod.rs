@@ -13,18 +13,21 @@
 mod error;
 mod fingerprint;
 mod listing;
+mod members;
 mod publisher;
 mod slot;
 mod target;
 mod target_columns;
 mod unreadable;
 
-pub use error::{CatalogError, Side};
-pub use fingerprint::publications_fingerprint;
+pub use error::{CatalogError, MissingPublications, Side};
+pub use fingerprint::{PublicationsLook, look_at_publications};
 pub use listing::user_tables;
+pub use members::{KnownTable, known_tables, target_oids};
 pub use publisher::{
-    PublisherFacts, PublisherSettings, UnselectableReason, UnselectableTable, has_synchronous_standbys,
-    published_tables, publisher_facts, publisher_query, publisher_settings, unselectable_tables,
+    Published, PublisherFacts, PublisherSettings, SeenPublication, UnselectableReason, UnselectableTable,
+    has_synchronous_standbys, published, publisher_facts, publisher_query, publisher_settings,
+    unselectable_tables,
 };
 pub use slot::{SlotRow, last_checkpoint, slot_row};
 pub use target::{TargetFacts, table_stamp_sql, target_facts, target_tables};
