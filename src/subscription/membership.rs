@@ -341,3 +341,6 @@ pub fn renamed(
         None => Renamed::Followed,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,8 @@ use crate::schema::catalog::PublicationsLook;
 pub(super) struct Publications {
     /// None while the attempt has not taken them up.
     pub(super) taken_up: Option<String>,
+    /// The same, once everything that it shows is recorded.
+    pub(super) recorded: Option<String>,
     /// None if they have not been read since.
     pub(super) seen: Option<String>,
     /// The stream has shown that they may have changed.
@@ -31,9 +33,9 @@ impl Publications {
         matches!((&self.taken_up, &self.seen), (Some(taken_up), Some(seen)) if taken_up != seen)
     }
 
-    /// Whether a look shows them as the attempt took them up.
-    fn are_as_taken_up(&self, look: &PublicationsLook) -> bool {
-        self.taken_up.as_ref() == Some(&look.fingerprint)
+    /// Whether a look shows them as they are recorded.
+    fn are_as_recorded(&self, look: &PublicationsLook) -> bool {
+        self.recorded.as_ref() == Some(&look.fingerprint)
     }
 }
 
@@ -50,7 +52,7 @@ pub(super) struct Proof {
 impl Proof {
     /// Takes a look; returns the position that it proves.
     pub(super) fn take(&mut self, publications: &Publications, look: PublicationsLook) -> Option<Lsn> {
-        if !publications.are_as_taken_up(&look) {
+        if !publications.are_as_recorded(&look) {
             self.waiting = None;
             return None;
         }
@@ -76,7 +78,7 @@ mod tests {
     fn only_what_is_known_on_both_sides_can_have_changed() {
         let check = |taken_up: Option<&str>, seen: Option<&str>, expected: bool| {
             let (taken_up, seen) = (taken_up.map(str::to_owned), seen.map(str::to_owned));
-            let publications = Publications { taken_up, seen, look: Look::WhenDue };
+            let publications = Publications { taken_up, seen, ..Publications::default() };
             assert_eq!(publications.have_changed(), expected, "{publications:?}");
         };
         check(None, None, false);
@@ -88,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_position_is_proven_once_everything_begun_before_has_ended() {
-        let publications = Publications { taken_up: Some("a".to_owned()), ..Publications::default() };
+        let publications = Publications { recorded: Some("a".to_owned()), ..Publications::default() };
         let mut proof = Proof::default();
         let mut check = |fingerprint: &str, position, next_xid, oldest_xid, expected: Option<u64>| {
             let (fingerprint, position) = (fingerprint.to_owned(), Lsn::new(position));

@@ -117,6 +117,7 @@ pub(super) async fn take_up_tables(
 ) -> Result<TakenUp, Failure> {
     let subscription = &context.subscription;
     let Published { found, fingerprint } = published;
+    context.publications.send_modify(|publications| publications.taken_up = Some(fingerprint.clone()));
     let seen: Vec<Seen> = found.tables.iter().map(seen).collect();
     let others = tables_that_left(ground, &known.tables, &seen).await?;
     let names: Vec<(u32, QualifiedName)> =
@@ -155,7 +156,7 @@ pub(super) async fn take_up_tables(
     let new = new_tables(context, ground.plan);
     let written = record::write(context, session, &judged, &known, &publications, new, warnings).await?;
     // Only now may the monitor find that nothing has changed since.
-    context.publications.send_modify(|publications| publications.taken_up = Some(fingerprint));
+    context.publications.send_modify(|publications| publications.recorded = Some(fingerprint));
     let had_gaps = judged.tables.iter().any(|table| !table.gaps.is_empty());
     let known = settle(context, ground, known, new, had_gaps || written == record::Written::Changed).await?;
     let let_go =

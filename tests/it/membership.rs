@@ -54,6 +54,16 @@ async fn wait_gaps(world: &World, expected: &[&str]) {
     .await;
 }
 
+/// Waits until the monitor has looked at the publications as they are now.
+async fn wait_for_a_look(world: &World) {
+    let now = world.publisher.value("SELECT clock_timestamp()").await.unwrap();
+    let sql = format!(
+        "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '% monitor' AND query_start > '{now}' \
+         AND state = 'idle' AND query LIKE '%pg_publication_rel%'"
+    );
+    until("the publications are looked at", async || world.publisher.value(&sql).await).await;
+}
+
 async fn events(world: &World) -> Vec<String> {
     world.target.lines("SELECT message FROM pgsluice.event WHERE kind IN ('table', 'gap') ORDER BY id").await
 }
@@ -87,11 +97,7 @@ async fn what_was_sent_for_a_table_that_has_left_is_applied() {
                 .await;
         }
         world.publisher.exec("ALTER PUBLICATION my_publication DROP TABLE t").await;
-        until("the look has come", async || {
-            let sql = "SELECT left_lsn FROM pgsluice.table_sync WHERE source_table = 't'";
-            world.target.value(sql).await.or(None)
-        })
-        .await;
+        wait_for_a_look(&world).await;
         locker.batch("COMMIT").await.unwrap();
         world.wait_same_rows("t").await;
         wait_table(&world, "public.t", "left").await;
@@ -544,7 +550,8 @@ async fn a_new_table_that_is_not_followed_is_a_warning() {
         }
     })
     .await;
-    world.pgsluice(&["refresh", &world.subscription]).await.expect(0);
+    let refresh = "INSERT INTO pgsluice.command (subscription, verb, created_by) SELECT name, 'refresh', 'a test' FROM pgsluice.subscription";
+    world.target.exec(refresh).await;
     world.wait_same_rows("n").await;
 }
 
