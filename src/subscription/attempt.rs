@@ -35,7 +35,7 @@ use super::gaps;
 use super::positions::{Promptness, StreamPositions};
 use super::publication_record::Named;
 use super::publications::Publications;
-use super::publisher::{Publisher, Reached, Reaching};
+use super::publisher::{Publisher, Reached, Reaching, Wanted};
 use super::reader::Reader;
 use super::slot::{self, OnMissing, SlotPlan, SlotView};
 use super::snapshot::Snapshot;
@@ -327,17 +327,8 @@ async fn stream_on(
     if choice.transactions == Transactions::InProgress {
         replication.simple_query(format::STREAM_EARLY).await?;
     }
-    let stream = publisher
-        .start(
-            subscription,
-            replication,
-            &subscription.slot,
-            from,
-            publications,
-            choice.format,
-            choice.transactions,
-        )
-        .await?;
+    let wanted = Wanted { publications, format: choice.format, transactions: choice.transactions };
+    let stream = publisher.start(subscription, replication, &subscription.slot, from, wanted).await?;
     still_holds(&publisher.client, subscription, &view, from).await?;
     info!(subscription = %subscription.name, lsn = %from, values = ?choice.format, transactions = ?choice.transactions, "streaming");
     context.tell(Phase::Streaming).await;

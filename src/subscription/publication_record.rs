@@ -119,6 +119,8 @@ pub fn named(
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
 
     fn record(name: &str, oid: u32, since: Option<u64>, until: Option<u64>) -> PublicationRecord {
@@ -141,18 +143,18 @@ mod tests {
             assert_eq!(found, expected, "{recorded:?}");
         };
         let p = record("p", 1, None, None);
-        check(&[], &["p"], &[(1, "p", "7")], 10, &[p.clone()]);
-        check(&[p.clone()], &["p"], &[(1, "p", "7")], 10, &[p.clone()]);
-        check(&[p.clone()], &["p"], &[(2, "p", "7")], 10, &[record("p", 2, Some(50), None)]);
+        check(&[], &["p"], &[(1, "p", "7")], 10, from_ref(&p));
+        check(from_ref(&p), &["p"], &[(1, "p", "7")], 10, from_ref(&p));
+        check(from_ref(&p), &["p"], &[(2, "p", "7")], 10, &[record("p", 2, Some(50), None)]);
         // It may have had another name for some time.
         let altered = PublicationRecord { version: "8".to_owned(), ..record("p", 1, Some(50), None) };
-        check(&[p.clone()], &["p"], &[(1, "p", "8")], 10, &[altered]);
-        check(&[p.clone()], &["p"], &[], 10, &[record("p", 1, None, Some(50))]);
+        check(from_ref(&p), &["p"], &[(1, "p", "8")], 10, &[altered]);
+        check(from_ref(&p), &["p"], &[], 10, &[record("p", 1, None, Some(50))]);
         check(&[record("p", 1, None, Some(20))], &["p"], &[], 30, &[record("p", 1, None, Some(20))]);
-        check(&[record("p", 1, Some(20), None)], &["p"], &[(1, "p", "7")], 20, &[p.clone()]);
+        check(&[record("p", 1, Some(20), None)], &["p"], &[(1, "p", "7")], 20, from_ref(&p));
         // Renamed, and the configuration follows.
         check(
-            &[p.clone()],
+            from_ref(&p),
             &["q"],
             &[(1, "q", "8")],
             10,
@@ -194,7 +196,7 @@ mod tests {
         // Made again.
         let again = record("q", 3, Some(40), None);
         check(&[p, again.clone()], old, &["q"], (&["p"], Some(40), None));
-        check(&[again.clone()], old, &[], (&["q"], None, None));
+        check(from_ref(&again), old, &[], (&["q"], None, None));
         check(&[again], old, &["q"], (&[], Some(40), Some(40)));
         // Renamed, and the configuration follows: one after the other.
         let renamed = [record("q", 1, Some(40), None), record("was", 1, None, Some(40))];

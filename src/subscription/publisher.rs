@@ -156,6 +156,14 @@ pub(super) async fn replication(
     Ok(ReplicationConnection::connect(&subscription.publisher, &options).await?)
 }
 
+/// What a stream is asked for.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) publications: Vec<String>,
+    pub(super) format: Format,
+    pub(super) transactions: Transactions,
+}
+
 impl Publisher {
     pub(super) fn wal_sender_timeout(&self) -> Option<Duration> {
         let timeout = Duration::from_millis(self.settings.wal_sender_timeout_ms.into());
@@ -170,10 +178,9 @@ impl Publisher {
         mut connection: ReplicationConnection,
         slot: &SlotName,
         from: Lsn,
-        publications: Vec<String>,
-        format: Format,
-        transactions: Transactions,
+        wanted: Wanted,
     ) -> Result<ReplicationStream, Failure> {
+        let Wanted { publications, format, transactions } = wanted;
         let options = StartOptions {
             slot: slot.clone(),
             start: from,

@@ -34,7 +34,7 @@ use super::attempt::Context;
 use super::failure::{Cause, Failure};
 use super::first_rows::{CopyStart, copy_job};
 use super::format::Transactions;
-use super::publisher::{self, Encoding, Publisher};
+use super::publisher::{self, Encoding, Publisher, Wanted};
 use super::reader::{Done, Reader, StreamEvent};
 use super::slot;
 use super::take_up::PendingTable;
@@ -350,17 +350,12 @@ impl Sync {
         info!(subscription = %subscription.name, relation = %source, rows, "table copied, catching up");
         let _ = reports.send(Report::CatchingUp(job.attempt)).await;
         let from = slot.consistent_point;
-        let stream = publisher
-            .start(
-                subscription,
-                replication,
-                &slot_name,
-                from,
-                self.publications.clone(),
-                Format::Text,
-                Transactions::Whole,
-            )
-            .await?;
+        let wanted = Wanted {
+            publications: self.publications.clone(),
+            format: Format::Text,
+            transactions: Transactions::Whole,
+        };
+        let stream = publisher.start(subscription, replication, &slot_name, from, wanted).await?;
         let mut reader = Reader::start(stream, from, publisher.wal_sender_timeout());
         let position = self.catch_up(table, &target, &mut reader, from, &reports, finish).await?;
         let finished = async {

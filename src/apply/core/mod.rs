@@ -196,13 +196,12 @@ impl Core {
         }
         let taken = self.intake.take(message);
         let done = match taken {
-            Ok(Taken::Nothing) => Ok(()),
+            Ok(Taken::Nothing | Taken::Announced(Announced::Nothing)) => Ok(()),
             Ok(Taken::Passed(lsn)) => {
                 self.positions.pass(lsn);
                 Ok(())
             }
             Ok(Taken::Event(event)) => self.admit(event),
-            Ok(Taken::Announced(Announced::Nothing)) => Ok(()),
             Ok(Taken::Announced(Announced::Stranger(name))) => {
                 self.tell(Outcome::Stranger(name));
                 Ok(())

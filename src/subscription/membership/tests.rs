@@ -1,5 +1,7 @@
 //! Looks at the publications and their verdicts, as a table of cases.
 
+use std::fmt::Write as _;
+
 use super::*;
 use crate::schema::{Mark, PublishedActions};
 
@@ -53,11 +55,11 @@ fn told(judgement: &Judgement) -> String {
     let oid = judgement.oid.map_or_else(|| "-".to_owned(), |oid| oid.to_string());
     let mut text = format!("{recorded}>{} {oid} {:?}", judgement.source.name, judgement.change);
     if let Some(left) = judgement.left {
-        text += &format!(" left {} {} {:?}", left.lsn, left.xid, left.gone);
+        let _ = write!(text, " left {} {} {:?}", left.lsn, left.xid, left.gone);
     }
     for gap in &judgement.gaps {
         let lsn = |lsn: Option<Lsn>| lsn.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string());
-        text += &format!(" gap {} {}..{}", gap.kind, lsn(gap.from), lsn(gap.to));
+        let _ = write!(text, " gap {} {}..{}", gap.kind, lsn(gap.from), lsn(gap.to));
     }
     text
 }

@@ -170,11 +170,11 @@ fn renamed_on_the_publisher(waiting: &[Waiting], found: &TargetOids) -> Failure 
 fn rename(from: &QualifiedName, to: &QualifiedName) -> String {
     let mut sql = String::new();
     if from.schema != to.schema {
-        sql.push_str(&format!("ALTER TABLE {} SET SCHEMA {};\n", from.quoted(), quote_ident(&to.schema)));
+        sql += &["ALTER TABLE ", &from.quoted(), " SET SCHEMA ", &quote_ident(&to.schema), ";\n"].concat();
     }
     if from.name != to.name {
         let moved = QualifiedName::new(&to.schema, &from.name);
-        sql.push_str(&format!("ALTER TABLE {} RENAME TO {};\n", moved.quoted(), quote_ident(&to.name)));
+        sql += &["ALTER TABLE ", &moved.quoted(), " RENAME TO ", &quote_ident(&to.name), ";\n"].concat();
     }
     sql
 }
