@@ -132,11 +132,14 @@ fn said(name: &str, compared: &Comparison) -> Option<(Status, Option<String>)> {
         .warnings
         .iter()
         .find_map(|warning| match &warning.kind {
-            WarningKind::RiskyType { column, why, .. } if column == name => Some((*why).to_owned()),
+            WarningKind::RiskyType(types) | WarningKind::OtherForm(types) if types.column == name => {
+                Some(types.why.to_owned())
+            }
             WarningKind::IdentityAlwaysKey { column } if column == name => {
                 Some("GENERATED ALWAYS AS IDENTITY: a changed key would be refused".to_owned())
             }
-            WarningKind::RiskyType { .. }
+            WarningKind::RiskyType(_)
+            | WarningKind::OtherForm(_)
             | WarningKind::IdentityAlwaysKey { .. }
             | WarningKind::ConstantUnique { .. }
             | WarningKind::CheckRefusesNull { .. }

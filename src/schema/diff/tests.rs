@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::schema::{
-    ArrayInput, CheckConstraint, FiringTriggers, Indexes, Partitioning, TablePrivileges, TypeName, UniqueKey,
+    ArrayInput, CheckConstraint, FiringTriggers, Indexes, LengthUnit, Partitioning, TablePrivileges,
+    TypeName, UniqueKey,
 };
 
 fn builtin(name: &str) -> TypeName {
@@ -81,6 +82,7 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
         checks: Vec::new(),
         indexes: Indexes { unique: 1, all: 1, computing: false },
         utf8: true,
+        length_unit: LengthUnit::Characters,
         partitioning: None,
     }
 }
