@@ -15,7 +15,7 @@ use super::binary::binary_form;
 use super::canonical;
 use super::fit::{self, Fit};
 use super::identity::{Unidentifiable, row_identity};
-use super::misfit::{ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure};
+use super::misfit::{Attached, ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure};
 use super::plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
 use super::render::{is_builtin, type_sql};
 use super::warning::{ColumnTypes, Warning, WarningKind};
@@ -72,7 +72,7 @@ struct Findings<'a> {
 impl Findings<'_> {
     fn misfit(&mut self, kind: MisfitKind) {
         let (source, target) = (self.pairing.published.name.clone(), self.pairing.target_name.clone());
-        self.misfits.push(Misfit { source, target, kind });
+        self.misfits.push(Misfit { source, target, kind, subscription: None });
     }
 
     fn warn(&mut self, kind: WarningKind) {
@@ -92,7 +92,9 @@ impl Findings<'_> {
                 published.columns.iter().filter(|c| c.key && published.identity != ReplicaIdentity::Full);
             let key = key.map(|column| column.name.clone()).collect();
             let columns = published.columns.iter().map(ColumnSql::of).collect();
-            self.misfit(MisfitKind::MissingTable { columns, key });
+            let role = self.pairing.role.to_owned();
+            let privileges = needed_privileges(self.pairing.actions).collect();
+            self.misfit(MisfitKind::MissingTable { columns, key, schema: None, role, privileges });
             return None;
         };
         if let TableKind::Other(relkind) = table.kind {
@@ -116,21 +118,19 @@ impl Findings<'_> {
     }
 
     fn privileges(&mut self, table: &TargetTable) {
-        let (granted, actions) = (table.privileges, self.pairing.actions);
+        let granted = table.privileges;
         let role = self.pairing.role.to_owned();
         if !granted.schema_usage {
             self.misfit(MisfitKind::NoSchemaUsage { role: role.clone() });
         }
-        // INSERT is needed for the copy even if inserts are not published; SELECT is needed by WHERE.
-        let needed = [
-            ("SELECT", actions.changes_rows(), granted.select),
-            ("INSERT", true, granted.insert),
-            ("UPDATE", actions.update, granted.update),
-            ("DELETE", actions.delete, granted.delete),
-            ("TRUNCATE", actions.truncate, granted.truncate),
-        ];
-        let privileges: Vec<&'static str> =
-            needed.iter().filter(|(_, needed, has)| *needed && !has).map(|(name, _, _)| *name).collect();
+        let lacks = |privilege: &&str| match *privilege {
+            "SELECT" => !granted.select,
+            "INSERT" => !granted.insert,
+            "UPDATE" => !granted.update,
+            "DELETE" => !granted.delete,
+            _ => !granted.truncate,
+        };
+        let privileges: Vec<&'static str> = needed_privileges(self.pairing.actions).filter(lacks).collect();
         if !privileges.is_empty() {
             self.misfit(MisfitKind::MissingPrivilege { role: role.clone(), privileges });
         }
@@ -166,6 +166,7 @@ impl Findings<'_> {
             Fit::Unfit(why) => self.misfit(MisfitKind::UnfitType {
                 column: ColumnSql::of(column),
                 target_type: found.display_type.clone(),
+                attached: attached(found),
                 why,
             }),
         }
@@ -353,6 +354,27 @@ impl Findings<'_> {
             has_ordinary_triggers: table.has_ordinary_triggers,
             unique_keys: table.unique_keys.clone(),
         })
+    }
+}
+
+/// Returns the privileges that these operations need. INSERT is needed for the copy even if inserts are not
+/// published; SELECT is needed by WHERE.
+fn needed_privileges(actions: PublishedActions) -> impl Iterator<Item = &'static str> {
+    let needed = [
+        ("SELECT", actions.changes_rows()),
+        ("INSERT", true),
+        ("UPDATE", actions.update),
+        ("DELETE", actions.delete),
+        ("TRUNCATE", actions.truncate),
+    ];
+    needed.into_iter().filter(|(_, needed)| *needed).map(|(name, _)| name)
+}
+
+fn attached(found: &TargetColumn) -> Attached {
+    match found.default {
+        ColumnDefault::Expression => Attached::Default,
+        ColumnDefault::IdentityAlways | ColumnDefault::IdentityByDefault => Attached::Identity,
+        ColumnDefault::None | ColumnDefault::Generated => Attached::Nothing,
     }
 }
 

@@ -110,9 +110,14 @@ impl Warning {
             .hint("give the target a unique key over published NOT NULL columns"),
             WarningKind::NoReplicaIdentity => {
                 Diagnosis::new(format!("{source} has no replica identity, but its updates or deletes are published"))
-                    .detail("The publisher refuses every UPDATE and DELETE of it; inserts are replicated.")
+                    .detail(
+                        "Inserts are replicated. The publisher refuses every UPDATE and DELETE of it, unless it is \
+                         partitioned, published via its root, and only its partitions have keys: then they are \
+                         sent without a key, and replication pauses.",
+                    )
                     .hint(format!(
-                        "run on the publisher: ALTER TABLE {0} ADD PRIMARY KEY (…); or ALTER TABLE {0} REPLICA IDENTITY FULL;",
+                        "run on the publisher: ALTER TABLE {0} ADD PRIMARY KEY (…); or ALTER TABLE {0} REPLICA IDENTITY \
+                         FULL; (and the same for each partition), or publish without publish_via_partition_root",
                         table_sql(source)
                     ))
             }

@@ -289,13 +289,13 @@ impl Core {
     // --- between the phases ---------------------------------------------------------------
 
     fn planned(&mut self, described: Described) -> Result<(), End> {
-        let Described { replaced, source, exact_because, takes_binary } = described;
+        let Described { replaced, source, exact_because, takes_binary, columns, warnings } = described;
         self.steps.extend(replaced.map(|table| Step::Forget { table }));
         if self.intake.format() == Format::Binary && !takes_binary {
             // The stream was started in binary because the catalogs allowed it then.
             return Err(self.send_again());
         }
-        self.tell(Outcome::Planned { source, exact_because });
+        self.tell(Outcome::Planned { source, exact_because, columns, warnings });
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
 use crate::schema::binary::takes_binary;
 use crate::schema::{
     self, Comparison, Misfit, MisfitKind, Pairing, PublishedActions, PublishedRelation, ReplicationRole,
-    TargetTable,
+    SeenColumn, TargetTable, Warning,
 };
 
 /// A table of the subscription.
@@ -72,6 +72,8 @@ pub(crate) struct Described {
     pub(crate) source: QualifiedName,
     pub(crate) exact_because: Option<ExactBecause>,
     pub(crate) takes_binary: bool,
+    pub(crate) columns: Vec<SeenColumn>,
+    pub(crate) warnings: Vec<Warning>,
 }
 
 /// The tables of the stream's relation OIDs.
@@ -192,6 +194,7 @@ impl Tables {
         let actions = member.actions;
         let comparison = self.surroundings.compare(&described, actions, &member.target, target);
         let Some(plan) = comparison.plan else { return Err(comparison.misfits) };
+        let (columns, warnings) = (SeenColumn::all_of(&described), comparison.warnings);
         self.next_id += 1;
         let replaced = match self.relations.get(&oid) {
             Some(Known::Member { context, .. }) => Some(context.id),
@@ -210,7 +213,7 @@ impl Tables {
         });
         let position = member.position;
         self.relations.insert(oid, Known::Member { name: name.clone(), position, context });
-        Ok(Some(Described { replaced, source: name, exact_because, takes_binary }))
+        Ok(Some(Described { replaced, source: name, exact_because, takes_binary, columns, warnings }))
     }
 
     /// Finds the table of relation `oid`.
