@@ -158,8 +158,7 @@ async fn a_type_that_changed_on_the_publisher_is_told_also_after_a_stop() {
             "ALTER TABLE t ALTER price TYPE bigint USING price * 100; INSERT INTO t VALUES (4, 8, 'd', '4')",
         )
         .await;
-    let text = warned("price").await;
-    assert!(text.contains("was integer and is bigint"), "{text}");
+    let text = warned("was integer and is bigint").await;
     assert!(text.contains(&format!("pgsluice resync {} public.t", world.subscription)), "{text}");
     assert!(service.log().contains("older rows of public.t may differ"), "{}", service.log());
     assert_eq!(service.sigterm().await, 0);
@@ -168,8 +167,7 @@ async fn a_type_that_changed_on_the_publisher_is_told_also_after_a_stop() {
         .exec("ALTER TABLE t DROP old, ADD old date; INSERT INTO t VALUES (5, 9, 'e', '2024-01-01')")
         .await;
     let service = world.run();
-    let text = warned("old").await;
-    assert!(text.contains("was text and is date"), "{text}");
+    warned("was text and is date").await;
     assert!(service.log().contains("older rows of public.t may differ"), "{}", service.log());
 }
 

@@ -12,7 +12,8 @@ use crate::schema::TypeName;
 use crate::schema::definition::{ColumnDefinition, Definitions, Filling, SchemaState};
 
 use super::error::CatalogError;
-use super::{publisher_query, target};
+use super::publisher_query;
+use super::target::{self, NAMED, query_named};
 
 /// The table `$1`.`$2` and its partitions, where one was written anew since it was created. A partitioned table
 /// has no file of its own.
@@ -44,17 +45,13 @@ pub async fn column_definitions<C: GenericClient + Sync>(
                 a.atthasdef OR a.attidentity <> '' AS filled,
                 EXISTS ({REWRITTEN}) AS rewritten,
                 cn.nspname::pg_catalog.text AS collation_schema, l.collname::pg_catalog.text AS collation
-           FROM pg_catalog.unnest($1, $2) q(schema, name)
-           JOIN pg_catalog.pg_namespace n ON n.nspname = q.schema
-           JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = q.name
+           FROM {NAMED}
            JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
            JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
            LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation AND a.attcollation <> t.typcollation
            LEFT JOIN pg_catalog.pg_namespace cn ON cn.oid = l.collnamespace"
     );
-    let (schemas, names): (Vec<&str>, Vec<&str>) =
-        tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
-    let rows = client.query_typed(&sql, &[(&schemas, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)]).await;
+    let rows = query_named(client, &sql, tables).await;
     let mut definitions = Definitions::new();
     for row in rows.map_err(publisher_query("definitions of columns"))? {
         let missing = row.get::<_, Option<String>>("missing").filter(|_| row.get("has_missing"));
