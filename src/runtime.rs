@@ -40,6 +40,7 @@ const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
 const LET_GO_POLL: Duration = Duration::from_millis(200);
 /// Longest wait for one instance's answer that it releases the subscription.
 const LET_GO_ANSWER: Duration = Duration::from_secs(3);
+const NOT_TAKEN_OVER: &str = "the configuration was not taken over; the service goes on with the old one";
 /// SQLSTATE of a slot that is still active.
 const OBJECT_IN_USE: &str = "55006";
 
@@ -78,18 +79,13 @@ impl Signals {
             _ = self.hangup.recv() => Woken::Reload,
         }
     }
-
-    /// Waits for SIGTERM or SIGINT and ignores SIGHUP, because nothing runs yet.
-    async fn stop(&mut self) {
-        while !matches!(self.next().await, Woken::Stop) {}
-    }
 }
 
 /// Runs every subscription of the configuration until SIGTERM or SIGINT. `reload` reads the
 /// configuration again (SIGHUP); if it fails, it reports the problems itself and the old configuration
 /// stays in force. `bars` show the progress of copies.
 pub async fn run(
-    config: Config,
+    mut config: Config,
     bars: Option<Bars>,
     reload: impl Fn() -> Option<Config>,
 ) -> Result<(), Failure> {
@@ -98,11 +94,17 @@ pub async fn run(
     let board = Board::default();
     announce(&config, &board, State::Starting);
     let side = Side::start(server, board.view(), bars);
-    let store = tokio::select! {
-        store = open_store(&config, &board) => store,
-        () = signals.stop() => {
-            side.stop().await;
-            return Ok(());
+    let store = loop {
+        let woken = tokio::select! {
+            store = open_store(&config, &board) => break store,
+            woken = signals.next() => woken,
+        };
+        match (woken, &reload) {
+            (Woken::Stop, _) => {
+                side.stop().await;
+                return Ok(());
+            }
+            (_, reload) => config = reload_early(config, reload(), &board),
         }
     };
     side.store_opened(&store);
@@ -119,7 +121,7 @@ pub async fn run(
             Woken::Stop => break,
             Woken::Reload => match reload() {
                 Some(config) => service.reload(config).await,
-                None => warn!("the configuration was not taken over; the service goes on with the old one"),
+                None => warn!("{NOT_TAKEN_OVER}"),
             },
             Woken::Commands => service.signal.send_modify(|count| *count = count.wrapping_add(1)),
             Woken::WorkerEnded(name) => info!(subscription = %name, "subscription let go"),
@@ -138,6 +140,34 @@ fn announce(config: &Config, board: &Board, state: State) {
         drop(board.add(&subscription.name, state));
         telemetry::register(subscription.name.as_str());
     }
+}
+
+/// Takes a configuration over before anything runs. The target's store is not open yet, so a new target takes
+/// effect, too.
+fn reload_early(config: Config, new: Option<Config>, board: &Board) -> Config {
+    let Some(new) = new else {
+        warn!("{NOT_TAKEN_OVER}");
+        return config;
+    };
+    let changes = config.changes(&new);
+    if changes.is_empty() {
+        info!("reloaded: nothing has changed");
+        return config;
+    }
+    if changes.service {
+        warn!("[service] takes effect at the next start");
+    }
+    info!(
+        added = changes.added.len(),
+        changed = changes.changed.len(),
+        ended = changes.removed.len(),
+        "reloaded while waiting for the target"
+    );
+    for known in &config.subscriptions {
+        board.remove(&known.name);
+    }
+    announce(&new, board, State::Starting);
+    new
 }
 
 /// Publishes for every enabled subscription that the target's store cannot be opened.

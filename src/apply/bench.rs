@@ -16,7 +16,7 @@ use crate::apply::table::TableContext;
 use crate::pg::QualifiedName;
 use crate::pgoutput::{Message, TextColumns};
 use crate::schema::{
-    ArrayInput, BinaryForm, ColumnPlan, FiringTriggers, KeyScope, PublishedActions, PublishedRelation,
+    ArrayInput, BinaryForm, ColumnPlan, FiringTriggers, KeyScope, Operations, PublishedRelation,
     ReplicaIdentity, RowIdentity, TableKind, TablePlan, TypeName,
 };
 
@@ -105,7 +105,8 @@ pub(crate) fn context(id: u64, plan: TablePlan) -> TableContext {
         text_columns: TextColumns::default(),
         plan,
         described,
-        actions: PublishedActions::ALL,
+        hindered: Operations::NONE,
+        misfits: Vec::new(),
         exact_because: None,
     }
 }

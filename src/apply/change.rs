@@ -5,6 +5,7 @@
 use bytes::Bytes;
 
 use crate::pgoutput::{OldRow, TextColumns, Tuple};
+use crate::schema::Operations;
 
 /// One row change as it was received. Cheap to clone: tuples share the message's bytes.
 #[derive(Debug, Clone)]
@@ -22,6 +23,17 @@ impl RowChange {
             Self::Insert { .. } => "INSERT",
             Self::Update { .. } => "UPDATE",
             Self::Delete { .. } => "DELETE",
+        }
+    }
+
+    /// The set that has only this operation.
+    #[must_use]
+    #[inline]
+    pub fn as_set(&self) -> Operations {
+        match self {
+            Self::Insert { .. } => Operations::INSERT,
+            Self::Update { .. } => Operations::UPDATE,
+            Self::Delete { .. } => Operations::DELETE,
         }
     }
 

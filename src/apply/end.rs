@@ -6,6 +6,16 @@ use crate::pg::Lsn;
 use crate::pgoutput::RelationError;
 use crate::schema::Misfit;
 
+/// What keeps a change from being applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    pub misfits: Vec<Misfit>,
+    /// The change's SQL command.
+    pub command: &'static str,
+    /// Where its transaction finishes, if that is known.
+    pub finish: Option<Lsn>,
+}
+
 /// Why nothing more can be applied, although both connections are open.
 #[derive(Debug, thiserror::Error)]
 pub enum End {
@@ -14,9 +24,9 @@ pub enum End {
     OutOfOrder(String),
     #[error("a relation could not be understood")]
     Relation(#[from] RelationError),
-    /// A published table does not fit into the target.
-    #[error("{} problem(s) keep published tables from fitting into the target", .0.len())]
-    Unfit(Vec<Misfit>),
+    /// A change has come that the target cannot take as it is.
+    #[error("{} problem(s) keep published tables from fitting into the target", .0.misfits.len())]
+    Unfit(Unfit),
     /// The publisher has to send everything from the recorded position again, to be applied row by row
     /// until the transaction that finishes here is through.
     #[error("the transaction that finishes at {until} has to be sent again")]

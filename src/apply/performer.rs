@@ -129,7 +129,7 @@ impl<'a> Performer<'a> {
             Step::Describe(target) => self.describe(target).await,
             Step::Apply(batch) => self.send(batch).await,
             Step::Settle { expected } => self.settle(expected).await,
-            Step::BeginRows => self.rows.begin().await,
+            Step::BeginRows { finish } => self.rows.begin(finish).await,
             Step::Row { table, change, index } => {
                 if table.plan.fires.before_row {
                     self.drain_rows().await?;

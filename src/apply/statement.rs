@@ -75,26 +75,28 @@ impl FromIterator<usize> for ColumnSet {
 pub enum Shape {
     /// The columns that get values.
     Insert(ColumnSet),
-    /// The columns that are set, and the identity columns that are NULL.
-    Update { set: ColumnSet, null: ColumnSet },
+    /// The columns that are set, the columns that the row must have these values of
+    /// ([`TablePlan::kept_columns`]), and the identity columns that are NULL.
+    Update { set: ColumnSet, kept: ColumnSet, null: ColumnSet },
     /// The identity columns that are NULL.
     Delete { null: ColumnSet },
-    /// Whether the row exists; `null` are the identity columns that are NULL.
-    Exists { null: ColumnSet },
+    /// Whether the row exists; `kept` and `null` as for an update.
+    Exists { kept: ColumnSet, null: ColumnSet },
 }
 
 /// Returns the statement for one row of this shape. Parameters: the columns that get values in tuple order,
-/// then the identity columns that are not NULL.
+/// then the identity columns that are not NULL, then the kept columns.
 #[must_use]
 pub fn row_sql(table: &TablePlan, shape: &Shape) -> String {
     match shape {
         Shape::Insert(columns) => insert_sql(table, columns),
-        Shape::Update { set, null } => update_sql(table, set, null),
+        Shape::Update { set, kept, null } => update_sql(table, set, kept, null),
         Shape::Delete { null } => {
             format!("DELETE FROM {} WHERE {}", scan_target(table), row_condition(table, null, 1))
         }
-        Shape::Exists { null } => {
-            format!("SELECT 1 FROM {} WHERE {} LIMIT 1", scan_target(table), row_condition(table, null, 1))
+        Shape::Exists { kept, null } => {
+            let condition = row_condition(table, null, 1) + &kept_condition(table, kept, null, 1);
+            format!("SELECT 1 FROM {} WHERE {condition} LIMIT 1", scan_target(table))
         }
     }
 }
@@ -125,7 +127,7 @@ fn insert_sql(table: &TablePlan, columns: &ColumnSet) -> String {
     )
 }
 
-fn update_sql(table: &TablePlan, set: &ColumnSet, null: &ColumnSet) -> String {
+fn update_sql(table: &TablePlan, set: &ColumnSet, kept: &ColumnSet, null: &ColumnSet) -> String {
     let mut assignments = String::new();
     let mut parameter = 1;
     for column in set.iter().filter_map(|i| table.columns.get(i)) {
@@ -135,7 +137,19 @@ fn update_sql(table: &TablePlan, set: &ColumnSet, null: &ColumnSet) -> String {
         let _ = write!(assignments, "{} = ${parameter}", quote_ident(&column.target));
         parameter += 1;
     }
-    format!("UPDATE {} SET {assignments} WHERE {}", scan_target(table), row_condition(table, null, parameter))
+    let condition = row_condition(table, null, parameter) + &kept_condition(table, kept, null, parameter);
+    format!("UPDATE {} SET {assignments} WHERE {condition}", scan_target(table))
+}
+
+/// The further condition that the row has the values of the kept columns. `first_parameter` is that of the identity.
+fn kept_condition(table: &TablePlan, kept: &ColumnSet, null: &ColumnSet, first_parameter: usize) -> String {
+    let identity = identity_columns(table).into_iter().filter(|&column| !null.contains(column));
+    let columns = kept.iter().filter_map(|i| table.columns.get(i));
+    let mut conditions = String::new();
+    for (parameter, column) in (first_parameter + identity.count()..).zip(columns) {
+        let _ = write!(conditions, " AND {}", equals_parameter(column, parameter));
+    }
+    conditions
 }
 
 /// The table in FROM: a partitioned table with its partitions, any other with ONLY, because the publisher
@@ -223,7 +237,7 @@ pub fn local_rows_by_key_sql(table: &TablePlan, key: &[usize]) -> String {
 #[must_use]
 pub fn local_rows_by_identity_sql(table: &TablePlan, exists: &Shape) -> String {
     let null = match exists {
-        Shape::Exists { null } | Shape::Delete { null } | Shape::Update { null, .. } => null,
+        Shape::Exists { null, .. } | Shape::Delete { null } | Shape::Update { null, .. } => null,
         Shape::Insert(columns) => columns,
     };
     format!("{} WHERE {}", local_rows_sql(table), row_condition(table, null, 1))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::apply::change::RowChange;
 use crate::error::ServerError;
 use crate::pgoutput::{TextColumns, Tuple, Value};
-use crate::schema::{BinaryForm, PublishedActions, PublishedRelation, TablePlan};
+use crate::schema::{BinaryForm, Misfit, MisfitKind, Operations, PublishedRelation, RowIdentity, TablePlan};
 
 /// One published relation, compared with its target and planned.
 #[derive(Debug)]
@@ -20,12 +20,35 @@ pub struct TableContext {
     pub(crate) text_columns: TextColumns,
     /// The published relation from which the plan was made.
     pub(crate) described: PublishedRelation,
-    pub(crate) actions: PublishedActions,
+    /// The operations that could not be applied when the plan was made.
+    pub(crate) hindered: Operations,
+    /// Why not.
+    pub(crate) misfits: Vec<Misfit>,
     /// Why its changes are applied row by row; none if they can be applied as sets.
     pub exact_because: Option<ExactBecause>,
 }
 
 impl TableContext {
+    /// Returns what keeps an operation from being applied.
+    pub(crate) fn misfits_of(&self, operation: Operations) -> Vec<Misfit> {
+        let misfits: Vec<Misfit> =
+            self.misfits.iter().filter_map(|misfit| misfit.hindering(operation)).collect();
+        if misfits.is_empty() && self.hindered.meet(operation) {
+            return vec![self.misfit(MisfitKind::NoReplicaIdentity)];
+        }
+        misfits
+    }
+
+    /// Returns a misfit that only a change shows.
+    pub(crate) fn misfit(&self, kind: MisfitKind) -> Misfit {
+        Misfit {
+            source: self.plan.source.clone(),
+            target: self.plan.target.clone(),
+            kind,
+            subscription: None,
+        }
+    }
+
     /// Whether triggers or foreign keys act on the table's rows, so that the order of changes matters.
     pub(crate) fn acts(&self) -> bool {
         !matches!(self.exact_because, None | Some(ExactBecause::NoKey))
@@ -52,6 +75,16 @@ impl TableContext {
             Some(_) => false,
         }
     }
+}
+
+/// Returns the operations that a plan with these misfits cannot serve. Without a row identity, rows to be changed
+/// cannot be found.
+pub(crate) fn hindered(plan: &TablePlan, misfits: &[Misfit]) -> Operations {
+    let unfound = match plan.row_identity {
+        RowIdentity::None => Operations::OF_EXISTING_ROWS,
+        RowIdentity::Key { .. } | RowIdentity::FullRow => Operations::NONE,
+    };
+    misfits.iter().fold(unfound, |all, misfit| all.or(misfit.kind.hinders()))
 }
 
 pub(crate) fn text_columns(plan: &TablePlan) -> TextColumns {

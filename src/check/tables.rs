@@ -141,12 +141,12 @@ fn said(name: &str, compared: &Comparison) -> Option<(Status, Option<String>)> {
             WarningKind::RiskyType(types) | WarningKind::OtherForm(types) if types.column == name => {
                 Some(types.why.to_owned())
             }
-            WarningKind::IdentityAlwaysKey { column } if column == name => {
-                Some("GENERATED ALWAYS AS IDENTITY: a changed key would be refused".to_owned())
+            WarningKind::IdentityAlways { column } if column == name => {
+                Some("GENERATED ALWAYS AS IDENTITY: an update of its value would be refused".to_owned())
             }
             WarningKind::RiskyType(_)
             | WarningKind::OtherForm(_)
-            | WarningKind::IdentityAlwaysKey { .. }
+            | WarningKind::IdentityAlways { .. }
             | WarningKind::ConstantUnique { .. }
             | WarningKind::CheckRefusesNull { .. }
             | WarningKind::ActsOnReplicated { .. }
@@ -162,9 +162,6 @@ fn about(kind: &MisfitKind, name: &str) -> Option<String> {
         MisfitKind::UnfitType { column, why, .. } if column.name == name => Some((*why).to_owned()),
         MisfitKind::GeneratedColumn { column, .. } if column.name == name => {
             Some("generated, but values are published for it".to_owned())
-        }
-        MisfitKind::IdentityAlways { column } if column == name => {
-            Some("GENERATED ALWAYS AS IDENTITY: updates are refused".to_owned())
         }
         MisfitKind::NotNullWithoutDefault { column, .. } if column == name => {
             Some("NOT NULL without a default".to_owned())
@@ -185,6 +182,7 @@ fn about(kind: &MisfitKind, name: &str) -> Option<String> {
         | MisfitKind::UnfitType { .. }
         | MisfitKind::GeneratedColumn { .. }
         | MisfitKind::IdentityAlways { .. }
+        | MisfitKind::NoReplicaIdentity
         | MisfitKind::NotNullWithoutDefault { .. }
         | MisfitKind::NoUsableKey { .. }
         | MisfitKind::NoEqualityOperator { .. } => None,

@@ -345,6 +345,14 @@ async fn judge_tables(
                 return Vec::new();
             }
         };
+    match asked(Side::Target, catalog::unlogged_tables(&*target.client, &names)).await {
+        Ok(unlogged) => {
+            if let Some(diagnosis) = catalog::unlogged(&unlogged) {
+                findings.warn(Step::Tables, diagnosis);
+            }
+        }
+        Err(diagnosis) => findings.fail(Step::Tables, diagnosis),
+    }
     let pairs: Vec<Pair<'_>> = paired
         .iter()
         .zip(&found)

@@ -147,8 +147,9 @@ impl RelationCache {
         let RelationColumn { key, name, type_oid, typmod } = column;
         let builtin = |name: &str| TypeName { schema: "pg_catalog".to_owned(), name: name.to_owned() };
         let named = self.types.get(&type_oid).cloned();
+        let own = named.is_some();
         match named.or_else(|| builtin_type_name(type_oid).map(builtin)) {
-            Some(ty) => Ok(PublishedColumn { name, ty, domain: false, typmod, key }),
+            Some(ty) => Ok(PublishedColumn { name, ty, domain: own.then_some(type_oid), typmod, key }),
             None => Err(RelationError::UnknownType { relation: relation.clone(), column: name, type_oid }),
         }
     }

@@ -84,8 +84,7 @@ mod tests {
             TypeName { schema: schema.to_owned(), name: name.to_owned() }
         };
         let name = "id".to_owned();
-        let published =
-            PublishedColumn { name: name.clone(), ty: ty(from), typmod, key: true, domain: false };
+        let published = PublishedColumn { name: name.clone(), ty: ty(from), typmod, key: true, domain: None };
         let target = TargetColumn {
             name,
             attnum: 1,

@@ -15,9 +15,10 @@ impl Misfit {
     pub fn ddl(&self) -> Option<String> {
         let table = table_sql(&self.target);
         Some(match &self.kind {
-            MisfitKind::SchemaReserved | MisfitKind::NotATable(_) | MisfitKind::NoEqualityOperator { .. } => {
-                return None;
-            }
+            MisfitKind::SchemaReserved
+            | MisfitKind::NotATable(_)
+            | MisfitKind::NoReplicaIdentity
+            | MisfitKind::NoEqualityOperator { .. } => return None,
             MisfitKind::MissingTable { columns, key, schema, role, privileges } => {
                 let grants = Grants { role, privileges };
                 self.create_table(columns, key, *schema, &grants)

@@ -38,15 +38,17 @@ impl PublishedRelation {
     ///
     /// A Type message names a domain's base type (`logicalrep_write_typ` in PostgreSQL's `proto.c`),
     /// and a domain column's own typmod is -1, so the message does not show that a `price` is
-    /// `numeric(12,2)`. Where the catalog knows the column as a domain over the same type, its typmod
-    /// is used; everything else is the message's.
+    /// `numeric(12,2)`. Where the catalog knows a column of the same domain, its typmod is used; everything
+    /// else is the message's. A domain is known by its OID, because the column may have had another type when
+    /// the change was made; the type below a domain never changes.
     #[must_use]
     pub fn with_domains_of(mut self, catalog: &Self) -> Self {
         for column in &mut self.columns {
-            let known = catalog.columns.iter().find(|known| known.name == column.name);
-            if let Some(known) = known.filter(|known| known.domain && known.ty == column.ty) {
+            let same = |known: &&PublishedColumn| known.domain == column.domain && known.ty == column.ty;
+            if column.domain.is_some()
+                && let Some(known) = catalog.columns.iter().find(same)
+            {
                 column.typmod = known.typmod;
-                column.domain = true;
             }
         }
         self
@@ -62,9 +64,9 @@ pub struct PublishedColumn {
     pub typmod: i32,
     /// Whether it is part of the replica identity, and so in the old row of an update or delete.
     pub key: bool,
-    /// Whether the column's type is a domain over `ty`. Only the catalog tells; false in a Relation
-    /// message.
-    pub domain: bool,
+    /// The OID of the column's type if that is a domain over `ty`. A Relation message does not tell domains
+    /// from other types that are not built in, so there it is the OID of any such type.
+    pub domain: Option<u32>,
 }
 
 /// A table in the publisher's catalog, with everything that the initial copy and the first comparison
@@ -298,21 +300,29 @@ mod tests {
 
     #[test]
     fn a_domain_keeps_its_typmod_through_a_relation_message() {
-        let column = |name: &str, typmod, domain| PublishedColumn {
+        let column = |name: &str, typmod, domain: u32| PublishedColumn {
             name: name.to_owned(),
             ty: TypeName { schema: "pg_catalog".to_owned(), name: "numeric".to_owned() },
             typmod,
             key: false,
-            domain,
+            domain: (domain > 0).then_some(domain),
         };
         let relation = |columns| PublishedRelation {
             name: QualifiedName::new("public", "widgets"),
             identity: ReplicaIdentity::Default,
             columns,
         };
-        let catalog = relation(vec![column("price", 100, true), column("plain", 100, false)]);
-        let message = relation(vec![column("price", -1, false), column("plain", -1, false)]);
-        let expected = relation(vec![column("price", 100, true), column("plain", -1, false)]);
-        assert_eq!(message.with_domains_of(&catalog), expected);
+        let catalog = relation(vec![column("price", 100, 7), column("plain", 100, 0)]);
+        let check = |message, expected| {
+            assert_eq!(relation(message).with_domains_of(&catalog), relation(expected));
+        };
+        check(
+            vec![column("price", -1, 7), column("plain", -1, 0)],
+            vec![column("price", 100, 7), column("plain", -1, 0)],
+        );
+        check(vec![column("cost", -1, 7)], vec![column("cost", 100, 7)]);
+        // When the change was made, the column had another type.
+        check(vec![column("price", -1, 0)], vec![column("price", -1, 0)]);
+        check(vec![column("price", -1, 8)], vec![column("price", -1, 8)]);
     }
 }

@@ -5,8 +5,12 @@
 //! way to find their rows. Each misfit is typed and has a remedy. If there is none, the result contains
 //! the plan that `apply` follows.
 //!
+//! Misfits are found for every operation. The caller names the operations whose misfits it wants: those that
+//! a publication has, before anything is copied; all of them for a stream, which holds each change against
+//! those of its own operation.
+//!
 //! # Invariants
-//! - A plan is returned if and only if there is no misfit.
+//! - A plan is returned if and only if every published column has a target column that takes its values.
 //! - Misfits are in an order in which their DDL can be run: table, privileges, columns, key.
 
 use crate::pg::QualifiedName;
@@ -20,14 +24,17 @@ use super::plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
 use super::render::{is_builtin, type_sql};
 use super::warning::{ColumnTypes, Warning, WarningKind};
 use super::{
-    ColumnDefault, FiringTriggers, KeyEquality, LengthUnit, OWN_SCHEMA, PublishedActions, PublishedColumn,
-    PublishedRelation, ReplicaIdentity, TableKind, TargetColumn, TargetTable, UniqueKey, ValueGuard,
+    ColumnDefault, FiringTriggers, KeyEquality, LengthUnit, OWN_SCHEMA, Operations, PublishedActions,
+    PublishedColumn, PublishedRelation, ReplicaIdentity, TableKind, TargetColumn, TargetTable, UniqueKey,
+    ValueGuard,
 };
 
 /// A published table and the target's relation under the mapped name.
 #[derive(Debug, Clone, Copy)]
 pub struct Pairing<'a> {
     pub published: &'a PublishedRelation,
+    /// The operations whose misfits and warnings are wanted. Inserts are always among them, because of the
+    /// copy.
     pub actions: PublishedActions,
     pub target_name: &'a QualifiedName,
     /// The target's table; `None` if there is no such relation.
@@ -50,7 +57,7 @@ pub enum ReplicationRole {
 pub struct Comparison {
     pub misfits: Vec<Misfit>,
     pub warnings: Vec<Warning>,
-    /// The plan, if there are no misfits.
+    /// The plan. With it, an operation that no misfit hinders can be applied.
     pub plan: Option<TablePlan>,
 }
 
@@ -59,8 +66,10 @@ pub struct Comparison {
 pub fn compare(pairing: &Pairing<'_>) -> Comparison {
     let mut findings = Findings { pairing, misfits: Vec::new(), warnings: Vec::new() };
     let plan = findings.examine();
-    let plan = plan.filter(|_| findings.misfits.is_empty());
-    Comparison { misfits: findings.misfits, warnings: findings.warnings, plan }
+    let plan = plan.filter(|_| !findings.misfits.iter().any(|misfit| misfit.kind.is_structural()));
+    let operations = Operations::from(pairing.actions).or(Operations::INSERT);
+    let misfits = findings.misfits.iter().filter_map(|misfit| misfit.hindering(operations)).collect();
+    Comparison { misfits, warnings: findings.warnings, plan }
 }
 
 struct Findings<'a> {
@@ -93,7 +102,7 @@ impl Findings<'_> {
             let key = key.map(|column| column.name.clone()).collect();
             let columns = published.columns.iter().map(ColumnSql::of).collect();
             let role = self.pairing.role.to_owned();
-            let privileges = needed_privileges(self.pairing.actions).collect();
+            let privileges = vec!["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
             self.misfit(MisfitKind::MissingTable { columns, key, schema: None, role, privileges });
             return None;
         };
@@ -112,9 +121,9 @@ impl Findings<'_> {
         }
         self.target_only(table);
         let identity = self.identity(table, &columns);
-        self.identity_columns(&columns, identity.as_ref());
+        self.identity_columns(&columns);
         self.acting(table);
-        self.plan(table, &columns, identity?)
+        self.plan(table, &columns, identity)
     }
 
     fn privileges(&mut self, table: &TargetTable) {
@@ -123,14 +132,15 @@ impl Findings<'_> {
         if !granted.schema_usage {
             self.misfit(MisfitKind::NoSchemaUsage { role: role.clone() });
         }
-        let lacks = |privilege: &&str| match *privilege {
-            "SELECT" => !granted.select,
-            "INSERT" => !granted.insert,
-            "UPDATE" => !granted.update,
-            "DELETE" => !granted.delete,
-            _ => !granted.truncate,
-        };
-        let privileges: Vec<&'static str> = needed_privileges(self.pairing.actions).filter(lacks).collect();
+        let all = [
+            ("SELECT", granted.select),
+            ("INSERT", granted.insert),
+            ("UPDATE", granted.update),
+            ("DELETE", granted.delete),
+            ("TRUNCATE", granted.truncate),
+        ];
+        let privileges: Vec<&'static str> =
+            all.iter().filter(|(_, has)| !has).map(|(name, _)| *name).collect();
         if !privileges.is_empty() {
             self.misfit(MisfitKind::MissingPrivilege { role: role.clone(), privileges });
         }
@@ -202,23 +212,23 @@ impl Findings<'_> {
         }
     }
 
-    fn identity(&mut self, table: &TargetTable, columns: &[Option<&TargetColumn>]) -> Option<RowIdentity> {
+    fn identity(&mut self, table: &TargetTable, columns: &[Option<&TargetColumn>]) -> RowIdentity {
         let (published, actions) = (self.pairing.published, self.pairing.actions);
         let names = |among: &[usize]| -> Vec<String> {
             among.iter().map(|&at| published.columns[at].name.clone()).collect()
         };
-        match row_identity(published, actions, table, columns) {
+        match row_identity(published, table, columns) {
             Ok(identity) => {
                 match &identity {
+                    _ if !actions.changes_rows() => {}
                     RowIdentity::Key { columns, scope: KeyScope::Leaves } => {
                         self.warn(WarningKind::LeafKey { columns: names(columns) });
                     }
                     RowIdentity::FullRow => self.warn(WarningKind::NoKey),
-                    RowIdentity::None if actions.changes_rows() => self.warn(WarningKind::NoReplicaIdentity),
-                    RowIdentity::Key { scope: KeyScope::Table | KeyScope::OtherEquality, .. }
-                    | RowIdentity::None => {}
+                    RowIdentity::None => self.warn(WarningKind::NoReplicaIdentity),
+                    RowIdentity::Key { scope: KeyScope::Table | KeyScope::OtherEquality, .. } => {}
                 }
-                return Some(identity);
+                return identity;
             }
             Err(Unidentifiable::NoUsableKey) => {
                 let keyed = published.columns.iter().filter(|column| column.key);
@@ -235,32 +245,19 @@ impl Findings<'_> {
                 self.misfit(MisfitKind::NoEqualityOperator { columns });
             }
         }
-        None
+        RowIdentity::None
     }
 
-    /// Checks GENERATED ALWAYS AS IDENTITY columns: an insert can override them, an update cannot
-    /// (`rewriteTargetListIU` in PostgreSQL's `rewriteHandler.c` accepts only DEFAULT). A column of the
-    /// row identity can be left out of SET; another one would have to be set.
-    fn identity_columns(&mut self, columns: &[Option<&TargetColumn>], identity: Option<&RowIdentity>) {
-        if !self.pairing.actions.update || matches!(identity, Some(RowIdentity::None)) {
+    /// Warns of GENERATED ALWAYS AS IDENTITY columns: an insert can override them, an update cannot
+    /// (`rewriteTargetListIU` in PostgreSQL's `rewriteHandler.c` accepts only DEFAULT), so that only updates
+    /// that leave their value as it is can be applied.
+    fn identity_columns(&mut self, columns: &[Option<&TargetColumn>]) {
+        if !self.pairing.actions.update {
             return;
         }
-        for (at, column) in columns.iter().enumerate() {
-            let Some(column) = column.filter(|c| c.default == ColumnDefault::IdentityAlways) else {
-                continue;
-            };
-            let column = column.name.clone();
-            match identity {
-                Some(RowIdentity::Key { columns, .. }) if columns.contains(&at) => {
-                    self.warn(WarningKind::IdentityAlwaysKey { column });
-                }
-                Some(RowIdentity::Key { .. } | RowIdentity::FullRow) => {
-                    self.misfit(MisfitKind::IdentityAlways { column });
-                }
-                // There is no key yet; the published key columns will become one.
-                None if self.pairing.published.columns[at].key => {}
-                Some(RowIdentity::None) | None => self.misfit(MisfitKind::IdentityAlways { column }),
-            }
+        let always = columns.iter().flatten().filter(|c| c.default == ColumnDefault::IdentityAlways);
+        for column in always {
+            self.warn(WarningKind::IdentityAlways { column: column.name.clone() });
         }
     }
 
@@ -355,19 +352,6 @@ impl Findings<'_> {
             unique_keys: table.unique_keys.clone(),
         })
     }
-}
-
-/// Returns the privileges that these operations need. INSERT is needed for the copy even if inserts are not
-/// published; SELECT is needed by WHERE.
-fn needed_privileges(actions: PublishedActions) -> impl Iterator<Item = &'static str> {
-    let needed = [
-        ("SELECT", actions.changes_rows()),
-        ("INSERT", true),
-        ("UPDATE", actions.update),
-        ("DELETE", actions.delete),
-        ("TRUNCATE", actions.truncate),
-    ];
-    needed.into_iter().filter(|(_, needed)| *needed).map(|(name, _)| name)
 }
 
 fn attached(found: &TargetColumn) -> Attached {

@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    KeyEquality, KeyScope, PublishedActions, PublishedRelation, ReplicaIdentity, RowIdentity, TargetColumn,
-    TargetTable, UniqueKey,
+    KeyEquality, KeyScope, PublishedRelation, ReplicaIdentity, RowIdentity, TargetColumn, TargetTable,
+    UniqueKey,
 };
 
 /// Why rows cannot be found.
@@ -22,13 +22,11 @@ pub(super) enum Unidentifiable {
 /// Chooses the row identity. `columns` holds the target's column for each published one, if it exists.
 pub(super) fn row_identity(
     published: &PublishedRelation,
-    actions: PublishedActions,
     table: &TargetTable,
     columns: &[Option<&TargetColumn>],
 ) -> Result<RowIdentity, Unidentifiable> {
     let keyed: Vec<usize> = (0..columns.len()).filter(|&at| published.columns[at].key).collect();
     match published.identity {
-        _ if !actions.changes_rows() => Ok(RowIdentity::None),
         // The publisher itself refuses updates and deletes of such a table.
         ReplicaIdentity::Nothing => Ok(RowIdentity::None),
         ReplicaIdentity::Default | ReplicaIdentity::Index if keyed.is_empty() => Ok(RowIdentity::None),

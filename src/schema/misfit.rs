@@ -10,7 +10,7 @@ use crate::pg::{QualifiedName, quote_ident};
 
 use super::definition::{self, ColumnDefinition, MisfitFacts, OlderRows, SchemaState};
 use super::render::{is_builtin, table_sql, type_sql};
-use super::{PublishedColumn, TypeName};
+use super::{Operations, PublishedColumn, TypeName};
 
 /// A difference that keeps a published table from being applied faithfully.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -65,11 +65,14 @@ pub enum MisfitKind {
         column: ColumnSql,
         is_virtual: bool,
     },
-    /// The column is GENERATED ALWAYS AS IDENTITY outside the row identity, so that no UPDATE could set
-    /// it.
+    /// An update changes the value of this column, which is GENERATED ALWAYS AS IDENTITY, so that no UPDATE
+    /// can set it. A comparison does not find it; only such an update shows it.
     IdentityAlways {
         column: String,
     },
+    /// The publisher marked no column as replica identity, so updates and deletes have nothing to find their
+    /// rows by. A comparison only warns of it; an update or delete that comes nevertheless shows it.
+    NoReplicaIdentity,
     /// A column that only the target has refuses NULL and has no default.
     NotNullWithoutDefault {
         column: String,
@@ -166,6 +169,62 @@ pub enum KeyPlace {
     Leaves(Vec<QualifiedName>),
 }
 
+impl MisfitKind {
+    /// Returns the operations that it keeps from being applied.
+    #[must_use]
+    pub fn hinders(&self) -> Operations {
+        match self {
+            Self::SchemaReserved
+            | Self::MissingTable { .. }
+            | Self::NotATable(_)
+            | Self::NoSchemaUsage { .. }
+            | Self::MissingColumn(_)
+            | Self::UnfitType { .. } => Operations::ALL,
+            Self::MissingPrivilege { privileges, .. } => {
+                privileges.iter().fold(Operations::NONE, |all, name| all.or(operations_with(name)))
+            }
+            Self::RowSecurity { .. } => Operations::OF_ROWS,
+            Self::GeneratedColumn { .. } => Operations::INSERT.or(Operations::UPDATE),
+            Self::IdentityAlways { .. } => Operations::UPDATE,
+            Self::NotNullWithoutDefault { .. } => Operations::INSERT,
+            Self::NoReplicaIdentity | Self::NoUsableKey { .. } | Self::NoEqualityOperator { .. } => {
+                Operations::OF_EXISTING_ROWS
+            }
+        }
+    }
+
+    /// Whether rows cannot even be planned.
+    pub(super) fn is_structural(&self) -> bool {
+        match self {
+            Self::SchemaReserved
+            | Self::MissingTable { .. }
+            | Self::NotATable(_)
+            | Self::MissingColumn(_)
+            | Self::UnfitType { .. } => true,
+            Self::NoSchemaUsage { .. }
+            | Self::MissingPrivilege { .. }
+            | Self::RowSecurity { .. }
+            | Self::GeneratedColumn { .. }
+            | Self::IdentityAlways { .. }
+            | Self::NotNullWithoutDefault { .. }
+            | Self::NoReplicaIdentity
+            | Self::NoUsableKey { .. }
+            | Self::NoEqualityOperator { .. } => false,
+        }
+    }
+}
+
+/// Returns the operations that need a privilege. Rows are found by WHERE, which needs SELECT.
+fn operations_with(privilege: &str) -> Operations {
+    match privilege {
+        "SELECT" => Operations::OF_EXISTING_ROWS,
+        "INSERT" => Operations::INSERT,
+        "UPDATE" => Operations::UPDATE,
+        "DELETE" => Operations::DELETE,
+        _ => Operations::TRUNCATE,
+    }
+}
+
 impl Misfit {
     /// Adds what the DDL needs in order to leave equal rows, and to be run at all.
     pub fn complete(&mut self, facts: &MisfitFacts) {
@@ -186,9 +245,21 @@ impl Misfit {
             | MisfitKind::RowSecurity { .. }
             | MisfitKind::IdentityAlways { .. }
             | MisfitKind::NotNullWithoutDefault { .. }
+            | MisfitKind::NoReplicaIdentity
             | MisfitKind::NoUsableKey { .. }
             | MisfitKind::NoEqualityOperator { .. } => {}
         }
+    }
+
+    /// Returns what of it keeps these operations from being applied: none if it hinders others only, and of
+    /// missing privileges those that they need.
+    #[must_use]
+    pub fn hindering(&self, operations: Operations) -> Option<Self> {
+        let mut misfit = self.clone();
+        if let MisfitKind::MissingPrivilege { privileges, .. } = &mut misfit.kind {
+            privileges.retain(|name| operations_with(name).meet(operations));
+        }
+        misfit.kind.hinders().meet(operations).then_some(misfit)
     }
 
     /// Returns what is wrong, the facts, and the remedy.
@@ -237,6 +308,7 @@ impl Misfit {
             | MisfitKind::RowSecurity { .. }
             | MisfitKind::IdentityAlways { .. }
             | MisfitKind::NotNullWithoutDefault { .. }
+            | MisfitKind::NoReplicaIdentity
             | MisfitKind::NoUsableKey { .. }
             | MisfitKind::NoEqualityOperator { .. } => return None,
         };
@@ -280,6 +352,9 @@ impl Misfit {
             MisfitKind::NotNullWithoutDefault { column, .. } => format!(
                 "column \"{column}\" of target table {table} is NOT NULL without a default, and is not published"
             ),
+            MisfitKind::NoReplicaIdentity => {
+                format!("rows of target table {table} cannot be found: no replica identity was published")
+            }
             MisfitKind::NoUsableKey { columns, .. } => format!(
                 "target table {table} has no unique key on the replica identity ({})",
                 columns.join(", ")
@@ -302,7 +377,12 @@ impl Misfit {
             MisfitKind::NoEqualityOperator { .. } => {
                 "its replica identity is FULL, so rows are compared column by column"
             }
-            MisfitKind::IdentityAlways { .. } => "every published update sets all published columns",
+            MisfitKind::IdentityAlways { .. } => {
+                "an update changes its value, which SQL refuses for such a column"
+            }
+            MisfitKind::NoReplicaIdentity => {
+                "the publisher sent an update or delete, and marked no column by which its row could be found"
+            }
             MisfitKind::MissingTable { .. }
             | MisfitKind::NotATable(_)
             | MisfitKind::NoSchemaUsage { .. }
@@ -358,6 +438,10 @@ impl Misfit {
             }
             MisfitKind::NoUsableKey { place: KeyPlace::Leaves(_), .. } => {
                 "and the same for partitions to come"
+            }
+            MisfitKind::NoReplicaIdentity => {
+                "give the table, and each partition that is published as it, a replica identity on the publisher; this \
+                 transaction was written without one, and has to be skipped and its rows corrected by hand"
             }
             MisfitKind::NoEqualityOperator { .. } => {
                 "give the table a primary key on the publisher and REPLICA IDENTITY DEFAULT, or give the target a unique key over published NOT NULL columns"

@@ -70,9 +70,22 @@ pub struct ColumnPlan {
     pub guard: Option<ValueGuard>,
     /// Whether the column is part of the publisher's replica identity.
     pub key: bool,
-    /// Whether it is GENERATED ALWAYS AS IDENTITY, so that an UPDATE may not set it. It is part of the
-    /// row identity, so leaving it out of SET is correct unless the key itself changes.
+    /// Whether it is GENERATED ALWAYS AS IDENTITY, so that an UPDATE may not set it.
     pub identity_always: bool,
+}
+
+impl TablePlan {
+    /// Returns the columns outside the row identity whose value an update may not change: GENERATED ALWAYS AS
+    /// IDENTITY ones. The old value of such a column is not known, so an update is applied only to a row that
+    /// already has the new one.
+    pub fn kept_columns(&self) -> impl Iterator<Item = usize> + '_ {
+        let outside = move |&at: &usize| match &self.row_identity {
+            RowIdentity::Key { columns, .. } => !columns.contains(&at),
+            RowIdentity::FullRow | RowIdentity::None => false,
+        };
+        let count = if self.identity_always { self.columns.len() } else { 0 };
+        (0..count).filter(|&at| self.columns[at].identity_always).filter(outside)
+    }
 }
 
 /// How the target row of an update or delete is found.
@@ -84,7 +97,8 @@ pub enum RowIdentity {
     /// By all published columns, where NULL equals NULL. Several rows may match, and one of them is
     /// changed.
     FullRow,
-    /// Rows are never looked for: the publisher sends only inserts and truncates.
+    /// Not at all: the publisher marks no replica identity, or the target has no key for it. Updates and
+    /// deletes cannot be applied.
     None,
 }
 

@@ -28,8 +28,8 @@ pub enum WarningKind {
     CheckRefusesNull { constraint: String, definition: String },
     /// The session is not a replica, so these act on replicated rows as on any others.
     ActsOnReplicated { triggers: bool, foreign_keys: bool },
-    /// GENERATED ALWAYS AS IDENTITY in the row identity: a change of the key would be refused.
-    IdentityAlwaysKey { column: String },
+    /// GENERATED ALWAYS AS IDENTITY: an update that changes the value would be refused.
+    IdentityAlways { column: String },
     /// The key is unique only within each partition.
     LeafKey { columns: Vec<String> },
     /// There is no key, so each update and delete reads the whole table.
@@ -89,7 +89,7 @@ impl Warning {
                     .detail("The role may not set session_replication_role, which would keep them out.")
                     .hint("GRANT SET ON PARAMETER session_replication_role TO the role (15+), or make sure that they do no harm")
             }
-            WarningKind::IdentityAlwaysKey { column } => Diagnosis::new(format!(
+            WarningKind::IdentityAlways { column } => Diagnosis::new(format!(
                 "column \"{column}\" of target table {target} is GENERATED ALWAYS AS IDENTITY"
             ))
             .detail("Inserts, deletes and other updates work; an update that changes this column is refused.")

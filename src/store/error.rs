@@ -377,6 +377,18 @@ fn server_diagnosis(action: &str, server: &ServerError) -> Diagnosis {
         Some(detail) => format!("{detail} ({context})"),
         None => context,
     });
+    if action == super::migrate::ACTION {
+        // DDL of pgsluice's own schema has no row, so whatever a function of the target says may be logged.
+        diagnosis.logged_as = None;
+        if server.class() == "P0" && diagnosis.hint.is_none() {
+            diagnosis.hint = Some(
+                "a function of the target refuses pgsluice's DDL, such as an event trigger's (SELECT evtname, \
+                 evtfoid::regproc FROM pg_event_trigger;): let it pass schema pgsluice, or disable it while \
+                 \"pgsluice migrate\" runs"
+                    .to_owned(),
+            );
+        }
+    }
     if server.code == "42501" && diagnosis.hint.is_none() {
         diagnosis.hint = Some(
             "the first \"pgsluice migrate\" needs CREATE on the database and later ones ownership of schema \

@@ -23,7 +23,7 @@ use crate::boundary;
 
 /// Maximum time of waiting for other instances' migrations, and of a migration.
 const MIGRATION_TIMEOUT: Duration = Duration::from_mins(5);
-const ACTION: &str = "migrate schema pgsluice";
+pub(super) const ACTION: &str = "migrate schema pgsluice";
 
 /// Every version of schema `pgsluice`: number, description, SQL.
 const MIGRATIONS: [(i64, &str, &str); 8] = [

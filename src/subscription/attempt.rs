@@ -36,6 +36,7 @@ use super::publications::Publications;
 use super::publisher::{Published, Publisher, Reached, Reaching};
 use super::reader::Reader;
 use super::slot::{self, OnMissing, SlotPlan, SlotView};
+use super::slot_wait::SlotWait;
 use super::snapshot::Snapshot;
 use super::stream::{self, StreamEnd};
 use super::table_sync::TableSyncs;
@@ -79,6 +80,8 @@ pub(super) enum TakeUp {
 /// The progress of an attempt.
 #[derive(Debug)]
 pub(super) enum Phase {
+    /// The publisher makes the new slot wait.
+    SlotWaits(Diagnosis),
     Copying,
     Streaming,
     /// A table's copy failed, and the others go on; none if no table's copy fails any more.
@@ -212,7 +215,7 @@ async fn follow(
             (from, Vec::new())
         }
         SlotPlan::Create => {
-            let slot = create_slot(context, &mut replication).await?;
+            let slot = create_slot(context, &publisher, &mut replication).await?;
             // Warnings are reported after the slot exists, so that attempts that fail before do not repeat
             // them.
             report_warnings(context, session, warnings, &known.warnings).await?;
@@ -380,6 +383,7 @@ async fn report_warnings(
 
 async fn create_slot(
     context: &Context,
+    publisher: &Publisher,
     replication: &mut ReplicationConnection,
 ) -> Result<CreatedSlot, Failure> {
     let spec = SlotSpec {
@@ -389,7 +393,17 @@ async fn create_slot(
         two_phase: false,
         failover: false,
     };
-    let slot = replication.create_slot(&spec).await?;
+    let mut wait = SlotWait::default();
+    let mut creation = std::pin::pin!(replication.create_slot(&spec));
+    let slot = loop {
+        let diagnosis = tokio::select! {
+            biased;
+            created = &mut creation => break created?,
+            found = wait.next(&publisher.client, &spec.name) => found,
+        };
+        context.attention(None, &diagnosis);
+        context.tell(Phase::SlotWaits(diagnosis)).await;
+    };
     info!(
         subscription = context.name(), slot = %slot.name, lsn = %slot.consistent_point,
         "created replication slot \"{}\" on the publisher", slot.name

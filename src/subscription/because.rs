@@ -11,11 +11,33 @@ pub(super) struct Because {
 }
 
 impl Because {
-    pub(super) fn operator() -> Self {
-        Self {
-            reason: PauseReason::Operator.as_str().to_owned(),
-            diagnosis: Diagnosis::new("paused by an operator").hint("\"pgsluice resume\" goes on"),
-            conflict_id: None,
+    /// A pause that an operator asked for. If the subscription was paused already, `before` says why, and that
+    /// stays visible, because it is met again after the pause.
+    pub(super) fn operator(before: Option<&Self>) -> Self {
+        let reason = PauseReason::Operator.as_str().to_owned();
+        let resume = "\"pgsluice resume\" goes on";
+        match before {
+            Some(before) if before.reason == reason => before.clone(),
+            Some(before) => Self {
+                reason,
+                diagnosis: Diagnosis {
+                    primary: format!(
+                        "paused by an operator; before that ({}): {}",
+                        before.reason, before.diagnosis.primary
+                    ),
+                    hint: Some(match &before.diagnosis.hint {
+                        Some(hint) => format!("{resume}; before that: {hint}"),
+                        None => resume.to_owned(),
+                    }),
+                    ..before.diagnosis.clone()
+                },
+                conflict_id: before.conflict_id,
+            },
+            None => Self {
+                reason,
+                diagnosis: Diagnosis::new("paused by an operator").hint(resume),
+                conflict_id: None,
+            },
         }
     }
 }

@@ -1,8 +1,7 @@
 //! Decides for every error what is done about it and what operators are told.
 
 use crate::apply::ApplyError;
-use crate::apply::end::End;
-use crate::apply::rows::plan::PlanError;
+use crate::apply::end::{End, Unfit};
 use crate::copy::CopyError;
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
 use crate::net::{ConnectError, Ended, Step};
@@ -139,7 +138,8 @@ impl Failure {
     #[must_use]
     pub(super) fn with_facts(mut self, facts: &MisfitFacts) -> Self {
         self.misfits.iter_mut().for_each(|misfit| misfit.complete(facts));
-        schema_failure(&self.misfits)
+        self.diagnosis.hint = schema_failure(&self.misfits).diagnosis.hint;
+        self
     }
 
     /// Whether a failure of one table ends the attempt: its record is not as expected, or another instance
@@ -276,7 +276,6 @@ impl From<ApplyError> for Failure {
             .because_of(Cause::Owner),
             ApplyError::Catalog(error) => error.into(),
             ApplyError::Open(error) => (*error).into(),
-            ApplyError::Plan(error @ PlanError::NoIdentity { .. }) => without_key(&error),
             ApplyError::Plan(error) => protocol(&error),
             ApplyError::Ended(end) => end.into(),
         }
@@ -295,7 +294,7 @@ impl From<End> for Failure {
                 Self { restart, ..Self::retry(Diagnosis::new(end.to_string())) }
             }
             End::AnotherWriter { expected } => another_writer(expected),
-            End::Unfit(misfits) => schema_failure(&misfits),
+            End::Unfit(unfit) => change_does_not_fit(&unfit),
             End::Relation(error) => protocol(&error),
             end @ (End::OutOfOrder(_) | End::Invariant(_)) => protocol(&end),
         }
@@ -366,6 +365,18 @@ pub(crate) fn schema_failure(misfits: &[Misfit]) -> Failure {
     Failure { misfits: misfits.to_vec(), ..Failure::pause(PauseReason::Schema, diagnosis.hint(hint)) }
 }
 
+/// As [`schema_failure`], for a change that has come.
+fn change_does_not_fit(unfit: &Unfit) -> Failure {
+    let mut failure = schema_failure(&unfit.misfits);
+    let command = unfit.command;
+    let article = if command.starts_with(['I', 'U']) { "An" } else { "A" };
+    let of = unfit.finish.map(|lsn| format!(" of the transaction that finishes at {lsn}"));
+    let arrived = format!("{article} {command}{} needs it.", of.unwrap_or_default());
+    let detail = failure.diagnosis.detail.take();
+    failure.diagnosis.detail = Some(detail.map_or(arrived.clone(), |detail| format!("{detail}\n{arrived}")));
+    failure
+}
+
 fn another_writer(expected: Lsn) -> Failure {
     Failure::target_lost(
         Diagnosis::new(format!("another writer has moved the subscription on from {expected}"))
@@ -395,22 +406,6 @@ fn of_target(error: &ServerError, doing: Option<String>) -> Failure {
         diagnosis.hint = Some("fix the cause on the target, then \"pgsluice resume\"".to_owned());
     }
     Failure::pause(PauseReason::TargetError, diagnosis)
-}
-
-/// The publisher checks the key of a partition, but describes the root that it publishes it by.
-fn without_key(error: &PlanError) -> Failure {
-    Failure::pause(
-        PauseReason::Protocol,
-        Diagnosis::new(error.to_string())
-            .detail(
-                "the table is published by its partitioned root, which has no replica identity, while the \
-                 partition has one; nothing of this transaction was applied",
-            )
-            .hint(
-                "give the root a primary key on the publisher, or publish without publish_via_partition_root; \
-                 what was written before stays without a key: pass over it (pgsluice skip), and compare the table",
-            ),
-    )
 }
 
 fn protocol(error: &(dyn std::error::Error + 'static)) -> Failure {

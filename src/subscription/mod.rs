@@ -31,6 +31,7 @@ mod publisher;
 mod reader;
 mod schema_watch;
 pub(crate) mod slot;
+mod slot_wait;
 mod snapshot;
 mod state;
 mod stream;

@@ -104,11 +104,14 @@ impl Monitor {
             // If an attempt has reached the publisher meanwhile, the delay ends.
             let again = reached.has_changed().unwrap_or(false) && reached.borrow().taken_up.is_some();
             if Instant::now() < not_before && !again {
-                self.report(None, &mut lag, started.elapsed()).await;
+                let stream = *self.positions.borrow();
+                self.report(stream, None, &mut lag, started.elapsed()).await;
                 continue;
             }
             let due = self.subscription.auto_refresh && published_at.elapsed() >= PUBLICATIONS_INTERVAL;
             let look = if due { Look::PublicationsToo } else { Look::Positions };
+            // They are read before the publisher's position, so that they do not lie beyond it.
+            let stream = *self.positions.borrow();
             let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(&mut session, look)).await;
             let round = match round.unwrap_or(Err(Lost::Other)) {
                 Ok(round) => {
@@ -134,7 +137,7 @@ impl Monitor {
             }
             let view = round.map(|round| round.view);
             let proven = view.as_ref().and_then(|view| waiting.take(started.elapsed(), view));
-            self.report(view, &mut lag, started.elapsed()).await;
+            self.report(stream, view, &mut lag, started.elapsed()).await;
             self.record(proven).await;
         }
     }
@@ -190,12 +193,15 @@ impl Monitor {
         }
     }
 
-    async fn report(&self, view: Option<SlotView>, lag: &mut LagClock, now: Duration) {
-        let stream = *self.positions.borrow();
-        // The stream may have received a later position than the view has, and the publisher has written
-        // that, too.
-        let seen = |view: &SlotView| view.publisher_lsn.max(stream.received.unwrap_or_default());
-        let publisher = view.as_ref().map(seen);
+    async fn report(
+        &self,
+        stream: StreamPositions,
+        view: Option<SlotView>,
+        lag: &mut LagClock,
+        now: Duration,
+    ) {
+        // A server that was restored, or promoted too early, may be behind what the stream has received.
+        let publisher = view.as_ref().map(|view| view.publisher_lsn);
         let slot = view.as_ref().and_then(|view| view.slot.as_ref());
         let behind = publisher.zip(stream.flushed);
         let positions = Positions {

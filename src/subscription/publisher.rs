@@ -36,6 +36,9 @@ const VALUE_SETTINGS: &[(&str, &str)] = &[
     ("timezone", "UTC"),
 ];
 
+/// The publisher refuses a copy from which row-level security would leave rows out.
+const NO_HIDDEN_ROWS: (&str, &str) = ("row_security", "off");
+
 /// Maximum time of waiting for a slot that a former walsender still holds.
 const SLOT_RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 const SLOT_RELEASE_POLL: Duration = Duration::from_millis(100);
@@ -206,8 +209,11 @@ impl Publisher {
 
 /// Options for sessions that copy rows.
 pub(super) fn copy_options(subscription: &Subscription, encoding: Encoding) -> ClientOptions {
-    let mut settings: Vec<_> =
-        VALUE_SETTINGS.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let mut settings: Vec<_> = VALUE_SETTINGS
+        .iter()
+        .chain([&NO_HIDDEN_ROWS])
+        .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
     settings.push(("client_encoding".to_owned(), encoding.client_encoding().to_owned()));
     ClientOptions {
         application_name: Some(format!("{} copy", subscription.name)),

@@ -25,7 +25,7 @@ use crate::error::Diagnosis;
 use crate::net;
 use crate::pg::{Lsn, QualifiedName, quote_literal};
 use crate::pgoutput::Format;
-use crate::replication::{SlotLifetime, SlotSnapshot, SlotSpec};
+use crate::replication::{CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec};
 use crate::schema::catalog::PublisherSettings;
 use crate::store::TableState;
 use crate::target::{OriginUse, TargetSession};
@@ -38,6 +38,7 @@ use super::misfits::with_facts;
 use super::publisher::{self, Encoding, Publisher};
 use super::reader::{Done, Reader, StreamEvent};
 use super::slot;
+use super::slot_wait::SlotWait;
 use super::take_up::PendingTable;
 
 /// Delay before a failed synchronisation is tried again.
@@ -329,7 +330,7 @@ impl Sync {
             two_phase: false,
             failover: false,
         };
-        let slot = replication.create_slot(&spec).await?;
+        let slot = self.create_slot(&publisher, &mut replication, &spec, &job).await?;
         let snapshot = slot.snapshot.unwrap_or_default();
         context.snapshot.send_modify(|seen| seen.copies_begin(std::slice::from_ref(&job)));
         let rows = self.copy(&publisher, &target, &job, &snapshot).await;
@@ -359,6 +360,38 @@ impl Sync {
             debug!(subscription = %subscription.name, %error, "a sync's session ended early");
         }
         Ok(position)
+    }
+
+    /// Creates the temporary slot. While the publisher makes it wait, the table's record says for whom.
+    async fn create_slot(
+        &self,
+        publisher: &Publisher,
+        replication: &mut ReplicationConnection,
+        spec: &SlotSpec,
+        job: &CopyJob,
+    ) -> Result<CreatedSlot, Failure> {
+        let (context, source) = (&self.context, &job.source);
+        let mut wait = SlotWait::default();
+        let mut creation = std::pin::pin!(replication.create_slot(spec));
+        let created = loop {
+            let diagnosis = tokio::select! {
+                biased;
+                created = &mut creation => break created,
+                found = wait.next(&publisher.client, &spec.name) => found,
+            };
+            context.attention(Some(source), &diagnosis);
+            self.record_wait(job, Some(&diagnosis)).await?;
+        };
+        if wait.was_found() {
+            self.record_wait(job, None).await?;
+        }
+        Ok(created?)
+    }
+
+    async fn record_wait(&self, job: &CopyJob, diagnosis: Option<&Diagnosis>) -> Result<(), Failure> {
+        let (owner, state) = (&self.context.owner, TableState::Copying);
+        self.context.store.set_table_state(owner, &job.source, job.attempt, state, diagnosis).await?;
+        Ok(())
     }
 
     async fn copy(

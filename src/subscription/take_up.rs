@@ -133,7 +133,11 @@ pub(super) async fn compare_pending(
     let waiting: Vec<&PreparedTable> =
         tables.iter().filter(|table| table.row.state != TableState::Ready).collect();
     let names: Vec<QualifiedName> = waiting.iter().map(|table| table.target.clone()).collect();
-    let targets = catalog::target_tables(&***session.client(), &names).await?;
+    let all: Vec<QualifiedName> = tables.iter().map(|table| table.target.clone()).collect();
+    let client = &***session.client();
+    let (targets, unlogged) =
+        tokio::try_join!(catalog::target_tables(client, &names), catalog::unlogged_tables(client, &all))?;
+    warnings.extend(catalog::unlogged(&unlogged));
     let (mut pending, mut misfits) = (Vec::new(), Vec::<Misfit>::new());
     for (table, target) in waiting.into_iter().zip(&targets) {
         let relation = &table.published.relation;
@@ -147,10 +151,11 @@ pub(super) async fn compare_pending(
             role: session.role(),
         });
         warnings.extend(compared.warnings.iter().map(schema::Warning::diagnosis));
+        let fits = compared.misfits.is_empty();
         misfits.extend(compared.misfits);
-        if let Some(plan) = compared.plan {
+        if let Some(plan) = compared.plan.filter(|_| fits) {
             let catalog = Arc::new(relation.clone());
-            let member = Member { catalog, target: table.target.clone(), actions, position: None };
+            let member = Member { catalog, target: table.target.clone(), position: None };
             let (published, attempt) = (table.published.clone(), table.row.attempt);
             pending.push(PendingTable { published, member, plan, attempt });
         }
@@ -181,7 +186,6 @@ pub(super) fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn
             let member = Member {
                 catalog: Arc::new(table.published.relation.clone()),
                 target: table.target.clone(),
-                actions: table.published.actions,
                 position: just_copied.or(recorded),
             };
             (source.clone(), member)

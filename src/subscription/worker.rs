@@ -73,11 +73,14 @@ pub(crate) struct Worker {
     /// The reason of the current state.
     because: Option<Because>,
     held_back: Option<Diagnosis>,
+    /// For whom the publisher makes the subscription's new slot wait.
+    slot_waits: Option<Diagnosis>,
     /// The owner of the lock, as far as is known.
     owner: Owner,
     /// The last conflict, so that it is recognised when it is met again.
     last_conflict: Option<i64>,
     schema: SchemaWatch,
+    look: Look,
     reported: Option<StateChange>,
     /// The position at which a changed target table last caused a new attempt.
     restarted_at: Option<Lsn>,
@@ -103,6 +106,16 @@ struct StoodBy {
 enum Owner {
     Us,
     Other,
+}
+
+/// Why an attempt compares the tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// It is a new attempt.
+    First,
+    /// Nobody has noticed a change since the pause began, so the state that is shown stays `paused` until the
+    /// tables fit.
+    Again,
 }
 
 /// An event for a waiting worker.
@@ -159,9 +172,11 @@ impl Worker {
             state: State::Starting { failures: 0 },
             because: None,
             held_back: None,
+            slot_waits: None,
             owner: Owner::Other,
             last_conflict: None,
             schema: SchemaWatch::default(),
+            look: Look::First,
             reported: None,
             restarted_at: None,
             stood_by: None,
@@ -232,6 +247,7 @@ impl Worker {
         let Some(session) = self.session.take() else { return Event::LockHeldElsewhere };
         self.held_back = None;
         let event = Box::pin(self.attempt_with(&session)).await;
+        (self.slot_waits, self.look) = (None, Look::First);
         self.context.snapshot.send_modify(|snapshot| snapshot.copies.clear());
         // The attempt may have been dropped within a transaction. If that cannot be rolled back in time, the
         // session is closed, which releases the lock.
@@ -306,6 +322,10 @@ impl Worker {
 
     async fn on_phase(&mut self, phase: Phase) -> Option<Event> {
         let event = match phase {
+            Phase::SlotWaits(diagnosis) => {
+                self.slot_waits = Some(diagnosis);
+                return self.report().await;
+            }
             Phase::Copying => Event::CopyStarted,
             Phase::Streaming => {
                 self.context.take_up = TakeUp::AsConfigured;
@@ -316,7 +336,7 @@ impl Worker {
                 return self.report().await;
             }
         };
-        self.because = None;
+        (self.because, self.slot_waits, self.look) = (None, None, Look::First);
         self.take(event, Action::Attempt);
         self.report().await
     }
@@ -441,6 +461,7 @@ impl Worker {
         let shown = match self.state {
             State::Stopped => return None,
             State::Standby => store::State::Standby,
+            State::Starting { .. } if self.look == Look::Again => store::State::Paused,
             State::Starting { failures: 0 } => store::State::Starting,
             State::Starting { .. } | State::Retrying { .. } => store::State::Retrying,
             State::Copying { .. } => store::State::Copying,
@@ -449,6 +470,9 @@ impl Worker {
         };
         if let (store::State::Streaming, Some(diagnosis)) = (shown, &self.held_back) {
             return Some(StateChange::new(store::State::Retrying).because("copy", diagnosis));
+        }
+        if let (State::Starting { .. }, Some(diagnosis)) = (self.state, &self.slot_waits) {
+            return Some(StateChange::new(store::State::Starting).because("slot", diagnosis));
         }
         let change = StateChange::new(shown);
         Some(match (&self.because, shown) {

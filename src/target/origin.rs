@@ -181,7 +181,9 @@ pub fn no_origin(role: &str, lacks: OriginLack) -> Diagnosis {
             quote_ident(role)
         ),
         OriginLack::Room => {
-            "set max_replication_slots (PostgreSQL 18: max_active_replication_origins) above 0 on the target"
+            "raise max_replication_slots (PostgreSQL 18: max_active_replication_origins) on the target, which takes \
+             a restart, or drop origins that nothing uses: SELECT external_id, remote_lsn FROM \
+             pg_replication_origin_status;"
                 .to_owned()
         }
     };

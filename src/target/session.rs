@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, SimpleQueryMessage};
 
 use super::error::{OpenError, TargetError, too_old};
 use super::settings::SETTINGS;
@@ -44,6 +44,11 @@ const END_COPIES: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_
     AND pg_catalog.pg_has_role(a.usesysid, 'USAGE') AND a.application_name \
     IN ($1::pg_catalog.text::pg_catalog.name::pg_catalog.text, $2::pg_catalog.text::pg_catalog.name::pg_catalog.text) \
     AND a.wait_event IS DISTINCT FROM 'SyncRep'";
+
+/// Whether a transaction is open. Within a block, a later statement's time is not the transaction's; a statement
+/// that is a transaction by itself has the same. That holds for the simple protocol, where a statement is one message.
+const IN_TRANSACTION: &str =
+    "SELECT pg_catalog.now() OPERATOR(pg_catalog.<>) pg_catalog.statement_timestamp()";
 
 /// PostgreSQL's error for a missing privilege.
 pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
@@ -185,9 +190,9 @@ impl TargetSession {
     /// # Errors
     /// The server does not answer in time: the session is then lost, and with it the lock.
     pub async fn reset(&self) -> Result<(), TargetError> {
-        let mut rollback = std::pin::pin!(self.client.batch_execute("ROLLBACK"));
+        let mut rollback = std::pin::pin!(self.roll_back());
         if let Ok(done) = tokio::time::timeout(RESET_PATIENCE, &mut rollback).await {
-            return Ok(done?);
+            return done;
         }
         let unresponsive = |_| TargetError::Unresponsive(RESET_TIMEOUT);
         let cancelled = async {
@@ -208,7 +213,34 @@ impl TargetSession {
                 }
             }
         };
-        Ok(tokio::time::timeout(RESET_TIMEOUT, cancelled).await.map_err(unresponsive)??)
+        tokio::time::timeout(RESET_TIMEOUT, cancelled).await.map_err(unresponsive)?
+    }
+
+    /// Rolls back the open transaction, if there is one. A ROLLBACK outside a transaction would write a warning
+    /// to the server's log each time.
+    async fn roll_back(&self) -> Result<(), TargetError> {
+        let asked = self.client.simple_query(IN_TRANSACTION).await;
+        let in_transaction = match asked.map_err(TargetError::from) {
+            Ok(answer) => answer
+                .iter()
+                .any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"))),
+            // The transaction has failed, or the question was cancelled instead of an earlier statement.
+            Err(TargetError::Server(_)) => true,
+            Err(lost) => return Err(lost),
+        };
+        if in_transaction {
+            self.client.batch_execute("ROLLBACK").await?;
+        }
+        Ok(())
+    }
+
+    /// Checks that the session still works; nothing is written to the server's log.
+    ///
+    /// # Errors
+    /// The session is lost, or the server does not answer in time.
+    pub async fn answers(&self) -> Result<(), TargetError> {
+        let asked = tokio::time::timeout(RESET_TIMEOUT, self.client.batch_execute("")).await;
+        Ok(asked.map_err(|_| TargetError::Unresponsive(RESET_TIMEOUT))??)
     }
 }
 

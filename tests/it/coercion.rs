@@ -73,7 +73,7 @@ async fn world(triggers: &str) -> World {
     for case in CASES {
         let table = |ty: &str| format!("CREATE TABLE {} (id int PRIMARY KEY, v {ty})", case.name);
         builder = builder.publisher_sql(&table(case.published)).target_sql(&table(case.target));
-        builder = builder.target_sql(&triggers.replace("TABLE", case.name));
+        builder = builder.target_sql(&triggers.replace("$t", case.name));
     }
     builder.start().await
 }
@@ -90,8 +90,9 @@ async fn refused(world: &World, what: &str) -> serde_json::Value {
 
 /// Sends bad values by each kind of change. The rows of `ids` are those that arrive.
 async fn check_stream(world: &World) {
-    for Case { name, good, bad, sqlstate, .. } in CASES {
-        let insert = |id: &str, value: &str| format!("INSERT INTO {name} SELECT n, {value} FROM {id}");
+    for Case { name, published, good, bad, sqlstate, .. } in CASES {
+        let insert =
+            |id: &str, value: &str| format!("INSERT INTO {name} SELECT n, ({value})::{published} FROM {id}");
         // One row, a set, and so many rows that they go by COPY.
         for (rows, what) in [(1, "a row"), (50, "a set"), (3000, "a COPY")] {
             let ids = format!("generate_series(1, {rows}) n");
@@ -134,8 +135,8 @@ async fn a_value_that_would_be_changed_pauses_as_a_set() {
 #[tokio::test]
 async fn a_value_that_would_be_changed_pauses_row_by_row() {
     let world = world(
-        "CREATE TRIGGER pass AFTER INSERT ON TABLE FOR EACH ROW EXECUTE FUNCTION pass();
-         ALTER TABLE TABLE ENABLE ALWAYS TRIGGER pass",
+        "CREATE TRIGGER pass AFTER INSERT ON $t FOR EACH ROW EXECUTE FUNCTION pass();
+         ALTER TABLE $t ENABLE ALWAYS TRIGGER pass",
     )
     .await;
     let _service = world.run();
@@ -146,9 +147,9 @@ async fn a_value_that_would_be_changed_pauses_row_by_row() {
 #[tokio::test]
 async fn a_value_that_would_be_changed_fails_the_copy_and_is_named() {
     let world = world("").await;
-    for Case { name, good, bad, .. } in CASES {
+    for Case { name, published, good, bad, .. } in CASES {
         let sql = format!(
-            "INSERT INTO {name} SELECT n, CASE n WHEN 77 THEN {bad} ELSE {good} END FROM generate_series(1, 100) n"
+            "INSERT INTO {name} SELECT n, (CASE n WHEN 77 THEN {bad} ELSE {good} END)::{published} FROM generate_series(1, 100) n"
         );
         world.publisher.exec(sql).await;
     }

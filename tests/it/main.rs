@@ -4,6 +4,7 @@
 //! installs; `support` holds what they share.
 
 #[cfg(test)]
+mod arrivals;
 mod batches;
 #[cfg(test)]
 mod boundaries;
@@ -46,6 +47,8 @@ mod in_progress;
 mod logs;
 #[cfg(test)]
 mod metrics;
+#[cfg(test)]
+mod neighbours;
 #[cfg(test)]
 mod open_transaction;
 #[cfg(test)]

@@ -16,7 +16,7 @@ use pgsluice::apply::incoming::tables::Surroundings;
 use pgsluice::apply::{Member, Membership, Outcome};
 use pgsluice::pg::Lsn;
 use pgsluice::pgoutput::Format;
-use pgsluice::schema::{PublishedActions, ReplicationRole};
+use pgsluice::schema::ReplicationRole;
 
 use crate::link::{Connection, Link, Look, PublisherOp, PublisherReply};
 use crate::mutants::{Fault, has};
@@ -129,7 +129,6 @@ impl<'a> Stream<'a> {
                 Member {
                     catalog: Arc::new(tables::published(table, start.seen.catalog.width[table])),
                     target: tables::name(table),
-                    actions: PublishedActions::ALL,
                     position,
                 },
             );
@@ -332,7 +331,7 @@ impl<'a> Stream<'a> {
         let op = match step {
             Step::Apply(batch) => Op::Batch { batch, term, done: 0 },
             Step::Settle { expected } => Op::Settle { expected, term },
-            Step::BeginRows => {
+            Step::BeginRows { .. } => {
                 self.stamps.clear();
                 self.main.send(Op::BeginRows);
                 return;

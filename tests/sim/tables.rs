@@ -175,7 +175,7 @@ pub(crate) fn published(table: usize, width: usize) -> PublishedRelation {
                 ty: builtin("text"),
                 typmod: -1,
                 key: column.key,
-                domain: false,
+                domain: None,
             })
             .collect(),
     }

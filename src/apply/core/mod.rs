@@ -58,7 +58,7 @@ pub use self::step::{Answer, Batch, Description, Step};
 use super::end::End;
 use super::incoming::event::Event;
 use super::incoming::intake::{Intake, Taken};
-use super::incoming::tables::{Described, Membership, Surroundings, Tables};
+use super::incoming::tables::{Described, Membership, PlannedTable, Surroundings, Tables};
 use super::outcome::{Outcome, Start};
 use crate::mutation::{self, Mutation};
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
@@ -84,6 +84,8 @@ pub struct Core {
     now: Moment,
     /// When the last message came.
     heard: Moment,
+    /// Why the stream ends once everything before the change in hand has been applied.
+    ending: Option<End>,
     steps: VecDeque<Step>,
 }
 
@@ -111,13 +113,14 @@ impl Core {
         };
         Self {
             subscription,
-            intake: Intake::new(Tables::new(members, surroundings), start.format, start.recorded),
+            intake: Intake::new(Tables::new(members, surroundings), start.format, start.recorded, start.skip),
             positions: Positions::new(start.recorded),
             skip: start.skip,
             bounds,
             phase,
             now: Moment::ZERO,
             heard: Moment::ZERO,
+            ending: None,
             steps: VecDeque::new(),
         }
     }
@@ -131,9 +134,11 @@ impl Core {
 
     /// Whether the stream's next message can be taken. If not, an answer or a description is outstanding.
     pub fn takes_messages(&self) -> bool {
-        if self.intake.tables.awaits_description() {
-            return false;
-        }
+        let holds = self.intake.tables.awaits_description() || self.intake.holds_change();
+        !holds && self.ending.is_none() && self.has_room()
+    }
+
+    fn has_room(&self) -> bool {
         match &self.phase {
             Phase::Sets(sets) => sets.has_room(self.bounds),
             Phase::Slices(slices) => slices.has_room(self.bounds),
@@ -195,26 +200,7 @@ impl Core {
             return;
         }
         let taken = self.intake.take(message);
-        let done = match taken {
-            Ok(Taken::Nothing) => Ok(()),
-            Ok(Taken::Passed(lsn)) => {
-                self.positions.pass(lsn);
-                Ok(())
-            }
-            Ok(Taken::Event(event)) => self.admit(event),
-            Ok(Taken::Announced(target)) => {
-                self.steps.extend(target.map(Step::Describe));
-                Ok(())
-            }
-            Ok(Taken::Ended(begin, commit)) => {
-                if let Phase::Sets(sets) = &mut self.phase {
-                    sets.gathered.begin_last(begin);
-                }
-                self.admit(commit)
-            }
-            Ok(Taken::RolledBack) => self.roll_back(),
-            Err(end) => Err(end),
-        };
+        let done = self.handle(taken);
         self.end_on_error(done);
     }
 
@@ -236,7 +222,7 @@ impl Core {
     /// No message is waiting: if the target is idle, what has been gathered is sent.
     pub fn quiet(&mut self, now: Moment) {
         self.now = now;
-        let done = self.flush().and_then(|()| self.record_if_due());
+        let done = self.go_on();
         self.end_on_error(done);
     }
 
@@ -263,7 +249,7 @@ impl Core {
         match next {
             Ok(phase) => {
                 self.phase = phase;
-                let done = self.flush().and_then(|()| self.record_if_due());
+                let done = self.go_on();
                 self.end_on_error(done);
             }
             Err(end) => self.end(end),
@@ -277,20 +263,74 @@ impl Core {
             return;
         }
         let done = match self.intake.tables.describe(description.as_ref()) {
-            Ok(Some(described)) => self.planned(described),
-            Ok(None) => Err(End::Invariant("a table was described that nobody asked about")),
-            // Whether the table's position lies before the transaction's commit is known at its end only.
-            Err(_) if self.is_in_progress() => Err(End::SendWhole),
-            Err(misfits) => Err(End::Unfit(misfits)),
+            Some(described) => self.planned(described).and_then(|()| self.go_on()),
+            None => Err(End::Invariant("a table was described that nobody asked about")),
         };
         self.end_on_error(done);
     }
 
     // --- between the phases ---------------------------------------------------------------
 
+    fn handle(&mut self, taken: Result<Taken, End>) -> Result<(), End> {
+        match taken {
+            Ok(Taken::Nothing) => Ok(()),
+            Ok(Taken::Passed(lsn)) => {
+                self.positions.pass(lsn);
+                Ok(())
+            }
+            Ok(Taken::Event(event)) => self.admit(event),
+            Ok(Taken::Announced(target)) => {
+                self.steps.extend(target.map(Step::Describe));
+                Ok(())
+            }
+            Ok(Taken::Ended(begin, commit)) => {
+                if let Phase::Sets(sets) = &mut self.phase {
+                    sets.gathered.begin_last(begin);
+                }
+                self.admit(commit)
+            }
+            Ok(Taken::RolledBack) => self.roll_back(),
+            Err(end @ End::Unfit(_)) => self.end_after_all_before(end),
+            Err(end) => Err(end),
+        }
+    }
+
+    /// Does what has become possible: sends gathered events, takes a change that was held, records a position, and
+    /// ends the stream if it was only waiting for earlier transactions.
+    fn go_on(&mut self) -> Result<(), End> {
+        self.flush()?;
+        while self.intake.holds_change() && !self.intake.tables.awaits_description() && self.has_room() {
+            let Some(taken) = self.intake.take_held() else { break };
+            self.handle(taken)?;
+        }
+        self.record_if_due()?;
+        match self.ending.take_if(|_| all_before_is_applied(&self.phase)) {
+            Some(end) => Err(end),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the stream because of a change in the transaction that is being received. Everything before that
+    /// transaction is applied first, and what has been sent of the transaction is rolled back.
+    fn end_after_all_before(&mut self, end: End) -> Result<(), End> {
+        self.ending = Some(end);
+        let phase = std::mem::replace(&mut self.phase, Phase::Stopped);
+        self.phase = match phase {
+            Phase::Sets(mut sets) => {
+                sets.gathered.drop_unfinished();
+                Phase::Sets(sets)
+            }
+            Phase::Slices(slices) => self.roll_back_slices(slices)?,
+            phase @ (Phase::Rows(_) | Phase::Settling(_) | Phase::Stopped) => phase,
+        };
+        self.go_on()
+    }
+
     fn planned(&mut self, described: Described) -> Result<(), End> {
-        let Described { replaced, source, exact_because, takes_binary, columns, warnings } = described;
+        let Described { replaced, planned } = described;
         self.steps.extend(replaced.map(|table| Step::Forget { table }));
+        let Some(planned) = planned else { return Ok(()) };
+        let PlannedTable { source, exact_because, takes_binary, columns, warnings } = planned;
         if self.intake.format() == Format::Binary && !takes_binary {
             // The stream was started in binary because the catalogs allowed it then.
             return Err(self.send_again());
@@ -407,5 +447,14 @@ impl Core {
     fn end(&mut self, end: End) {
         self.phase = Phase::Stopped;
         self.steps.push_back(Step::End(end));
+    }
+}
+
+/// Whether every transaction before the one that is being received has been applied.
+fn all_before_is_applied(phase: &Phase) -> bool {
+    match phase {
+        Phase::Sets(sets) => sets.is_at_rest(),
+        Phase::Rows(rows) => rows.has_applied_all_before(),
+        Phase::Slices(_) | Phase::Settling(_) | Phase::Stopped => false,
     }
 }

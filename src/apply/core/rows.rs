@@ -121,6 +121,12 @@ impl Rows {
         self.replay.is_empty() && self.transaction.is_none() && !self.awaits_answers()
     }
 
+    /// Whether every transaction before the one that is being received has been applied.
+    pub(super) fn has_applied_all_before(&self) -> bool {
+        let is_ending = self.transaction.as_ref().is_some_and(|transaction| transaction.end.is_some());
+        self.replay.is_empty() && self.committing.is_none() && !is_ending
+    }
+
     fn is_through(&self) -> bool {
         self.is_at_rest() && self.until.is_none_or(|until| self.finished >= until)
     }
@@ -309,7 +315,7 @@ impl Transaction {
     fn open(&mut self, steps: &mut VecDeque<Step>) -> bool {
         match self.stage {
             Stage::Empty => {
-                steps.push_back(Step::BeginRows);
+                steps.push_back(Step::BeginRows { finish: self.begin.final_lsn });
                 self.stage = Stage::Open;
                 true
             }

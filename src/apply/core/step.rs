@@ -26,8 +26,8 @@ pub enum Step {
     Apply(Batch),
     /// Roll back the open transaction, if any, and read the progress row: it must be at `expected`. Answered.
     Settle { expected: Lsn },
-    /// Begin a target transaction for rows. Not answered.
-    BeginRows,
+    /// Begin a target transaction for the rows of the publisher's that finishes at `finish`. Not answered.
+    BeginRows { finish: Lsn },
     /// Apply one row in that transaction. Answered.
     Row { table: Arc<TableContext>, change: RowChange, index: u64 },
     /// Truncate tables in that transaction. Answered.

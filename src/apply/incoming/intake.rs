@@ -17,17 +17,23 @@
 //!   that position is known at its end only.
 //!
 //! So no change has to be stored until the transaction's end is known, neither in memory nor on disk.
+//!
+//! # What a change needs
+//! Which operations come is decided by the publications as they were when the changes were made, so each change is
+//! held against what its own operation needs: a key, privileges, columns. If the target's table lacked that when it
+//! was described, it is described once more, because a GRANT is no change of the table. Only if the table still
+//! lacks it, the stream ends there ([`End::Unfit`]). A change that does not apply needs nothing.
 
 use std::sync::Arc;
 
 use super::event::Event;
-use super::tables::{Lookup, Tables};
+use super::tables::{Fit, Lookup, Tables};
 use crate::apply::change::RowChange;
-use crate::apply::end::End;
-use crate::apply::table::TableContext;
+use crate::apply::end::{End, Unfit};
 use crate::mutation::{self, Mutation};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Begin, Format, Message, StreamAbort, StreamCommit, Truncate};
+use crate::schema::Operations;
 
 #[derive(Debug)]
 pub(crate) struct Intake {
@@ -41,6 +47,23 @@ pub(crate) struct Intake {
     piece: Option<u32>,
     /// The end of the last transaction received.
     received: Lsn,
+    /// The one transaction that is passed over, by the position of its commit record.
+    skip: Option<Lsn>,
+    /// A change that waits for its tables to be described once more.
+    held: Option<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    message: HeldMessage,
+    /// The relations that have been described for it.
+    described: Vec<u32>,
+}
+
+#[derive(Debug)]
+enum HeldMessage {
+    Change { relation: u32, made_by: Option<u32>, change: RowChange },
+    Truncate(Truncate),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +78,14 @@ enum Finish {
     At(Lsn),
     /// At an unknown position beyond this one.
     Beyond(Lsn),
+}
+
+/// A change of tables that lack what its operation needs.
+struct Lacking {
+    relations: Vec<u32>,
+    operation: Operations,
+    command: &'static str,
+    finish: Finish,
 }
 
 /// The result of a message.
@@ -74,8 +105,24 @@ pub(crate) enum Taken {
 }
 
 impl Intake {
-    pub(crate) fn new(tables: Tables, format: Format, received: Lsn) -> Self {
-        Self { tables, format, receiving: None, piece: None, received }
+    pub(crate) fn new(tables: Tables, format: Format, received: Lsn, skip: Option<Lsn>) -> Self {
+        Self { tables, format, receiving: None, piece: None, received, skip, held: None }
+    }
+
+    /// Whether a change waits for its tables to be described once more.
+    pub(crate) fn holds_change(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Takes the change that waited, once its table has been described. Returns none if no change waited.
+    pub(crate) fn take_held(&mut self) -> Option<Result<Taken, End>> {
+        let Held { message, described } = self.held.take()?;
+        Some(match message {
+            HeldMessage::Change { relation, made_by, change } => {
+                self.change(relation, made_by, change, described)
+            }
+            HeldMessage::Truncate(truncate) => self.truncate(truncate, described),
+        })
     }
 
     pub(crate) fn format(&self) -> Format {
@@ -108,12 +155,16 @@ impl Intake {
     /// Takes the stream's next message.
     pub(crate) fn take(&mut self, message: Message) -> Result<Taken, End> {
         match message {
-            Message::Insert(m) => self.change(m.relation_oid, m.xid, RowChange::Insert { new: m.new }),
-            Message::Update(m) => {
-                self.change(m.relation_oid, m.xid, RowChange::Update { old: m.old, new: m.new })
+            Message::Insert(m) => {
+                self.change(m.relation_oid, m.xid, RowChange::Insert { new: m.new }, Vec::new())
             }
-            Message::Delete(m) => self.change(m.relation_oid, m.xid, RowChange::Delete { old: m.old.into() }),
-            Message::Truncate(m) => self.truncate(&m),
+            Message::Update(m) => {
+                self.change(m.relation_oid, m.xid, RowChange::Update { old: m.old, new: m.new }, Vec::new())
+            }
+            Message::Delete(m) => {
+                self.change(m.relation_oid, m.xid, RowChange::Delete { old: m.old.into() }, Vec::new())
+            }
+            Message::Truncate(m) => self.truncate(m, Vec::new()),
             Message::Begin(begin) => self.begin(begin),
             Message::Commit(commit) => {
                 let Some(Receiving::Whole { changes, .. }) = self.receiving.take() else {
@@ -192,11 +243,24 @@ impl Intake {
         }
     }
 
-    fn change(&mut self, relation: u32, made_by: Option<u32>, mut change: RowChange) -> Result<Taken, End> {
+    /// Takes a row change. `described` are the relations that have been described for it.
+    fn change(
+        &mut self,
+        relation: u32,
+        made_by: Option<u32>,
+        mut change: RowChange,
+        described: Vec<u32>,
+    ) -> Result<Taken, End> {
         let finish = self.finish(change.operation())?;
-        let Some(table) = self.find(relation, finish)?.map(Arc::clone) else {
+        let Some(fit) = self.find(relation, finish)? else {
             self.pass_over();
             return Ok(Taken::Nothing);
+        };
+        let Some(table) = fit.plan_for(change.as_set()).map(Arc::clone) else {
+            let (relations, operation, command) = (vec![relation], change.as_set(), change.operation());
+            let lacking = Lacking { relations, operation, command, finish };
+            let message = HeldMessage::Change { relation, made_by, change };
+            return self.look_again(&lacking, Held { message, described });
         };
         self.is_of_top_level(made_by)?;
         if self.format == Format::Binary {
@@ -206,11 +270,21 @@ impl Intake {
         Ok(Taken::Event(Event::Change { table, change, index }))
     }
 
-    fn truncate(&mut self, message: &Truncate) -> Result<Taken, End> {
-        let finish = self.finish("TRUNCATE")?;
+    fn truncate(&mut self, message: Truncate, described: Vec<u32>) -> Result<Taken, End> {
+        let (command, operation) = ("TRUNCATE", Operations::TRUNCATE);
+        let finish = self.finish(command)?;
         let mut tables = Vec::with_capacity(message.relation_oids.len());
+        let mut relations = Vec::new();
         for &relation in &message.relation_oids {
-            tables.extend(self.find(relation, finish)?.map(Arc::clone));
+            match self.find(relation, finish)?.map(|fit| fit.plan_for(operation)) {
+                None => {}
+                Some(Some(table)) => tables.push(Arc::clone(table)),
+                Some(None) => relations.push(relation),
+            }
+        }
+        if !relations.is_empty() {
+            let lacking = Lacking { relations, operation, command, finish };
+            return self.look_again(&lacking, Held { message: HeldMessage::Truncate(message), described });
         }
         if tables.is_empty() {
             self.pass_over();
@@ -219,6 +293,28 @@ impl Intake {
         self.is_of_top_level(message.xid)?;
         let index = self.count()?;
         Ok(Taken::Event(Event::Truncate { tables, restart_seqs: message.restart_seqs, index }))
+    }
+
+    /// Has the tables of a change described once more that it did not fit into, one after the other, and holds the
+    /// change until then. Fails if that has been done for this change.
+    fn look_again(&mut self, lacking: &Lacking, mut held: Held) -> Result<Taken, End> {
+        let &Lacking { ref relations, operation, command, finish } = lacking;
+        let Some(&next) = relations.iter().find(|relation| !held.described.contains(relation)) else {
+            // Whether a transaction in progress commits is known at its end only.
+            let Finish::At(at) = finish else { return Err(End::SendWhole) };
+            let mut misfits = Vec::new();
+            for &relation in relations {
+                misfits.extend(self.find(relation, finish)?.map(|fit| fit.misfits_of(operation)));
+            }
+            let misfits = misfits.concat();
+            return Err(End::Unfit(Unfit { misfits, command, finish: Some(at) }));
+        };
+        let Some(target) = self.tables.look_again(next) else {
+            return Err(End::Invariant("a table is looked at again that is not in the subscription"));
+        };
+        held.described.push(next);
+        self.held = Some(held);
+        Ok(Taken::Announced(Some(target)))
     }
 
     /// Fails if a subtransaction made the change of a transaction in progress.
@@ -267,20 +363,21 @@ impl Intake {
     }
 
     /// Finds the table of a relation; none if its changes do not apply.
-    fn find(&self, relation: u32, finish: Finish) -> Result<Option<&Arc<TableContext>>, End> {
+    fn find(&self, relation: u32, finish: Finish) -> Result<Option<&Fit>, End> {
         match (self.tables.lookup(relation), finish) {
             (Lookup::Unannounced, _) => Err(End::OutOfOrder(format!(
                 "a change of relation {relation}, which no Relation message announced"
             ))),
             (Lookup::Foreign, _) | (Lookup::Member { position: None, .. }, Finish::At(_)) => Ok(None),
-            (Lookup::Member { position: Some(position), context }, Finish::At(commit)) => {
+            (Lookup::Member { .. }, Finish::At(commit)) if self.skip == Some(commit) => Ok(None),
+            (Lookup::Member { position: Some(position), fit }, Finish::At(commit)) => {
                 let applies = position <= commit || mutation::is(Mutation::IgnorePositions);
-                Ok(applies.then_some(context))
+                Ok(applies.then_some(fit))
             }
-            (Lookup::Member { position: Some(position), context }, Finish::Beyond(received))
+            (Lookup::Member { position: Some(position), fit }, Finish::Beyond(received))
                 if position <= received || mutation::is(Mutation::PiecesIgnorePositions) =>
             {
-                Ok(Some(context))
+                Ok(Some(fit))
             }
             (Lookup::Member { .. }, Finish::Beyond(_)) => Err(End::SendWhole),
         }

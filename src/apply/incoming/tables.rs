@@ -6,12 +6,12 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 
 use crate::apply::sets::suitability::exact_because;
-use crate::apply::table::{ExactBecause, TableContext, text_columns};
+use crate::apply::table::{ExactBecause, TableContext, hindered, text_columns};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
 use crate::schema::binary::takes_binary;
 use crate::schema::{
-    self, Comparison, Misfit, MisfitKind, Pairing, PublishedActions, PublishedRelation, ReplicationRole,
+    self, Comparison, Misfit, Operations, Pairing, PublishedActions, PublishedRelation, ReplicationRole,
     SeenColumn, TargetTable, Warning,
 };
 
@@ -22,7 +22,6 @@ pub struct Member {
     /// domains, which a Relation message lacks.
     pub catalog: Arc<PublishedRelation>,
     pub target: QualifiedName,
-    pub actions: PublishedActions,
     /// A change applies if its transaction commits at or beyond this position. None while the table is not
     /// synchronised: its changes are then applied by its synchronisation.
     pub position: Option<Lsn>,
@@ -41,34 +40,37 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// Compares a published table with the target's current table.
+    /// Compares a published table with the target's current table, for every operation: which ones come is known
+    /// only when they come.
     pub(crate) fn compare(
         &self,
         published: &PublishedRelation,
-        actions: PublishedActions,
         target_name: &QualifiedName,
         target: Option<&TargetTable>,
     ) -> Comparison {
         let (session, role) = (self.replication_role, self.role.as_str());
+        let actions = PublishedActions::ALL;
         schema::compare(&Pairing { published, actions, target_name, target, session, role })
     }
 }
 
-/// Whether the current comparison gives the same plan as before.
+/// Whether the current comparison gives the same plan as before. A revoked privilege is no change of the table, and
+/// the server's error names it.
 pub(crate) fn is_still_planned_so(table: &TableContext, now: &Comparison) -> bool {
-    // A revoked privilege is no change of the table, and the server's error names it.
-    let refused = |misfit: &Misfit| {
-        matches!(misfit.kind, MisfitKind::MissingPrivilege { .. } | MisfitKind::NoSchemaUsage { .. })
-    };
-    let only_refused = !now.misfits.is_empty() && now.misfits.iter().all(refused);
-    only_refused || now.plan.as_ref() == Some(&table.plan)
+    now.plan.as_ref() == Some(&table.plan)
 }
 
-/// A table that has just been planned.
+/// A table that has just been described.
 #[derive(Debug)]
 pub(crate) struct Described {
-    /// The id of the plan that the new one replaces.
+    /// The id of the plan that is no longer valid.
     pub(crate) replaced: Option<u64>,
+    /// None if the table cannot be planned.
+    pub(crate) planned: Option<PlannedTable>,
+}
+
+#[derive(Debug)]
+pub(crate) struct PlannedTable {
     pub(crate) source: QualifiedName,
     pub(crate) exact_because: Option<ExactBecause>,
     pub(crate) takes_binary: bool,
@@ -103,8 +105,36 @@ enum Known {
         name: QualifiedName,
         /// As [`Member::position`].
         position: Option<Lsn>,
-        context: Arc<TableContext>,
+        published: Arc<PublishedRelation>,
+        fit: Fit,
     },
+}
+
+/// How a published table and the target's fitted when the target's was described.
+#[derive(Debug)]
+pub(crate) enum Fit {
+    Planned(Arc<TableContext>),
+    /// No change of the table can be applied.
+    Unfit(Vec<Misfit>),
+}
+
+impl Fit {
+    /// Returns the plan, if the operation can be applied with it.
+    #[inline]
+    pub(crate) fn plan_for(&self, operation: Operations) -> Option<&Arc<TableContext>> {
+        match self {
+            Self::Planned(context) => (!context.hindered.meet(operation)).then_some(context),
+            Self::Unfit(_) => None,
+        }
+    }
+
+    /// Returns what keeps the operation from being applied.
+    pub(crate) fn misfits_of(&self, operation: Operations) -> Vec<Misfit> {
+        match self {
+            Self::Planned(context) => context.misfits_of(operation),
+            Self::Unfit(misfits) => misfits.iter().filter_map(|misfit| misfit.hindering(operation)).collect(),
+        }
+    }
 }
 
 /// Whether a relation belongs to the subscription.
@@ -112,7 +142,7 @@ enum Known {
 pub(crate) enum Lookup<'a> {
     Member {
         position: Option<Lsn>,
-        context: &'a Arc<TableContext>,
+        fit: &'a Fit,
     },
     /// Not in the subscription.
     Foreign,
@@ -165,8 +195,8 @@ impl Tables {
             return Ok(None);
         };
         let published = self.cache.note_relation(message)?;
-        if let Some(Known::Member { context, .. }) = self.relations.get(&oid)
-            && Arc::ptr_eq(&context.published, &published)
+        if let Some(Known::Member { published: known, .. }) = self.relations.get(&oid)
+            && Arc::ptr_eq(known, &published)
         {
             return Ok(None);
         }
@@ -180,47 +210,58 @@ impl Tables {
         self.awaited.is_some()
     }
 
-    /// Plans the announced table for the target's table as it is now.
-    ///
-    /// # Errors
-    /// The reasons why it does not fit.
-    pub(crate) fn describe(
-        &mut self,
-        target: Option<&TargetTable>,
-    ) -> Result<Option<Described>, Vec<Misfit>> {
-        let Some(Awaited { oid, name, published }) = self.awaited.take() else { return Ok(None) };
-        let Some(member) = self.members.get(&name) else { return Ok(None) };
+    /// Has the target's table described again, because it did not fit. Returns its name; none if the relation is
+    /// not in the subscription.
+    pub(crate) fn look_again(&mut self, oid: u32) -> Option<QualifiedName> {
+        let Some(Known::Member { name, published, .. }) = self.relations.get(&oid) else { return None };
+        let target = self.members.get(name)?.target.clone();
+        self.awaited = Some(Awaited { oid, name: name.clone(), published: Arc::clone(published) });
+        Some(target)
+    }
+
+    /// Compares the announced table with the target's as it is now, and plans it. Whether it fits matters to the
+    /// changes that come, and only to them. Returns none if no description was awaited.
+    pub(crate) fn describe(&mut self, target: Option<&TargetTable>) -> Option<Described> {
+        let Awaited { oid, name, published } = self.awaited.take()?;
+        let member = self.members.get(&name)?;
         let described = PublishedRelation::clone(&published).with_domains_of(&member.catalog);
-        let actions = member.actions;
-        let comparison = self.surroundings.compare(&described, actions, &member.target, target);
-        let Some(plan) = comparison.plan else { return Err(comparison.misfits) };
-        let (columns, warnings) = (SeenColumn::all_of(&described), comparison.warnings);
-        self.next_id += 1;
+        let comparison = self.surroundings.compare(&described, &member.target, target);
         let replaced = match self.relations.get(&oid) {
-            Some(Known::Member { context, .. }) => Some(context.id),
-            Some(Known::Foreign) | None => None,
+            Some(Known::Member { fit: Fit::Planned(context), .. }) => Some(context.id),
+            Some(Known::Member { fit: Fit::Unfit(_), .. } | Known::Foreign) | None => None,
         };
-        let exact_because = exact_because(&plan, self.surroundings.replication_role);
-        let takes_binary = takes_binary(&plan.columns);
-        let context = Arc::new(TableContext {
-            id: self.next_id,
-            published,
-            text_columns: text_columns(&plan),
-            plan,
-            described,
-            actions,
-            exact_because,
-        });
+        let (fit, planned) = match comparison.plan {
+            Some(plan) => {
+                self.next_id += 1;
+                let exact_because = exact_because(&plan, self.surroundings.replication_role);
+                let takes_binary = takes_binary(&plan.columns);
+                let (columns, warnings) = (SeenColumn::all_of(&described), comparison.warnings);
+                let context = TableContext {
+                    id: self.next_id,
+                    published: Arc::clone(&published),
+                    text_columns: text_columns(&plan),
+                    hindered: hindered(&plan, &comparison.misfits),
+                    misfits: comparison.misfits,
+                    plan,
+                    described,
+                    exact_because,
+                };
+                let source = name.clone();
+                let planned = PlannedTable { source, exact_because, takes_binary, columns, warnings };
+                (Fit::Planned(Arc::new(context)), Some(planned))
+            }
+            None => (Fit::Unfit(comparison.misfits), None),
+        };
         let position = member.position;
-        self.relations.insert(oid, Known::Member { name: name.clone(), position, context });
-        Ok(Some(Described { replaced, source: name, exact_because, takes_binary, columns, warnings }))
+        self.relations.insert(oid, Known::Member { name, position, published, fit });
+        Some(Described { replaced, planned })
     }
 
     /// Finds the table of relation `oid`.
     pub(crate) fn lookup(&self, oid: u32) -> Lookup<'_> {
         match self.relations.get(&oid) {
             None => Lookup::Unannounced,
-            Some(Known::Member { position, context, .. }) => Lookup::Member { position: *position, context },
+            Some(Known::Member { position, fit, .. }) => Lookup::Member { position: *position, fit },
             Some(Known::Foreign) => Lookup::Foreign,
         }
     }

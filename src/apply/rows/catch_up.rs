@@ -8,15 +8,15 @@
 use std::sync::Arc;
 
 use crate::apply::change::RowChange;
-use crate::apply::end::End;
-use crate::apply::incoming::tables::{Lookup, Tables};
-use crate::apply::rows::evidence::surroundings;
+use crate::apply::end::{End, Unfit};
+use crate::apply::incoming::tables::{Fit, Lookup, Tables};
+use crate::apply::rows::evidence::{changed_identity, surroundings};
 use crate::apply::rows::executor::Executor;
 use crate::apply::statement::{Sequences, truncate_sql};
-use crate::apply::{ApplyError, Member, Membership};
+use crate::apply::{ApplyError, Member, Membership, TableContext};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::Message;
-use crate::schema::catalog;
+use crate::schema::{Operations, catalog};
 use crate::target::TargetSession;
 
 /// Applies the changes of one table within the session's open transaction.
@@ -46,6 +46,27 @@ impl<'a> CatchUp<'a> {
     /// Takes the stream's next message. Returns the position reached if it ended a transaction, whose rows have
     /// been written once [`Self::settle`] returns.
     pub async fn handle(&mut self, message: Message) -> Result<Option<Lsn>, ApplyError> {
+        match self.apply(message).await {
+            Err(error) => Err(explained(self.session, error).await),
+            taken => taken,
+        }
+    }
+
+    /// Waits until every row taken so far has been written. This is not done at each commit of the publisher,
+    /// because a round trip for each would take most of the time.
+    pub async fn settle(&mut self) -> Result<(), ApplyError> {
+        match self.executor.drain().await {
+            Err(error) => Err(explained(self.session, error).await),
+            settled => settled,
+        }
+    }
+
+    /// Whether the stream is between two transactions.
+    pub fn is_between_transactions(&self) -> bool {
+        self.open.is_none()
+    }
+
+    async fn apply(&mut self, message: Message) -> Result<Option<Lsn>, ApplyError> {
         match message {
             Message::Begin(begin) => self.open = Some(begin.final_lsn),
             Message::Commit(commit) => {
@@ -68,7 +89,7 @@ impl<'a> CatchUp<'a> {
             Message::Truncate(m) => {
                 let identity = if m.restart_seqs { Sequences::Restart } else { Sequences::Continue };
                 for relation in m.relation_oids {
-                    if let Some(table) = self.find(relation)? {
+                    if let Some(table) = self.table_for(relation, Operations::TRUNCATE, "TRUNCATE").await? {
                         self.executor.drain().await?;
                         let sql = truncate_sql([&table.plan], identity);
                         self.session.client().batch_execute(&sql).await?;
@@ -86,21 +107,10 @@ impl<'a> CatchUp<'a> {
         Ok(None)
     }
 
-    /// Waits until every row taken so far has been written. This is not done at each commit of the publisher,
-    /// because a round trip for each would take most of the time.
-    pub async fn settle(&mut self) -> Result<(), ApplyError> {
-        self.executor.drain().await
-    }
-
-    /// Whether the stream is between two transactions.
-    pub fn is_between_transactions(&self) -> bool {
-        self.open.is_none()
-    }
-
     async fn describe(&mut self, target: &QualifiedName) -> Result<(), ApplyError> {
         let client = self.session.client();
         let tables = catalog::target_tables(&***client, std::slice::from_ref(target)).await?;
-        let described = self.tables.describe(tables.first().and_then(Option::as_ref)).map_err(End::Unfit)?;
+        let described = self.tables.describe(tables.first().and_then(Option::as_ref));
         if let Some(replaced) = described.and_then(|described| described.replaced) {
             self.executor.forget(replaced);
         }
@@ -109,24 +119,55 @@ impl<'a> CatchUp<'a> {
 
     async fn change(&mut self, relation: u32, change: RowChange) -> Result<(), ApplyError> {
         self.changes += 1;
-        match self.find(relation)? {
+        match self.table_for(relation, change.as_set(), change.operation()).await? {
             Some(table) => self.executor.submit(&table, change, self.changes).await,
             None => Ok(()),
         }
     }
 
-    fn find(&self, relation: u32) -> Result<Option<Arc<crate::apply::TableContext>>, ApplyError> {
+    /// Finds the table of a change; none if the change does not apply. If the target's table lacks what the operation
+    /// needs, it is described once more: a GRANT is no change of the table.
+    async fn table_for(
+        &mut self,
+        relation: u32,
+        operation: Operations,
+        command: &'static str,
+    ) -> Result<Option<Arc<TableContext>>, ApplyError> {
+        match self.find(relation)?.map(|fit| fit.plan_for(operation)) {
+            None => return Ok(None),
+            Some(Some(table)) => return Ok(Some(Arc::clone(table))),
+            Some(None) => {}
+        }
+        self.executor.drain().await?;
+        if let Some(target) = self.tables.look_again(relation) {
+            self.describe(&target).await?;
+        }
+        let finish = self.open;
+        let Some(fit) = self.find(relation)? else { return Ok(None) };
+        match fit.plan_for(operation) {
+            Some(table) => Ok(Some(Arc::clone(table))),
+            None => Err(End::Unfit(Unfit { misfits: fit.misfits_of(operation), command, finish }).into()),
+        }
+    }
+
+    fn find(&self, relation: u32) -> Result<Option<&Fit>, ApplyError> {
         let commit_lsn =
             self.open.ok_or_else(|| End::OutOfOrder("a change outside a transaction".to_owned()))?;
         match self.tables.lookup(relation) {
-            Lookup::Member { position: Some(position), context } if position <= commit_lsn => {
-                Ok(Some(Arc::clone(context)))
-            }
+            Lookup::Member { position: Some(position), fit } if position <= commit_lsn => Ok(Some(fit)),
             Lookup::Member { .. } | Lookup::Foreign => Ok(None),
             Lookup::Unannounced => Err(End::OutOfOrder(format!(
                 "a change of relation {relation}, which no Relation message announced"
             ))
             .into()),
         }
+    }
+}
+
+/// Turns the failure of a change that the target cannot take into the reason.
+async fn explained(session: &TargetSession, error: ApplyError) -> ApplyError {
+    match changed_identity(&error, session).await {
+        Ok(Some(unfit)) => End::Unfit(unfit).into(),
+        Ok(None) | Err(_) => error,
     }
 }

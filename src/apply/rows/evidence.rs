@@ -5,6 +5,7 @@
 
 use crate::apply::TableContext;
 use crate::apply::change::{Param, RowChange};
+use crate::apply::end::{End, Unfit};
 use crate::apply::error::{ApplyError, FailedChange};
 use crate::apply::incoming::tables::{Surroundings, is_still_planned_so};
 use crate::apply::rows::facts::ConflictFacts;
@@ -16,9 +17,11 @@ use crate::conflict::{
 use crate::error::ServerError;
 use crate::pg::QualifiedName;
 use crate::pgoutput::{OldRow, Tuple, Value};
-use crate::schema::{ReplicationRole, TablePlan, catalog};
+use crate::schema::{MisfitKind, ReplicationRole, TablePlan, catalog};
 use crate::target::TargetSession;
 
+/// SQLSTATE `generated_always`: a value was given for a column that only takes generated ones.
+const GENERATED_ALWAYS: &str = "428C9";
 /// Maximum number of local rows shown for each unique key. One is usual; more are a sign of a damaged index.
 const LOCAL_ROWS_MAX: usize = 8;
 
@@ -30,6 +33,9 @@ const LOCAL_ROWS_MAX: usize = 8;
 pub(crate) async fn collect(error: ApplyError, session: &TargetSession) -> Result<ConflictFacts, ApplyError> {
     if let ApplyError::RowCount { change, .. } | ApplyError::Refused { change, .. } = &error {
         check_current(&change.table, session).await?;
+    }
+    if let Some(unfit) = changed_identity(&error, session).await? {
+        return Err(End::Unfit(unfit).into());
     }
     match error {
         ApplyError::RowCount { found, change } => missing_row(found, *change, session.replication_role()),
@@ -45,8 +51,46 @@ pub(crate) async fn check_current(table: &TableContext, session: &TargetSession)
     let name = &table.plan.target;
     let target = catalog::target_tables(&***session.client(), std::slice::from_ref(name)).await?;
     let target = target.first().and_then(Option::as_ref);
-    let now = surroundings(session).compare(&table.described, table.actions, name, target);
+    let now = surroundings(session).compare(&table.described, name, target);
     if is_still_planned_so(table, &now) { Ok(()) } else { Err(ApplyError::TargetChanged(name.clone())) }
+}
+
+/// Returns the misfit if an update failed because it changes a GENERATED ALWAYS AS IDENTITY column. If the old value
+/// was sent, the server has refused the new one; otherwise the row exists, with another value.
+pub(crate) async fn changed_identity(
+    error: &ApplyError,
+    session: &TargetSession,
+) -> Result<Option<Unfit>, ApplyError> {
+    let (change, columns) = match error {
+        ApplyError::Refused { error, change } if error.code == GENERATED_ALWAYS => {
+            (change, refused_identity(change))
+        }
+        ApplyError::RowCount { found: 0, change } if matches!(change.change, RowChange::Update { .. }) => {
+            let kept: Vec<usize> = change.table.plan.kept_columns().collect();
+            let exists = !kept.is_empty() && !row_itself(change, session).await?.is_empty();
+            (change, if exists { kept } else { Vec::new() })
+        }
+        _ => return Ok(None),
+    };
+    let table = &change.table;
+    let names = columns.into_iter().filter_map(|i| table.plan.columns.get(i)).map(|c| c.target.clone());
+    let misfits: Vec<_> = names.map(|column| table.misfit(MisfitKind::IdentityAlways { column })).collect();
+    let unfit = Unfit { misfits, command: change.change.operation(), finish: None };
+    Ok((!unfit.misfits.is_empty()).then_some(unfit))
+}
+
+/// Returns the columns of the row identity that an update may not set, and would.
+fn refused_identity(failed: &FailedChange) -> Vec<usize> {
+    let RowChange::Update { new, .. } = &failed.change else { return Vec::new() };
+    let old = failed.change.identity_row();
+    let changes = |&at: &usize| old.is_some_and(|old| old.get(at) != new.get(at));
+    let columns = failed.table.plan.columns.iter().enumerate();
+    let kept: Vec<usize> = failed.table.plan.kept_columns().collect();
+    columns
+        .filter(|(at, column)| column.identity_always && !kept.contains(at))
+        .map(|(at, _)| at)
+        .filter(changes)
+        .collect()
 }
 
 /// Returns what a comparison needs to know about the session.

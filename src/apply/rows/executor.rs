@@ -95,7 +95,7 @@ impl Executor {
             // A row trigger may make the count 0 although the row exists. So a query checks for the row first,
             // while no other statement is unanswered that could change the result.
             self.drain().await?;
-            let exists = plan::plan_exists(&table.plan, &subject.change)?;
+            let exists = plan::plan_suits(&table.plan, &subject.change)?;
             self.send(exists, subject.clone(), Rows::One).await?;
             self.drain().await?;
         }

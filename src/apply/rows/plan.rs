@@ -3,6 +3,9 @@
 //! Pure. Which columns of a message are used follows PostgreSQL's rules for old rows. A key that did not
 //! change is not sent. Columns of an old key that are not part of it are sent as NULL and are ignored. An
 //! unchanged TOAST value is not sent, so its column is left out of SET.
+//!
+//! The server refuses SET for GENERATED ALWAYS AS IDENTITY columns. One whose old value was sent is named only if
+//! the value changes; of any other, the row must already have the new value.
 
 use crate::apply::change::{Param, RowChange};
 use crate::apply::statement::{ColumnSet, Shape, identity_columns};
@@ -45,7 +48,18 @@ pub fn plan_row(table: &TablePlan, change: &RowChange) -> Result<RowStatement, P
 /// Plans the query whether the row that `change` updates or deletes exists.
 pub fn plan_exists(table: &TablePlan, change: &RowChange) -> Result<RowStatement, PlanError> {
     let (null, params) = identity(table, change)?;
-    Ok(RowStatement { shape: Shape::Exists { null }, params })
+    Ok(RowStatement { shape: Shape::Exists { kept: ColumnSet::default(), null }, params })
+}
+
+/// Plans the query whether the row exists and `change` can be applied to it: as [`plan_exists`], but the row has
+/// the values that an update may not change.
+pub fn plan_suits(table: &TablePlan, change: &RowChange) -> Result<RowStatement, PlanError> {
+    let (null, mut params) = identity(table, change)?;
+    let kept = match change {
+        RowChange::Update { new, .. } => kept(table, new, &mut params),
+        RowChange::Insert { .. } | RowChange::Delete { .. } => ColumnSet::default(),
+    };
+    Ok(RowStatement { shape: Shape::Exists { kept, null }, params })
 }
 
 fn plan_insert(table: &TablePlan, new: &Tuple) -> Result<RowStatement, PlanError> {
@@ -65,12 +79,13 @@ fn plan_update(table: &TablePlan, change: &RowChange, new: &Tuple) -> Result<Row
     check_width(table, new)?;
     let (null, identity_params) = identity(table, change)?;
     let identity_row = change.identity_row();
+    let mut kept_params = Vec::new();
+    let kept = kept(table, new, &mut kept_params);
     let mut set = ColumnSet::default();
     let mut params = Vec::with_capacity(table.columns.len() + identity_params.len());
     for (i, (column, value)) in table.columns.iter().zip(new).enumerate() {
-        // The server refuses SET for GENERATED ALWAYS identity columns, so one is named only if its value
-        // changes.
-        if column.identity_always && identity_row.is_some_and(|old| old.get(i) == Some(value)) {
+        let unchanged = || identity_row.is_some_and(|old| old.get(i) == Some(value));
+        if column.identity_always && (kept.contains(i) || unchanged()) {
             continue;
         }
         if let Some(value) = param(new, value) {
@@ -80,10 +95,24 @@ fn plan_update(table: &TablePlan, change: &RowChange, new: &Tuple) -> Result<Row
     }
     if set.iter().next().is_none() {
         // No column is set, but the row must exist.
-        return Ok(RowStatement { shape: Shape::Exists { null }, params: identity_params });
+        let params = [identity_params, kept_params].concat();
+        return Ok(RowStatement { shape: Shape::Exists { kept, null }, params });
     }
     params.extend(identity_params);
-    Ok(RowStatement { shape: Shape::Update { set, null }, params })
+    params.extend(kept_params);
+    Ok(RowStatement { shape: Shape::Update { set, kept, null }, params })
+}
+
+/// Returns the columns that the row must have the new values of, and appends these.
+fn kept(table: &TablePlan, new: &Tuple, params: &mut Vec<Param>) -> ColumnSet {
+    let mut kept = ColumnSet::default();
+    for column in table.kept_columns() {
+        if let Some(value) = new.get(column).and_then(|value| param(new, value)) {
+            kept.insert(column);
+            params.push(value);
+        }
+    }
+    kept
 }
 
 /// Returns the identity columns that are NULL, and the values of the others in parameter order.

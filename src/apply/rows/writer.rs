@@ -16,11 +16,12 @@ use super::executor::Executor;
 use super::facts::ConflictFacts;
 use crate::apply::change::RowChange;
 use crate::apply::core::Advance;
+use crate::apply::end::{End, Unfit};
 use crate::apply::stamp::Stamps;
 use crate::apply::statement::{Sequences, truncate_sql};
 use crate::apply::{ApplyError, TableContext, progress};
 use crate::boundary;
-use crate::pg::{SubscriptionName, Term};
+use crate::pg::{Lsn, SubscriptionName, Term};
 use crate::target::TargetSession;
 
 pub(crate) struct RowWriter<'a> {
@@ -31,6 +32,8 @@ pub(crate) struct RowWriter<'a> {
     /// The tables that the transaction has written to.
     stamps: Stamps,
     since: Instant,
+    /// Where the publisher's transaction finishes.
+    finish: Option<Lsn>,
     /// Number of steps that have been taken and not answered.
     untold: usize,
     stage: Stage,
@@ -64,6 +67,7 @@ impl<'a> RowWriter<'a> {
             term,
             stamps: Stamps::default(),
             since: Instant::now(),
+            finish: None,
             untold: 0,
             stage: Stage::Ended,
         }
@@ -78,8 +82,9 @@ impl<'a> RowWriter<'a> {
         !self.executor.is_idle()
     }
 
-    /// Begins a target transaction.
-    pub(crate) async fn begin(&mut self) -> Result<(), ApplyError> {
+    /// Begins a target transaction for the publisher's that finishes at `finish`.
+    pub(crate) async fn begin(&mut self, finish: Lsn) -> Result<(), ApplyError> {
+        self.finish = Some(finish);
         self.stamps = Stamps::default();
         self.since = Instant::now();
         self.stage = Stage::Open;
@@ -183,8 +188,13 @@ impl<'a> RowWriter<'a> {
     /// The error itself, if it is no conflict.
     async fn refused(&mut self, error: ApplyError) -> Result<Told, ApplyError> {
         self.roll_back().await?;
-        let facts = evidence::collect(error, self.session).await?;
-        Ok(self.told(facts))
+        match evidence::collect(error, self.session).await {
+            Ok(facts) => Ok(self.told(facts)),
+            Err(ApplyError::Ended(End::Unfit(unfit))) => {
+                Err(End::Unfit(Unfit { finish: self.finish, ..unfit }).into())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn told(&mut self, facts: ConflictFacts) -> Told {

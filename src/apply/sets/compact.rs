@@ -48,7 +48,7 @@ use crate::apply::incoming::event::Event;
 use crate::apply::statement::ColumnSet;
 use crate::apply::table::TableContext;
 use crate::pgoutput::{OldRow, Tuple, Value};
-use crate::schema::{KeyScope, RowIdentity, TableKind, TablePlan};
+use crate::schema::{ColumnPlan, KeyScope, RowIdentity, TableKind, TablePlan};
 
 /// One statement for many rows, or a TRUNCATE.
 #[derive(Debug, Clone)]
@@ -72,7 +72,8 @@ pub enum SetKind {
     /// No row has any of these keys.
     Absent,
     Delete,
-    /// Sets these columns. If the key changes, rows have an old identity.
+    /// Sets these columns, in rows that already have the values of the kept columns
+    /// ([`TablePlan::kept_columns`]). If the key changes, rows have an old identity.
     Update(ColumnSet),
     Insert,
     /// Deletes rows without a key, which are found by all their columns; those in `null` are NULL.
@@ -295,7 +296,9 @@ impl<'a> Keyed<'a> {
                 Ok(Self { kind, identity: None, image, company: Company::Any })
             }
             RowChange::Update { old: OldRow::Full(old), new } if is_full_row(plan) => {
-                if new.len() != width || old.len() != width {
+                let refused =
+                    |(i, column): (usize, &ColumnPlan)| column.identity_always && old.get(i) != new.get(i);
+                if new.len() != width || old.len() != width || plan.columns.iter().enumerate().any(refused) {
                     return Err(Uncompactable);
                 }
                 let kind = SetKind::UpdateFullRow { set: table.set_by(new), null: nulls(old)? };
@@ -315,7 +318,7 @@ impl<'a> Keyed<'a> {
                 }
                 let moves = !matches!(old, OldRow::NotSent)
                     && columns.iter().any(|&column| named_by.get(column) != new.get(column));
-                let set = if moves { sent(new).collect() } else { table.set_by(new) };
+                let set = if moves { moved(plan, new) } else { table.set_by(new) };
                 if set.is_empty() {
                     return Err(Uncompactable);
                 }
@@ -411,6 +414,12 @@ fn settable(plan: &TablePlan) -> ColumnSet {
     let key = if plan.order_free { key_columns(plan) } else { &[] };
     let columns = plan.columns.iter().enumerate();
     columns.filter(|(i, column)| !key.contains(i) && !column.identity_always).map(|(i, _)| i).collect()
+}
+
+/// Returns the columns that an update sets if the key changes.
+fn moved(plan: &TablePlan, new: &Tuple) -> ColumnSet {
+    let kept: ColumnSet = plan.kept_columns().collect();
+    sent(new).filter(|&column| !kept.contains(column)).collect()
 }
 
 /// Returns the columns whose values were sent.

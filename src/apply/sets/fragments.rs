@@ -15,6 +15,13 @@ pub(crate) fn not_null(table: &TablePlan, null: &ColumnSet) -> Vec<usize> {
     (0..table.columns.len()).filter(|&i| !null.contains(i)).collect()
 }
 
+/// Returns the operator by which values of the column are equal.
+pub(crate) fn equality(column: &ColumnPlan) -> String {
+    let (schema, operator) =
+        column.equality.as_ref().map_or(("pg_catalog", "="), |op| (op.schema.as_str(), op.name.as_str()));
+    format!("OPERATOR({}.{operator})", quote_ident(schema))
+}
+
 /// Returns a statement that runs `change` and fails unless it changes exactly `$count` rows. `with` are the
 /// queries that the change uses.
 pub(crate) fn guarded(with: &str, change: &str, count: usize) -> String {
@@ -89,16 +96,12 @@ impl Source {
             .filter_map(|&i| table.columns.get(i))
             .zip(&self.identity)
             .map(|(column, value)| {
-                let (schema, operator) = column
-                    .equality
-                    .as_ref()
-                    .map_or(("pg_catalog", "="), |op| (op.schema.as_str(), op.name.as_str()));
                 let name = quote_ident(&column.target);
                 let value = match (table.order_free, column.array_input) {
                     (false, ArrayInput::OfType) => format!("ANY (ARRAY[{value}])"),
                     (true, _) | (false, ArrayInput::OfText) => value.clone(),
                 };
-                format!("t.{name} OPERATOR({}.{operator}) {value}", quote_ident(schema))
+                format!("t.{name} {} {value}", equality(column))
             })
             .collect();
         if conditions.is_empty() { "true".to_owned() } else { conditions.join(" AND ") }

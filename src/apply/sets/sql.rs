@@ -8,7 +8,7 @@
 use std::fmt::Write as _;
 
 use crate::apply::sets::compact::SetKind;
-use crate::apply::sets::fragments::{Source, assignments, count_guard, guarded, not_null};
+use crate::apply::sets::fragments::{Source, assignments, count_guard, equality, guarded, not_null};
 use crate::apply::sets::full_row;
 use crate::apply::sets::row_search::RowSearch;
 use crate::apply::statement::{identity_columns, scan_target};
@@ -21,7 +21,7 @@ use crate::schema::TablePlan;
 pub(crate) fn parameters(table: &TablePlan, kind: &SetKind) -> (Vec<usize>, Vec<usize>) {
     match kind {
         SetKind::Insert => ((0..table.columns.len()).collect(), Vec::new()),
-        SetKind::Update(set) => (set.iter().collect(), identity_columns(table)),
+        SetKind::Update(set) => (set.iter().chain(table.kept_columns()).collect(), identity_columns(table)),
         SetKind::Delete | SetKind::Absent => (Vec::new(), identity_columns(table)),
         SetKind::UpdateFullRow { set, null } => (set.iter().collect(), not_null(table, null)),
         SetKind::DeleteFullRow { null } => (Vec::new(), not_null(table, null)),
@@ -135,6 +135,10 @@ fn change_sql(table: &TablePlan, kind: &SetKind, search: RowSearch, format: Form
     let sql = match kind {
         SetKind::Update(set) => {
             let assignments = assignments(table, set, &source.values);
+            let kept = source.values.iter().skip(set.iter().count());
+            for (column, value) in table.kept_columns().filter_map(|i| table.columns.get(i)).zip(kept) {
+                let _ = write!(same, " AND t.{} {} {value}", quote_ident(&column.target), equality(column));
+            }
             format!("UPDATE {target} AS t SET {assignments} FROM {from} WHERE {same}")
         }
         _ => format!("DELETE FROM {target} AS t USING {from} WHERE {same}"),

@@ -16,8 +16,10 @@ mod fingerprint;
 mod listing;
 mod publisher;
 mod slot;
+mod slot_wait;
 mod target;
 mod target_columns;
+mod unlogged;
 mod unreadable;
 
 pub use definitions::{column_definitions, schema_states};
@@ -29,8 +31,10 @@ pub use publisher::{
     published_tables, publisher_facts, publisher_query, publisher_settings, unselectable_tables,
 };
 pub use slot::{SlotRow, last_checkpoint, slot_row};
+pub use slot_wait::slot_waits_for;
 pub use target::{TargetFacts, table_stamp_sql, target_facts, target_tables};
 pub use target_columns::target_column_types;
+pub use unlogged::{unlogged, unlogged_tables};
 pub use unreadable::{refused_copy, unreadable};
 
 /// Reads a column of PostgreSQL's type `"char"`, such as `typtype` or `relkind`: one ASCII character.

@@ -229,7 +229,7 @@ async fn read_columns<C: GenericClient + Sync>(
          SELECT c.attrelid, c.attnum, c.attname::pg_catalog.text AS name, c.generated,
                 n.nspname::pg_catalog.text AS type_schema, t.typname::pg_catalog.text AS type_name,
                 CASE WHEN c.atttypmod >= 0 THEN c.atttypmod ELSE b.typmod END AS typmod,
-                b.base <> c.atttypid AS domain,
+                NULLIF(c.atttypid, b.base) AS domain,
                 r.relreplident = 'f' OR EXISTS (
                   SELECT FROM pg_catalog.pg_index i
                    WHERE i.indrelid = c.attrelid

@@ -133,7 +133,9 @@ impl Worker {
     /// Returns the event that the record causes for its new owner.
     fn left_to(&mut self, row: &store::SubscriptionRow) -> Event {
         if row.desired == Desired::Pause {
-            self.because = Some(Because::operator());
+            let before = (row.state == store::State::Paused).then(|| recorded(row));
+            self.because = Some(Because::operator(before.as_ref()));
+            self.last_conflict = row.conflict_id;
             Event::LockedWhilePaused(PauseReason::Operator)
         } else if row.state == store::State::Paused {
             self.left_paused(row)
@@ -149,14 +151,19 @@ impl Worker {
             return Event::Locked;
         }
         self.last_conflict = row.conflict_id;
-        self.because = Some(Because {
-            reason: PauseReason::Conflict.as_str().to_owned(),
-            diagnosis: Diagnosis {
-                hint: row.hint.clone(),
-                ..Diagnosis::new(row.detail.clone().unwrap_or_default())
-            },
-            conflict_id: row.conflict_id,
-        });
+        self.because = Some(recorded(row));
         Event::LockedWhilePaused(PauseReason::Conflict)
+    }
+}
+
+/// The reason for a pause, as the record has it.
+fn recorded(row: &store::SubscriptionRow) -> Because {
+    Because {
+        reason: row.reason.clone().unwrap_or_default(),
+        diagnosis: Diagnosis {
+            hint: row.hint.clone(),
+            ..Diagnosis::new(row.detail.clone().unwrap_or_default())
+        },
+        conflict_id: row.conflict_id,
     }
 }

@@ -15,7 +15,7 @@ use super::super::failure::Failure;
 use super::super::schema_watch::SCHEMA_FINGERPRINT;
 use super::super::snapshot::Link;
 use super::super::state::{Event, State};
-use super::{Owner, Wake, Worker};
+use super::{Look, Owner, Wake, Worker};
 use crate::error::{Diagnosis, PauseReason};
 use crate::store::{self, Answer, Command, StateChange, StoreError, Verb};
 /// How often commands are looked for, in case their notification was lost.
@@ -51,6 +51,10 @@ impl Worker {
             }
             _ => None,
         };
+        if self.state == State::Paused(PauseReason::Schema) {
+            let difference = self.because.as_ref().map(|because| &because.diagnosis);
+            self.schema.pause(difference, Instant::now());
+        }
         loop {
             if self.session.is_none() {
                 // Without the session the lock is lost, and another instance may have gone on. So the lock is
@@ -82,7 +86,7 @@ impl Worker {
     /// Checks that the session that holds the lock still works.
     async fn keep_lock(&self) -> Result<(), Failure> {
         match &self.session {
-            Some(session) => Ok(session.reset().await?),
+            Some(session) => Ok(session.answers().await?),
             None => Err(Failure::retry(Diagnosis::new("the target session has ended"))),
         }
     }
@@ -94,6 +98,10 @@ impl Worker {
             "the target's tables"
         } else if self.context.publications.borrow().have_changed() {
             "the publications"
+        } else if self.schema.is_due(Instant::now()) {
+            debug!(subscription = self.context.name(), "comparing the tables again");
+            self.look = Look::Again;
+            return true;
         } else {
             return false;
         };
@@ -198,7 +206,8 @@ impl Worker {
         info!(subscription = self.context.name(), command = %command.verb, by = command.created_by, "command");
         match command.verb {
             Verb::Pause => {
-                self.because = Some(Because::operator());
+                let paused = matches!(self.state, State::Paused(_));
+                self.because = Some(Because::operator(self.because.as_ref().filter(|_| paused)));
                 (Answer::done("paused"), Some(Event::PauseAsked))
             }
             Verb::Resume => match self.state {
@@ -221,10 +230,11 @@ impl Worker {
     }
 
     /// Goes on after a skip has been armed. If the subscription is paused on a conflict, the skip is for its
-    /// transaction, because any other is refused when it is armed.
+    /// transaction, because any other is refused when it is armed. A pause for the schema names its transaction, too;
+    /// if the skip is for another one, the subscription pauses again.
     fn on_skip(&self) -> (Answer, Option<Event>) {
         let event = match self.state {
-            State::Paused(PauseReason::Conflict) => Event::ResumeAsked,
+            State::Paused(PauseReason::Conflict | PauseReason::Schema) => Event::ResumeAsked,
             State::Paused(_) => return (Answer::done("the transaction will be passed over"), None),
             _ => Event::RestartAsked,
         };

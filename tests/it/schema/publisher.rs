@@ -130,7 +130,7 @@ async fn columns_come_as_the_stream_sends_them() {
         .map(|table| {
             let columns = table.relation.columns.iter().map(|column| {
                 let key = if column.key { "*" } else { "" };
-                let domain = if column.domain { " (domain)" } else { "" };
+                let domain = if column.domain.is_some() { " (domain)" } else { "" };
                 let ty = pgsluice::schema::render::type_sql(&column.ty, column.typmod);
                 format!("{}{key} {ty}{domain}", column.name)
             });
