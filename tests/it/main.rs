@@ -53,6 +53,8 @@ mod privileges;
 #[cfg(test)]
 mod publications;
 #[cfg(test)]
+mod published_histories;
+#[cfg(test)]
 mod replication;
 #[cfg(test)]
 mod schema;
