@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::Operations;
 use crate::pg::QualifiedName;
 
 /// A type by name, because only built-in types have the same OID on every server.
@@ -75,7 +76,8 @@ pub struct PublishedTable {
     /// `Table`, or `Partitioned` if it is published via its root.
     pub kind: TableKind,
     pub relation: PublishedRelation,
-    pub actions: PublishedActions,
+    /// The published operations, combined over the publications that contain the table.
+    pub actions: Operations,
     /// Publications that publish it under this name, in the order in which they were requested.
     pub publications: Vec<String>,
     /// A row is copied if it satisfies any of these expressions; none means every row.
@@ -84,36 +86,6 @@ pub struct PublishedTable {
     pub has_generated: bool,
     /// The planner's estimate before row filters; `None` if the table was never analyzed.
     pub rows_estimated: Option<u64>,
-}
-
-/// The published operations, combined over the publications that contain the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct PublishedActions {
-    pub insert: bool,
-    pub update: bool,
-    pub delete: bool,
-    pub truncate: bool,
-}
-
-impl PublishedActions {
-    /// The default of a publication: all operations.
-    pub const ALL: Self = Self { insert: true, update: true, delete: true, truncate: true };
-
-    #[must_use]
-    pub const fn or(self, other: Self) -> Self {
-        Self {
-            insert: self.insert || other.insert,
-            update: self.update || other.update,
-            delete: self.delete || other.delete,
-            truncate: self.truncate || other.truncate,
-        }
-    }
-
-    /// Whether updates or deletes are published, which have to find existing rows.
-    #[must_use]
-    pub const fn changes_rows(self) -> bool {
-        self.update || self.delete
-    }
 }
 
 /// A table of the target, with everything that comparing, planning and applying need.

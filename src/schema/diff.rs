@@ -24,8 +24,8 @@ use super::plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
 use super::render::{is_builtin, type_sql};
 use super::warning::{Warning, WarningKind};
 use super::{
-    ColumnDefault, FiringTriggers, KeyEquality, OWN_SCHEMA, Operations, PublishedActions, PublishedColumn,
-    PublishedRelation, ReplicaIdentity, TableKind, TargetColumn, TargetTable, UniqueKey,
+    ColumnDefault, FiringTriggers, KeyEquality, OWN_SCHEMA, Operations, PublishedColumn, PublishedRelation,
+    ReplicaIdentity, TableKind, TargetColumn, TargetTable, UniqueKey,
 };
 
 /// A published table and the target's relation under the mapped name.
@@ -34,7 +34,7 @@ pub struct Pairing<'a> {
     pub published: &'a PublishedRelation,
     /// The operations whose misfits and warnings are wanted. Inserts are always among them, because of the
     /// copy.
-    pub actions: PublishedActions,
+    pub actions: Operations,
     pub target_name: &'a QualifiedName,
     /// The target's table; `None` if there is no such relation.
     pub target: Option<&'a TargetTable>,
@@ -66,7 +66,7 @@ pub fn compare(pairing: &Pairing<'_>) -> Comparison {
     let mut findings = Findings { pairing, misfits: Vec::new(), warnings: Vec::new() };
     let plan = findings.examine();
     let plan = plan.filter(|_| !findings.misfits.iter().any(|misfit| misfit.kind.is_structural()));
-    let operations = Operations::from(pairing.actions).or(Operations::INSERT);
+    let operations = pairing.actions.or(Operations::INSERT);
     let misfits = findings.misfits.iter().filter_map(|misfit| misfit.hindering(operations)).collect();
     Comparison { misfits, warnings: findings.warnings, plan }
 }
@@ -213,7 +213,7 @@ impl Findings<'_> {
         match row_identity(published, table, columns) {
             Ok(identity) => {
                 match &identity {
-                    _ if !actions.changes_rows() => {}
+                    _ if !actions.meet(Operations::OF_EXISTING_ROWS) => {}
                     RowIdentity::Key { columns, scope: KeyScope::Leaves } => {
                         self.warn(WarningKind::LeafKey { columns: names(columns) });
                     }
@@ -245,7 +245,7 @@ impl Findings<'_> {
     /// (`rewriteTargetListIU` in PostgreSQL's `rewriteHandler.c` accepts only DEFAULT), so that only updates
     /// that leave their value as it is can be applied.
     fn identity_columns(&mut self, columns: &[Option<&TargetColumn>]) {
-        if !self.pairing.actions.update {
+        if !self.pairing.actions.meet(Operations::UPDATE) {
             return;
         }
         let always = columns.iter().flatten().filter(|c| c.default == ColumnDefault::IdentityAlways);

@@ -1,9 +1,7 @@
 //! Sets of the operations that a stream has.
 //!
-//! Pure. A table's plan notes in such a set which operations the target could not carry out when the plan was
-//! made, so that testing for one of them costs nothing.
-
-use super::PublishedActions;
+//! Pure. A publication has the set of those that it publishes. A table's plan has the set of those that the target
+//! could not carry out when the plan was made, so that testing for one of them costs nothing.
 
 /// A set of operations, one bit each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,15 +31,9 @@ impl Operations {
     }
 }
 
-impl From<PublishedActions> for Operations {
-    fn from(actions: PublishedActions) -> Self {
-        let all = [
-            (actions.insert, Self::INSERT),
-            (actions.update, Self::UPDATE),
-            (actions.delete, Self::DELETE),
-            (actions.truncate, Self::TRUNCATE),
-        ];
-        all.into_iter().filter(|(published, _)| *published).fold(Self::NONE, |set, (_, one)| set.or(one))
+impl FromIterator<Self> for Operations {
+    fn from_iter<I: IntoIterator<Item = Self>>(sets: I) -> Self {
+        sets.into_iter().fold(Self::NONE, Self::or)
     }
 }
 
@@ -50,10 +42,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn published_operations_become_a_set() {
-        assert_eq!(Operations::from(PublishedActions::ALL), Operations::ALL);
-        let inserts = Operations::from(PublishedActions { insert: true, ..PublishedActions::default() });
-        assert!(inserts.meet(Operations::OF_ROWS) && !inserts.meet(Operations::OF_EXISTING_ROWS));
+    fn sets_meet_in_common_operations() {
+        assert!(Operations::INSERT.meet(Operations::OF_ROWS));
+        assert!(!Operations::INSERT.meet(Operations::OF_EXISTING_ROWS));
         assert!(!Operations::NONE.meet(Operations::ALL));
+        let all = [Operations::INSERT, Operations::UPDATE, Operations::DELETE, Operations::TRUNCATE];
+        assert_eq!(all.into_iter().collect::<Operations>(), Operations::ALL);
     }
 }

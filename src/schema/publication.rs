@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::pg::{QualifiedName, quote_ident};
 
-use super::{PublishedActions, PublishedTable, ReplicaIdentity, TableKind};
+use super::{Operations, PublishedTable, ReplicaIdentity, TableKind};
 
 /// One row of `pg_publication`. Fields that a version lacks have the value that matches its behaviour.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub struct Publication {
     pub oid: u32,
     pub name: String,
     pub all_tables: bool,
-    pub actions: PublishedActions,
+    pub actions: Operations,
     /// `publish_via_partition_root` (13+).
     pub via_root: bool,
     /// Whether `publish_generated_columns` is `stored` (18+).
@@ -104,7 +104,7 @@ pub struct Publications {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
     pub oid: u32,
-    pub actions: PublishedActions,
+    pub actions: Operations,
     /// Indexes of the publications whose filters and column lists apply.
     pub publications: Vec<usize>,
     pub row_filters: Vec<String>,
@@ -129,7 +129,7 @@ impl Publications {
     /// Returns the relations under which rows will be published, by OID.
     #[must_use]
     pub fn resolve(&self) -> Vec<Resolved> {
-        let mut found: BTreeMap<u32, (PublishedActions, HashSet<usize>)> = BTreeMap::new();
+        let mut found: BTreeMap<u32, (Operations, HashSet<usize>)> = BTreeMap::new();
         for relation in self.relations.values() {
             if let Some((published_as, actions, through)) = self.entry(relation) {
                 let (all, publications) = found.entry(published_as).or_default();
@@ -152,9 +152,9 @@ impl Publications {
 
     /// Follows `get_rel_sync_entry`: returns the topmost relation that any publication publishes this
     /// one as, the operations of all publications, and the publications that publish it as the topmost.
-    fn entry(&self, relation: &Relation) -> Option<(u32, PublishedActions, Vec<usize>)> {
+    fn entry(&self, relation: &Relation) -> Option<(u32, Operations, Vec<usize>)> {
         let ancestors = self.ancestors(relation);
-        let mut actions = PublishedActions::default();
+        let mut actions = Operations::NONE;
         let mut best: Option<Way> = None;
         let mut through = Vec::new();
         for (at, publication) in self.publications.iter().enumerate() {
@@ -363,7 +363,7 @@ mod tests {
         let oid = u32::try_from(facts.publications.len()).expect("few") + 1;
         let all_tables = members.is_empty();
         let name = name.to_owned();
-        let actions = PublishedActions::ALL;
+        let actions = Operations::ALL;
         facts.publications.push(Publication {
             oid,
             name,
@@ -411,9 +411,9 @@ mod tests {
     #[test]
     fn operations_are_those_of_every_publication_that_has_the_row() {
         let mut facts = with(with(tree(), "root", true, &[10]), "leaf", false, &[11]);
-        facts.publications[0].actions = PublishedActions { insert: true, ..PublishedActions::default() };
-        facts.publications[1].actions = PublishedActions { delete: true, ..PublishedActions::default() };
-        let expected = PublishedActions { insert: true, delete: true, ..PublishedActions::default() };
+        facts.publications[0].actions = Operations::INSERT;
+        facts.publications[1].actions = Operations::DELETE;
+        let expected = Operations::INSERT.or(Operations::DELETE);
         assert_eq!(facts.resolve()[0].actions, expected);
     }
 
@@ -486,7 +486,7 @@ mod tests {
                     identity: ReplicaIdentity::Default,
                     columns: Vec::new(),
                 },
-                actions: PublishedActions::ALL,
+                actions: Operations::ALL,
                 publications: Vec::new(),
                 row_filters: filters.iter().map(|&filter| filter.to_owned()).collect(),
                 has_generated,

@@ -11,8 +11,7 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
 use crate::schema::binary::takes_binary;
 use crate::schema::{
-    self, Comparison, Misfit, Operations, Pairing, PublishedActions, PublishedRelation, ReplicationRole,
-    TargetTable,
+    self, Comparison, Misfit, Operations, Pairing, PublishedRelation, ReplicationRole, TargetTable,
 };
 
 /// A table of the subscription.
@@ -49,7 +48,7 @@ impl Surroundings {
         target: Option<&TargetTable>,
     ) -> Comparison {
         let (session, role) = (self.replication_role, self.role.as_str());
-        let actions = PublishedActions::ALL;
+        let actions = Operations::ALL;
         schema::compare(&Pairing { published, actions, target_name, target, session, role })
     }
 }

@@ -10,8 +10,8 @@ use crate::schema::publication::{
     Attribute, Contradiction, Generated, Member, Publication, Publications, Relation, Resolved, WholeList,
 };
 use crate::schema::{
-    OWN_SCHEMA, PublishedActions, PublishedColumn, PublishedRelation, PublishedTable, ReplicaIdentity,
-    TableKind, TypeName,
+    OWN_SCHEMA, Operations, PublishedColumn, PublishedRelation, PublishedTable, ReplicaIdentity, TableKind,
+    TypeName,
 };
 
 use super::catalog_char;
@@ -93,12 +93,7 @@ async fn read_publications<C: GenericClient + Sync>(
                 oid: row.get("oid"),
                 name: row.get("name"),
                 all_tables: row.get("puballtables"),
-                actions: PublishedActions {
-                    insert: row.get("pubinsert"),
-                    update: row.get("pubupdate"),
-                    delete: row.get("pubdelete"),
-                    truncate: row.get("pubtruncate"),
-                },
+                actions: operations(row),
                 via_root: row.get("pubviaroot"),
                 generated_columns: row.get("pubgenerated"),
             };
@@ -112,6 +107,16 @@ async fn read_publications<C: GenericClient + Sync>(
     }
     // A name that is given twice counts once.
     Ok(names.iter().filter_map(|name| existing.remove(name)).collect())
+}
+
+fn operations(row: &Row) -> Operations {
+    let published = [
+        ("pubinsert", Operations::INSERT),
+        ("pubupdate", Operations::UPDATE),
+        ("pubdelete", Operations::DELETE),
+        ("pubtruncate", Operations::TRUNCATE),
+    ];
+    published.into_iter().filter(|&(column, _)| row.get(column)).map(|(_, operation)| operation).collect()
 }
 
 /// Reads the tables and schemas that the publications name.

@@ -88,7 +88,7 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
 fn pairing<'a>(published: &'a PublishedRelation, table: Option<&'a TargetTable>) -> Pairing<'a> {
     Pairing {
         published,
-        actions: PublishedActions::ALL,
+        actions: Operations::ALL,
         target_name: &published.name,
         target: table,
         session: ReplicationRole::Replica,
@@ -276,7 +276,7 @@ fn without_an_identity_only_inserts_come() {
       hint: run on the publisher: ALTER TABLE public.widgets ADD PRIMARY KEY (…); or ALTER TABLE public.widgets REPLICA IDENTITY FULL;
     None
     "#);
-    let inserts = PublishedActions { insert: true, ..PublishedActions::default() };
+    let inserts = Operations::INSERT;
     let keyed = published(ByKey, "a* int4");
     let comparison = compare(&Pairing { actions: inserts, ..pairing(&keyed, Some(&table)) });
     assert_eq!(describe(&comparison), "None");
@@ -307,7 +307,7 @@ fn each_operation_is_hindered_by_its_own_lacks_only() {
     assert_eq!(hindering(Operations::UPDATE), [select, generated, key]);
     assert_eq!(hindering(Operations::DELETE), [select, key]);
     assert_eq!(hindering(Operations::TRUNCATE), [r#"role "applier" lacks TRUNCATE on"#]);
-    let inserts = PublishedActions { insert: true, ..PublishedActions::default() };
+    let inserts = Operations::INSERT;
     let before = compare(&Pairing { actions: inserts, ..pairing(&widgets, Some(&table)) });
     assert_eq!(before.misfits.len(), 2, "what a publication needs is told beforehand");
 }

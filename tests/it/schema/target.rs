@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pgsluice::pg::QualifiedName;
 use pgsluice::schema::{
-    ColumnDefault, Comparison, Indexes, KeyScope, Pairing, PublishedActions, PublishedTable, ReplicationRole,
+    ColumnDefault, Comparison, Indexes, KeyScope, Operations, Pairing, PublishedTable, ReplicationRole,
     RowIdentity, TableKind, TargetTable, compare,
 };
 
@@ -192,7 +192,7 @@ async fn comparison(publisher: &Database, target: &Database, role: &str) -> Vec<
     let compare = |(table, found): (&PublishedTable, &Option<TargetTable>)| {
         compare(&Pairing {
             published: &table.relation,
-            actions: PublishedActions::ALL,
+            actions: Operations::ALL,
             target_name: &table.relation.name,
             target: found.as_ref(),
             session: ReplicationRole::Replica,
