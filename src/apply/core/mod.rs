@@ -77,8 +77,6 @@ pub struct Core {
     subscription: SubscriptionName,
     intake: Intake,
     positions: Positions,
-    /// The one transaction that is passed over, by the position of its commit record.
-    skip: Option<Lsn>,
     bounds: Bounds,
     phase: Phase,
     now: Moment,
@@ -115,7 +113,6 @@ impl Core {
             subscription,
             intake: Intake::new(Tables::new(members, surroundings), start.format, start.recorded, start.skip),
             positions: Positions::new(start.recorded),
-            skip: start.skip,
             bounds,
             phase,
             now: Moment::ZERO,
@@ -314,15 +311,7 @@ impl Core {
     /// transaction is applied first, and what has been sent of the transaction is rolled back.
     fn end_after_all_before(&mut self, end: End) -> Result<(), End> {
         self.ending = Some(end);
-        let phase = std::mem::replace(&mut self.phase, Phase::Stopped);
-        self.phase = match phase {
-            Phase::Sets(mut sets) => {
-                sets.gathered.drop_unfinished();
-                Phase::Sets(sets)
-            }
-            Phase::Slices(slices) => self.roll_back_slices(slices)?,
-            phase @ (Phase::Rows(_) | Phase::Settling(_) | Phase::Stopped) => phase,
-        };
+        self.drop_unfinished()?;
         self.go_on()
     }
 
@@ -340,7 +329,7 @@ impl Core {
 
     fn admit(&mut self, event: Event) -> Result<(), End> {
         if let Phase::Sets(sets) = &mut self.phase
-            && !matches!(&event, Event::Begin(begin) if self.skip == Some(begin.final_lsn))
+            && !matches!(&event, Event::Begin(begin) if self.intake.passes_over(begin.final_lsn))
             && event.suits_sets()
         {
             let ends = matches!(event, Event::Commit { .. });
@@ -365,6 +354,15 @@ impl Core {
 
     /// The publisher has rolled back the transaction in progress: what has been applied of it is rolled back.
     fn roll_back(&mut self) -> Result<(), End> {
+        match self.phase {
+            Phase::Rows(_) | Phase::Settling(_) => Err(self.send_again()),
+            Phase::Sets(_) | Phase::Slices(_) | Phase::Stopped => self.drop_unfinished(),
+        }
+    }
+
+    /// Drops the transaction that is being received from what is to be sent as sets. If slices of it have been sent,
+    /// they are rolled back.
+    fn drop_unfinished(&mut self) -> Result<(), End> {
         let phase = std::mem::replace(&mut self.phase, Phase::Stopped);
         self.phase = match phase {
             Phase::Sets(mut sets) => {
@@ -372,8 +370,7 @@ impl Core {
                 Phase::Sets(sets)
             }
             Phase::Slices(slices) => self.roll_back_slices(slices)?,
-            Phase::Rows(_) | Phase::Settling(_) => return Err(self.send_again()),
-            Phase::Stopped => Phase::Stopped,
+            phase @ (Phase::Rows(_) | Phase::Settling(_) | Phase::Stopped) => phase,
         };
         Ok(())
     }

@@ -165,7 +165,7 @@ impl Core {
     fn send_row(&mut self, rows: &mut Rows, event: Event) -> Result<Flow, End> {
         match (event, &mut rows.transaction) {
             (Event::Begin(begin), None) => {
-                let skipped = self.skip == Some(begin.final_lsn);
+                let skipped = self.intake.passes_over(begin.final_lsn);
                 let stage = if skipped { Stage::Skipped } else { Stage::Empty };
                 rows.transaction = Some(Transaction { begin, tally: Tally::default(), stage, end: None });
                 Ok(Flow::GoesOn)

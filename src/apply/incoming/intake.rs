@@ -125,6 +125,11 @@ impl Intake {
         })
     }
 
+    /// Whether the transaction that finishes at `finish` is passed over.
+    pub(crate) fn passes_over(&self, finish: Lsn) -> bool {
+        self.skip == Some(finish)
+    }
+
     pub(crate) fn format(&self) -> Format {
         self.format
     }
@@ -369,7 +374,7 @@ impl Intake {
                 "a change of relation {relation}, which no Relation message announced"
             ))),
             (Lookup::Foreign, _) | (Lookup::Member { position: None, .. }, Finish::At(_)) => Ok(None),
-            (Lookup::Member { .. }, Finish::At(commit)) if self.skip == Some(commit) => Ok(None),
+            (Lookup::Member { .. }, Finish::At(commit)) if self.passes_over(commit) => Ok(None),
             (Lookup::Member { position: Some(position), fit }, Finish::At(commit)) => {
                 let applies = position <= commit || mutation::is(Mutation::IgnorePositions);
                 Ok(applies.then_some(fit))
