@@ -99,13 +99,12 @@ pub async fn run(
             store = open_store(&config, &board) => break store,
             woken = signals.next() => woken,
         };
-        match (woken, &reload) {
-            (Woken::Stop, _) => {
-                side.stop().await;
-                return Ok(());
-            }
-            (_, reload) => config = reload_early(config, reload(), &board),
+        if matches!(woken, Woken::Stop) {
+            side.stop().await;
+            return Ok(());
         }
+        // Only a signal can wake it, because nothing runs yet.
+        config = reload_early(config, reload(), &board);
     };
     side.store_opened(&store);
     let mut service = Service::new(config, store, board);

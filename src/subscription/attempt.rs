@@ -34,11 +34,11 @@ use super::publications::Publications;
 use super::publisher::{Publisher, Reached, Reaching};
 use super::reader::Reader;
 use super::slot::{self, OnMissing, SlotPlan, SlotView};
-use super::slot_wait::SlotWait;
+use super::slot_wait::{Progress, SlotCreation};
 use super::snapshot::Snapshot;
 use super::stream::{self, StreamEnd};
 use super::table_sync::TableSyncs;
-use super::take_up::{compare_pending, membership, still_pending, take_up_tables};
+use super::take_up::{compare_pending, membership, still_pending, take_up_tables, warn_of_unlogged};
 use super::trust;
 use super::verify::{self, check_identity, still_holds, verify};
 
@@ -174,7 +174,12 @@ async fn prepare_and_stream(
     let tables = take_up_tables(context, published?, known.tables, plan, &mut warnings).await?;
     let mut pending = compare_pending(session, &tables, &mut warnings).await?;
     let relations: Vec<_> = tables.iter().map(|table| (&table.published.relation, &table.target)).collect();
-    let possible = format::survey(context, &publisher, session, &relations, &mut warnings).await?;
+    let (possible, unlogged) = tokio::join!(
+        format::survey(context, &publisher, session, &relations, &mut warnings),
+        warn_of_unlogged(session, &tables)
+    );
+    let possible = possible?;
+    warnings.extend(unlogged?);
     let (from, copied) = match plan {
         SlotPlan::Continue { from } => {
             report_warnings(context, session, warnings, &known.warnings).await?;
@@ -364,16 +369,15 @@ async fn create_slot(
         two_phase: false,
         failover: false,
     };
-    let mut wait = SlotWait::default();
-    let mut creation = std::pin::pin!(replication.create_slot(&spec));
+    let mut creation = SlotCreation::begin(replication, &spec, &publisher.client);
     let slot = loop {
-        let diagnosis = tokio::select! {
-            biased;
-            created = &mut creation => break created?,
-            found = wait.next(&publisher.client, &spec.name) => found,
-        };
-        context.attention(None, &diagnosis);
-        context.tell(Phase::SlotWaits(diagnosis)).await;
+        match creation.next().await {
+            Progress::Waits(diagnosis) => {
+                context.attention(None, &diagnosis);
+                context.tell(Phase::SlotWaits(diagnosis)).await;
+            }
+            Progress::Ended(created) => break created?,
+        }
     };
     info!(
         subscription = context.name(), slot = %slot.name, lsn = %slot.consistent_point,

@@ -37,7 +37,7 @@ use super::format::Transactions;
 use super::publisher::{self, Encoding, Publisher};
 use super::reader::{Done, Reader, StreamEvent};
 use super::slot;
-use super::slot_wait::SlotWait;
+use super::slot_wait::{Progress, SlotCreation};
 use super::take_up::PendingTable;
 
 /// Delay before a failed synchronisation is tried again.
@@ -364,19 +364,17 @@ impl Sync {
         spec: &SlotSpec,
         job: &CopyJob,
     ) -> Result<CreatedSlot, Failure> {
-        let (context, source) = (&self.context, &job.source);
-        let mut wait = SlotWait::default();
-        let mut creation = std::pin::pin!(replication.create_slot(spec));
+        let mut creation = SlotCreation::begin(replication, spec, &publisher.client);
         let created = loop {
-            let diagnosis = tokio::select! {
-                biased;
-                created = &mut creation => break created,
-                found = wait.next(&publisher.client, &spec.name) => found,
-            };
-            context.attention(Some(source), &diagnosis);
-            self.record_wait(job, Some(&diagnosis)).await?;
+            match creation.next().await {
+                Progress::Waits(diagnosis) => {
+                    self.context.attention(Some(&job.source), &diagnosis);
+                    self.record_wait(job, Some(&diagnosis)).await?;
+                }
+                Progress::Ended(created) => break created,
+            }
         };
-        if wait.was_found() {
+        if creation.has_waited() {
             self.record_wait(job, None).await?;
         }
         Ok(created?)

@@ -133,11 +133,7 @@ pub(super) async fn compare_pending(
     let waiting: Vec<&PreparedTable> =
         tables.iter().filter(|table| table.row.state != TableState::Ready).collect();
     let names: Vec<QualifiedName> = waiting.iter().map(|table| table.target.clone()).collect();
-    let all: Vec<QualifiedName> = tables.iter().map(|table| table.target.clone()).collect();
-    let client = &***session.client();
-    let (targets, unlogged) =
-        tokio::try_join!(catalog::target_tables(client, &names), catalog::unlogged_tables(client, &all))?;
-    warnings.extend(catalog::unlogged(&unlogged));
+    let targets = catalog::target_tables(&***session.client(), &names).await?;
     let (mut pending, mut misfits) = (Vec::new(), Vec::<Misfit>::new());
     for (table, target) in waiting.into_iter().zip(&targets) {
         let relation = &table.published.relation;
@@ -161,6 +157,15 @@ pub(super) async fn compare_pending(
         }
     }
     if misfits.is_empty() { Ok(pending) } else { Err(schema_failure(&misfits)) }
+}
+
+/// Returns the warning of target tables that a crash of the target empties; none if there are none.
+pub(super) async fn warn_of_unlogged(
+    session: &TargetSession,
+    tables: &[PreparedTable],
+) -> Result<Option<Diagnosis>, Failure> {
+    let names: Vec<QualifiedName> = tables.iter().map(|table| table.target.clone()).collect();
+    Ok(catalog::unlogged(&catalog::unlogged_tables(&***session.client(), &names).await?))
 }
 
 pub(super) fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn)]) -> Membership {
