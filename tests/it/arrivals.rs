@@ -207,6 +207,73 @@ async fn operations_that_change_at_random_end_like_the_built_in_subscriber() {
     beside.end().await;
 }
 
+/// Keys of the target come and go under load, and privileges while the service is down; large transactions are sent in
+/// progress; the service is killed. Nothing is lost, applied twice, or met as a conflict. `PGSLUICE_SEED` replays a run.
+/// (GRANT and TRUNCATE update the same catalog row, so a GRANT takes the table's lock first.)
+#[tokio::test]
+async fn keys_and_privileges_that_come_and_go_lose_nothing() {
+    let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let seed = number("PGSLUICE_SEED").unwrap_or_else(rand::random);
+    let rounds = number("PGSLUICE_TRANSACTIONS").unwrap_or(60);
+    println!("PGSLUICE_SEED={seed} PGSLUICE_TRANSACTIONS={rounds} replays this run");
+    let mut random = StdRng::seed_from_u64(seed);
+    let world = builder()
+        .servers(Servers::Separate)
+        .publisher_setting("logical_decoding_work_mem", "64kB")
+        .both_sql("CREATE TABLE done (n bigint)")
+        .start()
+        .await;
+    let mut service = world.run();
+    world.wait_state("streaming").await;
+    let mut row = 100;
+    for n in 0..rounds {
+        row += 3_000;
+        let at = random.random_range(0..row);
+        let change = match random.random_range(0..20) {
+            0..8 => format!("UPDATE t SET v = 'changed {n}' WHERE id BETWEEN {at} AND {at} + 50"),
+            8..12 => format!("DELETE FROM t WHERE id BETWEEN {at} AND {at} + 50"),
+            12..15 => format!(
+                "INSERT INTO t SELECT g, repeat('x', 90) FROM generate_series({}, {row}) g; DELETE FROM t WHERE id = {row}",
+                row - 2_500
+            ),
+            15 => "TRUNCATE t".to_owned(),
+            _ => format!("INSERT INTO t VALUES ({row}, 'one')"),
+        };
+        world.publisher.exec(format!("BEGIN; INSERT INTO done VALUES ({n}); {change}; COMMIT")).await;
+        match random.random_range(0..12) {
+            0 | 1 => world.target.exec("ALTER TABLE t DROP CONSTRAINT IF EXISTS t_pkey").await,
+            2 | 3 => restore_key(&world).await,
+            4 => {
+                service.kill9().await;
+                let privilege = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"][random.random_range(0..4)];
+                world.target.exec(format!("LOCK TABLE t; REVOKE {privilege} ON t FROM {TARGET_ROLE}")).await;
+                service = world.run();
+            }
+            5 => world.target.exec(format!("LOCK TABLE t; GRANT ALL ON t TO {TARGET_ROLE}")).await,
+            6 => {
+                service.kill9().await;
+                service = world.run();
+            }
+            _ => {}
+        }
+    }
+    world.target.exec(format!("LOCK TABLE t; GRANT ALL ON t TO {TARGET_ROLE}")).await;
+    restore_key(&world).await;
+    for table in ["t", "done"] {
+        world.wait_same_rows(table).await;
+    }
+    world.wait_state("streaming").await;
+    let conflicts = world.target.value("SELECT count(*) FROM pgsluice.conflict").await;
+    assert_eq!(conflicts.as_deref(), Some("0"));
+    assert_eq!(service.sigterm().await, 0);
+}
+
+async fn restore_key(world: &World) {
+    let restore = "DO $$ BEGIN ALTER TABLE t ADD CONSTRAINT t_pkey PRIMARY KEY (id); \
+                   EXCEPTION WHEN invalid_table_definition THEN NULL; END $$";
+    world.target.exec(restore).await;
+}
+
 /// The tables of [`wait_hindered`]'s tests.
 fn builder() -> Builder {
     World::builder()

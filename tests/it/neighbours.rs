@@ -212,6 +212,39 @@ async fn it_is_said_for_whom_a_slot_waits() {
     .await;
 }
 
+/// A service that dies while its slot is being created leaves a walsender that goes on waiting. The next one says for
+/// whom, ends with one slot, and has every row.
+#[tokio::test]
+async fn a_service_that_dies_while_its_slot_waits_leaves_nothing_wrong() {
+    let world = World::builder()
+        .servers(Servers::Separate)
+        .both_sql(WIDGETS)
+        .publisher_sql("CREATE PUBLICATION my_publication FOR TABLE widgets")
+        .publisher_sql("CREATE TABLE aside (id int); INSERT INTO widgets VALUES (1, 'before')")
+        .start()
+        .await;
+    let open = world.publisher.session().await;
+    open.batch("SET application_name = 'the old one'; BEGIN; INSERT INTO aside VALUES (1)").await.unwrap();
+    for _ in 0..2 {
+        let service = world.run();
+        until("it says for whom", async || {
+            let view = world.status().await?;
+            if view.told().contains("the old one") { Ok(()) } else { Err(format!("{:#}", view.json)) }
+        })
+        .await;
+        world.publisher.exec("INSERT INTO widgets SELECT count(*) + 1, 'during' FROM widgets").await;
+        service.kill9().await;
+    }
+    let _service = world.run();
+    open.batch("INSERT INTO widgets VALUES (100, 'of the old one'); COMMIT").await.unwrap();
+    world.wait_same_rows("widgets").await;
+    world.publisher.exec("INSERT INTO widgets VALUES (101, 'after')").await;
+    world.wait_same_rows("widgets").await;
+    world.wait_state("streaming").await;
+    let slots = "SELECT slot_name FROM pg_replication_slots";
+    assert_eq!(world.publisher.lines(slots).await, std::slice::from_ref(&world.subscription));
+}
+
 #[tokio::test]
 async fn an_operators_pause_does_not_hide_the_conflict_behind_it() {
     let world = World::builder()
