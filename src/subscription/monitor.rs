@@ -5,6 +5,9 @@
 //! the loss. A paused subscription then closes the stream, because a publisher that shuts down waits until
 //! every walsender has sent everything and has heard that it is flushed. A stream that is being applied may
 //! still get there; it is closed if it makes no progress, behind a lock on the target for example.
+//!
+//! What it finds is recorded in the target by a loop of its own, which takes the latest that there is. So a
+//! target that does not answer never keeps the monitor from noticing that the publisher is lost or waits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,9 +88,25 @@ enum Lost {
 /// PostgreSQL's error for a session that comes while the server shuts down or starts up.
 const CANNOT_CONNECT_NOW: &str = "57P03";
 
+/// What a round found, as far as the target is to know it.
+#[derive(Debug, Clone, Default)]
+struct Found {
+    positions: Positions,
+    /// Facts about the publisher that are certain to survive its crash, and the run that they belong to.
+    proven: Option<Proven>,
+}
+
+type Proven = ((u32, jiff::Timestamp), Witnesses);
+
 impl Monitor {
     /// Runs until dropped.
     pub(super) async fn run(self) {
+        let (found, findings) = watch::channel(Found::default());
+        tokio::join!(self.watch(found), self.record(findings));
+    }
+
+    /// Looks at the publisher, once every interval.
+    async fn watch(&self, found: watch::Sender<Found>) {
         let started = Instant::now();
         let mut ticks = interval_at(started + HEAD_START, INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -105,7 +124,8 @@ impl Monitor {
             let again = reached.has_changed().unwrap_or(false) && reached.borrow().taken_up.is_some();
             if Instant::now() < not_before && !again {
                 let stream = *self.positions.borrow();
-                self.report(stream, None, &mut lag, started.elapsed()).await;
+                let positions = self.show(stream, None, &mut lag, started.elapsed());
+                found.send_modify(|found| found.positions = positions);
                 continue;
             }
             let due = self.subscription.auto_refresh && published_at.elapsed() >= PUBLICATIONS_INTERVAL;
@@ -137,8 +157,29 @@ impl Monitor {
             }
             let view = round.map(|round| round.view);
             let proven = view.as_ref().and_then(|view| waiting.take(started.elapsed(), view));
-            self.report(stream, view, &mut lag, started.elapsed()).await;
-            self.record(proven).await;
+            let positions = self.show(stream, view, &mut lag, started.elapsed());
+            found.send_modify(|found| {
+                found.positions = positions;
+                found.proven = proven.or(found.proven.take());
+            });
+        }
+    }
+
+    /// Records what was found, the latest if the target was slow. What the publisher has proven is recorded
+    /// again only after it has changed, or if it could not be recorded.
+    async fn record(&self, mut findings: watch::Receiver<Found>) {
+        let mut recorded = None;
+        while findings.changed().await.is_ok() {
+            let Found { positions, proven } = findings.borrow_and_update().clone();
+            self.report(&positions).await;
+            let Some(proven) = proven.filter(|proven| recorded != Some(*proven)) else { continue };
+            match self.store.raise_witnesses(&self.owner, proven.0, &proven.1).await {
+                Ok(()) => recorded = Some(proven),
+                Err(error) => {
+                    let subscription = &self.subscription.name;
+                    debug!(%subscription, %error, "what was seen of the publisher not recorded");
+                }
+            }
         }
     }
 
@@ -184,22 +225,14 @@ impl Monitor {
         })
     }
 
-    /// Records facts about the publisher that are certain to survive its crash, so that an older state is
-    /// recognised.
-    async fn record(&self, proven: Option<((u32, jiff::Timestamp), Witnesses)>) {
-        let Some((run, proven)) = proven else { return };
-        if let Err(error) = self.store.raise_witnesses(&self.owner, run, &proven).await {
-            debug!(subscription = %self.subscription.name, %error, "what was seen of the publisher not recorded");
-        }
-    }
-
-    async fn report(
+    /// Shows in the snapshot how the stream and the publisher stand, and returns it for the target.
+    fn show(
         &self,
         stream: StreamPositions,
         view: Option<SlotView>,
         lag: &mut LagClock,
         now: Duration,
-    ) {
+    ) -> Positions {
         // A server that was restored, or promoted too early, may be behind what the stream has received.
         let publisher = view.as_ref().map(|view| view.publisher_lsn);
         let slot = view.as_ref().and_then(|view| view.slot.as_ref());
@@ -213,12 +246,15 @@ impl Monitor {
             wal_status: slot.and_then(|slot| slot.wal_status.clone()),
             retained_bytes: publisher.zip(slot).and_then(|(lsn, slot)| slot.retained_bytes(lsn)),
         };
-        // The snapshot comes first: it must not wait for a target that does not answer.
         self.snapshot.send_modify(|snapshot| {
             snapshot.positions.clone_from(&positions);
             snapshot.publisher = if view.is_some() { Link::Up } else { Link::Down };
         });
-        let reported = self.store.report_positions(&self.owner, &positions).await;
+        positions
+    }
+
+    async fn report(&self, positions: &Positions) {
+        let reported = self.store.report_positions(&self.owner, positions).await;
         self.snapshot.send_modify(|snapshot| snapshot.target = Link::of(&reported));
         if let Err(error) = reported {
             // The worker notices a lost target by its own connection and reports that.
