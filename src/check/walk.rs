@@ -11,7 +11,9 @@ use crate::net::{self, ClientOptions, ConnectError, PgClient};
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{ImposedLimit, Lsn, QualifiedName, SubscriptionName, TimeLimits, TimelineHistory};
 use crate::replication::{CommandError, ReplicationConnection, SessionOptions, SystemIdentity};
-use crate::schema::catalog::{self, CatalogError, PublisherFacts, Side, TargetFacts, UnselectableTable};
+use crate::schema::catalog::{
+    self, CatalogError, PublisherFacts, SessionLimit, Side, TargetFacts, UnselectableTable,
+};
 use crate::schema::{Mapping, PublishedTable, ReplicationRole, TargetTable};
 use crate::store::{Store, StoreErrorKind};
 use crate::subscription::slot::{self, SlotView};
@@ -49,6 +51,7 @@ struct Publisher {
     identity: Answer<(SystemIdentity, Option<TimelineHistory>)>,
     /// Time-outs that hold in its sessions.
     imposed: Vec<ImposedLimit>,
+    sessions: Answer<SessionLimit>,
 }
 
 /// The target's answers.
@@ -59,6 +62,7 @@ struct Target {
     state: Answer<State>,
     /// Time-outs that hold in its sessions.
     imposed: Vec<ImposedLimit>,
+    sessions: Answer<SessionLimit>,
 }
 
 type Answer<T> = Result<T, Diagnosis>;
@@ -165,13 +169,25 @@ async fn reach_publisher(subscription: &Subscription) -> Result<Publisher, Conne
         Err(diagnosis) => (Err(diagnosis), Vec::new()),
     };
     let checkpoint = asked(side, catalog::last_checkpoint(&*client)).await;
+    let sessions = asked(side, catalog::session_limit(&*client, side)).await;
     let mut imposed = imposed_limits(&client).await;
     for limit in replication_imposed {
         if !imposed.contains(&limit) {
             imposed.push(limit);
         }
     }
-    Ok(Publisher { client, facts, view, published, existing, denied, checkpoint, identity, imposed })
+    Ok(Publisher {
+        client,
+        facts,
+        view,
+        published,
+        existing,
+        denied,
+        checkpoint,
+        identity,
+        imposed,
+        sessions,
+    })
 }
 
 /// The time-outs that an ordinary session could not lift. A session that does not answer has told so
@@ -209,7 +225,8 @@ async fn reach_target(subscription: &Subscription, target: &ConnInfo) -> Result<
     let existing = asked(Side::Target, catalog::user_tables(&*client, Side::Target)).await;
     let state = Box::pin(asked(Side::Target, read_state(subscription, target))).await;
     let imposed = imposed_limits(&client).await;
-    Ok(Target { client, facts, existing, state, imposed })
+    let sessions = asked(Side::Target, catalog::session_limit(&*client, Side::Target)).await;
+    Ok(Target { client, facts, existing, state, imposed, sessions })
 }
 
 /// Reads the state with the same driver as the command line and the service.
@@ -254,7 +271,18 @@ fn judge_target(
     };
     verdict::target(findings, Ok((target.client.host(), facts)));
     verdict::time_limits(findings, Side::Target, &info.user, &target.imposed);
-    match &target.state {
+    let recorded = judge_state(findings, info, facts, &target.state);
+    judge_sessions(findings, Side::Target, info, &target.sessions, &recorded);
+    recorded
+}
+
+fn judge_state(
+    findings: &mut Findings,
+    info: &ConnInfo,
+    facts: &TargetFacts,
+    state: &Answer<State>,
+) -> Recorded {
+    match state {
         Err(diagnosis) => findings.fail(Step::State, diagnosis.clone()),
         Ok(State::NotThere) => {
             verdict::state_to_be_made(findings, facts, &info.dbname);
@@ -269,6 +297,21 @@ fn judge_target(
     Recorded::Unknown
 }
 
+/// Whether the role may open as many sessions as the service will need. A service that runs has opened most
+/// of them.
+fn judge_sessions(
+    findings: &mut Findings,
+    side: Side,
+    info: &ConnInfo,
+    limit: &Answer<SessionLimit>,
+    recorded: &Recorded,
+) {
+    match limit {
+        Ok(limit) => verdict::sessions(findings, side, info, limit, recorded),
+        Err(diagnosis) => findings.warn(verdict::session_step(side), diagnosis.clone()),
+    }
+}
+
 fn judge_publisher(
     findings: &mut Findings,
     subscription: &Subscription,
@@ -278,6 +321,7 @@ fn judge_publisher(
     let identity = publisher.identity.as_ref();
     verdict::replication(findings, identity.map(|(identity, _)| identity).map_err(Clone::clone));
     verdict::time_limits(findings, Side::Publisher, &subscription.publisher.user, &publisher.imposed);
+    judge_sessions(findings, Side::Publisher, &subscription.publisher, &publisher.sessions, recorded);
     match &publisher.facts {
         Ok(facts) => verdict::wal_level(findings, facts),
         Err(diagnosis) => findings.fail(Step::WalLevel, diagnosis.clone()),

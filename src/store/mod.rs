@@ -46,6 +46,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection};
 
+use crate::net;
 use crate::pg::TimeLimits;
 use crate::pg::conninfo::{ConnInfo, TargetSessionAttrs};
 use options::Route;
@@ -195,14 +196,38 @@ async fn first_open(routes: &[Route]) -> Result<(Route, PgConnection), StoreErro
 }
 
 async fn open(route: &Route) -> Result<PgConnection, StoreErrorKind> {
+    let connecting = |error| error::connecting(&route.endpoint, error);
     let work = async {
-        let mut session = route.options.connect().await?;
-        prepare(&mut session, route.session).await?;
+        let mut session = route.options.connect().await.map_err(connecting)?;
+        refuse_pooler(route).await?;
+        prepare(&mut session, route.session).await.map_err(connecting)?;
         Ok(session)
     };
-    let timed_out = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-    let outcome = tokio::time::timeout(route.timeout, work).await.unwrap_or_else(|_| Err(timed_out()));
-    outcome.map_err(|error| error::connecting(&route.endpoint, error))
+    let timed_out = || connecting(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()));
+    tokio::time::timeout(route.timeout, work).await.unwrap_or_else(|_| Err(timed_out()))
+}
+
+/// Fails if a pooler would give what a session sets to other applications. sqlx cannot tell, so a session of
+/// [`net`] is asked.
+async fn refuse_pooler(route: &Route) -> Result<(), StoreErrorKind> {
+    let options = net::ClientOptions::default();
+    let error = match Box::pin(net::client(&route.conninfo, &options)).await {
+        Ok(client) => {
+            client.close().await;
+            return Ok(());
+        }
+        Err(error) => error,
+    };
+    if matches!(*error.kind, net::ConnectErrorKind::Pooled) {
+        return Err(StoreErrorKind::Unsupported(error.diagnosis()));
+    }
+    let endpoint = route.endpoint.clone();
+    Err(match error.server_error() {
+        Some(server) => StoreErrorKind::Refused { endpoint, server: Box::new(server.clone()) },
+        None => {
+            StoreErrorKind::Unreachable { endpoint, source: sqlx::Error::Io(std::io::Error::other(error)) }
+        }
+    })
 }
 
 fn pool(options: PgConnectOptions, wanted: TargetSessionAttrs, connections_max: u32) -> PgPool {

@@ -157,7 +157,7 @@ impl Monitor {
             }
             let view = round.map(|round| round.view);
             let proven = view.as_ref().and_then(|view| waiting.take(started.elapsed(), view));
-            let positions = self.show(stream, view, &mut lag, started.elapsed());
+            let positions = self.show(stream, view.as_ref(), &mut lag, started.elapsed());
             found.send_modify(|found| {
                 found.positions = positions;
                 found.proven = proven.or(found.proven.take());
@@ -229,13 +229,13 @@ impl Monitor {
     fn show(
         &self,
         stream: StreamPositions,
-        view: Option<SlotView>,
+        view: Option<&SlotView>,
         lag: &mut LagClock,
         now: Duration,
     ) -> Positions {
         // A server that was restored, or promoted too early, may be behind what the stream has received.
-        let publisher = view.as_ref().map(|view| view.publisher_lsn);
-        let slot = view.as_ref().and_then(|view| view.slot.as_ref());
+        let publisher = view.map(|view| view.publisher_lsn);
+        let slot = view.and_then(|view| view.slot.as_ref());
         let behind = publisher.zip(stream.flushed);
         let positions = Positions {
             received_lsn: stream.received,

@@ -52,6 +52,8 @@ mod operations;
 #[cfg(test)]
 mod operations_page;
 #[cfg(test)]
+mod poolers;
+#[cfg(test)]
 mod privileges;
 #[cfg(test)]
 mod publications;

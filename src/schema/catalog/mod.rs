@@ -14,6 +14,7 @@ mod error;
 mod fingerprint;
 mod listing;
 mod publisher;
+mod sessions;
 mod slot;
 mod slot_wait;
 mod target;
@@ -28,6 +29,7 @@ pub use publisher::{
     PublisherFacts, PublisherSettings, UnselectableReason, UnselectableTable, has_synchronous_standbys,
     published_tables, publisher_facts, publisher_query, publisher_settings, unselectable_tables,
 };
+pub use sessions::{LimitedBy, SessionLimit, session_limit};
 pub use slot::{SlotRow, last_checkpoint, slot_row};
 pub use slot_wait::slot_waits_for;
 pub use target::{TargetFacts, table_stamp_sql, target_facts, target_tables};
