@@ -43,6 +43,8 @@ pub enum Outcome {
     Batch { lsn: Lsn, last: Applied, tally: Tally, took: Duration },
     /// A table has been planned: its changes are applied row by row for this reason, or in sets.
     Planned { source: QualifiedName, exact_because: Option<ExactBecause> },
+    /// The publisher sends changes of a table that is not in the subscription.
+    Stranger(QualifiedName),
     /// A batch could not be applied as sets and goes row by row.
     FellBack {
         /// Does not hold the server's message, which may quote a row's values.

@@ -44,7 +44,7 @@ struct Publisher {
     client: PgClient,
     facts: Answer<PublisherFacts>,
     view: Answer<SlotView>,
-    published: Answer<Vec<PublishedTable>>,
+    published: Answer<catalog::Published>,
     existing: Answer<BTreeSet<QualifiedName>>,
     denied: Answer<Vec<UnselectableTable>>,
     checkpoint: Answer<Option<Lsn>>,
@@ -157,11 +157,10 @@ async fn reach_publisher(subscription: &Subscription) -> Result<Publisher, Conne
     // This is read before the check's own WAL sender is in use.
     let facts = asked(side, catalog::publisher_facts(&*client)).await;
     let view = asked(side, slot::view(&client, &subscription.slot)).await;
-    let published =
-        asked(side, catalog::published_tables(&*client, version, &subscription.publications)).await;
+    let published = asked(side, catalog::published(&*client, version, &subscription.publications)).await;
     let existing = asked(side, catalog::user_tables(&*client, side)).await;
     let denied = match &published {
-        Ok(tables) => asked(side, catalog::unselectable_tables(&*client, tables)).await,
+        Ok(published) => asked(side, catalog::unselectable_tables(&*client, &published.tables)).await,
         Err(_) => Ok(Vec::new()),
     };
     let (identity, replication_imposed) = match asked(side, replicate(subscription)).await {
@@ -346,8 +345,8 @@ fn judge_publications(
     target: Option<&Target>,
     recorded: &Recorded,
 ) {
-    let tables = match &publisher.published {
-        Ok(tables) => tables,
+    let catalog::Published { tables, missing, .. } = match &publisher.published {
+        Ok(published) => published,
         Err(diagnosis) => return findings.fail(Step::Publications, diagnosis.clone()),
     };
     let (_, notes) = Mapping::new(&subscription.tables, tables.iter().map(|table| &table.relation.name));
@@ -355,6 +354,10 @@ fn judge_publications(
         Ok(existing) => {
             let targets = target.and_then(|target| target.existing.as_ref().ok());
             let published = Published { tables, notes: &notes, existing, targets };
+            if let Some(missing) = missing {
+                findings
+                    .warn(Step::Publications, crate::subscription::findings::missing_publications(missing));
+            }
             verdict::publications(findings, subscription, &published);
         }
         Err(diagnosis) => findings.fail(Step::Publications, diagnosis.clone()),
@@ -374,6 +377,7 @@ async fn judge_tables(
     target: &Target,
 ) -> Vec<TableReport> {
     let (Ok(published), Ok(facts)) = (&publisher.published, &target.facts) else { return Vec::new() };
+    let published = &published.tables;
     let (mapping, _) = Mapping::new(&subscription.tables, published.iter().map(|table| &table.relation.name));
     let paired: Vec<(&PublishedTable, &QualifiedName)> = published
         .iter()

@@ -110,7 +110,8 @@ fn lines(document: &StatusDocument) -> String {
         if let Some(seconds) = status.lag_seconds {
             let _ = write!(text, " {}", output::seconds(seconds));
         }
-        let copying = status.tables.iter().filter(|table| table.state != TableState::Ready).count();
+        let waits = |table: &&TableStatus| !matches!(table.state, TableState::Ready | TableState::Left);
+        let copying = status.tables.iter().filter(waits).count();
         if copying > 0 {
             let _ =
                 write!(text, " tables {} of {} ready", status.tables.len() - copying, status.tables.len());

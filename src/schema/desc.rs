@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Operations;
+use super::{Marks, Operations};
 use crate::pg::QualifiedName;
 
 /// A type by name, because only built-in types have the same OID on every server.
@@ -80,6 +80,8 @@ pub struct PublishedTable {
     pub actions: Operations,
     /// Publications that publish it under this name, in the order in which they were requested.
     pub publications: Vec<String>,
+    /// The catalog rows by which it is published.
+    pub marks: Marks,
     /// A row is copied if it satisfies any of these expressions; none means every row.
     pub row_filters: Vec<String>,
     /// Whether stored generated columns are published (18+), which `COPY table` would refuse.

@@ -26,7 +26,9 @@ mod command;
 mod conflict;
 mod error;
 mod event;
+mod gap;
 mod lock;
+mod members;
 mod migrate;
 mod options;
 mod owner;
@@ -55,13 +57,15 @@ pub use command::{Answer, Command, CommandSignal, HEAD_START, Outcome, Signal, V
 pub use conflict::{ConflictFilter, ConflictRow, Settlement};
 pub use error::{SkipRefusal, StoreError, StoreErrorKind};
 pub use event::{EventKind, EventRow};
+pub use gap::OpenedGap;
 pub use lock::lock_key;
+pub use members::{Members, NewTables, TableChanges, TableNote, TableRecord};
 pub use migrate::{AppliedMigration, SCHEMA_VERSION};
 pub use owner::Ownership;
 pub use state::{Desired, State, TableState, UnknownWord};
 pub use status::{SlotStatus, StatusDocument, SubscriptionStatus, TableStatus};
 pub use subscription::{Positions, Progress, Registration, StateChange, SubscriptionRow};
-pub use table::{NewTables, TableChanges, TableMapping, TableRow, TableStep};
+pub use table::{TableRow, TableStep};
 pub use wal::WalPositions;
 
 /// Maximum number of sessions of one store, without its listener.

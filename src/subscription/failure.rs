@@ -4,10 +4,11 @@ use crate::apply::ApplyError;
 use crate::apply::end::{End, Unfit};
 use crate::copy::CopyError;
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
+use crate::gap::{GapKind, NewGap};
 use crate::net::{ConnectError, Ended, Step};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::DecodeError;
-use crate::replication::{CommandError, Fault};
+use crate::replication::{CommandError, Fault, StreamError};
 use crate::schema::catalog::{CatalogError, Side};
 use crate::store::{StoreError, StoreErrorKind};
 use crate::target::{OpenError, TargetError};
@@ -21,8 +22,10 @@ pub struct Failure {
     pub diagnosis: Diagnosis,
     pub target: TargetLink,
     /// If set, a new attempt begins at once, and nothing is reported.
-    pub restart: Option<Restart>,
+    pub restart: Option<Box<Restart>>,
     pub cause: Cause,
+    /// The gap that it leaves. The caller records it.
+    pub gap: Option<Box<NewGap>>,
 }
 
 /// Why a new attempt begins at once, from the durable position.
@@ -33,8 +36,10 @@ pub enum Restart {
     /// A transaction in progress could not be applied before its end was known: for some time, transactions
     /// are sent after their commit.
     SendWhole,
+    /// A publication did not exist at the moment of a change. The walsender's message names it.
+    PublicationMissing(String),
     /// DDL has changed this table of the target, so it has to be planned again.
-    TargetChanged(Box<QualifiedName>),
+    TargetChanged(QualifiedName),
 }
 
 /// The cause of a failure, which `status` shows as the reason of `retrying`. If `check` has a step for it,
@@ -113,8 +118,24 @@ impl Failure {
         Self { cause, ..self }
     }
 
+    /// Adds the gap of the subscription that it leaves.
+    #[must_use]
+    pub(super) fn with_gap(self, kind: GapKind, from: Option<Lsn>, to: Option<Lsn>) -> Self {
+        let gap = NewGap { table: None, kind, from, to, since: None, detail: None };
+        Self { gap: Some(Box::new(gap)), ..self }
+    }
+
+    /// As [`Self::with_gap`], if the publisher refused because of the subscription's slot.
+    fn with_gap_of(self, fault: Option<Fault>) -> Self {
+        match fault {
+            Some(Fault::SlotMissing) => self.with_gap(GapKind::SlotGone, None, None),
+            Some(Fault::SlotInvalidated) => self.with_gap(GapKind::SlotLost, None, None),
+            _ => self,
+        }
+    }
+
     fn of(disposition: Disposition, diagnosis: Diagnosis, cause: Cause) -> Self {
-        Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause }
+        Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause, gap: None }
     }
 
     /// Converts the error of a table's copy; `role` reads the table on the publisher.
@@ -149,7 +170,7 @@ impl Failure {
         let diagnosis = Diagnosis::new(format!("target table {table} has been changed by DDL"))
             .detail("nothing of this transaction was applied; it is tried again with the table as it is now")
             .hint("apply goes on by itself once the table is no longer being changed");
-        Self { restart: Some(Restart::TargetChanged(Box::new(table))), ..Self::retry(diagnosis) }
+        Self { restart: Some(Box::new(Restart::TargetChanged(table))), ..Self::retry(diagnosis) }
     }
 
     /// The failure if the target session has ended, and with it the lock.
@@ -182,6 +203,7 @@ impl From<OpenError> for Failure {
                 target: TargetLink::Lost,
                 restart: None,
                 cause: Cause::Target,
+                gap: None,
             },
             OpenError::Prepare(error) => error.into(),
             OpenError::TooOld(diagnosis) => Self::pause(PauseReason::TargetError, diagnosis),
@@ -191,7 +213,8 @@ impl From<OpenError> for Failure {
 
 impl From<CommandError> for Failure {
     fn from(error: CommandError) -> Self {
-        Self::of(error.disposition(), error.diagnosis(), Cause::of(error.fault()))
+        let fault = error.fault();
+        Self::of(error.disposition(), error.diagnosis(), Cause::of(fault)).with_gap_of(fault)
     }
 }
 
@@ -221,7 +244,15 @@ impl From<ReadError> for Failure {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Stream(error) => {
-                Self::of(error.disposition(), error.diagnosis(), Cause::of(error.fault()))
+                let fault = error.fault();
+                let restart = match (&error, fault) {
+                    (StreamError::Server(server), Some(Fault::PublicationMissing)) => {
+                        Some(Box::new(Restart::PublicationMissing(server.message.clone())))
+                    }
+                    _ => None,
+                };
+                let failure = Self::of(error.disposition(), error.diagnosis(), Cause::of(fault));
+                Self { restart, ..failure.with_gap_of(fault) }
             }
             ReadError::Decode(error) => error.into(),
             ReadError::Ended => Self::retry(
@@ -277,11 +308,11 @@ impl From<End> for Failure {
     fn from(end: End) -> Self {
         match end {
             End::SendAgain { until } => {
-                let restart = Some(Restart::SendAgain { until });
+                let restart = Some(Box::new(Restart::SendAgain { until }));
                 Self { restart, ..Self::retry(Diagnosis::new(end.to_string())) }
             }
             End::SendWhole => {
-                let restart = Some(Restart::SendWhole);
+                let restart = Some(Box::new(Restart::SendWhole));
                 Self { restart, ..Self::retry(Diagnosis::new(end.to_string())) }
             }
             End::AnotherWriter { expected } => another_writer(expected),
@@ -391,6 +422,7 @@ fn of_target(error: &ServerError, doing: Option<String>) -> Failure {
             target,
             restart: None,
             cause: Cause::Target,
+            gap: None,
         };
     }
     if diagnosis.hint.is_none() {

@@ -19,11 +19,11 @@ use tracing::debug;
 use crate::config::Subscription;
 use crate::net::{self, PgClient};
 use crate::pg::Lsn;
-use crate::schema::catalog;
+use crate::schema::catalog::{self, PublicationsLook};
 use crate::store::{HEAD_START, Ownership, Positions, Store};
 
 use super::positions::{LagClock, Promptness, StreamPositions};
-use super::publications::Publications;
+use super::publications::{Look as Asked, Proof, Publications};
 use super::publisher::monitor_options;
 use super::slot::{self, SlotView};
 use super::snapshot::{Link, Snapshot};
@@ -56,7 +56,7 @@ pub(super) struct Monitor {
     pub(super) store: Store,
     pub(super) owner: Ownership,
     pub(super) positions: watch::Receiver<StreamPositions>,
-    /// Receives what the publications contain, if tables join and leave automatically.
+    /// Receives how the publications were last seen.
     pub(super) publications: watch::Sender<Publications>,
     /// Receives whether commits on the publisher may wait for reported positions.
     pub(super) positions_wanted: watch::Sender<Promptness>,
@@ -74,7 +74,7 @@ enum Look {
 /// What one round found.
 struct Round {
     view: SlotView,
-    published: Option<String>,
+    published: Option<PublicationsLook>,
 }
 
 /// Why a round found nothing.
@@ -113,22 +113,32 @@ impl Monitor {
         let mut session: Option<PgClient> = None;
         let mut lag = LagClock::default();
         let mut waiting = Waiting::default();
-        let mut published_at = Instant::now();
+        let (mut published_at, mut proof, mut proven_up_to) = (Instant::now(), Proof::default(), None);
         let (mut pause, mut not_before) = (INTERVAL, Instant::now());
         let mut reached = self.publications.subscribe();
+        let mut asks = self.publications.subscribe();
         // How far the stream had been applied when the publisher last refused a session.
         let mut refused_at = None;
         loop {
-            ticks.tick().await;
+            let asked = tokio::select! {
+                // A look that was asked for is the larger one.
+                biased;
+                _ = asks.wait_for(|publications| publications.look == Asked::AtOnce) => true,
+                _ = ticks.tick() => false,
+            };
+            self.publications.send_if_modified(|publications| {
+                publications.look = Asked::WhenDue;
+                false
+            });
             // If an attempt has reached the publisher meanwhile, the delay ends.
             let again = reached.has_changed().unwrap_or(false) && reached.borrow().taken_up.is_some();
             if Instant::now() < not_before && !again {
                 let stream = *self.positions.borrow();
-                let positions = self.show(stream, None, &mut lag, started.elapsed());
+                let positions = self.show(stream, None, proven_up_to, &mut lag, started.elapsed());
                 found.send_modify(|found| found.positions = positions);
                 continue;
             }
-            let due = self.subscription.auto_refresh && published_at.elapsed() >= PUBLICATIONS_INTERVAL;
+            let due = asked || published_at.elapsed() >= PUBLICATIONS_INTERVAL;
             let look = if due { Look::PublicationsToo } else { Look::Positions };
             // They are read before the publisher's position, so that they do not lie beyond it.
             let stream = *self.positions.borrow();
@@ -150,14 +160,15 @@ impl Monitor {
             };
             if let Some(now) = round.as_ref().and_then(|round| round.published.clone()) {
                 published_at = Instant::now();
+                proven_up_to = proof.take(&self.publications.borrow(), now.clone()).or(proven_up_to);
                 self.publications.send_if_modified(|publications| {
-                    let changed = publications.seen.replace(now);
+                    let changed = publications.seen.replace(now.fingerprint);
                     changed != publications.seen
                 });
             }
             let view = round.map(|round| round.view);
             let proven = view.as_ref().and_then(|view| waiting.take(started.elapsed(), view));
-            let positions = self.show(stream, view.as_ref(), &mut lag, started.elapsed());
+            let positions = self.show(stream, view.as_ref(), proven_up_to, &mut lag, started.elapsed());
             found.send_modify(|found| {
                 found.positions = positions;
                 found.proven = proven.or(found.proven.take());
@@ -207,7 +218,8 @@ impl Monitor {
         });
         let published = if look == Look::PublicationsToo {
             let publications = &self.subscription.publications;
-            let read = catalog::publications_fingerprint(&**client, publications).await;
+            let read =
+                catalog::look_at_publications(&**client, client.server_version_num(), publications).await;
             Some(read.map_err(|_| Lost::Other)?)
         } else {
             None
@@ -230,6 +242,7 @@ impl Monitor {
         &self,
         stream: StreamPositions,
         view: Option<&SlotView>,
+        publications_seen: Option<Lsn>,
         lag: &mut LagClock,
         now: Duration,
     ) -> Positions {
@@ -245,6 +258,7 @@ impl Monitor {
             lag_seconds: behind.map(|(publisher, flushed)| lag.lag_seconds(now, publisher, flushed)),
             wal_status: slot.and_then(|slot| slot.wal_status.clone()),
             retained_bytes: publisher.zip(slot).and_then(|(lsn, slot)| slot.retained_bytes(lsn)),
+            publications_seen,
         };
         self.snapshot.send_modify(|snapshot| {
             snapshot.positions.clone_from(&positions);

@@ -42,6 +42,8 @@ mod in_progress;
 #[cfg(test)]
 mod logs;
 #[cfg(test)]
+mod membership;
+#[cfg(test)]
 mod metrics;
 #[cfg(test)]
 mod neighbours;

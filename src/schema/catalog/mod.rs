@@ -13,6 +13,7 @@
 mod error;
 mod fingerprint;
 mod listing;
+mod members;
 mod publisher;
 mod sessions;
 mod slot;
@@ -22,12 +23,14 @@ mod target_columns;
 mod unlogged;
 mod unreadable;
 
-pub use error::{CatalogError, Side};
-pub use fingerprint::publications_fingerprint;
+pub use error::{CatalogError, MissingPublications, Side};
+pub use fingerprint::{PublicationsLook, look_at_publications};
 pub use listing::user_tables;
+pub use members::{KnownTable, known_tables, target_oids};
 pub use publisher::{
-    PublisherFacts, PublisherSettings, UnselectableReason, UnselectableTable, has_synchronous_standbys,
-    published_tables, publisher_facts, publisher_query, publisher_settings, unselectable_tables,
+    Published, PublisherFacts, PublisherSettings, SeenPublication, UnselectableReason, UnselectableTable,
+    has_synchronous_standbys, published, publisher_facts, publisher_query, publisher_settings,
+    unselectable_tables,
 };
 pub use sessions::{LimitedBy, SessionLimit, session_limit};
 pub use slot::{SlotRow, last_checkpoint, slot_row};
