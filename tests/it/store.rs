@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::process::{Child, Command as Process, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pgsluice::conflict::{ConflictKind, ConflictReport, FieldValue, Operation, Resolution, RowImage};
@@ -1049,6 +1050,36 @@ async fn the_status_document_is_the_contracts() {
 }
 
 /// The service runs the store's futures in tasks of their own: they must be `Send`.
+/// An operation may be given up at any moment: a worker is dropped, or a time limit is reached. The session
+/// that it had must not keep its transaction.
+#[tokio::test]
+async fn an_operation_that_is_given_up_leaves_no_transaction_behind() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let owner = owned(&store).await;
+    let mut admin = database.admin().await;
+    for step in 1..=150_u64 {
+        let mut waits = step % 15;
+        let mut operation = Box::pin(store.take_commands(&owner));
+        std::future::poll_fn(|context| match operation.as_mut().poll(context) {
+            Poll::Pending if waits > 0 => {
+                waits -= 1;
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
+        })
+        .await;
+        drop(operation);
+        // In a transaction that was left open this would succeed, and nobody would commit it.
+        let received_lsn = Some(Lsn::new(step));
+        let positions = Positions { received_lsn, ..Positions::default() };
+        bounded(store.report_positions(&owner, &positions)).await.unwrap();
+        let recorded = "SELECT (received_lsn - '0/0')::int8 FROM pgsluice.subscription";
+        let recorded: i64 = sqlx::query_scalar(recorded).fetch_one(&mut admin).await.unwrap();
+        assert_eq!(u64::try_from(recorded).unwrap(), step, "it was given up after {} waits", step % 15);
+    }
+}
+
 #[tokio::test]
 async fn operations_can_be_spawned() {
     let database = Database::create().await;
