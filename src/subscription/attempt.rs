@@ -8,6 +8,7 @@
 //! An attempt can be dropped at any await: what is committed is recorded in the target, everything else is
 //! rolled back with its session, and the next attempt begins from the record.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
@@ -21,6 +22,7 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::replication::{
     CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec, SystemIdentity,
 };
+use crate::schema::catalog::KnownTables;
 use crate::store::{Ownership, Store, SubscriptionRow, TableRow};
 use crate::target::TargetSession;
 use crate::telemetry::Attention;
@@ -64,6 +66,8 @@ pub(super) struct Context {
     pub(super) whole: Option<Whole>,
     /// The warnings that were reported last.
     pub(super) warned: watch::Sender<Vec<String>>,
+    /// What attempts have learned of the target's tables.
+    pub(super) known_tables: watch::Sender<KnownTables>,
 }
 
 /// The tables that an attempt follows if it goes on from a recorded position.
@@ -210,7 +214,8 @@ async fn prepare_and_stream(
     }
     let synchronised = members.values().filter_map(|member| member.position).max();
     let choice = possible.choose(context, from, skip.max(synchronised), ready);
-    let begin = Begin { from, skip, choice, members, syncs, view };
+    let because = tables.into_iter().map(|table| (table.row.source, table.row.exact_because)).collect();
+    let begin = Begin { from, skip, choice, members, because, syncs, view };
     Box::pin(stream_on(context, session, &publisher, replication, begin, link)).await
 }
 
@@ -255,6 +260,8 @@ struct Begin {
     skip: Option<Lsn>,
     choice: Choice,
     members: Membership,
+    /// The recorded reasons why tables are applied row by row.
+    because: HashMap<QualifiedName, Option<String>>,
     syncs: TableSyncs,
     /// The slot as it was when it was found to be trusted.
     view: SlotView,
@@ -269,7 +276,7 @@ async fn stream_on(
     begin: Begin,
     link: &mut Option<Reader>,
 ) -> Result<StreamEnd, Failure> {
-    let Begin { from, skip, choice, members, syncs, view } = begin;
+    let Begin { from, skip, choice, members, because, syncs, view } = begin;
     let (subscription, term) = (&context.subscription, context.owner.term());
     if choice.transactions == Transactions::InProgress {
         replication.simple_query(format::STREAM_EARLY).await?;
@@ -283,8 +290,10 @@ async fn stream_on(
     let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
     let exact_until = context.exact_until;
     let start = Start { recorded: from, term, skip, exact_until, format: choice.format };
-    let applier = Applier::new(session, subscription.name.clone(), members, start);
-    stream::run(context, applier, reader, syncs, from, choice).await
+    let known = context.known_tables.clone();
+    known.send_modify(|known| known.retain(members.values().map(|member| &member.target)));
+    let applier = Applier::new(session, subscription.name.clone(), members, start, known);
+    stream::run(context, applier, reader, syncs, because, from, choice).await
 }
 
 /// Returns the armed skip, unless its transaction has been passed. If a skip is armed during the attempt, a

@@ -2,8 +2,10 @@
 //!
 //! Pure. The caller decides what follows: an attempt ends or warns, `check` lists the finding.
 
+use crate::apply::end::LargeRow;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_ident};
+use crate::pgoutput::{LargeMessage, LargeValue};
 
 /// `wal_level` on the publisher, unless it is what logical decoding needs.
 pub(crate) fn wal_level(wal_level: &str) -> Option<Diagnosis> {
@@ -24,6 +26,25 @@ pub(crate) fn nothing_published(publications: &[String]) -> Diagnosis {
     Diagnosis::new("nothing is published: the publications hold no table")
         .detail(format!("publications: {}", publications.join(", ")))
         .hint(format!("on the publisher: ALTER PUBLICATION {} ADD TABLE …;", quote_ident(first)))
+}
+
+/// A row has more bytes than are taken.
+pub(crate) fn too_large(row: &LargeRow) -> Diagnosis {
+    let LargeMessage { bytes, bytes_max, value } = row.message;
+    let table = row.table.as_ref().map_or_else(|| "a table".to_owned(), QualifiedName::to_string);
+    let diagnosis = Diagnosis::new(format!(
+        "a row of {table} has {bytes} bytes as the publisher sends it, more than max_value_bytes ({bytes_max})"
+    ));
+    let diagnosis = match (value, &row.column) {
+        (Some(LargeValue { bytes, .. }), Some(column)) => {
+            diagnosis.detail(format!("the value of column \"{column}\" has {bytes} bytes"))
+        }
+        _ => diagnosis,
+    };
+    diagnosis.hint(
+        "raise max_value_bytes of the subscription, which is a quarter of the memory that the process may use if it \
+         is not set, and reload the configuration (SIGHUP); everything before was applied, and nothing is lost",
+    )
 }
 
 /// The server is not the recorded publisher.

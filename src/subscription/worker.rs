@@ -154,6 +154,7 @@ impl Worker {
             exact_until: None,
             whole: None,
             warned: watch::Sender::new(Vec::new()),
+            known_tables: watch::Sender::default(),
         };
         Self {
             context,
@@ -377,6 +378,7 @@ impl Worker {
                 self.context.whole = Some(Whole::again(self.context.whole, Instant::now()));
             }
             Restart::TargetChanged(table) => {
+                self.context.known_tables.send_modify(|known| known.forget(&table));
                 let at = self.context.positions.borrow().applied;
                 if self.restarted_at == at {
                     return self.fail(failure);

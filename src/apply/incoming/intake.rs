@@ -25,13 +25,14 @@
 //! lacks it, the stream ends there ([`End::Unfit`]). A change that does not apply needs nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::event::Event;
-use super::tables::{Fit, Lookup, Tables};
+use super::tables::{Announced, Fit, Lookup, Tables};
 use crate::apply::change::RowChange;
 use crate::apply::end::{End, Unfit};
 use crate::mutation::{self, Mutation};
-use crate::pg::{Lsn, QualifiedName};
+use crate::pg::Lsn;
 use crate::pgoutput::{Begin, Format, Message, StreamAbort, StreamCommit, Truncate};
 use crate::schema::Operations;
 
@@ -95,9 +96,8 @@ pub(crate) enum Taken {
     Event(Event),
     /// A transaction without changes of the subscription's tables ended here.
     Passed(Lsn),
-    /// A Relation message came. The target's table of this name is to be described next; none if the relation
-    /// is not in the subscription or has not changed.
-    Announced(Option<QualifiedName>),
+    /// A Relation message came.
+    Announced(Announced),
     /// The transaction in progress has committed: its Begin, as a whole transaction has one, and its commit.
     Ended(Begin, Event),
     /// The transaction in progress was rolled back.
@@ -158,7 +158,7 @@ impl Intake {
     }
 
     /// Takes the stream's next message.
-    pub(crate) fn take(&mut self, message: Message) -> Result<Taken, End> {
+    pub(crate) fn take(&mut self, message: Message, now: Duration) -> Result<Taken, End> {
         match message {
             Message::Insert(m) => {
                 self.change(m.relation_oid, m.xid, RowChange::Insert { new: m.new }, Vec::new())
@@ -170,7 +170,10 @@ impl Intake {
                 self.change(m.relation_oid, m.xid, RowChange::Delete { old: m.old.into() }, Vec::new())
             }
             Message::Truncate(m) => self.truncate(m, Vec::new()),
-            Message::Begin(begin) => self.begin(begin),
+            Message::Begin(begin) => {
+                self.tables.begin(now);
+                self.begin(begin)
+            }
             Message::Commit(commit) => {
                 let Some(Receiving::Whole { changes, .. }) = self.receiving.take() else {
                     return Err(outside("COMMIT"));
@@ -178,7 +181,7 @@ impl Intake {
                 self.received = self.received.max(commit.end_lsn);
                 Ok(Taken::Event(Event::Commit { commit, changes }))
             }
-            Message::Relation(relation) => Ok(Taken::Announced(self.tables.announce(relation)?)),
+            Message::Relation(relation) => Ok(Taken::Announced(self.tables.announce(relation, now)?)),
             Message::Type(message) => {
                 self.tables.announce_type(message)?;
                 Ok(Taken::Nothing)
@@ -188,6 +191,9 @@ impl Intake {
             Message::StreamStart(start) => {
                 if self.piece.replace(start.xid).is_some() || self.finishes_at().is_some() {
                     return Err(End::OutOfOrder("a stream start within something".to_owned()));
+                }
+                if self.receiving.is_none() {
+                    self.tables.begin(now);
                 }
                 Ok(Taken::Nothing)
             }
@@ -314,12 +320,12 @@ impl Intake {
             let misfits = misfits.concat();
             return Err(End::Unfit(Unfit { misfits, command, finish: Some(at) }));
         };
-        let Some(target) = self.tables.look_again(next) else {
+        let Some(announced) = self.tables.look_again(next) else {
             return Err(End::Invariant("a table is looked at again that is not in the subscription"));
         };
         held.described.push(next);
         self.held = Some(held);
-        Ok(Taken::Announced(Some(target)))
+        Ok(Taken::Announced(announced))
     }
 
     /// Fails if a subtransaction made the change of a transaction in progress.

@@ -12,6 +12,7 @@
 
 mod error;
 mod fingerprint;
+mod known_tables;
 mod listing;
 mod publisher;
 mod slot;
@@ -23,6 +24,7 @@ mod unreadable;
 
 pub use error::{CatalogError, Side};
 pub use fingerprint::publications_fingerprint;
+pub use known_tables::{KnownTables, Look, look_at};
 pub use listing::user_tables;
 pub use publisher::{
     PublisherFacts, PublisherSettings, UnselectableReason, UnselectableTable, has_synchronous_standbys,
