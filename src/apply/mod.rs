@@ -28,6 +28,7 @@ pub mod incoming;
 pub mod outcome;
 mod performer;
 pub mod progress;
+mod recent;
 pub mod rows;
 pub mod sets;
 mod stamp;

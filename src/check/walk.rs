@@ -108,6 +108,7 @@ fn options(subscription: &Subscription) -> ClientOptions {
         application_name: Some(format!("{} check", subscription.name)),
         settings: Vec::new(),
         limits: LIMITS,
+        ..ClientOptions::default()
     }
 }
 

@@ -247,30 +247,30 @@ impl Store {
         .await
     }
 
-    /// Writes why a table is applied row by row; none if it is not.
+    /// Writes why tables are applied row by row; none where one is not.
     pub async fn set_exact_because(
         &self,
         owner: &Ownership,
-        source: &QualifiedName,
-        reason: Option<&str>,
+        reasons: &HashMap<QualifiedName, Option<&str>>,
     ) -> Result<(), StoreError> {
+        let schemas: Vec<&str> = reasons.keys().map(|source| source.schema.as_str()).collect();
+        let names: Vec<&str> = reasons.keys().map(|source| source.name.as_str()).collect();
+        let reasons: Vec<Option<&str>> = reasons.values().copied().collect();
         self.run("report how a table is applied", async {
             let done = sqlx::query(as_owner!(
-                " UPDATE pgsluice.table_sync t SET exact_because = $5, updated_at = now() FROM owner \
-                 WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4"
+                " UPDATE pgsluice.table_sync t SET exact_because = n.reason, updated_at = now() FROM owner, \
+                   ROWS FROM (pg_catalog.unnest($3::pg_catalog.text[]), pg_catalog.unnest($4::pg_catalog.text[]), \
+                              pg_catalog.unnest($5::pg_catalog.text[])) AS n(schema, name, reason) \
+                 WHERE t.subscription = owner.name AND t.source_schema = n.schema AND t.source_table = n.name"
             ))
             .bind(owner.name())
             .bind(owner.term().as_i64())
-            .bind(&source.schema)
-            .bind(&source.name)
-            .bind(reason)
+            .bind(&schemas)
+            .bind(&names)
+            .bind(&reasons)
             .execute(&self.pool)
             .await?;
-            if done.rows_affected() > 0 {
-                return Ok(());
-            }
-            owner::still(&self.pool, owner).await?;
-            Err(unknown_table(owner.name(), source))
+            if done.rows_affected() > 0 { Ok(()) } else { owner::still(&self.pool, owner).await }
         })
         .await
     }

@@ -8,6 +8,7 @@
 //! An attempt can be dropped at any await: what is committed is recorded in the target, everything else is
 //! rolled back with its session, and the next attempt begins from the record.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use crate::replication::{
     CreatedSlot, ReplicationConnection, ReplicationStream, SlotLifetime, SlotSnapshot, SlotSpec, StreamError,
     SystemIdentity,
 };
-use crate::schema::catalog;
+use crate::schema::catalog::{self, KnownTables};
 use crate::store::{Ownership, Store, SubscriptionRow};
 use crate::target::TargetSession;
 use crate::telemetry::Attention;
@@ -79,6 +80,8 @@ pub(super) struct Context {
     pub(super) refused: Vec<(Lsn, String)>,
     /// The warnings that were reported last.
     pub(super) warned: watch::Sender<Vec<String>>,
+    /// What attempts have learned of the target's tables.
+    pub(super) known_tables: watch::Sender<KnownTables>,
 }
 
 /// The tables that an attempt follows if it goes on from a recorded position.
@@ -243,7 +246,10 @@ async fn prepare_and_stream(
     let known_at_end = known_at_end.flatten().max();
     let choice = possible.choose(context, from, skip.max(known_at_end), ready);
     let look_at = taken_up.let_go_at.max(named.again_at).filter(|at| *at > from);
-    let begin = Begin { from, skip, choice, members, syncs, view, publications: named.names, look_at };
+    let because =
+        tables.iter().map(|table| (table.row.source.clone(), table.row.exact_because.clone())).collect();
+    let publications = named.names;
+    let begin = Begin { from, skip, choice, members, because, syncs, view, publications, look_at };
     Box::pin(stream_on(context, session, &publisher, replication, begin, link)).await
 }
 
@@ -318,6 +324,8 @@ struct Begin {
     skip: Option<Lsn>,
     choice: Choice,
     members: Membership,
+    /// The recorded reasons why tables are applied row by row.
+    because: HashMap<QualifiedName, Option<String>>,
     syncs: TableSyncs,
     /// The slot as it was when it was found to be trusted.
     view: SlotView,
@@ -336,7 +344,7 @@ async fn stream_on(
     begin: Begin,
     link: &mut Option<Reader>,
 ) -> Result<StreamEnd, Failure> {
-    let Begin { from, skip, choice, members, syncs, view, publications, look_at } = begin;
+    let Begin { from, skip, choice, members, because, syncs, view, publications, look_at } = begin;
     let (subscription, term) = (&context.subscription, context.owner.term());
     if choice.transactions == Transactions::InProgress {
         replication.simple_query(format::STREAM_EARLY).await?;
@@ -352,8 +360,11 @@ async fn stream_on(
     let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
     let exact_until = context.exact_until;
     let start = Start { recorded: from, term, skip, exact_until, format: choice.format };
-    let applier = Applier::new(session, subscription.name.clone(), members, start);
-    let end = stream::run(context, applier, reader, syncs, Begun { from, choice, look_at }).await;
+    let known = context.known_tables.clone();
+    known.send_modify(|known| known.retain(members.values().map(|member| &member.target)));
+    let applier = Applier::new(session, subscription.name.clone(), members, start, known);
+    let begun = Begun { from, choice, because, look_at };
+    let end = stream::run(context, applier, reader, syncs, begun).await;
     let needs_a_person = match &end {
         Ok(StreamEnd::Conflict(_)) => true,
         Err(failure) => matches!(failure.disposition, Disposition::Pause(_)) && failure.restart.is_none(),

@@ -2,6 +2,7 @@
 //! back, and takes in tables whose synchronisation has ended between two transactions.
 
 use std::collections::HashMap;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
 
@@ -20,7 +21,7 @@ use super::findings;
 use super::flushes::Flushes;
 use super::format::Choice;
 use super::publications::{Look, Publications};
-use super::reader::{Chunk, Done, Reader, StreamEvent};
+use super::reader::{Chunk, Done, ReadError, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
 
 /// How a stream ended without a failure.
@@ -58,6 +59,8 @@ enum Event {
 pub(super) struct Begun {
     pub(super) from: Lsn,
     pub(super) choice: Choice,
+    /// As recorded, why each table is applied row by row.
+    pub(super) because: HashMap<QualifiedName, Option<String>>,
     /// Once everything up to here is recorded, the publications are to be looked at again.
     pub(super) look_at: Option<Lsn>,
 }
@@ -70,17 +73,19 @@ pub(super) async fn run(
     syncs: TableSyncs,
     begun: Begun,
 ) -> Result<StreamEnd, Failure> {
-    let Begun { from, choice, look_at } = begun;
+    let Begun { from, choice, because, look_at } = begun;
     let mut stream = Stream {
         context,
         applier,
         syncs,
         rest: Vec::new().into_iter(),
+        hold: None,
         done: Done::all(from),
         flushes: (context.subscription.synchronous_commit == SynchronousCommit::Off)
             .then(|| Flushes::new(context.store.clone(), from)),
         first: true,
         said: HashMap::new(),
+        because,
         choice,
         look_at,
     };
@@ -98,6 +103,9 @@ pub(super) async fn run(
         let busy = stream.applier.is_busy();
         let open = !ending && resume.is_none() && stream.applier.takes_messages();
         let more = !stream.rest.as_slice().is_empty();
+        if open && !more {
+            stream.hold = None;
+        }
         let event = tokio::select! {
             // Hand-overs come first, because they are rare and a synchronisation waits for them. Answers come
             // before messages, because they make room.
@@ -118,12 +126,16 @@ pub(super) async fn run(
             Event::Chunk(chunk) => {
                 Received { subscription: context.name(), tally: chunk.received }.emit();
                 stream.rest = chunk.events.into_iter();
+                stream.hold = chunk.hold;
                 stream.take(reader).await
             }
             Event::Rest => stream.take(reader).await,
             Event::Resume => Ok(()),
             Event::Applied(applied) => applied.map_err(Failure::from),
-            Event::Ended => return Err(reader.end().await.into()),
+            Event::Ended => match reader.end().await {
+                ReadError::TooLarge(message) => stream.applier.refuse(message).map_err(Failure::from),
+                error => return Err(error.into()),
+            },
             Event::Sync(event) => stream.on_sync(event).await,
             Event::Flushed(flushed) => stream.on_flushed(flushed, reader),
             Event::Anew(end) => return Ok(end),
@@ -148,6 +160,8 @@ struct Stream<'a> {
     syncs: TableSyncs,
     /// Received messages that have not been taken yet.
     rest: std::vec::IntoIter<StreamEvent>,
+    /// Of a large chunk: the reader goes on when this is dropped.
+    hold: Option<oneshot::Sender<()>>,
     /// The target's positions.
     done: Done,
     /// With `synchronous_commit = off`: finds out when commits are durable.
@@ -156,6 +170,8 @@ struct Stream<'a> {
     first: bool,
     /// The last error that was logged of each table whose copy fails.
     said: HashMap<QualifiedName, Diagnosis>,
+    /// As [`Begun::because`].
+    because: HashMap<QualifiedName, Option<String>>,
     choice: Choice,
     /// As [`Begun::look_at`].
     look_at: Option<Lsn>,
@@ -187,6 +203,7 @@ impl Stream<'_> {
     /// Processes the applier's outcomes: reports durable positions, and returns the end of the stream if
     /// there is one.
     async fn outcomes(&mut self, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
+        let mut planned = Vec::new();
         while let Some(outcome) = self.applier.outcome() {
             match outcome {
                 Outcome::Durable { lsn, skipped } => {
@@ -200,11 +217,7 @@ impl Stream<'_> {
                     BatchApplied { subscription: self.context.name(), tally, duration: took }.emit();
                     self.note(lsn, last).await?;
                 }
-                Outcome::Planned { source, exact_because } => {
-                    let because = exact_because.map(ExactBecause::as_str);
-                    let (store, owner) = (&self.context.store, &self.context.owner);
-                    store.set_exact_because(owner, &source, because).await?;
-                }
+                Outcome::Planned { source, exact_because } => planned.push((source, exact_because)),
                 Outcome::Stranger(relation) => {
                     debug!(subscription = self.context.name(), %relation, "changes of a table that is not followed");
                     self.context.publications.send_if_modified(|publications| {
@@ -218,7 +231,27 @@ impl Stream<'_> {
             }
             self.publish(reader);
         }
+        self.record_because(planned).await?;
         Ok(None)
+    }
+
+    /// Records why tables are applied row by row, if that has changed.
+    async fn record_because(
+        &mut self,
+        planned: Vec<(QualifiedName, Option<ExactBecause>)>,
+    ) -> Result<(), Failure> {
+        let mut changed = HashMap::new();
+        for (source, because) in planned {
+            let because = because.map(ExactBecause::as_str);
+            if self.because.get(&source).map(Option::as_deref) != Some(because) {
+                self.because.insert(source.clone(), because.map(str::to_owned));
+                changed.insert(source, because);
+            }
+        }
+        if changed.is_empty() {
+            return Ok(());
+        }
+        Ok(self.context.store.set_exact_because(&self.context.owner, &changed).await?)
     }
 
     fn advance(&mut self, lsn: Lsn, reader: &Reader) {

@@ -1,5 +1,6 @@
 //! Schema `pgsluice` on a real PostgreSQL: migrations, every operation of the store, signals.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -434,7 +435,8 @@ async fn tables_come_go_and_are_copied_under_a_fence() {
     assert_eq!(store.begin_copy(&owner, &widgets(), 1).await.unwrap(), TableStep::Taken { attempt: 2 });
     store.report_copy(&owner, &widgets(), 1, 99, None).await.unwrap();
     store.report_copy(&owner, &widgets(), 2, 5, Some(10)).await.unwrap();
-    store.set_exact_because(&owner, &widgets(), Some("triggers fire")).await.unwrap();
+    let because = HashMap::from([(widgets(), Some("triggers fire"))]);
+    store.set_exact_because(&owner, &because).await.unwrap();
 
     let second = [table("widgets", "other"), table("gadgets", "gadgets")];
     let ready = NewTables::Ready { synced_lsn: Lsn::new(7) };
@@ -533,7 +535,7 @@ fn writes<'a>(store: &'a Store, owner: &'a Ownership, conflict: i64, command: i6
         begin_copy(&widgets(), 1);
         set_table_state(&widgets(), 1, TableState::Pending, None);
         report_copy(&widgets(), 1, 17, None);
-        set_exact_because(&widgets(), Some("late"));
+        set_exact_because(&HashMap::from([(widgets(), Some("late"))]));
         set_table_ready(&widgets(), 1, Lsn::new(9));
         open_conflict(&report());
         resolve_conflict(conflict, Resolution::Retry, "late");
@@ -1073,7 +1075,7 @@ async fn an_operation_that_is_given_up_leaves_no_transaction_behind() {
         // In a transaction that was left open this would succeed, and nobody would commit it.
         let received_lsn = Some(Lsn::new(step));
         let positions = Positions { received_lsn, ..Positions::default() };
-        bounded(store.report_positions(&owner, &positions)).await.unwrap();
+        store.report_positions(&owner, &positions).await.unwrap();
         let recorded = "SELECT (received_lsn - '0/0')::int8 FROM pgsluice.subscription";
         let recorded: i64 = sqlx::query_scalar(recorded).fetch_one(&mut admin).await.unwrap();
         assert_eq!(u64::try_from(recorded).unwrap(), step, "it was given up after {} waits", step % 15);

@@ -213,7 +213,7 @@ impl<'a> Stream<'a> {
                 }
                 Next::Answer(Reply::Failed(why)) => return Err(Ended::Retry(why)),
                 Next::Answer(_) => return Err(Ended::Retry("an answer of another kind")),
-                Next::Described(Reply::Described(table)) => self.core.described(&table, self.moment()),
+                Next::Described(Reply::Described(tables)) => self.core.described(tables, self.moment()),
                 Next::Described(_) => return Err(Ended::Retry("an answer of another kind")),
                 Next::Message(sent) => {
                     self.take(sent);
@@ -318,8 +318,9 @@ impl<'a> Stream<'a> {
                 Step::Tell(outcome) => self.outcome(outcome),
                 Step::End(end) => return Err(self.end(end, memory)),
                 Step::Forget { .. } => {}
-                Step::Describe(name) => {
-                    self.describing = Some(self.main.send(Op::Describe { table: tables::by_name(&name) }));
+                Step::Describe { tables, reading: _ } => {
+                    let tables = tables.iter().map(tables::by_name).collect();
+                    self.describing = Some(self.main.send(Op::Describe { tables }));
                 }
                 step => self.send(step),
             }
@@ -351,7 +352,7 @@ impl<'a> Stream<'a> {
                 let stamps = self.stamps.iter().map(|(table, stamp)| (*table, *stamp)).collect();
                 Op::CommitRows { advance, term, stamps }
             }
-            Step::Describe(_) | Step::Forget { .. } | Step::Tell(_) | Step::End(_) => return,
+            Step::Describe { .. } | Step::Forget { .. } | Step::Tell(_) | Step::End(_) => return,
         };
         let token = self.main.send(op);
         self.under_way.push_back(token);
@@ -381,7 +382,7 @@ impl<'a> Stream<'a> {
                 Ended::Restart
             }
             End::AnotherWriter { .. } => Ended::TargetLost("another writer"),
-            End::OutOfOrder(_) | End::Relation(_) | End::Unfit(_) | End::Invariant(_) => {
+            End::OutOfOrder(_) | End::Relation(_) | End::Unfit(_) | End::TooLarge(_) | End::Invariant(_) => {
                 self.link.world.borrow_mut().violated(format!("the core ends: {end:?}"));
                 Ended::Retry("the core ended")
             }

@@ -12,6 +12,7 @@
 
 mod error;
 mod fingerprint;
+mod known_tables;
 mod listing;
 mod members;
 mod publisher;
@@ -25,6 +26,7 @@ mod unreadable;
 
 pub use error::{CatalogError, MissingPublications, Side};
 pub use fingerprint::{PublicationsLook, look_at_publications};
+pub use known_tables::{KnownTables, Look, look_at};
 pub use listing::user_tables;
 pub use members::{KnownTable, known_tables, target_oids};
 pub use publisher::{
