@@ -43,6 +43,9 @@ pub enum CopyError {
     /// Rows of the table may be hidden from the snapshot.
     #[error("{0} was rewritten on the publisher after the snapshot of its copy was taken")]
     Rewritten(QualifiedName),
+    /// The rows that the target table has could not be treated as asked.
+    #[error("the rows that the target table has stay as they are")]
+    Existing(Box<Diagnosis>),
     /// The answer to a COMMIT was lost, and the record could not be read: the copy may be committed or not.
     #[error("it is not known whether the copy of {0} was committed")]
     Unsettled(QualifiedName),
@@ -83,6 +86,7 @@ impl CopyError {
             Self::Rewritten(_) => Diagnosis::new(copying)
                 .detail(format!("{self} (ALTER TABLE, TRUNCATE or VACUUM FULL), and that hides its rows"))
                 .hint("it is copied again by itself, under a new snapshot"),
+            Self::Existing(diagnosis) => (**diagnosis).clone(),
             Self::Unsettled(_) => Diagnosis::new(self.to_string())
                 .detail(
                     "the connection to the target was lost, and its record of the table could not be asked",

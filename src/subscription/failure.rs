@@ -146,6 +146,7 @@ impl Failure {
             | CopyError::OpenTarget(_)
             | CopyError::Connection(..)
             | CopyError::Server(..)
+            | CopyError::Existing(_)
             | CopyError::Rewritten(_) => Cause::Connection,
         };
         Self::of(Disposition::Retry, error.diagnosis(source, role), cause)

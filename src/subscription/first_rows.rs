@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::copy::{self, CopyCommands, CopyJob, CopyPlan};
+use crate::copy::{self, CopyCommands, CopyJob, CopyPlan, Existing};
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
 use crate::replication::CreatedSlot;
@@ -84,9 +84,11 @@ pub(super) async fn copy_job(context: &Context, table: &mut PendingTable) -> Res
     };
     table.attempt = attempt;
     let binary = context.subscription.binary;
+    let existing = Existing::new(table.resync, &table.plan);
     Ok(CopyStart::Job(CopyJob {
         source: source.clone(),
-        commands: CopyCommands::new(&table.published, &table.plan, binary),
+        commands: CopyCommands::new(&table.published, &existing.destination(&table.plan), binary),
+        existing,
         attempt,
         estimated: table.published.rows_estimated,
         copied: Arc::new(AtomicU64::new(0)),
