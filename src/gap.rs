@@ -304,10 +304,13 @@ impl Gap {
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         let what = self.table.as_ref().map_or_else(|| self.subscription.clone(), ToString::to_string);
-        let detail = match &self.detail {
-            Some(facts) => format!("{}; {facts}", self.may_be_missing()),
-            None => self.may_be_missing(),
-        };
+        let mut detail = self.may_be_missing();
+        if let Some(facts) = &self.detail {
+            detail = format!("{detail}; {facts}");
+        }
+        if self.table.as_ref().is_some_and(|table| self.holds_table(table)) {
+            detail += "; later changes of the table are passed over until this is settled";
+        }
         Diagnosis::new(self.kind.cause(&what)).detail(detail).hint(self.hint())
     }
 
@@ -385,7 +388,7 @@ mod tests {
         };
         insta::assert_snapshot!(returned.diagnosis(), @r#"
         public.t may lack changes: it left the publications and came back
-          detail: changes that were committed between 0/10 and 0/20, since 2024-02-29T12:00:00Z may be missing; publication p
+          detail: changes that were committed between 0/10 and 0/20, since 2024-02-29T12:00:00Z may be missing; publication p; later changes of the table are passed over until this is settled
           hint: pgsluice resync my_subscription public.t; or pgsluice resync my_subscription public.t --merge; or pgsluice accept my_subscription --gap 7 to go on, without what may be missing
         "#);
         assert!(returned.holds_table(&table));

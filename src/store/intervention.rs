@@ -106,9 +106,10 @@ impl Store {
             let gap = lock_gap(&mut tx, owner.name(), id).await?;
             let range = gap.range();
             let text = match (gap.hold, &gap.table) {
-                (Hold::Until, Some(table)) => {
-                    format!("gap {id} is accepted: {table} goes on without what may be missing {range}")
-                }
+                (Hold::Until, Some(table)) => format!(
+                    "gap {id} is accepted: {table} goes on from here, without what may be missing {range} and without \
+                     what was passed over since"
+                ),
                 (Hold::Until, None) => format!(
                     "gap {id} is accepted: the stream goes on from where a slot can, without what may be missing {range}"
                 ),

@@ -176,14 +176,9 @@ pub(super) async fn take_up_tables(
 }
 
 /// What happens to tables that are published and not recorded.
-fn follow_new(
-    context: &Context,
-    plan: SlotPlan,
-    refresh: Option<(Refresh, i64)>,
-) -> membership::NewTables {
-    let fixed = matches!(plan, SlotPlan::Continue { .. })
-        && !context.subscription.auto_refresh
-        && refresh.is_none();
+fn follow_new(context: &Context, plan: SlotPlan, refresh: Option<(Refresh, i64)>) -> membership::NewTables {
+    let fixed =
+        matches!(plan, SlotPlan::Continue { .. }) && !context.subscription.auto_refresh && refresh.is_none();
     if fixed { membership::NewTables::Leave } else { membership::NewTables::Follow }
 }
 
