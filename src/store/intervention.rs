@@ -44,7 +44,7 @@ impl Store {
     /// answered changes nothing.
     ///
     /// # Errors
-    /// Also [`StoreErrorKind::UnknownTable`], and [`StoreErrorKind::Refused`] for a table that is not published.
+    /// Also [`StoreErrorKind::UnknownTable`], and [`StoreErrorKind::CommandRefused`] for a table that is not published.
     pub async fn resync_tables(
         &self,
         owner: &Ownership,
@@ -75,7 +75,7 @@ impl Store {
                     .await?;
                 match left {
                     Some(false) => {}
-                    Some(true) => return Err(StoreErrorKind::Refused(not_published(table))),
+                    Some(true) => return Err(StoreErrorKind::CommandRefused(not_published(table))),
                     None => return Err(unknown_table(name, table)),
                 }
                 let message = format!("{table} is to be synchronised again ({how}), asked by {by}");
@@ -92,7 +92,7 @@ impl Store {
     /// taken up next ([`Store::release_tables`]). A gap of the slot is settled by the attempt that passes it.
     ///
     /// # Errors
-    /// Also [`StoreErrorKind::Refused`].
+    /// Also [`StoreErrorKind::CommandRefused`].
     pub async fn accept_gap(
         &self,
         owner: &Ownership,
@@ -120,7 +120,7 @@ impl Store {
                 return Ok((reply, gap));
             }
             if let Some(refusal) = refuse(&mut tx, &gap).await? {
-                return Err(StoreErrorKind::Refused(refusal));
+                return Err(StoreErrorKind::CommandRefused(refusal));
             }
             let accept = if gap.table.is_some() { ACCEPT } else { ACCEPT_LATER };
             sqlx::query(accept).bind(id).bind(by).execute(&mut *tx).await?;
@@ -187,7 +187,7 @@ async fn lock_gap(session: &mut PgConnection, name: &str, id: i64) -> Result<Gap
     let unknown = || {
         let refusal = Diagnosis::new(format!("there is no gap {id} of {name}"))
             .hint(format!("\"pgsluice status {name}\" lists its gaps"));
-        StoreErrorKind::Refused(refusal)
+        StoreErrorKind::CommandRefused(refusal)
     };
     Ok(decode(&row.ok_or_else(unknown)?)?)
 }

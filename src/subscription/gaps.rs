@@ -83,7 +83,7 @@ pub(super) async fn renew_slot(
         None if !subscription.create_slot => return Ok(view),
         None => {}
     }
-    create_slot(context, replication).await?;
+    create_slot(context, publisher, replication).await?;
     Ok(slot::settled_view(&publisher.client, &subscription.slot).await?)
 }
 

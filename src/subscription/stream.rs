@@ -346,7 +346,7 @@ impl Stream<'_> {
         }
         info!(subscription = name, relation = %source, lsn = %position, "table synchronised");
         self.applier.set_position(&source, position);
-        gaps::show(&self.context).await?;
+        gaps::show(self.context).await?;
         self.report_held_back(None).await;
         Ok(())
     }

@@ -322,7 +322,7 @@ impl Sync {
     ) -> Result<Lsn, Failure> {
         let (context, subscription) = (&self.context, &self.context.subscription);
         let job = match copy_job(context, table).await? {
-            CopyStart::Job(job) => job,
+            CopyStart::Job(job) => *job,
             CopyStart::Ready(position) => return Ok(position),
         };
         let (table, source) = (&*table, &job.source);

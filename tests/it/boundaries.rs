@@ -318,9 +318,12 @@ impl Case {
             | Scenario::Sets
             | Scenario::Slices
             | Scenario::Rows
+            | Scenario::Accept
+            | Scenario::PassGap
+            | Scenario::PassLost
+            | Scenario::Resync
+            | Scenario::Refresh
             | Scenario::Drop => {}
-            Scenario::Accept | Scenario::Resync | Scenario::Refresh => {}
-            Scenario::PassGap | Scenario::PassLost => {}
             Scenario::SlotGone => self.bring_the_slot_back(world).await,
             Scenario::Conflict => {
                 world.wait_paused("conflict").await;
