@@ -148,6 +148,7 @@ impl Failure {
             | CopyError::Connection(..)
             | CopyError::Server(..)
             | CopyError::TooLarge { .. }
+            | CopyError::Existing(_)
             | CopyError::Rewritten(_) => Cause::Connection,
         };
         Self::of(Disposition::Retry, error.diagnosis(source, role), cause)
