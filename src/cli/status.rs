@@ -458,7 +458,7 @@ mod tests {
                        detail: between 0/10 and 0/20
                        hint: pgsluice resync
             table            state    rows copied   note
-          ────────────────────────────────────────────────────────
+          ─────────────────────────────────────────────────────────
             public.widgets   paused   3             held by gap 7
         ");
     }

@@ -185,8 +185,8 @@ async fn prepare_and_stream(
     if let Some(diagnosis) = findings::wal_level(&publisher.settings.wal_level) {
         return Err(Failure::retry(diagnosis).because_of(Cause::WalLevel));
     }
-    let (plan, view) =
-        place_in_stream(context, session, &publisher, &mut replication, &identity, &known).await?;
+    let placed = place_in_stream(context, session, &publisher, &mut replication, &identity, &known).await;
+    let (plan, view) = placed.map_err(|failure| failure.with_gap_since(known.record.applied_at))?;
     let term = context.owner.term();
     let mut warnings = Vec::new();
     let published = published?;
