@@ -47,7 +47,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _};
 
 use crate::net;
 use crate::pg::TimeLimits;
@@ -254,10 +254,11 @@ fn pool(options: PgConnectOptions, wanted: TargetSessionAttrs, connections_max: 
 /// leaves the transaction open, and every later operation of the session would be part of it. In a
 /// transaction that has failed, the question itself fails.
 async fn is_outside_transaction(session: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    // Inside a transaction, its time is that of its BEGIN.
+    // Inside a transaction, its time is that of its BEGIN. The question is one message: a prepared statement's
+    // messages have times of their own.
     let same =
         "SELECT pg_catalog.transaction_timestamp() OPERATOR(pg_catalog.=) pg_catalog.statement_timestamp()";
-    sqlx::query_scalar::<_, bool>(same).fetch_one(session).await
+    session.fetch_one(sqlx::raw_sql(same)).await?.try_get(0)
 }
 
 /// Prepares a session, and fails if the server does not match `target_session_attrs`.

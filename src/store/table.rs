@@ -170,6 +170,43 @@ impl Store {
         .await
     }
 
+    /// Makes tables ready, each with the number of its latest copy, as [`Self::set_table_ready`] does. Returns how
+    /// many it has found to be as expected; the others stay as they are.
+    pub async fn set_tables_ready(
+        &self,
+        owner: &Ownership,
+        tables: &[(&QualifiedName, i32)],
+        position: Lsn,
+    ) -> Result<usize, StoreError> {
+        let schemas: Vec<&str> = tables.iter().map(|(source, _)| source.schema.as_str()).collect();
+        let names: Vec<&str> = tables.iter().map(|(source, _)| source.name.as_str()).collect();
+        let attempts: Vec<i32> = tables.iter().map(|(_, attempt)| *attempt).collect();
+        self.run("report tables as ready", async {
+            let made = sqlx::query(as_owner!(
+                " UPDATE pgsluice.table_sync t SET state = 'ready', synced_lsn = $6, error = NULL, \
+                 updated_at = now() FROM owner, \
+                   ROWS FROM (pg_catalog.unnest($3::pg_catalog.text[]), pg_catalog.unnest($4::pg_catalog.text[]), \
+                              pg_catalog.unnest($5::pg_catalog.int4[])) AS n(schema, name, attempt) \
+                 WHERE t.subscription = owner.name AND t.source_schema = n.schema AND t.source_table = n.name \
+                 AND t.attempt = n.attempt AND t.state <> 'ready'"
+            ))
+            .bind(owner.name())
+            .bind(owner.term().as_i64())
+            .bind(&schemas)
+            .bind(&names)
+            .bind(&attempts)
+            .bind(position)
+            .execute(&self.pool);
+            let made = boundary::deed!("table::ready", made.await, Err(lost()))?;
+            let made = usize::try_from(made.rows_affected()).unwrap_or(usize::MAX);
+            if made < tables.len() {
+                owner::still(&self.pool, owner).await?;
+            }
+            Ok(made)
+        })
+        .await
+    }
+
     /// Starts a copy of a table whose latest copy has the number `attempt`. The table is then `copying`, and
     /// only the copy with the returned number may write about it.
     ///

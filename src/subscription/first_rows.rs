@@ -32,9 +32,8 @@ pub(super) async fn first_rows(
     pending: &mut [PendingTable],
 ) -> Result<Vec<(QualifiedName, Lsn)>, Failure> {
     if !context.subscription.copy_data {
-        for table in tables.iter().filter(|table| table.row.state != TableState::Ready) {
-            mark_ready(context, &table.row, slot.consistent_point).await?;
-        }
+        let rows = tables.iter().map(|table| &table.row).filter(|row| row.state != TableState::Ready);
+        mark_all_ready(context, &rows.collect::<Vec<_>>(), slot.consistent_point).await?;
         return Ok(tables.iter().map(|table| (table.row.source.clone(), slot.consistent_point)).collect());
     }
     let Some(snapshot) = slot.snapshot.clone() else { return Ok(Vec::new()) };
@@ -61,10 +60,20 @@ pub(super) async fn first_rows(
     Ok(ready)
 }
 
-/// Marks a table `ready` without a copy: changes that commit from `position` on apply.
-pub(super) async fn mark_ready(context: &Context, row: &TableRow, position: Lsn) -> Result<(), Failure> {
-    // A table that is `ready` keeps its position.
-    context.store.set_table_ready(&context.owner, &row.source, row.attempt, position).await?;
+/// Marks tables `ready` without a copy, with one statement if their records are as expected: changes that
+/// commit from `position` on apply.
+pub(super) async fn mark_all_ready(
+    context: &Context,
+    rows: &[&TableRow],
+    position: Lsn,
+) -> Result<(), Failure> {
+    let tables: Vec<(&QualifiedName, i32)> = rows.iter().map(|row| (&row.source, row.attempt)).collect();
+    if context.store.set_tables_ready(&context.owner, &tables, position).await? < rows.len() {
+        for row in rows {
+            // A table that is `ready` keeps its position.
+            context.store.set_table_ready(&context.owner, &row.source, row.attempt, position).await?;
+        }
+    }
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use crate::target::TargetSession;
 use super::attempt::Context;
 use super::failure::{Failure, schema_failure};
 use super::findings;
-use super::first_rows::mark_ready;
+use super::first_rows::mark_all_ready;
 use super::gaps;
 use super::membership::{self, Observed, Recorded, Seen, Synchronised, judge};
 use super::publication_record::{self, Named, PublicationRecord, Sight};
@@ -270,12 +270,11 @@ async fn settle(
 /// `pending`, but with `copy_data = false` they are not copied. None of their changes have been streamed.
 async fn ready_without_copy(context: &Context, known: Known, position: Lsn) -> Result<Known, Failure> {
     let left = |row: &&TableRow| row.state == TableState::Pending && row.attempt == 0;
-    if !known.tables.iter().any(|row| left(&row)) {
+    let left: Vec<&TableRow> = known.tables.iter().filter(left).collect();
+    if left.is_empty() {
         return Ok(known);
     }
-    for row in known.tables.iter().filter(left) {
-        mark_ready(context, row, position).await?;
-    }
+    mark_all_ready(context, &left, position).await?;
     Known::read(context).await
 }
 

@@ -452,7 +452,7 @@ async fn a_distant_target_costs_latency_but_hardly_speed() {
     let proxy = DelayingProxy::start(world.target.port, Duration::from_millis(10)).await;
     let far = catch_up(&world, 1, Some(&proxy)).await;
     println!("10,000 transactions went in within {near} s near by, {far} s with a round trip of 20 ms");
-    assert!(far < near * 3.0 + 1.0, "{near} s near by, {far} s far away");
+    assert!(far < near * 3.0 + 4.0, "{near} s near by, {far} s far away");
 }
 
 /// Seconds from the first row of 10,000 transactions to the last.

@@ -537,6 +537,7 @@ fn writes<'a>(store: &'a Store, owner: &'a Ownership, conflict: i64, command: i6
         report_copy(&widgets(), 1, 17, None);
         set_exact_because(&HashMap::from([(widgets(), Some("late"))]));
         set_table_ready(&widgets(), 1, Lsn::new(9));
+        set_tables_ready(&[(&widgets(), 1)], Lsn::new(9));
         open_conflict(&report());
         resolve_conflict(conflict, Resolution::Retry, "late");
         resolve_conflict(conflict, Resolution::SkipTransaction, "late");

@@ -49,7 +49,9 @@ async fn assert_checked(world: &World, detail: &str, hint: &str) {
     let step = checked.step("slot");
     assert_eq!(step["status"], "failed", "{:#}", checked.json);
     let same = format!("{}: {}", text(&step["primary"]), text(&step["detail"]));
-    assert_eq!((same.as_str(), text(&step["hint"]).as_str()), (detail, hint));
+    assert_eq!(same, detail);
+    // The status of a gap on record names one way more: that it is accepted.
+    assert!(hint.starts_with(&text(&step["hint"])), "{hint} and {:#}", checked.json);
     world.pgsluice(&["check"]).await.expect(1);
 }
 
