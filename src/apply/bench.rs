@@ -126,6 +126,7 @@ pub(crate) fn column(name: &str, key: bool) -> ColumnPlan {
         equality: Some(builtin("=")),
         not_null: key,
         refuses_values: false,
+        guard: None,
         key,
         identity_always: false,
     }

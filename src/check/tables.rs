@@ -19,24 +19,30 @@ pub(super) struct Pair<'a> {
     pub target: Option<&'a TargetTable>,
 }
 
-/// Compares all pairs. `role` is the target's role. A failure has the text of the `schema` pause.
-pub(super) fn judge(
-    findings: &mut Findings,
-    pairs: &[Pair<'_>],
-    session: ReplicationRole,
-    role: &str,
-) -> Vec<TableReport> {
-    let mut reports = Vec::with_capacity(pairs.len());
-    let (mut misfits, mut warnings) = (Vec::<Misfit>::new(), Vec::<Diagnosis>::new());
-    for pair in pairs {
-        let compared = compare(&Pairing {
+/// Compares all pairs. `role` is the target's role.
+pub(super) fn compare_all(pairs: &[Pair<'_>], session: ReplicationRole, role: &str) -> Vec<Comparison> {
+    let compared = |pair: &Pair<'_>| {
+        compare(&Pairing {
             published: &pair.published.relation,
             actions: pair.published.actions,
             target_name: pair.target_name,
             target: pair.target,
             session,
             role,
-        });
+        })
+    };
+    pairs.iter().map(compared).collect()
+}
+
+/// Reports the comparisons. A failure has the text of the `schema` pause.
+pub(super) fn judge(
+    findings: &mut Findings,
+    pairs: &[Pair<'_>],
+    comparisons: Vec<Comparison>,
+) -> Vec<TableReport> {
+    let mut reports = Vec::with_capacity(pairs.len());
+    let (mut misfits, mut warnings) = (Vec::<Misfit>::new(), Vec::<Diagnosis>::new());
+    for (pair, compared) in pairs.iter().zip(comparisons) {
         reports.push(report(pair, &compared));
         misfits.extend(compared.misfits);
         warnings.extend(compared.warnings.iter().map(Warning::diagnosis));
@@ -132,11 +138,14 @@ fn said(name: &str, compared: &Comparison) -> Option<(Status, Option<String>)> {
         .warnings
         .iter()
         .find_map(|warning| match &warning.kind {
-            WarningKind::RiskyType { column, why, .. } if column == name => Some((*why).to_owned()),
+            WarningKind::RiskyType(types) | WarningKind::OtherForm(types) if types.column == name => {
+                Some(types.why.to_owned())
+            }
             WarningKind::IdentityAlways { column } if column == name => {
                 Some("GENERATED ALWAYS AS IDENTITY: an update of its value would be refused".to_owned())
             }
-            WarningKind::RiskyType { .. }
+            WarningKind::RiskyType(_)
+            | WarningKind::OtherForm(_)
             | WarningKind::IdentityAlways { .. }
             | WarningKind::ConstantUnique { .. }
             | WarningKind::CheckRefusesNull { .. }

@@ -12,8 +12,9 @@ use crate::pg::conninfo::ConnInfo;
 use crate::pg::{ImposedLimit, Lsn, QualifiedName, SubscriptionName, TimeLimits, TimelineHistory};
 use crate::replication::{CommandError, ReplicationConnection, SessionOptions, SystemIdentity};
 use crate::schema::catalog::{self, CatalogError, PublisherFacts, Side, TargetFacts, UnselectableTable};
-use crate::schema::{Mapping, PublishedTable, ReplicationRole, TargetTable};
+use crate::schema::{Comparison, Mapping, Misfit, PublishedTable, ReplicationRole, TargetTable};
 use crate::store::{Store, StoreErrorKind};
+use crate::subscription::misfits::misfit_facts;
 use crate::subscription::slot::{self, SlotView};
 
 use super::findings::Findings;
@@ -358,5 +359,33 @@ async fn judge_tables(
         .map(|((published, target_name), target)| Pair { published, target_name, target: target.as_ref() })
         .collect();
     let session = if facts.may_be_replica { ReplicationRole::Replica } else { ReplicationRole::Origin };
-    tables::judge(findings, &pairs, session, &facts.role)
+    let mut compared = tables::compare_all(&pairs, session, &facts.role);
+    complete(subscription, publisher, target, &mut compared).await;
+    tables::judge(findings, &pairs, compared)
+}
+
+/// Adds to misfits what their DDL needs. If the facts cannot be read, they stay as they are.
+async fn complete(
+    subscription: &Subscription,
+    publisher: &Publisher,
+    target: &Target,
+    compared: &mut [Comparison],
+) {
+    let misfits: Vec<Misfit> =
+        compared.iter().flat_map(|compared| compared.misfits.iter().cloned()).collect();
+    if misfits.is_empty() {
+        return;
+    }
+    let recorded = match &target.state {
+        Ok(State::There(Recorded::Row(row))) => row.tables.as_slice(),
+        Ok(State::There(_) | State::NotThere | State::Old(_)) | Err(_) => &[],
+    };
+    let source = (&*publisher.client, publisher.client.server_version_num());
+    let facts = misfit_facts(source, &*target.client, subscription.name.as_str(), recorded, &misfits);
+    if let Ok(facts) = asked(Side::Target, facts).await {
+        compared
+            .iter_mut()
+            .flat_map(|compared| &mut compared.misfits)
+            .for_each(|misfit| misfit.complete(&facts));
+    }
 }

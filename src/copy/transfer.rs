@@ -47,8 +47,12 @@ pub async fn transfer(
     let mut messages: u64 = 0;
     while let Some(message) = rows.next().await {
         // On an error the sink is dropped, which makes the target's COPY fail: nothing is committed.
-        piece.extend_from_slice(&message.map_err(&from_publisher)?);
+        let message = message.map_err(&from_publisher)?;
         messages += 1;
+        if let Some(error) = job.commands.refusal(&message, messages) {
+            return Err(CopyError::Server(Side::Target, Box::new(error)));
+        }
+        piece.extend_from_slice(&message);
         if piece.len() >= PIECE_BYTES {
             copied.store(messages, Ordering::Relaxed);
             send(sink.as_mut(), piece.split().freeze()).await?;

@@ -5,6 +5,8 @@ use serde::Serialize;
 use super::Operations;
 use crate::pg::QualifiedName;
 
+use super::LengthUnit;
+
 /// A type by name, because only built-in types have the same OID on every server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct TypeName {
@@ -121,6 +123,8 @@ pub struct TargetTable {
     pub indexes: Indexes,
     /// Whether the database's encoding is UTF8, which is that of the incoming values.
     pub utf8: bool,
+    /// What a declared length counts in the database's encoding.
+    pub length_unit: LengthUnit,
     /// Set only for a partitioned table.
     pub partitioning: Option<Partitioning>,
 }

@@ -19,13 +19,13 @@ use super::binary::binary_form;
 use super::canonical;
 use super::fit::{self, Fit};
 use super::identity::{Unidentifiable, row_identity};
-use super::misfit::{ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure};
+use super::misfit::{Attached, ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure};
 use super::plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
 use super::render::{is_builtin, type_sql};
-use super::warning::{Warning, WarningKind};
+use super::warning::{ColumnTypes, Warning, WarningKind};
 use super::{
-    ColumnDefault, FiringTriggers, KeyEquality, OWN_SCHEMA, Operations, PublishedColumn, PublishedRelation,
-    ReplicaIdentity, TableKind, TargetColumn, TargetTable, UniqueKey,
+    ColumnDefault, FiringTriggers, KeyEquality, LengthUnit, OWN_SCHEMA, Operations, PublishedColumn,
+    PublishedRelation, ReplicaIdentity, TableKind, TargetColumn, TargetTable, UniqueKey, ValueGuard,
 };
 
 /// A published table and the target's relation under the mapped name.
@@ -80,7 +80,7 @@ struct Findings<'a> {
 impl Findings<'_> {
     fn misfit(&mut self, kind: MisfitKind) {
         let (source, target) = (self.pairing.published.name.clone(), self.pairing.target_name.clone());
-        self.misfits.push(Misfit { source, target, kind });
+        self.misfits.push(Misfit { source, target, kind, subscription: None });
     }
 
     fn warn(&mut self, kind: WarningKind) {
@@ -100,7 +100,9 @@ impl Findings<'_> {
                 published.columns.iter().filter(|c| c.key && published.identity != ReplicaIdentity::Full);
             let key = key.map(|column| column.name.clone()).collect();
             let columns = published.columns.iter().map(ColumnSql::of).collect();
-            self.misfit(MisfitKind::MissingTable { columns, key });
+            let role = self.pairing.role.to_owned();
+            let privileges = vec!["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
+            self.misfit(MisfitKind::MissingTable { columns, key, schema: None, role, privileges });
             return None;
         };
         if let TableKind::Other(relkind) = table.kind {
@@ -159,17 +161,21 @@ impl Findings<'_> {
                 return;
             }
         }
-        match fit::judge((&column.ty, column.typmod), (&found.base_type, found.typmod)) {
+        let types = |why| ColumnTypes {
+            column: column.name.clone(),
+            published_type: type_sql(&column.ty, column.typmod),
+            target_type: found.display_type.clone(),
+            why,
+        };
+        match judge(column, found) {
             Fit::Fits => {}
-            Fit::Risky(why) => self.warn(WarningKind::RiskyType {
-                column: column.name.clone(),
-                published_type: type_sql(&column.ty, column.typmod),
-                target_type: found.display_type.clone(),
-                why,
-            }),
+            Fit::OtherForm(why) => self.warn(WarningKind::OtherForm(types(why))),
+            Fit::Risky(why) => self.warn(WarningKind::RiskyType(types(why))),
+            Fit::Guarded(guard) => self.warn(WarningKind::RiskyType(types(guard.why()))),
             Fit::Unfit(why) => self.misfit(MisfitKind::UnfitType {
                 column: ColumnSql::of(column),
                 target_type: found.display_type.clone(),
+                attached: attached(found),
                 why,
             }),
         }
@@ -312,6 +318,7 @@ impl Findings<'_> {
                 equality: found.equality.clone(),
                 not_null: found.not_null,
                 refuses_values: may_refuse(source, found),
+                guard: guard(source, found, table.length_unit),
                 key: source.key,
                 identity_always: found.default == ColumnDefault::IdentityAlways,
             })
@@ -346,14 +353,32 @@ impl Findings<'_> {
     }
 }
 
+fn attached(found: &TargetColumn) -> Attached {
+    match found.default {
+        ColumnDefault::Expression => Attached::Default,
+        ColumnDefault::IdentityAlways | ColumnDefault::IdentityByDefault => Attached::Identity,
+        ColumnDefault::None | ColumnDefault::Generated => Attached::Nothing,
+    }
+}
+
 /// Computes [`ColumnPlan::refuses_values`]. Constraints of domains and labels of user-defined types are
 /// not examined; `text` and `citext` accept any value.
 fn may_refuse(published: &PublishedColumn, found: &TargetColumn) -> bool {
     let takes_anything = matches!(found.base_type.name.as_str(), "text" | "citext");
     let known = takes_anything || (is_builtin(&published.ty) && is_builtin(&found.base_type));
-    !known
-        || found.ty != found.base_type
-        || fit::judge((&published.ty, published.typmod), (&found.base_type, found.typmod)) != Fit::Fits
+    !known || found.ty != found.base_type || judge(published, found).refuses()
+}
+
+fn judge(published: &PublishedColumn, found: &TargetColumn) -> Fit {
+    fit::judge((&published.ty, published.typmod), (&found.base_type, found.typmod))
+}
+
+/// Computes [`ColumnPlan::guard`].
+fn guard(published: &PublishedColumn, found: &TargetColumn, unit: LengthUnit) -> Option<ValueGuard> {
+    match judge(published, found) {
+        Fit::Guarded(guard) => Some(guard.counted_in(unit)),
+        Fit::Fits | Fit::OtherForm(_) | Fit::Risky(_) | Fit::Unfit(_) => None,
+    }
 }
 
 /// Computes [`TablePlan::judges_rows`].

@@ -3,14 +3,17 @@
 //! Pure. Values are sent as text (binary is used only between equal types), so the question is what the
 //! target's input function makes of the text that the publisher's output function wrote.
 //!
-//! # Why there are three verdicts
+//! # Why there are five verdicts
 //!
 //! It matters how types fail. A value that is *refused* stops the apply and is named (`value_error`):
 //! this is allowed with a warning, because often no such value exists. A value that is *silently
-//! changed* cannot be noticed later: the pair is unfit, as is a pair where hardly any value would
-//! enter. This module alone ensures that no value is silently changed by a cast.
+//! changed* cannot be noticed later. Where such values can be told from others, they are looked for and
+//! refused ([`ValueGuard`]); else the pair is unfit, as is a pair where hardly any value would enter. A value
+//! that is kept in another form of the same value is announced. This module alone ensures that no value is
+//! silently changed by a cast.
 
 use super::TypeName;
+use super::guard::{LengthUnit, ValueGuard};
 use super::render::{Modifier, is_builtin};
 
 /// The verdict on one pair of types.
@@ -18,15 +21,26 @@ use super::render::{Modifier, is_builtin};
 pub enum Fit {
     /// Every value enters without loss.
     Fits,
-    /// Some values may be refused with an error, or are kept in another form of the same value.
+    /// Every value enters, some in another form of the same value.
+    OtherForm(&'static str),
+    /// Some values may be refused with an error.
     Risky(&'static str),
+    /// Some values would be changed silently. They are found and refused.
+    Guarded(ValueGuard),
     /// Values would be changed silently, or would hardly ever enter.
     Unfit(&'static str),
 }
 
 const OVERFLOW: &str = "a value out of the target type's range is refused";
-const TOO_LONG: &str =
-    "a value longer than the target column allows is refused, unless only blanks at its end are cut off";
+const TOO_LONG: &str = "a value longer than the target column allows is refused";
+const TOO_LONG_CHAR: &str =
+    "a value longer than the target column allows is refused; blanks at its end do not count in type char";
+const FILLED: &str = "the target fills values up with blanks to the column's length";
+const KEEPS_FILLING: &str = "the blanks with which type char fills values up become part of the value";
+const LONGER_FILLED: &str =
+    "the publisher fills every value up with blanks to a length that the target does not allow";
+const CUTS_BLANKS: &str = "the target would silently cut off blanks at the end of elements that are too long";
+const DROPS_KEYS: &str = "the target would silently keep only one of several equal keys of a JSON object";
 const NOT_INTEGRAL: &str = "a value with a fraction or out of range is refused";
 const LABELS: &str = "a value that the target's type does not know is refused";
 const ROUNDS_DIGITS: &str = "the target would silently round away decimal digits";
@@ -40,11 +54,36 @@ const FIELDS: &str = "the target would silently drop fields of the interval";
 const REREADS: &str = "the target would silently read the text as escaped bytes";
 const FOREIGN: &str = "the target's type does not take the values of the publisher's type";
 
+impl Fit {
+    /// Whether some values do not enter.
+    #[must_use]
+    pub const fn refuses(self) -> bool {
+        match self {
+            Self::Fits | Self::OtherForm(_) => false,
+            Self::Risky(_) | Self::Guarded(_) | Self::Unfit(_) => true,
+        }
+    }
+
+    /// The verdict on arrays of such elements, whose values are not looked at.
+    const fn of_elements(self) -> Self {
+        match self {
+            Self::Guarded(ValueGuard::EqualKeys) => Self::Unfit(DROPS_KEYS),
+            Self::Guarded(_) => Self::Unfit(CUTS_BLANKS),
+            other => other,
+        }
+    }
+}
+
 /// Judges one column: the publisher's type against the target's, each below its domains.
 #[must_use]
 pub fn judge(source: (&TypeName, i32), target: (&TypeName, i32)) -> Fit {
     let from = Side::new(source.0, source.1);
     let to = Side::new(target.0, target.1);
+    let fit = judge_sides(from, to);
+    if to.name.starts_with('_') { fit.of_elements() } else { fit }
+}
+
+fn judge_sides(from: Side<'_>, to: Side<'_>) -> Fit {
     if from.name == to.name && from.builtin == to.builtin {
         return same_type(from, to);
     }
@@ -104,7 +143,10 @@ fn same_type_length(name: &str, from: Modifier, to: i32) -> Fit {
     };
     match name {
         "varchar" | "bpchar" | "varbit" if from.is_some_and(|from| from <= to) => Fit::Fits,
-        "varchar" | "bpchar" | "varbit" => Fit::Risky(TOO_LONG),
+        "varchar" => Fit::Guarded(blanks_beyond(to)),
+        // The blanks that are cut off mean nothing.
+        "bpchar" => Fit::Risky(TOO_LONG_CHAR),
+        "varbit" => Fit::Risky(TOO_LONG),
         // A bit string must have exactly the declared length.
         "bit" if from.is_some() => Fit::Unfit("the target takes bit strings of another length only"),
         "bit" => Fit::Risky("a bit string of another length is refused"),
@@ -146,13 +188,50 @@ fn into_text(from: Side<'_>, to: Side<'_>) -> Option<Fit> {
     if !unlimited && !sized {
         return None;
     }
-    Some(match (from.name, to.modifier) {
-        ("bytea", _) if from.builtin => Fit::Risky("bytes are kept as text, in hexadecimal"),
-        ("money", _) if from.builtin => Fit::Risky("amounts are kept as text, as locale C has them"),
-        (_, Modifier::Length(length)) if longest(from).is_some_and(|longest| longest <= length) => Fit::Fits,
-        (_, Modifier::Length(_)) => Fit::Risky(TOO_LONG),
-        _ => Fit::Fits,
+    Some(match (to.name, to.modifier) {
+        ("varchar", Modifier::Length(length)) => into_varchar(from, length),
+        ("bpchar", Modifier::Length(length)) => into_char(from, length),
+        _ => as_text(from),
     })
+}
+
+/// Judges a type into text without a limit.
+fn as_text(from: Side<'_>) -> Fit {
+    let element = from.name.strip_prefix('_').unwrap_or(from.name);
+    match element {
+        _ if !from.builtin => Fit::Fits,
+        "bytea" => Fit::OtherForm("bytes are kept as text, in hexadecimal"),
+        "money" => Fit::OtherForm("amounts are kept as text, as locale C has them"),
+        "timestamptz" | "tstzrange" | "tstzmultirange" => {
+            Fit::OtherForm("times are kept as text, in time zone UTC")
+        }
+        "bpchar" if from.modifier != Modifier::None => Fit::OtherForm(KEEPS_FILLING),
+        _ => Fit::Fits,
+    }
+}
+
+fn into_varchar(from: Side<'_>, length: i32) -> Fit {
+    match longest(from) {
+        Some(longest) if longest <= length => as_text(from),
+        Some(_) if from.name == "bpchar" => Fit::Unfit(LONGER_FILLED),
+        _ => Fit::Guarded(blanks_beyond(length)),
+    }
+}
+
+/// Judges another type into `char(n)`. Only texts can end in a blank.
+fn into_char(from: Side<'_>, length: i32) -> Fit {
+    match longest(from) {
+        _ if !from.builtin || is_character(from.name) || from.name == "json" => {
+            Fit::Guarded(ValueGuard::BlanksAtEnd)
+        }
+        Some(longest) if longest <= length => Fit::OtherForm(FILLED),
+        _ => Fit::Risky(TOO_LONG_CHAR),
+    }
+}
+
+fn blanks_beyond(length: i32) -> ValueGuard {
+    let length = usize::try_from(length).unwrap_or_default();
+    ValueGuard::BlanksBeyond { length, unit: LengthUnit::Characters }
 }
 
 /// Returns the number of characters of the longest text form, if the type has a bound.
@@ -187,7 +266,7 @@ fn judge_builtin(from: Side<'_>, to: Side<'_>) -> Fit {
         // Type `name` silently truncates at 63 bytes, type "char" at one.
         (_, "name" | "char") if is_character(from.name) => Fit::Unfit(CUTS),
         (_, "bytea") if is_character(from.name) => Fit::Unfit(REREADS),
-        ("json", "jsonb") => Fit::Risky("white space, the order of keys and duplicate keys are not kept"),
+        ("json", "jsonb") => Fit::Guarded(ValueGuard::EqualKeys),
         ("cidr", "inet")
         | ("jsonb", "json")
         | ("int4range", "int8range" | "numrange")
@@ -195,7 +274,7 @@ fn judge_builtin(from: Side<'_>, to: Side<'_>) -> Fit {
         | ("int4multirange", "int8multirange" | "nummultirange")
         | ("int8multirange", "nummultirange") => Fit::Fits,
         ("inet", "cidr") => Fit::Risky("an address with host bits is refused"),
-        ("macaddr", "macaddr8") => Fit::Risky("addresses are kept in their 8-byte form"),
+        ("macaddr", "macaddr8") => Fit::OtherForm("addresses are kept in their 8-byte form"),
         ("bit", "varbit") => match (from.modifier, to.modifier) {
             (_, Modifier::None) => Fit::Fits,
             (Modifier::Length(from), Modifier::Length(to)) if from <= to => Fit::Fits,
@@ -321,7 +400,9 @@ mod tests {
         let fit = judge((&source.0, source.1), (&target.0, target.1));
         let found = match fit {
             Fit::Fits => 'f',
+            Fit::OtherForm(_) => 'o',
             Fit::Risky(_) => 'r',
+            Fit::Guarded(_) => 'g',
             Fit::Unfit(_) => 'u',
         };
         assert_eq!(found, verdict, "{from} -> {to}: {fit:?}");
@@ -376,18 +457,36 @@ mod tests {
             ('f', "_int4", "text"),
             ('f', "jsonb", "text"),
             ('f', "uuid", "varchar(36)"),
-            ('r', "uuid", "varchar(35)"),
+            ('g', "uuid", "varchar(35)"),
             ('f', "text", "varchar"),
-            ('r', "text", "varchar(50)"),
+            ('g', "text", "varchar(50)"),
+            ('u', "text[]", "varchar(50)[]"),
+            ('g', "shop.mood", "varchar(50)"),
+            ('g', "json", "varchar(50)"),
             ('f', "varchar(50)", "varchar(50)"),
             ('f', "varchar(50)", "varchar(60)"),
-            ('r', "varchar(100)", "varchar(50)"),
+            ('g', "varchar(100)", "varchar(50)"),
+            ('u', "varchar(100)[]", "varchar(50)[]"),
+            ('f', "varchar(50)[]", "varchar(50)[]"),
             ('f', "varchar(50)", "varchar"),
-            ('r', "varchar", "varchar(50)"),
+            ('g', "varchar", "varchar(50)"),
             ('f', "bpchar(3)", "bpchar(5)"),
             ('r', "bpchar(5)", "bpchar(3)"),
-            ('f', "bpchar(3)", "text"),
-            ('r', "bytea", "text"),
+            ('o', "bpchar(3)", "text"),
+            ('o', "bpchar(3)", "varchar(3)"),
+            ('u', "bpchar(4)", "varchar(3)"),
+            ('f', "bpchar", "text"),
+            ('g', "text", "bpchar(5)"),
+            ('g', "varchar(3)", "bpchar(5)"),
+            ('u', "varchar(3)[]", "bpchar(5)[]"),
+            ('f', "text", "bpchar"),
+            ('o', "int4", "bpchar(11)"),
+            ('r', "int4", "bpchar(10)"),
+            ('r', "numeric", "bpchar(10)"),
+            ('o', "timestamptz", "text"),
+            ('o', "timestamptz[]", "text"),
+            ('f', "timestamp", "text"),
+            ('o', "bytea", "text"),
             ('u', "text", "bytea"),
             ('u', "text", "int4"),
             ('u', "text", "name"),
@@ -437,7 +536,8 @@ mod tests {
             ('f', "numeric(10,2)[]", "numeric(10,2)[]"),
             ('u', "numeric(10,4)[]", "numeric(10,2)[]"),
             ('f', "varchar(5)[]", "text[]"),
-            ('r', "json", "jsonb"),
+            ('g', "json", "jsonb"),
+            ('u', "json[]", "jsonb[]"),
             ('f', "jsonb", "json"),
             ('f', "shop.mood[]", "text[]"),
             ('r', "text[]", "shop.mood[]"),

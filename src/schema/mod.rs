@@ -12,27 +12,34 @@ pub mod binary;
 mod canonical;
 pub mod catalog;
 mod copy;
+mod ddl;
+pub mod definition;
 mod desc;
 pub mod diff;
 pub mod fit;
+pub mod guard;
 mod identity;
 pub mod mapping;
 pub mod misfit;
 mod operations;
 pub mod plan;
 pub mod publication;
+pub mod redefined;
 pub mod render;
 pub mod warning;
 
 pub use binary::BinaryForm;
 pub use copy::{CopyFormat, copy_in_sql};
+pub use definition::{MisfitFacts, Standing};
 pub use desc::*;
 pub use diff::{Comparison, Pairing, ReplicationRole, compare};
+pub use guard::{LengthUnit, ValueGuard};
 pub use mapping::{Mapping, MappingNote};
 pub use misfit::{Misfit, MisfitKind};
 pub use operations::Operations;
 pub use plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
 pub use publication::copy_query;
+pub use redefined::SeenColumn;
 pub use warning::{Warning, WarningKind};
 
 /// Schema of pgsluice's own tables, which are never published and never a target.

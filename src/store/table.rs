@@ -7,7 +7,7 @@
 //! - A copy has a number, `attempt`. A write about a copy takes effect only while the copy is the table's
 //!   latest. So neither an earlier copy nor a write about it can be committed later.
 //! - The state and position of a `ready` table do not change: its rows have been copied. Only `exact_because`
-//!   is written.
+//!   and `columns` are written.
 
 use std::collections::HashMap;
 
@@ -20,6 +20,7 @@ use sqlx::{PgConnection, Row as _};
 use crate::boundary;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName, as_owner};
+use crate::schema::SeenColumn;
 
 use super::codec::Time;
 use super::subscription::{lsn, saturate, unknown, unsigned, word};
@@ -75,6 +76,8 @@ pub struct TableRow {
     pub error: Option<Diagnosis>,
     /// Why it is applied row by row.
     pub exact_because: Option<String>,
+    /// The columns as the stream last described them; none before the first description.
+    pub columns: Option<Vec<SeenColumn>>,
     pub updated_at: Timestamp,
 }
 
@@ -296,27 +299,61 @@ impl Store {
         .await
     }
 
-    /// Writes why a table is applied row by row; none if it is not.
-    pub async fn set_exact_because(
+    /// Writes the columns of tables that are to be copied.
+    pub async fn set_columns(
+        &self,
+        owner: &Ownership,
+        tables: &[(QualifiedName, Vec<SeenColumn>)],
+    ) -> Result<(), StoreError> {
+        self.run("record the columns of tables", async {
+            let pick = |pick: fn(&QualifiedName) -> &String| -> Vec<&str> {
+                tables.iter().map(|(source, _)| pick(source).as_str()).collect()
+            };
+            let done = sqlx::query(as_owner!(
+                " UPDATE pgsluice.table_sync t SET columns = w.c FROM owner, \
+                 unnest($3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.jsonb[]) AS w (s, t, c) \
+                 WHERE t.subscription = owner.name AND t.source_schema = w.s AND t.source_table = w.t"
+            ))
+            .bind(owner.name())
+            .bind(owner.term().as_i64())
+            .bind(pick(|source| &source.schema))
+            .bind(pick(|source| &source.name))
+            .bind(tables.iter().map(|(_, columns)| Json(columns)).collect::<Vec<_>>())
+            .execute(&self.pool)
+            .await?;
+            if done.rows_affected() > 0 { Ok(()) } else { owner::still(&self.pool, owner).await }
+        })
+        .await
+    }
+
+    /// Writes how the stream describes a table, and why it is applied row by row; none if it is not. Returns the
+    /// columns of the description before.
+    pub async fn set_planned(
         &self,
         owner: &Ownership,
         source: &QualifiedName,
+        columns: &[SeenColumn],
         reason: Option<&str>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<Vec<SeenColumn>>, StoreError> {
         self.run("report how a table is applied", async {
-            let done = sqlx::query(as_owner!(
-                " UPDATE pgsluice.table_sync t SET exact_because = $5, updated_at = now() FROM owner \
-                 WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4"
+            // A self-join returns the values before the update.
+            let before: Option<Option<Json<Vec<SeenColumn>>>> = sqlx::query_scalar(as_owner!(
+                " UPDATE pgsluice.table_sync t SET exact_because = $5, columns = $6, updated_at = now() \
+                 FROM owner, pgsluice.table_sync before \
+                 WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4 \
+                 AND before.subscription = t.subscription AND before.source_schema = t.source_schema \
+                 AND before.source_table = t.source_table RETURNING before.columns"
             ))
             .bind(owner.name())
             .bind(owner.term().as_i64())
             .bind(&source.schema)
             .bind(&source.name)
             .bind(reason)
-            .execute(&self.pool)
+            .bind(Json(columns))
+            .fetch_optional(&self.pool)
             .await?;
-            if done.rows_affected() > 0 {
-                return Ok(());
+            if let Some(before) = before {
+                return Ok(before.map(|columns| columns.0));
             }
             owner::still(&self.pool, owner).await?;
             Err(unknown_table(owner.name(), source))
@@ -397,7 +434,7 @@ pub(super) async fn load(
 ) -> Result<HashMap<String, Vec<TableRow>>, StoreErrorKind> {
     let rows = sqlx::query(
         "SELECT subscription, source_schema, source_table, target_schema, target_table, state, \
-         synced_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, updated_at FROM pgsluice.table_sync \
+         synced_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, columns, updated_at FROM pgsluice.table_sync \
          WHERE $1::pg_catalog.text IS NULL OR subscription = $1 ORDER BY source_schema, source_table",
     )
     .bind(name)
@@ -424,6 +461,7 @@ fn decode(row: &PgRow) -> Result<TableRow, sqlx::Error> {
         rows_estimated: unsigned(row, "rows_estimated")?,
         error: row.try_get::<Option<Json<Diagnosis>>, _>("error")?.map(|error| error.0),
         exact_because: row.try_get("exact_because")?,
+        columns: row.try_get::<Option<Json<Vec<SeenColumn>>>, _>("columns")?.map(|columns| columns.0),
         updated_at: row.try_get::<Time, _>("updated_at")?.0,
     })
 }

@@ -21,6 +21,7 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::replication::{
     CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec, SystemIdentity,
 };
+use crate::schema::catalog::CatalogError;
 use crate::store::{Ownership, Store, SubscriptionRow, TableRow};
 use crate::target::TargetSession;
 use crate::telemetry::Attention;
@@ -29,16 +30,19 @@ use super::failure::{Cause, Failure};
 use super::findings;
 use super::first_rows::first_rows;
 use super::format::{self, Choice, Ready, Transactions, Whole};
+use super::misfits::with_facts;
 use super::positions::{Promptness, StreamPositions};
 use super::publications::Publications;
-use super::publisher::{Publisher, Reached, Reaching};
+use super::publisher::{Published, Publisher, Reached, Reaching};
 use super::reader::Reader;
 use super::slot::{self, OnMissing, SlotPlan, SlotView};
 use super::slot_wait::{Progress, SlotCreation};
 use super::snapshot::Snapshot;
 use super::stream::{self, StreamEnd};
 use super::table_sync::TableSyncs;
-use super::take_up::{compare_pending, membership, still_pending, take_up_tables, warn_of_unlogged};
+use super::take_up::{
+    compare_pending, membership, record_columns, still_pending, take_up_tables, warn_of_unlogged,
+};
 use super::trust;
 use super::verify::{self, check_identity, still_holds, verify};
 
@@ -161,21 +165,48 @@ async fn prepare_and_stream(
 ) -> Result<StreamEnd, Failure> {
     *link = None;
     context.publications.send_replace(Publications::default());
-    let subscription = &context.subscription;
     let (reached, known) = ahead.complete(context, session).await?;
-    let Reached { publisher, mut replication, identity, published } = reached;
+    let Reached { publisher, replication, identity, published } = reached;
     if let Some(diagnosis) = findings::wal_level(&publisher.settings.wal_level) {
         return Err(Failure::retry(diagnosis).because_of(Cause::WalLevel));
     }
+    let found = Found { replication, identity, published, known };
+    match Box::pin(follow(context, session, &publisher, found, link)).await {
+        Err(failure) if !failure.misfits.is_empty() => {
+            Err(with_facts(context, session, &publisher, failure).await)
+        }
+        end => end,
+    }
+}
+
+/// What an attempt has read before it decides.
+struct Found {
+    replication: ReplicationConnection,
+    identity: SystemIdentity,
+    published: Result<Published, CatalogError>,
+    known: Recorded,
+}
+
+/// Everything between the first queries and the end of the stream.
+async fn follow(
+    context: &Context,
+    session: &TargetSession,
+    publisher: &Publisher,
+    found: Found,
+    link: &mut Option<Reader>,
+) -> Result<StreamEnd, Failure> {
+    let Found { mut replication, identity, published, known } = found;
+    let subscription = &context.subscription;
     let (plan, view) =
-        place_in_stream(context, session, &publisher, &mut replication, &identity, known.record).await?;
+        place_in_stream(context, session, publisher, &mut replication, &identity, known.record).await?;
     let term = context.owner.term();
     let mut warnings = Vec::new();
     let tables = take_up_tables(context, published?, known.tables, plan, &mut warnings).await?;
     let mut pending = compare_pending(session, &tables, &mut warnings).await?;
+    record_columns(context, &pending).await?;
     let relations: Vec<_> = tables.iter().map(|table| (&table.published.relation, &table.target)).collect();
     let (possible, unlogged) = tokio::join!(
-        format::survey(context, &publisher, session, &relations, &mut warnings),
+        format::survey(context, publisher, session, &relations, &mut warnings),
         warn_of_unlogged(session, &tables)
     );
     let possible = possible?;
@@ -191,19 +222,19 @@ async fn prepare_and_stream(
             (from, Vec::new())
         }
         SlotPlan::Create => {
-            let slot = create_slot(context, &publisher, &mut replication).await?;
+            let slot = create_slot(context, publisher, &mut replication).await?;
             // Warnings are reported after the slot exists, so that attempts that fail before do not repeat
             // them.
             report_warnings(context, session, warnings, &known.warnings).await?;
             progress::create(session.client(), &subscription.name, term, slot.consistent_point).await?;
-            let copied = first_rows(context, &publisher, &slot, &tables, &mut pending).await?;
+            let copied = first_rows(context, publisher, &slot, &tables, &mut pending).await?;
             (slot.consistent_point, copied)
         }
     };
     let members = membership(&tables, &copied);
     let pending = still_pending(pending, &members);
     let ready = if pending.is_empty() { Ready::All } else { Ready::NotAll };
-    let syncs = TableSyncs::new(context, &publisher, pending);
+    let syncs = TableSyncs::new(context, publisher, pending);
     let skip = skip_ahead(context, known.skip, from).await?;
     if known.has_passed_conflict {
         context.store.resolve_applied(&context.owner, from).await?;
@@ -211,7 +242,7 @@ async fn prepare_and_stream(
     let synchronised = members.values().filter_map(|member| member.position).max();
     let choice = possible.choose(context, from, skip.max(synchronised), ready);
     let begin = Begin { from, skip, choice, members, syncs, view };
-    Box::pin(stream_on(context, session, &publisher, replication, begin, link)).await
+    Box::pin(stream_on(context, session, publisher, replication, begin, link)).await
 }
 
 /// Reads how far the target is, and judges whether the publisher's slot goes on from there.

@@ -9,6 +9,7 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::DecodeError;
 use crate::replication::{CommandError, Fault};
 use crate::schema::catalog::{CatalogError, Side};
+use crate::schema::{Misfit, MisfitFacts};
 use crate::store::{StoreError, StoreErrorKind};
 use crate::target::{OpenError, TargetError};
 
@@ -23,6 +24,8 @@ pub struct Failure {
     /// If set, a new attempt begins at once, and nothing is reported.
     pub restart: Option<Restart>,
     pub cause: Cause,
+    /// The misfits that `diagnosis` is about, for [`Failure::with_facts`].
+    pub misfits: Vec<Misfit>,
 }
 
 /// Why a new attempt begins at once, from the durable position.
@@ -114,7 +117,8 @@ impl Failure {
     }
 
     fn of(disposition: Disposition, diagnosis: Diagnosis, cause: Cause) -> Self {
-        Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause }
+        let misfits = Vec::new();
+        Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause, misfits }
     }
 
     /// Converts the error of a table's copy; `role` reads the table on the publisher.
@@ -128,6 +132,14 @@ impl Failure {
             | CopyError::Rewritten(_) => Cause::Connection,
         };
         Self::of(Disposition::Retry, error.diagnosis(source, role), cause)
+    }
+
+    /// Describes the misfits again, with the DDL that the facts allow.
+    #[must_use]
+    pub(super) fn with_facts(mut self, facts: &MisfitFacts) -> Self {
+        self.misfits.iter_mut().for_each(|misfit| misfit.complete(facts));
+        self.diagnosis.hint = schema_failure(&self.misfits).diagnosis.hint;
+        self
     }
 
     /// Whether a failure of one table ends the attempt: its record is not as expected, or another instance
@@ -177,11 +189,8 @@ impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Connect(error) => Self {
-                disposition: error.disposition(),
-                diagnosis: error.diagnosis(),
                 target: TargetLink::Lost,
-                restart: None,
-                cause: Cause::Target,
+                ..Self::of(error.disposition(), error.diagnosis(), Cause::Target)
             },
             OpenError::Prepare(error) => error.into(),
             OpenError::TooOld(diagnosis) => Self::pause(PauseReason::TargetError, diagnosis),
@@ -312,8 +321,8 @@ impl From<CatalogError> for Failure {
 }
 
 /// A pause that lists every misfit, with the DDL that removes them.
-pub(crate) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
-    let diagnoses: Vec<Diagnosis> = misfits.iter().map(crate::schema::Misfit::diagnosis).collect();
+pub(crate) fn schema_failure(misfits: &[Misfit]) -> Failure {
+    let diagnoses: Vec<Diagnosis> = misfits.iter().map(Misfit::diagnosis).collect();
     let primary = match diagnoses.as_slice() {
         [one] => one.primary.clone(),
         many => format!("{} problems keep published tables from fitting into the target", many.len()),
@@ -341,13 +350,19 @@ pub(crate) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
         {
             hints.push(hint);
         }
+        if let Some(note) = misfit.afterwards().filter(|_| misfit.ddl().is_some()) {
+            let note = format!("-- {note}");
+            if !hints.contains(&note) {
+                hints.push(note);
+            }
+        }
     }
     let mut diagnosis = Diagnosis::new(primary);
     if !details.is_empty() {
         diagnosis = diagnosis.detail(details.join("\n"));
     }
     let hint = format!("on the target, then it goes on by itself:\n{}", hints.join("\n"));
-    Failure::pause(PauseReason::Schema, diagnosis.hint(hint))
+    Failure { misfits: misfits.to_vec(), ..Failure::pause(PauseReason::Schema, diagnosis.hint(hint)) }
 }
 
 /// As [`schema_failure`], for a change that has come.
@@ -385,13 +400,7 @@ fn of_target(error: &ServerError, doing: Option<String>) -> Failure {
     if error.is_transient() {
         // The session stays usable after a deadlock or a cancelled statement, but not after a shutdown.
         let target = if matches!(error.class(), "40" | "55") { TargetLink::Kept } else { TargetLink::Lost };
-        return Failure {
-            disposition: Disposition::Retry,
-            diagnosis,
-            target,
-            restart: None,
-            cause: Cause::Target,
-        };
+        return Failure { target, ..Failure::of(Disposition::Retry, diagnosis, Cause::Target) };
     }
     if diagnosis.hint.is_none() {
         diagnosis.hint = Some("fix the cause on the target, then \"pgsluice resume\"".to_owned());

@@ -14,6 +14,7 @@
 //!
 //! `apply` and `copy` write to user tables; `store` and `cli` show the state to operators.
 
+mod announced;
 mod attempt;
 mod because;
 mod commands;
@@ -22,6 +23,7 @@ pub(crate) mod findings;
 mod first_rows;
 mod flushes;
 mod format;
+pub(crate) mod misfits;
 mod monitor;
 mod positions;
 mod publications;

@@ -31,6 +31,9 @@ const VALUE_SETTINGS: &[(&str, &str)] = &[
     ("extra_float_digits", "3"),
     // The text of type money depends on the locale. Every server has C, which the target uses, too.
     ("lc_monetary", "C"),
+    // Columns of type text keep these forms of binary strings and times.
+    ("bytea_output", "hex"),
+    ("timezone", "UTC"),
 ];
 
 /// The publisher refuses a copy from which row-level security would leave rows out.

@@ -14,6 +14,7 @@ use crate::replication::Reply;
 use crate::store::{StoreError, TableState, TableStep};
 use crate::telemetry::{BatchApplied, FellBack, Received};
 
+use super::announced::Announced;
 use super::attempt::{Context, Phase};
 use super::failure::{Cause, Failure, Restart};
 use super::findings;
@@ -73,6 +74,7 @@ pub(super) async fn run(
             .then(|| Flushes::new(context.store.clone(), from)),
         first: true,
         said: HashMap::new(),
+        announced: Announced::default(),
         choice,
     };
     stream.publish(reader);
@@ -145,6 +147,7 @@ struct Stream<'a> {
     first: bool,
     /// The last error that was logged of each table whose copy fails.
     said: HashMap<QualifiedName, Diagnosis>,
+    announced: Announced,
     choice: Choice,
 }
 
@@ -187,10 +190,11 @@ impl Stream<'_> {
                     BatchApplied { subscription: self.context.name(), tally, duration: took }.emit();
                     self.note(lsn, last).await?;
                 }
-                Outcome::Planned { source, exact_because } => {
+                Outcome::Planned { source, exact_because, columns, warnings } => {
                     let because = exact_because.map(ExactBecause::as_str);
                     let (store, owner) = (&self.context.store, &self.context.owner);
-                    store.set_exact_because(owner, &source, because).await?;
+                    let before = store.set_planned(owner, &source, &columns, because).await?;
+                    self.announced.planned(self.context, &source, before, &columns, &warnings).await?;
                 }
                 Outcome::FellBack { cause } => {
                     FellBack { subscription: self.context.name(), cause: &cause }.emit();

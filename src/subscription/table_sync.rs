@@ -34,6 +34,7 @@ use super::attempt::Context;
 use super::failure::{Cause, Failure};
 use super::first_rows::{CopyStart, copy_job};
 use super::format::Transactions;
+use super::misfits::with_facts;
 use super::publisher::{self, Encoding, Publisher};
 use super::reader::{Done, Reader, StreamEvent};
 use super::slot;
@@ -342,7 +343,12 @@ impl Sync {
             .start(subscription, replication, &slot_name, from, Format::Text, Transactions::Whole)
             .await?;
         let mut reader = Reader::start(stream, from, publisher.wal_sender_timeout());
-        let position = self.catch_up(table, &target, &mut reader, from, &reports, finish).await?;
+        let position = match self.catch_up(table, &target, &mut reader, from, &reports, finish).await {
+            Err(failure) if !failure.misfits.is_empty() => {
+                return Err(with_facts(context, &target, &publisher, failure).await);
+            }
+            position => position?,
+        };
         let finished = async {
             copy::finish_table(target.client(), &context.owner, &job, position, rows).await?;
             copy::commit(CommitOf::TableSync, &target, &context.target, &context.owner, &job, position).await

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::apply::{Member, Membership};
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
-use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, TablePlan, catalog};
+use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, SeenColumn, TablePlan, catalog};
 use crate::store::{NewTables, TableMapping, TableRow, TableState};
 use crate::target::TargetSession;
 
@@ -166,6 +166,19 @@ pub(super) async fn warn_of_unlogged(
 ) -> Result<Option<Diagnosis>, Failure> {
     let names: Vec<QualifiedName> = tables.iter().map(|table| table.target.clone()).collect();
     Ok(catalog::unlogged(&catalog::unlogged_tables(&***session.client(), &names).await?))
+}
+
+/// Records the columns of the tables that are about to be copied, to which later descriptions are compared.
+pub(super) async fn record_columns(context: &Context, pending: &[PendingTable]) -> Result<(), Failure> {
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let seen = |table: &PendingTable| {
+        let relation = &table.published.relation;
+        (relation.name.clone(), SeenColumn::all_of(relation))
+    };
+    let columns: Vec<_> = pending.iter().map(seen).collect();
+    Ok(context.store.set_columns(&context.owner, &columns).await?)
 }
 
 pub(super) fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn)]) -> Membership {

@@ -16,6 +16,7 @@ use pgsluice::pg::conninfo::{
     TlsSettings,
 };
 use pgsluice::pg::{Lsn, QualifiedName, SlotName, SubscriptionName};
+use pgsluice::schema::SeenColumn;
 use pgsluice::store::{
     Answer, ConflictFilter, Desired, EventKind, NewTables, Outcome, Ownership, Positions, Registration,
     SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError,
@@ -429,7 +430,17 @@ async fn tables_come_go_and_are_copied_under_a_fence() {
     assert_eq!(store.begin_copy(&owner, &widgets(), 1).await.unwrap(), TableStep::Taken { attempt: 2 });
     store.report_copy(&owner, &widgets(), 1, 99, None).await.unwrap();
     store.report_copy(&owner, &widgets(), 2, 5, Some(10)).await.unwrap();
-    store.set_exact_because(&owner, &widgets(), Some("triggers fire")).await.unwrap();
+    let column = |name: &str| SeenColumn {
+        name: name.to_owned(),
+        type_schema: "pg_catalog".to_owned(),
+        type_name: "int4".to_owned(),
+        typmod: -1,
+    };
+    store.set_columns(&owner, &[(widgets(), vec![column("id")])]).await.unwrap();
+    let (now, because) = ([column("id"), column("n")], Some("triggers fire"));
+    let before = store.set_planned(&owner, &widgets(), &now, because).await.unwrap();
+    assert_eq!(before, Some(vec![column("id")]));
+    assert_eq!(store.set_planned(&owner, &widgets(), &now, because).await.unwrap(), Some(now.to_vec()));
 
     let second = [table("widgets", "other"), table("gadgets", "gadgets")];
     let ready = NewTables::Ready { synced_lsn: Lsn::new(7) };
@@ -527,7 +538,8 @@ fn writes<'a>(store: &'a Store, owner: &'a Ownership, conflict: i64, command: i6
         begin_copy(&widgets(), 1);
         set_table_state(&widgets(), 1, TableState::Pending, None);
         report_copy(&widgets(), 1, 17, None);
-        set_exact_because(&widgets(), Some("late"));
+        set_planned(&widgets(), &[], Some("late"));
+        set_columns(&[(widgets(), Vec::new())]);
         set_table_ready(&widgets(), 1, Lsn::new(9));
         open_conflict(&report());
         resolve_conflict(conflict, Resolution::Retry, "late");

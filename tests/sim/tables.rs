@@ -4,8 +4,9 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use pgsluice::pg::QualifiedName;
 use pgsluice::pgoutput::{Message, Relation, RelationColumn, Tuple, Value, decode};
 use pgsluice::schema::{
-    ArrayInput, ColumnDefault, FiringTriggers, Indexes, KeyEquality, PublishedColumn, PublishedRelation,
-    ReplicaIdentity, TableKind, TablePrivileges, TargetColumn, TargetTable, TypeName, UniqueKey,
+    ArrayInput, ColumnDefault, FiringTriggers, Indexes, KeyEquality, LengthUnit, PublishedColumn,
+    PublishedRelation, ReplicaIdentity, TableKind, TablePrivileges, TargetColumn, TargetTable, TypeName,
+    UniqueKey,
 };
 
 /// What a table is like.
@@ -235,6 +236,7 @@ pub(crate) fn target(table: usize, stamp: i64) -> TargetTable {
         checks: Vec::new(),
         indexes: Indexes { unique, all: unique, computing: false },
         utf8: true,
+        length_unit: LengthUnit::Characters,
         partitioning: None,
     }
 }

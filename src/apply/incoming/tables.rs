@@ -11,7 +11,8 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
 use crate::schema::binary::takes_binary;
 use crate::schema::{
-    self, Comparison, Misfit, Operations, Pairing, PublishedRelation, ReplicationRole, TargetTable,
+    self, Comparison, Misfit, Operations, Pairing, PublishedRelation, ReplicationRole, SeenColumn,
+    TargetTable, Warning,
 };
 
 /// A table of the subscription.
@@ -73,6 +74,8 @@ pub(crate) struct PlannedTable {
     pub(crate) source: QualifiedName,
     pub(crate) exact_because: Option<ExactBecause>,
     pub(crate) takes_binary: bool,
+    pub(crate) columns: Vec<SeenColumn>,
+    pub(crate) warnings: Vec<Warning>,
 }
 
 /// The tables of the stream's relation OIDs.
@@ -232,6 +235,7 @@ impl Tables {
                 self.next_id += 1;
                 let exact_because = exact_because(&plan, self.surroundings.replication_role);
                 let takes_binary = takes_binary(&plan.columns);
+                let (columns, warnings) = (SeenColumn::all_of(&described), comparison.warnings);
                 let context = TableContext {
                     id: self.next_id,
                     published: Arc::clone(&published),
@@ -242,7 +246,8 @@ impl Tables {
                     described,
                     exact_because,
                 };
-                let planned = PlannedTable { source: name.clone(), exact_because, takes_binary };
+                let source = name.clone();
+                let planned = PlannedTable { source, exact_because, takes_binary, columns, warnings };
                 (Fit::Planned(Arc::new(context)), Some(planned))
             }
             None => (Fit::Unfit(comparison.misfits), None),

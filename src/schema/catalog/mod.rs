@@ -10,6 +10,7 @@
 //!   means the same in any session.
 //! - Catalog text must be UTF-8 or converted to it by the server, as tokio-postgres requires.
 
+mod definitions;
 mod error;
 mod fingerprint;
 mod listing;
@@ -21,6 +22,7 @@ mod target_columns;
 mod unlogged;
 mod unreadable;
 
+pub use definitions::{column_definitions, schema_states};
 pub use error::{CatalogError, Side};
 pub use fingerprint::publications_fingerprint;
 pub use listing::user_tables;

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use pgsluice::pg::QualifiedName;
+use pgsluice::schema::catalog;
 use pgsluice::schema::{
-    ColumnDefault, Comparison, Indexes, KeyScope, Operations, Pairing, PublishedTable, ReplicationRole,
-    RowIdentity, TableKind, TargetTable, compare,
+    ColumnDefault, Comparison, Indexes, KeyScope, Misfit, MisfitFacts, Operations, Pairing, PublishedTable,
+    ReplicationRole, RowIdentity, Standing, TableKind, TargetTable, compare,
 };
 
 use super::server::Database;
@@ -202,6 +203,21 @@ async fn comparison(publisher: &Database, target: &Database, role: &str) -> Vec<
     tables.iter().zip(&found).map(compare).collect()
 }
 
+/// What completes the DDL, for tables that the stream has written before they had any column.
+async fn facts(publisher: &Database, target: &Database, misfits: &[Misfit]) -> MisfitFacts {
+    let names: Vec<QualifiedName> = misfits.iter().map(|misfit| misfit.source.clone()).collect();
+    let schemas: Vec<&str> = misfits.iter().map(|misfit| misfit.target.schema.as_str()).collect();
+    let streamed = |name: &QualifiedName| (name.clone(), Standing::streamed(Some(&[])));
+    MisfitFacts {
+        subscription: "shop".to_owned(),
+        definitions: catalog::column_definitions(&publisher.client, publisher.version, &names)
+            .await
+            .expect("definitions"),
+        standings: names.iter().map(streamed).collect(),
+        schemas: catalog::schema_states(&target.client, &schemas).await.expect("schemas"),
+    }
+}
+
 #[tokio::test]
 async fn the_printed_ddl_cures_the_misfit() {
     let (publisher, target) = (Database::create("cure_source").await, Database::create("cure").await);
@@ -220,11 +236,16 @@ async fn the_printed_ddl_cures_the_misfit() {
                bits bit(3), t timestamp(3), i interval day to second(2), c "char", PRIMARY KEY (a, "a'"));
              CREATE TABLE public.types (id int PRIMARY KEY, n numeric(10,4), t timestamp, f float8, b bool, x bytea, d date);
              CREATE TABLE public.extra (id int PRIMARY KEY);
+             INSERT INTO public.extra VALUES (41, gen_random_uuid(), 'm', 1), (7, gen_random_uuid(), 'n', 2);
+             INSERT INTO public.widgets VALUES (1, 'one');
+             CREATE SCHEMA shut; CREATE TABLE shut.made (id int PRIMARY KEY);
              CREATE TABLE public.always (id int PRIMARY KEY, n int, g int, v int);
              CREATE TABLE public.keyless (a int, b int, PRIMARY KEY (a, b));
              CREATE TABLE public.parts (id int PRIMARY KEY, region int);
              CREATE TABLE public.locked (id int PRIMARY KEY);
              CREATE TABLE public.nokey (a int, b text); ALTER TABLE public.nokey REPLICA IDENTITY FULL;
+             CREATE SCHEMA shut; CREATE TABLE shut.made (id int PRIMARY KEY); CREATE TABLE shut.lacking (id int PRIMARY KEY);
+             ALTER TABLE public.widgets ADD COLUMN kind text COLLATE "C" NOT NULL DEFAULT 'it''s';
              CREATE PUBLICATION p FOR ALL TABLES;"#,
         )
         .await
@@ -235,7 +256,8 @@ async fn the_printed_ddl_cures_the_misfit() {
             r"CREATE TYPE public.mood AS ENUM ('sad', 'ok'); CREATE ROLE {role};
              CREATE DOMAIN public.must AS text NOT NULL;
              CREATE TABLE public.widgets (id int PRIMARY KEY, name text, note text DEFAULT 'x' NOT NULL);
-             CREATE TABLE public.types (id bigint PRIMARY KEY, n numeric(10,2), t date, f real, b int, x text, d timestamptz);
+             CREATE TABLE public.types (id bigint PRIMARY KEY, n numeric(10,2) DEFAULT 1, t date, f real, b int, x text, d timestamptz);
+             INSERT INTO public.types VALUES (1, 2.5, '2024-01-01', 0.5, 1, 'x', '2024-01-01 00:00+00');
              CREATE TABLE public.extra (tenant int, u uuid NOT NULL, m public.must, id int, PRIMARY KEY (tenant, id), UNIQUE (id));
              CREATE TABLE public.always (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
                n int GENERATED ALWAYS AS IDENTITY, g text GENERATED ALWAYS AS ('1') STORED, v int);
@@ -258,13 +280,16 @@ async fn the_printed_ddl_cures_the_misfit() {
         target.client.batch_execute(&as_role).await.expect("the role");
         let found = comparison(&publisher, &target, &role).await;
         target.client.batch_execute("RESET ROLE").await.expect("reset");
-        let misfits: Vec<_> = found.iter().flat_map(|comparison| &comparison.misfits).collect();
+        let misfits: Vec<Misfit> =
+            found.iter().flat_map(|comparison| comparison.misfits.iter().cloned()).collect();
         if misfits.is_empty() {
             assert!(found.iter().all(|comparison| comparison.plan.is_some()));
             assert!(round > 0, "there was nothing to cure");
             break;
         }
-        for misfit in misfits {
+        let facts = facts(&publisher, &target, &misfits).await;
+        for mut misfit in misfits {
+            misfit.complete(&facts);
             let ddl = misfit.ddl().unwrap_or_else(|| panic!("no DDL: {}", misfit.diagnosis()));
             target.client.batch_execute(&ddl).await.unwrap_or_else(|error| panic!("{ddl}: {error:?}"));
             ran.push(ddl.replace(&role, "applier"));
@@ -288,6 +313,11 @@ async fn the_printed_ddl_cures_the_misfit() {
     ALTER TABLE public.widgets ADD COLUMN "price" numeric;
     GRANT USAGE ON SCHEMA "Or der" TO "applier";
     "#);
+    // The identity goes on after the values that were there.
+    let next = "INSERT INTO public.extra (id) VALUES (3) RETURNING tenant";
+    assert_eq!(target.client.query_one(next, &[]).await.expect("a row").get::<_, i32>(0), 42);
+    let kind = target.client.query_one("SELECT kind FROM public.widgets", &[]).await.expect("a row");
+    assert_eq!(kind.get::<_, String>(0), "it's");
     target.client.batch_execute(&as_role).await.expect("the role");
     let last = comparison(&publisher, &target, &role).await;
     let plans: BTreeMap<String, RowIdentity> = last

@@ -1,0 +1,142 @@
+//! Columns whose type has changed on the publisher since the stream last described their table.
+//!
+//! Pure. `ALTER TABLE … TYPE … USING`, or dropping a column and adding one of the same name, changes rows
+//! that are not streamed. The Relation message shows the new type only, and the target's column may well hold
+//! its values, so that older rows differ and nothing else would tell.
+//!
+//! An expression that keeps the type (`TYPE text USING upper(v)`) cannot be noticed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Diagnosis;
+use crate::pg::{QualifiedName, SubscriptionName};
+
+use super::fit::{self, Fit};
+use super::render::{table_sql, type_sql};
+use super::{PublishedRelation, TypeName};
+
+/// A published column as the stream described it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenColumn {
+    pub name: String,
+    pub type_schema: String,
+    pub type_name: String,
+    pub typmod: i32,
+}
+
+impl SeenColumn {
+    #[must_use]
+    pub fn all_of(relation: &PublishedRelation) -> Vec<Self> {
+        let seen = |column: &super::PublishedColumn| Self {
+            name: column.name.clone(),
+            type_schema: column.ty.schema.clone(),
+            type_name: column.ty.name.clone(),
+            typmod: column.typmod,
+        };
+        relation.columns.iter().map(seen).collect()
+    }
+
+    fn ty(&self) -> TypeName {
+        TypeName { schema: self.type_schema.clone(), name: self.type_name.clone() }
+    }
+
+    fn display(&self) -> String {
+        type_sql(&self.ty(), self.typmod)
+    }
+
+    /// Whether rows may have been changed when this column became `now`. PostgreSQL writes no row anew if only
+    /// a limit is relaxed, or between varchar and text (`ATColumnChangeRequiresRewrite` in `tablecmds.c`).
+    fn may_have_changed_rows(&self, now: &Self) -> bool {
+        let text =
+            |ty: &TypeName| ty.schema == "pg_catalog" && matches!(ty.name.as_str(), "text" | "varchar");
+        let (from, to) = (self.ty(), now.ty());
+        let related = from == to || (text(&from) && text(&to));
+        !related || fit::judge((&from, self.typmod), (&to, now.typmod)) != Fit::Fits
+    }
+}
+
+/// A column whose type has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedefinedColumn {
+    pub column: String,
+    /// The types as SQL.
+    pub before: String,
+    pub now: String,
+}
+
+/// Returns the columns of which older rows may have been changed.
+#[must_use]
+pub fn redefined(before: &[SeenColumn], now: &[SeenColumn]) -> Vec<RedefinedColumn> {
+    let changed = |now: &SeenColumn| {
+        let before = before.iter().find(|before| before.name == now.name)?;
+        before.may_have_changed_rows(now).then(|| RedefinedColumn {
+            column: now.name.clone(),
+            before: before.display(),
+            now: now.display(),
+        })
+    };
+    now.iter().filter_map(changed).collect()
+}
+
+/// Returns the text for an operator.
+#[must_use]
+pub fn diagnosis(
+    table: &QualifiedName,
+    columns: &[RedefinedColumn],
+    subscription: &SubscriptionName,
+) -> Diagnosis {
+    let changes: Vec<String> = columns
+        .iter()
+        .map(|column| format!("\"{}\" was {} and is {}", column.column, column.before, column.now))
+        .collect();
+    Diagnosis::new(format!(
+        "older rows of {table} may differ: the type of a column has changed on the publisher"
+    ))
+    .detail(format!(
+        "{}. What ALTER TABLE does to rows is not streamed: USING an expression, or a column that was \
+             dropped and added again, leaves other values there than here.",
+        changes.join(", ")
+    ))
+    .hint(format!(
+        "compare the tables, or copy this one again: pgsluice resync {subscription} {}",
+        table_sql(table)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(name: &str, ty: &str, typmod: i32) -> SeenColumn {
+        let type_schema = "pg_catalog".to_owned();
+        SeenColumn { name: name.to_owned(), type_schema, type_name: ty.to_owned(), typmod }
+    }
+
+    #[test]
+    fn a_type_that_changed_counts_and_a_limit_that_was_relaxed_does_not() {
+        let check = |before: (&str, i32), now: (&str, i32), expected: bool| {
+            let found = redefined(&[column("c", before.0, before.1)], &[column("c", now.0, now.1)]);
+            assert_eq!(!found.is_empty(), expected, "{before:?} {now:?}");
+        };
+        check(("int4", -1), ("int4", -1), false);
+        check(("int4", -1), ("int8", -1), true);
+        check(("varchar", 9), ("varchar", 24), false);
+        check(("varchar", 24), ("varchar", 9), true);
+        check(("varchar", 9), ("text", -1), false);
+        check(("text", -1), ("varchar", -1), false);
+        check(("bpchar", 9), ("text", -1), true);
+        check(("numeric", ((12 << 16) | 4) + 4), ("numeric", ((12 << 16) | 2) + 4), true);
+        check(("numeric", ((12 << 16) | 2) + 4), ("numeric", ((14 << 16) | 2) + 4), false);
+        check(("timestamp", -1), ("timestamp", 0), true);
+        assert_eq!(redefined(&[column("a", "int4", -1)], &[column("b", "int8", -1)]), []);
+    }
+
+    #[test]
+    fn the_text_names_the_types_and_the_way_out() {
+        let found = redefined(&[column("price", "int4", -1)], &[column("price", "int8", -1)]);
+        let name: SubscriptionName = "shop".parse().expect("a name");
+        let text = diagnosis(&QualifiedName::new("public", "t"), &found, &name).to_string();
+        assert!(text.contains("\"price\" was integer and is bigint"), "{text}");
+        assert!(text.contains("pgsluice resync shop public.t"), "{text}");
+    }
+}

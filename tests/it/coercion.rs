@@ -1,0 +1,203 @@
+//! Values that the target's types would change without an error pause replication as `value_error`, whatever
+//! the way they take: copy, set, COPY of a set, or single row. PostgreSQL's own subscriber stores them changed.
+
+use crate::support::wait::until;
+use crate::support::world::World;
+
+/// A table whose target changes some values silently.
+struct Case {
+    name: &'static str,
+    published: &'static str,
+    target: &'static str,
+    /// A value that arrives as it is, one that would be changed, and what is said of it.
+    good: &'static str,
+    bad: &'static str,
+    sqlstate: &'static str,
+    /// DDL for the target by which it takes the value.
+    cure: &'static str,
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "shorter",
+        published: "varchar(10)",
+        target: "varchar(5)",
+        good: "'abc  '",
+        bad: "'abc       '",
+        sqlstate: "22001",
+        cure: "ALTER TABLE shorter ALTER v TYPE varchar(10)",
+    },
+    Case {
+        name: "of_text",
+        published: "text",
+        target: "varchar(5)",
+        good: "'äöüäö'",
+        bad: "'äöüäö '",
+        sqlstate: "22001",
+        cure: "ALTER TABLE of_text ALTER v TYPE text",
+    },
+    Case {
+        name: "domain",
+        published: "varchar(10)",
+        target: "code",
+        good: "'abc  '",
+        bad: "'abc       '",
+        sqlstate: "22001",
+        cure: "ALTER TABLE domain ALTER v TYPE text",
+    },
+    Case {
+        name: "padded",
+        published: "text",
+        target: "char(5)",
+        good: "'abcde'",
+        bad: "'ab '",
+        sqlstate: "22001",
+        cure: "ALTER TABLE padded ALTER v TYPE text",
+    },
+    Case {
+        name: "keys",
+        published: "json",
+        target: "jsonb",
+        good: r#"'{"a": 1, "b": {"a": 2}}'"#,
+        bad: r#"'{"a": 1, "a": 2}'"#,
+        sqlstate: "22030",
+        cure: "ALTER TABLE keys ALTER v TYPE json",
+    },
+];
+
+async fn world(triggers: &str) -> World {
+    let mut builder = World::builder().target_sql(
+        "CREATE DOMAIN code AS varchar(5);
+         CREATE FUNCTION pass() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+    );
+    for case in CASES {
+        let table = |ty: &str| format!("CREATE TABLE {} (id int PRIMARY KEY, v {ty})", case.name);
+        builder = builder.publisher_sql(&table(case.published)).target_sql(&table(case.target));
+        builder = builder.target_sql(&triggers.replace("$t", case.name));
+    }
+    builder.start().await
+}
+
+/// Passes over the transaction that is paused, and returns its evidence.
+async fn refused(world: &World, what: &str) -> serde_json::Value {
+    let conflict = world.wait_conflict().await;
+    assert_eq!(conflict["kind"], "value_error", "{what}: {conflict:#}");
+    let id = conflict["id"].to_string();
+    world.pgsluice(&["conflicts", "resolve", &id, "--with", "skip-transaction"]).await.expect(0);
+    world.wait_state("streaming").await;
+    conflict
+}
+
+/// Sends bad values by each kind of change. The rows of `ids` are those that arrive.
+async fn check_stream(world: &World) {
+    for Case { name, published, good, bad, sqlstate, .. } in CASES {
+        let insert =
+            |id: &str, value: &str| format!("INSERT INTO {name} SELECT n, ({value})::{published} FROM {id}");
+        // One row, a set, and so many rows that they go by COPY.
+        for (rows, what) in [(1, "a row"), (50, "a set"), (3000, "a COPY")] {
+            let ids = format!("generate_series(1, {rows}) n");
+            world
+                .publisher
+                .exec(insert(&ids, &format!("CASE n WHEN {rows} THEN {bad} ELSE {good} END")))
+                .await;
+            let conflict = refused(world, &format!("{name}, {what}")).await;
+            assert_eq!(conflict["sqlstate"], *sqlstate, "{name}, {what}: {conflict:#}");
+            assert_eq!(conflict["change_index"], rows, "{name}, {what}: {conflict:#}");
+            world.publisher.exec(format!("TRUNCATE {name}")).await;
+            world.wait_caught_up().await;
+        }
+        let ids = "generate_series(1, 3000) n";
+        world.publisher.exec(insert(ids, good)).await;
+        world.wait_same_rows(name).await;
+        // A state that a row only passes through is refused as well.
+        world
+            .publisher
+            .exec(format!("BEGIN; UPDATE {name} SET v = {bad} WHERE id = 7; UPDATE {name} SET v = {good} WHERE id = 7; COMMIT"))
+            .await;
+        refused(world, &format!("{name}, an update")).await;
+        world.wait_same_rows(name).await;
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_would_be_changed_pauses_as_a_set() {
+    let world = world("").await;
+    let service = world.run();
+    let view = world.wait_state("streaming").await;
+    let warnings = view.json["warnings"].to_string();
+    for case in CASES {
+        assert!(warnings.contains(&format!("target table public.{}", case.name)), "{warnings}");
+    }
+    check_stream(&world).await;
+    assert!(!service.log().contains("abc  "), "a row's value is in the log");
+}
+
+#[tokio::test]
+async fn a_value_that_would_be_changed_pauses_row_by_row() {
+    let world = world(
+        "CREATE TRIGGER pass AFTER INSERT ON $t FOR EACH ROW EXECUTE FUNCTION pass();
+         ALTER TABLE $t ENABLE ALWAYS TRIGGER pass",
+    )
+    .await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    check_stream(&world).await;
+}
+
+#[tokio::test]
+async fn a_value_that_would_be_changed_fails_the_copy_and_is_named() {
+    let world = world("").await;
+    for Case { name, published, good, bad, .. } in CASES {
+        let sql = format!(
+            "INSERT INTO {name} SELECT n, (CASE n WHEN 77 THEN {bad} ELSE {good} END)::{published} FROM generate_series(1, 100) n"
+        );
+        world.publisher.exec(sql).await;
+    }
+    let service = world.run();
+    for Case { name, sqlstate, cure, .. } in CASES {
+        let error = until(&format!("the copy of {name} is refused"), async || {
+            let status = world.status().await?;
+            let tables = status.json["tables"].as_array().cloned().unwrap_or_default();
+            let table = tables.into_iter().find(|table| table["source"] == format!("public.{name}"));
+            let error = table.ok_or("no table")?["error"].to_string();
+            if error.contains("row 77 of the copy") { Ok(error) } else { Err(error) }
+        })
+        .await;
+        assert!(error.contains(sqlstate), "{error}");
+        assert_eq!(world.target.lines(&format!("SELECT id FROM {name}")).await, [""; 0]);
+        world.target.exec(*cure).await;
+        world.wait_same_rows(name).await;
+    }
+    assert!(!service.log().contains("abc  "), "a row's value is in the log");
+}
+
+/// A cast to a domain would cut an array's elements, without an error, to the domain's length.
+#[tokio::test]
+async fn elements_of_a_domains_arrays_are_refused_and_not_cut() {
+    let world = World::builder()
+        .publisher_sql("CREATE TABLE t (id int PRIMARY KEY, v varchar(5)[], b bit(5)[])")
+        .target_sql(
+            "CREATE DOMAIN codes AS varchar(5)[]; CREATE DOMAIN bits AS bit(5)[];
+             CREATE TABLE t (id int PRIMARY KEY, v codes, b bits)",
+        )
+        .subscription_line("binary = \"off\"")
+        .start()
+        .await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    world
+        .publisher
+        .exec("INSERT INTO t SELECT n, '{abcde,\"a b\"}', '{10101}' FROM generate_series(1, 9) n")
+        .await;
+    world.wait_same_rows("t").await;
+    // The published columns get wider, which the target's domain does not.
+    world.publisher.exec("ALTER TABLE t ALTER v TYPE varchar(9)[]").await;
+    world
+        .publisher
+        .exec("INSERT INTO t VALUES (10, '{abcdefghi}', '{10101}'), (11, '{\"abcde \"}', '{10101}')")
+        .await;
+    let view = world.wait_paused("schema").await;
+    assert!(view.told().contains("cut off blanks at the end of elements"), "{}", view.told());
+    world.target.exec("ALTER TABLE t ALTER v TYPE varchar(9)[]").await;
+    world.wait_same_rows("t").await;
+}

@@ -1,0 +1,191 @@
+//! The DDL that a pause prints is run as it is, and both sides are compared including the rows that were there
+//! before. Where they may differ, the hint says so.
+
+use crate::support::cli::StateView;
+use crate::support::wait::until;
+use crate::support::world::World;
+
+/// Returns the statements of a pause's hint; notes are comments in them.
+fn statements(view: &StateView) -> String {
+    let hint = view.json["hint"].as_str().unwrap_or_default();
+    hint.lines().skip(1).collect::<Vec<_>>().join("\n")
+}
+
+/// Whether the rows that were there before are equal once the hint has been followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Older {
+    Equal,
+    MayDiffer,
+}
+
+async fn check(world: &World, table: &str, change: &str, expected: &str, older: Older) {
+    world.publisher.exec(change).await;
+    let view = world.wait_paused("schema").await;
+    let ddl = statements(&view);
+    assert!(ddl.contains(expected), "{change}: {ddl}");
+    let resync = format!("pgsluice resync {} {table}", world.subscription);
+    assert_eq!(ddl.contains(&resync), older == Older::MayDiffer, "{change}: {ddl}");
+    world.target.exec(&ddl).await;
+    world.wait_state("streaming").await;
+    world.wait_caught_up().await;
+    if older == Older::Equal {
+        world.same_rows(table).await.unwrap_or_else(|difference| panic!("{change}: {difference}"));
+    }
+}
+
+fn with_rows(columns: &str) -> String {
+    format!(
+        "CREATE TABLE t (id int PRIMARY KEY, v text{columns}); INSERT INTO t (id, v) VALUES (1, 'a'), (2, NULL)"
+    )
+}
+
+#[tokio::test]
+async fn a_new_column_leaves_equal_rows_or_says_that_it_may_not() {
+    let world = World::builder()
+        .publisher_sql(&with_rows(""))
+        .target_sql("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        .start()
+        .await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    world.publisher.exec("INSERT INTO t VALUES (3, 'streamed')").await;
+    world.wait_same_rows("t").await;
+    let change = |column: &str, id: u32| {
+        format!("ALTER TABLE t ADD COLUMN {column}; INSERT INTO t (id) VALUES ({id})")
+    };
+    for (id, (column, expected, older)) in (10..).zip([
+        ("a text NOT NULL DEFAULT 'it''s \\new'", "NOT NULL DEFAULT", Older::Equal),
+        ("b int", "ADD COLUMN \"b\" integer;", Older::Equal),
+        ("c timestamptz DEFAULT now()", "DEFAULT '", Older::Equal),
+        ("d text[] DEFAULT '{a,\"b c\"}'", "DEFAULT '{a", Older::Equal),
+        ("e varchar(9) COLLATE \"C\" DEFAULT 'x'", "COLLATE \"pg_catalog\".\"C\" DEFAULT 'x'", Older::Equal),
+        ("f numeric(12,4) NOT NULL DEFAULT 1.5", "DEFAULT '1.5000'", Older::Equal),
+        // Each row has its own value, and the table is written anew.
+        ("g uuid DEFAULT gen_random_uuid()", "ADD COLUMN \"g\" uuid;", Older::MayDiffer),
+        ("h int GENERATED ALWAYS AS IDENTITY", "ADD COLUMN \"h\" integer;", Older::MayDiffer),
+    ]) {
+        check(&world, "t", &change(column, id), expected, older).await;
+        if older == Older::MayDiffer {
+            // A person resynchronises the table; here it is done by hand.
+            world.publisher.exec("UPDATE t SET v = v").await;
+            world.wait_same_rows("t").await;
+        }
+    }
+    let collation = "SELECT collname FROM pg_attribute a JOIN pg_collation c ON c.oid = attcollation \
+                     WHERE attrelid = 't'::regclass AND attname = 'e'";
+    assert_eq!(world.target.value(collation).await.as_deref(), Some("C"));
+}
+
+/// Rows from before the column come in the same transaction, and have no value for it.
+#[tokio::test]
+async fn rows_before_and_after_the_column_come_in_one_transaction() {
+    let world = World::builder()
+        .publisher_sql(&with_rows(""))
+        .target_sql("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        .start()
+        .await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    world.publisher.exec("INSERT INTO t VALUES (3, 'streamed')").await;
+    world.wait_same_rows("t").await;
+    let change =
+        "BEGIN; INSERT INTO t VALUES (4, 'before'); ALTER TABLE t ADD COLUMN a text NOT NULL DEFAULT 'new';
+                  INSERT INTO t VALUES (5, 'after', 'own'); COMMIT";
+    check(&world, "t", change, "NOT NULL DEFAULT 'new'", Older::Equal).await;
+    assert_eq!(world.target.lines("SELECT a FROM t ORDER BY id").await, ["new", "new", "new", "new", "own"]);
+}
+
+#[tokio::test]
+async fn a_column_that_the_target_has_lost_may_differ() {
+    let world = World::builder()
+        .publisher_sql(&with_rows(", a int DEFAULT 7"))
+        .target_sql("CREATE TABLE t (id int PRIMARY KEY, v text, a int)")
+        .start()
+        .await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    world.wait_same_rows("t").await;
+    world.target.exec("ALTER TABLE t DROP COLUMN a").await;
+    check(&world, "t", "INSERT INTO t VALUES (3, 'c', 8)", "ADD COLUMN \"a\" integer", Older::MayDiffer)
+        .await;
+    world
+        .target
+        .exec("ALTER TABLE t ALTER v SET DEFAULT 'x'; ALTER TABLE t ALTER v TYPE varchar(7)[] USING NULL")
+        .await;
+    let change = "INSERT INTO t VALUES (4, 'd', 9)";
+    check(
+        &world,
+        "t",
+        change,
+        "ALTER COLUMN \"v\" DROP DEFAULT, ALTER COLUMN \"v\" TYPE text",
+        Older::MayDiffer,
+    )
+    .await;
+}
+
+/// The target's column takes the new type's values, so that nothing would tell.
+#[tokio::test]
+async fn a_type_that_changed_on_the_publisher_is_told_also_after_a_stop() {
+    let world = World::builder()
+        .publisher_sql(
+            "CREATE TABLE t (id int PRIMARY KEY, price int, note varchar(9), old text);
+             INSERT INTO t VALUES (1, 5, 'a', '1'), (2, 6, 'b', '2')",
+        )
+        .target_sql("CREATE TABLE t (id int PRIMARY KEY, price bigint, note text, old text)")
+        .start()
+        .await;
+    let service = world.run();
+    world.wait_state("streaming").await;
+    world.wait_same_rows("t").await;
+    let warned = async |what: &str| {
+        until(&format!("{what} is told"), async || {
+            let view = world.status().await?;
+            let warnings = view.json["warnings"].to_string();
+            if warnings.contains(what) { Ok(warnings) } else { Err(format!("{:#}", view.json)) }
+        })
+        .await
+    };
+    // A relaxed limit changes no row.
+    world
+        .publisher
+        .exec("ALTER TABLE t ALTER note TYPE varchar(20); INSERT INTO t VALUES (3, 7, 'c', '3')")
+        .await;
+    world.wait_same_rows("t").await;
+    assert!(!service.log().contains("may differ"), "{}", service.log());
+    world
+        .publisher
+        .exec(
+            "ALTER TABLE t ALTER price TYPE bigint USING price * 100; INSERT INTO t VALUES (4, 8, 'd', '4')",
+        )
+        .await;
+    let text = warned("was integer and is bigint").await;
+    assert!(text.contains(&format!("pgsluice resync {} public.t", world.subscription)), "{text}");
+    assert!(service.log().contains("older rows of public.t may differ"), "{}", service.log());
+    assert_eq!(service.sigterm().await, 0);
+    world
+        .publisher
+        .exec("ALTER TABLE t DROP old, ADD old date; INSERT INTO t VALUES (5, 9, 'e', '2024-01-01')")
+        .await;
+    let service = world.run();
+    warned("was text and is date").await;
+    assert!(service.log().contains("older rows of public.t may differ"), "{}", service.log());
+}
+
+/// The hints for a table whose schema is missing lead to a stream without anything else.
+#[tokio::test]
+async fn a_table_in_a_missing_schema_needs_the_hint_only() {
+    let world = World::builder()
+        .publisher_sql(
+            r#"CREATE SCHEMA "New schema"; CREATE TABLE "New schema"."user" (id int PRIMARY KEY, v text NOT NULL COLLATE "C");
+               INSERT INTO "New schema"."user" VALUES (1, 'a')"#,
+        )
+        .start()
+        .await;
+    let _service = world.run();
+    let view = world.wait_paused("schema").await;
+    let ddl = statements(&view);
+    assert!(ddl.contains(r#"CREATE SCHEMA "New schema";"#) && !ddl.contains("resync"), "{ddl}");
+    world.target.exec(&ddl).await;
+    world.wait_same_rows(r#""New schema"."user""#).await;
+    world.wait_state("streaming").await;
+}
