@@ -2,6 +2,7 @@
 //!
 //! Pure data, used by sets and rows. `incoming::tables` makes it from Relation messages and catalogs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::apply::change::RowChange;
@@ -20,6 +21,8 @@ pub struct TableContext {
     pub(crate) text_columns: TextColumns,
     /// The published relation from which the plan was made.
     pub(crate) described: PublishedRelation,
+    /// Columns whose values the target's type may change.
+    pub(crate) coerced: BTreeSet<String>,
     /// The operations that could not be applied when the plan was made.
     pub(crate) hindered: Operations,
     /// Why not.

@@ -1,5 +1,7 @@
 //! Compares published tables with their targets column by column. Pure.
 
+use std::collections::BTreeSet;
+
 use crate::error::Diagnosis;
 use crate::pg::QualifiedName;
 use crate::schema::render::type_sql;
@@ -17,6 +19,8 @@ pub(super) struct Pair<'a> {
     pub published: &'a PublishedTable,
     pub target_name: &'a QualifiedName,
     pub target: Option<&'a TargetTable>,
+    /// Columns whose values the target's type may change.
+    pub coerced: &'a BTreeSet<String>,
 }
 
 /// Compares all pairs. `role` is the target's role.
@@ -29,6 +33,7 @@ pub(super) fn compare_all(pairs: &[Pair<'_>], session: ReplicationRole, role: &s
             target: pair.target,
             session,
             role,
+            coerced: pair.coerced,
         })
     };
     pairs.iter().map(compared).collect()
@@ -138,7 +143,11 @@ fn said(name: &str, compared: &Comparison) -> Option<(Status, Option<String>)> {
         .warnings
         .iter()
         .find_map(|warning| match &warning.kind {
-            WarningKind::RiskyType(types) | WarningKind::OtherForm(types) if types.column == name => {
+            WarningKind::RiskyType(types)
+            | WarningKind::OtherForm(types)
+            | WarningKind::Coerced(types)
+                if types.column == name =>
+            {
                 Some(types.why.to_owned())
             }
             WarningKind::IdentityAlways { column } if column == name => {
@@ -146,6 +155,8 @@ fn said(name: &str, compared: &Comparison) -> Option<(Status, Option<String>)> {
             }
             WarningKind::RiskyType(_)
             | WarningKind::OtherForm(_)
+            | WarningKind::Coerced(_)
+            | WarningKind::NotCoerced { .. }
             | WarningKind::IdentityAlways { .. }
             | WarningKind::ConstantUnique { .. }
             | WarningKind::CheckRefusesNull { .. }

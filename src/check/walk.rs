@@ -356,7 +356,12 @@ async fn judge_tables(
     let pairs: Vec<Pair<'_>> = paired
         .iter()
         .zip(&found)
-        .map(|((published, target_name), target)| Pair { published, target_name, target: target.as_ref() })
+        .map(|((published, target_name), target)| Pair {
+            published,
+            target_name,
+            target: target.as_ref(),
+            coerced: subscription.coerced(&published.relation.name),
+        })
         .collect();
     let session = if facts.may_be_replica { ReplicationRole::Replica } else { ReplicationRole::Origin };
     let mut compared = tables::compare_all(&pairs, session, &facts.role);

@@ -89,6 +89,11 @@ pub enum SchemaState {
     Usable,
 }
 
+/// Returns the collations that the columns have, in no order.
+pub(crate) fn collations(definitions: &Definitions) -> HashSet<&TypeName> {
+    definitions.values().flat_map(HashMap::values).filter_map(|column| column.collation.as_ref()).collect()
+}
+
 /// Facts with which misfits get the DDL that leaves equal rows. They are read only if there is a misfit.
 #[derive(Debug, Clone, Default)]
 pub struct MisfitFacts {
@@ -98,6 +103,8 @@ pub struct MisfitFacts {
     pub standings: HashMap<QualifiedName, Standing>,
     /// The target's schemas, by name.
     pub schemas: HashMap<String, SchemaState>,
+    /// Those of the definitions' collations that the target has.
+    pub collations: HashSet<TypeName>,
 }
 
 impl MisfitFacts {

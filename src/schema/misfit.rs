@@ -59,6 +59,8 @@ pub enum MisfitKind {
         /// What the column has that does not convert with it.
         attached: Attached,
         why: &'static str,
+        /// Whether values would enter changed, which the mapping can allow.
+        changes: bool,
     },
     /// The target's column is generated.
     GeneratedColumn {
@@ -98,6 +100,8 @@ pub struct ColumnSql {
     pub custom: bool,
     /// None until [`Misfit::complete`], and if the publisher's catalog no longer has the column.
     pub definition: Option<ColumnDefinition>,
+    /// The column's collation, which the target lacks.
+    pub lost_collation: Option<TypeName>,
     pub older_rows: OlderRows,
 }
 
@@ -118,12 +122,16 @@ impl ColumnSql {
             ty: type_sql(&column.ty, column.typmod),
             custom: !is_builtin(&column.ty),
             definition: None,
+            lost_collation: None,
             older_rows: OlderRows::default(),
         }
     }
 
     fn complete(&mut self, table: &QualifiedName, facts: &MisfitFacts) {
         self.definition = facts.definition(table, &self.name).cloned();
+        if let Some(definition) = &mut self.definition {
+            self.lost_collation = definition.collation.take_if(|name| !facts.collations.contains(name));
+        }
         self.older_rows = facts.older_rows(table, &self.name);
     }
 
@@ -393,25 +401,35 @@ impl Misfit {
         format!("{published}; {why}.")
     }
 
-    /// Whether a type of the DDL may be unknown to the target.
-    fn has_custom_types(&self) -> bool {
+    /// The columns that the DDL makes or changes.
+    fn columns(&self) -> &[ColumnSql] {
         match &self.kind {
-            MisfitKind::MissingTable { columns, .. } => columns.iter().any(|column| column.custom),
+            MisfitKind::MissingTable { columns, .. } => columns,
             MisfitKind::MissingColumn(column)
             | MisfitKind::UnfitType { column, .. }
-            | MisfitKind::GeneratedColumn { column, .. } => column.custom,
-            _ => false,
+            | MisfitKind::GeneratedColumn { column, .. } => std::slice::from_ref(column),
+            _ => &[],
         }
     }
 
     /// Returns what the operator must know besides the statement.
-    fn advice(&self) -> Option<String> {
-        let advice = self.kind_advice();
-        if !self.has_custom_types() {
-            return advice.map(str::to_owned);
+    fn advice(&self) -> Vec<String> {
+        let mut advice = Vec::new();
+        if self.columns().iter().any(|column| column.custom) {
+            advice.push("the target needs the types that users have created, first".to_owned());
         }
-        let types = "the target needs the types that users have created, first";
-        Some(advice.map_or_else(|| types.to_owned(), |advice| format!("{types}; {advice}")))
+        for column in self.columns() {
+            if let Some(collation) = &column.lost_collation {
+                advice.push(format!(
+                    "the target has no collation {}.{}, so \"{}\" sorts as its database does",
+                    quote_ident(&collation.schema),
+                    quote_ident(&collation.name),
+                    column.name
+                ));
+            }
+        }
+        advice.extend(self.kind_advice().map(str::to_owned));
+        advice
     }
 
     fn kind_advice(&self) -> Option<&'static str> {
@@ -424,6 +442,10 @@ impl Misfit {
             }
             MisfitKind::RowSecurity { .. } => {
                 "or let the role own the table, without FORCE ROW LEVEL SECURITY"
+            }
+            MisfitKind::UnfitType { changes: true, .. } => {
+                "rewrites the table; the server names values that do not convert, and views that must be dropped before; \
+                 or allow the change with coerce = true in the column's rule in [[subscriptions.tables]]"
             }
             MisfitKind::UnfitType { .. } => {
                 "rewrites the table; the server names values that do not convert, and views that must be dropped before"

@@ -66,7 +66,8 @@ pub struct ColumnPlan {
     pub not_null: bool,
     /// Whether the target's type may refuse a value of the publisher's type, as far as that is known.
     pub refuses_values: bool,
-    /// Which values the target would change silently, so that they are refused before they are sent.
+    /// Which values the target would change silently, so that they are refused before they are sent. Values of
+    /// such a column have text form.
     pub guard: Option<ValueGuard>,
     /// Whether the column is part of the publisher's replica identity.
     pub key: bool,

@@ -21,6 +21,10 @@ pub enum WarningKind {
     RiskyType(ColumnTypes),
     /// Values are kept in another form of the same value.
     OtherForm(ColumnTypes),
+    /// Values are changed by the target's type, which the mapping allows.
+    Coerced(ColumnTypes),
+    /// The mapping allows changed values, and they are refused nevertheless.
+    NotCoerced { column: String, why: NoCoercion },
     /// All columns of a unique key are the target's own with constant defaults, so the second row
     /// fails.
     ConstantUnique { key: String, columns: Vec<String> },
@@ -37,6 +41,15 @@ pub enum WarningKind {
     /// Updates and deletes are published, but the publisher refuses them because there is no replica
     /// identity.
     NoReplicaIdentity,
+}
+
+/// Why the mapping's `coerce` has no effect on a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoCoercion {
+    NotPublished,
+    /// A changed value would find another row, or none.
+    FindsRows,
 }
 
 /// A column whose types differ, and what follows from that.
@@ -59,6 +72,22 @@ impl ColumnTypes {
 }
 
 impl Warning {
+    /// Whether it is about the values of a column, whatever the operation.
+    #[must_use]
+    pub const fn is_about_values(&self) -> bool {
+        match self.kind {
+            WarningKind::RiskyType(_) | WarningKind::OtherForm(_) | WarningKind::Coerced(_) => true,
+            WarningKind::NotCoerced { .. }
+            | WarningKind::ConstantUnique { .. }
+            | WarningKind::CheckRefusesNull { .. }
+            | WarningKind::ActsOnReplicated { .. }
+            | WarningKind::IdentityAlways { .. }
+            | WarningKind::LeafKey { .. }
+            | WarningKind::NoKey
+            | WarningKind::NoReplicaIdentity => false,
+        }
+    }
+
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         let (source, target) = (&self.source, &self.target);
@@ -69,6 +98,21 @@ impl Warning {
             WarningKind::OtherForm(types) => types
                 .diagnosis(target)
                 .hint("nothing to do if readers of the target expect that; else give the column the publisher's type"),
+            WarningKind::Coerced(types) => types
+                .diagnosis(target)
+                .hint("nothing to do: the table's rule allows it; without coerce = true, such a value is refused"),
+            WarningKind::NotCoerced { column, why } => {
+                let diagnosis =
+                    Diagnosis::new(format!("coerce = true has no effect on column \"{column}\" of {source}"));
+                match why {
+                    NoCoercion::NotPublished => diagnosis
+                        .detail("The publisher does not send such a column.")
+                        .hint("correct the column's name in [[subscriptions.tables]]"),
+                    NoCoercion::FindsRows => diagnosis
+                        .detail("Rows are found by it, and a changed value would find another row, or none.")
+                        .hint("take coerce out of the column's rule"),
+                }
+            }
             WarningKind::ConstantUnique { key, columns } => Diagnosis::new(format!(
                 "unique key \"{key}\" of target table {target} has target-only columns with constant defaults"
             ))

@@ -326,23 +326,18 @@ impl Store {
         .await
     }
 
-    /// Writes how the stream describes a table, and why it is applied row by row; none if it is not. Returns the
-    /// columns of the description before.
+    /// Writes how the stream describes a table, and why it is applied row by row; none if it is not.
     pub async fn set_planned(
         &self,
         owner: &Ownership,
         source: &QualifiedName,
         columns: &[SeenColumn],
         reason: Option<&str>,
-    ) -> Result<Option<Vec<SeenColumn>>, StoreError> {
+    ) -> Result<(), StoreError> {
         self.run("report how a table is applied", async {
-            // A self-join returns the values before the update.
-            let before: Option<Option<Json<Vec<SeenColumn>>>> = sqlx::query_scalar(as_owner!(
-                " UPDATE pgsluice.table_sync t SET exact_because = $5, columns = $6, updated_at = now() \
-                 FROM owner, pgsluice.table_sync before \
-                 WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4 \
-                 AND before.subscription = t.subscription AND before.source_schema = t.source_schema \
-                 AND before.source_table = t.source_table RETURNING before.columns"
+            let done = sqlx::query(as_owner!(
+                " UPDATE pgsluice.table_sync t SET exact_because = $5, columns = $6, updated_at = now() FROM owner \
+                 WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4"
             ))
             .bind(owner.name())
             .bind(owner.term().as_i64())
@@ -350,10 +345,10 @@ impl Store {
             .bind(&source.name)
             .bind(reason)
             .bind(Json(columns))
-            .fetch_optional(&self.pool)
+            .execute(&self.pool)
             .await?;
-            if let Some(before) = before {
-                return Ok(before.map(|columns| columns.0));
+            if done.rows_affected() > 0 {
+                return Ok(());
             }
             owner::still(&self.pool, owner).await?;
             Err(unknown_table(owner.name(), source))

@@ -26,6 +26,7 @@ use crate::store::{Ownership, Store, SubscriptionRow, TableRow};
 use crate::target::TargetSession;
 use crate::telemetry::Attention;
 
+use super::announced::Announced;
 use super::failure::{Cause, Failure};
 use super::findings;
 use super::first_rows::first_rows;
@@ -235,13 +236,14 @@ async fn follow(
     let pending = still_pending(pending, &members);
     let ready = if pending.is_empty() { Ready::All } else { Ready::NotAll };
     let syncs = TableSyncs::new(context, publisher, pending);
+    let stream_tables = stream::Tables { syncs, announced: Announced::new(&tables) };
     let skip = skip_ahead(context, known.skip, from).await?;
     if known.has_passed_conflict {
         context.store.resolve_applied(&context.owner, from).await?;
     }
     let synchronised = members.values().filter_map(|member| member.position).max();
     let choice = possible.choose(context, from, skip.max(synchronised), ready);
-    let begin = Begin { from, skip, choice, members, syncs, view };
+    let begin = Begin { from, skip, choice, members, tables: stream_tables, view };
     Box::pin(stream_on(context, session, publisher, replication, begin, link)).await
 }
 
@@ -286,7 +288,7 @@ struct Begin {
     skip: Option<Lsn>,
     choice: Choice,
     members: Membership,
-    syncs: TableSyncs,
+    tables: stream::Tables,
     /// The slot as it was when it was found to be trusted.
     view: SlotView,
 }
@@ -300,7 +302,7 @@ async fn stream_on(
     begin: Begin,
     link: &mut Option<Reader>,
 ) -> Result<StreamEnd, Failure> {
-    let Begin { from, skip, choice, members, syncs, view } = begin;
+    let Begin { from, skip, choice, members, tables, view } = begin;
     let (subscription, term) = (&context.subscription, context.owner.term());
     if choice.transactions == Transactions::InProgress {
         replication.simple_query(format::STREAM_EARLY).await?;
@@ -315,7 +317,7 @@ async fn stream_on(
     let exact_until = context.exact_until;
     let start = Start { recorded: from, term, skip, exact_until, format: choice.format };
     let applier = Applier::new(session, subscription.name.clone(), members, start);
-    stream::run(context, applier, reader, syncs, from, choice).await
+    stream::run(context, applier, reader, tables, from, choice).await
 }
 
 /// Returns the armed skip, unless its transaction has been passed. If a skip is armed during the attempt, a

@@ -5,6 +5,7 @@ use tracing::debug;
 
 use crate::pg::QualifiedName;
 use crate::schema::catalog::{self, CatalogError};
+use crate::schema::definition::collations;
 use crate::schema::{Misfit, MisfitFacts, Standing};
 use crate::store::{TableRow, TableState};
 use crate::target::TargetSession;
@@ -60,8 +61,9 @@ pub(crate) async fn misfit_facts<P: GenericClient + Sync, T: GenericClient + Syn
         catalog::column_definitions(client, version, &sources),
         catalog::schema_states(target, &schemas)
     )?;
+    let collations = catalog::known_collations(target, collations(&definitions)).await?;
     let standings = recorded.iter().map(|row| (row.source.clone(), standing(row))).collect();
-    Ok(MisfitFacts { subscription: subscription.to_owned(), definitions, standings, schemas })
+    Ok(MisfitFacts { subscription: subscription.to_owned(), definitions, standings, schemas, collations })
 }
 
 fn standing(row: &TableRow) -> Standing {

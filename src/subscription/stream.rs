@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
 
-use crate::apply::{Applied, Applier, ApplyError, ExactBecause, How, Outcome};
+use crate::apply::{Applied, Applier, ApplyError, How, Outcome};
 use crate::config::SynchronousCommit;
 use crate::conflict::ConflictReport;
 use crate::error::{Diagnosis, PauseReason};
@@ -14,7 +14,7 @@ use crate::replication::Reply;
 use crate::store::{StoreError, TableState, TableStep};
 use crate::telemetry::{BatchApplied, FellBack, Received};
 
-use super::announced::Announced;
+use super::announced::{Announced, Planned};
 use super::attempt::{Context, Phase};
 use super::failure::{Cause, Failure, Restart};
 use super::findings;
@@ -35,6 +35,12 @@ pub(super) enum StreamEnd {
     PublicationsChanged,
     /// Better options of the stream can be requested now, by a new attempt.
     AskForMore,
+}
+
+/// What the stream keeps of its tables.
+pub(super) struct Tables {
+    pub(super) syncs: TableSyncs,
+    pub(super) announced: Announced,
 }
 
 /// An event of the stream's loop.
@@ -60,10 +66,11 @@ pub(super) async fn run(
     context: &Context,
     applier: Applier<'_>,
     reader: &mut Reader,
-    syncs: TableSyncs,
+    tables: Tables,
     from: Lsn,
     choice: Choice,
 ) -> Result<StreamEnd, Failure> {
+    let Tables { syncs, announced } = tables;
     let mut stream = Stream {
         context,
         applier,
@@ -74,7 +81,7 @@ pub(super) async fn run(
             .then(|| Flushes::new(context.store.clone(), from)),
         first: true,
         said: HashMap::new(),
-        announced: Announced::default(),
+        announced,
         choice,
     };
     stream.publish(reader);
@@ -191,10 +198,8 @@ impl Stream<'_> {
                     self.note(lsn, last).await?;
                 }
                 Outcome::Planned { source, exact_because, columns, warnings } => {
-                    let because = exact_because.map(ExactBecause::as_str);
-                    let (store, owner) = (&self.context.store, &self.context.owner);
-                    let before = store.set_planned(owner, &source, &columns, because).await?;
-                    self.announced.planned(self.context, &source, before, &columns, &warnings).await?;
+                    let now = Planned::new(columns, exact_because);
+                    self.announced.planned(self.context, &source, now, &warnings).await?;
                 }
                 Outcome::FellBack { cause } => {
                     FellBack { subscription: self.context.name(), cause: &cause }.emit();

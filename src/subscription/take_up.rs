@@ -1,6 +1,7 @@
 //! The tables that an attempt follows: taken up from the publications, recorded, and compared with their
 //! targets.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::apply::{Member, Membership};
@@ -22,6 +23,8 @@ use super::table_sync::SyncJob;
 pub(super) struct PreparedTable {
     pub(super) published: PublishedTable,
     pub(super) target: QualifiedName,
+    /// Columns whose values the target's type may change.
+    pub(super) coerced: BTreeSet<String>,
     pub(super) row: TableRow,
 }
 
@@ -88,7 +91,8 @@ pub(super) async fn take_up_tables(
     let mut prepared = Vec::with_capacity(published.len());
     for published in published {
         if let Some(row) = rows.iter().find(|row| row.source == published.relation.name) {
-            prepared.push(PreparedTable { target: row.target.clone(), published, row: row.clone() });
+            let coerced = subscription.coerced(&row.source).clone();
+            prepared.push(PreparedTable { target: row.target.clone(), coerced, published, row: row.clone() });
         }
     }
     Ok(prepared)
@@ -145,13 +149,15 @@ pub(super) async fn compare_pending(
             target: target.as_ref(),
             session: session.replication_role(),
             role: session.role(),
+            coerced: &table.coerced,
         });
         warnings.extend(compared.warnings.iter().map(schema::Warning::diagnosis));
         let fits = compared.misfits.is_empty();
         misfits.extend(compared.misfits);
         if let Some(plan) = compared.plan.filter(|_| fits) {
             let catalog = Arc::new(relation.clone());
-            let member = Member { catalog, target: table.target.clone(), position: None };
+            let (target, coerced) = (table.target.clone(), table.coerced.clone());
+            let member = Member { catalog, target, coerced, position: None };
             let (published, attempt) = (table.published.clone(), table.row.attempt);
             pending.push(PendingTable { published, member, plan, attempt });
         }
@@ -191,6 +197,7 @@ pub(super) fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn
             let member = Member {
                 catalog: Arc::new(table.published.relation.clone()),
                 target: table.target.clone(),
+                coerced: table.coerced.clone(),
                 position: just_copied.or(recorded),
             };
             (source.clone(), member)

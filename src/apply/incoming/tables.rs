@@ -1,6 +1,6 @@
 //! The subscription's tables, and the plans that are made from Relation messages.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -22,6 +22,8 @@ pub struct Member {
     /// domains, which a Relation message lacks.
     pub catalog: Arc<PublishedRelation>,
     pub target: QualifiedName,
+    /// Columns whose values the target's type may change.
+    pub coerced: BTreeSet<String>,
     /// A change applies if its transaction commits at or beyond this position. None while the table is not
     /// synchronised: its changes are then applied by its synchronisation.
     pub position: Option<Lsn>,
@@ -47,10 +49,11 @@ impl Surroundings {
         published: &PublishedRelation,
         target_name: &QualifiedName,
         target: Option<&TargetTable>,
+        coerced: &BTreeSet<String>,
     ) -> Comparison {
         let (session, role) = (self.replication_role, self.role.as_str());
         let actions = Operations::ALL;
-        schema::compare(&Pairing { published, actions, target_name, target, session, role })
+        schema::compare(&Pairing { published, actions, target_name, target, session, role, coerced })
     }
 }
 
@@ -225,7 +228,7 @@ impl Tables {
         let Awaited { oid, name, published } = self.awaited.take()?;
         let member = self.members.get(&name)?;
         let described = PublishedRelation::clone(&published).with_domains_of(&member.catalog);
-        let comparison = self.surroundings.compare(&described, &member.target, target);
+        let comparison = self.surroundings.compare(&described, &member.target, target, &member.coerced);
         let replaced = match self.relations.get(&oid) {
             Some(Known::Member { fit: Fit::Planned(context), .. }) => Some(context.id),
             Some(Known::Member { fit: Fit::Unfit(_), .. } | Known::Foreign) | None => None,
@@ -235,7 +238,9 @@ impl Tables {
                 self.next_id += 1;
                 let exact_because = exact_because(&plan, self.surroundings.replication_role);
                 let takes_binary = takes_binary(&plan.columns);
-                let (columns, warnings) = (SeenColumn::all_of(&described), comparison.warnings);
+                // Which operations come is not known, so that warnings of those are the start's.
+                let of_values = comparison.warnings.into_iter().filter(Warning::is_about_values);
+                let (columns, warnings) = (SeenColumn::all_of(&described), of_values.collect());
                 let context = TableContext {
                     id: self.next_id,
                     published: Arc::clone(&published),
@@ -244,6 +249,7 @@ impl Tables {
                     misfits: comparison.misfits,
                     plan,
                     described,
+                    coerced: member.coerced.clone(),
                     exact_because,
                 };
                 let source = name.clone();

@@ -2,7 +2,7 @@
 //!
 //! It is asked only once something does not fit.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::GenericClient;
 use tokio_postgres::types::Type;
@@ -70,6 +70,31 @@ pub async fn column_definitions<C: GenericClient + Sync>(
         definitions.entry(table).or_default().insert(row.get("column"), definition);
     }
     Ok(definitions)
+}
+
+/// Returns those collations that the target's database has and can use.
+///
+/// # Errors
+///
+/// The query failed.
+pub async fn known_collations<C: GenericClient + Sync>(
+    client: &C,
+    names: HashSet<&TypeName>,
+) -> Result<HashSet<TypeName>, CatalogError> {
+    if names.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let (schemas, names): (Vec<&str>, Vec<&str>) =
+        names.into_iter().map(|name| (name.schema.as_str(), name.name.as_str())).unzip();
+    let sql = "SELECT n.nspname::pg_catalog.text AS schema, c.collname::pg_catalog.text AS name
+                 FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) q(schema, name)
+                 JOIN pg_catalog.pg_namespace n ON n.nspname = q.schema
+                 JOIN pg_catalog.pg_collation c ON c.collnamespace = n.oid AND c.collname = q.name
+                WHERE c.collencoding IN
+                      (-1, pg_catalog.pg_char_to_encoding(pg_catalog.getdatabaseencoding()))";
+    let rows = client.query_typed(sql, &[(&schemas, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)]).await;
+    let rows = rows.map_err(target::failed("collations"))?;
+    Ok(rows.iter().map(|row| TypeName { schema: row.get("schema"), name: row.get("name") }).collect())
 }
 
 /// Returns the state of each of the target's schemas of these names, for the connected role.

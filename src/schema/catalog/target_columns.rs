@@ -27,18 +27,19 @@ pub async fn target_column_types<C: GenericClient + Sync>(
 ) -> Result<Vec<Vec<ColumnType>>, CatalogError> {
     let sql = format!(
         "WITH RECURSIVE col AS (
-           SELECT q.ord, a.attname, a.atttypid
+           SELECT q.ord, a.attname, a.atttypid, a.atttypmod
              FROM {NAMED}
              JOIN pg_catalog.pg_attribute a
                ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
          ), below AS (
-           SELECT DISTINCT c.atttypid AS type, c.atttypid AS base FROM col c
+           SELECT DISTINCT c.atttypid AS type, c.atttypid AS base, -1 AS typmod FROM col c
            UNION ALL
-           SELECT b.type, t.typbasetype
+           SELECT b.type, t.typbasetype, CASE WHEN b.typmod >= 0 THEN b.typmod ELSE t.typtypmod END
              FROM below b JOIN pg_catalog.pg_type t ON t.oid = b.base AND t.typtype = 'd'
          )
          SELECT c.ord, c.attname::pg_catalog.text AS name, bn.nspname::pg_catalog.text AS base_schema,
-                bt.typname::pg_catalog.text AS base_name, {ARRAYS} AS arrays
+                bt.typname::pg_catalog.text AS base_name, {ARRAYS} AS arrays,
+                CASE WHEN c.atttypmod >= 0 THEN c.atttypmod ELSE b.typmod END AS typmod
            FROM col c
            JOIN below b ON b.type = c.atttypid
            JOIN pg_catalog.pg_type bt ON bt.oid = b.base AND bt.typtype <> 'd'
@@ -50,7 +51,8 @@ pub async fn target_column_types<C: GenericClient + Sync>(
         let at = usize::try_from(row.get::<_, i64>("ord") - 1).ok();
         if let Some(of_table) = at.and_then(|at| types.get_mut(at)) {
             let base_type = TypeName { schema: row.get("base_schema"), name: row.get("base_name") };
-            of_table.push(ColumnType { name: row.get("name"), base_type, array_input: array_input(row) });
+            let (name, typmod) = (row.get("name"), row.get("typmod"));
+            of_table.push(ColumnType { name, base_type, typmod, array_input: array_input(row) });
         }
     }
     Ok(types)

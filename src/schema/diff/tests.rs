@@ -87,6 +87,8 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
     }
 }
 
+static NO_COERCION: BTreeSet<String> = BTreeSet::new();
+
 fn pairing<'a>(published: &'a PublishedRelation, table: Option<&'a TargetTable>) -> Pairing<'a> {
     Pairing {
         published,
@@ -95,6 +97,7 @@ fn pairing<'a>(published: &'a PublishedRelation, table: Option<&'a TargetTable>)
         target: table,
         session: ReplicationRole::Replica,
         role: "applier",
+        coerced: &NO_COERCION,
     }
 }
 
