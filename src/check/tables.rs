@@ -143,9 +143,7 @@ fn said(name: &str, compared: &Comparison) -> Option<(Status, Option<String>)> {
         .warnings
         .iter()
         .find_map(|warning| match &warning.kind {
-            WarningKind::RiskyType(types)
-            | WarningKind::OtherForm(types)
-            | WarningKind::Coerced(types)
+            WarningKind::RiskyType(types) | WarningKind::OtherForm(types) | WarningKind::Coerced(types)
                 if types.column == name =>
             {
                 Some(types.why.to_owned())

@@ -27,6 +27,7 @@ pub(super) fn pairs<'a>(
     let judged = |(at, (published, found)): (usize, (&'a PublishedColumn, &Option<&'a TargetColumn>))| {
         let found = (*found)?;
         let fit = fit::judge((&published.ty, published.typmod), (&found.base_type, found.typmod));
+        let fit = fit::with_inner_types(fit, &published.inner_types, &found.inner_types);
         let coerced = pairing.coerced.contains(&published.name) && !finds_rows(identity, at, published);
         Some(Pair { published, found, fit: if coerced { fit.coerced() } else { fit } })
     };
@@ -34,7 +35,10 @@ pub(super) fn pairs<'a>(
 }
 
 /// Returns the columns of the mapping that are not coerced nevertheless.
-pub(super) fn not_coerced(pairing: &Pairing<'_>, identity: Option<&RowIdentity>) -> Vec<(String, NoCoercion)> {
+pub(super) fn not_coerced(
+    pairing: &Pairing<'_>,
+    identity: Option<&RowIdentity>,
+) -> Vec<(String, NoCoercion)> {
     let columns = &pairing.published.columns;
     let why = |name: &String| match columns.iter().position(|column| column.name == *name) {
         None => Some((name.clone(), NoCoercion::NotPublished)),

@@ -1,11 +1,11 @@
 //! The statements that correct a misfit.
 //!
-//! Pure. What they leave to be done is said by [`Misfit::afterwards`].
+//! Pure. What they need, and leave to be done, is said by [`Misfit::notes`].
 
 use crate::pg::{quote_ident, quote_literal};
 
 use super::definition::SchemaState;
-use super::misfit::{Attached, ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure};
+use super::misfit::{Attached, ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure, TypeCure};
 use super::render::{columns_sql, table_sql, type_sql};
 
 impl Misfit {
@@ -18,6 +18,7 @@ impl Misfit {
             MisfitKind::SchemaReserved
             | MisfitKind::NotATable(_)
             | MisfitKind::NoReplicaIdentity
+            | MisfitKind::UnfitType { cure: TypeCure::AlterInsideOrCoerce, .. }
             | MisfitKind::NoEqualityOperator { .. } => return None,
             MisfitKind::MissingTable { columns, key, schema, role, privileges } => {
                 let grants = Grants { role, privileges };

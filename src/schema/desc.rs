@@ -41,7 +41,8 @@ impl PublishedRelation {
     /// and a domain column's own typmod is -1, so the message does not show that a `price` is
     /// `numeric(12,2)`. Where the catalog knows a column of the same domain, its typmod is used; everything
     /// else is the message's. A domain is known by its OID, because the column may have had another type when
-    /// the change was made; the type below a domain never changes.
+    /// the change was made; the type below a domain never changes. What is inside a type of the same name is the
+    /// catalog's, too.
     #[must_use]
     pub fn with_domains_of(mut self, catalog: &Self) -> Self {
         for column in &mut self.columns {
@@ -50,6 +51,9 @@ impl PublishedRelation {
                 && let Some(known) = catalog.columns.iter().find(same)
             {
                 column.typmod = known.typmod;
+            }
+            if let Some(known) = catalog.columns.iter().find(|known| known.ty == column.ty) {
+                column.inner_types.clone_from(&known.inner_types);
             }
         }
         self
@@ -68,6 +72,15 @@ pub struct PublishedColumn {
     /// The OID of the column's type if that is a domain over `ty`. A Relation message does not tell domains
     /// from other types that are not built in, so there it is the OID of any such type.
     pub domain: Option<u32>,
+    /// What is inside the type. A Relation message does not tell.
+    pub inner_types: Vec<InnerType>,
+}
+
+/// A type inside a composite type, or inside an array of domains, below all domains and arrays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InnerType {
+    pub ty: TypeName,
+    pub typmod: i32,
 }
 
 /// A table in the publisher's catalog, with everything that the initial copy and the first comparison
@@ -198,6 +211,8 @@ pub struct TargetColumn {
     /// The type's equality operator as `schema` and name, for `OPERATOR(schema.=)`; none if the type
     /// has no equality (json, point…).
     pub equality: Option<TypeName>,
+    /// What is inside the type below the domains of `ty`.
+    pub inner_types: Vec<InnerType>,
 }
 
 /// How an array of a type's values is passed as a parameter to `unnest`.
@@ -278,6 +293,7 @@ mod tests {
             typmod,
             key: false,
             domain: (domain > 0).then_some(domain),
+            inner_types: Vec::new(),
         };
         let relation = |columns| PublishedRelation {
             name: QualifiedName::new("public", "widgets"),

@@ -22,9 +22,9 @@ use super::canonical;
 use super::columns::{self, Pair};
 use super::fit::Fit;
 use super::identity::{Unidentifiable, row_identity};
-use super::misfit::{Attached, ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure};
+use super::misfit::{Attached, ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure, TypeCure};
 use super::plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
-use super::render::type_sql;
+use super::render::{is_builtin, type_sql};
 use super::warning::{ColumnTypes, Warning, WarningKind};
 use super::{
     ColumnDefault, FiringTriggers, KeyEquality, OWN_SCHEMA, Operations, PublishedColumn, PublishedRelation,
@@ -184,7 +184,7 @@ impl Findings<'_> {
             Fit::Guarded(guard) => self.warn(WarningKind::RiskyType(types(guard.rule.why()))),
             Fit::Coerced(change) => self.warn(WarningKind::Coerced(types(change))),
             Fit::Changes(why) | Fit::Unfit(why) => self.misfit(MisfitKind::UnfitType {
-                changes: matches!(fit, Fit::Changes(_)),
+                cure: type_cure(column, found, fit),
                 column: ColumnSql::of(column),
                 target_type: found.display_type.clone(),
                 attached: attached(found),
@@ -285,11 +285,7 @@ impl Findings<'_> {
     }
 
     /// Computes [`TablePlan::order_free`].
-    fn is_order_free(
-        table: &TargetTable,
-        pairs: &[Pair<'_>],
-        identity: &RowIdentity,
-    ) -> bool {
+    fn is_order_free(table: &TargetTable, pairs: &[Pair<'_>], identity: &RowIdentity) -> bool {
         let RowIdentity::Key { columns: key, scope: KeyScope::Table } = identity else { return false };
         let is_the_key = |unique: &&UniqueKey| {
             unique.columns.len() == key.len()
@@ -370,6 +366,19 @@ fn attached(found: &TargetColumn) -> Attached {
         ColumnDefault::Expression => Attached::Default,
         ColumnDefault::IdentityAlways | ColumnDefault::IdentityByDefault => Attached::Identity,
         ColumnDefault::None | ColumnDefault::Generated => Attached::Nothing,
+    }
+}
+
+fn type_cure(column: &PublishedColumn, found: &TargetColumn, fit: Fit) -> TypeCure {
+    match fit {
+        // The name of the type is equal already.
+        Fit::Changes(_) if column.ty == found.base_type && !is_builtin(&column.ty) => {
+            TypeCure::AlterInsideOrCoerce
+        }
+        Fit::Changes(_) => TypeCure::AlterOrCoerce,
+        Fit::Fits | Fit::OtherForm(_) | Fit::Risky(_) | Fit::Guarded(_) | Fit::Coerced(_) | Fit::Unfit(_) => {
+            TypeCure::Alter
+        }
     }
 }
 

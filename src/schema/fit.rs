@@ -16,9 +16,9 @@ mod numbers;
 mod text;
 mod times;
 
-use super::TypeName;
 use super::guard::ValueGuard;
 use super::render::{Modifier, is_builtin};
+use super::{InnerType, TypeName};
 
 /// The verdict on one pair of types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,9 @@ pub enum Fit {
 
 const TOO_LONG: &str = "a value longer than the target column allows is refused";
 const LABELS: &str = "a value that the target's type does not know is refused";
+const INNER_CHANGES: &str =
+    "a type inside has other limits on the target, which would silently change values";
+const INNER_REFUSES: &str = "a value that does not fit into a type inside the target's is refused";
 const FOREIGN: &str = "the target's type does not take the values of the publisher's type";
 
 impl Fit {
@@ -81,6 +84,22 @@ pub fn judge(source: (&TypeName, i32), target: (&TypeName, i32)) -> Fit {
     if to.name.starts_with('_') { fit.of_elements() } else { fit }
 }
 
+/// Adds to the verdict on two types that users have created what is inside them. Where their parts are not alike, the
+/// target refuses the values.
+#[must_use]
+pub fn with_inner_types(fit: Fit, source: &[InnerType], target: &[InnerType]) -> Fit {
+    if source.len() != target.len() || matches!(fit, Fit::Unfit(_)) {
+        return fit;
+    }
+    let parts =
+        source.iter().zip(target).map(|(from, to)| judge((&from.ty, from.typmod), (&to.ty, to.typmod)));
+    parts.fold(fit, |fit, part| match part {
+        Fit::Guarded(_) | Fit::Changes(_) | Fit::Coerced(_) => Fit::Changes(INNER_CHANGES),
+        Fit::Risky(_) | Fit::Unfit(_) if fit == Fit::Fits => Fit::Risky(INNER_REFUSES),
+        Fit::Fits | Fit::OtherForm(_) | Fit::Risky(_) | Fit::Unfit(_) => fit,
+    })
+}
+
 fn judge_sides(from: Side<'_>, to: Side<'_>) -> Fit {
     if from.name == to.name && from.builtin == to.builtin {
         return same_type(from, to);
@@ -119,7 +138,9 @@ impl<'a> Side<'a> {
     const fn length(self) -> Option<i32> {
         match self.modifier {
             Modifier::Length(length) => Some(length),
-            Modifier::None | Modifier::Numeric { .. } | Modifier::Interval { .. } | Modifier::Opaque(_) => None,
+            Modifier::None | Modifier::Numeric { .. } | Modifier::Interval { .. } | Modifier::Opaque(_) => {
+                None
+            }
         }
     }
 }
@@ -134,7 +155,9 @@ fn same_type(from: Side<'_>, to: Side<'_>) -> Fit {
         (from, Modifier::Numeric { precision, scale }) => numbers::numeric_into(from, precision, scale),
         (_, Modifier::Length(length)) => same_type_length(name, from.length(), length),
         (from, Modifier::Interval { fields, precision }) => times::interval_into(from, fields, precision),
-        (_, Modifier::Opaque(_)) => Fit::Risky("a value that the target column's type modifier forbids is refused"),
+        (_, Modifier::Opaque(_)) => {
+            Fit::Risky("a value that the target column's type modifier forbids is refused")
+        }
     }
 }
 

@@ -210,7 +210,10 @@ impl GuardRule {
             ),
             Self::DigitsBeyond { scale: scale @ ..0 } => (
                 NUMERIC_VALUE_OUT_OF_RANGE,
-                format!("has digits other than 0 in the last {} places before the point", scale.unsigned_abs()),
+                format!(
+                    "has digits other than 0 in the last {} places before the point",
+                    scale.unsigned_abs()
+                ),
                 "The target would round them away",
             ),
             Self::DigitsBeyond { scale } => (

@@ -59,8 +59,7 @@ pub enum MisfitKind {
         /// What the column has that does not convert with it.
         attached: Attached,
         why: &'static str,
-        /// Whether values would enter changed, which the mapping can allow.
-        changes: bool,
+        cure: TypeCure,
     },
     /// The target's column is generated.
     GeneratedColumn {
@@ -112,6 +111,17 @@ pub enum Attached {
     Nothing,
     Default,
     Identity,
+}
+
+/// How a column's type can be made to take the publisher's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TypeCure {
+    Alter,
+    /// Values would enter changed, which the mapping can allow.
+    AlterOrCoerce,
+    /// As before, but it is a user's type, inside which the limits differ.
+    AlterInsideOrCoerce,
 }
 
 impl ColumnSql {
@@ -274,7 +284,9 @@ impl Misfit {
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         let diagnosis = Diagnosis::new(self.primary()).detail(self.detail());
-        let notes: Vec<String> = self.advice().into_iter().chain(self.afterwards()).collect();
+        let mut notes = self.column_notes();
+        notes.extend(self.kind_advice().map(str::to_owned));
+        notes.extend(self.afterwards());
         match (self.ddl(), notes.as_slice()) {
             (Some(ddl), []) => diagnosis.hint(format!("run on the target: {ddl}")),
             (Some(ddl), notes) => diagnosis.hint(format!("run on the target: {ddl} ({})", notes.join("; "))),
@@ -284,8 +296,7 @@ impl Misfit {
     }
 
     /// Returns what remains to be done after the DDL, if rows of the target may differ from the publisher's.
-    #[must_use]
-    pub fn afterwards(&self) -> Option<String> {
+    fn afterwards(&self) -> Option<String> {
         let why = match &self.kind {
             MisfitKind::MissingTable { columns, .. }
                 if columns.iter().all(|column| column.older_rows == OlderRows::ToBeCopied) =>
@@ -412,15 +423,15 @@ impl Misfit {
         }
     }
 
-    /// Returns what the operator must know besides the statement.
-    fn advice(&self) -> Vec<String> {
-        let mut advice = Vec::new();
+    /// Returns what must be known of the columns that the DDL makes or changes.
+    fn column_notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
         if self.columns().iter().any(|column| column.custom) {
-            advice.push("the target needs the types that users have created, first".to_owned());
+            notes.push("the target needs the types that users have created, first".to_owned());
         }
         for column in self.columns() {
             if let Some(collation) = &column.lost_collation {
-                advice.push(format!(
+                notes.push(format!(
                     "the target has no collation {}.{}, so \"{}\" sorts as its database does",
                     quote_ident(&collation.schema),
                     quote_ident(&collation.name),
@@ -428,8 +439,15 @@ impl Misfit {
                 ));
             }
         }
-        advice.extend(self.kind_advice().map(str::to_owned));
-        advice
+        notes
+    }
+
+    /// Returns what must be known of its DDL: what it needs, and what remains to be done after it.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.column_notes();
+        notes.extend(self.afterwards());
+        notes
     }
 
     fn kind_advice(&self) -> Option<&'static str> {
@@ -443,7 +461,11 @@ impl Misfit {
             MisfitKind::RowSecurity { .. } => {
                 "or let the role own the table, without FORCE ROW LEVEL SECURITY"
             }
-            MisfitKind::UnfitType { changes: true, .. } => {
+            MisfitKind::UnfitType { cure: TypeCure::AlterInsideOrCoerce, .. } => {
+                "give the types inside it the publisher's limits (ALTER TYPE … ALTER ATTRIBUTE, or another domain), or \
+                 allow the change with coerce = true in the column's rule in [[subscriptions.tables]]"
+            }
+            MisfitKind::UnfitType { cure: TypeCure::AlterOrCoerce, .. } => {
                 "rewrites the table; the server names values that do not convert, and views that must be dropped before; \
                  or allow the change with coerce = true in the column's rule in [[subscriptions.tables]]"
             }

@@ -39,7 +39,10 @@ pub(super) struct Planned {
 
 impl Planned {
     pub(super) fn new(columns: Vec<SeenColumn>, exact_because: Option<ExactBecause>) -> Self {
-        Self { columns: Some(columns), exact_because: exact_because.map(|because| because.as_str().to_owned()) }
+        Self {
+            columns: Some(columns),
+            exact_because: exact_because.map(|because| because.as_str().to_owned()),
+        }
     }
 }
 
@@ -68,7 +71,8 @@ impl Announced {
     ) -> Result<(), Failure> {
         let before = self.recorded.get(source);
         let before_columns = before.and_then(|before| before.columns.as_deref());
-        let changed = redefined(before_columns.unwrap_or_default(), now.columns.as_deref().unwrap_or_default());
+        let changed =
+            redefined(before_columns.unwrap_or_default(), now.columns.as_deref().unwrap_or_default());
         let is_recorded = before == Some(&now);
         let mut news: Vec<Diagnosis> = warnings.iter().map(Warning::diagnosis).collect();
         if !changed.is_empty() {
@@ -76,7 +80,8 @@ impl Announced {
         }
         self.tell(context, source, news).await?;
         if !is_recorded {
-            let (columns, because) = (now.columns.as_deref().unwrap_or_default(), now.exact_because.as_deref());
+            let (columns, because) =
+                (now.columns.as_deref().unwrap_or_default(), now.exact_because.as_deref());
             context.store.set_planned(&context.owner, source, columns, because).await?;
             self.recorded.insert(source.clone(), now);
         }

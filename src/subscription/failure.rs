@@ -350,11 +350,10 @@ pub(crate) fn schema_failure(misfits: &[Misfit]) -> Failure {
         {
             hints.push(hint);
         }
-        if let Some(note) = misfit.afterwards().filter(|_| misfit.ddl().is_some()) {
-            let note = format!("-- {note}");
-            if !hints.contains(&note) {
-                hints.push(note);
-            }
+        if misfit.ddl().is_some() {
+            let notes = misfit.notes().into_iter().map(|note| format!("-- {note}"));
+            let new: Vec<String> = notes.filter(|note| !hints.contains(note)).collect();
+            hints.extend(new);
         }
     }
     let mut diagnosis = Diagnosis::new(primary);

@@ -292,11 +292,19 @@ async fn a_coerced_column_takes_what_the_target_makes_of_it() {
         for ids in ["1, 1", "2, 50", "51, 3000"] {
             world.publisher.exec(insert(ids)).await;
         }
-        world.publisher.exec("UPDATE t SET n = n + 0.001 WHERE id % 7 = 0; DELETE FROM t WHERE id % 11 = 0").await;
+        world
+            .publisher
+            .exec("UPDATE t SET n = n + 0.001 WHERE id % 7 = 0; DELETE FROM t WHERE id % 11 = 0")
+            .await;
         world.wait_caught_up().await;
-        let coerced = "SELECT id, n::numeric(6,2), s::varchar(5), at::timestamptz(0), day::date FROM t ORDER BY id";
+        let coerced =
+            "SELECT id, n::numeric(6,2), s::varchar(5), at::timestamptz(0), day::date FROM t ORDER BY id";
         let stored = "SELECT id::int, n, s, at, day FROM t ORDER BY id";
-        assert_eq!(world.target.lines(stored).await, world.publisher.lines(coerced).await, "binary = {binary}");
+        assert_eq!(
+            world.target.lines(stored).await,
+            world.publisher.lines(coerced).await,
+            "binary = {binary}"
+        );
         // Rows are found by it.
         world.publisher.exec("INSERT INTO t (id) VALUES (3000.005)").await;
         assert_eq!(refused(&world, "a key").await["sqlstate"], "22003");

@@ -176,6 +176,7 @@ pub(crate) fn published(table: usize, width: usize) -> PublishedRelation {
                 typmod: -1,
                 key: column.key,
                 domain: None,
+                inner_types: Vec::new(),
             })
             .collect(),
     }
@@ -199,6 +200,7 @@ pub(crate) fn target(table: usize, stamp: i64) -> TargetTable {
         default_sql: None,
         is_virtual: false,
         equality: Some(builtin("=")),
+        inner_types: Vec::new(),
     };
     let keys: Vec<UniqueKey> = kind
         .uniques()

@@ -106,7 +106,8 @@ impl Validator<'_> {
             }
         }
         if is_mapped {
-            let problem = not_supported_yet("mapping columns").hint("leave to, ignore and ignore_if_null out");
+            let problem =
+                not_supported_yet("mapping columns").hint("leave to, ignore and ignore_if_null out");
             self.problem(path, problem);
         }
         coerced

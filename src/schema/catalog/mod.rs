@@ -13,6 +13,7 @@
 mod definitions;
 mod error;
 mod fingerprint;
+mod inner_types;
 mod listing;
 mod publisher;
 mod slot;

@@ -7,10 +7,11 @@ use tokio_postgres::{GenericClient, Row};
 
 use crate::pg::QualifiedName;
 use crate::schema::binary::ColumnType;
-use crate::schema::{ArrayInput, ColumnDefault, TargetColumn, TypeName};
+use crate::schema::{ArrayInput, ColumnDefault, InnerType, TargetColumn, TypeName};
 
 use super::catalog_char;
 use super::error::CatalogError;
+use super::inner_types::read_inner_types;
 use super::target::{NAMED, failed, query_named};
 
 /// Returns the types of these tables' columns in the names' order; nothing where there is no relation.
@@ -114,15 +115,18 @@ pub(super) async fn read_columns<C: GenericClient + Sync>(
     types.sort_unstable();
     types.dedup();
     let equality = read_equality(client, &types).await?;
+    let inner = read_inner_types(client, types.iter().copied()).await.map_err(failed("types of columns"))?;
     let mut columns: HashMap<u32, Vec<TargetColumn>> = HashMap::new();
     for row in &rows {
-        let equality = equality.get(&row.get("base")).cloned();
-        columns.entry(row.get("attrelid")).or_default().push(column(row, equality));
+        let base: u32 = row.get("base");
+        let (equality, inner_types) = (equality.get(&base).cloned(), inner.get(&base).cloned());
+        let column = column(row, equality, inner_types.unwrap_or_default());
+        columns.entry(row.get("attrelid")).or_default().push(column);
     }
     Ok(columns)
 }
 
-fn column(row: &Row, equality: Option<TypeName>) -> TargetColumn {
+fn column(row: &Row, equality: Option<TypeName>, inner_types: Vec<InnerType>) -> TargetColumn {
     let default_sql: Option<String> = row.get("default_sql");
     let generated = catalog_char(row, "attgenerated");
     let default = match (catalog_char(row, "attidentity"), generated, &default_sql) {
@@ -151,6 +155,7 @@ fn column(row: &Row, equality: Option<TypeName>) -> TargetColumn {
         default_sql,
         is_virtual: generated == 'v',
         equality,
+        inner_types,
     }
 }
 
@@ -161,7 +166,6 @@ fn column(row: &Row, equality: Option<TypeName>) -> TargetColumn {
 /// to which it coerces without conversion, a preferred one first (`GetDefaultOpClass`, `indexcmds.c`).
 /// A polymorphic class (arrays, records) counts only if all types inside have equality, too, so the
 /// types below each one are walked and must all pass.
-/// too, so the types below each one are walked and must all pass.
 async fn read_equality<C: GenericClient + Sync>(
     client: &C,
     types: &[u32],

@@ -15,7 +15,8 @@ fn published(identity: ReplicaIdentity, columns: &str) -> PublishedRelation {
     let column = |text: &str| {
         let (name, ty) = text.trim().split_once(' ').expect("name and type");
         let (name, key) = name.strip_suffix('*').map_or((name, false), |name| (name, true));
-        PublishedColumn { name: name.to_owned(), ty: builtin(ty), typmod: -1, key, domain: None }
+        let (name, ty, inner_types) = (name.to_owned(), builtin(ty), Vec::new());
+        PublishedColumn { name, ty, typmod: -1, key, domain: None, inner_types }
     };
     let columns = columns.split(',').map(column).collect();
     PublishedRelation { name: QualifiedName::new("public", "widgets"), identity, columns }
@@ -47,6 +48,7 @@ fn target_column(attnum: i16, text: &str) -> TargetColumn {
         default_sql,
         is_virtual: rest.contains("virtual"),
         equality: (ty != "json").then(|| TypeName { schema: "pg_catalog".to_owned(), name: "=".to_owned() }),
+        inner_types: Vec::new(),
     }
 }
 

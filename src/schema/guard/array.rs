@@ -18,7 +18,8 @@ pub(super) fn any_element(array: &[u8], test: impl Fn(&[u8]) -> bool) -> bool {
             _ => {
                 let rest = array.get(at - 1..).unwrap_or_default();
                 let ends = |&byte: &u8| matches!(byte, b',' | b'}');
-                let element = rest.get(..rest.iter().position(ends).unwrap_or(rest.len())).unwrap_or_default();
+                let element =
+                    rest.get(..rest.iter().position(ends).unwrap_or(rest.len())).unwrap_or_default();
                 at += element.len() - 1;
                 if element != b"NULL" && test(element) {
                     return true;

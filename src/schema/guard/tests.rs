@@ -62,7 +62,10 @@ fn a_refusal_names_the_column_and_not_the_value() {
     let error = refusal(GuardRule::BlanksBeyond { length: 5, unit: LengthUnit::Characters });
     assert_eq!(error.column.as_deref(), Some("v"));
     let tests = [
-        (error.to_string(), "the value for column \"v\" is longer than the column's 5 characters (SQLSTATE 22001)"),
+        (
+            error.to_string(),
+            "the value for column \"v\" is longer than the column's 5 characters (SQLSTATE 22001)",
+        ),
         (
             refusal(GuardRule::DigitsBeyond { scale: -2 }).to_string(),
             "the value for column \"v\" has digits other than 0 in the last 2 places before the point (SQLSTATE 22003)",

@@ -110,7 +110,11 @@ mod tests {
             (false, "infinity", Year),
             (false, "-infinity", Second),
         ] {
-            assert_eq!(interval_exceeds(interval.as_bytes(), smallest, 2), expected, "{interval} {smallest:?}");
+            assert_eq!(
+                interval_exceeds(interval.as_bytes(), smallest, 2),
+                expected,
+                "{interval} {smallest:?}"
+            );
         }
     }
 }

@@ -3,8 +3,8 @@
 //! The server is the oracle: each value of each type is inserted into a column of each other type. A value that
 //! comes out changed must have been announced or refused; a pair that is said to fit must take every value.
 
-use pgsluice::schema::fit::{Fit, judge};
 use pgsluice::schema::TypeName;
+use pgsluice::schema::fit::{Fit, judge};
 use pgsluice::schema::guard::GuardRule;
 use tokio_postgres::Client;
 
@@ -17,14 +17,41 @@ const TYPES: &[(&str, &[&str])] = &[
     ("int2", &["-32768", "32767", "5"]),
     ("int4", &["2147483647", "16777217", "12345"]),
     ("int8", &["9223372036854775807", "9007199254740993"]),
-    ("numeric", &["'NaN'", "'Infinity'", "1.005", "123456789012345678901234567890.5", "1.0", "2", "1200", "1e-30", "0.1"]),
+    (
+        "numeric",
+        &[
+            "'NaN'",
+            "'Infinity'",
+            "1.005",
+            "123456789012345678901234567890.5",
+            "1.0",
+            "2",
+            "1200",
+            "1e-30",
+            "0.1",
+        ],
+    ),
     ("numeric(4,1)", &["123.4", "0.0", "'NaN'"]),
     ("numeric(6,3)", &["123.456", "100.000"]),
     ("numeric(4,-2)", &["123400", "0"]),
     ("numeric(5,-2)", &["1234500", "-100"]),
     ("numeric(3,5)", &["0.00123"]),
     ("float4", &["0.1", "'Infinity'", "1e30", "3"]),
-    ("float8", &["0.1", "0.30000000000000004", "1e300", "1e-300", "'-0'", "'NaN'", "'Infinity'", "7", "1.25", "1e15"]),
+    (
+        "float8",
+        &[
+            "0.1",
+            "0.30000000000000004",
+            "1e300",
+            "1e-300",
+            "'-0'",
+            "'NaN'",
+            "'Infinity'",
+            "7",
+            "1.25",
+            "1e15",
+        ],
+    ),
     ("money", &["12.34"]),
     ("text", &["'abc       '", "'   '", "''", "'abcdefghijk'", "'12'", "'a '", "'{}'"]),
     ("varchar", &["'abc       '", "'abc'"]),
@@ -145,7 +172,9 @@ fn problem(fit: Fit, text: &str, entered: Option<&str>) -> Option<&'static str> 
             Some("may refuse values, and changes one")
         }
         (Fit::Guarded(guard), Some(changed)) => match (guard.refuses(text.as_bytes()), changed == text) {
-            (true, true) if guard.rule != GuardRule::BlanksAtEnd => Some("refuses a value that would not change"),
+            (true, true) if guard.rule != GuardRule::BlanksAtEnd => {
+                Some("refuses a value that would not change")
+            }
             (false, false) if !is_same_value(text, changed) => {
                 Some("does not refuse a value that would change")
             }
@@ -177,7 +206,9 @@ fn is_same_number(text: &str, changed: &str) -> bool {
         };
         elements.split([',', '{', '}']).filter(|element| !element.is_empty()).map(number).collect()
     };
-    text.contains('{') == changed.contains('{') && numbers(text).is_some() && numbers(text) == numbers(changed)
+    text.contains('{') == changed.contains('{')
+        && numbers(text).is_some()
+        && numbers(text) == numbers(changed)
 }
 
 #[tokio::test]
