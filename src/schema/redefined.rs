@@ -1,10 +1,12 @@
-//! Columns whose type has changed on the publisher since the stream last described their table.
+//! Columns that have changed on the publisher since the stream last described their table.
 //!
 //! Pure. `ALTER TABLE … TYPE … USING`, or dropping a column and adding one of the same name, changes rows
 //! that are not streamed. The Relation message shows the new type only, and the target's column may well hold
 //! its values, so that older rows differ and nothing else would tell.
 //!
-//! An expression that keeps the type (`TYPE text USING upper(v)`) cannot be noticed.
+//! A column that is added again comes after all others, which shows it even if it has its former type. What cannot be
+//! noticed: an expression that keeps the type (`TYPE text USING upper(v)`), and the last column, added again with its
+//! former type.
 
 use serde::{Deserialize, Serialize};
 
@@ -55,21 +57,37 @@ impl SeenColumn {
     }
 }
 
-/// A column whose type has changed.
+/// A column whose type has changed, or that was added again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedefinedColumn {
     pub column: String,
-    /// The types as SQL.
+    /// The types as SQL. They are equal if it was added again with its former type.
     pub before: String,
     pub now: String,
+}
+
+impl RedefinedColumn {
+    fn describe(&self) -> String {
+        let Self { column, before, now } = self;
+        if before == now {
+            format!("\"{column}\" was dropped and added again")
+        } else {
+            format!("\"{column}\" was {before} and is {now}")
+        }
+    }
 }
 
 /// Returns the columns of which older rows may have been changed.
 #[must_use]
 pub fn redefined(before: &[SeenColumn], now: &[SeenColumn]) -> Vec<RedefinedColumn> {
+    // The last former position of the columns that have been passed.
+    let mut last = None;
     let changed = |now: &SeenColumn| {
-        let before = before.iter().find(|before| before.name == now.name)?;
-        before.may_have_changed_rows(now).then(|| RedefinedColumn {
+        let at = before.iter().position(|before| before.name == now.name)?;
+        let is_added_again = last > Some(at);
+        last = last.max(Some(at));
+        let before = &before[at];
+        (is_added_again || before.may_have_changed_rows(now)).then(|| RedefinedColumn {
             column: now.name.clone(),
             before: before.display(),
             now: now.display(),
@@ -85,13 +103,8 @@ pub fn diagnosis(
     columns: &[RedefinedColumn],
     subscription: &SubscriptionName,
 ) -> Diagnosis {
-    let changes: Vec<String> = columns
-        .iter()
-        .map(|column| format!("\"{}\" was {} and is {}", column.column, column.before, column.now))
-        .collect();
-    Diagnosis::new(format!(
-        "older rows of {table} may differ: the type of a column has changed on the publisher"
-    ))
+    let changes: Vec<String> = columns.iter().map(RedefinedColumn::describe).collect();
+    Diagnosis::new(format!("older rows of {table} may differ: a column has changed on the publisher"))
     .detail(format!(
         "{}. What ALTER TABLE does to rows is not streamed: USING an expression, or a column that was \
              dropped and added again, leaves other values there than here.",
@@ -129,6 +142,24 @@ mod tests {
         check(("numeric", ((12 << 16) | 2) + 4), ("numeric", ((14 << 16) | 2) + 4), false);
         check(("timestamp", -1), ("timestamp", 0), true);
         assert_eq!(redefined(&[column("a", "int4", -1)], &[column("b", "int8", -1)]), []);
+    }
+
+    #[test]
+    fn a_column_that_was_added_again_has_another_place() {
+        let columns = |names: &str| -> Vec<SeenColumn> {
+            names.split_whitespace().map(|name| column(name, "text", -1)).collect()
+        };
+        let check = |before: &str, now: &str, expected: &[&str]| {
+            let found = redefined(&columns(before), &columns(now));
+            let found: Vec<&str> = found.iter().map(|column| column.column.as_str()).collect();
+            assert_eq!(found, expected, "{before} -> {now}");
+        };
+        check("id a b", "id a b", &[]);
+        check("id a b", "id b a", &["a"]);
+        check("id a b c", "id c b a", &["b", "a"]);
+        check("id a b", "id b", &[]);
+        check("id b", "id a b", &[]);
+        check("id a b", "id b new a", &["a"]);
     }
 
     #[test]
