@@ -18,11 +18,13 @@ use serde::Serialize;
 
 use crate::pg::{QualifiedName, quote_ident, quote_literal};
 
-use super::{SeenColumn, TypeName};
+use super::{SeenTable, TypeName};
 
 /// A column as the publisher's catalog defines it, besides name and type.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ColumnDefinition {
+    /// The attribute number. Each new column gets a larger one than all before.
+    pub number: i16,
     pub not_null: bool,
     /// The collation, if it is not that of the type.
     pub collation: Option<TypeName>,
@@ -62,16 +64,19 @@ pub enum Standing {
     /// They were written by the stream, whose last Relation message had these columns.
     Streamed {
         columns: HashSet<String>,
+        /// As [`SeenTable::last_number`].
+        last_number: i16,
     },
     Unknown,
 }
 
 impl Standing {
-    /// `seen` are the columns of the last description.
+    /// `seen` is the last description.
     #[must_use]
-    pub fn streamed(seen: Option<&[SeenColumn]>) -> Self {
+    pub fn streamed(seen: Option<&SeenTable>) -> Self {
         seen.map_or(Self::Unknown, |seen| Self::Streamed {
-            columns: seen.iter().map(|column| column.name.clone()).collect(),
+            columns: seen.columns.iter().map(|column| column.name.clone()).collect(),
+            last_number: seen.last_number,
         })
     }
 }
@@ -116,7 +121,13 @@ impl MisfitFacts {
         match self.standings.get(table) {
             // A table that is not on record is copied once it is.
             Some(Standing::ToBeCopied) | None => OlderRows::ToBeCopied,
-            Some(Standing::Streamed { columns }) if !columns.contains(column) => OlderRows::OlderThanColumn,
+            // A column that was there and not published may have values in older rows.
+            Some(Standing::Streamed { columns, last_number })
+                if !columns.contains(column)
+                    && self.definition(table, column).is_some_and(|found| found.number > *last_number) =>
+            {
+                OlderRows::OlderThanColumn
+            }
             Some(Standing::Streamed { .. } | Standing::Unknown) => OlderRows::Unknown,
         }
     }
@@ -166,7 +177,7 @@ mod tests {
     use super::*;
 
     fn defined(not_null: bool, filling: Filling) -> ColumnDefinition {
-        ColumnDefinition { not_null, collation: None, filling }
+        ColumnDefinition { number: 3, not_null, collation: None, filling }
     }
 
     #[test]
@@ -191,17 +202,23 @@ mod tests {
     }
 
     #[test]
-    fn a_column_is_newer_only_if_the_stream_lacked_it() {
+    fn a_column_is_newer_only_if_the_publisher_lacked_it() {
         let table = QualifiedName::new("public", "t");
         let check = |standing: Option<Standing>, expected| {
             let standings = standing.map(|standing| (table.clone(), standing)).into_iter().collect();
-            let facts = MisfitFacts { standings, ..MisfitFacts::default() };
+            let column = defined(false, Filling::Null);
+            let definitions = Definitions::from([(table.clone(), HashMap::from([("c".to_owned(), column)]))]);
+            let facts = MisfitFacts { standings, definitions, ..MisfitFacts::default() };
             assert_eq!(facts.older_rows(&table, "c"), expected);
         };
-        let streamed = |column: &str| Standing::Streamed { columns: HashSet::from([column.to_owned()]) };
+        let streamed = |column: &str, last_number| {
+            let columns = HashSet::from([column.to_owned()]);
+            Some(Standing::Streamed { columns, last_number })
+        };
         check(Some(Standing::ToBeCopied), OlderRows::ToBeCopied);
-        check(Some(streamed("id")), OlderRows::OlderThanColumn);
-        check(Some(streamed("c")), OlderRows::Unknown);
+        check(streamed("id", 2), OlderRows::OlderThanColumn);
+        check(streamed("id", 3), OlderRows::Unknown);
+        check(streamed("c", 2), OlderRows::Unknown);
         check(Some(Standing::Unknown), OlderRows::Unknown);
         check(None, OlderRows::ToBeCopied);
     }

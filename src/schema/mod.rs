@@ -40,7 +40,7 @@ pub use misfit::{Misfit, MisfitKind};
 pub use operations::Operations;
 pub use plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
 pub use publication::copy_query;
-pub use redefined::SeenColumn;
+pub use redefined::{SeenColumn, SeenTable};
 pub use warning::{Warning, WarningKind};
 
 /// Schema of pgsluice's own tables, which are never published and never a target.

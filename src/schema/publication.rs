@@ -489,6 +489,7 @@ mod tests {
                 actions: Operations::ALL,
                 publications: Vec::new(),
                 row_filters: filters.iter().map(|&filter| filter.to_owned()).collect(),
+                last_number: 2,
                 has_generated,
                 rows_estimated: None,
             };

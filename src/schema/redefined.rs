@@ -15,7 +15,7 @@ use crate::pg::{QualifiedName, SubscriptionName};
 
 use super::fit::{self, Fit};
 use super::render::{table_sql, type_sql};
-use super::{PublishedRelation, TypeName};
+use super::{PublishedRelation, PublishedTable, TypeName};
 
 /// A published column as the stream described it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,23 @@ pub struct SeenColumn {
     pub type_schema: String,
     pub type_name: String,
     pub typmod: i32,
+}
+
+/// A published table as the stream described it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenTable {
+    pub columns: Vec<SeenColumn>,
+    /// The largest attribute number that the publisher's catalog had at that time or later. A column with a larger one
+    /// was added afterwards.
+    pub last_number: i16,
+}
+
+impl PublishedTable {
+    /// The table as a stream that begins now would describe it.
+    #[must_use]
+    pub fn seen(&self) -> SeenTable {
+        SeenTable { columns: SeenColumn::all_of(&self.relation), last_number: self.last_number }
+    }
 }
 
 impl SeenColumn {
@@ -105,15 +122,15 @@ pub fn diagnosis(
 ) -> Diagnosis {
     let changes: Vec<String> = columns.iter().map(RedefinedColumn::describe).collect();
     Diagnosis::new(format!("older rows of {table} may differ: a column has changed on the publisher"))
-    .detail(format!(
-        "{}. What ALTER TABLE does to rows is not streamed: USING an expression, or a column that was \
+        .detail(format!(
+            "{}. What ALTER TABLE does to rows is not streamed: USING an expression, or a column that was \
              dropped and added again, leaves other values there than here.",
-        changes.join(", ")
-    ))
-    .hint(format!(
-        "compare the tables, or copy this one again: pgsluice resync {subscription} {}",
-        table_sql(table)
-    ))
+            changes.join(", ")
+        ))
+        .hint(format!(
+            "compare the tables, or copy this one again: pgsluice resync {subscription} {}",
+            table_sql(table)
+        ))
 }
 
 #[cfg(test)]

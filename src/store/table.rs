@@ -7,7 +7,7 @@
 //! - A copy has a number, `attempt`. A write about a copy takes effect only while the copy is the table's
 //!   latest. So neither an earlier copy nor a write about it can be committed later.
 //! - The state and position of a `ready` table do not change: its rows have been copied. Only `exact_because`
-//!   and `columns` are written.
+//!   and `described` are written.
 
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ use sqlx::{PgConnection, Row as _};
 use crate::boundary;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName, as_owner};
-use crate::schema::SeenColumn;
+use crate::schema::SeenTable;
 
 use super::codec::Time;
 use super::subscription::{lsn, saturate, unknown, unsigned, word};
@@ -76,8 +76,8 @@ pub struct TableRow {
     pub error: Option<Diagnosis>,
     /// Why it is applied row by row.
     pub exact_because: Option<String>,
-    /// The columns as the stream last described them; none before the first description.
-    pub columns: Option<Vec<SeenColumn>>,
+    /// The table as the stream last described it; none before the first description.
+    pub described: Option<SeenTable>,
     pub updated_at: Timestamp,
 }
 
@@ -299,26 +299,26 @@ impl Store {
         .await
     }
 
-    /// Writes the columns of tables that are to be copied.
-    pub async fn set_columns(
+    /// Writes what tables are like that are to be copied.
+    pub async fn set_described(
         &self,
         owner: &Ownership,
-        tables: &[(QualifiedName, Vec<SeenColumn>)],
+        tables: &[(QualifiedName, SeenTable)],
     ) -> Result<(), StoreError> {
-        self.run("record the columns of tables", async {
+        self.run("record what tables are like", async {
             let pick = |pick: fn(&QualifiedName) -> &String| -> Vec<&str> {
                 tables.iter().map(|(source, _)| pick(source).as_str()).collect()
             };
             let done = sqlx::query(as_owner!(
-                " UPDATE pgsluice.table_sync t SET columns = w.c FROM owner, \
-                 unnest($3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.jsonb[]) AS w (s, t, c) \
+                " UPDATE pgsluice.table_sync t SET described = w.d FROM owner, \
+                 unnest($3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.jsonb[]) AS w (s, t, d) \
                  WHERE t.subscription = owner.name AND t.source_schema = w.s AND t.source_table = w.t"
             ))
             .bind(owner.name())
             .bind(owner.term().as_i64())
             .bind(pick(|source| &source.schema))
             .bind(pick(|source| &source.name))
-            .bind(tables.iter().map(|(_, columns)| Json(columns)).collect::<Vec<_>>())
+            .bind(tables.iter().map(|(_, described)| Json(described)).collect::<Vec<_>>())
             .execute(&self.pool)
             .await?;
             if done.rows_affected() > 0 { Ok(()) } else { owner::still(&self.pool, owner).await }
@@ -331,12 +331,12 @@ impl Store {
         &self,
         owner: &Ownership,
         source: &QualifiedName,
-        columns: &[SeenColumn],
+        described: &SeenTable,
         reason: Option<&str>,
     ) -> Result<(), StoreError> {
         self.run("report how a table is applied", async {
             let done = sqlx::query(as_owner!(
-                " UPDATE pgsluice.table_sync t SET exact_because = $5, columns = $6, updated_at = now() FROM owner \
+                " UPDATE pgsluice.table_sync t SET exact_because = $5, described = $6, updated_at = now() FROM owner \
                  WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4"
             ))
             .bind(owner.name())
@@ -344,7 +344,7 @@ impl Store {
             .bind(&source.schema)
             .bind(&source.name)
             .bind(reason)
-            .bind(Json(columns))
+            .bind(Json(described))
             .execute(&self.pool)
             .await?;
             if done.rows_affected() > 0 {
@@ -429,7 +429,7 @@ pub(super) async fn load(
 ) -> Result<HashMap<String, Vec<TableRow>>, StoreErrorKind> {
     let rows = sqlx::query(
         "SELECT subscription, source_schema, source_table, target_schema, target_table, state, \
-         synced_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, columns, updated_at FROM pgsluice.table_sync \
+         synced_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, described, updated_at FROM pgsluice.table_sync \
          WHERE $1::pg_catalog.text IS NULL OR subscription = $1 ORDER BY source_schema, source_table",
     )
     .bind(name)
@@ -456,7 +456,7 @@ fn decode(row: &PgRow) -> Result<TableRow, sqlx::Error> {
         rows_estimated: unsigned(row, "rows_estimated")?,
         error: row.try_get::<Option<Json<Diagnosis>>, _>("error")?.map(|error| error.0),
         exact_because: row.try_get("exact_because")?,
-        columns: row.try_get::<Option<Json<Vec<SeenColumn>>>, _>("columns")?.map(|columns| columns.0),
+        described: row.try_get::<Option<Json<SeenTable>>, _>("described")?.map(|described| described.0),
         updated_at: row.try_get::<Time, _>("updated_at")?.0,
     })
 }

@@ -1,5 +1,5 @@
-//! What operators are told when the stream describes a table: types that have changed on the publisher, and
-//! what may go wrong with its values.
+//! What operators are told when the stream describes a table: columns that have changed on the publisher, and
+//! what may go wrong with their values.
 //!
 //! The record has each table's columns as they were described last, so that a change that was made while nothing ran
 //! is noticed, too. It is written after operators have been told: after a crash in between, they are told again.
@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use crate::apply::ExactBecause;
 use crate::error::Diagnosis;
 use crate::pg::QualifiedName;
-use crate::schema::redefined::{diagnosis, redefined};
-use crate::schema::{SeenColumn, Warning};
+use crate::schema::redefined::{RedefinedColumn, diagnosis, redefined};
+use crate::schema::{SeenColumn, SeenTable, Warning};
 use crate::store::TableState;
 
 use super::attempt::Context;
@@ -24,41 +24,42 @@ const SHOWN_MAX: usize = 100;
 /// The record of the tables, and what has been told since the attempt began.
 #[derive(Debug, Default)]
 pub(super) struct Announced {
-    recorded: HashMap<QualifiedName, Planned>,
+    recorded: HashMap<QualifiedName, Recorded>,
     texts: Vec<String>,
 }
 
-/// How a table is described, and how it is applied.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Planned {
+/// What the record has of a table.
+#[derive(Debug, Default)]
+struct Recorded {
     /// None before the first description.
-    pub(super) columns: Option<Vec<SeenColumn>>,
+    columns: Option<Vec<SeenColumn>>,
     /// Why it is applied row by row.
-    pub(super) exact_because: Option<String>,
+    exact_because: Option<String>,
+    /// As [`SeenTable::last_number`], for descriptions from now on.
+    last_number: i16,
 }
 
-impl Planned {
-    pub(super) fn new(columns: Vec<SeenColumn>, exact_because: Option<ExactBecause>) -> Self {
+impl Recorded {
+    fn of(table: &PreparedTable) -> Self {
+        let described = match table.row.state {
+            TableState::Ready => table.row.described.clone(),
+            // It has just been recorded as it is published.
+            TableState::Pending | TableState::Copying | TableState::CatchingUp | TableState::Paused => {
+                Some(table.published.seen())
+            }
+        };
         Self {
-            columns: Some(columns),
-            exact_because: exact_because.map(|because| because.as_str().to_owned()),
+            columns: described.map(|described| described.columns),
+            exact_because: table.row.exact_because.clone(),
+            last_number: table.published.last_number,
         }
     }
 }
 
 impl Announced {
-    /// The tables as they were taken up. Those that are to be copied have just been recorded as they are published.
     pub(super) fn new(tables: &[PreparedTable]) -> Self {
-        let recorded = |table: &PreparedTable| {
-            let columns = match table.row.state {
-                TableState::Ready => table.row.columns.clone(),
-                TableState::Pending | TableState::Copying | TableState::CatchingUp | TableState::Paused => {
-                    Some(SeenColumn::all_of(&table.published.relation))
-                }
-            };
-            (table.row.source.clone(), Planned { columns, exact_because: table.row.exact_because.clone() })
-        };
-        Self { recorded: tables.iter().map(recorded).collect(), texts: Vec::new() }
+        let recorded = tables.iter().map(|table| (table.row.source.clone(), Recorded::of(table))).collect();
+        Self { recorded, texts: Vec::new() }
     }
 
     /// Tells what follows from a table's description, and records it.
@@ -66,23 +67,24 @@ impl Announced {
         &mut self,
         context: &Context,
         source: &QualifiedName,
-        now: Planned,
+        columns: Vec<SeenColumn>,
+        exact_because: Option<ExactBecause>,
         warnings: &[Warning],
     ) -> Result<(), Failure> {
-        let before = self.recorded.get(source);
-        let before_columns = before.and_then(|before| before.columns.as_deref());
-        let changed =
-            redefined(before_columns.unwrap_or_default(), now.columns.as_deref().unwrap_or_default());
-        let is_recorded = before == Some(&now);
+        let exact_because = exact_because.map(ExactBecause::as_str);
+        let before = self.recorded.entry(source.clone()).or_default();
+        let last_number = before.last_number;
+        let changed = before.columns.as_ref().map(|before| redefined(before, &columns)).unwrap_or_default();
+        let is_recorded =
+            before.columns.as_ref() == Some(&columns) && before.exact_because.as_deref() == exact_because;
         let mut news: Vec<Diagnosis> = warnings.iter().map(Warning::diagnosis).collect();
-        if !changed.is_empty() {
-            news.insert(0, diagnosis(source, &changed, &context.subscription.name));
-        }
+        news.splice(0..0, older_rows_may_differ(context, source, &changed));
         self.tell(context, source, news).await?;
         if !is_recorded {
-            let (columns, because) =
-                (now.columns.as_deref().unwrap_or_default(), now.exact_because.as_deref());
-            context.store.set_planned(&context.owner, source, columns, because).await?;
+            let now = SeenTable { columns, last_number };
+            context.store.set_planned(&context.owner, source, &now, exact_because).await?;
+            let exact_because = exact_because.map(str::to_owned);
+            let now = Recorded { columns: Some(now.columns), exact_because, last_number };
             self.recorded.insert(source.clone(), now);
         }
         Ok(())
@@ -110,4 +112,13 @@ impl Announced {
         let all: Vec<String> = reported.into_iter().chain(self.texts.iter().cloned()).collect();
         Ok(context.store.set_warnings(&context.owner, &all).await?)
     }
+}
+
+/// The rows that were there before may differ in columns that have changed.
+fn older_rows_may_differ(
+    context: &Context,
+    source: &QualifiedName,
+    changed: &[RedefinedColumn],
+) -> Option<Diagnosis> {
+    (!changed.is_empty()).then(|| diagnosis(source, changed, &context.subscription.name))
 }

@@ -42,7 +42,7 @@ use super::snapshot::Snapshot;
 use super::stream::{self, StreamEnd};
 use super::table_sync::TableSyncs;
 use super::take_up::{
-    compare_pending, membership, record_columns, still_pending, take_up_tables, warn_of_unlogged,
+    compare_pending, membership, record_described, still_pending, take_up_tables, warn_of_unlogged,
 };
 use super::trust;
 use super::verify::{self, check_identity, still_holds, verify};
@@ -204,7 +204,7 @@ async fn follow(
     let mut warnings = Vec::new();
     let tables = take_up_tables(context, published?, known.tables, plan, &mut warnings).await?;
     let mut pending = compare_pending(session, &tables, &mut warnings).await?;
-    record_columns(context, &pending).await?;
+    record_described(context, &pending).await?;
     let relations: Vec<_> = tables.iter().map(|table| (&table.published.relation, &table.target)).collect();
     let (possible, unlogged) = tokio::join!(
         format::survey(context, publisher, session, &relations, &mut warnings),

@@ -68,7 +68,7 @@ pub(crate) async fn misfit_facts<P: GenericClient + Sync, T: GenericClient + Syn
 
 fn standing(row: &TableRow) -> Standing {
     match row.state {
-        TableState::Ready => Standing::streamed(row.columns.as_deref()),
+        TableState::Ready => Standing::streamed(row.described.as_ref()),
         TableState::Pending | TableState::Copying | TableState::CatchingUp => Standing::ToBeCopied,
         TableState::Paused => Standing::Unknown,
     }

@@ -14,7 +14,7 @@ use crate::replication::Reply;
 use crate::store::{StoreError, TableState, TableStep};
 use crate::telemetry::{BatchApplied, FellBack, Received};
 
-use super::announced::{Announced, Planned};
+use super::announced::Announced;
 use super::attempt::{Context, Phase};
 use super::failure::{Cause, Failure, Restart};
 use super::findings;
@@ -198,8 +198,8 @@ impl Stream<'_> {
                     self.note(lsn, last).await?;
                 }
                 Outcome::Planned { source, exact_because, columns, warnings } => {
-                    let now = Planned::new(columns, exact_because);
-                    self.announced.planned(self.context, &source, now, &warnings).await?;
+                    let (context, announced) = (self.context, &mut self.announced);
+                    announced.planned(context, &source, columns, exact_because, &warnings).await?;
                 }
                 Outcome::FellBack { cause } => {
                     FellBack { subscription: self.context.name(), cause: &cause }.emit();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::apply::{Member, Membership};
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
-use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, SeenColumn, TablePlan, catalog};
+use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, TablePlan, catalog};
 use crate::store::{NewTables, TableMapping, TableRow, TableState};
 use crate::target::TargetSession;
 
@@ -174,17 +174,14 @@ pub(super) async fn warn_of_unlogged(
     Ok(catalog::unlogged(&catalog::unlogged_tables(&***session.client(), &names).await?))
 }
 
-/// Records the columns of the tables that are about to be copied, to which later descriptions are compared.
-pub(super) async fn record_columns(context: &Context, pending: &[PendingTable]) -> Result<(), Failure> {
+/// Records what the tables are like that are about to be copied. Later descriptions are compared with that.
+pub(super) async fn record_described(context: &Context, pending: &[PendingTable]) -> Result<(), Failure> {
     if pending.is_empty() {
         return Ok(());
     }
-    let seen = |table: &PendingTable| {
-        let relation = &table.published.relation;
-        (relation.name.clone(), SeenColumn::all_of(relation))
-    };
-    let columns: Vec<_> = pending.iter().map(seen).collect();
-    Ok(context.store.set_columns(&context.owner, &columns).await?)
+    let seen = |table: &PendingTable| (table.published.relation.name.clone(), table.published.seen());
+    let described: Vec<_> = pending.iter().map(seen).collect();
+    Ok(context.store.set_described(&context.owner, &described).await?)
 }
 
 pub(super) fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn)]) -> Membership {

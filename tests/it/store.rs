@@ -16,7 +16,7 @@ use pgsluice::pg::conninfo::{
     TlsSettings,
 };
 use pgsluice::pg::{Lsn, QualifiedName, SlotName, SubscriptionName};
-use pgsluice::schema::SeenColumn;
+use pgsluice::schema::{SeenColumn, SeenTable};
 use pgsluice::store::{
     Answer, ConflictFilter, Desired, EventKind, NewTables, Outcome, Ownership, Positions, Registration,
     SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError,
@@ -197,6 +197,10 @@ async fn claim(store: &Store, instance: &str) -> Result<Ownership, StoreError> {
 
 fn widgets() -> QualifiedName {
     QualifiedName::new("public", "widgets")
+}
+
+fn seen() -> SeenTable {
+    SeenTable { columns: Vec::new(), last_number: 0 }
 }
 
 fn report() -> ConflictReport {
@@ -436,8 +440,9 @@ async fn tables_come_go_and_are_copied_under_a_fence() {
         type_name: "int4".to_owned(),
         typmod: -1,
     };
-    store.set_columns(&owner, &[(widgets(), vec![column("id")])]).await.unwrap();
-    let (now, because) = ([column("id"), column("n")], Some("triggers fire"));
+    let described = |columns| SeenTable { columns, last_number: 2 };
+    store.set_described(&owner, &[(widgets(), described(vec![column("id")]))]).await.unwrap();
+    let (now, because) = (described(vec![column("id"), column("n")]), Some("triggers fire"));
     store.set_planned(&owner, &widgets(), &now, because).await.unwrap();
 
     let second = [table("widgets", "other"), table("gadgets", "gadgets")];
@@ -536,8 +541,8 @@ fn writes<'a>(store: &'a Store, owner: &'a Ownership, conflict: i64, command: i6
         begin_copy(&widgets(), 1);
         set_table_state(&widgets(), 1, TableState::Pending, None);
         report_copy(&widgets(), 1, 17, None);
-        set_planned(&widgets(), &[], Some("late"));
-        set_columns(&[(widgets(), Vec::new())]);
+        set_planned(&widgets(), &seen(), Some("late"));
+        set_described(&[(widgets(), seen())]);
         set_table_ready(&widgets(), 1, Lsn::new(9));
         open_conflict(&report());
         resolve_conflict(conflict, Resolution::Retry, "late");

@@ -40,7 +40,7 @@ pub async fn column_definitions<C: GenericClient + Sync>(
     };
     let sql = format!(
         "SELECT n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS table,
-                a.attname::pg_catalog.text AS column, a.attnotnull,
+                a.attname::pg_catalog.text AS column, a.attnum, a.attnotnull,
                 {missing} AS has_missing, {value} AS missing,
                 a.atthasdef OR a.attidentity <> '' AS filled,
                 EXISTS ({REWRITTEN}) AS rewritten,
@@ -62,6 +62,7 @@ pub async fn column_definitions<C: GenericClient + Sync>(
         };
         let collation = row.get::<_, Option<String>>("collation_schema").zip(row.get("collation"));
         let definition = ColumnDefinition {
+            number: row.get("attnum"),
             not_null: row.get("attnotnull"),
             collation: collation.map(|(schema, name)| TypeName { schema, name }),
             filling,

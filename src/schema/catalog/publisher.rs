@@ -297,9 +297,11 @@ fn assemble(
             Err(Contradiction::ColumnLists) => lists.push(relation.name.clone()),
             Err(Contradiction::GeneratedColumns) => generated.push(relation.name.clone()),
             Ok(sent) => {
+                let last_number =
+                    attributes.iter().map(|attribute| attribute.number).max().unwrap_or_default();
                 let sent: Vec<_> =
                     all.into_iter().filter(|(attribute, _)| sent.contains(&attribute.number)).collect();
-                tables.push(table(facts, relation, resolved, sent));
+                tables.push(table(facts, relation, resolved, sent, last_number));
             }
         }
     }
@@ -318,6 +320,7 @@ fn table(
     relation: &Relation,
     resolved: Resolved,
     sent: Vec<(Attribute, PublishedColumn)>,
+    last_number: i16,
 ) -> PublishedTable {
     PublishedTable {
         oid: relation.oid,
@@ -326,6 +329,7 @@ fn table(
         publications: resolved.publications.iter().map(|&at| facts.publications[at].name.clone()).collect(),
         row_filters: resolved.row_filters,
         rows_estimated: resolved.rows_estimated,
+        last_number,
         has_generated: sent.iter().any(|(attribute, _)| attribute.generated != Generated::No),
         relation: PublishedRelation {
             name: relation.name.clone(),
