@@ -2,8 +2,9 @@
 //! before. Where they may differ, the hint says so.
 
 use crate::support::cli::StateView;
+use crate::support::clusters::publisher_binaries;
 use crate::support::wait::until;
-use crate::support::world::{TARGET_ROLE, World};
+use crate::support::world::{PUBLICATION, TARGET_ROLE, World};
 
 /// Returns the statements of a pause's hint; notes are comments in them.
 fn statements(view: &StateView) -> String {
@@ -121,6 +122,29 @@ async fn a_column_that_the_target_has_lost_may_differ() {
         Older::MayDiffer,
     )
     .await;
+}
+
+/// A column list that grows shows a column that older rows have values in. Whether it is the last one does not matter.
+#[tokio::test]
+async fn a_column_that_was_not_published_may_differ() {
+    if publisher_binaries().major() < 15 {
+        return;
+    }
+    let world = World::builder()
+        .publisher_sql(&with_rows(", kept text DEFAULT 'k'"))
+        .publisher_sql(&format!("CREATE PUBLICATION {PUBLICATION} FOR TABLE t (id, v)"))
+        .target_sql("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        .start()
+        .await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    let change = format!("ALTER PUBLICATION {PUBLICATION} SET TABLE t; INSERT INTO t VALUES (3, 'c', 'own')");
+    check(&world, "t", &change, "ADD COLUMN \"kept\" text", Older::MayDiffer).await;
+    world.publisher.exec("UPDATE t SET v = v").await;
+    world.wait_same_rows("t").await;
+    // The next column is new, though the list has changed.
+    let change = "ALTER TABLE t ADD COLUMN fresh int DEFAULT 7; INSERT INTO t VALUES (4, 'd', 'own', 8)";
+    check(&world, "t", change, "ADD COLUMN \"fresh\" integer DEFAULT '7';", Older::Equal).await;
 }
 
 /// DDL for every other misfit. The target is changed behind the back of a running stream, and the hint corrects it.
