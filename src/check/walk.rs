@@ -14,6 +14,7 @@ use crate::replication::{CommandError, ReplicationConnection, SessionOptions, Sy
 use crate::schema::catalog::{self, CatalogError, PublisherFacts, Side, TargetFacts, UnselectableTable};
 use crate::schema::{Comparison, Mapping, Misfit, PublishedTable, ReplicationRole, TargetTable};
 use crate::store::{Store, StoreErrorKind};
+use crate::subscription::VALUE_SETTINGS;
 use crate::subscription::misfits::misfit_facts;
 use crate::subscription::slot::{self, SlotView};
 
@@ -103,7 +104,7 @@ async fn walk(subscription: &Subscription, target: &ConnInfo) -> Report {
 fn options(subscription: &Subscription) -> ClientOptions {
     ClientOptions {
         application_name: Some(format!("{} check", subscription.name)),
-        settings: Vec::new(),
+        settings: VALUE_SETTINGS.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
         limits: LIMITS,
     }
 }

@@ -25,7 +25,7 @@ use super::format::Transactions;
 
 /// Settings for the text form of values, as PostgreSQL's own subscriber sets them. They are the same for copy
 /// and stream.
-const VALUE_SETTINGS: &[(&str, &str)] = &[
+pub(crate) const VALUE_SETTINGS: &[(&str, &str)] = &[
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("extra_float_digits", "3"),
