@@ -24,14 +24,14 @@ pub(super) fn pairs<'a>(
     found: &[Option<&'a TargetColumn>],
     identity: Option<&RowIdentity>,
 ) -> Vec<Option<Pair<'a>>> {
-    let judged = |(at, (published, found)): (usize, (&'a PublishedColumn, &Option<&'a TargetColumn>))| {
-        let found = (*found)?;
+    let judged = |(at, (published, found)): (usize, (&'a PublishedColumn, Option<&'a TargetColumn>))| {
+        let found = found?;
         let fit = fit::judge((&published.ty, published.typmod), (&found.base_type, found.typmod));
         let fit = fit::with_inner_types(fit, &published.inner_types, &found.inner_types);
         let coerced = pairing.coerced.contains(&published.name) && !finds_rows(identity, at, published);
         Some(Pair { published, found, fit: if coerced { fit.coerced() } else { fit } })
     };
-    pairing.published.columns.iter().zip(found).enumerate().map(judged).collect()
+    pairing.published.columns.iter().zip(found.iter().copied()).enumerate().map(judged).collect()
 }
 
 /// Returns the columns of the mapping that are not coerced nevertheless.

@@ -94,8 +94,9 @@ pub enum SchemaState {
     Usable,
 }
 
-/// Returns the collations that the columns have, in no order.
-pub(crate) fn collations(definitions: &Definitions) -> HashSet<&TypeName> {
+/// Returns the collations that the columns have, in no order, some of them several times.
+#[must_use]
+pub fn collations(definitions: &Definitions) -> Vec<&TypeName> {
     definitions.values().flat_map(HashMap::values).filter_map(|column| column.collation.as_ref()).collect()
 }
 
@@ -208,7 +209,7 @@ mod tests {
             let standings = standing.map(|standing| (table.clone(), standing)).into_iter().collect();
             let column = defined(false, Filling::Null);
             let definitions = Definitions::from([(table.clone(), HashMap::from([("c".to_owned(), column)]))]);
-            let facts = MisfitFacts { standings, definitions, ..MisfitFacts::default() };
+            let facts = MisfitFacts { definitions, standings, ..MisfitFacts::default() };
             assert_eq!(facts.older_rows(&table, "c"), expected);
         };
         let streamed = |column: &str, last_number| {

@@ -251,7 +251,9 @@ impl Misfit {
         match &mut self.kind {
             MisfitKind::MissingTable { columns, schema, .. } => {
                 *schema = facts.schemas.get(&self.target.schema).copied();
-                columns.iter_mut().for_each(|column| column.complete(table, facts));
+                for column in columns {
+                    column.complete(table, facts);
+                }
             }
             MisfitKind::MissingColumn(column)
             | MisfitKind::UnfitType { column, .. }

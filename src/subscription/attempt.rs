@@ -150,7 +150,7 @@ pub(super) async fn run(
     };
     match end {
         Err(failure) => match failure.restart.clone() {
-            Some(restart) => Ok(StreamEnd::Restart(restart, failure)),
+            Some(restart) => Ok(StreamEnd::Restart(*restart, failure)),
             None => Err(failure),
         },
         end => end,
@@ -173,7 +173,7 @@ async fn prepare_and_stream(
     }
     let found = Found { replication, identity, published, known };
     match Box::pin(follow(context, session, &publisher, found, link)).await {
-        Err(failure) if !failure.misfits.is_empty() => {
+        Err(failure) if failure.misfits.is_some() => {
             Err(with_facts(context, session, &publisher, failure).await)
         }
         end => end,

@@ -22,11 +22,15 @@ pub struct Failure {
     pub diagnosis: Diagnosis,
     pub target: TargetLink,
     /// If set, a new attempt begins at once, and nothing is reported.
-    pub restart: Option<Restart>,
+    pub restart: Option<Box<Restart>>,
     pub cause: Cause,
     /// The misfits that `diagnosis` is about, for [`Failure::with_facts`].
-    pub misfits: Vec<Misfit>,
+    pub misfits: Option<Box<Misfits>>,
 }
+
+/// Misfits that can be described again, once more is known of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Misfits(pub(super) Vec<Misfit>);
 
 /// Why a new attempt begins at once, from the durable position.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +41,7 @@ pub enum Restart {
     /// are sent after their commit.
     SendWhole,
     /// DDL has changed this table of the target, so it has to be planned again.
-    TargetChanged(Box<QualifiedName>),
+    TargetChanged(QualifiedName),
 }
 
 /// The cause of a failure, which `status` shows as the reason of `retrying`. If `check` has a step for it,
@@ -117,8 +121,7 @@ impl Failure {
     }
 
     fn of(disposition: Disposition, diagnosis: Diagnosis, cause: Cause) -> Self {
-        let misfits = Vec::new();
-        Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause, misfits }
+        Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause, misfits: None }
     }
 
     /// Converts the error of a table's copy; `role` reads the table on the publisher.
@@ -137,8 +140,12 @@ impl Failure {
     /// Describes the misfits again, with the DDL that the facts allow.
     #[must_use]
     pub(super) fn with_facts(mut self, facts: &MisfitFacts) -> Self {
-        self.misfits.iter_mut().for_each(|misfit| misfit.complete(facts));
-        self.diagnosis.hint = schema_failure(&self.misfits).diagnosis.hint;
+        if let Some(Misfits(misfits)) = self.misfits.as_deref_mut() {
+            for misfit in &mut *misfits {
+                misfit.complete(facts);
+            }
+            self.diagnosis.hint = schema_failure(misfits).diagnosis.hint;
+        }
         self
     }
 
@@ -161,7 +168,7 @@ impl Failure {
         let diagnosis = Diagnosis::new(format!("target table {table} has been changed by DDL"))
             .detail("nothing of this transaction was applied; it is tried again with the table as it is now")
             .hint("apply goes on by itself once the table is no longer being changed");
-        Self { restart: Some(Restart::TargetChanged(Box::new(table))), ..Self::retry(diagnosis) }
+        Self { restart: Some(Box::new(Restart::TargetChanged(table))), ..Self::retry(diagnosis) }
     }
 
     /// The failure if the target session has ended, and with it the lock.
@@ -286,11 +293,11 @@ impl From<End> for Failure {
     fn from(end: End) -> Self {
         match end {
             End::SendAgain { until } => {
-                let restart = Some(Restart::SendAgain { until });
+                let restart = Some(Box::new(Restart::SendAgain { until }));
                 Self { restart, ..Self::retry(Diagnosis::new(end.to_string())) }
             }
             End::SendWhole => {
-                let restart = Some(Restart::SendWhole);
+                let restart = Some(Box::new(Restart::SendWhole));
                 Self { restart, ..Self::retry(Diagnosis::new(end.to_string())) }
             }
             End::AnotherWriter { expected } => another_writer(expected),
@@ -361,7 +368,8 @@ pub(crate) fn schema_failure(misfits: &[Misfit]) -> Failure {
         diagnosis = diagnosis.detail(details.join("\n"));
     }
     let hint = format!("on the target, then it goes on by itself:\n{}", hints.join("\n"));
-    Failure { misfits: misfits.to_vec(), ..Failure::pause(PauseReason::Schema, diagnosis.hint(hint)) }
+    let misfits = Some(Box::new(Misfits(misfits.to_vec())));
+    Failure { misfits, ..Failure::pause(PauseReason::Schema, diagnosis.hint(hint)) }
 }
 
 /// As [`schema_failure`], for a change that has come.

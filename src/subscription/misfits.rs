@@ -11,16 +11,18 @@ use crate::store::{TableRow, TableState};
 use crate::target::TargetSession;
 
 use super::attempt::Context;
-use super::failure::Failure;
+use super::failure::{Failure, Misfits};
 use super::publisher::Publisher;
 
-/// Adds to a failure about the schema what its DDL needs. If the facts cannot be read, it stays as it is.
+/// Adds to a failure about the schema what its DDL needs. If the facts cannot be read, it stays as it is, as any
+/// other failure does.
 pub(super) async fn with_facts(
     context: &Context,
     session: &TargetSession,
     publisher: &Publisher,
     failure: Failure,
 ) -> Failure {
+    let Some(Misfits(misfits)) = failure.misfits.as_deref() else { return failure };
     let facts = async {
         // A failed transaction would refuse queries.
         session.reset().await?;
@@ -28,7 +30,7 @@ pub(super) async fn with_facts(
         let tables = row.map(|row| row.tables).unwrap_or_default();
         let source = (&*publisher.client, publisher.client.server_version_num());
         let target = &***session.client();
-        Ok::<_, Failure>(misfit_facts(source, target, context.name(), &tables, &failure.misfits).await?)
+        Ok::<_, Failure>(misfit_facts(source, target, context.name(), &tables, misfits).await?)
     };
     match facts.await {
         Ok(facts) => failure.with_facts(&facts),
@@ -61,7 +63,7 @@ pub(crate) async fn misfit_facts<P: GenericClient + Sync, T: GenericClient + Syn
         catalog::column_definitions(client, version, &sources),
         catalog::schema_states(target, &schemas)
     )?;
-    let collations = catalog::known_collations(target, collations(&definitions)).await?;
+    let collations = catalog::known_collations(target, &collations(&definitions)).await?;
     let standings = recorded.iter().map(|row| (row.source.clone(), standing(row))).collect();
     Ok(MisfitFacts { subscription: subscription.to_owned(), definitions, standings, schemas, collations })
 }

@@ -344,7 +344,7 @@ impl Sync {
             .await?;
         let mut reader = Reader::start(stream, from, publisher.wal_sender_timeout());
         let position = match self.catch_up(table, &target, &mut reader, from, &reports, finish).await {
-            Err(failure) if !failure.misfits.is_empty() => {
+            Err(failure) if failure.misfits.is_some() => {
                 return Err(with_facts(context, &target, &publisher, failure).await);
             }
             position => position?,

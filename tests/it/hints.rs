@@ -156,7 +156,7 @@ async fn every_hint_can_be_run_and_leaves_the_rows() {
         .target_sql("CREATE DOMAIN filled AS int NOT NULL DEFAULT 1")
         .start()
         .await;
-    let role = format!("\"{}\"", TARGET_ROLE);
+    let role = format!("\"{TARGET_ROLE}\"");
     let _service = world.run();
     world.wait_state("streaming").await;
     world.wait_same_rows("t").await;

@@ -80,13 +80,13 @@ pub async fn column_definitions<C: GenericClient + Sync>(
 /// The query failed.
 pub async fn known_collations<C: GenericClient + Sync>(
     client: &C,
-    names: HashSet<&TypeName>,
+    names: &[&TypeName],
 ) -> Result<HashSet<TypeName>, CatalogError> {
     if names.is_empty() {
         return Ok(HashSet::new());
     }
     let (schemas, names): (Vec<&str>, Vec<&str>) =
-        names.into_iter().map(|name| (name.schema.as_str(), name.name.as_str())).unzip();
+        names.iter().map(|name| (name.schema.as_str(), name.name.as_str())).unzip();
     let sql = "SELECT n.nspname::pg_catalog.text AS schema, c.collname::pg_catalog.text AS name
                  FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) q(schema, name)
                  JOIN pg_catalog.pg_namespace n ON n.nspname = q.schema

@@ -1,12 +1,11 @@
 //! The target's catalog, and the comparison of both sides; the printed DDL is run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pgsluice::pg::QualifiedName;
-use pgsluice::schema::catalog;
 use pgsluice::schema::{
     ColumnDefault, Comparison, Indexes, KeyScope, Misfit, MisfitFacts, Operations, Pairing, PublishedTable,
-    ReplicationRole, RowIdentity, Standing, TableKind, TargetTable, compare,
+    ReplicationRole, RowIdentity, SeenTable, Standing, TableKind, TargetTable, catalog, compare, definition,
 };
 
 use super::server::Database;
@@ -198,21 +197,25 @@ async fn comparison(publisher: &Database, target: &Database, role: &str) -> Vec<
             target: found.as_ref(),
             session: ReplicationRole::Replica,
             role,
+            coerced: &BTreeSet::new(),
         })
     };
     tables.iter().zip(&found).map(compare).collect()
 }
 
-/// What completes the DDL, for tables that the stream has written before they had any column.
+/// What completes the DDL, for tables that the stream has described without any column.
 async fn facts(publisher: &Database, target: &Database, misfits: &[Misfit]) -> MisfitFacts {
     let names: Vec<QualifiedName> = misfits.iter().map(|misfit| misfit.source.clone()).collect();
     let schemas: Vec<&str> = misfits.iter().map(|misfit| misfit.target.schema.as_str()).collect();
-    let streamed = |name: &QualifiedName| (name.clone(), Standing::streamed(Some(&[])));
+    let seen = SeenTable { columns: Vec::new(), last_number: 0 };
+    let streamed = |name: &QualifiedName| (name.clone(), Standing::streamed(Some(&seen)));
+    let definitions = catalog::column_definitions(&publisher.client, publisher.version, &names).await;
+    let definitions = definitions.expect("definitions");
+    let collations = catalog::known_collations(&target.client, &definition::collations(&definitions)).await;
     MisfitFacts {
         subscription: "shop".to_owned(),
-        definitions: catalog::column_definitions(&publisher.client, publisher.version, &names)
-            .await
-            .expect("definitions"),
+        collations: collations.expect("collations"),
+        definitions,
         standings: names.iter().map(streamed).collect(),
         schemas: catalog::schema_states(&target.client, &schemas).await.expect("schemas"),
     }
@@ -236,9 +239,6 @@ async fn the_printed_ddl_cures_the_misfit() {
                bits bit(3), t timestamp(3), i interval day to second(2), c "char", PRIMARY KEY (a, "a'"));
              CREATE TABLE public.types (id int PRIMARY KEY, n numeric(10,4), t timestamp, f float8, b bool, x bytea, d date);
              CREATE TABLE public.extra (id int PRIMARY KEY);
-             INSERT INTO public.extra VALUES (41, gen_random_uuid(), 'm', 1), (7, gen_random_uuid(), 'n', 2);
-             INSERT INTO public.widgets VALUES (1, 'one');
-             CREATE SCHEMA shut; CREATE TABLE shut.made (id int PRIMARY KEY);
              CREATE TABLE public.always (id int PRIMARY KEY, n int, g int, v int);
              CREATE TABLE public.keyless (a int, b int, PRIMARY KEY (a, b));
              CREATE TABLE public.parts (id int PRIMARY KEY, region int);
@@ -259,6 +259,9 @@ async fn the_printed_ddl_cures_the_misfit() {
              CREATE TABLE public.types (id bigint PRIMARY KEY, n numeric(10,2) DEFAULT 1, t date, f real, b int, x text, d timestamptz);
              INSERT INTO public.types VALUES (1, 2.5, '2024-01-01', 0.5, 1, 'x', '2024-01-01 00:00+00');
              CREATE TABLE public.extra (tenant int, u uuid NOT NULL, m public.must, id int, PRIMARY KEY (tenant, id), UNIQUE (id));
+             INSERT INTO public.extra VALUES (41, gen_random_uuid(), 'm', 1), (7, gen_random_uuid(), 'n', 2);
+             INSERT INTO public.widgets VALUES (1, 'one');
+             CREATE SCHEMA shut; CREATE TABLE shut.made (id int PRIMARY KEY);
              CREATE TABLE public.always (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
                n int GENERATED ALWAYS AS IDENTITY, g text GENERATED ALWAYS AS ('1') STORED, v int);
              CREATE TABLE public.keyless (a int, b int, id serial PRIMARY KEY);
