@@ -15,7 +15,7 @@ use crate::schema::catalog::{self, CatalogError, PublisherFacts, Side, TargetFac
 use crate::schema::{Comparison, Mapping, Misfit, PublishedTable, ReplicationRole, TargetTable};
 use crate::store::{Store, StoreErrorKind};
 use crate::subscription::VALUE_SETTINGS;
-use crate::subscription::misfits::misfit_facts;
+use crate::subscription::misfits::standings;
 use crate::subscription::slot::{self, SlotView};
 
 use super::findings::Findings;
@@ -387,8 +387,10 @@ async fn complete(
         Ok(State::There(_) | State::NotThere | State::Old(_)) | Err(_) => &[],
     };
     let source = (&*publisher.client, publisher.client.server_version_num());
-    let facts = misfit_facts(source, &*target.client, subscription.name.as_str(), recorded, &misfits);
-    if let Ok(facts) = asked(Side::Target, facts).await {
+    let facts = catalog::misfit_facts(source, &*target.client, &misfits);
+    if let Ok(mut facts) = asked(Side::Target, facts).await {
+        subscription.name.as_str().clone_into(&mut facts.subscription);
+        facts.standings = standings(recorded);
         compared
             .iter_mut()
             .flat_map(|compared| &mut compared.misfits)

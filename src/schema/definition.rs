@@ -95,8 +95,7 @@ pub enum SchemaState {
 }
 
 /// Returns the collations that the columns have, in no order, some of them several times.
-#[must_use]
-pub fn collations(definitions: &Definitions) -> Vec<&TypeName> {
+pub(super) fn collations(definitions: &Definitions) -> Vec<&TypeName> {
     definitions.values().flat_map(HashMap::values).filter_map(|column| column.collation.as_ref()).collect()
 }
 

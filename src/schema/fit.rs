@@ -163,7 +163,8 @@ fn same_type(from: Side<'_>, to: Side<'_>) -> Fit {
 
 fn same_type_length(name: &str, from: Option<i32>, to: i32) -> Fit {
     match name {
-        "varchar" | "bpchar" | "varbit" if from.is_some_and(|from| from <= to) => Fit::Fits,
+        "bpchar" if from.is_some_and(|from| from < to) => Fit::OtherForm(text::FILLED),
+        "varchar" | "varbit" if from.is_some_and(|from| from <= to) => Fit::Fits,
         "varchar" => Fit::Guarded(text::blanks_beyond(to)),
         // The blanks that are cut off mean nothing.
         "bpchar" => Fit::Risky(text::TOO_LONG_CHAR),

@@ -1,12 +1,11 @@
 //! Reads the facts with which the DDL of misfits leaves equal rows.
 
-use tokio_postgres::GenericClient;
+use std::collections::HashMap;
+
 use tracing::debug;
 
 use crate::pg::QualifiedName;
-use crate::schema::catalog::{self, CatalogError};
-use crate::schema::definition::collations;
-use crate::schema::{Misfit, MisfitFacts, Standing};
+use crate::schema::{Standing, catalog};
 use crate::store::{TableRow, TableState};
 use crate::target::TargetSession;
 
@@ -30,7 +29,10 @@ pub(super) async fn with_facts(
         let tables = row.map(|row| row.tables).unwrap_or_default();
         let source = (&*publisher.client, publisher.client.server_version_num());
         let target = &***session.client();
-        Ok::<_, Failure>(misfit_facts(source, target, context.name(), &tables, misfits).await?)
+        let mut facts = catalog::misfit_facts(source, target, misfits).await?;
+        context.name().clone_into(&mut facts.subscription);
+        facts.standings = standings(&tables);
+        Ok::<_, Failure>(facts)
     };
     match facts.await {
         Ok(facts) => failure.with_facts(&facts),
@@ -41,31 +43,9 @@ pub(super) async fn with_facts(
     }
 }
 
-/// Returns what the catalogs and the record say about the tables of `misfits`. `publisher` is a session with
-/// its `server_version_num`.
-///
-/// # Errors
-///
-/// A query failed.
-pub(crate) async fn misfit_facts<P: GenericClient + Sync, T: GenericClient + Sync>(
-    publisher: (&P, u32),
-    target: &T,
-    subscription: &str,
-    recorded: &[TableRow],
-    misfits: &[Misfit],
-) -> Result<MisfitFacts, CatalogError> {
-    let mut sources: Vec<QualifiedName> = misfits.iter().map(|misfit| misfit.source.clone()).collect();
-    sources.sort();
-    sources.dedup();
-    let schemas: Vec<&str> = misfits.iter().map(|misfit| misfit.target.schema.as_str()).collect();
-    let (client, version) = publisher;
-    let (definitions, schemas) = tokio::try_join!(
-        catalog::column_definitions(client, version, &sources),
-        catalog::schema_states(target, &schemas)
-    )?;
-    let collations = catalog::known_collations(target, &collations(&definitions)).await?;
-    let standings = recorded.iter().map(|row| (row.source.clone(), standing(row))).collect();
-    Ok(MisfitFacts { subscription: subscription.to_owned(), definitions, standings, schemas, collations })
+/// Returns what the record says of the tables' rows.
+pub(crate) fn standings(recorded: &[TableRow]) -> HashMap<QualifiedName, Standing> {
+    recorded.iter().map(|row| (row.source.clone(), standing(row))).collect()
 }
 
 fn standing(row: &TableRow) -> Standing {

@@ -39,7 +39,7 @@ use super::publisher::{self, Encoding, Publisher};
 use super::reader::{Done, Reader, StreamEvent};
 use super::slot;
 use super::slot_wait::{Progress, SlotCreation};
-use super::take_up::PendingTable;
+use super::take_up::{PendingTable, compare_again};
 
 /// Delay before a failed synchronisation is tried again.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
@@ -309,11 +309,6 @@ impl Sync {
         finish: oneshot::Receiver<()>,
     ) -> Result<Lsn, Failure> {
         let (context, subscription) = (&self.context, &self.context.subscription);
-        let job = match copy_job(context, table).await? {
-            CopyStart::Job(job) => job,
-            CopyStart::Ready(position) => return Ok(position),
-        };
-        let (table, source) = (&*table, &job.source);
         let mut target = TargetSession::open(&context.target, &format!("{} sync", subscription.name)).await?;
         target.set_origin(&subscription.name, OriginUse::TableSync).await?;
         let publisher = Publisher {
@@ -321,6 +316,14 @@ impl Sync {
             settings: self.settings.clone(),
             encoding: self.encoding,
         };
+        if let Err(failure) = compare_again(&target, table).await {
+            return Err(with_facts(context, &target, &publisher, failure).await);
+        }
+        let job = match copy_job(context, table).await? {
+            CopyStart::Job(job) => job,
+            CopyStart::Ready(position) => return Ok(position),
+        };
+        let (table, source) = (&*table, &job.source);
         let mut replication = publisher::replication(subscription, publisher.encoding).await?;
         let slot_name = slot::temporary_name(&subscription.slot);
         let spec = SlotSpec {

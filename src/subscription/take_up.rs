@@ -7,7 +7,9 @@ use std::sync::Arc;
 use crate::apply::{Member, Membership};
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
-use crate::schema::{self, Mapping, Misfit, Pairing, PublishedTable, TablePlan, catalog};
+use crate::schema::{
+    self, Comparison, Mapping, Misfit, Pairing, PublishedTable, TablePlan, TargetTable, catalog,
+};
 use crate::store::{NewTables, TableMapping, TableRow, TableState};
 use crate::target::TargetSession;
 
@@ -141,16 +143,8 @@ pub(super) async fn compare_pending(
     let (mut pending, mut misfits) = (Vec::new(), Vec::<Misfit>::new());
     for (table, target) in waiting.into_iter().zip(&targets) {
         let relation = &table.published.relation;
-        let actions = table.published.actions;
-        let compared = schema::compare(&Pairing {
-            published: relation,
-            actions,
-            target_name: &table.target,
-            target: target.as_ref(),
-            session: session.replication_role(),
-            role: session.role(),
-            coerced: &table.coerced,
-        });
+        let (target_name, coerced) = (&table.target, &table.coerced);
+        let compared = compare_for_copy(session, &table.published, target_name, target.as_ref(), coerced);
         warnings.extend(compared.warnings.iter().map(schema::Warning::diagnosis));
         let fits = compared.misfits.is_empty();
         misfits.extend(compared.misfits);
@@ -163,6 +157,37 @@ pub(super) async fn compare_pending(
         }
     }
     if misfits.is_empty() { Ok(pending) } else { Err(schema_failure(&misfits)) }
+}
+
+/// Compares a table with its target as it is now, because a copy that failed may have led to a change of the target.
+pub(super) async fn compare_again(session: &TargetSession, table: &mut PendingTable) -> Result<(), Failure> {
+    let name = &table.member.target;
+    let targets = catalog::target_tables(&***session.client(), std::slice::from_ref(name)).await?;
+    let target = targets.first().and_then(Option::as_ref);
+    let compared = compare_for_copy(session, &table.published, name, target, &table.member.coerced);
+    match compared.plan {
+        Some(plan) if compared.misfits.is_empty() => table.plan = plan,
+        _ => return Err(schema_failure(&compared.misfits)),
+    }
+    Ok(())
+}
+
+fn compare_for_copy(
+    session: &TargetSession,
+    published: &PublishedTable,
+    target_name: &QualifiedName,
+    target: Option<&TargetTable>,
+    coerced: &BTreeSet<String>,
+) -> Comparison {
+    schema::compare(&Pairing {
+        published: &published.relation,
+        actions: published.actions,
+        target_name,
+        target,
+        session: session.replication_role(),
+        role: session.role(),
+        coerced,
+    })
 }
 
 /// Returns the warning of target tables that a crash of the target empties; none if there are none.

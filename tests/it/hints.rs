@@ -111,7 +111,7 @@ async fn a_column_that_the_target_has_lost_may_differ() {
         .await;
     world
         .target
-        .exec("ALTER TABLE t ALTER v SET DEFAULT 'x'; ALTER TABLE t ALTER v TYPE varchar(7)[] USING NULL")
+        .exec("ALTER TABLE t ALTER v TYPE varchar(7)[] USING NULL; ALTER TABLE t ALTER v SET DEFAULT '{}'")
         .await;
     let change = "INSERT INTO t VALUES (4, 'd', 9)";
     check(
@@ -147,7 +147,7 @@ async fn a_column_that_was_not_published_may_differ() {
     check(&world, "t", change, "ADD COLUMN \"fresh\" integer DEFAULT '7';", Older::Equal).await;
 }
 
-/// DDL for every other misfit. The target is changed behind the back of a running stream, and the hint corrects it.
+/// DDL for every other misfit. The target is changed while nothing runs, and the hint corrects it.
 #[tokio::test]
 async fn every_hint_can_be_run_and_leaves_the_rows() {
     let world = World::builder()
@@ -157,7 +157,7 @@ async fn every_hint_can_be_run_and_leaves_the_rows() {
         .start()
         .await;
     let role = format!("\"{TARGET_ROLE}\"");
-    let _service = world.run();
+    let mut service = world.run();
     world.wait_state("streaming").await;
     world.wait_same_rows("t").await;
     let steps = [
@@ -232,7 +232,11 @@ async fn every_hint_can_be_run_and_leaves_the_rows() {
         ),
     ];
     for (behind, change, expected, older) in steps {
+        // A privilege that a planned table loses is named by the server.
+        assert_eq!(service.sigterm().await, 0);
         world.target.exec(&behind).await;
+        service = world.run();
+        world.wait_state("streaming").await;
         check(&world, "t", change, &expected, older).await;
         world.same_rows("t").await.unwrap_or_else(|difference| panic!("{behind}: {difference}"));
     }

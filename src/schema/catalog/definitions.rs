@@ -8,8 +8,8 @@ use tokio_postgres::GenericClient;
 use tokio_postgres::types::Type;
 
 use crate::pg::QualifiedName;
-use crate::schema::TypeName;
-use crate::schema::definition::{ColumnDefinition, Definitions, Filling, SchemaState};
+use crate::schema::definition::{ColumnDefinition, Definitions, Filling, SchemaState, collations};
+use crate::schema::{Misfit, MisfitFacts, TypeName};
 
 use super::error::CatalogError;
 use super::publisher_query;
@@ -23,12 +23,29 @@ const REWRITTEN: &str = "WITH RECURSIVE tree (oid) AS (
      SELECT FROM tree JOIN pg_catalog.pg_class f ON f.oid = tree.oid
       WHERE f.relfilenode <> 0 AND f.relfilenode <> f.oid";
 
-/// Returns the definitions of all columns of these tables.
+/// Returns what the catalogs say about the tables of `misfits`. `publisher` is a session with its
+/// `server_version_num`. Subscription and standings are left out.
 ///
 /// # Errors
 ///
-/// The query failed.
-pub async fn column_definitions<C: GenericClient + Sync>(
+/// A query failed.
+pub async fn misfit_facts<P: GenericClient + Sync, T: GenericClient + Sync>(
+    (publisher, version): (&P, u32),
+    target: &T,
+    misfits: &[Misfit],
+) -> Result<MisfitFacts, CatalogError> {
+    let mut sources: Vec<QualifiedName> = misfits.iter().map(|misfit| misfit.source.clone()).collect();
+    sources.sort();
+    sources.dedup();
+    let schemas: Vec<&str> = misfits.iter().map(|misfit| misfit.target.schema.as_str()).collect();
+    let (definitions, schemas) =
+        tokio::try_join!(column_definitions(publisher, version, &sources), schema_states(target, &schemas))?;
+    let collations = known_collations(target, &collations(&definitions)).await?;
+    Ok(MisfitFacts { definitions, schemas, collations, ..MisfitFacts::default() })
+}
+
+/// Returns the definitions of all columns of these tables.
+async fn column_definitions<C: GenericClient + Sync>(
     client: &C,
     server_version_num: u32,
     tables: &[QualifiedName],
@@ -74,11 +91,7 @@ pub async fn column_definitions<C: GenericClient + Sync>(
 }
 
 /// Returns those collations that the target's database has and can use.
-///
-/// # Errors
-///
-/// The query failed.
-pub async fn known_collations<C: GenericClient + Sync>(
+async fn known_collations<C: GenericClient + Sync>(
     client: &C,
     names: &[&TypeName],
 ) -> Result<HashSet<TypeName>, CatalogError> {
@@ -99,11 +112,7 @@ pub async fn known_collations<C: GenericClient + Sync>(
 }
 
 /// Returns the state of each of the target's schemas of these names, for the connected role.
-///
-/// # Errors
-///
-/// The query failed.
-pub async fn schema_states<C: GenericClient + Sync>(
+async fn schema_states<C: GenericClient + Sync>(
     client: &C,
     names: &[&str],
 ) -> Result<HashMap<String, SchemaState>, CatalogError> {

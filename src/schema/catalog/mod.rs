@@ -23,7 +23,7 @@ mod target_columns;
 mod unlogged;
 mod unreadable;
 
-pub use definitions::{column_definitions, known_collations, schema_states};
+pub use definitions::misfit_facts;
 pub use error::{CatalogError, Side};
 pub use fingerprint::publications_fingerprint;
 pub use listing::user_tables;

@@ -142,7 +142,7 @@ fn a_missing_table_is_printed_whole() {
     insta::assert_snapshot!(check(&published(Full, "id* int4"), None), @r#"
     target table public.widgets does not exist
       detail: Published as public.widgets.
-      hint: run on the target: CREATE TABLE public.widgets ("id" integer); (or map the table to an existing one with [[subscriptions.tables]] source and target)
+      hint: run on the target: CREATE TABLE public.widgets ("id" integer); GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLE public.widgets TO "applier"; (or map the table to an existing one with [[subscriptions.tables]] source and target; rows from before are not sent again: afterwards, pgsluice resync NAME public.widgets)
     "#);
 }
 
@@ -168,7 +168,7 @@ fn all_misfits_come_at_once() {
       hint: run on the target: ALTER TABLE public.widgets ADD COLUMN "price" numeric; (older rows may have other values in this column on the publisher: afterwards, pgsluice resync NAME public.widgets)
     column "seen" of target table public.widgets is timestamp, which cannot hold the publisher's timestamptz
       detail: Published as public.widgets; the target would silently drop the time zone.
-      hint: run on the target: ALTER TABLE public.widgets ALTER COLUMN "seen" TYPE timestamptz USING "seen"::text::timestamptz; (rewrites the table; the server names values that do not convert, and views that must be dropped before; older rows keep the target's values, which the publisher may have changed with the type: afterwards, pgsluice resync NAME public.widgets)
+      hint: run on the target: ALTER TABLE public.widgets ALTER COLUMN "seen" TYPE timestamptz USING "seen"::text::timestamptz; (rewrites the table; the server names values that do not convert, and views that must be dropped before; or allow the change with coerce = true in the column's rule in [[subscriptions.tables]]; older rows keep the target's values, which the publisher may have changed with the type: afterwards, pgsluice resync NAME public.widgets)
     column "sum" of target table public.widgets is generated, but the publisher sends values for it
       detail: Published as public.widgets.
       hint: run on the target: ALTER TABLE public.widgets ALTER COLUMN "sum" DROP EXPRESSION; (older rows keep the values that the target has computed: afterwards, pgsluice resync NAME public.widgets)

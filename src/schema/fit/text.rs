@@ -6,7 +6,7 @@ use crate::schema::render::Modifier;
 
 pub(super) const TOO_LONG_CHAR: &str =
     "a value longer than the target column allows is refused; blanks at its end do not count in type char";
-const FILLED: &str = "the target fills values up with blanks to the column's length";
+pub(super) const FILLED: &str = "the target fills values up with blanks to the column's length";
 const KEEPS_FILLING: &str = "the blanks with which type char fills values up become part of the value";
 const LONGER_FILLED: &str =
     "the publisher fills every value up with blanks to a length that the target does not allow";

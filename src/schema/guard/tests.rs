@@ -1,3 +1,5 @@
+//! Values that are refused and values that are not, and the texts of refusals.
+
 use super::*;
 
 fn check(rule: GuardRule, value: &str, expected: bool) {
