@@ -110,28 +110,52 @@ need_postgres() {
 # not check.
 want_tools() {
     have nft || apt_install nftables || note "nft is not there: no true firewall in the tests of the network"
+    find_pgbouncer || note "pgbouncer is not there: no pooler before the servers in the tests"
     find_promtool || note "promtool is not there: Prometheus' own opinion of metrics and rules is not asked"
 }
 
-# Puts promtool on the PATH. Installing Debian's package would start a service, so only the binary is
-# taken from it and put into target/tools.
+# Puts promtool on the PATH.
 find_promtool() {
     have promtool && return
-    local tools=$root/target/tools work
-    if [[ ! -x $tools/promtool ]]; then
-        have apt-get && have dpkg-deb || return 1
-        note "fetching promtool"
-        work=$(mktemp -d)
-        (
-            cd "$work"
-            apt-get download -qq prometheus || { as_root apt-get update -qq && apt-get download -qq prometheus; }
-            dpkg-deb --extract prometheus_*.deb .
-            mkdir -p "$tools" && mv usr/bin/promtool "$tools/"
-        ) </dev/null >/dev/null 2>&1 || true
-        rm -rf "$work"
-    fi
+    local tools=$root/target/tools work=$root/target/tools/prometheus
+    [[ -x $tools/promtool ]] || { unpack prometheus "$work" && mv "$work/usr/bin/promtool" "$tools/"; }
+    rm -rf "$work"
     [[ -x $tools/promtool ]] || return 1
     PATH=$tools:$PATH
+}
+
+# Puts pgbouncer on the PATH, with the libraries that it needs and that may be absent.
+find_pgbouncer() {
+    have pgbouncer && return
+    local tools=$root/target/tools
+    if [[ ! -x $tools/pgbouncer ]]; then
+        unpack pgbouncer "$tools/bouncer" libc-ares2 libevent-2.1-7 || return 1
+        # shellcheck disable=SC2016
+        printf '%s\n' '#!/bin/sh' 'here=$(dirname "$0")/bouncer/usr' \
+            'export LD_LIBRARY_PATH="$(echo "$here"/lib/*-linux-gnu)"' 'exec "$here/sbin/pgbouncer" "$@"' \
+            >"$tools/pgbouncer"
+        chmod +x "$tools/pgbouncer"
+    fi
+    PATH=$tools:$PATH
+}
+
+# unpack PACKAGE DIRECTORY LIBRARY…: takes Debian's packages apart. Installing them would start a service.
+unpack() {
+    have apt-get && have dpkg-deb || return 1
+    local package=$1 directory=$2 work
+    shift 2
+    note "fetching $package"
+    work=$(mktemp -d)
+    (
+        cd "$work"
+        apt-get download -qq "$package" "$@" ||
+            { as_root apt-get update -qq && apt-get download -qq "$package" "$@"; }
+        mkdir -p "$directory"
+        for archive in *.deb; do dpkg-deb --extract "$archive" "$directory"; done
+    ) </dev/null >/dev/null 2>&1
+    local status=$?
+    rm -rf "$work"
+    return "$status"
 }
 
 # Installs PostgreSQL. Debian's package creates and starts a cluster when it is installed. A demo or a

@@ -16,6 +16,7 @@ pub mod conflict;
 pub mod copy;
 pub mod demo;
 pub mod error;
+pub mod gap;
 pub mod http;
 #[doc(hidden)]
 pub mod mutation;

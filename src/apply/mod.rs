@@ -36,7 +36,7 @@ pub mod table;
 
 pub use applier::Applier;
 pub use error::{ApplyError, FailedChange};
-pub use incoming::tables::{Member, Membership};
+pub use incoming::tables::{Applies, Member, Membership};
 pub use outcome::{Applied, How, Outcome, Start};
 pub use rows::catch_up::CatchUp;
 pub use sets::suitability::exact_because;

@@ -51,6 +51,8 @@ pub enum Outcome {
         /// What may go wrong with its values.
         warnings: Vec<Warning>,
     },
+    /// The publisher sends changes of a table that is not in the subscription.
+    Stranger(QualifiedName),
     /// A batch could not be applied as sets and goes row by row.
     FellBack {
         /// Does not hold the server's message, which may quote a row's values.

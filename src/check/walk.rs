@@ -11,7 +11,9 @@ use crate::net::{self, ClientOptions, ConnectError, PgClient};
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{ImposedLimit, Lsn, QualifiedName, SubscriptionName, TimeLimits, TimelineHistory};
 use crate::replication::{CommandError, ReplicationConnection, SessionOptions, SystemIdentity};
-use crate::schema::catalog::{self, CatalogError, PublisherFacts, Side, TargetFacts, UnselectableTable};
+use crate::schema::catalog::{
+    self, CatalogError, PublisherFacts, SessionLimit, Side, TargetFacts, UnselectableTable,
+};
 use crate::schema::{Comparison, Mapping, Misfit, PublishedTable, ReplicationRole, TargetTable};
 use crate::store::{Store, StoreErrorKind};
 use crate::subscription::VALUE_SETTINGS;
@@ -44,13 +46,14 @@ struct Publisher {
     client: PgClient,
     facts: Answer<PublisherFacts>,
     view: Answer<SlotView>,
-    published: Answer<Vec<PublishedTable>>,
+    published: Answer<catalog::Published>,
     existing: Answer<BTreeSet<QualifiedName>>,
     denied: Answer<Vec<UnselectableTable>>,
     checkpoint: Answer<Option<Lsn>>,
     identity: Answer<(SystemIdentity, Option<TimelineHistory>)>,
     /// Time-outs that hold in its sessions.
     imposed: Vec<ImposedLimit>,
+    sessions: Answer<SessionLimit>,
 }
 
 /// The target's answers.
@@ -61,6 +64,7 @@ struct Target {
     state: Answer<State>,
     /// Time-outs that hold in its sessions.
     imposed: Vec<ImposedLimit>,
+    sessions: Answer<SessionLimit>,
 }
 
 type Answer<T> = Result<T, Diagnosis>;
@@ -155,11 +159,10 @@ async fn reach_publisher(subscription: &Subscription) -> Result<Publisher, Conne
     // This is read before the check's own WAL sender is in use.
     let facts = asked(side, catalog::publisher_facts(&*client)).await;
     let view = asked(side, slot::view(&client, &subscription.slot)).await;
-    let published =
-        asked(side, catalog::published_tables(&*client, version, &subscription.publications)).await;
+    let published = asked(side, catalog::published(&*client, version, &subscription.publications)).await;
     let existing = asked(side, catalog::user_tables(&*client, side)).await;
     let denied = match &published {
-        Ok(tables) => asked(side, catalog::unselectable_tables(&*client, tables)).await,
+        Ok(published) => asked(side, catalog::unselectable_tables(&*client, &published.tables)).await,
         Err(_) => Ok(Vec::new()),
     };
     let (identity, replication_imposed) = match asked(side, replicate(subscription)).await {
@@ -167,13 +170,25 @@ async fn reach_publisher(subscription: &Subscription) -> Result<Publisher, Conne
         Err(diagnosis) => (Err(diagnosis), Vec::new()),
     };
     let checkpoint = asked(side, catalog::last_checkpoint(&*client)).await;
+    let sessions = asked(side, catalog::session_limit(&*client, side)).await;
     let mut imposed = imposed_limits(&client).await;
     for limit in replication_imposed {
         if !imposed.contains(&limit) {
             imposed.push(limit);
         }
     }
-    Ok(Publisher { client, facts, view, published, existing, denied, checkpoint, identity, imposed })
+    Ok(Publisher {
+        client,
+        facts,
+        view,
+        published,
+        existing,
+        denied,
+        checkpoint,
+        identity,
+        imposed,
+        sessions,
+    })
 }
 
 /// The time-outs that an ordinary session could not lift. A session that does not answer has told so
@@ -211,7 +226,8 @@ async fn reach_target(subscription: &Subscription, target: &ConnInfo) -> Result<
     let existing = asked(Side::Target, catalog::user_tables(&*client, Side::Target)).await;
     let state = Box::pin(asked(Side::Target, read_state(subscription, target))).await;
     let imposed = imposed_limits(&client).await;
-    Ok(Target { client, facts, existing, state, imposed })
+    let sessions = asked(Side::Target, catalog::session_limit(&*client, Side::Target)).await;
+    Ok(Target { client, facts, existing, state, imposed, sessions })
 }
 
 /// Reads the state with the same driver as the command line and the service.
@@ -256,7 +272,18 @@ fn judge_target(
     };
     verdict::target(findings, Ok((target.client.host(), facts)));
     verdict::time_limits(findings, Side::Target, &info.user, &target.imposed);
-    match &target.state {
+    let recorded = judge_state(findings, info, facts, &target.state);
+    judge_sessions(findings, Side::Target, info, &target.sessions, &recorded);
+    recorded
+}
+
+fn judge_state(
+    findings: &mut Findings,
+    info: &ConnInfo,
+    facts: &TargetFacts,
+    state: &Answer<State>,
+) -> Recorded {
+    match state {
         Err(diagnosis) => findings.fail(Step::State, diagnosis.clone()),
         Ok(State::NotThere) => {
             verdict::state_to_be_made(findings, facts, &info.dbname);
@@ -271,6 +298,21 @@ fn judge_target(
     Recorded::Unknown
 }
 
+/// Whether the role may open as many sessions as the service will need. A service that runs has opened most
+/// of them.
+fn judge_sessions(
+    findings: &mut Findings,
+    side: Side,
+    info: &ConnInfo,
+    limit: &Answer<SessionLimit>,
+    recorded: &Recorded,
+) {
+    match limit {
+        Ok(limit) => verdict::sessions(findings, side, info, limit, recorded),
+        Err(diagnosis) => findings.warn(verdict::session_step(side), diagnosis.clone()),
+    }
+}
+
 fn judge_publisher(
     findings: &mut Findings,
     subscription: &Subscription,
@@ -280,6 +322,7 @@ fn judge_publisher(
     let identity = publisher.identity.as_ref();
     verdict::replication(findings, identity.map(|(identity, _)| identity).map_err(Clone::clone));
     verdict::time_limits(findings, Side::Publisher, &subscription.publisher.user, &publisher.imposed);
+    judge_sessions(findings, Side::Publisher, &subscription.publisher, &publisher.sessions, recorded);
     match &publisher.facts {
         Ok(facts) => verdict::wal_level(findings, facts),
         Err(diagnosis) => findings.fail(Step::WalLevel, diagnosis.clone()),
@@ -304,8 +347,8 @@ fn judge_publications(
     target: Option<&Target>,
     recorded: &Recorded,
 ) {
-    let tables = match &publisher.published {
-        Ok(tables) => tables,
+    let catalog::Published { tables, missing, .. } = match &publisher.published {
+        Ok(published) => published,
         Err(diagnosis) => return findings.fail(Step::Publications, diagnosis.clone()),
     };
     let (_, notes) = Mapping::new(&subscription.tables, tables.iter().map(|table| &table.relation.name));
@@ -313,6 +356,10 @@ fn judge_publications(
         Ok(existing) => {
             let targets = target.and_then(|target| target.existing.as_ref().ok());
             let published = Published { tables, notes: &notes, existing, targets };
+            if let Some(missing) = missing {
+                findings
+                    .warn(Step::Publications, crate::subscription::findings::missing_publications(missing));
+            }
             verdict::publications(findings, subscription, &published);
         }
         Err(diagnosis) => findings.fail(Step::Publications, diagnosis.clone()),
@@ -332,6 +379,7 @@ async fn judge_tables(
     target: &Target,
 ) -> Vec<TableReport> {
     let (Ok(published), Ok(facts)) = (&publisher.published, &target.facts) else { return Vec::new() };
+    let published = &published.tables;
     let (mapping, _) = Mapping::new(&subscription.tables, published.iter().map(|table| &table.relation.name));
     let paired: Vec<(&PublishedTable, &QualifiedName)> = published
         .iter()

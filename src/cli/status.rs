@@ -19,6 +19,10 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Largest number of a subscription's tables in an overview; the others are only counted.
 const TABLES_MAX: usize = 10;
 
+/// What may be the matter if schema `pgsluice` is missing although a service runs.
+const NO_SCHEMA: &str = "start it with \"pgsluice run\"; if it runs, it could not make schema pgsluice in the \
+                         target yet, and its log and GET /readyz say why";
+
 /// Selects the tables that are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tables {
@@ -106,7 +110,8 @@ fn lines(document: &StatusDocument) -> String {
         if let Some(seconds) = status.lag_seconds {
             let _ = write!(text, " {}", output::seconds(seconds));
         }
-        let copying = status.tables.iter().filter(|table| table.state != TableState::Ready).count();
+        let waits = |table: &&TableStatus| !matches!(table.state, TableState::Ready | TableState::Left);
+        let copying = status.tables.iter().filter(waits).count();
         if copying > 0 {
             let _ =
                 write!(text, " tables {} of {} ready", status.tables.len() - copying, status.tables.len());
@@ -143,18 +148,24 @@ async fn look(
     config: &Config,
     name: Option<&SubscriptionName>,
 ) -> Result<StatusDocument, LookError> {
-    // Without schema `pgsluice` nothing has run yet, which is an answer and not a failure.
-    let rows = if store.schema_version().await?.is_none() {
-        Vec::new()
-    } else {
+    // Without schema `pgsluice` nothing is recorded, which is an answer and not a failure.
+    let is_made = store.schema_version().await?.is_some();
+    let rows = if is_made {
         store.require_schema().await?;
         store.subscriptions().await?
+    } else {
+        Vec::new()
     };
     let configured = config.subscriptions.iter().map(|subscription| {
         let state = if subscription.enabled { State::Starting } else { State::Disabled };
         (subscription.name.as_str(), state)
     });
     let mut document = StatusDocument::new(&rows, configured);
+    if !is_made {
+        for status in &mut document.subscriptions {
+            status.hint = Some(NO_SCHEMA.to_owned());
+        }
+    }
     if let Some(name) = name {
         document.subscriptions.retain(|status| status.name == name.as_str());
         if document.subscriptions.is_empty() {

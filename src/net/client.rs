@@ -1,7 +1,7 @@
 //! The tokio-postgres client over this crate's stream.
 //!
 //! ```text
-//! establish ─▶ NetStream (TLS already agreed) ─▶ tokio_postgres start-up ─▶ session set-up
+//! establish ─▶ NetStream (TLS already agreed) ─▶ tokio_postgres start-up ─▶ no pooler ─▶ session set-up
 //!                                                        │
 //!                              driver task ◀── connection ┘   owned by PgClient, ends with it
 //! ```
@@ -33,7 +33,7 @@ use tracing::debug;
 use super::error::{ConnectError, ConnectErrorKind, Purpose, Step};
 use super::establish::{Login, LoginError, establish};
 use super::stream::{Encryption, NetStream};
-use super::{Dialed, server_version_num};
+use super::{Dialed, pooler, server_version_num};
 use crate::error::ServerError;
 use crate::pg::conninfo::{self, ConnInfo, Host, TargetSessionAttrs};
 use crate::pg::{ImposedLimit, Secret, TimeLimits, quote_literal};
@@ -107,7 +107,7 @@ impl Ended {
 /// Connects, authenticates and sets the session up, on the first host that satisfies
 /// `target_session_attrs`. `connect_timeout` bounds the time for each host.
 pub async fn client(info: &ConnInfo, options: &ClientOptions) -> Result<PgClient, ConnectError> {
-    establish(info, &SqlLogin { info, options }).await
+    establish(info, &SqlLogin(StartUp { info, options })).await
 }
 
 /// Returns the server's error in full; `None` for other errors (I/O, conversions).
@@ -275,12 +275,13 @@ fn drive(mut connection: Connection<NetStream, NetStream>) -> (Driver, watch::Re
     (Driver { task, abort }, receiver)
 }
 
-struct SqlLogin<'a> {
+/// Starts a session up, and sets nothing in it.
+struct StartUp<'a> {
     info: &'a ConnInfo,
     options: &'a ClientOptions,
 }
 
-impl Login for SqlLogin<'_> {
+impl Login for StartUp<'_> {
     type Session = PgClient;
 
     fn purpose(&self) -> Purpose {
@@ -304,11 +305,36 @@ impl Login for SqlLogin<'_> {
             LoginError::new(Step::Database, ConnectErrorKind::Protocol(what))
         })?;
         let (driver, ended) = drive(connection);
-        let client = PgClient { client, driver, ended, parameters, server_version_num, host, encryption };
-        set_up(&client, self.options).await?;
-        check_session(&client, self.info.target_session_attrs).await?;
+        Ok(PgClient { client, driver, ended, parameters, server_version_num, host, encryption })
+    }
+}
+
+struct SqlLogin<'a>(StartUp<'a>);
+
+impl Login for SqlLogin<'_> {
+    type Session = PgClient;
+
+    fn purpose(&self) -> Purpose {
+        self.0.purpose()
+    }
+
+    async fn log_in(&self, dialed: Dialed) -> Result<PgClient, LoginError> {
+        let StartUp { info, options } = self.0;
+        let client = self.0.log_in(dialed).await?;
+        // It is boxed because it is large, and rarely runs.
+        let second = Box::pin(second(info, options, &client.host));
+        pooler::require_one_backend(&client, second).await?;
+        set_up(&client, options).await?;
+        check_session(&client, info.target_session_attrs).await?;
         Ok(client)
     }
+}
+
+/// Opens another session on a host, with nothing set in it.
+async fn second(info: &ConnInfo, options: &ClientOptions, host: &Host) -> Result<PgClient, LoginError> {
+    let info = ConnInfo { hosts: vec![host.clone()], ..info.clone() };
+    let opened = establish(&info, &StartUp { info: &info, options }).await;
+    opened.map_err(|ConnectError { step, kind, .. }| LoginError { step, kind })
 }
 
 fn driver_config(
@@ -435,7 +461,7 @@ fn into_io(error: tokio_postgres::Error) -> io::Error {
 }
 
 /// A TLS handshake that has already happened.
-struct Negotiated;
+pub(super) struct Negotiated;
 
 impl TlsConnect<NetStream> for Negotiated {
     type Stream = NetStream;

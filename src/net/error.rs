@@ -137,6 +137,9 @@ pub enum ConnectErrorKind {
     Protocol(String),
     #[error("the server is not what target_session_attrs asks for")]
     SessionAttrs(TargetSessionAttrs),
+    /// A connection pooler gives the session's statements to different backends.
+    #[error("a connection pooler gives each transaction another session of the server")]
+    Pooled,
     #[error("the database driver failed")]
     Driver(#[source] tokio_postgres::Error),
 }
@@ -203,6 +206,7 @@ impl ConnectError {
             | K::ChannelBindingMissing
             | K::Scram(_)
             | K::Protocol(_)
+            | K::Pooled
             | K::Driver(_) => false,
         }
     }
@@ -234,6 +238,7 @@ impl ConnectError {
             | K::Scram(_)
             | K::TlsSetup(_)
             | K::Setting(_)
+            | K::Pooled
             | K::Driver(_) => false,
             K::Resolve(_)
             | K::NoAddress

@@ -56,6 +56,11 @@ pub(super) fn diagnosis(error: &ConnectError) -> Diagnosis {
             .detail(what.clone())
             .hint("check host and port: something else answers there"),
         K::SessionAttrs(wanted) => session_attrs(*wanted, &at),
+        K::Pooled => Diagnosis::new(format!(
+            "{at} is a connection pooler that gives each transaction another session of the server"
+        ))
+        .detail("pgsluice needs sessions of its own: for its lock, its settings and its prepared statements; nothing was set")
+        .hint("connect to the server itself, or through a pool in session mode (PgBouncer: pool_mode = session)"),
         K::Driver(source) => {
             Diagnosis::new(format!("the session on {at} could not be set up")).detail(chain(source))
         }

@@ -11,6 +11,8 @@
 //! - Names are resolved at every connection, every address is tried, and `connect_timeout` bounds each
 //!   host as a whole.
 //! - `sslmode`, `sslnegotiation` and `channel_binding` have their meaning in libpq.
+//! - Nothing is set in an SQL session before it is known to have a backend of its own, because a pooler in
+//!   transaction mode would give that backend, and what is set in it, to other applications.
 //! - A password is only sent to the server: no error, log line or `Debug` output holds it.
 //!
 //! Callers do retries and back-off; `config` reads the environment.
@@ -21,6 +23,7 @@ mod error;
 mod establish;
 mod explain;
 mod paced;
+mod pooler;
 mod socket;
 mod stream;
 mod tls;

@@ -163,7 +163,7 @@ impl Fault {
                 "raise max_replication_slots on the publisher (a restart), or drop slots that are not needed",
             ),
             Self::PublicationMissing => Some(
-                "create it on the publisher (CREATE PUBLICATION … FOR TABLE …), or correct publications in the configuration",
+                "the publisher decodes each change with the publications of its moment, and this one did not exist then, even if it does now: compare publications in the configuration with SELECT pubname FROM pg_publication; if they are as they should be, drop the subscription and create it again",
             ),
             Self::WalLevel => Some("on the publisher: ALTER SYSTEM SET wal_level = logical, then restart it"),
             Self::Privilege => {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Operations;
+use super::{Marks, Operations};
 use crate::pg::QualifiedName;
 
 use super::LengthUnit;
@@ -95,6 +95,8 @@ pub struct PublishedTable {
     pub actions: Operations,
     /// Publications that publish it under this name, in the order in which they were requested.
     pub publications: Vec<String>,
+    /// The catalog rows by which it is published.
+    pub marks: Marks,
     /// A row is copied if it satisfies any of these expressions; none means every row.
     pub row_filters: Vec<String>,
     /// The largest attribute number of its columns, including those that are not published.

@@ -21,13 +21,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::pg::{QualifiedName, quote_ident};
 
-use super::{Operations, PublishedTable, ReplicaIdentity, TableKind};
+use super::{Mark, Marks, Operations, PublishedTable, ReplicaIdentity, TableKind};
 
 /// One row of `pg_publication`. Fields that a version lacks have the value that matches its behaviour.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publication {
     pub oid: u32,
     pub name: String,
+    /// The transaction that wrote this row (`xmin`).
+    pub version: String,
     pub all_tables: bool,
     pub actions: Operations,
     /// `publish_via_partition_root` (13+).
@@ -39,6 +41,8 @@ pub struct Publication {
 /// What a publication says about a table that it names (`pg_publication_rel`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Member {
+    /// The row's OID.
+    pub oid: u32,
     /// The column list as attribute numbers (15+).
     pub columns: Option<Vec<i16>>,
     /// The row filter as an SQL expression (15+).
@@ -54,6 +58,10 @@ pub struct Relation {
     pub kind: TableKind,
     /// OID of the partitioned table of which this is a partition.
     pub parent: Option<u32>,
+    /// The transaction that attached it to its parent.
+    pub attached: Option<String>,
+    /// The transaction that put it into its schema; none if no publication has whole schemas.
+    pub moved: Option<String>,
     pub identity: ReplicaIdentity,
     /// The row count (`pg_class.reltuples`); `None` if rows were never counted.
     pub rows: Option<f64>,
@@ -94,8 +102,8 @@ pub struct Publications {
     pub publications: Vec<Publication>,
     /// Members by publication and relation.
     pub members: HashMap<(u32, u32), Member>,
-    /// Pairs of publication and namespace for `FOR TABLES IN SCHEMA` (15+).
-    pub schemas: HashSet<(u32, u32)>,
+    /// The rows for `FOR TABLES IN SCHEMA` (15+): OIDs by publication and namespace.
+    pub schemas: HashMap<(u32, u32), u32>,
     pub relations: BTreeMap<u32, Relation>,
     pub whole_list: WholeList,
 }
@@ -196,7 +204,7 @@ impl Publications {
 
     fn contains_schema_of(&self, publication: &Publication, relation: u32) -> bool {
         let namespace = self.relations.get(&relation).map(|relation| relation.namespace);
-        namespace.is_some_and(|namespace| self.schemas.contains(&(publication.oid, namespace)))
+        namespace.is_some_and(|namespace| self.schemas.contains_key(&(publication.oid, namespace)))
     }
 
     fn member(&self, publication: &Publication, relation: u32) -> Option<&Member> {
@@ -213,6 +221,50 @@ impl Publications {
             at = self.relations.get(&oid).and_then(|parent| parent.parent);
         }
         ancestors
+    }
+
+    /// Returns the catalog rows by which the relation is published as itself.
+    #[must_use]
+    pub fn marks(&self, relation: &Relation) -> Marks {
+        let ancestors = self.ancestors(relation);
+        let published = self.publications.iter().filter(|publication| {
+            self.way(publication, relation, &ancestors).is_some_and(|way| way.published_as == relation.oid)
+        });
+        let mark = |publication: &Publication| {
+            let member = self.member(publication, relation.oid);
+            let whole = publication.all_tables || self.contains_schema_of(publication, relation.oid);
+            Mark {
+                publication: publication.oid,
+                name: publication.name.clone(),
+                version: publication.version.clone(),
+                actions: publication.actions,
+                rows: self.member_rows(publication, relation, &ancestors),
+                filter: member.filter(|_| !whole).and_then(|member| member.filter.clone()),
+                columns: member.filter(|_| !publication.all_tables).and_then(|member| member.columns.clone()),
+            }
+        };
+        Marks(published.map(mark).collect())
+    }
+
+    /// The rows that make the relation, or an ancestor, a member. A partition is one through its ancestor only
+    /// while it is attached, and through a schema only while it is in it.
+    fn member_rows(&self, publication: &Publication, relation: &Relation, ancestors: &[u32]) -> Vec<String> {
+        if publication.all_tables {
+            return vec!["all".to_owned()];
+        }
+        let (mut rows, mut path) = (Vec::new(), String::new());
+        for oid in std::iter::once(relation.oid).chain(ancestors.iter().copied()) {
+            let Some(at) = self.relations.get(&oid) else { break };
+            if let Some(member) = self.member(publication, oid) {
+                rows.push(format!("table {}{path}", member.oid));
+            }
+            if let Some(row) = self.schemas.get(&(publication.oid, at.namespace)) {
+                rows.push(format!("schema {row} {}{path}", at.moved.as_deref().unwrap_or("-")));
+            }
+            path.push_str(" below ");
+            path.push_str(at.attached.as_deref().unwrap_or("-"));
+        }
+        rows
     }
 
     /// Returns the distinct filters for the copy, which are combined with OR; none as soon as one
@@ -341,6 +393,8 @@ mod tests {
                 namespace: NAMESPACE,
                 kind,
                 parent,
+                attached: parent.map(|parent| format!("{parent}0")),
+                moved: Some("5".to_owned()),
                 identity: ReplicaIdentity::Default,
                 rows,
                 attributes: 4,
@@ -367,12 +421,14 @@ mod tests {
         facts.publications.push(Publication {
             oid,
             name,
+            version: "7".to_owned(),
             all_tables,
             actions,
             via_root,
             generated_columns: false,
         });
-        facts.members.extend(members.iter().map(|&relation| ((oid, relation), Member::default())));
+        let member = |relation| Member { oid: relation + 1000, ..Member::default() };
+        facts.members.extend(members.iter().map(|&relation| ((oid, relation), member(relation))));
         facts
     }
 
@@ -397,6 +453,23 @@ mod tests {
             &with(with(tree(), "leaf", true, &[11]), "all", false, &[]),
             &[(11, &[0, 1]), (13, &[1]), (20, &[1])],
         );
+    }
+
+    #[test]
+    fn marks_name_every_row_that_makes_a_member() {
+        let check = |facts: &Publications, oid: u32, expected: &[&[&str]]| {
+            let marks = facts.marks(&facts.relations[&oid]);
+            let rows: Vec<&[String]> = marks.0.iter().map(|mark| mark.rows.as_slice()).collect();
+            assert_eq!(rows, expected, "{:?}", facts.publications);
+        };
+        check(&with(tree(), "leaves", false, &[10, 11]), 11, &[&["table 1011", "table 1010 below 100"]]);
+        check(&with(tree(), "leaves", false, &[10]), 13, &[&["table 1010 below 120 below 100"]]);
+        check(&with(tree(), "root", true, &[10]), 10, &[&["table 1010"]]);
+        check(&with(tree(), "root", true, &[10]), 13, &[]);
+        check(&with(with(tree(), "all", false, &[]), "one", false, &[20]), 20, &[&["all"], &["table 1020"]]);
+        let mut schema = with(tree(), "p", false, &[20]);
+        schema.schemas.insert((1, NAMESPACE), 2000);
+        check(&schema, 20, &[&["table 1020", "schema 2000 5"]]);
     }
 
     #[test]
@@ -435,7 +508,7 @@ mod tests {
         let all = with(filtered(&[Some("(a > 1)")]), "all", false, &[]);
         assert_eq!(all.resolve().last().map(|resolved| resolved.row_filters.clone()), Some(Vec::new()));
         let mut schema = filtered(&[Some("(a > 1)")]);
-        schema.schemas.insert((1, NAMESPACE));
+        schema.schemas.insert((1, NAMESPACE), 2000);
         assert!(schema.resolve().iter().all(|resolved| resolved.row_filters.is_empty()));
     }
 
@@ -488,6 +561,7 @@ mod tests {
                 },
                 actions: Operations::ALL,
                 publications: Vec::new(),
+                marks: Marks::default(),
                 row_filters: filters.iter().map(|&filter| filter.to_owned()).collect(),
                 last_number: 2,
                 has_generated,

@@ -32,7 +32,7 @@ pub enum StoreErrorKind {
     Server(Box<ServerError>),
     /// The connection broke, or did not answer in time.
     Lost(Option<sqlx::Error>),
-    /// A connection parameter that sqlx does not support.
+    /// A connection parameter that sqlx does not support, or a pooler between pgsluice and the server.
     Unsupported(Diagnosis),
     /// Schema `pgsluice` is missing or older than this version needs.
     NotMigrated {

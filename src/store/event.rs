@@ -10,7 +10,7 @@ use sqlx::{PgConnection, Row as _};
 use super::codec::{Time, serialize_time};
 use super::{Store, StoreError, StoreErrorKind};
 
-/// How long events, settled conflicts and answered commands are kept, days.
+/// How long events, settled conflicts and gaps, and answered commands are kept, days.
 const KEEP_DAYS: i32 = 90;
 
 /// The kinds of events.
@@ -28,6 +28,8 @@ pub enum EventKind {
     Skip,
     /// Tables joined or left the subscription.
     Table,
+    /// A gap was found, accepted or settled.
+    Gap,
     /// The subscription was removed.
     Removed,
 }
@@ -55,6 +57,7 @@ impl EventKind {
             Self::Command => "command",
             Self::Skip => "skip",
             Self::Table => "table",
+            Self::Gap => "gap",
             Self::Removed => "removed",
         }
     }
@@ -108,7 +111,7 @@ impl Store {
         self.run("look for a removal of the subscription", async { Ok(read.await?) }).await
     }
 
-    /// Deletes events, settled conflicts and answered commands that are older than 90 days. Returns the
+    /// Deletes events, settled conflicts and gaps, and answered commands that are older than 90 days. Returns the
     /// number of rows. It is meant to be called about once a day.
     pub async fn prune(&self) -> Result<u64, StoreError> {
         self.run("prune old events", async {
@@ -116,6 +119,7 @@ impl Store {
             for statement in [
                 "DELETE FROM pgsluice.event WHERE at < now() - make_interval(days => $1)",
                 "DELETE FROM pgsluice.conflict WHERE resolved_at < now() - make_interval(days => $1)",
+                "DELETE FROM pgsluice.gap WHERE settled_at < now() - make_interval(days => $1)",
                 "DELETE FROM pgsluice.command WHERE done_at < now() - make_interval(days => $1)",
             ] {
                 pruned += sqlx::query(statement).bind(KEEP_DAYS).execute(&self.pool).await?.rows_affected();

@@ -26,7 +26,9 @@ mod command;
 mod conflict;
 mod error;
 mod event;
+mod gap;
 mod lock;
+mod members;
 mod migrate;
 mod options;
 mod owner;
@@ -46,6 +48,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection};
 
+use crate::net;
 use crate::pg::TimeLimits;
 use crate::pg::conninfo::{ConnInfo, TargetSessionAttrs};
 use options::Route;
@@ -54,13 +57,15 @@ pub use command::{Answer, Command, CommandSignal, HEAD_START, Outcome, Signal, V
 pub use conflict::{ConflictFilter, ConflictRow, Settlement};
 pub use error::{SkipRefusal, StoreError, StoreErrorKind};
 pub use event::{EventKind, EventRow};
+pub use gap::OpenedGap;
 pub use lock::lock_key;
+pub use members::{Members, NewTables, TableChanges, TableNote, TableRecord};
 pub use migrate::{AppliedMigration, SCHEMA_VERSION};
 pub use owner::Ownership;
 pub use state::{Desired, State, TableState, UnknownWord};
 pub use status::{SlotStatus, StatusDocument, SubscriptionStatus, TableStatus};
 pub use subscription::{Positions, Progress, Registration, StateChange, SubscriptionRow};
-pub use table::{NewTables, TableChanges, TableMapping, TableRow, TableStep};
+pub use table::{TableRow, TableStep};
 pub use wal::WalPositions;
 
 /// Maximum number of sessions of one store, without its listener.
@@ -195,14 +200,38 @@ async fn first_open(routes: &[Route]) -> Result<(Route, PgConnection), StoreErro
 }
 
 async fn open(route: &Route) -> Result<PgConnection, StoreErrorKind> {
+    let connecting = |error| error::connecting(&route.endpoint, error);
     let work = async {
-        let mut session = route.options.connect().await?;
-        prepare(&mut session, route.session).await?;
+        let mut session = route.options.connect().await.map_err(connecting)?;
+        refuse_pooler(route).await?;
+        prepare(&mut session, route.session).await.map_err(connecting)?;
         Ok(session)
     };
-    let timed_out = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-    let outcome = tokio::time::timeout(route.timeout, work).await.unwrap_or_else(|_| Err(timed_out()));
-    outcome.map_err(|error| error::connecting(&route.endpoint, error))
+    let timed_out = || connecting(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()));
+    tokio::time::timeout(route.timeout, work).await.unwrap_or_else(|_| Err(timed_out()))
+}
+
+/// Fails if a pooler would give what a session sets to other applications. sqlx cannot tell, so a session of
+/// [`net`] is asked.
+async fn refuse_pooler(route: &Route) -> Result<(), StoreErrorKind> {
+    let options = net::ClientOptions::default();
+    let error = match Box::pin(net::client(&route.conninfo, &options)).await {
+        Ok(client) => {
+            client.close().await;
+            return Ok(());
+        }
+        Err(error) => error,
+    };
+    if matches!(*error.kind, net::ConnectErrorKind::Pooled) {
+        return Err(StoreErrorKind::Unsupported(error.diagnosis()));
+    }
+    let endpoint = route.endpoint.clone();
+    Err(match error.server_error() {
+        Some(server) => StoreErrorKind::Refused { endpoint, server: Box::new(server.clone()) },
+        None => {
+            StoreErrorKind::Unreachable { endpoint, source: sqlx::Error::Io(std::io::Error::other(error)) }
+        }
+    })
 }
 
 fn pool(options: PgConnectOptions, wanted: TargetSessionAttrs, connections_max: u32) -> PgPool {

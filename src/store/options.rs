@@ -36,6 +36,8 @@ pub(super) struct Route {
     /// Bounds name resolution, TCP, TLS, authentication and session set-up together.
     pub(super) timeout: Duration,
     pub(super) session: TargetSessionAttrs,
+    /// The same host for [`crate::net`].
+    pub(super) conninfo: ConnInfo,
 }
 
 /// Returns the routes to the target, in the order in which they are tried. There is at least one.
@@ -51,6 +53,7 @@ pub(super) fn routes(target: &ConnInfo) -> Result<Vec<Route>, Diagnosis> {
                 endpoint: endpoint(host),
                 timeout: target.connect_timeout,
                 session: target.target_session_attrs,
+                conninfo: ConnInfo { hosts: vec![host.clone()], ..target.clone() },
             });
         }
     }
@@ -95,8 +98,11 @@ fn base_options(target: &ConnInfo, host: &Host, settings: &[(String, String)]) -
         // The password is empty rather than missing: without one, sqlx would use PGPASSWORD, which may belong
         // to another server. `config` has read it where it applies.
         .password(target.password_for(host).map_or("", |password| password.expose()))
-        .application_name(APPLICATION_NAME)
-        .options(settings.iter().map(|(name, value)| (name, value)));
+        .application_name(APPLICATION_NAME);
+    // Poolers refuse a session that asks for options, also for none.
+    if !settings.is_empty() {
+        options = options.options(settings.iter().map(|(name, value)| (name, value)));
+    }
     options = match &host.address {
         HostAddress::Tcp { name, hostaddr: None } => options.host(name),
         HostAddress::Tcp { hostaddr: Some(address), .. } => options.host(&address.to_string()),

@@ -38,8 +38,10 @@ pub enum TableState {
     CatchingUp,
     /// Applied by the stream with all the others.
     Ready,
-    /// Its copy failed; its error says why.
+    /// Its copy failed, and its error says why; or a gap holds it.
     Paused,
+    /// The publications do not publish it any more, and the stream has passed that. Only shown; it is never written.
+    Left,
 }
 
 /// The state that an operator has asked for.
@@ -89,7 +91,8 @@ impl State {
 }
 
 impl TableState {
-    pub const ALL: [Self; 5] = [Self::Pending, Self::Copying, Self::CatchingUp, Self::Ready, Self::Paused];
+    pub const ALL: [Self; 6] =
+        [Self::Pending, Self::Copying, Self::CatchingUp, Self::Ready, Self::Paused, Self::Left];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -99,6 +102,7 @@ impl TableState {
             Self::CatchingUp => "catching_up",
             Self::Ready => "ready",
             Self::Paused => "paused",
+            Self::Left => "left",
         }
     }
 }

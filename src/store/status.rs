@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
+use crate::subscription::membership::LetGo;
 
 use super::codec::serialize_time_option;
 use super::{State, SubscriptionRow, TableRow, TableState};
@@ -179,7 +180,10 @@ impl TableStatus {
         Self {
             source: row.source.clone(),
             target: row.target.clone(),
-            state: row.state,
+            state: match row.left {
+                Some(left) if left.gone == LetGo::Done => TableState::Left,
+                _ => row.state,
+            },
             rows_copied: row.rows_copied,
             rows_estimated: row.rows_estimated,
             error: row.error.clone(),

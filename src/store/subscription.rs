@@ -8,7 +8,9 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 
 use crate::boundary;
 use crate::error::{Diagnosis, PauseReason};
+use crate::gap::Gap;
 use crate::pg::{Lsn, SlotName, SubscriptionName, as_owner};
+use crate::subscription::publication_record::PublicationRecord;
 use crate::subscription::trust::PublisherRecord;
 
 use super::codec::Time;
@@ -16,7 +18,7 @@ use super::error::SkipRefusal;
 use super::publisher;
 use super::table::{self, TableRow};
 use super::{
-    Desired, EventKind, Ownership, State, Store, StoreError, StoreErrorKind, event, lock, lost, owner,
+    Desired, EventKind, Ownership, State, Store, StoreError, StoreErrorKind, event, gap, lock, lost, owner,
     spelling,
 };
 
@@ -76,6 +78,8 @@ pub struct Positions {
     pub wal_status: Option<String>,
     /// WAL bytes that the slot makes the publisher keep.
     pub retained_bytes: Option<u64>,
+    /// Up to here the publications are known to be as recorded. An unknown one leaves the recorded value.
+    pub publications_seen: Option<Lsn>,
 }
 
 /// How far the subscription has been applied; written by `apply` alone.
@@ -118,8 +122,12 @@ pub struct SubscriptionRow {
     pub has_passed_conflict: bool,
     /// The record of the publisher; none if nothing has been recorded, or only by an older version.
     pub publisher: Option<PublisherRecord>,
+    /// What is known of the publications' past.
+    pub publication_record: Vec<PublicationRecord>,
     /// The tables, sorted by their name on the publisher.
     pub tables: Vec<TableRow>,
+    /// The open gaps, oldest first.
+    pub gaps: Vec<Gap>,
     /// Whether a session holds the advisory lock: a service applies it now.
     pub owned: bool,
 }
@@ -135,6 +143,7 @@ const SELECT: &str = "\
            s.publisher_timeline_start::pg_catalog.text, s.publisher_started_at, s.publisher_is_standby, \
            s.publisher_wal_lsn::pg_catalog.text AS witnessed_wal, s.publisher_next_xid, \
            s.slot_restart_lsn::pg_catalog.text, s.publisher_seen_at, s.distrusted_started_at, \
+           s.publication_record, s.publications_seen_lsn::pg_catalog.text, \
            EXISTS (SELECT FROM pgsluice.conflict c \
                WHERE c.subscription = s.name AND c.resolved_at IS NULL AND c.commit_lsn < p.applied_lsn) AS passed \
     FROM pgsluice.subscription s LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
@@ -161,7 +170,8 @@ const SET_DISABLED: &str = "UPDATE pgsluice.subscription SET state = $2, reason 
 
 const REPORT_POSITIONS: &str = as_owner!(
     " UPDATE pgsluice.subscription s SET received_lsn = $3, flushed_lsn = $4, publisher_lsn = $5, \
-     lag_bytes = $6, lag_seconds = $7, wal_status = $8, retained_bytes = $9, reported_at = now() \
+     lag_bytes = $6, lag_seconds = $7, wal_status = $8, retained_bytes = $9, \
+     publications_seen_lsn = greatest(s.publications_seen_lsn, $10), reported_at = now() \
      FROM owner WHERE s.name = owner.name"
 );
 
@@ -235,6 +245,7 @@ impl Store {
                 .bind(positions.lag_seconds)
                 .bind(positions.wal_status.as_deref())
                 .bind(positions.retained_bytes.map(saturate))
+                .bind(positions.publications_seen)
                 .execute(&self.pool)
                 .await?;
             owner::met(&self.pool, done.rows_affected(), owner).await
@@ -359,10 +370,12 @@ pub(super) async fn load(
     let rows = sqlx::query(SELECT).bind(name).fetch_all(&mut *tx).await?;
     let mut rows = rows.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
     let mut tables = table::load(&mut tx, name).await?;
+    let mut gaps = gap::load(&mut tx, name).await?;
     let held = lock::held(&mut tx).await?;
     tx.commit().await?;
     for row in &mut rows {
         row.tables = tables.remove(&row.name).unwrap_or_default();
+        row.gaps = gaps.remove(&row.name).unwrap_or_default();
         row.owned = held.contains(&lock::lock_key(&row.name));
     }
     Ok(rows)
@@ -435,6 +448,7 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
             lag_seconds: row.try_get("lag_seconds")?,
             wal_status: row.try_get("wal_status")?,
             retained_bytes: unsigned(row, "retained_bytes")?,
+            publications_seen: lsn(row, "publications_seen_lsn")?,
         },
         warnings: row.try_get::<Json<Vec<String>>, _>("warnings")?.0,
         instance: row.try_get("instance")?,
@@ -443,7 +457,9 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
         progress,
         has_passed_conflict: row.try_get("passed")?,
         publisher: publisher::decode(row)?,
+        publication_record: row.try_get::<Json<Vec<PublicationRecord>>, _>("publication_record")?.0,
         tables: Vec::new(),
+        gaps: Vec::new(),
         owned: false,
     })
 }

@@ -12,7 +12,6 @@
 use std::collections::HashMap;
 
 use jiff::Timestamp;
-use serde_json::json;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{PgConnection, Row as _};
@@ -20,36 +19,12 @@ use sqlx::{PgConnection, Row as _};
 use crate::boundary;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName, as_owner};
-use crate::schema::SeenTable;
+use crate::schema::{Marks, SeenTable};
+use crate::subscription::membership::{Left, LetGo};
 
 use super::codec::Time;
-use super::subscription::{lsn, saturate, unknown, unsigned, word};
-use super::{
-    EventKind, Ownership, Store, StoreError, StoreErrorKind, TableState, event, lost, owner, spelling,
-};
-
-/// A published table and its target table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TableMapping {
-    pub source: QualifiedName,
-    pub target: QualifiedName,
-}
-
-/// How tables that join a subscription begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NewTables {
-    /// `pending`: their rows are to be copied.
-    Copy,
-    /// `ready`: not copied (`copy_data = false`); changes that commit beyond the position apply.
-    Ready { synced_lsn: Lsn },
-}
-
-/// The result of [`Store::sync_tables`].
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct TableChanges {
-    pub added: Vec<QualifiedName>,
-    pub removed: Vec<QualifiedName>,
-}
+use super::subscription::{lsn, saturate, unsigned, word};
+use super::{Ownership, Store, StoreError, StoreErrorKind, TableState, lost, owner, spelling};
 
 /// The result of a write about a table's synchronisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,43 +53,18 @@ pub struct TableRow {
     pub exact_because: Option<String>,
     /// The table as the stream last described it; none before the first description.
     pub described: Option<SeenTable>,
+    /// Its OID on the publisher; none where an older version recorded it.
+    pub source_oid: Option<u32>,
+    /// Its OID on the target, if it has been looked up.
+    pub target_oid: Option<u32>,
+    /// How the publications published it when they were last looked at.
+    pub marks: Option<Marks>,
+    /// It is not published any more.
+    pub left: Option<Left>,
     pub updated_at: Timestamp,
 }
 
 impl Store {
-    /// Makes the subscription's tables exactly `tables`: inserts new ones, deletes missing ones, updates
-    /// changed targets. The state of tables that stay is not changed.
-    pub async fn sync_tables(
-        &self,
-        owner: &Ownership,
-        tables: &[TableMapping],
-        new: NewTables,
-    ) -> Result<TableChanges, StoreError> {
-        self.run("take up the published tables", async {
-            let (name, mut tx) = (owner.name(), self.pool.begin().await?);
-            owner::require(&mut tx, owner).await?;
-            let known: Option<i32> =
-                sqlx::query_scalar("SELECT 1 FROM pgsluice.subscription WHERE name = $1 FOR UPDATE")
-                    .bind(name)
-                    .fetch_optional(&mut *tx)
-                    .await?;
-            known.ok_or_else(|| unknown(name))?;
-            let changes = TableChanges {
-                removed: remove_absent(&mut tx, name, tables).await?,
-                added: add_new(&mut tx, name, tables, new).await?,
-            };
-            if changes != TableChanges::default() {
-                let message =
-                    format!("{} tables added, {} let go", changes.added.len(), changes.removed.len());
-                let facts = json!({ "added": changes.added, "removed": changes.removed });
-                event::insert(&mut tx, Some(name), EventKind::Table, &message, Some(facts)).await?;
-            }
-            boundary::deed!("table::take_up", tx.commit().await, Err(lost()))?;
-            Ok(changes)
-        })
-        .await
-    }
-
     /// Ensures that no copy that was begun before can commit, and waits for those that the server is
     /// committing. After that, only the owner changes the record of its tables.
     pub async fn end_copies(&self, owner: &Ownership) -> Result<(), StoreError> {
@@ -357,67 +307,6 @@ impl Store {
     }
 }
 
-async fn remove_absent(
-    session: &mut PgConnection,
-    name: &str,
-    tables: &[TableMapping],
-) -> Result<Vec<QualifiedName>, StoreErrorKind> {
-    let rows: Vec<(String, String)> = sqlx::query_as(
-        "DELETE FROM pgsluice.table_sync t WHERE t.subscription = $1 AND NOT EXISTS \
-         (SELECT FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS w (s, t) \
-          WHERE w.s = t.source_schema AND w.t = t.source_table) RETURNING source_schema, source_table",
-    )
-    .bind(name)
-    .bind(part(tables, |table| &table.source.schema))
-    .bind(part(tables, |table| &table.source.name))
-    .fetch_all(session)
-    .await?;
-    Ok(names(rows))
-}
-
-async fn add_new(
-    session: &mut PgConnection,
-    name: &str,
-    tables: &[TableMapping],
-    new: NewTables,
-) -> Result<Vec<QualifiedName>, StoreErrorKind> {
-    let (state, synced_lsn) = match new {
-        NewTables::Copy => (TableState::Pending, None),
-        NewTables::Ready { synced_lsn } => (TableState::Ready, Some(synced_lsn)),
-    };
-    // xmax is 0 in a row that was inserted rather than updated.
-    let rows: Vec<(String, String, bool)> = sqlx::query_as(
-        "INSERT INTO pgsluice.table_sync AS t \
-         (subscription, source_schema, source_table, target_schema, target_table, state, synced_lsn) \
-         SELECT $1, w.ss, w.st, w.ts, w.tt, $6, $7 FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], \
-         $4::pg_catalog.text[], $5::pg_catalog.text[]) AS w (ss, st, ts, tt) \
-         ON CONFLICT (subscription, source_schema, source_table) DO UPDATE \
-         SET target_schema = excluded.target_schema, target_table = excluded.target_table, updated_at = now() \
-         WHERE (t.target_schema, t.target_table) IS DISTINCT FROM (excluded.target_schema, excluded.target_table) \
-         RETURNING source_schema, source_table, xmax = 0",
-    )
-    .bind(name)
-    .bind(part(tables, |table| &table.source.schema))
-    .bind(part(tables, |table| &table.source.name))
-    .bind(part(tables, |table| &table.target.schema))
-    .bind(part(tables, |table| &table.target.name))
-    .bind(state.as_str())
-    .bind(synced_lsn)
-    .fetch_all(session)
-    .await?;
-    Ok(names(rows.into_iter().filter(|(.., inserted)| *inserted).map(|(schema, name, _)| (schema, name))))
-}
-
-fn part<'a>(tables: &'a [TableMapping], pick: impl Fn(&'a TableMapping) -> &'a String) -> Vec<&'a str> {
-    tables.iter().map(|table| pick(table).as_str()).collect()
-}
-
-fn names(rows: impl IntoIterator<Item = (String, String)>) -> Vec<QualifiedName> {
-    let mut names: Vec<_> = rows.into_iter().map(|(schema, name)| QualifiedName::new(schema, name)).collect();
-    names.sort();
-    names
-}
-
 fn unknown_table(name: &str, source: &QualifiedName) -> StoreErrorKind {
     StoreErrorKind::UnknownTable { subscription: name.to_owned(), source: source.clone() }
 }
@@ -429,7 +318,9 @@ pub(super) async fn load(
 ) -> Result<HashMap<String, Vec<TableRow>>, StoreErrorKind> {
     let rows = sqlx::query(
         "SELECT subscription, source_schema, source_table, target_schema, target_table, state, \
-         synced_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, described, updated_at FROM pgsluice.table_sync \
+         synced_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, described, \
+         updated_at, source_oid, target_oid, marks, left_from::pg_catalog.text, left_lsn::pg_catalog.text, left_xid, \
+         let_go_at IS NOT NULL AS let_go FROM pgsluice.table_sync \
          WHERE $1::pg_catalog.text IS NULL OR subscription = $1 ORDER BY source_schema, source_table",
     )
     .bind(name)
@@ -457,6 +348,20 @@ fn decode(row: &PgRow) -> Result<TableRow, sqlx::Error> {
         error: row.try_get::<Option<Json<Diagnosis>>, _>("error")?.map(|error| error.0),
         exact_because: row.try_get("exact_because")?,
         described: row.try_get::<Option<Json<SeenTable>>, _>("described")?.map(|described| described.0),
+        source_oid: oid(row, "source_oid")?,
+        target_oid: oid(row, "target_oid")?,
+        marks: row.try_get::<Option<Json<Marks>>, _>("marks")?.map(|marks| marks.0),
+        left: left(row)?,
         updated_at: row.try_get::<Time, _>("updated_at")?.0,
     })
+}
+
+fn oid(row: &PgRow, column: &str) -> Result<Option<u32>, sqlx::Error> {
+    Ok(unsigned(row, column)?.and_then(|oid| u32::try_from(oid).ok()))
+}
+
+fn left(row: &PgRow) -> Result<Option<Left>, sqlx::Error> {
+    let Some((lsn, xid)) = lsn(row, "left_lsn")?.zip(unsigned(row, "left_xid")?) else { return Ok(None) };
+    let gone = if row.try_get("let_go")? { LetGo::Done } else { LetGo::NotYet };
+    Ok(Some(Left { from: self::lsn(row, "left_from")?, lsn, xid, gone }))
 }

@@ -41,17 +41,18 @@ struct Recorded {
 
 impl Recorded {
     fn of(table: &PreparedTable) -> Self {
-        let described = match table.row.state {
-            TableState::Ready => table.row.described.clone(),
+        let described = match (&table.published, table.row.state) {
             // It has just been recorded as it is published.
-            TableState::Pending | TableState::Copying | TableState::CatchingUp | TableState::Paused => {
-                Some(table.published.seen())
+            (Some(published), TableState::Pending | TableState::Copying | TableState::CatchingUp) => {
+                Some(published.seen())
             }
+            _ => table.row.described.clone(),
         };
+        let last_number = table.published.as_ref().map(|published| published.last_number);
         Self {
-            columns: described.map(|described| described.columns),
             exact_because: table.row.exact_because.clone(),
-            last_number: table.published.last_number,
+            last_number: last_number.or(described.as_ref().map(|seen| seen.last_number)).unwrap_or_default(),
+            columns: described.map(|described| described.columns),
         }
     }
 }

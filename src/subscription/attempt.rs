@@ -9,20 +9,22 @@
 //! rolled back with its session, and the next attempt begins from the record.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::apply::{Applier, Membership, Start, progress};
 use crate::config::{Subscription, SynchronousCommit};
-use crate::error::Diagnosis;
+use crate::error::{Diagnosis, Disposition};
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, QualifiedName};
 use crate::replication::{
-    CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec, SystemIdentity,
+    CreatedSlot, ReplicationConnection, ReplicationStream, SlotLifetime, SlotSnapshot, SlotSpec, StreamError,
+    SystemIdentity,
 };
-use crate::schema::catalog::CatalogError;
-use crate::store::{Ownership, Store, SubscriptionRow, TableRow};
+use crate::schema::catalog::{self, CatalogError};
+use crate::store::{Ownership, Store, SubscriptionRow};
 use crate::target::TargetSession;
 use crate::telemetry::Attention;
 
@@ -31,21 +33,30 @@ use super::failure::{Cause, Failure};
 use super::findings;
 use super::first_rows::first_rows;
 use super::format::{self, Choice, Ready, Transactions, Whole};
+use super::gaps;
 use super::misfits::with_facts;
 use super::positions::{Promptness, StreamPositions};
+use super::publication_record::Named;
 use super::publications::Publications;
-use super::publisher::{Published, Publisher, Reached, Reaching};
-use super::reader::Reader;
+use super::publisher::{Published, Publisher, Reached, Reaching, Wanted};
+use super::reader::{ReadError, Reader};
 use super::slot::{self, OnMissing, SlotPlan, SlotView};
 use super::slot_wait::{Progress, SlotCreation};
 use super::snapshot::Snapshot;
-use super::stream::{self, StreamEnd};
+use super::stream::{self, Begun, StreamEnd};
 use super::table_sync::TableSyncs;
 use super::take_up::{
-    compare_pending, membership, record_described, still_pending, take_up_tables, warn_of_unlogged,
+    self, Ground, Known, compare_pending, membership, record_described, still_pending, take_up_tables,
+    warn_of_unlogged,
 };
 use super::trust;
 use super::verify::{self, check_identity, still_holds, verify};
+
+/// Maximum time of a look at the publications before a pause.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Maximum time of waiting for the error of a stream that the publisher has ended.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What an attempt needs, and the channels by which it reports.
 #[derive(Debug, Clone)]
@@ -67,6 +78,8 @@ pub(super) struct Context {
     pub(super) exact_until: Option<Lsn>,
     /// For how long transactions are sent after their commit.
     pub(super) whole: Option<Whole>,
+    /// Publications that the walsender has found missing, each with the position that had been applied.
+    pub(super) refused: Vec<(Lsn, String)>,
     /// The warnings that were reported last.
     pub(super) warned: watch::Sender<Vec<String>>,
 }
@@ -99,6 +112,15 @@ impl Context {
     /// Logs a warning for an operator.
     pub(super) fn attention(&self, relation: Option<&QualifiedName>, diagnosis: &Diagnosis) {
         Attention { subscription: Some(self.name()), relation, diagnosis }.emit();
+    }
+
+    /// The messages by which the walsender has refused publications at the position from which the stream goes on.
+    fn refused_at(&self, plan: SlotPlan) -> Vec<&str> {
+        let at = |from: Lsn| self.refused.iter().filter(move |(at, _)| *at == from);
+        match plan {
+            SlotPlan::Continue { from } => at(from).map(|(_, message)| message.as_str()).collect(),
+            SlotPlan::Adopt { .. } | SlotPlan::Create => Vec::new(),
+        }
     }
 
     pub(super) async fn tell(&self, phase: Phase) {
@@ -151,7 +173,7 @@ pub(super) async fn run(
     match end {
         Err(failure) => match failure.restart.clone() {
             Some(restart) => Ok(StreamEnd::Restart(*restart, failure)),
-            None => Err(failure),
+            None => Err(gaps::record(context, failure).await?),
         },
         end => end,
     }
@@ -173,9 +195,7 @@ async fn prepare_and_stream(
     }
     let found = Found { replication, identity, published, known };
     match Box::pin(follow(context, session, &publisher, found, link)).await {
-        Err(failure) if failure.misfits.is_some() => {
-            Err(with_facts(context, session, &publisher, failure).await)
-        }
+        Err(failure) if failure.has_misfits() => Err(with_facts(context, session, &publisher, failure).await),
         end => end,
     }
 }
@@ -199,16 +219,21 @@ async fn follow(
     let Found { mut replication, identity, published, known } = found;
     let subscription = &context.subscription;
     let (plan, view) =
-        place_in_stream(context, session, publisher, &mut replication, &identity, known.record).await?;
+        place_in_stream(context, session, publisher, &mut replication, &identity, &known).await?;
     let term = context.owner.term();
     let mut warnings = Vec::new();
-    let tables = take_up_tables(context, published?, known.tables, plan, &mut warnings).await?;
-    let mut pending = compare_pending(session, &tables, &mut warnings).await?;
+    let published = published?;
+    let refused = context.refused_at(plan);
+    let refused = take_up::refused(&refused, &known.members.publications);
+    let ground = Ground { publisher, plan, view: &view, refused: &refused };
+    let taken_up = take_up_tables(context, session, &ground, published, known.members, &mut warnings).await?;
+    let tables = &taken_up.tables;
+    let mut pending = compare_pending(session, tables, &mut warnings).await?;
     record_described(context, &pending).await?;
-    let relations: Vec<_> = tables.iter().map(|table| (&table.published.relation, &table.target)).collect();
+    let relations: Vec<_> = tables.iter().map(|table| (&*table.relation, &table.target)).collect();
     let (possible, unlogged) = tokio::join!(
         format::survey(context, publisher, session, &relations, &mut warnings),
-        warn_of_unlogged(session, &tables)
+        warn_of_unlogged(session, tables)
     );
     let possible = possible?;
     warnings.extend(unlogged?);
@@ -228,23 +253,62 @@ async fn follow(
             // them.
             report_warnings(context, session, warnings, &known.warnings).await?;
             progress::create(session.client(), &subscription.name, term, slot.consistent_point).await?;
-            let copied = first_rows(context, publisher, &slot, &tables, &mut pending).await?;
+            let copied = first_rows(context, publisher, &slot, tables, &mut pending).await?;
             (slot.consistent_point, copied)
         }
     };
-    let members = membership(&tables, &copied);
+    let members = membership(tables, &copied);
     let pending = still_pending(pending, &members);
     let ready = if pending.is_empty() { Ready::All } else { Ready::NotAll };
-    let syncs = TableSyncs::new(context, publisher, pending);
-    let stream_tables = stream::Tables { syncs, announced: Announced::new(&tables) };
+    let (from, named) = named(context, session, publisher, &taken_up, from, &refused).await?;
+    let syncs = TableSyncs::new(context, publisher, named.names.clone(), pending);
+    let stream_tables = stream::Tables { syncs, announced: Announced::new(tables) };
     let skip = skip_ahead(context, known.skip, from).await?;
     if known.has_passed_conflict {
         context.store.resolve_applied(&context.owner, from).await?;
     }
-    let synchronised = members.values().filter_map(|member| member.position).max();
-    let choice = possible.choose(context, from, skip.max(synchronised), ready);
-    let begin = Begin { from, skip, choice, members, tables: stream_tables, view };
+    let known_at_end =
+        members.values().flat_map(|member| [member.applies.position, member.applies.held_from]);
+    let known_at_end = known_at_end.flatten().max();
+    let choice = possible.choose(context, from, skip.max(known_at_end), ready);
+    let look_at = taken_up.let_go_at.max(named.again_at).filter(|at| *at > from);
+    let begin = Begin {
+        from,
+        skip,
+        choice,
+        members,
+        tables: stream_tables,
+        view,
+        publications: named.names,
+        look_at,
+    };
     Box::pin(stream_on(context, session, publisher, replication, begin, link)).await
+}
+
+/// Chooses the publications of the stream. If none of them existed for a while, the stream goes on behind that.
+async fn named(
+    context: &Context,
+    session: &TargetSession,
+    publisher: &Publisher,
+    taken_up: &take_up::TakenUp,
+    from: Lsn,
+    refused: &[String],
+) -> Result<(Lsn, Named), Failure> {
+    let version = publisher.client.server_version_num();
+    let named = take_up::publications(context, taken_up, version, from, refused);
+    match named.skip_to {
+        None if named.names.is_empty() => {
+            Err(Failure::retry(findings::no_publication(from)).because_of(Cause::Publications))
+        }
+        None => Ok((from, named)),
+        Some(to) => {
+            // The tables of these publications are held by gaps, or have left.
+            let (name, term) = (&context.subscription.name, context.owner.term());
+            progress::record_idle(session.client(), name, term, from, to).await?;
+            warn!(subscription = %name, %from, %to, "the publications did not exist, so the stream goes on behind that");
+            Ok((to, take_up::publications(context, taken_up, version, to, &[])))
+        }
+    }
 }
 
 /// Reads how far the target is, and judges whether the publisher's slot goes on from there.
@@ -254,9 +318,9 @@ async fn place_in_stream(
     publisher: &Publisher,
     replication: &mut ReplicationConnection,
     identity: &SystemIdentity,
-    mut record: trust::Record,
+    known: &Recorded,
 ) -> Result<(SlotPlan, SlotView), Failure> {
-    let subscription = &context.subscription;
+    let (subscription, mut record) = (&context.subscription, known.record.clone());
     check_identity(context, identity, record.system_id.as_deref()).await?;
     let term = context.owner.term();
     let (position, view) = tokio::join!(
@@ -269,6 +333,7 @@ async fn place_in_stream(
         progress::flush(session.client(), &subscription.name, term).await?;
     }
     record.applied = position;
+    context.positions.send_modify(|positions| positions.applied = position.or(positions.applied));
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(
         &subscription.slot,
@@ -279,6 +344,9 @@ async fn place_in_stream(
         &subscription.publisher.dbname,
     )?;
     let applied = verify(context, session, &publisher.client, replication, identity, &view, &record).await?;
+    if known.members.gaps.iter().any(|gap| gap.table.is_none()) {
+        context.store.heal_gaps(&context.owner).await?;
+    }
     Ok((plan.from(applied), view))
 }
 
@@ -291,6 +359,10 @@ struct Begin {
     tables: stream::Tables,
     /// The slot as it was when it was found to be trusted.
     view: SlotView,
+    /// The publications that the stream is asked for.
+    publications: Vec<String>,
+    /// Once the stream has passed this position, the publications are to be looked at again.
+    look_at: Option<Lsn>,
 }
 
 /// Starts the stream, and applies it until something ends it.
@@ -302,22 +374,61 @@ async fn stream_on(
     begin: Begin,
     link: &mut Option<Reader>,
 ) -> Result<StreamEnd, Failure> {
-    let Begin { from, skip, choice, members, tables, view } = begin;
+    let Begin { from, skip, choice, members, tables, view, publications, look_at } = begin;
     let (subscription, term) = (&context.subscription, context.owner.term());
     if choice.transactions == Transactions::InProgress {
         replication.simple_query(format::STREAM_EARLY).await?;
     }
-    let stream = publisher
-        .start(subscription, replication, &subscription.slot, from, choice.format, choice.transactions)
-        .await?;
-    still_holds(&publisher.client, subscription, &view, from).await?;
+    let wanted = Wanted { publications, format: choice.format, transactions: choice.transactions };
+    let mut stream = publisher.start(subscription, replication, &subscription.slot, from, wanted).await?;
+    if let Err(failure) = still_holds(&publisher.client, subscription, &view, from).await {
+        // The walsender may have ended at the first change, and then it has said why.
+        return Err(refusal(&mut stream).await.unwrap_or(failure));
+    }
     info!(subscription = %subscription.name, lsn = %from, values = ?choice.format, transactions = ?choice.transactions, "streaming");
     context.tell(Phase::Streaming).await;
     let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
     let exact_until = context.exact_until;
     let start = Start { recorded: from, term, skip, exact_until, format: choice.format };
     let applier = Applier::new(session, subscription.name.clone(), members, start);
-    stream::run(context, applier, reader, tables, from, choice).await
+    let end = stream::run(context, applier, reader, tables, Begun { from, choice, look_at }).await;
+    let needs_a_person = match &end {
+        Ok(StreamEnd::Conflict(_)) => true,
+        Err(failure) => matches!(failure.disposition, Disposition::Pause(_)) && failure.restart.is_none(),
+        Ok(_) => false,
+    };
+    // A table that has left and come back, or was replaced, may be the reason.
+    if needs_a_person && publications_have_changed(context, publisher).await {
+        return Ok(StreamEnd::PublicationsChanged);
+    }
+    end
+}
+
+/// The error by which the publisher has ended the stream; none if it has not, or without an error.
+async fn refusal(stream: &mut ReplicationStream) -> Option<Failure> {
+    let ended = async {
+        loop {
+            if let Err(error) = stream.next().await {
+                return error;
+            }
+        }
+    };
+    match tokio::time::timeout(REFUSAL_TIMEOUT, ended).await {
+        Ok(error @ StreamError::Server(_)) => Some(ReadError::Stream(error).into()),
+        Ok(_) | Err(_) => None,
+    }
+}
+
+/// Looks at the publications once more. If that is not possible, they count as unchanged.
+async fn publications_have_changed(context: &Context, publisher: &Publisher) -> bool {
+    let client = &publisher.client;
+    let look = catalog::look_at_publications(
+        &**client,
+        client.server_version_num(),
+        &context.subscription.publications,
+    );
+    let Ok(Ok(look)) = tokio::time::timeout(LOOK_TIMEOUT, look).await else { return false };
+    context.publications.borrow().taken_up.as_ref().is_some_and(|taken_up| *taken_up != look.fingerprint)
 }
 
 /// Returns the armed skip, unless its transaction has been passed. If a skip is armed during the attempt, a
@@ -347,7 +458,7 @@ async fn skip_ahead(context: &Context, armed: Option<Lsn>, from: Lsn) -> Result<
 struct Recorded {
     /// The facts that are compared with the publisher; the position is read again.
     record: trust::Record,
-    tables: Vec<TableRow>,
+    members: Known,
     skip: Option<Lsn>,
     has_passed_conflict: bool,
     warnings: Vec<String>,
@@ -355,9 +466,9 @@ struct Recorded {
 
 impl Recorded {
     fn of(row: Option<SubscriptionRow>) -> Self {
-        row.map_or_else(Self::default, |row| Self {
+        row.map_or_else(Self::default, |mut row| Self {
             record: verify::record(&row, None),
-            tables: row.tables,
+            members: Known::of(&mut row),
             skip: row.skip_lsn,
             has_passed_conflict: row.has_passed_conflict,
             warnings: row.warnings,

@@ -4,10 +4,11 @@ use crate::apply::ApplyError;
 use crate::apply::end::{End, Unfit};
 use crate::copy::CopyError;
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
+use crate::gap::{GapKind, NewGap};
 use crate::net::{ConnectError, Ended, Step};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::DecodeError;
-use crate::replication::{CommandError, Fault};
+use crate::replication::{CommandError, Fault, StreamError};
 use crate::schema::catalog::{CatalogError, Side};
 use crate::schema::{Misfit, MisfitFacts};
 use crate::store::{StoreError, StoreErrorKind};
@@ -24,13 +25,17 @@ pub struct Failure {
     /// If set, a new attempt begins at once, and nothing is reported.
     pub restart: Option<Box<Restart>>,
     pub cause: Cause,
-    /// The misfits that `diagnosis` is about, for [`Failure::with_facts`].
-    pub misfits: Option<Box<Misfits>>,
+    pub about: Option<Box<About>>,
 }
 
-/// Misfits that can be described again, once more is known of them.
+/// What a failure is about that its caller does something about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Misfits(pub(super) Vec<Misfit>);
+pub enum About {
+    /// The gap that it leaves, which is to be recorded.
+    Gap(NewGap),
+    /// Misfits that can be described again once more is known of them ([`Failure::with_facts`]).
+    Misfits(Vec<Misfit>),
+}
 
 /// Why a new attempt begins at once, from the durable position.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +45,8 @@ pub enum Restart {
     /// A transaction in progress could not be applied before its end was known: for some time, transactions
     /// are sent after their commit.
     SendWhole,
+    /// A publication did not exist at the moment of a change. The walsender's message names it.
+    PublicationMissing(String),
     /// DDL has changed this table of the target, so it has to be planned again.
     TargetChanged(QualifiedName),
 }
@@ -120,8 +127,24 @@ impl Failure {
         Self { cause, ..self }
     }
 
+    /// Adds the gap of the subscription that it leaves.
+    #[must_use]
+    pub(super) fn with_gap(self, kind: GapKind, from: Option<Lsn>, to: Option<Lsn>) -> Self {
+        let gap = NewGap { table: None, kind, from, to, since: None, detail: None };
+        Self { about: Some(Box::new(About::Gap(gap))), ..self }
+    }
+
+    /// As [`Self::with_gap`], if the publisher refused because of the subscription's slot.
+    fn with_gap_of(self, fault: Option<Fault>) -> Self {
+        match fault {
+            Some(Fault::SlotMissing) => self.with_gap(GapKind::SlotGone, None, None),
+            Some(Fault::SlotInvalidated) => self.with_gap(GapKind::SlotLost, None, None),
+            _ => self,
+        }
+    }
+
     fn of(disposition: Disposition, diagnosis: Diagnosis, cause: Cause) -> Self {
-        Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause, misfits: None }
+        Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause, about: None }
     }
 
     /// Converts the error of a table's copy; `role` reads the table on the publisher.
@@ -137,10 +160,14 @@ impl Failure {
         Self::of(Disposition::Retry, error.diagnosis(source, role), cause)
     }
 
+    pub(super) fn has_misfits(&self) -> bool {
+        matches!(self.about.as_deref(), Some(About::Misfits(_)))
+    }
+
     /// Describes the misfits again, with the DDL that the facts allow.
     #[must_use]
     pub(super) fn with_facts(mut self, facts: &MisfitFacts) -> Self {
-        if let Some(Misfits(misfits)) = self.misfits.as_deref_mut() {
+        if let Some(About::Misfits(misfits)) = self.about.as_deref_mut() {
             for misfit in &mut *misfits {
                 misfit.complete(facts);
             }
@@ -207,7 +234,8 @@ impl From<OpenError> for Failure {
 
 impl From<CommandError> for Failure {
     fn from(error: CommandError) -> Self {
-        Self::of(error.disposition(), error.diagnosis(), Cause::of(error.fault()))
+        let fault = error.fault();
+        Self::of(error.disposition(), error.diagnosis(), Cause::of(fault)).with_gap_of(fault)
     }
 }
 
@@ -237,7 +265,15 @@ impl From<ReadError> for Failure {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Stream(error) => {
-                Self::of(error.disposition(), error.diagnosis(), Cause::of(error.fault()))
+                let fault = error.fault();
+                let restart = match (&error, fault) {
+                    (StreamError::Server(server), Some(Fault::PublicationMissing)) => {
+                        Some(Box::new(Restart::PublicationMissing(server.message.clone())))
+                    }
+                    _ => None,
+                };
+                let failure = Self::of(error.disposition(), error.diagnosis(), Cause::of(fault));
+                Self { restart, ..failure.with_gap_of(fault) }
             }
             ReadError::Decode(error) => error.into(),
             ReadError::Ended => Self::retry(
@@ -368,8 +404,8 @@ pub(crate) fn schema_failure(misfits: &[Misfit]) -> Failure {
         diagnosis = diagnosis.detail(details.join("\n"));
     }
     let hint = format!("on the target, then it goes on by itself:\n{}", hints.join("\n"));
-    let misfits = Some(Box::new(Misfits(misfits.to_vec())));
-    Failure { misfits, ..Failure::pause(PauseReason::Schema, diagnosis.hint(hint)) }
+    let about = Some(Box::new(About::Misfits(misfits.to_vec())));
+    Failure { about, ..Failure::pause(PauseReason::Schema, diagnosis.hint(hint)) }
 }
 
 /// As [`schema_failure`], for a change that has come.

@@ -4,6 +4,7 @@
 
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_ident};
+use crate::schema::catalog::MissingPublications;
 
 /// `wal_level` on the publisher, unless it is what logical decoding needs.
 pub(crate) fn wal_level(wal_level: &str) -> Option<Diagnosis> {
@@ -24,6 +25,25 @@ pub(crate) fn nothing_published(publications: &[String]) -> Diagnosis {
     Diagnosis::new("nothing is published: the publications hold no table")
         .detail(format!("publications: {}", publications.join(", ")))
         .hint(format!("on the publisher: ALTER PUBLICATION {} ADD TABLE …;", quote_ident(first)))
+}
+
+/// Some of the publications do not exist, and the stream goes on without them.
+pub(crate) fn missing_publications(missing: &MissingPublications) -> Diagnosis {
+    missing.diagnosis().detail("the others are streamed; tables that only these published are let go")
+}
+
+/// No publication that the stream could be asked for exists at its position.
+pub(crate) fn no_publication(from: Lsn) -> Diagnosis {
+    Diagnosis::new(format!("none of the publications exists where the stream is to go on, at {from}"))
+        .detail("before PostgreSQL 18, a publisher sends nothing of a moment at which a publication did not exist")
+        .hint("create the publications again on the publisher; the stream then goes on behind that moment, and the tables are held until they are resynchronised")
+}
+
+/// A table is published, and tables join only when an operator asks for it.
+pub(crate) fn not_followed(table: &QualifiedName, subscription: &SubscriptionName) -> Diagnosis {
+    Diagnosis::new(format!("table {table} is published, and not followed"))
+        .detail("auto_refresh is false, so that tables join only when that is asked for")
+        .hint(format!("pgsluice refresh {subscription}"))
 }
 
 /// The server is not the recorded publisher.

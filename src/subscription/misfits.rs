@@ -10,7 +10,7 @@ use crate::store::{TableRow, TableState};
 use crate::target::TargetSession;
 
 use super::attempt::Context;
-use super::failure::{Failure, Misfits};
+use super::failure::{About, Failure};
 use super::publisher::Publisher;
 
 /// Adds to a failure about the schema what its DDL needs. If the facts cannot be read, it stays as it is, as any
@@ -21,7 +21,7 @@ pub(super) async fn with_facts(
     publisher: &Publisher,
     failure: Failure,
 ) -> Failure {
-    let Some(Misfits(misfits)) = failure.misfits.as_deref() else { return failure };
+    let Some(About::Misfits(misfits)) = failure.about.as_deref() else { return failure };
     let facts = async {
         // A failed transaction would refuse queries.
         session.reset().await?;
@@ -50,7 +50,7 @@ pub(crate) fn standings(recorded: &[TableRow]) -> HashMap<QualifiedName, Standin
 
 fn standing(row: &TableRow) -> Standing {
     match row.state {
-        TableState::Ready => Standing::streamed(row.described.as_ref()),
+        TableState::Ready | TableState::Left => Standing::streamed(row.described.as_ref()),
         TableState::Pending | TableState::Copying | TableState::CatchingUp => Standing::ToBeCopied,
         TableState::Paused => Standing::Unknown,
     }

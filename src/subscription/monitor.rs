@@ -5,6 +5,9 @@
 //! the loss. A paused subscription then closes the stream, because a publisher that shuts down waits until
 //! every walsender has sent everything and has heard that it is flushed. A stream that is being applied may
 //! still get there; it is closed if it makes no progress, behind a lock on the target for example.
+//!
+//! What it finds is recorded in the target by a loop of its own, which takes the latest that there is. So a
+//! target that does not answer never keeps the monitor from noticing that the publisher is lost or waits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +19,11 @@ use tracing::debug;
 use crate::config::Subscription;
 use crate::net::{self, PgClient};
 use crate::pg::Lsn;
-use crate::schema::catalog;
+use crate::schema::catalog::{self, PublicationsLook};
 use crate::store::{HEAD_START, Ownership, Positions, Store};
 
 use super::positions::{LagClock, Promptness, StreamPositions};
-use super::publications::Publications;
+use super::publications::{Look as Asked, Proof, Publications};
 use super::publisher::monitor_options;
 use super::slot::{self, SlotView};
 use super::snapshot::{Link, Snapshot};
@@ -53,7 +56,7 @@ pub(super) struct Monitor {
     pub(super) store: Store,
     pub(super) owner: Ownership,
     pub(super) positions: watch::Receiver<StreamPositions>,
-    /// Receives what the publications contain, if tables join and leave automatically.
+    /// Receives how the publications were last seen.
     pub(super) publications: watch::Sender<Publications>,
     /// Receives whether commits on the publisher may wait for reported positions.
     pub(super) positions_wanted: watch::Sender<Promptness>,
@@ -71,7 +74,7 @@ enum Look {
 /// What one round found.
 struct Round {
     view: SlotView,
-    published: Option<String>,
+    published: Option<PublicationsLook>,
 }
 
 /// Why a round found nothing.
@@ -85,30 +88,57 @@ enum Lost {
 /// PostgreSQL's error for a session that comes while the server shuts down or starts up.
 const CANNOT_CONNECT_NOW: &str = "57P03";
 
+/// What a round found, as far as the target is to know it.
+#[derive(Debug, Clone, Default)]
+struct Found {
+    positions: Positions,
+    /// Facts about the publisher that are certain to survive its crash, and the run that they belong to.
+    proven: Option<Proven>,
+}
+
+type Proven = ((u32, jiff::Timestamp), Witnesses);
+
 impl Monitor {
     /// Runs until dropped.
     pub(super) async fn run(self) {
+        let (found, findings) = watch::channel(Found::default());
+        tokio::join!(self.watch(found), self.record(findings));
+    }
+
+    /// Looks at the publisher, once every interval.
+    async fn watch(&self, found: watch::Sender<Found>) {
         let started = Instant::now();
         let mut ticks = interval_at(started + HEAD_START, INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut session: Option<PgClient> = None;
         let mut lag = LagClock::default();
         let mut waiting = Waiting::default();
-        let mut published_at = Instant::now();
+        let (mut published_at, mut proof, mut proven_up_to) = (Instant::now(), Proof::default(), None);
         let (mut pause, mut not_before) = (INTERVAL, Instant::now());
         let mut reached = self.publications.subscribe();
+        let mut asks = self.publications.subscribe();
         // How far the stream had been applied when the publisher last refused a session.
         let mut refused_at = None;
         loop {
-            ticks.tick().await;
+            let asked = tokio::select! {
+                // A look that was asked for is the larger one.
+                biased;
+                _ = asks.wait_for(|publications| publications.look == Asked::AtOnce) => true,
+                _ = ticks.tick() => false,
+            };
+            self.publications.send_if_modified(|publications| {
+                publications.look = Asked::WhenDue;
+                false
+            });
             // If an attempt has reached the publisher meanwhile, the delay ends.
             let again = reached.has_changed().unwrap_or(false) && reached.borrow().taken_up.is_some();
             if Instant::now() < not_before && !again {
                 let stream = *self.positions.borrow();
-                self.report(stream, None, &mut lag, started.elapsed()).await;
+                let positions = self.show(stream, None, proven_up_to, &mut lag, started.elapsed());
+                found.send_modify(|found| found.positions = positions);
                 continue;
             }
-            let due = self.subscription.auto_refresh && published_at.elapsed() >= PUBLICATIONS_INTERVAL;
+            let due = asked || published_at.elapsed() >= PUBLICATIONS_INTERVAL;
             let look = if due { Look::PublicationsToo } else { Look::Positions };
             // They are read before the publisher's position, so that they do not lie beyond it.
             let stream = *self.positions.borrow();
@@ -130,15 +160,37 @@ impl Monitor {
             };
             if let Some(now) = round.as_ref().and_then(|round| round.published.clone()) {
                 published_at = Instant::now();
+                proven_up_to = proof.take(&self.publications.borrow(), now.clone()).or(proven_up_to);
                 self.publications.send_if_modified(|publications| {
-                    let changed = publications.seen.replace(now);
+                    let changed = publications.seen.replace(now.fingerprint);
                     changed != publications.seen
                 });
             }
             let view = round.map(|round| round.view);
             let proven = view.as_ref().and_then(|view| waiting.take(started.elapsed(), view));
-            self.report(stream, view, &mut lag, started.elapsed()).await;
-            self.record(proven).await;
+            let positions = self.show(stream, view.as_ref(), proven_up_to, &mut lag, started.elapsed());
+            found.send_modify(|found| {
+                found.positions = positions;
+                found.proven = proven.or(found.proven.take());
+            });
+        }
+    }
+
+    /// Records what was found, the latest if the target was slow. What the publisher has proven is recorded
+    /// again only after it has changed, or if it could not be recorded.
+    async fn record(&self, mut findings: watch::Receiver<Found>) {
+        let mut recorded = None;
+        while findings.changed().await.is_ok() {
+            let Found { positions, proven } = findings.borrow_and_update().clone();
+            self.report(&positions).await;
+            let Some(proven) = proven.filter(|proven| recorded != Some(*proven)) else { continue };
+            match self.store.raise_witnesses(&self.owner, proven.0, &proven.1).await {
+                Ok(()) => recorded = Some(proven),
+                Err(error) => {
+                    let subscription = &self.subscription.name;
+                    debug!(%subscription, %error, "what was seen of the publisher not recorded");
+                }
+            }
         }
     }
 
@@ -166,7 +218,8 @@ impl Monitor {
         });
         let published = if look == Look::PublicationsToo {
             let publications = &self.subscription.publications;
-            let read = catalog::publications_fingerprint(&**client, publications).await;
+            let read =
+                catalog::look_at_publications(&**client, client.server_version_num(), publications).await;
             Some(read.map_err(|_| Lost::Other)?)
         } else {
             None
@@ -184,25 +237,18 @@ impl Monitor {
         })
     }
 
-    /// Records facts about the publisher that are certain to survive its crash, so that an older state is
-    /// recognised.
-    async fn record(&self, proven: Option<((u32, jiff::Timestamp), Witnesses)>) {
-        let Some((run, proven)) = proven else { return };
-        if let Err(error) = self.store.raise_witnesses(&self.owner, run, &proven).await {
-            debug!(subscription = %self.subscription.name, %error, "what was seen of the publisher not recorded");
-        }
-    }
-
-    async fn report(
+    /// Shows in the snapshot how the stream and the publisher stand, and returns it for the target.
+    fn show(
         &self,
         stream: StreamPositions,
-        view: Option<SlotView>,
+        view: Option<&SlotView>,
+        publications_seen: Option<Lsn>,
         lag: &mut LagClock,
         now: Duration,
-    ) {
+    ) -> Positions {
         // A server that was restored, or promoted too early, may be behind what the stream has received.
-        let publisher = view.as_ref().map(|view| view.publisher_lsn);
-        let slot = view.as_ref().and_then(|view| view.slot.as_ref());
+        let publisher = view.map(|view| view.publisher_lsn);
+        let slot = view.and_then(|view| view.slot.as_ref());
         let behind = publisher.zip(stream.flushed);
         let positions = Positions {
             received_lsn: stream.received,
@@ -212,13 +258,17 @@ impl Monitor {
             lag_seconds: behind.map(|(publisher, flushed)| lag.lag_seconds(now, publisher, flushed)),
             wal_status: slot.and_then(|slot| slot.wal_status.clone()),
             retained_bytes: publisher.zip(slot).and_then(|(lsn, slot)| slot.retained_bytes(lsn)),
+            publications_seen,
         };
-        // The snapshot comes first: it must not wait for a target that does not answer.
         self.snapshot.send_modify(|snapshot| {
             snapshot.positions.clone_from(&positions);
             snapshot.publisher = if view.is_some() { Link::Up } else { Link::Down };
         });
-        let reported = self.store.report_positions(&self.owner, &positions).await;
+        positions
+    }
+
+    async fn report(&self, positions: &Positions) {
+        let reported = self.store.report_positions(&self.owner, positions).await;
         self.snapshot.send_modify(|snapshot| snapshot.target = Link::of(&reported));
         if let Err(error) = reported {
             // The worker notices a lost target by its own connection and reports that.

@@ -16,7 +16,6 @@ use crate::replication::{
     CommandError, CommandErrorKind, Origin, ReplicationConnection, ReplicationStream, SessionOptions,
     StartOptions, Streaming, SystemIdentity,
 };
-use crate::schema::PublishedTable;
 use crate::schema::catalog::{self, CatalogError, PublisherSettings};
 use crate::target::TargetSession;
 
@@ -86,10 +85,10 @@ pub(super) struct Reached {
     pub(super) published: Result<Published, CatalogError>,
 }
 
-/// The published tables.
+/// A look at the publications.
 #[derive(Debug)]
 pub(super) struct Published {
-    pub(super) tables: Vec<PublishedTable>,
+    pub(super) found: catalog::Published,
     /// Read before the tables, so that a change in between is noticed later.
     pub(super) fingerprint: String,
 }
@@ -145,11 +144,12 @@ async fn reach(subscription: &Subscription, target_encoding: Option<&str>) -> Re
 
 async fn published(client: &PgClient, publications: &[String]) -> Result<Published, CatalogError> {
     // Both queries are sent in this order, and the server runs them in it.
-    let (fingerprint, tables) = tokio::try_join!(
-        catalog::publications_fingerprint(&**client, publications),
-        catalog::published_tables(&**client, client.server_version_num(), publications),
+    let version = client.server_version_num();
+    let (look, found) = tokio::try_join!(
+        catalog::look_at_publications(&**client, version, publications),
+        catalog::published(&**client, version, publications),
     )?;
-    Ok(Published { tables, fingerprint })
+    Ok(Published { found, fingerprint: look.fingerprint })
 }
 
 pub(super) async fn replication(
@@ -160,6 +160,14 @@ pub(super) async fn replication(
         subscription.publisher.application_name.clone().unwrap_or_else(|| subscription.name.to_string());
     let options = SessionOptions { application_name, client_encoding: encoding.client_encoding().to_owned() };
     Ok(ReplicationConnection::connect(&subscription.publisher, &options).await?)
+}
+
+/// What a stream is asked for.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) publications: Vec<String>,
+    pub(super) format: Format,
+    pub(super) transactions: Transactions,
 }
 
 impl Publisher {
@@ -176,14 +184,14 @@ impl Publisher {
         mut connection: ReplicationConnection,
         slot: &SlotName,
         from: Lsn,
-        format: Format,
-        transactions: Transactions,
+        wanted: Wanted,
     ) -> Result<ReplicationStream, Failure> {
+        let Wanted { publications, format, transactions } = wanted;
         let options = StartOptions {
             slot: slot.clone(),
             start: from,
             proto_version: PROTO_VERSION,
-            publications: subscription.publications.clone(),
+            publications,
             binary: format == Format::Binary,
             streaming: match transactions {
                 Transactions::Whole => Streaming::Off,

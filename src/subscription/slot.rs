@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tracing::info;
 
 use crate::error::{Diagnosis, PauseReason};
+use crate::gap::GapKind;
 use crate::net::PgClient;
 use crate::pg::{Lsn, SlotName, SubscriptionName, fnv1a};
 use crate::schema::catalog::{self, CatalogError};
@@ -53,6 +54,8 @@ pub(crate) struct SlotView {
     pub inserted: Option<Lsn>,
     pub timeline: Option<u32>,
     pub next_xid: u64,
+    /// The next transaction identifier to be given out, with its epoch.
+    pub unused_xid: u64,
     /// When the postmaster started.
     pub started_at: Timestamp,
     pub slot: Option<SlotInfo>,
@@ -80,6 +83,13 @@ impl SlotPlan {
             (Self::Continue { .. }, Some(from)) => Self::Continue { from },
             (plan, _) => plan,
         }
+    }
+}
+
+impl SlotView {
+    /// A position that every change lies before that could be seen on the publisher when it was read.
+    pub(super) fn end(&self) -> Lsn {
+        self.inserted.unwrap_or(self.publisher_lsn)
     }
 }
 
@@ -125,6 +135,7 @@ pub(crate) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView,
         inserted: row.inserted,
         timeline: row.timeline,
         next_xid: row.next_xid,
+        unused_xid: row.unused_xid,
         started_at: Timestamp::from_microsecond(row.started_us).unwrap_or_default(),
         slot: row.slot.and_then(|json| serde_json::from_str(&json).ok()),
     })
@@ -227,7 +238,7 @@ pub(crate) fn plan(
         return Err(in_creation(name));
     }
     if slot.is_lost() {
-        return Err(lost(name, subscription, slot));
+        return Err(lost(name, subscription, slot, recorded));
     }
     match recorded {
         Some(from) => Ok(SlotPlan::Continue { from }),
@@ -271,9 +282,10 @@ fn gone(name: &SlotName, subscription: &SubscriptionName, position: Lsn) -> Fail
             ))
             .hint(start_over(subscription)),
     )
+    .with_gap(GapKind::SlotGone, Some(position), None)
 }
 
-fn lost(name: &SlotName, subscription: &SubscriptionName, slot: &SlotInfo) -> Failure {
+fn lost(name: &SlotName, subscription: &SubscriptionName, slot: &SlotInfo, recorded: Option<Lsn>) -> Failure {
     let why = slot.invalidation_reason.as_deref().unwrap_or("the WAL that it needs has been removed");
     Failure::pause(
         PauseReason::SlotLost,
@@ -284,6 +296,7 @@ fn lost(name: &SlotName, subscription: &SubscriptionName, slot: &SlotInfo) -> Fa
                 start_over(subscription)
             )),
     )
+    .with_gap(GapKind::SlotLost, recorded, None)
 }
 
 fn foreign(name: &SlotName, detail: String) -> Failure {

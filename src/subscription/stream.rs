@@ -20,7 +20,7 @@ use super::failure::{Cause, Failure, Restart};
 use super::findings;
 use super::flushes::Flushes;
 use super::format::Choice;
-use super::publications::Publications;
+use super::publications::{Look, Publications};
 use super::reader::{Chunk, Done, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
 
@@ -31,7 +31,7 @@ pub(super) enum StreamEnd {
     Conflict(Box<ConflictReport>),
     /// A new attempt begins at once, and streams again what could not be applied.
     Restart(Restart, Failure),
-    /// The publications have changed, and a new attempt takes the change up.
+    /// The publications have changed, or the stream has passed a change, and a new attempt takes that up.
     PublicationsChanged,
     /// Better options of the stream can be requested now, by a new attempt.
     AskForMore,
@@ -61,16 +61,24 @@ enum Event {
     Anew(StreamEnd),
 }
 
-/// Applies the stream from `from` on, until a conflict, a failure or a reason for a new attempt.
+/// Where and how a stream begins.
+pub(super) struct Begun {
+    pub(super) from: Lsn,
+    pub(super) choice: Choice,
+    /// Once everything up to here is recorded, the publications are to be looked at again.
+    pub(super) look_at: Option<Lsn>,
+}
+
+/// Applies the stream, until a conflict, a failure or a reason for a new attempt.
 pub(super) async fn run(
     context: &Context,
     applier: Applier<'_>,
     reader: &mut Reader,
     tables: Tables,
-    from: Lsn,
-    choice: Choice,
+    begun: Begun,
 ) -> Result<StreamEnd, Failure> {
     let Tables { syncs, announced } = tables;
+    let Begun { from, choice, look_at } = begun;
     let mut stream = Stream {
         context,
         applier,
@@ -83,6 +91,7 @@ pub(super) async fn run(
         said: HashMap::new(),
         announced,
         choice,
+        look_at,
     };
     stream.publish(reader);
     let mut publications = context.publications.subscribe();
@@ -92,7 +101,8 @@ pub(super) async fn run(
         stream.applier.set_idle_record_interval(promptness.idle_record_interval());
         // A new attempt begins only after everything sent to the target has been answered.
         let more_to_ask = may_end && stream.may_ask_for_more();
-        let ending = more_to_ask || (may_end && publications.borrow().have_changed());
+        let passed = may_end && stream.has_passed_a_look();
+        let ending = more_to_ask || passed || (may_end && publications.borrow().have_changed());
         let resume = stream.waits_for_sync();
         let busy = stream.applier.is_busy();
         let open = !ending && resume.is_none() && stream.applier.takes_messages();
@@ -107,6 +117,7 @@ pub(super) async fn run(
             Ok(_) = publications.wait_for(Publications::have_changed), if may_end && !busy => {
                 Event::Anew(StreamEnd::PublicationsChanged)
             }
+            () = std::future::ready(()), if passed && !busy => Event::Anew(StreamEnd::PublicationsChanged),
             () = std::future::ready(()), if more_to_ask && !busy => Event::Anew(StreamEnd::AskForMore),
             () = sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => Event::Resume,
             () = std::future::ready(()), if open && more => Event::Rest,
@@ -156,6 +167,8 @@ struct Stream<'a> {
     said: HashMap<QualifiedName, Diagnosis>,
     announced: Announced,
     choice: Choice,
+    /// As [`Begun::look_at`].
+    look_at: Option<Lsn>,
 }
 
 impl Stream<'_> {
@@ -200,6 +213,12 @@ impl Stream<'_> {
                 Outcome::Planned { source, exact_because, columns, warnings } => {
                     let (context, announced) = (self.context, &mut self.announced);
                     announced.planned(context, &source, columns, exact_because, &warnings).await?;
+                }
+                Outcome::Stranger(relation) => {
+                    debug!(subscription = self.context.name(), %relation, "changes of a table that is not followed");
+                    self.context.publications.send_if_modified(|publications| {
+                        std::mem::replace(&mut publications.look, Look::AtOnce) != Look::AtOnce
+                    });
                 }
                 Outcome::FellBack { cause } => {
                     FellBack { subscription: self.context.name(), cause: &cause }.emit();
@@ -259,6 +278,11 @@ impl Stream<'_> {
     /// synchronisation, which may take hours. (A table that joins waits for a running one in any case.)
     fn may_begin_anew(&self) -> bool {
         self.applier.received().is_some() && !self.syncs.is_running()
+    }
+
+    /// Whether the stream is beyond a position at which tables are let go, or publications can be asked for.
+    fn has_passed_a_look(&self) -> bool {
+        self.look_at.is_some_and(|look_at| self.done.applied >= look_at)
     }
 
     /// Whether a new attempt would get better options.

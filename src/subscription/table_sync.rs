@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use crate::apply::{CatchUp, Member};
+use crate::apply::{Applies, CatchUp, Member};
 use crate::copy::{self, CommitOf, CopyJob};
 use crate::error::Diagnosis;
 use crate::net;
@@ -35,7 +35,7 @@ use super::failure::{Cause, Failure};
 use super::first_rows::{CopyStart, copy_job};
 use super::format::Transactions;
 use super::misfits::with_facts;
-use super::publisher::{self, Encoding, Publisher};
+use super::publisher::{self, Encoding, Publisher, Wanted};
 use super::reader::{Done, Reader, StreamEvent};
 use super::slot;
 use super::slot_wait::{Progress, SlotCreation};
@@ -97,6 +97,8 @@ pub(super) struct TableSyncs {
     context: Context,
     settings: PublisherSettings,
     encoding: Encoding,
+    /// The publications that the streams are asked for.
+    publications: Vec<String>,
     queue: VecDeque<SyncJob>,
     running: Option<Running>,
 }
@@ -155,11 +157,17 @@ enum Report {
 }
 
 impl TableSyncs {
-    pub(super) fn new(context: &Context, publisher: &Publisher, jobs: Vec<SyncJob>) -> Self {
+    pub(super) fn new(
+        context: &Context,
+        publisher: &Publisher,
+        publications: Vec<String>,
+        jobs: Vec<SyncJob>,
+    ) -> Self {
         Self {
             context: context.clone(),
             settings: publisher.settings.clone(),
             encoding: publisher.encoding,
+            publications,
             queue: jobs.into(),
             running: None,
         }
@@ -250,8 +258,12 @@ impl TableSyncs {
         let source = job.table.published.relation.name.clone();
         let (reports, received) = mpsc::channel(EVENTS_MAX);
         let (finish, finish_asked) = oneshot::channel();
-        let sync =
-            Sync { context: self.context.clone(), settings: self.settings.clone(), encoding: self.encoding };
+        let sync = Sync {
+            context: self.context.clone(),
+            settings: self.settings.clone(),
+            encoding: self.encoding,
+            publications: self.publications.clone(),
+        };
         let mut task = JoinSet::new();
         task.spawn(async move {
             let result = sync.run(&mut job.table, reports, finish_asked).await;
@@ -299,6 +311,7 @@ struct Sync {
     context: Context,
     settings: PublisherSettings,
     encoding: Encoding,
+    publications: Vec<String>,
 }
 
 impl Sync {
@@ -342,12 +355,15 @@ impl Sync {
         info!(subscription = %subscription.name, relation = %source, rows, "table copied, catching up");
         let _ = reports.send(Report::CatchingUp(job.attempt)).await;
         let from = slot.consistent_point;
-        let stream = publisher
-            .start(subscription, replication, &slot_name, from, Format::Text, Transactions::Whole)
-            .await?;
+        let wanted = Wanted {
+            publications: self.publications.clone(),
+            format: Format::Text,
+            transactions: Transactions::Whole,
+        };
+        let stream = publisher.start(subscription, replication, &slot_name, from, wanted).await?;
         let mut reader = Reader::start(stream, from, publisher.wal_sender_timeout());
         let position = match self.catch_up(table, &target, &mut reader, from, &reports, finish).await {
-            Err(failure) if failure.misfits.is_some() => {
+            Err(failure) if failure.has_misfits() => {
                 return Err(with_facts(context, &target, &publisher, failure).await);
             }
             position => position?,
@@ -433,7 +449,7 @@ impl Sync {
         reports: &mpsc::Sender<Report>,
         mut finish: oneshot::Receiver<()>,
     ) -> Result<Lsn, Failure> {
-        let member = Member { position: Some(from), ..table.member.clone() };
+        let member = Member { applies: Applies::from(from), ..table.member.clone() };
         let mut catch_up = CatchUp::new(target, table.published.relation.name.clone(), member);
         let mut reached = from;
         let mut finishing = false;

@@ -1,33 +1,48 @@
-//! The tables that an attempt follows: taken up from the publications, recorded, and compared with their
-//! targets.
+//! The tables that an attempt follows: judged by their history, recorded, and compared with their targets.
+//!
+//! `membership` and `publication_record` decide. Gaps are recorded before the tables are: after a crash in between,
+//! the same gaps are found again.
+
+mod record;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::apply::{Member, Membership};
+use crate::apply::{Applies, Member, Membership};
+use crate::config::Subscription;
 use crate::error::Diagnosis;
+use crate::gap::Gap;
 use crate::pg::{Lsn, QualifiedName};
+use crate::schema::catalog::{self, KnownTable};
 use crate::schema::{
-    self, Comparison, Mapping, Misfit, Pairing, PublishedTable, TablePlan, TargetTable, catalog,
+    self, Comparison, Misfit, Pairing, PublishedRelation, PublishedTable, ReplicaIdentity, TablePlan,
+    TargetTable,
 };
-use crate::store::{NewTables, TableMapping, TableRow, TableState};
+use crate::store::{NewTables, SubscriptionRow, TableRow, TableState};
 use crate::target::TargetSession;
 
 use super::attempt::{Context, TakeUp};
 use super::failure::{Failure, schema_failure};
 use super::findings;
 use super::first_rows::mark_ready;
-use super::publisher::Published;
-use super::slot::SlotPlan;
+use super::gaps;
+use super::membership::{self, Observed, Recorded, Seen, Synchronised, judge};
+use super::publication_record::{self, Named, PublicationRecord, Sight};
+use super::publisher::{Published, Publisher};
+use super::slot::{SlotPlan, SlotView};
 use super::table_sync::SyncJob;
 
 /// A table with everything that applying and copying need.
 pub(super) struct PreparedTable {
-    pub(super) published: PublishedTable,
+    /// None if it is not published any more.
+    pub(super) published: Option<PublishedTable>,
+    /// The table as the publisher's catalog describes it; without columns if it does not exist any more.
+    pub(super) relation: Arc<PublishedRelation>,
     pub(super) target: QualifiedName,
     /// Columns whose values the target's type may change.
     pub(super) coerced: BTreeSet<String>,
     pub(super) row: TableRow,
+    pub(super) applies: Applies,
 }
 
 /// A table that has to be copied, with its comparison.
@@ -39,95 +54,283 @@ pub(super) struct PendingTable {
     pub(super) attempt: i32,
 }
 
-/// Updates the recorded tables to those that are published. Without `auto_refresh`, tables join and leave
-/// only when an operator asks for it.
+/// The parts of the record that tables are taken up from.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pub(super) tables: Vec<TableRow>,
+    /// The open gaps.
+    pub(super) gaps: Vec<Gap>,
+    pub(super) publications: Vec<PublicationRecord>,
+    /// Up to here the publications are known to have been as recorded.
+    pub(super) seen: Option<Lsn>,
+}
+
+impl Known {
+    pub(super) fn of(row: &mut SubscriptionRow) -> Self {
+        Self {
+            tables: std::mem::take(&mut row.tables),
+            gaps: std::mem::take(&mut row.gaps),
+            publications: std::mem::take(&mut row.publication_record),
+            seen: row.positions.publications_seen,
+        }
+    }
+
+    async fn read(context: &Context) -> Result<Self, Failure> {
+        let row = context.store.subscription(context.name()).await?;
+        Ok(row.map(|mut row| Self::of(&mut row)).unwrap_or_default())
+    }
+}
+
+/// What an attempt follows.
+pub(super) struct TakenUp {
+    pub(super) tables: Vec<PreparedTable>,
+    pub(super) publications: Vec<PublicationRecord>,
+    /// Once the stream has passed this position, tables are let go.
+    pub(super) let_go_at: Option<Lsn>,
+}
+
+/// What an attempt has found out before it takes up tables.
+pub(super) struct Ground<'a> {
+    pub(super) publisher: &'a Publisher,
+    pub(super) plan: SlotPlan,
+    /// The slot, read after the publications.
+    pub(super) view: &'a SlotView,
+    /// Publications that the walsender has found missing at the recorded position.
+    pub(super) refused: &'a [String],
+}
+
+impl Ground<'_> {
+    /// The position from which on the stream goes on; none before the slot exists.
+    fn applied(&self) -> Option<Lsn> {
+        match self.plan {
+            SlotPlan::Adopt { from } | SlotPlan::Continue { from } => Some(from),
+            SlotPlan::Create => None,
+        }
+    }
+}
+
+/// Judges the recorded tables by what is published now, and records what has changed. Without `auto_refresh`,
+/// tables join only when an operator asks for it.
 pub(super) async fn take_up_tables(
     context: &Context,
+    session: &TargetSession,
+    ground: &Ground<'_>,
     published: Published,
-    mut rows: Vec<TableRow>,
-    plan: SlotPlan,
+    known: Known,
     warnings: &mut Vec<Diagnosis>,
-) -> Result<Vec<PreparedTable>, Failure> {
+) -> Result<TakenUp, Failure> {
     let subscription = &context.subscription;
-    let Published { tables: published, fingerprint } = published;
-    context.publications.send_modify(|publications| publications.taken_up = Some(fingerprint));
-    let fixed = matches!(plan, SlotPlan::Continue { .. })
-        && !subscription.auto_refresh
-        && context.take_up == TakeUp::AsConfigured;
-    let names: Vec<&QualifiedName> = if fixed {
-        rows.iter().map(|row| &row.source).collect()
-    } else {
-        published.iter().map(|table| &table.relation.name).collect()
+    let Published { found, fingerprint } = published;
+    context.publications.send_modify(|publications| publications.taken_up = Some(fingerprint.clone()));
+    let seen: Vec<Seen> = found.tables.iter().map(seen).collect();
+    let others = tables_that_left(ground, &known.tables, &seen).await?;
+    let names: Vec<(u32, QualifiedName)> =
+        others.iter().map(|table| (table.oid, table.relation.name.clone())).collect();
+    let observed = Observed {
+        published: &seen,
+        others: &names,
+        end: ground.view.end(),
+        unused_xid: ground.view.unused_xid,
+        seen: known.seen,
+        applied: ground.applied(),
+        refused: ground.refused,
     };
-    let (mapping, notes) = Mapping::new(&subscription.tables, names);
-    warnings.extend(notes.iter().map(|note| note.diagnosis(&subscription.publications)));
-    if published.is_empty() {
+    let judged = judge(
+        &known.tables.iter().map(|row| recorded(row, &known.gaps)).collect::<Vec<_>>(),
+        &observed,
+        follow_new(context, ground.plan),
+    );
+    for gap in judged.tables.iter().flat_map(|table| &table.gaps) {
+        gaps::open(context, gap).await?;
+    }
+    if found.tables.is_empty() {
         warnings.push(findings::nothing_published(&subscription.publications));
     }
-    let mappings: Vec<TableMapping> = mapping
-        .iter()
-        .map(|(source, target)| TableMapping { source: source.clone(), target: target.clone() })
-        .collect();
-    let new = match (subscription.copy_data, plan) {
+    warnings.extend(found.missing.as_ref().map(findings::missing_publications));
+    warnings.extend(judged.strangers.iter().map(|table| findings::not_followed(table, &subscription.name)));
+    let sights: Vec<Sight<'_>> =
+        found.publications.iter().map(|one| (one.oid, one.name.as_str(), one.version.as_str())).collect();
+    let publications = publication_record::update(
+        &known.publications,
+        &subscription.publications,
+        &sights,
+        observed.end,
+        observed.applied,
+    );
+    let new = new_tables(context, ground.plan);
+    let written = record::write(context, session, &judged, &known, &publications, new, warnings).await?;
+    // Only now may the monitor find that nothing has changed since.
+    context.publications.send_modify(|publications| publications.recorded = Some(fingerprint));
+    let had_gaps = judged.tables.iter().any(|table| !table.gaps.is_empty());
+    let known = settle(context, ground, known, new, had_gaps || written == record::Written::Changed).await?;
+    let let_go =
+        known.tables.iter().filter_map(|row| row.left).filter(|left| left.gone == membership::LetGo::NotYet);
+    Ok(TakenUp {
+        let_go_at: let_go.map(|left| left.lsn).max(),
+        tables: prepare(&context.subscription, &known, found.tables, &others, ground.view.unused_xid),
+        publications,
+    })
+}
+
+/// What happens to tables that are published and not recorded.
+fn follow_new(context: &Context, plan: SlotPlan) -> membership::NewTables {
+    let fixed = matches!(plan, SlotPlan::Continue { .. })
+        && !context.subscription.auto_refresh
+        && context.take_up == TakeUp::AsConfigured;
+    if fixed { membership::NewTables::Leave } else { membership::NewTables::Follow }
+}
+
+fn new_tables(context: &Context, plan: SlotPlan) -> NewTables {
+    match (context.subscription.copy_data, plan) {
         (true, _) | (false, SlotPlan::Create) => NewTables::Copy,
         (false, SlotPlan::Adopt { from } | SlotPlan::Continue { from }) => {
             NewTables::Ready { synced_lsn: from }
         }
-    };
-    let agree = are_recorded(&mappings, &rows);
-    if !agree {
-        context.store.sync_tables(&context.owner, &mappings, new).await?;
     }
+}
+
+fn seen(table: &PublishedTable) -> Seen {
+    Seen { oid: table.oid, name: table.relation.name.clone(), marks: table.marks.clone() }
+}
+
+fn recorded(row: &TableRow, gaps: &[Gap]) -> Recorded {
+    Recorded {
+        source: row.source.clone(),
+        oid: row.source_oid,
+        marks: row.marks.clone(),
+        left: row.left,
+        held: gaps.iter().find(|gap| gap.holds_table(&row.source)).map(|gap| gap.kind),
+        synchronised: match row.state {
+            TableState::Ready | TableState::Paused | TableState::Left => Synchronised::Yes,
+            TableState::Pending | TableState::Copying | TableState::CatchingUp => Synchronised::No,
+        },
+    }
+}
+
+/// Reads the recorded tables that are not published, as far as they exist. Usually there are none.
+async fn tables_that_left(
+    ground: &Ground<'_>,
+    rows: &[TableRow],
+    seen: &[Seen],
+) -> Result<Vec<KnownTable>, Failure> {
+    let (mut oids, mut names) = (Vec::new(), Vec::new());
+    for row in rows {
+        match row.source_oid {
+            Some(oid) if !seen.iter().any(|seen| seen.oid == oid) => oids.push(oid),
+            None if !seen.iter().any(|seen| seen.name == row.source) => names.push(row.source.clone()),
+            _ => {}
+        }
+    }
+    if oids.is_empty() && names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let client = &ground.publisher.client;
+    Ok(catalog::known_tables(&**client, client.server_version_num(), &oids, &names).await?)
+}
+
+/// Ends what an earlier attempt has left, and reads the record as it is then.
+async fn settle(
+    context: &Context,
+    ground: &Ground<'_>,
+    mut known: Known,
+    new: NewTables,
+    changed: bool,
+) -> Result<Known, Failure> {
+    let copied = |row: &TableRow| matches!(row.state, TableState::Ready | TableState::Paused);
     // An abandoned copy may have been committed since the record was read, or may be committed soon. The
     // stream passes over the changes of a table that is not synchronised, and must not do that for one that
     // is.
-    if rows.iter().any(|row| row.state != TableState::Ready && row.attempt > 0) {
+    if known.tables.iter().any(|row| !copied(row) && row.attempt > 0) {
         context.store.end_copies(&context.owner).await?;
     }
-    if !agree || rows.iter().any(|row| row.state != TableState::Ready) {
-        rows = recorded_tables(context).await?;
+    if changed || known.tables.iter().any(|row| !copied(row)) {
+        known = Known::read(context).await?;
     }
     if let NewTables::Ready { synced_lsn } = new {
-        rows = ready_without_copy(context, rows, synced_lsn).await?;
+        known = ready_without_copy(context, known, synced_lsn).await?;
     }
-    let mut prepared = Vec::with_capacity(published.len());
-    for published in published {
-        if let Some(row) = rows.iter().find(|row| row.source == published.relation.name) {
-            let coerced = subscription.coerced(&row.source).clone();
-            prepared.push(PreparedTable { target: row.target.clone(), coerced, published, row: row.clone() });
-        }
+    let released = |row: &TableRow| row.state == TableState::Paused && held_from(row, &known.gaps).is_none();
+    if let Some(applied) = ground.applied()
+        && known.tables.iter().any(released)
+    {
+        context.store.release_tables(&context.owner, applied).await?;
+        known = Known::read(context).await?;
     }
-    Ok(prepared)
-}
-
-/// Whether the record has exactly these tables with these targets, which is the usual case.
-fn are_recorded(mappings: &[TableMapping], rows: &[TableRow]) -> bool {
-    let is_recorded = |mapping: &TableMapping| {
-        rows.iter().any(|row| row.source == mapping.source && row.target == mapping.target)
-    };
-    mappings.len() == rows.len() && mappings.iter().all(is_recorded)
-}
-
-async fn recorded_tables(context: &Context) -> Result<Vec<TableRow>, Failure> {
-    let row = context.store.subscription(context.name()).await?;
-    Ok(row.map(|row| row.tables).unwrap_or_default())
+    Ok(known)
 }
 
 /// Marks tables `ready` without a copy. An attempt that ended after it had created the slot has left tables
 /// `pending`, but with `copy_data = false` they are not copied. None of their changes have been streamed.
-async fn ready_without_copy(
-    context: &Context,
-    rows: Vec<TableRow>,
-    position: Lsn,
-) -> Result<Vec<TableRow>, Failure> {
+async fn ready_without_copy(context: &Context, known: Known, position: Lsn) -> Result<Known, Failure> {
     let left = |row: &&TableRow| row.state == TableState::Pending && row.attempt == 0;
-    if !rows.iter().any(|row| left(&row)) {
-        return Ok(rows);
+    if !known.tables.iter().any(|row| left(&row)) {
+        return Ok(known);
     }
-    for row in rows.iter().filter(left) {
+    for row in known.tables.iter().filter(left) {
         mark_ready(context, row, position).await?;
     }
-    recorded_tables(context).await
+    Known::read(context).await
+}
+
+/// The position from which on a table's changes are passed over, because a gap holds it.
+fn held_from(row: &TableRow, gaps: &[Gap]) -> Option<Lsn> {
+    let holding = gaps.iter().filter(|gap| gap.holds_table(&row.source));
+    holding.map(|gap| gap.from.unwrap_or_default()).min()
+}
+
+fn prepare(
+    subscription: &Subscription,
+    known: &Known,
+    published: Vec<PublishedTable>,
+    others: &[KnownTable],
+    unused_xid: u64,
+) -> Vec<PreparedTable> {
+    let mut published: Vec<Option<PublishedTable>> = published.into_iter().map(Some).collect();
+    let mut take = |row: &TableRow| {
+        let same = |table: &PublishedTable| match row.source_oid {
+            Some(oid) => table.oid == oid,
+            None => table.relation.name == row.source,
+        };
+        published.iter_mut().find(|table| table.as_ref().is_some_and(same)).and_then(Option::take)
+    };
+    let mut prepared = Vec::with_capacity(known.tables.len());
+    for row in &known.tables {
+        let published = if row.left.is_none() { take(row) } else { None };
+        let known_as = others.iter().find(|table| Some(table.oid) == row.source_oid);
+        let relation = match (&published, known_as) {
+            (Some(table), _) => table.relation.clone(),
+            (None, Some(table)) => table.relation.clone(),
+            (None, None) => PublishedRelation {
+                name: row.source.clone(),
+                identity: ReplicaIdentity::Default,
+                columns: Vec::new(),
+            },
+        };
+        prepared.push(PreparedTable {
+            published,
+            relation: Arc::new(relation),
+            target: row.target.clone(),
+            coerced: subscription.coerced(&row.source).clone(),
+            applies: applies(row, &known.gaps, unused_xid),
+            row: row.clone(),
+        });
+    }
+    prepared
+}
+
+/// Which changes of a table apply.
+fn applies(row: &TableRow, gaps: &[Gap], unused_xid: u64) -> Applies {
+    /// Identifiers are compared in a circle, and the publisher keeps no transaction that is older than half of it.
+    const OLDEST: u64 = 1 << 31;
+    let position = match row.state {
+        TableState::Ready | TableState::Paused | TableState::Left => row.synced_lsn,
+        TableState::Pending | TableState::Copying | TableState::CatchingUp => None,
+    };
+    let position = position.filter(|_| row.left.is_none_or(|left| unused_xid < left.xid + OLDEST));
+    #[expect(clippy::cast_possible_truncation, reason = "the stream names transactions without their epoch")]
+    let left_xid = row.left.map(|left| left.xid as u32);
+    let held = if row.state == TableState::Paused { held_from(row, gaps).or(Some(Lsn::ZERO)) } else { None };
+    Applies { position, held_from: held, left_xid }
 }
 
 /// Compares every table that is to be copied with its target, before anything is copied.
@@ -136,23 +339,23 @@ pub(super) async fn compare_pending(
     tables: &[PreparedTable],
     warnings: &mut Vec<Diagnosis>,
 ) -> Result<Vec<PendingTable>, Failure> {
-    let waiting: Vec<&PreparedTable> =
-        tables.iter().filter(|table| table.row.state != TableState::Ready).collect();
-    let names: Vec<QualifiedName> = waiting.iter().map(|table| table.target.clone()).collect();
+    let waiting: Vec<(&PreparedTable, &PublishedTable)> = tables
+        .iter()
+        .filter(|table| !matches!(table.row.state, TableState::Ready | TableState::Paused))
+        .filter_map(|table| Some((table, table.published.as_ref()?)))
+        .collect();
+    let names: Vec<QualifiedName> = waiting.iter().map(|(table, _)| table.target.clone()).collect();
     let targets = catalog::target_tables(&***session.client(), &names).await?;
     let (mut pending, mut misfits) = (Vec::new(), Vec::<Misfit>::new());
-    for (table, target) in waiting.into_iter().zip(&targets) {
-        let relation = &table.published.relation;
+    for ((table, published), target) in waiting.into_iter().zip(&targets) {
         let (target_name, coerced) = (&table.target, &table.coerced);
-        let compared = compare_for_copy(session, &table.published, target_name, target.as_ref(), coerced);
+        let compared = compare_for_copy(session, published, target_name, target.as_ref(), coerced);
         warnings.extend(compared.warnings.iter().map(schema::Warning::diagnosis));
         let fits = compared.misfits.is_empty();
         misfits.extend(compared.misfits);
         if let Some(plan) = compared.plan.filter(|_| fits) {
-            let catalog = Arc::new(relation.clone());
-            let (target, coerced) = (table.target.clone(), table.coerced.clone());
-            let member = Member { catalog, target, coerced, position: None };
-            let (published, attempt) = (table.published.clone(), table.row.attempt);
+            let member = Member { applies: Applies::default(), ..member(table) };
+            let (published, attempt) = (published.clone(), table.row.attempt);
             pending.push(PendingTable { published, member, plan, attempt });
         }
     }
@@ -209,19 +412,25 @@ pub(super) async fn record_described(context: &Context, pending: &[PendingTable]
     Ok(context.store.set_described(&context.owner, &described).await?)
 }
 
+fn member(table: &PreparedTable) -> Member {
+    Member {
+        oid: table.row.source_oid,
+        catalog: Arc::clone(&table.relation),
+        target: table.target.clone(),
+        coerced: table.coerced.clone(),
+        applies: table.applies,
+    }
+}
+
 pub(super) fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn)]) -> Membership {
     tables
         .iter()
         .map(|table| {
             let source = &table.row.source;
-            let just_copied = copied.iter().find(|(name, _)| name == source).map(|&(_, lsn)| lsn);
-            let recorded = if table.row.state == TableState::Ready { table.row.synced_lsn } else { None };
-            let member = Member {
-                catalog: Arc::new(table.published.relation.clone()),
-                target: table.target.clone(),
-                coerced: table.coerced.clone(),
-                position: just_copied.or(recorded),
-            };
+            let mut member = member(table);
+            if let Some(&(_, lsn)) = copied.iter().find(|(name, _)| name == source) {
+                member.applies = Applies::from(lsn);
+            }
             (source.clone(), member)
         })
         .collect()
@@ -231,8 +440,34 @@ pub(super) fn still_pending(pending: Vec<PendingTable>, members: &Membership) ->
     pending
         .into_iter()
         .filter(|table| {
-            members.get(&table.published.relation.name).is_none_or(|member| member.position.is_none())
+            members.get(&table.published.relation.name).is_none_or(|member| member.applies.position.is_none())
         })
         .map(SyncJob::new)
         .collect()
+}
+
+/// Chooses the publications that the stream is asked for.
+pub(super) fn publications(
+    context: &Context,
+    taken_up: &TakenUp,
+    version: u32,
+    from: Lsn,
+    refused: &[String],
+) -> Named {
+    publication_record::named(
+        &taken_up.publications,
+        &context.subscription.publications,
+        version,
+        from,
+        refused,
+    )
+}
+
+/// The publications that messages of the walsender name. The server may write them in another language.
+pub(super) fn refused(messages: &[&str], records: &[PublicationRecord]) -> Vec<String> {
+    let named = |message: &&str| {
+        let names = records.iter().map(|record| &record.name).filter(|name| message.contains(name.as_str()));
+        names.max_by_key(|name| name.len()).cloned()
+    };
+    messages.iter().filter_map(named).collect()
 }

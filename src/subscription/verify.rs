@@ -8,6 +8,7 @@ use tracing::info;
 use crate::apply::progress;
 use crate::config::Subscription;
 use crate::error::{Diagnosis, PauseReason};
+use crate::gap::GapKind;
 use crate::net::PgClient;
 use crate::pg::{Lsn, TimelineHistory};
 use crate::replication::{CommandErrorKind, ReplicationConnection, SystemIdentity};
@@ -19,7 +20,7 @@ use super::attempt::Context;
 use super::failure::{Cause, Failure};
 use super::findings;
 use super::slot::{self, SlotInfo, SlotView};
-use super::trust::{self, Ground, Record, Seen, Verdict};
+use super::trust::{self, Divergence, Ground, Record, Seen, Verdict};
 
 /// Returns the target's record, with the progress row's current position as `applied`.
 pub(crate) fn record(row: &SubscriptionRow, applied: Option<Lsn>) -> Record {
@@ -65,7 +66,13 @@ pub(crate) fn judged(record: &Record, seen: &Seen, subscription: &Subscription) 
         Verdict::Trusted(ground) => Ok(ground),
         Verdict::NotYet(wait) => Err(Failure::retry(wait.diagnosis(slot)).because_of(Cause::Slot)),
         Verdict::Diverged(divergence) => {
-            Err(Failure::pause(PauseReason::Diverged, divergence.diagnosis(record, name, slot)))
+            let kind = match divergence {
+                Divergence::SlotAhead { .. } => GapKind::SlotAhead,
+                _ => GapKind::Diverged,
+            };
+            let (from, to) = divergence.gap().unzip();
+            let failure = Failure::pause(PauseReason::Diverged, divergence.diagnosis(record, name, slot));
+            Err(failure.with_gap(kind, from, to))
         }
         Verdict::OtherSystem | Verdict::SlotGone | Verdict::SlotLost => Ok(Ground::NothingRecorded),
     }

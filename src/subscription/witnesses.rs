@@ -78,6 +78,7 @@ mod tests {
             inserted: Some(Lsn::new(inserted)),
             timeline: Some(1),
             next_xid,
+            unused_xid: next_xid,
             started_at: Timestamp::UNIX_EPOCH,
             slot: Some(serde_json::from_value(slot).unwrap()),
         }

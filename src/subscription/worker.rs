@@ -153,6 +153,7 @@ impl Worker {
             snapshot,
             exact_until: None,
             whole: None,
+            refused: Vec::new(),
             warned: watch::Sender::new(Vec::new()),
         };
         Self {
@@ -375,6 +376,17 @@ impl Worker {
             Restart::SendWhole => {
                 debug!(subscription = self.context.name(), "asking for whole transactions for some time");
                 self.context.whole = Some(Whole::again(self.context.whole, Instant::now()));
+            }
+            Restart::PublicationMissing(message) => {
+                let at = self.context.positions.borrow().applied.unwrap_or_default();
+                let refused = &mut self.context.refused;
+                refused.retain(|(position, _)| *position == at);
+                let refusal = (at, message);
+                if refused.contains(&refusal) {
+                    return self.fail(failure);
+                }
+                info!(subscription = self.context.subscription.name.as_str(), lsn = %at, reason = refusal.1, "asking for the publications that existed");
+                refused.push(refusal);
             }
             Restart::TargetChanged(table) => {
                 let at = self.context.positions.borrow().applied;

@@ -14,6 +14,7 @@ use super::names::{
 };
 use crate::conflict::ConflictReport;
 use crate::error::{Diagnosis, Disposition};
+use crate::gap::Gap;
 use crate::pgoutput::Tally;
 
 /// Part of the stream was received.
@@ -112,6 +113,24 @@ impl ConflictFound<'_> {
             )
             .increment(1);
         }
+    }
+}
+
+/// A gap was recorded for the first time.
+#[derive(Debug, Clone, Copy)]
+pub struct GapFound<'a> {
+    pub gap: &'a Gap,
+}
+
+impl GapFound<'_> {
+    pub fn emit(&self) {
+        let Gap { id, subscription, table, kind, from, to, .. } = self.gap;
+        let diagnosis = self.gap.diagnosis();
+        let (detail, hint) = (diagnosis.detail.as_deref(), diagnosis.hint.as_deref());
+        let relation = table.as_ref().map(tracing::field::display);
+        let (from, to) =
+            (from.as_ref().map(tracing::field::display), to.as_ref().map(tracing::field::display));
+        warn!(subscription, gap = id, %kind, relation, from, to, detail, hint, "{}", diagnosis.primary);
     }
 }
 

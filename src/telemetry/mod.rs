@@ -21,7 +21,9 @@ mod metrics;
 pub mod names;
 mod progress;
 
-pub use event::{AttemptFailed, Attention, BatchApplied, ConflictFound, Encounter, FellBack, Received};
+pub use event::{
+    AttemptFailed, Attention, BatchApplied, ConflictFound, Encounter, FellBack, GapFound, Received,
+};
 pub use logging::start;
 pub use metrics::{CopyGauges, Gauges, TABLES_MAX, register, render, start as start_metrics, upkeep};
 pub use progress::Bars;

@@ -45,9 +45,19 @@ impl Checked {
 
     /// Returns primary, detail and hint of a step.
     pub(crate) fn told(&self, step: &str) -> String {
-        let step = self.step(step);
-        ["primary", "detail", "hint"].map(|part| text(&step[part])).join("\n")
+        told(self.step(step))
     }
+
+    /// Returns the same of a step's warning, which stands beside what is well.
+    fn told_warning(&self, name: &str) -> String {
+        let mut steps = self.json["steps"].as_array().unwrap().iter();
+        let warning = steps.find(|step| step["step"] == name && step["status"] == "warning");
+        told(warning.unwrap_or_else(|| panic!("no warning of {name}: {:#}", self.json)))
+    }
+}
+
+fn told(step: &Value) -> String {
+    ["primary", "detail", "hint"].map(|part| text(&step[part])).join("\n")
 }
 
 pub(crate) fn text(value: &Value) -> String {
@@ -219,4 +229,30 @@ async fn a_full_publisher_and_a_foreign_slot_are_found() {
     let checked = Checked::of(&world).await;
     assert_eq!(checked.with_status("failed").len(), 1, "{:#}", checked.json);
     assert!(checked.told("slot").contains("is not this subscription's"), "{:#}", checked.json);
+}
+
+/// The limit of a role or a database may be lower than the number of sessions that a service opens.
+#[tokio::test]
+async fn a_connection_limit_is_told_beforehand() {
+    let world = World::builder().both_sql(WIDGETS).start().await;
+    assert_eq!(Checked::of(&world).await.with_status("warning"), [""; 0]);
+    world.publisher.exec(format!("ALTER ROLE {PUBLISHER_ROLE} CONNECTION LIMIT 3")).await;
+    world.target.exec(format!("ALTER ROLE {TARGET_ROLE} CONNECTION LIMIT 8")).await;
+    let checked = Checked::of(&world).await;
+    insta::assert_snapshot!(checked.told_warning("database"), @r#"
+    role "sammy" may open 3 more sessions on the publisher, and pgsluice may need 5
+    the role's connection limit is 3, 0 in use
+    on the publisher: ALTER ROLE "sammy" CONNECTION LIMIT 5;
+    "#);
+    insta::assert_snapshot!(checked.told_warning("target"), @r#"
+    role "pgsluice_apply" may open 8 more sessions on the target, and pgsluice may need 9
+    the role's connection limit is 8, 0 in use
+    on the target: ALTER ROLE "pgsluice_apply" CONNECTION LIMIT 9;
+    "#);
+
+    world.target.exec(format!("ALTER ROLE {TARGET_ROLE} CONNECTION LIMIT -1")).await;
+    world.target.exec(format!("ALTER DATABASE {} CONNECTION LIMIT 8", world.target.name)).await;
+    let told = Checked::of(&world).await.told_warning("target");
+    assert!(told.contains("the database's connection limit is 8"), "{told}");
+    assert!(told.contains("ALTER DATABASE"), "{told}");
 }

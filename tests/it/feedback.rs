@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use pgsluice::demo::Session;
 use pgsluice::demo::cluster::StopMode;
 
+use crate::support::faulty_proxy::FaultyProxy;
 use crate::support::wait::{until, until_within};
-use crate::support::world::{Servers, World};
+use crate::support::world::{Servers, TARGET_ROLE, World, conninfo_through};
 
 /// Bound for "promptly" on a busy machine.
 const PROMPTLY: Duration = Duration::from_secs(5);
@@ -196,6 +197,27 @@ async fn rows_that_wait_for_a_lock_do_not_keep_the_publisher_from_stopping() {
         assert!(begun.elapsed() < PROMPTLY * 3, "it took {:?} to stop", begun.elapsed());
         world.publisher_server().launch().await.unwrap();
         held.batch("ROLLBACK").await.unwrap();
+        world.wait_same_rows("t").await;
+        world.wait_state("streaming").await;
+    }
+}
+
+#[tokio::test]
+async fn a_silent_target_does_not_keep_the_publisher_from_stopping() {
+    let mut world = World::builder().servers(Servers::Separate).both_sql(TABLE).start().await;
+    let to_target = FaultyProxy::start(world.target.port).await;
+    let target = conninfo_through(&world.target, TARGET_ROLE, to_target.port());
+    let _service = world.run_with(&[("PGSLUICE__TARGET__URL", &target)]);
+    world.wait_state("streaming").await;
+    for round in 1..=2 {
+        wait_walsender(&world).await;
+        to_target.stall();
+        world.publisher.exec(format!("INSERT INTO t VALUES ({round}, 'not yet')")).await;
+        let begun = Instant::now();
+        world.publisher_server().stop(StopMode::Fast).await.unwrap();
+        assert!(begun.elapsed() < PROMPTLY * 3, "it took {:?} to stop", begun.elapsed());
+        to_target.open();
+        world.publisher_server().launch().await.unwrap();
         world.wait_same_rows("t").await;
         world.wait_state("streaming").await;
     }

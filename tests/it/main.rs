@@ -46,6 +46,8 @@ mod in_progress;
 #[cfg(test)]
 mod logs;
 #[cfg(test)]
+mod membership;
+#[cfg(test)]
 mod metrics;
 #[cfg(test)]
 mod neighbours;
@@ -55,6 +57,8 @@ mod open_transaction;
 mod operations;
 #[cfg(test)]
 mod operations_page;
+#[cfg(test)]
+mod poolers;
 #[cfg(test)]
 mod privileges;
 #[cfg(test)]

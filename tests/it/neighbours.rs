@@ -297,6 +297,8 @@ async fn a_target_that_refuses_our_schema_is_quoted_in_the_log() {
     })
     .await;
     assert!(service.log().contains("pg_event_trigger"));
+    let told = world.status().await.unwrap().told();
+    assert!(told.contains("could not make schema pgsluice in the target yet, and its log"), "{told}");
     world.target.exec("ALTER EVENT TRIGGER committee DISABLE").await;
     world.wait_state("streaming").await;
 }

@@ -26,9 +26,8 @@ fn name(text: &str) -> QualifiedName {
 }
 
 async fn published(database: &Database, publications: &[&str]) -> Vec<PublishedTable> {
-    catalog::published_tables(&database.client, database.version, &strings(publications))
-        .await
-        .expect("published tables")
+    let found = catalog::published(&database.client, database.version, &strings(publications)).await;
+    found.expect("published tables").tables
 }
 
 async fn targets(client: &Client, names: &[QualifiedName]) -> Vec<Option<TargetTable>> {

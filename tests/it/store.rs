@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use pgsluice::conflict::{ConflictKind, ConflictReport, FieldValue, Operation, Resolution, RowImage};
 use pgsluice::error::{Diagnosis, Disposition, Exit, PauseReason};
+use pgsluice::gap::{Gap, GapKind, Hold, NewGap, Settlement};
 use pgsluice::pg::conninfo::{
     ChannelBinding, ConnInfo, Host, HostAddress, RootCert, SslMode, SslNegotiation, TargetSessionAttrs,
     TlsSettings,
@@ -18,9 +19,9 @@ use pgsluice::pg::conninfo::{
 use pgsluice::pg::{Lsn, QualifiedName, SlotName, SubscriptionName};
 use pgsluice::schema::{SeenColumn, SeenTable};
 use pgsluice::store::{
-    Answer, ConflictFilter, Desired, EventKind, NewTables, Outcome, Ownership, Positions, Registration,
-    SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError,
-    StoreErrorKind, TableChanges, TableMapping, TableState, TableStep, Verb, lock_key,
+    Answer, ConflictFilter, Desired, EventKind, Members, NewTables, OpenedGap, Outcome, Ownership, Positions,
+    Registration, SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError,
+    StoreErrorKind, TableChanges, TableRecord, TableState, TableStep, Verb, lock_key,
 };
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -350,6 +351,7 @@ async fn a_subscription_reports_where_it_stands() {
         lag_seconds: Some(0.25),
         wal_status: Some("reserved".to_owned()),
         retained_bytes: Some(1 << 24),
+        publications_seen: Some(Lsn::new(0x16B_3600)),
     };
     store.report_positions(&owner, &positions).await.unwrap();
 
@@ -421,14 +423,16 @@ async fn tables_come_go_and_are_copied_under_a_fence() {
     let database = Database::create().await;
     let store = database.with_subscription().await;
     let owner = owned(&store).await;
-    let table = |name: &str, target: &str| TableMapping {
-        source: QualifiedName::new("public", name),
-        target: QualifiedName::new("reporting", target),
+    let table = |name: &str, target: &str| {
+        table(&QualifiedName::new("public", name), &QualifiedName::new("reporting", target))
     };
     let first = [table("widgets", "widget"), table("B \"x\"", "b")];
-    let changes = store.sync_tables(&owner, &first, NewTables::Copy).await.unwrap();
+    let changes = store.record_members(&owner, &members(&first, NewTables::Copy)).await.unwrap();
     assert_eq!((changes.added.len(), changes.removed.len()), (2, 0));
-    assert_eq!(store.sync_tables(&owner, &first, NewTables::Copy).await.unwrap(), TableChanges::default());
+    assert_eq!(
+        store.record_members(&owner, &members(&first, NewTables::Copy)).await.unwrap(),
+        TableChanges::default()
+    );
 
     assert_eq!(store.begin_copy(&owner, &widgets(), 0).await.unwrap(), TableStep::Taken { attempt: 1 });
     assert_eq!(store.begin_copy(&owner, &widgets(), 1).await.unwrap(), TableStep::Taken { attempt: 2 });
@@ -447,7 +451,7 @@ async fn tables_come_go_and_are_copied_under_a_fence() {
 
     let second = [table("widgets", "other"), table("gadgets", "gadgets")];
     let ready = NewTables::Ready { synced_lsn: Lsn::new(7) };
-    let changes = store.sync_tables(&owner, &second, ready).await.unwrap();
+    let changes = store.record_members(&owner, &members(&second, ready)).await.unwrap();
     assert_eq!(changes.added, [QualifiedName::new("public", "gadgets")]);
     assert_eq!(changes.removed, [QualifiedName::new("public", "B \"x\"")]);
 
@@ -473,8 +477,8 @@ async fn a_table_that_is_ready_is_not_copied_again() {
     let owner = owned(&store).await;
     let tables = ["widgets", "gadgets"].map(|name| QualifiedName::new("public", name));
     let [widgets, gadgets] = &tables;
-    let mappings = tables.clone().map(|source| TableMapping { target: source.clone(), source });
-    store.sync_tables(&owner, &mappings, NewTables::Copy).await.unwrap();
+    let mappings = tables.clone().map(|source| table(&source, &source));
+    store.record_members(&owner, &members(&mappings, NewTables::Copy)).await.unwrap();
     let taken = |attempt| TableStep::Taken { attempt };
     assert_eq!(store.begin_copy(&owner, widgets, 0).await.unwrap(), taken(1));
     assert_eq!(store.begin_copy(&owner, gadgets, 0).await.unwrap(), taken(1));
@@ -517,6 +521,7 @@ const STATE: &str = "select concat_ws(E'\n', \
     (select json_agg(t order by t.id) from pgsluice.conflict t), \
     (select json_agg(t order by t.id) from pgsluice.command t), \
     (select json_agg(t order by t.id) from pgsluice.event t), \
+    (select json_agg(t order by t.id) from pgsluice.gap t), \
     (select json_agg(t order by t.subscription) from pgsluice.owner t))";
 
 type Write<'a> = (&'static str, Pin<Box<dyn Future<Output = Result<(), StoreError>> + 'a>>);
@@ -536,7 +541,7 @@ fn writes<'a>(store: &'a Store, owner: &'a Ownership, conflict: i64, command: i6
         report_positions(&Positions { lag_bytes: Some(1), ..Positions::default() });
         set_warnings(&["late".to_owned()]);
         clear_skip(report().commit_lsn);
-        sync_tables(&[], NewTables::Copy);
+        record_members(&members(&[], NewTables::Copy));
         end_copies();
         begin_copy(&widgets(), 1);
         set_table_state(&widgets(), 1, TableState::Pending, None);
@@ -551,6 +556,9 @@ fn writes<'a>(store: &'a Store, owner: &'a Ownership, conflict: i64, command: i6
         resolve_applied(report().commit_lsn);
         take_commands();
         answer(command, &Answer::done("late"));
+        open_gap(&gap_of(None, GapKind::SlotLost));
+        heal_gaps();
+        release_tables(Lsn::new(9));
     }
 }
 
@@ -559,8 +567,8 @@ async fn a_former_owner_writes_nothing() {
     let database = Database::create().await;
     let store = database.with_subscription().await;
     let former = claim(&store, "former").await.unwrap();
-    let mapping = TableMapping { source: widgets(), target: widgets() };
-    store.sync_tables(&former, &[mapping], NewTables::Copy).await.unwrap();
+    let mapping = table(&widgets(), &widgets());
+    store.record_members(&former, &members(&[mapping], NewTables::Copy)).await.unwrap();
     store.begin_copy(&former, &widgets(), 0).await.unwrap();
     let conflict = store.open_conflict(&former, &report()).await.unwrap();
     store.arm_skip(NAME, report().commit_lsn).await.unwrap();
@@ -869,6 +877,90 @@ async fn nothing_planted_in_the_search_path_runs() {
     store.close().await;
 }
 
+fn table(source: &QualifiedName, target: &QualifiedName) -> TableRecord {
+    TableRecord {
+        recorded: None,
+        source: source.clone(),
+        target: target.clone(),
+        source_oid: None,
+        target_oid: None,
+        marks: None,
+        left: None,
+    }
+}
+
+const fn members(tables: &[TableRecord], new: NewTables) -> Members<'_> {
+    Members { tables, new, publications: &[], notes: &[] }
+}
+
+fn gap_of(table: Option<QualifiedName>, kind: GapKind) -> NewGap {
+    let (from, to) = (Some(Lsn::new(0x10)), Some(Lsn::new(0x20)));
+    NewGap { table, kind, from, to, since: None, detail: None }
+}
+
+#[tokio::test]
+async fn a_gap_is_recorded_once_and_holds_its_table_until_it_is_settled() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let owner = owned(&store).await;
+    let mapping = table(&widgets(), &widgets());
+    let row = async || store.subscription(NAME).await.unwrap().unwrap();
+    store.record_members(&owner, &members(std::slice::from_ref(&mapping), NewTables::Copy)).await.unwrap();
+    let returned = gap_of(Some(widgets()), GapKind::Returned);
+    // A table that is still to be copied, or that is not one of the subscription's, has no gap.
+    assert_eq!(store.open_gap(&owner, &returned).await.unwrap(), None);
+    let other = gap_of(Some(QualifiedName::new("public", "other")), GapKind::Returned);
+    assert_eq!(store.open_gap(&owner, &other).await.unwrap(), None);
+
+    store.set_table_ready(&owner, &widgets(), 0, Lsn::new(7)).await.unwrap();
+    let columns = gap_of(Some(widgets()), GapKind::Columns);
+    let Some(OpenedGap::New(columns)) = store.open_gap(&owner, &columns).await.unwrap() else { panic!() };
+    assert_eq!((row().await.tables[0].state, columns.hold), (TableState::Ready, Hold::Nothing));
+    let Some(OpenedGap::New(first)) = store.open_gap(&owner, &returned).await.unwrap() else { panic!() };
+    assert_eq!(row().await.tables[0].state, TableState::Paused);
+    let later = NewGap { from: Some(Lsn::new(0x18)), to: Some(Lsn::new(0x30)), ..returned };
+    let Some(OpenedGap::Known(again)) = store.open_gap(&owner, &later).await.unwrap() else { panic!() };
+    assert_eq!(again, Gap { to: Some(Lsn::new(0x30)), ..first.clone() });
+    assert_eq!(row().await.gaps, [columns, again]);
+
+    assert_eq!(store.release_tables(&owner, Lsn::new(0x40)).await.unwrap(), []);
+    sqlx::query("update pgsluice.gap set settled_at = now(), settlement = 'accepted', settled_by = 'ann' where id = $1")
+        .bind(first.id)
+        .execute(&mut database.admin().await)
+        .await
+        .unwrap();
+    assert_eq!(store.release_tables(&owner, Lsn::new(0x40)).await.unwrap(), [widgets()]);
+    let table = row().await.tables.remove(0);
+    assert_eq!((table.state, table.synced_lsn), (TableState::Ready, Some(Lsn::new(0x40))));
+    let settled = store.gap(first.id).await.unwrap().unwrap().settled.unwrap();
+    assert_eq!(
+        (settled.how, settled.by.as_deref(), settled.resumed),
+        (Settlement::Accepted, Some("ann"), Some(Lsn::new(0x40)))
+    );
+    // It is another gap if the table leaves once more.
+    let Some(OpenedGap::New(second)) = store.open_gap(&owner, &later).await.unwrap() else { panic!() };
+    assert_ne!(second.id, first.id);
+
+    store.open_gap(&owner, &gap_of(None, GapKind::SlotLost)).await.unwrap();
+    assert_eq!((store.heal_gaps(&owner).await.unwrap(), row().await.gaps.len()), (1, 2));
+    let events: Vec<String> = store
+        .events(Some(NAME), 9)
+        .await
+        .unwrap()
+        .into_iter()
+        .rev()
+        .filter(|event| event.kind == EventKind::Gap.as_str())
+        .map(|event| event.message)
+        .collect();
+    insta::assert_snapshot!(events.join("\n"), @r"
+    public.widgets may differ: the column list of its publications has changed
+    public.widgets may lack changes: it left the publications and came back
+    public.widgets may lack changes: it left the publications and came back
+    my_subscription may lack changes: the publisher has invalidated its replication slot
+    gap 5 has gone: the stream goes on from where the target is
+    ");
+}
+
 #[tokio::test]
 async fn the_status_document_is_the_contracts() {
     let database = Database::create().await;
@@ -880,8 +972,11 @@ async fn the_status_document_is_the_contracts() {
         .await
         .unwrap();
     let owner = claim(&store, "db-1/4711").await.unwrap();
-    let tables = [TableMapping { source: widgets(), target: QualifiedName::new("reporting", "widget") }];
-    store.sync_tables(&owner, &tables, NewTables::Ready { synced_lsn: Lsn::new(7) }).await.unwrap();
+    let tables = [table(&widgets(), &QualifiedName::new("reporting", "widget"))];
+    store
+        .record_members(&owner, &members(&tables, NewTables::Ready { synced_lsn: Lsn::new(7) }))
+        .await
+        .unwrap();
     let positions = Positions {
         received_lsn: Some(Lsn::new(0x16B_3750)),
         lag_bytes: Some(8),
@@ -978,7 +1073,7 @@ async fn operations_can_be_spawned() {
         let owner = claim(&store, "host/1").await?;
         store.set_state(&owner, &StateChange::new(State::Copying)).await?;
         store.report_positions(&owner, &Positions::default()).await?;
-        store.sync_tables(&owner, &[], NewTables::Copy).await?;
+        store.record_members(&owner, &members(&[], NewTables::Copy)).await?;
         store.set_warnings(&owner, &[]).await?;
         let id = store.open_conflict(&owner, &report()).await?;
         store.resolve_conflict(&owner, id, Resolution::Retry, NAME).await?;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use pgsluice::apply::core::{Core, Step};
 use pgsluice::apply::end::End;
 use pgsluice::apply::incoming::tables::Surroundings;
-use pgsluice::apply::{Member, Membership, Outcome};
+use pgsluice::apply::{Applies, Member, Membership, Outcome};
 use pgsluice::pg::Lsn;
 use pgsluice::pgoutput::Format;
 use pgsluice::schema::ReplicationRole;
@@ -130,7 +130,8 @@ impl<'a> Stream<'a> {
                     catalog: Arc::new(tables::published(table, start.seen.catalog.width[table])),
                     target: tables::name(table),
                     coerced: BTreeSet::new(),
-                    position,
+                    oid: Some(tables::oid(table)),
+                    applies: Applies { position, ..Applies::default() },
                 },
             );
         }
@@ -365,7 +366,7 @@ impl<'a> Stream<'a> {
             }
             Outcome::Conflict(report) => self.conflict = Some(report.commit_lsn),
             Outcome::FellBack { cause } => self.link.tell(|| format!("falls back: {cause}")),
-            Outcome::Planned { .. } => {}
+            Outcome::Planned { .. } | Outcome::Stranger(_) => {}
         }
     }
 

@@ -58,7 +58,7 @@ pub use self::step::{Answer, Batch, Description, Step};
 use super::end::End;
 use super::incoming::event::Event;
 use super::incoming::intake::{Intake, Taken};
-use super::incoming::tables::{Described, Membership, PlannedTable, Surroundings, Tables};
+use super::incoming::tables::{Announced, Described, Membership, PlannedTable, Surroundings, Tables};
 use super::outcome::{Outcome, Start};
 use crate::mutation::{self, Mutation};
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
@@ -270,14 +270,18 @@ impl Core {
 
     fn handle(&mut self, taken: Result<Taken, End>) -> Result<(), End> {
         match taken {
-            Ok(Taken::Nothing) => Ok(()),
+            Ok(Taken::Nothing | Taken::Announced(Announced::Nothing)) => Ok(()),
             Ok(Taken::Passed(lsn)) => {
                 self.positions.pass(lsn);
                 Ok(())
             }
             Ok(Taken::Event(event)) => self.admit(event),
-            Ok(Taken::Announced(target)) => {
-                self.steps.extend(target.map(Step::Describe));
+            Ok(Taken::Announced(Announced::Stranger(name))) => {
+                self.tell(Outcome::Stranger(name));
+                Ok(())
+            }
+            Ok(Taken::Announced(Announced::Describe(target))) => {
+                self.steps.push_back(Step::Describe(target));
                 Ok(())
             }
             Ok(Taken::Ended(begin, commit)) => {

@@ -27,11 +27,11 @@
 use std::sync::Arc;
 
 use super::event::Event;
-use super::tables::{Fit, Lookup, Tables};
+use super::tables::{Announced, Finish, Fit, Lookup, Tables, Verdict};
 use crate::apply::change::RowChange;
 use crate::apply::end::{End, Unfit};
 use crate::mutation::{self, Mutation};
-use crate::pg::{Lsn, QualifiedName};
+use crate::pg::Lsn;
 use crate::pgoutput::{Begin, Format, Message, StreamAbort, StreamCommit, Truncate};
 use crate::schema::Operations;
 
@@ -72,20 +72,13 @@ enum Receiving {
     InProgress { xid: u32, changes: u64 },
 }
 
-/// Where the transaction of a change commits.
-#[derive(Debug, Clone, Copy)]
-enum Finish {
-    At(Lsn),
-    /// At an unknown position beyond this one.
-    Beyond(Lsn),
-}
-
 /// A change of tables that lack what its operation needs.
 struct Lacking {
     relations: Vec<u32>,
     operation: Operations,
     command: &'static str,
-    finish: Finish,
+    /// The transaction, and where it commits.
+    within: (u32, Finish),
 }
 
 /// The result of a message.
@@ -95,9 +88,8 @@ pub(crate) enum Taken {
     Event(Event),
     /// A transaction without changes of the subscription's tables ended here.
     Passed(Lsn),
-    /// A Relation message came. The target's table of this name is to be described next; none if the relation
-    /// is not in the subscription or has not changed.
-    Announced(Option<QualifiedName>),
+    /// A Relation message came.
+    Announced(Announced),
     /// The transaction in progress has committed: its Begin, as a whole transaction has one, and its commit.
     Ended(Begin, Event),
     /// The transaction in progress was rolled back.
@@ -256,14 +248,14 @@ impl Intake {
         mut change: RowChange,
         described: Vec<u32>,
     ) -> Result<Taken, End> {
-        let finish = self.finish(change.operation())?;
-        let Some(fit) = self.find(relation, finish)? else {
+        let within = self.finish(change.operation())?;
+        let Some(fit) = self.find(relation, within)? else {
             self.pass_over();
             return Ok(Taken::Nothing);
         };
         let Some(table) = fit.plan_for(change.as_set()).map(Arc::clone) else {
             let (relations, operation, command) = (vec![relation], change.as_set(), change.operation());
-            let lacking = Lacking { relations, operation, command, finish };
+            let lacking = Lacking { relations, operation, command, within };
             let message = HeldMessage::Change { relation, made_by, change };
             return self.look_again(&lacking, Held { message, described });
         };
@@ -277,18 +269,18 @@ impl Intake {
 
     fn truncate(&mut self, message: Truncate, described: Vec<u32>) -> Result<Taken, End> {
         let (command, operation) = ("TRUNCATE", Operations::TRUNCATE);
-        let finish = self.finish(command)?;
+        let within = self.finish(command)?;
         let mut tables = Vec::with_capacity(message.relation_oids.len());
         let mut relations = Vec::new();
         for &relation in &message.relation_oids {
-            match self.find(relation, finish)?.map(|fit| fit.plan_for(operation)) {
+            match self.find(relation, within)?.map(|fit| fit.plan_for(operation)) {
                 None => {}
                 Some(Some(table)) => tables.push(Arc::clone(table)),
                 Some(None) => relations.push(relation),
             }
         }
         if !relations.is_empty() {
-            let lacking = Lacking { relations, operation, command, finish };
+            let lacking = Lacking { relations, operation, command, within };
             return self.look_again(&lacking, Held { message: HeldMessage::Truncate(message), described });
         }
         if tables.is_empty() {
@@ -303,13 +295,13 @@ impl Intake {
     /// Has the tables of a change described once more that it did not fit into, one after the other, and holds the
     /// change until then. Fails if that has been done for this change.
     fn look_again(&mut self, lacking: &Lacking, mut held: Held) -> Result<Taken, End> {
-        let &Lacking { ref relations, operation, command, finish } = lacking;
+        let &Lacking { ref relations, operation, command, within } = lacking;
         let Some(&next) = relations.iter().find(|relation| !held.described.contains(relation)) else {
             // Whether a transaction in progress commits is known at its end only.
-            let Finish::At(at) = finish else { return Err(End::SendWhole) };
+            let (_, Finish::At(at)) = within else { return Err(End::SendWhole) };
             let mut misfits = Vec::new();
             for &relation in relations {
-                misfits.extend(self.find(relation, finish)?.map(|fit| fit.misfits_of(operation)));
+                misfits.extend(self.find(relation, within)?.map(|fit| fit.misfits_of(operation)));
             }
             let misfits = misfits.concat();
             return Err(End::Unfit(Unfit { misfits, command, finish: Some(at) }));
@@ -319,7 +311,7 @@ impl Intake {
         };
         held.described.push(next);
         self.held = Some(held);
-        Ok(Taken::Announced(Some(target)))
+        Ok(Taken::Announced(Announced::Describe(target)))
     }
 
     /// Fails if a subtransaction made the change of a transaction in progress.
@@ -328,12 +320,12 @@ impl Intake {
         if accepted { Ok(()) } else { Err(End::SendWhole) }
     }
 
-    /// Where the transaction of a change commits.
-    fn finish(&self, what: &str) -> Result<Finish, End> {
+    /// The transaction of a change, and where it commits.
+    fn finish(&self, what: &str) -> Result<(u32, Finish), End> {
         match (self.piece, self.receiving) {
             // Transactions are sent in commit order, so it commits after everything received so far.
-            (Some(_), _) => Ok(Finish::Beyond(self.received)),
-            (None, Some(Receiving::Whole { begin, .. })) => Ok(Finish::At(begin.final_lsn)),
+            (Some(xid), _) => Ok((xid, Finish::Beyond(self.received))),
+            (None, Some(Receiving::Whole { begin, .. })) => Ok((begin.xid, Finish::At(begin.final_lsn))),
             (None, Some(Receiving::InProgress { .. }) | None) => Err(outside(what)),
         }
     }
@@ -367,24 +359,19 @@ impl Intake {
         }
     }
 
-    /// Finds the table of a relation; none if its changes do not apply.
-    fn find(&self, relation: u32, finish: Finish) -> Result<Option<&Fit>, End> {
+    /// Finds the table of a relation; none if the change does not apply.
+    fn find(&self, relation: u32, (xid, finish): (u32, Finish)) -> Result<Option<&Fit>, End> {
         match (self.tables.lookup(relation), finish) {
             (Lookup::Unannounced, _) => Err(End::OutOfOrder(format!(
                 "a change of relation {relation}, which no Relation message announced"
             ))),
-            (Lookup::Foreign, _) | (Lookup::Member { position: None, .. }, Finish::At(_)) => Ok(None),
+            (Lookup::Foreign, _) => Ok(None),
             (Lookup::Member { .. }, Finish::At(commit)) if self.passes_over(commit) => Ok(None),
-            (Lookup::Member { position: Some(position), fit }, Finish::At(commit)) => {
-                let applies = position <= commit || mutation::is(Mutation::IgnorePositions);
-                Ok(applies.then_some(fit))
-            }
-            (Lookup::Member { position: Some(position), fit }, Finish::Beyond(received))
-                if position <= received || mutation::is(Mutation::PiecesIgnorePositions) =>
-            {
-                Ok(Some(fit))
-            }
-            (Lookup::Member { .. }, Finish::Beyond(_)) => Err(End::SendWhole),
+            (Lookup::Member { applies, fit }, _) => match applies.judge(xid, finish) {
+                Verdict::Applies => Ok(Some(fit)),
+                Verdict::PassedOver => Ok(None),
+                Verdict::Unknown => Err(End::SendWhole),
+            },
         }
     }
 }

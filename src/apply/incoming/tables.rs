@@ -7,6 +7,7 @@ use foldhash::fast::RandomState;
 
 use crate::apply::sets::suitability::exact_because;
 use crate::apply::table::{ExactBecause, TableContext, hindered, text_columns};
+use crate::mutation::{self, Mutation};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
 use crate::schema::binary::takes_binary;
@@ -18,15 +19,80 @@ use crate::schema::{
 /// A table of the subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
+    /// Its OID on the publisher. None where an older version recorded the table: it is then found by its name.
+    pub oid: Option<u32>,
     /// The table as the publisher's catalog described it when the attempt began. It has the type modifiers of
     /// domains, which a Relation message lacks.
     pub catalog: Arc<PublishedRelation>,
     pub target: QualifiedName,
     /// Columns whose values the target's type may change.
     pub coerced: BTreeSet<String>,
+    pub applies: Applies,
+}
+
+/// Which changes of a table apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Applies {
     /// A change applies if its transaction commits at or beyond this position. None while the table is not
     /// synchronised: its changes are then applied by its synchronisation.
     pub position: Option<Lsn>,
+    /// The table is held by a gap: changes that commit at or beyond this position do not apply.
+    pub held_from: Option<Lsn>,
+    /// The table has left the publications: changes of this transaction and of younger ones do not apply.
+    pub left_xid: Option<u32>,
+}
+
+/// Where the transaction of a change commits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Finish {
+    At(Lsn),
+    /// At an unknown position beyond this one.
+    Beyond(Lsn),
+}
+
+/// Whether a change applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Applies,
+    PassedOver,
+    /// It depends on where the transaction commits.
+    Unknown,
+}
+
+impl Applies {
+    /// Every change that commits from this position on applies.
+    #[must_use]
+    pub const fn from(position: Lsn) -> Self {
+        Self { position: Some(position), held_from: None, left_xid: None }
+    }
+
+    /// Judges a change of the transaction `xid`.
+    pub(crate) fn judge(self, xid: u32, finish: Finish) -> Verdict {
+        if self.left_xid.is_some_and(|left| !is_older(xid, left)) {
+            return Verdict::PassedOver;
+        }
+        match (finish, self.position, self.held_from) {
+            (Finish::At(_), None, _) => Verdict::PassedOver,
+            (Finish::At(commit), Some(position), held) => {
+                let held = held.is_some_and(|held| commit >= held);
+                let applies = position <= commit || mutation::is(Mutation::IgnorePositions);
+                if applies && !held { Verdict::Applies } else { Verdict::PassedOver }
+            }
+            (Finish::Beyond(received), _, Some(held)) if held <= received => Verdict::PassedOver,
+            (Finish::Beyond(received), Some(position), None)
+                if position <= received || mutation::is(Mutation::PiecesIgnorePositions) =>
+            {
+                Verdict::Applies
+            }
+            (Finish::Beyond(_), ..) => Verdict::Unknown,
+        }
+    }
+}
+
+/// Whether transaction `xid` was given its identifier before `other`. Identifiers are compared in a circle, as the
+/// server does (`TransactionIdPrecedes` in `transam.c`).
+const fn is_older(xid: u32, other: u32) -> bool {
+    xid.wrapping_sub(other).cast_signed() < 0
 }
 
 /// The subscription's tables by their names on the publisher. A table that exists on both sides
@@ -85,12 +151,25 @@ pub(crate) struct PlannedTable {
 #[derive(Debug)]
 pub struct Tables {
     members: Membership,
+    /// The names of those members whose OIDs are known.
+    by_oid: HashMap<u32, QualifiedName>,
     surroundings: Surroundings,
     cache: RelationCache,
     relations: HashMap<u32, Known, RandomState>,
     /// A table with a new Relation message whose target table is being described.
     awaited: Option<Awaited>,
     next_id: u64,
+}
+
+/// The result of a Relation message.
+#[derive(Debug)]
+pub(crate) enum Announced {
+    /// The relation has not changed, or is not in the subscription.
+    Nothing,
+    /// The relation is not in the subscription, and has not been announced before.
+    Stranger(QualifiedName),
+    /// This table of the target is to be described next ([`Tables::describe`]).
+    Describe(QualifiedName),
 }
 
 #[derive(Debug)]
@@ -106,8 +185,7 @@ enum Known {
     Foreign,
     Member {
         name: QualifiedName,
-        /// As [`Member::position`].
-        position: Option<Lsn>,
+        applies: Applies,
         published: Arc<PublishedRelation>,
         fit: Fit,
     },
@@ -144,7 +222,7 @@ impl Fit {
 #[derive(Debug)]
 pub(crate) enum Lookup<'a> {
     Member {
-        position: Option<Lsn>,
+        applies: Applies,
         fit: &'a Fit,
     },
     /// Not in the subscription.
@@ -155,7 +233,9 @@ pub(crate) enum Lookup<'a> {
 
 impl Tables {
     pub(crate) fn new(members: Membership, surroundings: Surroundings) -> Self {
+        let by_oid = |(name, member): (&QualifiedName, &Member)| Some((member.oid?, name.clone()));
         Self {
+            by_oid: members.iter().filter_map(by_oid).collect(),
             members,
             surroundings,
             cache: RelationCache::default(),
@@ -168,13 +248,13 @@ impl Tables {
     /// Sets a table's position: changes that commit at or beyond it apply.
     pub(crate) fn set_position(&mut self, source: &QualifiedName, at: Lsn) {
         if let Some(member) = self.members.get_mut(source) {
-            member.position = Some(at);
+            member.applies.position = Some(at);
         }
         for known in self.relations.values_mut() {
-            if let Known::Member { name, position, .. } = known
+            if let Known::Member { name, applies, .. } = known
                 && name == source
             {
-                *position = Some(at);
+                applies.position = Some(at);
             }
         }
     }
@@ -188,24 +268,31 @@ impl Tables {
         self.cache.note_type(message)
     }
 
-    /// Takes a Relation message. Returns the target's table that it is compared with ([`Self::describe`]); none
-    /// if the relation has not changed or is not in the subscription.
-    pub(crate) fn announce(&mut self, message: Relation) -> Result<Option<QualifiedName>, RelationError> {
+    /// The member that a Relation message is about, under its recorded name. A table is its OID: it may have had
+    /// another name when the change was made, and another table may have had its name.
+    fn member_of(&self, oid: u32, name: &QualifiedName) -> Option<(&QualifiedName, &Member)> {
+        let recorded = self.by_oid.get(&oid).unwrap_or(name);
+        let (name, member) = self.members.get_key_value(recorded)?;
+        member.oid.is_none_or(|known| known == oid).then_some((name, member))
+    }
+
+    /// Takes a Relation message.
+    pub(crate) fn announce(&mut self, message: Relation) -> Result<Announced, RelationError> {
         let oid = message.oid;
         let name = QualifiedName::new(&message.schema, &message.name);
-        let Some(member) = self.members.get(&name) else {
-            self.relations.insert(oid, Known::Foreign);
-            return Ok(None);
+        let Some((name, member)) = self.member_of(oid, &name) else {
+            let known = self.relations.insert(oid, Known::Foreign);
+            return Ok(if known.is_none() { Announced::Stranger(name) } else { Announced::Nothing });
         };
+        let (name, target) = (name.clone(), member.target.clone());
         let published = self.cache.note_relation(message)?;
         if let Some(Known::Member { published: known, .. }) = self.relations.get(&oid)
             && Arc::ptr_eq(known, &published)
         {
-            return Ok(None);
+            return Ok(Announced::Nothing);
         }
-        let target = member.target.clone();
         self.awaited = Some(Awaited { oid, name, published });
-        Ok(Some(target))
+        Ok(Announced::Describe(target))
     }
 
     /// Whether a table has been announced whose target has not been described yet.
@@ -258,8 +345,8 @@ impl Tables {
             }
             None => (Fit::Unfit(comparison.misfits), None),
         };
-        let position = member.position;
-        self.relations.insert(oid, Known::Member { name, position, published, fit });
+        let applies = member.applies;
+        self.relations.insert(oid, Known::Member { name, applies, published, fit });
         Some(Described { replaced, planned })
     }
 
@@ -267,8 +354,40 @@ impl Tables {
     pub(crate) fn lookup(&self, oid: u32) -> Lookup<'_> {
         match self.relations.get(&oid) {
             None => Lookup::Unannounced,
-            Some(Known::Member { position, fit, .. }) => Lookup::Member { position: *position, fit },
+            Some(Known::Member { applies, fit, .. }) => Lookup::Member { applies: *applies, fit },
             Some(Known::Foreign) => Lookup::Foreign,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_judged_by_commit_and_by_transaction() {
+        let lsn = Lsn::new;
+        let check = |applies: Applies, xid, finish, expected| {
+            assert_eq!(applies.judge(xid, finish), expected, "{applies:?} {xid} {finish:?}");
+        };
+        use Verdict::{Applies as Yes, PassedOver as No, Unknown};
+        let followed = Applies::from(lsn(10));
+        check(followed, 1, Finish::At(lsn(10)), Yes);
+        check(followed, 1, Finish::At(lsn(9)), No);
+        check(followed, 1, Finish::Beyond(lsn(10)), Yes);
+        check(followed, 1, Finish::Beyond(lsn(9)), Unknown);
+        check(Applies::default(), 1, Finish::At(lsn(9)), No);
+        check(Applies::default(), 1, Finish::Beyond(lsn(9)), Unknown);
+        let held = Applies { held_from: Some(lsn(20)), ..followed };
+        check(held, 1, Finish::At(lsn(19)), Yes);
+        check(held, 1, Finish::At(lsn(20)), No);
+        check(held, 1, Finish::Beyond(lsn(19)), Unknown);
+        check(held, 1, Finish::Beyond(lsn(20)), No);
+        let left = Applies { left_xid: Some(5), ..followed };
+        check(left, 4, Finish::At(lsn(100)), Yes);
+        check(left, 5, Finish::At(lsn(100)), No);
+        check(left, 4, Finish::Beyond(lsn(100)), Yes);
+        check(left, u32::MAX, Finish::At(lsn(100)), Yes);
+        check(Applies { left_xid: Some(u32::MAX), ..followed }, 3, Finish::At(lsn(100)), No);
     }
 }

@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use crate::apply::change::RowChange;
 use crate::apply::end::{End, Unfit};
-use crate::apply::incoming::tables::{Fit, Lookup, Tables};
+use crate::apply::incoming::tables::{Announced, Finish, Fit, Lookup, Tables, Verdict};
 use crate::apply::rows::evidence::{changed_identity, surroundings};
 use crate::apply::rows::executor::Executor;
 use crate::apply::statement::{Sequences, truncate_sql};
 use crate::apply::{ApplyError, Member, Membership, TableContext};
 use crate::pg::{Lsn, QualifiedName};
-use crate::pgoutput::Message;
+use crate::pgoutput::{Begin, Message};
 use crate::schema::{Operations, catalog};
 use crate::target::TargetSession;
 
@@ -25,13 +25,13 @@ pub struct CatchUp<'a> {
     session: &'a TargetSession,
     executor: Executor,
     tables: Tables,
-    /// Finish LSN of the publisher's transaction that is being received.
-    open: Option<Lsn>,
+    /// The publisher's transaction that is being received.
+    open: Option<Begin>,
     changes: u64,
 }
 
 impl<'a> CatchUp<'a> {
-    /// `member.position` is the position of the snapshot that the table was copied under.
+    /// `member.applies` begins at the position of the snapshot that the table was copied under.
     pub fn new(session: &'a TargetSession, table: QualifiedName, member: Member) -> Self {
         let members = Membership::from([(table, member)]);
         Self {
@@ -68,13 +68,13 @@ impl<'a> CatchUp<'a> {
 
     async fn apply(&mut self, message: Message) -> Result<Option<Lsn>, ApplyError> {
         match message {
-            Message::Begin(begin) => self.open = Some(begin.final_lsn),
+            Message::Begin(begin) => self.open = Some(begin),
             Message::Commit(commit) => {
                 self.open = None;
                 return Ok(Some(commit.end_lsn));
             }
             Message::Relation(relation) => {
-                if let Some(target) = self.tables.announce(relation).map_err(End::from)? {
+                if let Announced::Describe(target) = self.tables.announce(relation).map_err(End::from)? {
                     self.describe(&target).await?;
                 }
             }
@@ -142,7 +142,7 @@ impl<'a> CatchUp<'a> {
         if let Some(target) = self.tables.look_again(relation) {
             self.describe(&target).await?;
         }
-        let finish = self.open;
+        let finish = self.open.map(|begin| begin.final_lsn);
         let Some(fit) = self.find(relation)? else { return Ok(None) };
         match fit.plan_for(operation) {
             Some(table) => Ok(Some(Arc::clone(table))),
@@ -151,10 +151,13 @@ impl<'a> CatchUp<'a> {
     }
 
     fn find(&self, relation: u32) -> Result<Option<&Fit>, ApplyError> {
-        let commit_lsn =
-            self.open.ok_or_else(|| End::OutOfOrder("a change outside a transaction".to_owned()))?;
+        let begin = self.open.ok_or_else(|| End::OutOfOrder("a change outside a transaction".to_owned()))?;
         match self.tables.lookup(relation) {
-            Lookup::Member { position: Some(position), fit } if position <= commit_lsn => Ok(Some(fit)),
+            Lookup::Member { applies, fit }
+                if applies.judge(begin.xid, Finish::At(begin.final_lsn)) == Verdict::Applies =>
+            {
+                Ok(Some(fit))
+            }
             Lookup::Member { .. } | Lookup::Foreign => Ok(None),
             Lookup::Unannounced => Err(End::OutOfOrder(format!(
                 "a change of relation {relation}, which no Relation message announced"

@@ -21,14 +21,40 @@ impl fmt::Display for Side {
     }
 }
 
+/// Publications of the subscription that do not exist on the publisher.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MissingPublications {
+    pub missing: Vec<String>,
+    /// All publications of the publisher's database.
+    pub existing: Vec<String>,
+}
+
+impl MissingPublications {
+    #[must_use]
+    pub fn diagnosis(&self) -> Diagnosis {
+        let create: Vec<String> = self
+            .missing
+            .iter()
+            .map(|name| format!("CREATE PUBLICATION {} FOR TABLE …;", quote_ident(name)))
+            .collect();
+        let existing = if self.existing.is_empty() {
+            "this database has no publications yet (is it the right database?)".to_owned()
+        } else {
+            format!("the existing ones are {}", self.existing.join(", "))
+        };
+        Diagnosis::new(format!("publications do not exist on the publisher: {}", self.missing.join(", ")))
+            .hint(format!("run on the publisher: {} Or correct publications: {existing}", create.join(" ")))
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     /// A query failed, or the connection was lost while it ran.
     #[error("could not read {what} from the {side}'s catalog")]
     Query { side: Side, what: &'static str, source: tokio_postgres::Error },
-    /// The subscription names publications that do not exist on the publisher.
-    #[error("publications do not exist on the publisher: {}", missing.join(", "))]
-    MissingPublications { missing: Vec<String>, existing: Vec<String> },
+    /// None of the subscription's publications exists on the publisher.
+    #[error("{}", .0.diagnosis().primary)]
+    MissingPublications(MissingPublications),
     /// The publications have different column lists for these tables, at which the walsender would
     /// stop.
     #[error("cannot use different column lists for the same table in different publications")]
@@ -70,19 +96,7 @@ impl CatalogError {
                 },
                 None => primary.detail(source.to_string()),
             },
-            Self::MissingPublications { missing, existing } => {
-                let create = missing
-                    .iter()
-                    .map(|name| format!("CREATE PUBLICATION {} FOR TABLE …;", quote_ident(name)))
-                    .collect::<Vec<_>>()
-                    .join(" ");
-                let existing = if existing.is_empty() {
-                    "this database has no publications yet (is it the right database?)".to_owned()
-                } else {
-                    format!("the existing ones are {}", existing.join(", "))
-                };
-                primary.hint(format!("run on the publisher: {create} Or correct publications: {existing}"))
-            }
+            Self::MissingPublications(missing) => missing.diagnosis(),
             Self::DifferentColumnLists { tables } => primary
                 .detail(format!("Tables: {}.", list(tables)))
                 .hint("give the table the same column list in each publication (ALTER PUBLICATION … SET TABLE …), or subscribe to one of them only"),
@@ -106,7 +120,7 @@ impl CatalogError {
                 }
                 (Some(_) | None, Side::Publisher | Side::Target) => Disposition::Retry,
             },
-            Self::MissingPublications { .. }
+            Self::MissingPublications(_)
             | Self::DifferentColumnLists { .. }
             | Self::DifferentGeneratedColumns { .. } => Disposition::Retry,
         }

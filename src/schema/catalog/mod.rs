@@ -15,7 +15,9 @@ mod error;
 mod fingerprint;
 mod inner_types;
 mod listing;
+mod members;
 mod publisher;
+mod sessions;
 mod slot;
 mod slot_wait;
 mod target;
@@ -24,13 +26,16 @@ mod unlogged;
 mod unreadable;
 
 pub use definitions::misfit_facts;
-pub use error::{CatalogError, Side};
-pub use fingerprint::publications_fingerprint;
+pub use error::{CatalogError, MissingPublications, Side};
+pub use fingerprint::{PublicationsLook, look_at_publications};
 pub use listing::user_tables;
+pub use members::{KnownTable, known_tables, target_oids};
 pub use publisher::{
-    PublisherFacts, PublisherSettings, UnselectableReason, UnselectableTable, has_synchronous_standbys,
-    published_tables, publisher_facts, publisher_query, publisher_settings, unselectable_tables,
+    Published, PublisherFacts, PublisherSettings, SeenPublication, UnselectableReason, UnselectableTable,
+    has_synchronous_standbys, published, publisher_facts, publisher_query, publisher_settings,
+    unselectable_tables,
 };
+pub use sessions::{LimitedBy, SessionLimit, session_limit};
 pub use slot::{SlotRow, last_checkpoint, slot_row};
 pub use slot_wait::slot_waits_for;
 pub use target::{TargetFacts, table_stamp_sql, target_facts, target_tables};

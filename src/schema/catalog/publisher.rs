@@ -15,11 +15,16 @@ use crate::schema::{
 };
 
 use super::catalog_char;
-use super::error::{CatalogError, Side};
+use super::error::{CatalogError, MissingPublications, Side};
 use super::inner_types::read_inner_types;
 
 /// Lowest OID of objects that users created (`FirstNormalObjectId`).
 pub(super) const FIRST_NORMAL_OID: u32 = 16384;
+
+/// The transaction that put a table `c` into its schema.
+const NAMESPACE_VERSION: &str = "(SELECT d.xmin::pg_catalog.text FROM pg_catalog.pg_depend d \
+    WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.objsubid = 0 \
+    AND d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass)";
 
 /// Wraps a failed query on the publisher's catalogs with what it was for.
 pub fn publisher_query(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogError {
@@ -30,22 +35,42 @@ fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogEr
     move |source| CatalogError::Query { side: Side::Publisher, what, source }
 }
 
-/// Returns every table of the publications under the name that the stream will use, ordered by name.
+/// What the publications publish.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Published {
+    /// Every table under the name that the stream will use, ordered by name.
+    pub tables: Vec<PublishedTable>,
+    pub publications: Vec<SeenPublication>,
+    /// Those that do not exist, if others do.
+    pub missing: Option<MissingPublications>,
+}
+
+/// A publication that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenPublication {
+    pub oid: u32,
+    pub name: String,
+    /// The transaction that wrote its row (`xmin`).
+    pub version: String,
+}
+
+/// Reads what the publications publish.
 ///
 /// Tables of the schema `pgsluice` are left out: they are the state of another instance, if this
 /// database is its target and publishes all its tables.
 ///
 /// # Errors
 ///
-/// Publications are missing (all are named) or contradict each other, or a query failed.
-pub async fn published_tables<C: GenericClient + Sync>(
+/// None of the publications exists, they contradict each other, or a query failed.
+pub async fn published<C: GenericClient + Sync>(
     client: &C,
     server_version_num: u32,
     publications: &[String],
-) -> Result<Vec<PublishedTable>, CatalogError> {
+) -> Result<Published, CatalogError> {
     let version = Version(server_version_num);
+    let (publications, missing) = read_publications(client, version, publications).await?;
     let mut facts = Publications {
-        publications: read_publications(client, version, publications).await?,
+        publications,
         whole_list: if version.0 >= 160_000 { WholeList::AllPublished } else { WholeList::EveryAttribute },
         ..Publications::default()
     };
@@ -58,12 +83,18 @@ pub async fn published_tables<C: GenericClient + Sync>(
         .collect();
     let oids: Vec<u32> = resolved.iter().map(|resolved| resolved.oid).collect();
     let columns = read_columns(client, version, &oids).await?;
-    assemble(&facts, resolved, columns)
+    let seen = |publication: &Publication| SeenPublication {
+        oid: publication.oid,
+        name: publication.name.clone(),
+        version: publication.version.clone(),
+    };
+    let publications = facts.publications.iter().map(seen).collect();
+    Ok(Published { tables: assemble(&facts, resolved, columns)?, publications, missing })
 }
 
 /// The server's `server_version_num`, which decides what its catalogs have.
 #[derive(Debug, Clone, Copy)]
-struct Version(u32);
+pub(super) struct Version(pub(super) u32);
 
 impl Version {
     /// Returns `expression` if the version supports it, else the value for older versions.
@@ -76,9 +107,9 @@ async fn read_publications<C: GenericClient + Sync>(
     client: &C,
     version: Version,
     names: &[String],
-) -> Result<Vec<Publication>, CatalogError> {
+) -> Result<(Vec<Publication>, Option<MissingPublications>), CatalogError> {
     let sql = format!(
-        "SELECT p.oid, p.pubname::pg_catalog.text AS name, p.puballtables,
+        "SELECT p.oid, p.pubname::pg_catalog.text AS name, p.xmin::pg_catalog.text AS version, p.puballtables,
                 p.pubinsert, p.pubupdate, p.pubdelete, {truncate} AS pubtruncate,
                 {via_root} AS pubviaroot, {generated} AS pubgenerated
            FROM pg_catalog.pg_publication p ORDER BY p.pubname",
@@ -93,6 +124,7 @@ async fn read_publications<C: GenericClient + Sync>(
             let publication = Publication {
                 oid: row.get("oid"),
                 name: row.get("name"),
+                version: row.get("version"),
                 all_tables: row.get("puballtables"),
                 actions: operations(row),
                 via_root: row.get("pubviaroot"),
@@ -102,12 +134,14 @@ async fn read_publications<C: GenericClient + Sync>(
         })
         .collect();
     let missing: Vec<String> = names.iter().filter(|&name| !existing.contains_key(name)).cloned().collect();
-    if !missing.is_empty() {
-        let existing = existing.into_keys().collect();
-        return Err(CatalogError::MissingPublications { missing, existing });
-    }
+    let missing = MissingPublications { missing, existing: existing.keys().cloned().collect() };
     // A name that is given twice counts once.
-    Ok(names.iter().filter_map(|name| existing.remove(name)).collect())
+    let found: Vec<Publication> = names.iter().filter_map(|name| existing.remove(name)).collect();
+    match (found.is_empty(), missing.missing.is_empty()) {
+        (_, true) => Ok((found, None)),
+        (true, false) => Err(CatalogError::MissingPublications(missing)),
+        (false, false) => Ok((found, Some(missing))),
+    }
 }
 
 fn operations(row: &Row) -> Operations {
@@ -128,22 +162,23 @@ async fn read_members<C: GenericClient + Sync>(
 ) -> Result<(), CatalogError> {
     let publications: Vec<u32> = facts.publications.iter().map(|publication| publication.oid).collect();
     let sql = format!(
-        "SELECT r.prpubid, r.prrelid, {columns} AS columns, {filter} AS filter
+        "SELECT r.oid, r.prpubid, r.prrelid, {columns} AS columns, {filter} AS filter
            FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = ANY ($1)",
         columns = version.since(15, "r.prattrs::pg_catalog.int2[]", "NULL::pg_catalog.int2[]"),
         filter = version.since(15, "pg_catalog.pg_get_expr(r.prqual, r.prrelid)", "NULL::pg_catalog.text"),
     );
     let rows = client.query_typed(&sql, &[(&publications, Type::OID_ARRAY)]).await;
     for row in rows.map_err(failed("the publications' tables"))? {
-        let member = Member { columns: row.get("columns"), filter: row.get("filter") };
+        let member = Member { oid: row.get("oid"), columns: row.get("columns"), filter: row.get("filter") };
         facts.members.insert((row.get("prpubid"), row.get("prrelid")), member);
     }
     if version.0 >= 150_000 {
-        let sql = "SELECT n.pnpubid, n.pnnspid FROM pg_catalog.pg_publication_namespace n
+        let sql = "SELECT n.oid, n.pnpubid, n.pnnspid FROM pg_catalog.pg_publication_namespace n
                     WHERE n.pnpubid = ANY ($1)";
         let rows = client.query_typed(sql, &[(&publications, Type::OID_ARRAY)]).await;
         let rows = rows.map_err(failed("the publications' schemas"))?;
-        facts.schemas = rows.iter().map(|row| (row.get("pnpubid"), row.get("pnnspid"))).collect();
+        let schema = |row: &Row| ((row.get("pnpubid"), row.get("pnnspid")), row.get("oid"));
+        facts.schemas = rows.iter().map(schema).collect();
     }
     Ok(())
 }
@@ -157,10 +192,10 @@ async fn read_relations<C: GenericClient + Sync>(
 ) -> Result<(), CatalogError> {
     let all = facts.publications.iter().any(|publication| publication.all_tables);
     let named: Vec<u32> = facts.members.keys().map(|&(_, relation)| relation).collect();
-    let schemas: Vec<u32> = facts.schemas.iter().map(|&(_, namespace)| namespace).collect();
+    let schemas: Vec<u32> = facts.schemas.keys().map(|&(_, namespace)| namespace).collect();
     let sql = format!(
         "WITH RECURSIVE edge AS (
-           SELECT i.inhrelid AS child, i.inhparent AS parent
+           SELECT i.inhrelid AS child, i.inhparent AS parent, i.xmin::pg_catalog.text AS attached
              FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
             WHERE c.relispartition AND c.relkind IN ('r', 'p') {attached}
          ), down AS (
@@ -173,7 +208,8 @@ async fn read_relations<C: GenericClient + Sync>(
            UNION SELECT e.parent FROM tree t JOIN edge e ON e.child = t.oid
          )
          SELECT c.oid, n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name,
-                c.relnamespace, c.relkind, c.relreplident, c.relnatts, e.parent,
+                c.relnamespace, c.relkind, c.relreplident, c.relnatts, e.parent, e.attached,
+                {moved} AS moved,
                 CASE WHEN c.reltuples >= 0 AND {counted} THEN c.reltuples::pg_catalog.float8 END AS rows
            FROM tree t
            JOIN pg_catalog.pg_class c ON c.oid = t.oid
@@ -181,6 +217,9 @@ async fn read_relations<C: GenericClient + Sync>(
            LEFT JOIN edge e ON e.child = c.oid
           WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= {FIRST_NORMAL_OID}",
         attached = version.since(14, "AND NOT i.inhdetachpending", ""),
+        // ALTER TABLE … SET SCHEMA writes this row, and nothing else does (`changeDependencyFor` in
+        // `pg_depend.c`).
+        moved = if schemas.is_empty() { "NULL::pg_catalog.text" } else { NAMESPACE_VERSION },
         // Before 14, a table that was never analyzed has 0 rows in 0 pages, like an empty one.
         counted = version.since(14, "true", "c.relpages > 0"),
     );
@@ -201,6 +240,8 @@ fn relation(row: &Row) -> Relation {
             _ => TableKind::Table,
         },
         parent: row.get("parent"),
+        attached: row.get("attached"),
+        moved: row.get("moved"),
         identity: match catalog_char(row, "relreplident") {
             'n' => ReplicaIdentity::Nothing,
             'f' => ReplicaIdentity::Full,
@@ -212,11 +253,11 @@ fn relation(row: &Row) -> Relation {
     }
 }
 
-type Columns = HashMap<u32, Vec<(Attribute, PublishedColumn)>>;
+pub(super) type Columns = HashMap<u32, Vec<(Attribute, PublishedColumn)>>;
 
 /// Reads live columns in attribute order, with the type below a domain and the flag that
 /// `logicalrep_write_attrs` (`proto.c`) would send.
-async fn read_columns<C: GenericClient + Sync>(
+pub(super) async fn read_columns<C: GenericClient + Sync>(
     client: &C,
     version: Version,
     relations: &[u32],
@@ -323,6 +364,7 @@ fn table(
     last_number: i16,
 ) -> PublishedTable {
     PublishedTable {
+        marks: facts.marks(relation),
         oid: relation.oid,
         kind: relation.kind,
         actions: resolved.actions,

@@ -6,6 +6,7 @@ use tokio_postgres::{GenericClient, Row};
 use crate::pg::{Lsn, SlotName};
 
 use super::error::{CatalogError, Side};
+use super::fingerprint::next_xid as next_xid_of_age;
 
 /// One statement, so that all of it belongs together: the statement's snapshot is older than the
 /// insert position, so every transaction that had completed by then has its record below that
@@ -18,7 +19,8 @@ const VIEW: &str = "SELECT r, (CASE WHEN r THEN pg_catalog.pg_last_wal_replay_ls
     pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot()), \
     (pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time()) * 1000000)::pg_catalog.int8, \
     (SELECT pg_catalog.row_to_json(s)::pg_catalog.text FROM pg_catalog.pg_replication_slots s \
-        WHERE s.slot_name = $1::pg_catalog.text) \
+        WHERE s.slot_name = $1::pg_catalog.text), \
+    pg_catalog.age('3'::pg_catalog.xid) \
     FROM pg_catalog.pg_is_in_recovery() r";
 
 const LAST_CHECKPOINT: &str =
@@ -37,6 +39,8 @@ pub struct SlotRow {
     pub timeline: Option<u32>,
     /// The first transaction identifier that had not been used by a completed transaction.
     pub next_xid: u64,
+    /// The next transaction identifier to be given out, with its epoch.
+    pub unused_xid: u64,
     /// When the postmaster started, µs since the Unix epoch.
     pub started_us: i64,
     pub slot: Option<String>,
@@ -54,12 +58,18 @@ pub async fn slot_row<C: GenericClient + Sync>(client: &C, slot: &SlotName) -> R
 fn decode(row: &Row) -> Result<SlotRow, tokio_postgres::Error> {
     let lsn = |text: Option<String>| text.and_then(|text| text.parse::<Lsn>().ok());
     let timeline: Option<String> = row.try_get(3)?;
+    let next_xid = row.try_get::<_, i64>(4)?.cast_unsigned();
+    let unused = next_xid_of_age(row.try_get(7)?);
+    #[expect(clippy::cast_possible_truncation, reason = "without its epoch")]
+    let begun = unused.wrapping_sub(next_xid as u32);
     Ok(SlotRow {
         in_recovery: row.try_get(0)?,
         position: lsn(row.try_get(1)?).unwrap_or_default(),
         inserted: lsn(row.try_get(2)?),
         timeline: timeline.and_then(|text| u32::from_str_radix(&text, 16).ok()),
-        next_xid: row.try_get::<_, i64>(4)?.cast_unsigned(),
+        next_xid,
+        // Transactions may have begun between the snapshot and the later look.
+        unused_xid: next_xid + u64::from(begun),
         started_us: row.try_get(5)?,
         slot: row.try_get(6)?,
     })

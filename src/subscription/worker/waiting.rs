@@ -20,6 +20,9 @@ use crate::error::{Diagnosis, PauseReason};
 use crate::store::{self, Answer, Command, StateChange, StoreError, Verb};
 /// How often commands are looked for, in case their notification was lost.
 const COMMAND_POLL: Duration = Duration::from_secs(1);
+/// Maximum time of looking for commands. While the worker looks, it does not hear the monitor. Commands that
+/// were taken without our knowing are taken again by a later look.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a paused subscription checks its session and the target's catalog.
 const HOLD_POLL: Duration = Duration::from_secs(2);
 /// Minimum delay between attempts. It is doubled up to the maximum, with jitter.
@@ -148,11 +151,16 @@ impl Worker {
             return None;
         }
         if self.taken.is_empty() {
-            match self.store.take_commands(&self.context.owner).await {
-                Ok(commands) => self.taken.extend(commands),
-                Err(error) if error.is_not_owner() => return Some(self.deposed()),
-                Err(error) => {
+            let taken = self.store.take_commands(&self.context.owner);
+            match tokio::time::timeout(COMMAND_TIMEOUT, taken).await {
+                Ok(Ok(commands)) => self.taken.extend(commands),
+                Ok(Err(error)) if error.is_not_owner() => return Some(self.deposed()),
+                Ok(Err(error)) => {
                     debug!(subscription = self.context.name(), %error, "commands not read");
+                    return None;
+                }
+                Err(_elapsed) => {
+                    debug!(subscription = self.context.name(), "commands not read in time");
                     return None;
                 }
             }

@@ -256,7 +256,7 @@ async fn the_streams_faults_are_told_apart() {
     };
     insta::assert_snapshot!(error.diagnosis(), @r#"
         publication "nowhere" does not exist (SQLSTATE 42704)
-          hint: create it on the publisher (CREATE PUBLICATION … FOR TABLE …), or correct publications in the configuration
+          hint: the publisher decodes each change with the publications of its moment, and this one did not exist then, even if it does now: compare publications in the configuration with SELECT pubname FROM pg_publication; if they are as they should be, drop the subscription and create it again
         "#);
     assert_eq!(error.disposition(), Disposition::Pause(PauseReason::PublisherError));
     drop(stream);

@@ -92,12 +92,16 @@ async fn missing_publications_are_all_named() {
     let database = Database::create("missing").await;
     database.client.batch_execute("CREATE PUBLICATION there").await.expect("a publication");
     let asked = strings(&["nope", "there", "no\"pe"]);
-    let error =
-        catalog::published_tables(&database.client, database.version, &asked).await.expect_err("missing");
-    insta::assert_snapshot!(error.diagnosis(), @r#"
+    let found = catalog::published(&database.client, database.version, &asked).await.expect("one exists");
+    assert_eq!(found.publications.len(), 1);
+    insta::assert_snapshot!(found.missing.expect("two do not").diagnosis(), @r#"
     publications do not exist on the publisher: nope, no"pe
       hint: run on the publisher: CREATE PUBLICATION "nope" FOR TABLE …; CREATE PUBLICATION "no""pe" FOR TABLE …; Or correct publications: the existing ones are there
     "#);
+    let none = catalog::published(&database.client, database.version, &strings(&["nope"]))
+        .await
+        .expect_err("missing");
+    insta::assert_snapshot!(none.diagnosis().primary, @"publications do not exist on the publisher: nope");
 }
 
 #[tokio::test]
@@ -182,7 +186,7 @@ async fn lists_and_filters_of_several_publications_combine_as_postgresql_combine
         .expect("publications");
     let check = async |publications: &[&str]| -> Result<String, CatalogError> {
         let asked = strings(publications);
-        let tables = catalog::published_tables(client, database.version, &asked).await?;
+        let tables = catalog::published(client, database.version, &asked).await?.tables;
         let row = "INSERT INTO public.t (id, a) SELECT COALESCE(min(id), 0) - 1, 'tab''le' FROM public.t";
         let messages = stream(&database, publications, row).await;
         assert_as_streamed(&tables, &messages);

@@ -40,12 +40,15 @@ const PURE: &[&str] = &[
     "apply::rows::plan",
     "apply::rows::facts",
     "subscription::state",
+    "subscription::membership",
+    "subscription::publication_record",
     "subscription::trust",
     "check::report",
     "check::findings",
     "check::verdict",
     "check::tables",
     "error",
+    "gap",
 ];
 /// Submodules of these that are not pure.
 const IMPURE_PARTS: &[&str] = &["schema::catalog"];
@@ -84,6 +87,7 @@ const LAYERS: &[&[&str]] = &[
     &[
         "pgoutput",
         "conflict",
+        "gap",
         "schema",
         "apply::change",
         "apply::table",
@@ -101,6 +105,8 @@ const LAYERS: &[&[&str]] = &[
         "apply::rows::plan",
         "apply::rows::facts",
         "subscription::state",
+        "subscription::membership",
+        "subscription::publication_record",
         "subscription::trust",
         "config",
     ],

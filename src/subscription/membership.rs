@@ -1,0 +1,349 @@
+//! Which tables the subscription follows, judged by their history. Pure.
+//!
+//! The walsender decodes each change with the catalog of the change's own moment. So what it sends for a table of
+//! ours was published when it was made, whatever the publications say now: the members are the recorded tables. A look at the
+//! publications only adds tables, begins the leaving of tables, and shows gaps.
+//!
+//! ```text
+//! new ─▶ followed ──not published any more──▶ leaving ──the stream has passed the look──▶ left
+//!            ▲                                   │                                         │
+//!            └── held by a gap ◀─────────── published again, or replaced ◀─────────────────┘
+//! ```
+//! A table is its OID. If it was renamed, it is the same table; a table that took the name of another one is not.
+//!
+//! # Leaving
+//! A transaction that was open when the table left may commit later, with changes from before. So the record keeps
+//! the next transaction identifier at the look that missed the table: only older transactions can have such changes,
+//! and all of those apply. No position is needed for that. The position of the look says when the table is let go,
+//! which people see.
+//!
+//! # What cannot be seen
+//! - A partition that was attached with rows, or detached, below a table that is published via its root.
+//! - Changes between two looks that leave no trace in the catalog's rows.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::gap::{GapKind, NewGap};
+use crate::pg::{Lsn, QualifiedName};
+use crate::schema::{Continuity, Marks, Redefined};
+
+/// What the record says of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    pub source: QualifiedName,
+    /// None where an older version recorded the table.
+    pub oid: Option<u32>,
+    /// None where an older version recorded the table.
+    pub marks: Option<Marks>,
+    pub left: Option<Left>,
+    pub synchronised: Synchronised,
+    /// The kind of the gap that holds it; none if none does.
+    pub held: Option<GapKind>,
+}
+
+/// Whether the target has the table's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Synchronised {
+    Yes,
+    /// It is still to be copied.
+    No,
+}
+
+/// A table that is not published any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    /// Up to here it is known to have been published; none if that is not known.
+    pub from: Option<Lsn>,
+    /// The position of the look that missed it first: it left before.
+    pub lsn: Lsn,
+    /// The next transaction identifier then, with its epoch: changes of older transactions apply.
+    pub xid: u64,
+    pub gone: LetGo,
+}
+
+/// Whether the stream has passed the look that missed a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LetGo {
+    NotYet,
+    Done,
+}
+
+/// A table at a look at the publications.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    pub oid: u32,
+    pub name: QualifiedName,
+    pub marks: Marks,
+}
+
+/// A look at the publications.
+#[derive(Debug, Clone, Copy)]
+pub struct Observed<'a> {
+    pub published: &'a [Seen],
+    /// Recorded tables that exist and are not published: their OIDs and names.
+    pub others: &'a [(u32, QualifiedName)],
+    /// Every change that the look could see was committed before this position.
+    pub end: Lsn,
+    /// The next transaction identifier, with its epoch.
+    pub unused_xid: u64,
+    /// Up to here the publications are known to have been as recorded.
+    pub seen: Option<Lsn>,
+    /// The recorded position.
+    pub applied: Option<Lsn>,
+    /// Publications that the publisher has found missing within the stream.
+    pub refused: &'a [String],
+}
+
+/// What becomes of tables that are published and not recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewTables {
+    Follow,
+    Leave,
+}
+
+/// The verdict on a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    /// Its recorded name; none if it is new.
+    pub recorded: Option<QualifiedName>,
+    pub source: QualifiedName,
+    pub oid: Option<u32>,
+    pub marks: Option<Marks>,
+    pub left: Option<Left>,
+    pub change: Change,
+    /// Gaps to be recorded, before the table's record is.
+    pub gaps: Vec<NewGap>,
+}
+
+/// What has happened to a table since it was recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It is new.
+    Joins,
+    /// It is followed, or has left, as before.
+    Nothing,
+    /// The publications publish it in another way.
+    Redefined,
+    /// It is not published any more.
+    Leaves,
+    /// The stream has passed the look that missed it.
+    LetGo,
+    /// It may not have been published for some time.
+    Returns,
+    /// Another table has its name.
+    Replaced,
+}
+
+/// The verdict on all tables.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Judged {
+    pub tables: Vec<Judgement>,
+    /// Recorded tables that are of no concern any more: they left before they were copied.
+    pub removed: Vec<QualifiedName>,
+    /// Published tables that are not followed.
+    pub strangers: Vec<QualifiedName>,
+}
+
+/// Judges the recorded tables by a look at the publications.
+#[must_use]
+pub fn judge(recorded: &[Recorded], observed: &Observed<'_>, new: NewTables) -> Judged {
+    let by_oid: HashMap<u32, &Seen> = observed.published.iter().map(|seen| (seen.oid, seen)).collect();
+    let by_name: HashMap<&QualifiedName, &Seen> =
+        observed.published.iter().map(|seen| (&seen.name, seen)).collect();
+    let known: HashSet<u32> = recorded.iter().filter_map(|table| table.oid).collect();
+    let unclaimed = |name| by_name.get(name).copied().filter(|seen| !known.contains(&seen.oid));
+    let mut judged = Judged::default();
+    for table in recorded {
+        let same = table.oid.and_then(|oid| by_oid.get(&oid).copied());
+        let judgement = match (same, unclaimed(&table.source), table.synchronised) {
+            (Some(seen), _, Synchronised::No) | (None, Some(seen), Synchronised::No) => {
+                Some(follow(table, seen))
+            }
+            (Some(seen), _, Synchronised::Yes) => Some(compare(table, seen, observed)),
+            (None, Some(seen), Synchronised::Yes) if table.oid.is_none() => {
+                Some(adopt(table, seen, observed))
+            }
+            (None, Some(seen), Synchronised::Yes) => Some(replaced(table, seen, observed)),
+            (None, None, Synchronised::Yes) => Some(leaving(table, observed)),
+            (None, None, Synchronised::No) => None,
+        };
+        match judgement {
+            Some(judgement) => judged.tables.push(judgement),
+            None => judged.removed.push(table.source.clone()),
+        }
+    }
+    release_names(&mut judged, observed);
+    let followed: HashSet<u32> = judged.tables.iter().filter_map(|table| table.oid).collect();
+    for seen in observed.published.iter().filter(|seen| !followed.contains(&seen.oid)) {
+        match new {
+            NewTables::Follow => judged.tables.push(joins(seen)),
+            NewTables::Leave => judged.strangers.push(seen.name.clone()),
+        }
+    }
+    judged.tables.sort_by(|a, b| a.source.cmp(&b.source));
+    judged
+}
+
+fn joins(seen: &Seen) -> Judgement {
+    Judgement {
+        recorded: None,
+        source: seen.name.clone(),
+        oid: Some(seen.oid),
+        marks: Some(seen.marks.clone()),
+        left: None,
+        change: Change::Joins,
+        gaps: Vec::new(),
+    }
+}
+
+/// The table as it is seen now.
+fn follow(table: &Recorded, seen: &Seen) -> Judgement {
+    Judgement { recorded: Some(table.source.clone()), change: Change::Nothing, ..joins(seen) }
+}
+
+/// A table of an older version's record. What happened before cannot be judged, unless it was seen to leave.
+fn adopt(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
+    match table.left {
+        Some(left) => returned(table, seen, left.from, GapKind::Returned, None, observed),
+        None => follow(table, seen),
+    }
+}
+
+fn compare(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
+    let continuity = table.marks.as_ref().map_or(Continuity::Same, |recorded| {
+        let refused = |name: &String| observed.refused.contains(name);
+        let kept = recorded.0.iter().filter(|mark| !refused(&mark.name)).cloned().collect();
+        match seen.marks.since(&Marks(kept)) {
+            // It is the same one, but it did not exist under its name all the time.
+            Continuity::Broken => match recorded.0.iter().find(|mark| refused(&mark.name)) {
+                Some(mark) => Continuity::MadeAgain(mark.name.clone()),
+                None => Continuity::Broken,
+            },
+            continuity => continuity,
+        }
+    });
+    let from = table.left.map_or(observed.seen, |left| left.from);
+    match (continuity, table.left) {
+        (Continuity::MadeAgain(name), _) => {
+            let facts = format!("publication \"{name}\"");
+            returned(table, seen, from, GapKind::Publication, Some(facts), observed)
+        }
+        (Continuity::Broken, _) | (_, Some(_)) => {
+            returned(table, seen, from, GapKind::Returned, None, observed)
+        }
+        (Continuity::Same, None) => follow(table, seen),
+        (Continuity::Redefined(what), None) => {
+            let kind = |redefined: &Redefined| match redefined {
+                Redefined::Operations => GapKind::Operations,
+                Redefined::RowFilter => GapKind::RowFilter,
+                Redefined::Columns => GapKind::Columns,
+            };
+            let gaps = what.iter().map(|what| gap(table, kind(what), from, None, observed)).collect();
+            Judgement { change: Change::Redefined, gaps, ..follow(table, seen) }
+        }
+    }
+}
+
+fn returned(
+    table: &Recorded,
+    seen: &Seen,
+    from: Option<Lsn>,
+    kind: GapKind,
+    facts: Option<String>,
+    observed: &Observed<'_>,
+) -> Judgement {
+    // One gap is enough to hold it: that one goes on.
+    let gaps = vec![gap(table, table.held.unwrap_or(kind), from, facts, observed)];
+    Judgement { change: Change::Returns, gaps, ..follow(table, seen) }
+}
+
+/// Changes of the former table that have not been applied are passed over, so the gap begins where they do.
+fn replaced(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
+    let from = table.left.map_or(observed.seen, |left| left.from);
+    let from = from.zip(observed.applied).map(|(seen, applied)| seen.min(applied)).or(from);
+    let gaps = vec![gap(table, GapKind::Replaced, from, None, observed)];
+    Judgement { change: Change::Replaced, gaps, ..follow(table, seen) }
+}
+
+fn gap(
+    table: &Recorded,
+    kind: GapKind,
+    from: Option<Lsn>,
+    detail: Option<String>,
+    observed: &Observed<'_>,
+) -> NewGap {
+    let from = from.or(observed.applied);
+    NewGap { table: Some(table.source.clone()), kind, from, to: Some(observed.end), since: None, detail }
+}
+
+fn leaving(table: &Recorded, observed: &Observed<'_>) -> Judgement {
+    let named = || observed.others.iter().find(|(_, name)| *name == table.source).map(|&(oid, _)| oid);
+    let (from, lsn, xid) = (observed.seen, observed.end, observed.unused_xid);
+    let mut left = table.left.unwrap_or(Left { from, lsn, xid, gone: LetGo::NotYet });
+    let mut change = if table.left.is_some() { Change::Nothing } else { Change::Leaves };
+    if left.gone == LetGo::NotYet && observed.applied.is_some_and(|applied| applied >= left.lsn) {
+        (left.gone, change) = (LetGo::Done, Change::LetGo);
+    }
+    Judgement {
+        recorded: Some(table.source.clone()),
+        source: table.source.clone(),
+        oid: table.oid.or_else(named),
+        marks: table.marks.clone(),
+        left: Some(left),
+        change,
+        gaps: Vec::new(),
+    }
+}
+
+/// A table that has left keeps its recorded name, unless another one has that now.
+fn release_names(judged: &mut Judged, observed: &Observed<'_>) {
+    let taken: HashSet<QualifiedName> =
+        judged.tables.iter().filter(|table| table.left.is_none()).map(|table| table.source.clone()).collect();
+    let tables = std::mem::take(&mut judged.tables);
+    for table in tables {
+        if table.left.is_some() && taken.contains(&table.source) {
+            let now = observed.others.iter().find(|(oid, _)| Some(*oid) == table.oid);
+            match (now, table.recorded) {
+                (Some((_, name)), recorded) if !taken.contains(name) => {
+                    judged.tables.push(Judgement { recorded, source: name.clone(), ..table });
+                }
+                (_, recorded) => judged.removed.extend(recorded),
+            }
+        } else {
+            judged.tables.push(table);
+        }
+    }
+}
+
+/// The target's tables, by name, as far as they matter.
+pub type TargetOids = HashMap<QualifiedName, u32>;
+
+/// Where the target has a table whose name on the publisher has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Renamed {
+    /// At its new name, or nowhere else.
+    Followed,
+    /// Still at this name.
+    NotYet(QualifiedName),
+}
+
+/// Whether the target's table has been renamed as the publisher's was. `recorded` is the target's name and, if it is
+/// known, its OID on record.
+#[must_use]
+pub fn renamed(
+    recorded: (&QualifiedName, Option<u32>),
+    target: &QualifiedName,
+    found: &TargetOids,
+) -> Renamed {
+    let (former, oid) = recorded;
+    let at = |wanted: u32| found.iter().find(|(_, oid)| **oid == wanted).map(|(name, _)| name);
+    match oid.and_then(at) {
+        Some(name) if name == target => Renamed::Followed,
+        Some(name) => Renamed::NotYet(name.clone()),
+        None if !found.contains_key(target) && found.contains_key(former) => Renamed::NotYet(former.clone()),
+        None => Renamed::Followed,
+    }
+}
+
+#[cfg(test)]
+mod tests;

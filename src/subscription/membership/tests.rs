@@ -1,0 +1,211 @@
+//! Looks at the publications and their verdicts, as a table of cases.
+
+use std::fmt::Write as _;
+
+use super::*;
+use crate::schema::{Mark, Operations};
+
+fn name(text: &str) -> QualifiedName {
+    QualifiedName::new("public", text)
+}
+
+fn marks(row: u32) -> Marks {
+    Marks(vec![Mark {
+        publication: 1,
+        name: "p".to_owned(),
+        version: "7".to_owned(),
+        actions: Operations::ALL,
+        rows: vec![format!("table {row}")],
+        filter: None,
+        columns: None,
+    }])
+}
+
+/// A table that is followed: its OID, and the OID of its membership row.
+fn recorded(source: &str, oid: u32, row: u32) -> Recorded {
+    Recorded {
+        source: name(source),
+        oid: Some(oid),
+        marks: Some(marks(row)),
+        left: None,
+        synchronised: Synchronised::Yes,
+        held: None,
+    }
+}
+
+fn held(table: Recorded, kind: GapKind) -> Recorded {
+    Recorded { held: Some(kind), ..table }
+}
+
+fn pending(table: Recorded) -> Recorded {
+    Recorded { synchronised: Synchronised::No, ..table }
+}
+
+fn old(table: Recorded) -> Recorded {
+    Recorded { oid: None, marks: None, ..table }
+}
+
+fn left(table: Recorded, lsn: u64, gone: LetGo) -> Recorded {
+    let left = Left { from: Some(Lsn::new(lsn - 10)), lsn: Lsn::new(lsn), xid: 77, gone };
+    Recorded { left: Some(left), ..table }
+}
+
+fn seen(source: &str, oid: u32, row: u32) -> Seen {
+    Seen { oid, name: name(source), marks: marks(row) }
+}
+
+/// The verdict in words: recorded name, name now, OID, change, and what has left.
+fn told(judgement: &Judgement) -> String {
+    let recorded = judgement.recorded.as_ref().map_or("-", |name| name.name.as_str());
+    let oid = judgement.oid.map_or_else(|| "-".to_owned(), |oid| oid.to_string());
+    let mut text = format!("{recorded}>{} {oid} {:?}", judgement.source.name, judgement.change);
+    if let Some(left) = judgement.left {
+        let _ = write!(text, " left {} {} {:?}", left.lsn, left.xid, left.gone);
+    }
+    for gap in &judgement.gaps {
+        let lsn = |lsn: Option<Lsn>| lsn.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string());
+        let _ = write!(text, " gap {} {}..{}", gap.kind, lsn(gap.from), lsn(gap.to));
+    }
+    text
+}
+
+/// A look at position 0x100, with 0x60 as recorded and 0x50 applied.
+fn look(recorded: &[Recorded], published: &[Seen], others: &[(u32, &str)], new: NewTables) -> Judged {
+    let others: Vec<_> = others.iter().map(|&(oid, text)| (oid, name(text))).collect();
+    let observed = Observed {
+        published,
+        others: &others,
+        end: Lsn::new(0x100),
+        unused_xid: 99,
+        seen: Some(Lsn::new(0x60)),
+        applied: Some(Lsn::new(0x50)),
+        refused: &[],
+    };
+    judge(recorded, &observed, new)
+}
+
+fn check(recorded: &[Recorded], published: &[Seen], others: &[(u32, &str)], expected: &[&str]) {
+    let judged = look(recorded, published, others, NewTables::Follow);
+    let found: Vec<String> = judged.tables.iter().map(told).collect();
+    assert_eq!(found, expected, "{recorded:?}\n{published:?}");
+}
+
+#[test]
+fn what_is_as_it_was_stays() {
+    check(&[recorded("t", 10, 1)], &[seen("t", 10, 1)], &[], &["t>t 10 Nothing"]);
+    check(&[], &[seen("t", 10, 1)], &[], &["->t 10 Joins"]);
+    let judged = look(&[], &[seen("t", 10, 1)], &[], NewTables::Leave);
+    assert_eq!((judged.tables.len(), judged.strangers), (0, vec![name("t")]));
+}
+
+#[test]
+fn an_older_record_is_taken_as_it_is_first_seen() {
+    let older = || old(recorded("t", 10, 1));
+    check(&[older()], &[seen("t", 10, 1)], &[], &["t>t 10 Nothing"]);
+    check(&[older()], &[], &[(10, "t")], &["t>t 10 Leaves left 0/100 99 NotYet"]);
+    check(&[older()], &[], &[], &["t>t - Leaves left 0/100 99 NotYet"]);
+    // The name belongs to a table that is known by its OID.
+    check(&[older(), recorded("u", 20, 2)], &[seen("t", 20, 2)], &[], &["u>t 20 Nothing"]);
+}
+
+#[test]
+fn a_table_leaves_and_is_let_go_once_the_stream_has_passed_that() {
+    let table = || recorded("t", 10, 1);
+    check(&[table()], &[], &[(10, "t")], &["t>t 10 Leaves left 0/100 99 NotYet"]);
+    check(&[left(table(), 0x70, LetGo::NotYet)], &[], &[], &["t>t 10 Nothing left 0/70 77 NotYet"]);
+    check(&[left(table(), 0x50, LetGo::NotYet)], &[], &[], &["t>t 10 LetGo left 0/50 77 Done"]);
+    check(&[left(table(), 0x50, LetGo::Done)], &[], &[], &["t>t 10 Nothing left 0/50 77 Done"]);
+    // It was never copied.
+    let judged = look(&[pending(table())], &[], &[], NewTables::Follow);
+    assert_eq!((judged.tables.len(), judged.removed), (0, vec![name("t")]));
+}
+
+#[test]
+fn a_table_that_comes_back_has_a_gap() {
+    let table = || recorded("t", 10, 1);
+    check(&[table()], &[seen("t", 10, 2)], &[], &["t>t 10 Returns gap returned 0/60..0/100"]);
+    for gone in [LetGo::NotYet, LetGo::Done] {
+        let expected = ["t>t 10 Returns gap returned 0/36..0/100"];
+        check(&[left(table(), 0x40, gone)], &[seen("t", 10, 2)], &[], &expected);
+        check(&[left(table(), 0x40, gone)], &[seen("t", 10, 1)], &[], &expected);
+    }
+    let paused = held(table(), GapKind::Publication);
+    check(&[paused], &[seen("t", 10, 2)], &[], &["t>t 10 Returns gap publication 0/60..0/100"]);
+    // One that is still to be copied has no rows that could be wrong.
+    check(&[pending(table())], &[seen("t", 10, 2)], &[], &["t>t 10 Nothing"]);
+}
+
+#[test]
+fn a_renamed_table_is_the_same_and_another_of_its_name_is_not() {
+    let table = || recorded("t", 10, 1);
+    check(&[table()], &[seen("u", 10, 1)], &[], &["t>u 10 Nothing"]);
+    check(
+        &[recorded("a", 10, 1), recorded("b", 20, 2)],
+        &[seen("b", 10, 1), seen("a", 20, 2)],
+        &[],
+        &["b>a 20 Nothing", "a>b 10 Nothing"],
+    );
+    check(&[table()], &[seen("t", 20, 2)], &[], &["t>t 20 Replaced gap replaced 0/50..0/100"]);
+    let gone = left(table(), 0x40, LetGo::Done);
+    check(&[gone], &[seen("t", 20, 2)], &[], &["t>t 20 Replaced gap replaced 0/36..0/100"]);
+    // The former table is still there, and the new one is new.
+    check(
+        &[table()],
+        &[seen("t_old", 10, 1), seen("t", 20, 2)],
+        &[],
+        &["->t 20 Joins", "t>t_old 10 Nothing"],
+    );
+    check(&[pending(table())], &[seen("t", 20, 2)], &[], &["t>t 20 Nothing"]);
+}
+
+#[test]
+fn a_name_belongs_to_the_table_that_has_it_now() {
+    let (a, b) = (recorded("a", 10, 1), recorded("b", 20, 2));
+    check(
+        &[a.clone(), b.clone()],
+        &[seen("a", 20, 2)],
+        &[(10, "was_a")],
+        &["b>a 20 Nothing", "a>was_a 10 Leaves left 0/100 99 NotYet"],
+    );
+    let judged = look(&[a, b], &[seen("a", 20, 2)], &[], NewTables::Follow);
+    assert_eq!(judged.removed, [name("a")], "it was dropped, and another one has its name");
+}
+
+#[test]
+fn a_publication_that_was_missing_proves_nothing() {
+    let published = [seen("t", 10, 1)];
+    let refused = ["p".to_owned()];
+    let observed = Observed {
+        published: &published,
+        others: &[],
+        end: Lsn::new(0x100),
+        unused_xid: 99,
+        seen: None,
+        applied: Some(Lsn::new(0x50)),
+        refused: &refused,
+    };
+    let judged = judge(&[recorded("t", 10, 1)], &observed, NewTables::Follow);
+    let found: Vec<String> = judged.tables.iter().map(told).collect();
+    assert_eq!(found, ["t>t 10 Returns gap publication 0/50..0/100"]);
+}
+
+#[test]
+fn a_target_is_renamed_when_its_table_is() {
+    let found = |tables: &[(&str, u32)]| -> TargetOids {
+        tables.iter().map(|&(text, oid)| (name(text), oid)).collect()
+    };
+    let check = |oid: Option<u32>, tables: &[(&str, u32)], expected: Renamed| {
+        assert_eq!(renamed((&name("t"), oid), &name("u"), &found(tables)), expected, "{oid:?} {tables:?}");
+    };
+    check(Some(5), &[("u", 5)], Renamed::Followed);
+    check(Some(5), &[("t", 5)], Renamed::NotYet(name("t")));
+    check(Some(5), &[("t", 5), ("u", 6)], Renamed::NotYet(name("t")));
+    check(Some(5), &[("t", 6), ("u", 5)], Renamed::Followed);
+    check(Some(5), &[("elsewhere", 5), ("u", 6)], Renamed::NotYet(name("elsewhere")));
+    // The target was restored, so that its tables have other OIDs.
+    check(Some(5), &[("u", 6)], Renamed::Followed);
+    check(Some(5), &[("t", 6)], Renamed::NotYet(name("t")));
+    check(None, &[("t", 6)], Renamed::NotYet(name("t")));
+    check(None, &[("t", 6), ("u", 7)], Renamed::Followed);
+    check(None, &[], Renamed::Followed);
+}

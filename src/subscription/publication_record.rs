@@ -1,0 +1,208 @@
+//! Which publications the stream is asked for, by what is known of their past. Pure.
+//!
+//! Before version 18, a walsender fails when it decodes a change of a moment at which a publication that it was
+//! asked for did not exist. From 18 on, it warns and goes on without that publication. So a publication is asked for
+//! until the stream has passed the position at which it was first missed, and again from the position at which it was
+//! first seen. In between nobody knows, and the walsender's answer decides.
+
+use serde::{Deserialize, Serialize};
+
+use crate::pg::Lsn;
+
+/// From this version on, the walsender passes over a publication that does not exist.
+const TOLERATED_SINCE: u32 = 180_000;
+
+/// What is known of a publication.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicationRecord {
+    pub name: String,
+    /// None if it has never been seen.
+    pub oid: Option<u32>,
+    /// The transaction that wrote its row.
+    pub version: String,
+    /// It has existed under this name since this position at the latest; none if it may always have.
+    pub since: Option<Lsn>,
+    /// It did not exist, or was not asked for any more, from this position on at the latest.
+    pub until: Option<Lsn>,
+}
+
+/// A publication at a look: its OID, name and version.
+pub type Sight<'a> = (u32, &'a str, &'a str);
+
+/// The record after a look that ended at `end`. What the stream has passed is forgotten.
+#[must_use]
+pub fn update(
+    recorded: &[PublicationRecord],
+    configured: &[String],
+    seen: &[Sight<'_>],
+    end: Lsn,
+    applied: Option<Lsn>,
+) -> Vec<PublicationRecord> {
+    let mut records: Vec<PublicationRecord> = Vec::new();
+    for name in configured {
+        if records.iter().any(|record| record.name == *name) {
+            continue;
+        }
+        let known = recorded.iter().find(|record| record.name == *name);
+        let sight = seen.iter().find(|sight| sight.1 == name);
+        records.push(match (known, sight) {
+            (Some(known), Some(&(oid, _, version)))
+                if known.until.is_none() && known.oid == Some(oid) && known.version == version =>
+            {
+                PublicationRecord {
+                    since: known.since.filter(|since| applied < Some(*since)),
+                    ..known.clone()
+                }
+            }
+            // In the first record, no position has been missed.
+            (_, Some(&(oid, _, version))) => PublicationRecord {
+                name: name.clone(),
+                oid: Some(oid),
+                version: version.to_owned(),
+                since: (!recorded.is_empty()).then_some(end),
+                until: None,
+            },
+            (Some(known), None) => {
+                PublicationRecord { until: Some(known.until.unwrap_or(end)), ..known.clone() }
+            }
+            (None, None) => PublicationRecord {
+                name: name.clone(),
+                oid: None,
+                version: String::new(),
+                since: None,
+                until: Some(if recorded.is_empty() { Lsn::ZERO } else { end }),
+            },
+        });
+    }
+    let former = recorded.iter().filter(|record| !configured.contains(&record.name));
+    records.extend(former.filter_map(|record| {
+        let until = record.until.unwrap_or(end);
+        (applied < Some(until)).then(|| PublicationRecord { until: Some(until), ..record.clone() })
+    }));
+    records
+}
+
+/// The publications of a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Named {
+    pub names: Vec<String>,
+    /// Once the stream has passed this position, others can be asked for.
+    pub again_at: Option<Lsn>,
+    /// No publication existed up to this position, so there is nothing to apply before it.
+    pub skip_to: Option<Lsn>,
+}
+
+/// Chooses the publications for a stream that begins at `from`. `refused` are those that the walsender has found
+/// missing there.
+#[must_use]
+pub fn named(
+    records: &[PublicationRecord],
+    configured: &[String],
+    server_version_num: u32,
+    from: Lsn,
+    refused: &[String],
+) -> Named {
+    let tolerated = server_version_num >= TOLERATED_SINCE;
+    let may_exist = |record: &&PublicationRecord| match record.until {
+        Some(until) => until > from || (tolerated && configured.contains(&record.name)),
+        None => true,
+    };
+    let candidates: Vec<&PublicationRecord> = records.iter().filter(may_exist).collect();
+    let asked = candidates.iter().filter(|record| !refused.contains(&record.name));
+    let names: Vec<String> = asked.map(|record| record.name.clone()).collect();
+    let ahead = |lsn: &Lsn| *lsn > from;
+    let seen = candidates.iter().filter(|record| refused.contains(&record.name) && record.until.is_none());
+    let first_seen: Option<Lsn> = seen.filter_map(|record| record.since).filter(ahead).max();
+    let ends = candidates.iter().filter_map(|record| record.until).filter(ahead).max();
+    Named { skip_to: first_seen.filter(|_| names.is_empty()), again_at: first_seen.max(ends), names }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::slice::from_ref;
+
+    use super::*;
+
+    fn record(name: &str, oid: u32, since: Option<u64>, until: Option<u64>) -> PublicationRecord {
+        let (since, until) = (since.map(Lsn::new), until.map(Lsn::new));
+        PublicationRecord { name: name.to_owned(), oid: Some(oid), version: "7".to_owned(), since, until }
+    }
+
+    fn strings(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn looks_are_recorded_until_the_stream_has_passed_them() {
+        let check = |recorded: &[PublicationRecord],
+                     configured: &[&str],
+                     seen: &[Sight<'_>],
+                     applied,
+                     expected: &[PublicationRecord]| {
+            let found = update(recorded, &strings(configured), seen, Lsn::new(50), Some(Lsn::new(applied)));
+            assert_eq!(found, expected, "{recorded:?}");
+        };
+        let p = record("p", 1, None, None);
+        check(&[], &["p"], &[(1, "p", "7")], 10, from_ref(&p));
+        check(from_ref(&p), &["p"], &[(1, "p", "7")], 10, from_ref(&p));
+        check(from_ref(&p), &["p"], &[(2, "p", "7")], 10, &[record("p", 2, Some(50), None)]);
+        // It may have had another name for some time.
+        let altered = PublicationRecord { version: "8".to_owned(), ..record("p", 1, Some(50), None) };
+        check(from_ref(&p), &["p"], &[(1, "p", "8")], 10, &[altered]);
+        check(from_ref(&p), &["p"], &[], 10, &[record("p", 1, None, Some(50))]);
+        check(&[record("p", 1, None, Some(20))], &["p"], &[], 30, &[record("p", 1, None, Some(20))]);
+        check(&[record("p", 1, Some(20), None)], &["p"], &[(1, "p", "7")], 20, from_ref(&p));
+        // Renamed, and the configuration follows.
+        check(
+            from_ref(&p),
+            &["q"],
+            &[(1, "q", "8")],
+            10,
+            &[
+                PublicationRecord { version: "8".to_owned(), ..record("q", 1, Some(50), None) },
+                record("p", 1, None, Some(50)),
+            ],
+        );
+        let q = record("q", 1, None, None);
+        check(&[q.clone(), record("p", 1, None, Some(20))], &["q"], &[(1, "q", "7")], 20, &[q]);
+    }
+
+    #[test]
+    fn a_publication_is_asked_for_where_it_may_exist() {
+        let check = |records: &[PublicationRecord],
+                     version,
+                     refused: &[&str],
+                     expected: (&[&str], Option<u64>, Option<u64>)| {
+            let found = named(records, &strings(&["p", "q"]), version, Lsn::new(30), &strings(refused));
+            let (names, again_at, skip_to) = expected;
+            let expected = Named {
+                names: strings(names),
+                again_at: again_at.map(Lsn::new),
+                skip_to: skip_to.map(Lsn::new),
+            };
+            assert_eq!(found, expected, "{records:?}, refused {refused:?}");
+        };
+        let (old, new) = (170_000, 180_000);
+        let (p, q) = (record("p", 1, None, None), record("q", 2, None, None));
+        check(&[p.clone(), q.clone()], old, &[], (&["p", "q"], None, None));
+        // Missing, and the stream has passed the look.
+        let missing = record("q", 2, None, Some(20));
+        check(&[p.clone(), missing.clone()], old, &[], (&["p"], None, None));
+        check(&[p.clone(), missing], new, &[], (&["p", "q"], None, None));
+        // Missing now, and maybe not yet.
+        let later = record("q", 2, None, Some(40));
+        check(&[p.clone(), later.clone()], old, &[], (&["p", "q"], Some(40), None));
+        check(&[p.clone(), later], old, &["q"], (&["p"], Some(40), None));
+        // Made again.
+        let again = record("q", 3, Some(40), None);
+        check(&[p, again.clone()], old, &["q"], (&["p"], Some(40), None));
+        check(from_ref(&again), old, &[], (&["q"], None, None));
+        check(&[again], old, &["q"], (&[], Some(40), Some(40)));
+        // Renamed, and the configuration follows: one after the other.
+        let renamed = [record("q", 1, Some(40), None), record("was", 1, None, Some(40))];
+        check(&renamed, old, &[], (&["q", "was"], Some(40), None));
+        check(&renamed, old, &["q"], (&["was"], Some(40), None));
+        check(&renamed, old, &["was"], (&["q"], Some(40), None));
+        check(&renamed, new, &[], (&["q", "was"], Some(40), None));
+    }
+}
