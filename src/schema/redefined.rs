@@ -10,11 +10,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Diagnosis;
-use crate::pg::{QualifiedName, SubscriptionName};
-
 use super::fit::{self, Fit};
-use super::render::{table_sql, type_sql};
+use super::render::type_sql;
 use super::{PublishedRelation, PublishedTable, TypeName};
 
 /// A published column as the stream described it.
@@ -113,24 +110,11 @@ pub fn redefined(before: &[SeenColumn], now: &[SeenColumn]) -> Vec<RedefinedColu
     now.iter().filter_map(changed).collect()
 }
 
-/// Returns the text for an operator.
+/// Returns the facts for an operator: one sentence without a full stop.
 #[must_use]
-pub fn diagnosis(
-    table: &QualifiedName,
-    columns: &[RedefinedColumn],
-    subscription: &SubscriptionName,
-) -> Diagnosis {
+pub fn facts(columns: &[RedefinedColumn]) -> String {
     let changes: Vec<String> = columns.iter().map(RedefinedColumn::describe).collect();
-    Diagnosis::new(format!("older rows of {table} may differ: a column has changed on the publisher"))
-        .detail(format!(
-            "{}. What ALTER TABLE does to rows is not streamed: USING an expression, or a column that was \
-             dropped and added again, leaves other values there than here.",
-            changes.join(", ")
-        ))
-        .hint(format!(
-            "compare the tables, or copy this one again: pgsluice resync {subscription} {}",
-            table_sql(table)
-        ))
+    format!("{}; what ALTER TABLE does to rows is not streamed", changes.join(", "))
 }
 
 #[cfg(test)]
@@ -180,11 +164,13 @@ mod tests {
     }
 
     #[test]
-    fn the_text_names_the_types_and_the_way_out() {
-        let found = redefined(&[column("price", "int4", -1)], &[column("price", "int8", -1)]);
-        let name: SubscriptionName = "shop".parse().expect("a name");
-        let text = diagnosis(&QualifiedName::new("public", "t"), &found, &name).to_string();
-        assert!(text.contains("\"price\" was integer and is bigint"), "{text}");
-        assert!(text.contains("pgsluice resync shop public.t"), "{text}");
+    fn the_facts_name_the_types() {
+        let before = [column("price", "int4", -1), column("a", "text", -1), column("b", "text", -1)];
+        let now = [column("price", "int8", -1), column("b", "text", -1), column("a", "text", -1)];
+        assert_eq!(
+            facts(&redefined(&before, &now)),
+            "\"price\" was integer and is bigint, \"a\" was dropped and added again; what ALTER TABLE does to rows is \
+             not streamed"
+        );
     }
 }

@@ -1,21 +1,23 @@
-//! What operators are told when the stream describes a table: columns that have changed on the publisher, and
-//! what may go wrong with their values.
+//! What follows from the stream's description of a table: a gap, if columns have changed on the publisher, and
+//! warnings of what may go wrong with their values.
 //!
 //! The record has each table's columns as they were described last, so that a change that was made while nothing ran
-//! is noticed, too. It is written after operators have been told: after a crash in between, they are told again.
+//! is noticed, too. It is written after the gap: after a crash in between, the same gap is found again.
 //! Warnings that the attempt's start has reported are not repeated.
 
 use std::collections::HashMap;
 
 use crate::apply::ExactBecause;
 use crate::error::Diagnosis;
-use crate::pg::QualifiedName;
-use crate::schema::redefined::{RedefinedColumn, diagnosis, redefined};
+use crate::gap::{GapKind, NewGap};
+use crate::pg::{Lsn, QualifiedName};
+use crate::schema::redefined::{RedefinedColumn, facts, redefined};
 use crate::schema::{SeenColumn, SeenTable, Warning};
 use crate::store::TableState;
 
 use super::attempt::Context;
 use super::failure::Failure;
+use super::gaps;
 use super::take_up::PreparedTable;
 
 /// Maximum number of warnings of an attempt's stream that `status` shows. All are logged.
@@ -71,6 +73,7 @@ impl Announced {
         columns: Vec<SeenColumn>,
         exact_because: Option<ExactBecause>,
         warnings: &[Warning],
+        received: Lsn,
     ) -> Result<(), Failure> {
         let exact_because = exact_because.map(ExactBecause::as_str);
         let before = self.recorded.entry(source.clone()).or_default();
@@ -78,9 +81,10 @@ impl Announced {
         let changed = before.columns.as_ref().map(|before| redefined(before, &columns)).unwrap_or_default();
         let is_recorded =
             before.columns.as_ref() == Some(&columns) && before.exact_because.as_deref() == exact_because;
-        let mut news: Vec<Diagnosis> = warnings.iter().map(Warning::diagnosis).collect();
-        news.splice(0..0, older_rows_may_differ(context, source, &changed));
-        self.tell(context, source, news).await?;
+        if !changed.is_empty() {
+            self.older_rows_may_differ(context, source, &changed, received).await?;
+        }
+        self.tell(context, source, warnings.iter().map(Warning::diagnosis).collect()).await?;
         if !is_recorded {
             let now = SeenTable { columns, last_number };
             context.store.set_planned(&context.owner, source, &now, exact_because).await?;
@@ -97,29 +101,48 @@ impl Announced {
         source: &QualifiedName,
         mut news: Vec<Diagnosis>,
     ) -> Result<(), Failure> {
-        let reported = context.warned.borrow().clone();
         news.retain(|news| {
             let text = news.to_string();
-            !reported.contains(&text) && !self.texts.contains(&text)
+            !context.warned.borrow().contains(&text) && !self.texts.contains(&text)
         });
-        if news.is_empty() {
-            return Ok(());
-        }
         for diagnosis in &news {
             context.attention(Some(source), diagnosis);
         }
+        self.show(context, &news).await
+    }
+
+    /// Adds to the warnings that `status` shows.
+    async fn show(&mut self, context: &Context, news: &[Diagnosis]) -> Result<(), Failure> {
+        if news.is_empty() {
+            return Ok(());
+        }
         let room = SHOWN_MAX.saturating_sub(self.texts.len());
         self.texts.extend(news.iter().take(room).map(ToString::to_string));
+        let reported = context.warned.borrow().clone();
         let all: Vec<String> = reported.into_iter().chain(self.texts.iter().cloned()).collect();
         Ok(context.store.set_warnings(&context.owner, &all).await?)
     }
-}
 
-/// The rows that were there before may differ in columns that have changed.
-fn older_rows_may_differ(
-    context: &Context,
-    source: &QualifiedName,
-    changed: &[RedefinedColumn],
-) -> Option<Diagnosis> {
-    (!changed.is_empty()).then(|| diagnosis(source, changed, &context.subscription.name))
+    /// Records that rows which were written before may differ in columns that have changed. Changes that arrive
+    /// apply, and the stream goes on.
+    async fn older_rows_may_differ(
+        &mut self,
+        context: &Context,
+        source: &QualifiedName,
+        changed: &[RedefinedColumn],
+        received: Lsn,
+    ) -> Result<(), Failure> {
+        let gap = NewGap {
+            table: Some(source.clone()),
+            kind: GapKind::Redefined,
+            from: None,
+            to: Some(received),
+            since: None,
+            detail: Some(facts(changed)),
+        };
+        match gaps::open(context, &gap).await? {
+            Some(gap) => self.show(context, &[gap.diagnosis()]).await,
+            None => Ok(()),
+        }
+    }
 }

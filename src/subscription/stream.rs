@@ -212,7 +212,8 @@ impl Stream<'_> {
                 }
                 Outcome::Planned { source, exact_because, columns, warnings } => {
                     let (context, announced) = (self.context, &mut self.announced);
-                    announced.planned(context, &source, columns, exact_because, &warnings).await?;
+                    let received = reader.received();
+                    announced.planned(context, &source, columns, exact_because, &warnings, received).await?;
                 }
                 Outcome::Stranger(relation) => {
                     debug!(subscription = self.context.name(), %relation, "changes of a table that is not followed");
