@@ -2,7 +2,7 @@
 //! the way they take: copy, set, COPY of a set, or single row. PostgreSQL's own subscriber stores them changed.
 
 use crate::support::wait::until;
-use crate::support::world::World;
+use crate::support::world::{TARGET_ROLE, World};
 
 /// A table whose target changes some values silently.
 struct Case {
@@ -127,10 +127,14 @@ async fn world(triggers: &str) -> World {
 async fn refused(world: &World, what: &str) -> serde_json::Value {
     let conflict = world.wait_conflict().await;
     assert_eq!(conflict["kind"], "value_error", "{what}: {conflict:#}");
+    pass_over(world, &conflict).await;
+    conflict
+}
+
+async fn pass_over(world: &World, conflict: &serde_json::Value) {
     let id = conflict["id"].to_string();
     world.pgsluice(&["conflicts", "resolve", &id, "--with", "skip-transaction"]).await.expect(0);
     world.wait_state("streaming").await;
-    conflict
 }
 
 /// Sends bad values by each kind of change. The rows of `ids` are those that arrive.
@@ -309,4 +313,125 @@ async fn a_coerced_column_takes_what_the_target_makes_of_it() {
         world.publisher.exec("INSERT INTO t (id) VALUES (3000.005)").await;
         assert_eq!(refused(&world, "a key").await["sqlstate"], "22003");
     }
+}
+
+/// Limits inside a user's type are not part of its name.
+#[tokio::test]
+async fn types_inside_a_users_type_need_the_publishers_limits() {
+    let types = |length: u32, scale: u32| {
+        format!(
+            "CREATE DOMAIN code AS varchar({length}); CREATE TYPE pair AS (a varchar({length}), n numeric(9,{scale}));
+             CREATE TYPE nest AS (p pair[], x int);"
+        )
+    };
+    let table = "CREATE TABLE t (id int PRIMARY KEY, c code[], p pair, ps pair[], n nest)";
+    let world = World::builder()
+        .publisher_sql(&types(10, 4))
+        .target_sql(&types(5, 2))
+        .both_sql(table)
+        .publisher_sql("INSERT INTO t VALUES (1, '{\"abc       \"}', '(\"abc       \",1.2345)', NULL, NULL)")
+        .start()
+        .await;
+    let _service = world.run();
+    let view = world.wait_paused("schema").await;
+    let told = view.told();
+    for column in ["c", "p", "ps", "n"] {
+        assert!(told.contains(&format!("column \"{column}\" of target table public.t")), "{told}");
+    }
+    assert!(told.contains("ALTER ATTRIBUTE") && !told.contains("ALTER TABLE public.t ALTER"), "{told}");
+    assert_eq!(world.target.lines("SELECT id FROM t").await, [""; 0]);
+    world
+        .target
+        .exec(&format!("DROP TABLE t; DROP TYPE nest, pair; DROP DOMAIN code; {} {table}; GRANT ALL ON t TO {TARGET_ROLE}", types(12, 4)))
+        .await;
+    world.wait_same_rows("t").await;
+    world
+        .publisher
+        .exec("INSERT INTO t SELECT n, '{a,\"b    \"}', '(\"x    \",0.0001)', '{\"(y,1)\"}', '(\"{\"\"(z,2)\"\"}\",3)' FROM generate_series(2, 60) n")
+        .await;
+    world.wait_same_rows("t").await;
+}
+
+/// Rows are found by what the target made of their keys.
+#[tokio::test]
+async fn rows_are_found_by_keys_of_type_char() {
+    let keys = [
+        ("wider", "char(5)", "char(9)"),
+        ("as_text", "char(5)", "text"),
+        ("as_varchar", "char(5)", "varchar(5)"),
+        ("as_char", "varchar(5)", "char(5)"),
+        ("fraction", "timestamptz", "timestamptz(0)"),
+        ("scaled", "numeric", "numeric(9,2)"),
+    ];
+    let mut builder = World::builder();
+    for (name, published, target) in keys {
+        let table = |ty: &str| format!("CREATE TABLE {name} (k {ty} PRIMARY KEY, v int)");
+        builder = builder.publisher_sql(&table(published)).target_sql(&table(target));
+    }
+    let world = builder.start().await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    for (name, ..) in keys {
+        let key = match name {
+            "fraction" => "'2024-02-29'::timestamptz + n * interval '1 s'",
+            "scaled" => "n / 4.0",
+            _ => "'k' || n",
+        };
+        for rows in ["1, 1", "2, 90"] {
+            let insert = format!("INSERT INTO {name} SELECT {key}, n FROM generate_series({rows}) n");
+            world.publisher.exec(insert).await;
+            world.publisher.exec(format!("UPDATE {name} SET v = -v WHERE v % 2 = 1")).await;
+            world.publisher.exec(format!("UPDATE {name} SET v = v + 1 WHERE v = 20")).await;
+        }
+        world.publisher.exec(format!("DELETE FROM {name} WHERE v % 5 = 0")).await;
+    }
+    world.wait_caught_up().await;
+    world.wait_state("streaming").await;
+    for (name, ..) in keys {
+        let rows = format!("SELECT v FROM {name} ORDER BY v");
+        assert_eq!(world.target.lines(&rows).await, world.publisher.lines(&rows).await, "{name}");
+    }
+}
+
+/// Values without digits or blanks to lose, and those that only the server refuses.
+#[tokio::test]
+async fn special_values_go_in_or_are_refused() {
+    let world = World::builder()
+        .publisher_sql("CREATE TABLE t (id int PRIMARY KEY, n numeric, f float8, d timestamptz, r real, s text, a float8[])")
+        .target_sql("CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2), f real, d timestamptz(0), r numeric(5,2), s varchar(3), a real[])")
+        .start()
+        .await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    let values = "'NaN', '-Infinity', 'infinity', 'NaN', E'\\u3042\\u3000 ', '{NaN,Infinity,-0,NULL}'";
+    for rows in ["1, 1", "2, 50", "51, 3000"] {
+        world
+            .publisher
+            .exec(format!("INSERT INTO t SELECT n, {values} FROM generate_series({rows}) n"))
+            .await;
+    }
+    world.wait_same_rows("t").await;
+    for (column, value, sqlstate) in [
+        ("n", "'Infinity'", "22003"),
+        ("n", "1000", "22003"),
+        ("n", "0.001", "22003"),
+        ("f", "1e300", "22003"),
+        ("f", "1e-300", "22003"),
+        ("f", "'0.3'::float8 + 0.00000000001", "22003"),
+        ("r", "'Infinity'", "22003"),
+        ("r", "0.125", "22003"),
+        // Three characters are not cut off, and a blank that is none of ASCII is none here.
+        ("s", "E'\\u3042\\u3042\\u3042 '", "22001"),
+        ("s", "E'\\u3042\\u3042\\u3042\\u3000'", "22001"),
+        ("a", "'{1,0.123456789}'", "22003"),
+    ] {
+        world.publisher.exec(format!("INSERT INTO t (id, {column}) VALUES (0, {value})")).await;
+        let conflict = refused(&world, &format!("{column} = {value}")).await;
+        assert_eq!(conflict["sqlstate"], sqlstate, "{column} = {value}: {conflict:#}");
+        world.publisher.exec("DELETE FROM t WHERE id = 0").await;
+        let conflict = world.wait_conflict().await;
+        assert_eq!(conflict["kind"], "delete_missing");
+        pass_over(&world, &conflict).await;
+    }
+    world.wait_same_rows("t").await;
 }

@@ -4,7 +4,7 @@
 use crate::support::cli::StateView;
 use crate::support::clusters::publisher_binaries;
 use crate::support::wait::until;
-use crate::support::world::{PUBLICATION, TARGET_ROLE, World};
+use crate::support::world::{PUBLICATION, PUBLISHER_ROLE, TARGET_ROLE, World};
 
 /// Returns the statements of a pause's hint; notes are comments in them.
 fn statements(view: &StateView) -> String {
@@ -75,6 +75,113 @@ async fn a_new_column_leaves_equal_rows_or_says_that_it_may_not() {
     let collation = "SELECT collname FROM pg_attribute a JOIN pg_collation c ON c.oid = attcollation \
                      WHERE attrelid = 't'::regclass AND attname = 'e'";
     assert_eq!(world.target.value(collation).await.as_deref(), Some("C"));
+}
+
+/// The value that older rows were given is written as the type's own text, whatever it holds.
+#[tokio::test]
+async fn a_default_of_any_type_fills_older_rows_alike() {
+    const COLUMNS: &[&str] = &[
+        "c_quotes text DEFAULT E'it''s \\\\ \"new\"\\n{},NULL'",
+        "c_null text DEFAULT 'NULL'",
+        "c_empty text DEFAULT ''",
+        "c_blanks char(5) DEFAULT 'a b '",
+        "c_varchar varchar(9) DEFAULT 'x   '",
+        "c_char \"char\" DEFAULT 'x'",
+        "c_bytea bytea DEFAULT '\\x00ff5c27'",
+        "c_numeric numeric DEFAULT 'NaN'",
+        "c_round numeric(6,2) DEFAULT 1.005",
+        "c_float float8 DEFAULT '-Infinity'",
+        "c_tenth float4 DEFAULT 0.1",
+        "c_bits varbit DEFAULT B'0101'",
+        "c_date date DEFAULT 'infinity'",
+        "c_time timestamptz(0) DEFAULT '2024-02-29 12:00:00.7+05:45'",
+        "c_now timestamp DEFAULT now()",
+        "c_interval interval DEFAULT '1 year 2 mons -3 days 04:05:06.789'",
+        "c_json jsonb DEFAULT '{\"a\": [1, \"\\\\\"\"]}'",
+        "c_array int[] DEFAULT '[0:1]={1,NULL}'",
+        "c_texts text[] DEFAULT '{\"NULL\",NULL,\"a\\\\\"b\"}'",
+        "c_money money DEFAULT '1234.5'",
+        "c_mood mood DEFAULT 'so so'",
+        "c_pair pair DEFAULT '(1,\"a,b\")'",
+        "c_code code DEFAULT 'x'",
+        "c_range int4range DEFAULT '[1,5)'",
+        "\"C d\" bool DEFAULT true",
+        "c_expression text DEFAULT upper('a') || 'b'",
+        "c_collated text COLLATE \"POSIX\" DEFAULT 'ä'",
+    ];
+    let world = World::builder()
+        .both_sql("CREATE TYPE mood AS ENUM ('so so'); CREATE TYPE pair AS (a int, b text); CREATE DOMAIN code AS varchar(5)")
+        .publisher_sql(&with_rows(""))
+        .publisher_sql(&format!("ALTER ROLE {PUBLISHER_ROLE} SET datestyle = 'German, DMY'"))
+        .publisher_sql(&format!("ALTER ROLE {PUBLISHER_ROLE} SET timezone = 'Asia/Kathmandu'"))
+        .target_sql("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        .start()
+        .await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    world.publisher.exec("INSERT INTO t VALUES (3, 'streamed')").await;
+    world.wait_same_rows("t").await;
+    let added = COLUMNS.iter().map(|column| format!("ADD COLUMN {column}")).collect::<Vec<_>>().join(", ");
+    let change =
+        format!("ALTER TABLE t {added}; INSERT INTO t (id) VALUES (4); UPDATE t SET v = 'u' WHERE id = 1");
+    check(&world, "t", &change, "ADD COLUMN \"C d\" boolean DEFAULT 't'", Older::Equal).await;
+}
+
+/// Values that cannot be known, and a collation that the target lacks.
+#[tokio::test]
+async fn what_cannot_be_known_is_said() {
+    let world = World::builder()
+        .publisher_sql(&with_rows(""))
+        .publisher_sql("CREATE COLLATION ours (locale = 'C')")
+        .publisher_sql("VACUUM FULL t")
+        .publisher_sql("CREATE TABLE p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id)")
+        .publisher_sql("CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100)")
+        .publisher_sql("INSERT INTO p VALUES (1, 'a')")
+        .publisher_sql(&format!(
+            "CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES WITH (publish_via_partition_root = true)"
+        ))
+        .target_sql(
+            "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE p (id int PRIMARY KEY, v text)",
+        )
+        .start()
+        .await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    world.wait_same_rows("p").await;
+    let mut id = 10;
+    for (table, column, expected, older) in [
+        ("t", "a float8 DEFAULT random()", "\"a\" double precision;", Older::MayDiffer),
+        ("t", "b timestamptz NOT NULL DEFAULT clock_timestamp()", "\"b\" timestamptz;", Older::MayDiffer),
+        ("t", "c serial", "\"c\" integer;", Older::MayDiffer),
+        // The table was written anew before, so that nothing is known of a column without a value.
+        ("t", "d int", "\"d\" integer;", Older::MayDiffer),
+        ("t", "e text COLLATE ours DEFAULT 'x'", "\"e\" text DEFAULT 'x';", Older::Equal),
+        ("p", "a int DEFAULT 7", "\"a\" integer;", Older::MayDiffer),
+        ("p", "b int", "\"b\" integer;", Older::Equal),
+    ] {
+        id += 1;
+        let change =
+            format!("ALTER TABLE {table} ADD COLUMN {column}; INSERT INTO {table} (id) VALUES ({id})");
+        world.publisher.exec(&change).await;
+        let view = world.wait_paused("schema").await;
+        let ddl = statements(&view);
+        assert!(ddl.contains(expected), "{change}: {ddl}");
+        assert_eq!(ddl.contains("pgsluice resync"), older == Older::MayDiffer, "{change}: {ddl}");
+        assert_eq!(
+            ddl.contains("the target has no collation"),
+            column.contains("COLLATE"),
+            "{change}: {ddl}"
+        );
+        // The check says the same.
+        let checked = world.pgsluice(&["check", &world.subscription]).await;
+        assert!(checked.stdout.contains(expected), "{change}: {}", checked.stdout);
+        world.target.exec(&ddl).await;
+        world.wait_state("streaming").await;
+        if older == Older::MayDiffer {
+            world.publisher.exec(format!("UPDATE {table} SET v = v")).await;
+        }
+        world.wait_same_rows(table).await;
+    }
 }
 
 /// Rows from before the column come in the same transaction, and have no value for it.
