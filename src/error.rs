@@ -101,6 +101,8 @@ pub enum PauseReason {
     PublisherError,
     /// The stream holds something that this version cannot apply faithfully.
     Protocol,
+    /// A row is larger than the subscription's `max_value_bytes`.
+    ValueTooLarge,
 }
 
 impl PauseReason {
@@ -115,6 +117,7 @@ impl PauseReason {
             Self::TargetError => "target_error",
             Self::PublisherError => "publisher_error",
             Self::Protocol => "protocol",
+            Self::ValueTooLarge => "value_too_large",
         }
     }
 }

@@ -15,6 +15,7 @@ pub(crate) enum Workload {
     Mixed,
     Toast,
     Copy,
+    ManyTables,
 }
 
 /// The columns of the row that all workloads but e and g have.
@@ -24,12 +25,13 @@ const ORDER_COLUMNS: &str = "(id bigint PRIMARY KEY, customer_id int NOT NULL, s
 const MIXED_TABLES: u64 = 20;
 /// Number of rows of a mixed table that are updated; as many again are deleted.
 const MIXED_ROWS: u64 = 10_000;
+const MANY_TABLES: u64 = 4000;
 const TPCB_SCALE: u64 = 10;
 const TOAST_ROWS: u64 = 20_000;
 const TOAST_PASSES: u64 = 5;
 
 impl Workload {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Inserts,
         Self::Updates,
         Self::Deletes,
@@ -38,6 +40,7 @@ impl Workload {
         Self::Mixed,
         Self::Toast,
         Self::Copy,
+        Self::ManyTables,
     ];
 
     pub(crate) fn letter(self) -> &'static str {
@@ -50,6 +53,7 @@ impl Workload {
             Self::Mixed => "f",
             Self::Toast => "g",
             Self::Copy => "h",
+            Self::ManyTables => "i",
         }
     }
 
@@ -63,6 +67,7 @@ impl Workload {
             Self::Mixed => "200,000 transactions of 5 mixed changes over 20 tables",
             Self::Toast => "100,000 updates of wide rows, TOAST unchanged",
             Self::Copy => "initial copy of 5,000,000 rows",
+            Self::ManyTables => "1,000 transactions that touch 100 of 4,000 tables each",
         }
     }
 
@@ -139,6 +144,7 @@ impl Workload {
             }
             Self::Mixed => (0..MIXED_TABLES).map(|n| format!("orders_{n}")).collect(),
             Self::Toast => vec!["documents".to_owned()],
+            Self::ManyTables => (0..MANY_TABLES).map(|n| format!("many_{n}")).collect(),
         }
     }
 
@@ -159,6 +165,7 @@ impl Workload {
                 ALTER TABLE documents ALTER body SET STORAGE EXTERNAL"
                     .to_owned()
             }
+            Self::ManyTables => for_many_tables(&format!("CREATE TABLE many_%s {ORDER_COLUMNS}")),
             _ => {
                 let tables = self.tables();
                 tables.iter().fold(String::new(), |mut sql, table| {
@@ -176,6 +183,9 @@ impl Workload {
             Self::Updates | Self::Deletes => orders("orders", scaled(500_000, scale)),
             Self::Copy => orders("orders", scaled(5_000_000, scale)),
             Self::Mixed => self.tables().iter().map(|table| orders(table, 2 * MIXED_ROWS)).collect(),
+            Self::ManyTables => for_many_tables(
+                "INSERT INTO many_%s VALUES (-1, 1, ''new'', 1.25, ''2024-01-01 12:00+00'', ''first'')",
+            ),
             Self::TpcB => format!(
                 "INSERT INTO pgbench_branches SELECT n, 0, '' FROM generate_series(1, {TPCB_SCALE}) n; \
                  INSERT INTO pgbench_tellers \
@@ -223,6 +233,19 @@ impl Workload {
                 "aid int; tid int; bid int; delta int;",
             ),
             Self::Mixed => in_transactions(scaled(200_000, scale), &mixed(), ""),
+            Self::ManyTables => in_transactions(
+                scaled(1000, scale),
+                &format!(
+                    "FOR k IN 0 .. 99 LOOP \
+                        EXECUTE format(CASE k % 2 \
+                            WHEN 0 THEN 'INSERT INTO many_%s VALUES ($1, $1 % 1000, ''new'', $1 / 100.0, \
+                                ''2024-06-01 12:00+00'', ''order number '' || $1)' \
+                            ELSE 'UPDATE many_%s SET amount = amount + 1, note = ''changed by '' || $1 \
+                                WHERE id = -1' END, (n * 7919 + k * 37) % {MANY_TABLES}) USING n; \
+                     END LOOP;"
+                ),
+                "",
+            ),
             Self::Toast => {
                 let pass =
                     "UPDATE documents SET views = views + 1, changed_at = changed_at + interval '1 minute'";
@@ -230,6 +253,15 @@ impl Workload {
             }
         }
     }
+}
+
+/// Runs a statement for each of the many tables, a few of them in each transaction: locks are limited.
+fn for_many_tables(statement: &str) -> String {
+    format!(
+        "DO $$ BEGIN FOR i IN 0 .. {MANY_TABLES} - 1 LOOP EXECUTE format('{}', i); \
+            IF i % 100 = 99 THEN COMMIT; END IF; END LOOP; END $$",
+        statement.replace('\'', "''").replace("''''", "''")
+    )
 }
 
 fn scaled(count: u64, scale: f64) -> u64 {

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::core::{Bounds, Core, Moment, Step};
@@ -15,7 +15,8 @@ use super::performer::{Heard, Performer};
 use super::rows::evidence::surroundings;
 use super::{ApplyError, Membership, Outcome, Start};
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
-use crate::pgoutput::Message;
+use crate::pgoutput::{LargeMessage, Message};
+use crate::schema::catalog::KnownTables;
 use crate::target::TargetSession;
 
 type Performing<'a> = Pin<Box<dyn Future<Output = Result<(), ApplyError>> + Send + 'a>>;
@@ -38,16 +39,18 @@ impl std::fmt::Debug for Applier<'_> {
 }
 
 impl<'a> Applier<'a> {
+    /// `known` has what is known of the target's tables, and is completed.
     pub fn new(
         session: &'a TargetSession,
         subscription: SubscriptionName,
         members: Membership,
         start: Start,
+        known: watch::Sender<KnownTables>,
     ) -> Self {
         // Unbounded, because the core itself bounds what is under way.
         let (steps, steps_taken) = mpsc::unbounded_channel();
         let (answers, heard) = mpsc::unbounded_channel();
-        let performer = Performer::new(session, subscription.clone(), start, answers);
+        let performer = Performer::new(session, subscription.clone(), start, known, answers);
         Self {
             core: Core::new(subscription, members, surroundings(session), start, Bounds::default()),
             performing: Box::pin(performer.run(steps_taken)),
@@ -97,6 +100,15 @@ impl<'a> Applier<'a> {
         self.forward()
     }
 
+    /// As [`Core::refuse`].
+    ///
+    /// # Errors
+    /// As for [`Self::take`].
+    pub fn refuse(&mut self, message: LargeMessage) -> Result<(), ApplyError> {
+        self.core.refuse(message, self.now());
+        self.forward()
+    }
+
     /// As [`Core::keepalive`].
     pub fn keepalive(&mut self, wal_end: Lsn, wants_report: bool) {
         self.core.keepalive(wal_end, wants_report, self.now());
@@ -122,7 +134,7 @@ impl<'a> Applier<'a> {
             biased;
             heard = self.heard.recv() => match heard {
                 Some(Heard::Answer(answer)) => self.core.answered(answer, self.now()),
-                Some(Heard::Described(description)) => self.core.described(&description, self.now()),
+                Some(Heard::Described(description)) => self.core.described(description, self.now()),
                 None => return (&mut self.performing).await,
             },
             ended = &mut self.performing => ended?,

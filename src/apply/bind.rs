@@ -9,11 +9,18 @@ use tokio_postgres::types::{Format, IsNull, ToSql, Type};
 
 use crate::apply::change::Param;
 
+/// Values from this size on are given room for what follows them, bytes.
+const LARGE_BYTES: usize = 1 << 20;
+
 impl ToSql for Param {
     fn to_sql(&self, _ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
         match self {
             Self::Null => Ok(IsNull::Yes),
             Self::Text(bytes) | Self::Binary(bytes) => {
+                if bytes.len() >= LARGE_BYTES {
+                    // What follows would double the buffer if it ended with the value.
+                    out.reserve(bytes.len() + bytes.len() / 16);
+                }
                 out.put_slice(bytes);
                 Ok(IsNull::No)
             }

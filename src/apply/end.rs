@@ -2,8 +2,8 @@
 //!
 //! Pure data. What follows from it (streaming again, a pause) is decided in `subscription`.
 
-use crate::pg::Lsn;
-use crate::pgoutput::RelationError;
+use crate::pg::{Lsn, QualifiedName};
+use crate::pgoutput::{LargeMessage, RelationError};
 use crate::schema::Misfit;
 
 /// What keeps a change from being applied.
@@ -14,6 +14,16 @@ pub struct Unfit {
     pub command: &'static str,
     /// Where its transaction finishes, if that is known.
     pub finish: Option<Lsn>,
+}
+
+/// A row that is larger than the subscription takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LargeRow {
+    pub message: LargeMessage,
+    /// Its table, if it is known to be one of the subscription's.
+    pub table: Option<QualifiedName>,
+    /// The column of [`LargeMessage::value`].
+    pub column: Option<String>,
 }
 
 /// Why nothing more can be applied, although both connections are open.
@@ -27,6 +37,8 @@ pub enum End {
     /// A change has come that the target cannot take as it is.
     #[error("{} problem(s) keep published tables from fitting into the target", .0.misfits.len())]
     Unfit(Unfit),
+    #[error("a row has {} bytes, more than are taken", .0.message.bytes)]
+    TooLarge(LargeRow),
     /// The publisher has to send everything from the recorded position again, to be applied row by row
     /// until the transaction that finishes here is through.
     #[error("the transaction that finishes at {until} has to be sent again")]

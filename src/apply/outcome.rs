@@ -41,16 +41,13 @@ pub enum Outcome {
         skipped: Option<Applied>,
     },
     /// A target transaction is committed: a batch of sets, or one transaction applied row by row.
-    Batch { lsn: Lsn, last: Applied, tally: Tally, took: Duration },
-    /// A table has been planned: its changes are applied row by row for this reason, or in sets.
-    Planned {
-        source: QualifiedName,
-        exact_because: Option<ExactBecause>,
-        /// The columns as the stream describes them.
-        columns: Vec<SeenColumn>,
-        /// What may go wrong with its values.
-        warnings: Vec<Warning>,
+    Batch {
+        lsn: Lsn,
+        last: Applied,
+        tally: Tally,
+        took: Duration,
     },
+    Planned(Planned),
     /// The publisher sends changes of a table that is not in the subscription.
     Stranger(QualifiedName),
     /// A batch could not be applied as sets and goes row by row.
@@ -60,6 +57,18 @@ pub enum Outcome {
     },
     /// A transaction was rolled back on a conflict.
     Conflict(Box<ConflictReport>),
+}
+
+/// A table that has been planned.
+#[derive(Debug)]
+pub struct Planned {
+    pub source: QualifiedName,
+    /// Why its changes are applied row by row; none if they are applied in sets.
+    pub exact_because: Option<ExactBecause>,
+    /// The columns as the stream describes them.
+    pub columns: Vec<SeenColumn>,
+    /// What may go wrong with its values.
+    pub warnings: Vec<Warning>,
 }
 
 /// A transaction that has been applied or skipped; for a batch, its last one.

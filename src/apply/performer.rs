@@ -22,27 +22,27 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::ApplyError;
 use super::batches::sender::{Alone, Answered, BatchSender, InFlight};
-use super::core::{Answer, Batch, Description, Step};
+use super::core::{Answer, Batch, Description, Reading, Step};
 use super::rows::writer::{RowWriter, Told};
 use super::{outcome::Start, progress};
 use crate::error::ServerError;
 use crate::net::PgClient;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName, Term};
-use crate::schema::catalog;
+use crate::schema::catalog::{self, KnownTables, Look};
 use crate::target::TargetSession;
 
 /// A message from the performer to the core.
 #[derive(Debug)]
 pub(super) enum Heard {
     Answer(Answer),
-    Described(Box<Description>),
+    Described(Description),
 }
 
-type Describing = std::pin::Pin<Box<dyn Future<Output = Result<Description, ApplyError>> + Send>>;
+type Describing = std::pin::Pin<Box<dyn Future<Output = Result<Look, ApplyError>> + Send>>;
 
 pub(super) struct Performer<'a> {
     session: &'a TargetSession,
@@ -53,6 +53,8 @@ pub(super) struct Performer<'a> {
     under_way: VecDeque<UnderWay>,
     slices: SliceTransaction,
     describing: Option<Describing>,
+    /// What is known of the target's tables, also from earlier attempts.
+    known: watch::Sender<KnownTables>,
     /// The session for catalog queries while the applying one is busy. Opened when first needed.
     catalog: Option<Arc<PgClient>>,
     answers: mpsc::UnboundedSender<Heard>,
@@ -79,6 +81,7 @@ impl<'a> Performer<'a> {
         session: &'a TargetSession,
         subscription: SubscriptionName,
         start: Start,
+        known: watch::Sender<KnownTables>,
         answers: mpsc::UnboundedSender<Heard>,
     ) -> Self {
         Self {
@@ -90,6 +93,7 @@ impl<'a> Performer<'a> {
             under_way: VecDeque::new(),
             slices: SliceTransaction::None,
             describing: None,
+            known,
             catalog: None,
             answers,
         }
@@ -112,7 +116,9 @@ impl<'a> Performer<'a> {
                 }
                 described = next_description(&mut self.describing) => {
                     self.describing = None;
-                    self.tell(Heard::Described(Box::new(described?)));
+                    let Look { tables, known } = described?;
+                    self.known.send_modify(|kept| kept.learn(known));
+                    self.tell(Heard::Described(tables));
                     continue;
                 }
                 step = steps.recv() => step,
@@ -126,7 +132,7 @@ impl<'a> Performer<'a> {
 
     async fn perform(&mut self, step: Step) -> Result<(), ApplyError> {
         match step {
-            Step::Describe(target) => self.describe(target).await,
+            Step::Describe { tables, reading } => self.describe(tables, reading).await,
             Step::Apply(batch) => self.send(batch).await,
             Step::Settle { expected } => self.settle(expected).await,
             Step::BeginRows { finish } => self.rows.begin(finish).await,
@@ -237,8 +243,8 @@ impl<'a> Performer<'a> {
         Ok(())
     }
 
-    /// Begins to read a table's description.
-    async fn describe(&mut self, target: QualifiedName) -> Result<(), ApplyError> {
+    /// Begins to read tables' descriptions.
+    async fn describe(&mut self, tables: Vec<QualifiedName>, reading: Reading) -> Result<(), ApplyError> {
         self.drain_rows().await?;
         if self.slices == SliceTransaction::Open {
             self.drain_slices().await?;
@@ -249,10 +255,12 @@ impl<'a> Performer<'a> {
         }
         let busy = !self.under_way.is_empty();
         let client = if busy { self.catalog_session().await? } else { Arc::clone(self.session.client()) };
-        self.describing = Some(Box::pin(async move {
-            let tables = catalog::target_tables(&**client, std::slice::from_ref(&target)).await?;
-            Ok(tables.into_iter().next().flatten())
-        }));
+        let known = match reading {
+            Reading::Changed => self.known.borrow().of(&tables),
+            Reading::All => KnownTables::default(),
+        };
+        self.describing =
+            Some(Box::pin(async move { Ok(catalog::look_at(&**client, &tables, known).await?) }));
         Ok(())
     }
 
@@ -329,7 +337,7 @@ async fn oldest(under_way: &mut VecDeque<UnderWay>) -> Result<OldestAnswer, Appl
     }
 }
 
-async fn next_description(describing: &mut Option<Describing>) -> Result<Description, ApplyError> {
+async fn next_description(describing: &mut Option<Describing>) -> Result<Look, ApplyError> {
     match describing {
         Some(describing) => describing.await,
         None => std::future::pending().await,

@@ -10,6 +10,7 @@
 
 use std::fmt::Write as _;
 
+use crate::conflict::{START_CHARS, VALUE_BYTES_MAX};
 use crate::pg::{quote_ident, quote_literal};
 use crate::schema::{ColumnPlan, RowIdentity, TableKind, TablePlan};
 
@@ -221,7 +222,8 @@ pub enum Sequences {
     Continue,
 }
 
-/// Reads the rows that hold a unique key's values: names and values (as text) of all columns.
+/// Reads the rows that hold a unique key's values: names and values (as text) of all columns, and sizes of values
+/// of which only the beginning is read.
 #[must_use]
 pub fn local_rows_by_key_sql(table: &TablePlan, key: &[usize]) -> String {
     let conditions: Vec<String> = key
@@ -243,14 +245,23 @@ pub fn local_rows_by_identity_sql(table: &TablePlan, exists: &Shape) -> String {
     format!("{} WHERE {}", local_rows_sql(table), row_condition(table, null, 1))
 }
 
+/// Of long values only the beginning is read: the server does not send, and this process does not keep, what
+/// nobody would look at.
 fn local_rows_sql(table: &TablePlan) -> String {
-    let names: Vec<String> = table.target_columns.iter().map(|name| quote_literal(name)).collect();
-    let values: Vec<String> =
-        table.target_columns.iter().map(|name| format!("{}::pg_catalog.text", quote_ident(name))).collect();
+    let list = |each: &dyn Fn(&str) -> String| {
+        table.target_columns.iter().map(|name| each(name)).collect::<Vec<_>>().join(", ")
+    };
+    let text = |name: &str| format!("{}::pg_catalog.text", quote_ident(name));
+    let size = |name: &str| format!("pg_catalog.octet_length({})", text(name));
+    let is_long = |name: &str| format!("{} OPERATOR(pg_catalog.>) {VALUE_BYTES_MAX}", size(name));
     format!(
-        "SELECT ARRAY[{}]::pg_catalog.text[], ARRAY[{}]::pg_catalog.text[] FROM {}",
-        names.join(", "),
-        values.join(", "),
+        "SELECT ARRAY[{}]::pg_catalog.text[], ARRAY[{}]::pg_catalog.text[], ARRAY[{}]::pg_catalog.int4[] FROM {}",
+        list(&quote_literal),
+        list(&|name| {
+            let (is_long, text) = (is_long(name), text(name));
+            format!("CASE WHEN {is_long} THEN pg_catalog.left({text}, {START_CHARS}) ELSE {text} END")
+        }),
+        list(&|name| format!("CASE WHEN {} THEN {} END", is_long(name), size(name))),
         scan_target(table)
     )
 }

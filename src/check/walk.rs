@@ -110,6 +110,7 @@ fn options(subscription: &Subscription) -> ClientOptions {
         application_name: Some(format!("{} check", subscription.name)),
         settings: VALUE_SETTINGS.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
         limits: LIMITS,
+        ..ClientOptions::default()
     }
 }
 

@@ -24,7 +24,8 @@ pub(super) fn prune(root: &mut Value, shape: &Shape, report: &mut Report) {
 fn check(value: &mut Value, shape: &Shape, path: &KeyPath, report: &mut Report) -> Verdict {
     match (shape, &mut value.kind) {
         (Shape::Text | Shape::TextOrTable(_), ValueKind::String(_))
-        | (Shape::Flag, ValueKind::Boolean(_)) => Verdict::Keep,
+        | (Shape::Flag, ValueKind::Boolean(_))
+        | (Shape::Number, ValueKind::I64(_)) => Verdict::Keep,
         (Shape::TextList, ValueKind::Array(elements)) => {
             let mut verdict = Verdict::Keep;
             for (i, element) in elements.iter_mut().enumerate() {

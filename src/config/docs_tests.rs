@@ -14,7 +14,7 @@ const EXAMPLE: &str = include_str!("../../config/pgsluice.toml");
 fn leaves(shape: &Shape, path: &str, found: &mut BTreeSet<String>) {
     let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     match shape {
-        Shape::Text | Shape::Flag | Shape::TextList => {
+        Shape::Text | Shape::Flag | Shape::Number | Shape::TextList => {
             found.insert(path.to_owned());
         }
         Shape::Table(keys) => keys.iter().for_each(|key| leaves(&key.shape, &below(key.name), found)),
@@ -89,7 +89,8 @@ fn the_example_names_every_key() {
 
 #[test]
 fn the_example_is_valid_and_the_full_one_only_ahead_of_its_time() {
-    let surroundings = Surroundings { env: BTreeMap::new(), os_user: None, files: DefaultFiles::default() };
+    let (env, files) = (BTreeMap::new(), DefaultFiles::default());
+    let surroundings = Surroundings { env, os_user: None, files, memory_bytes: None };
     let config = load_text(EXAMPLE, &surroundings, Report::default()).unwrap();
     assert_eq!(config.subscriptions.len(), 1);
     let full = load_text(&full_example(), &surroundings, Report::default()).unwrap_err();

@@ -162,7 +162,7 @@ impl Reader<'_> {
                 let (name, after) = self.map_key(&path, rest);
                 self.resolve(shape, path.key(name), after)
             }
-            Shape::Text | Shape::Flag | Shape::TextList => {
+            Shape::Text | Shape::Flag | Shape::Number | Shape::TextList => {
                 Err(Diagnosis::new(format!("{path} has no keys of its own")).hint(format!("remove __{rest}")))
             }
         }
@@ -284,6 +284,10 @@ fn read(shape: &Shape, text: &str) -> Result<Value, Diagnosis> {
             "true" | "on" | "yes" | "1" => ValueKind::Boolean(true),
             "false" | "off" | "no" | "0" => ValueKind::Boolean(false),
             _ => return Err(Diagnosis::new("expected true or false")),
+        },
+        Shape::Number => match trimmed.parse() {
+            Ok(number) => ValueKind::I64(number),
+            Err(_) => return Err(Diagnosis::new("expected a whole number")),
         },
         Shape::TextList if !trimmed.starts_with('[') => {
             let element = |part: &str| Value::new(None, ValueKind::String(part.trim().to_owned()));

@@ -60,8 +60,10 @@ fn value(from: &DeValue<'_>, path: &KeyPath, note: Note<'_>) -> Value {
     let kind = match from {
         DeValue::String(text) => ValueKind::String(text.clone().into_owned()),
         DeValue::Boolean(flag) => ValueKind::Boolean(*flag),
-        // No key takes a number or a date yet. They are told apart only for the text of a problem.
-        DeValue::Integer(_) | DeValue::Float(_) => ValueKind::Float(f64::NAN),
+        // No key takes a fraction or a date. They are told apart only for the text of a problem.
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
+            .map_or(ValueKind::Float(f64::NAN), ValueKind::I64),
+        DeValue::Float(_) => ValueKind::Float(f64::NAN),
         DeValue::Datetime(_) => ValueKind::Nil,
         DeValue::Table(entries) => return table(entries, path, note),
         DeValue::Array(elements) => {

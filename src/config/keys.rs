@@ -7,6 +7,8 @@ pub(super) enum Shape {
     Text,
     /// `true` or `false`.
     Flag,
+    /// A whole number.
+    Number,
     TextList,
     Table(&'static [Key]),
     /// A list of tables. An element with a `name` can be addressed by it in the environment.
@@ -50,6 +52,7 @@ const SUBSCRIPTION: &[Key] = &[
     key("two_phase", Shape::Flag),
     key("origin", Shape::Text),
     key("synchronous_commit", Shape::Text),
+    key("max_value_bytes", Shape::Number),
     key("conflict_defaults", Shape::Table(CONFLICT_TYPES)),
     key("tables", Shape::Tables(TABLE)),
 ];
@@ -91,6 +94,7 @@ impl Shape {
         match self {
             Self::Text => "a string",
             Self::Flag => "true or false",
+            Self::Number => "a whole number",
             Self::TextList => "a list of strings",
             Self::Table(_) | Self::Map(_) => "a table",
             Self::Tables(_) => "a list of tables",

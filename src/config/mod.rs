@@ -20,6 +20,7 @@ mod env;
 mod error;
 mod file;
 mod keys;
+mod memory;
 mod path;
 mod raw;
 mod reload;
@@ -100,6 +101,8 @@ pub struct Subscription {
     pub origin: Origin,
     /// `synchronous_commit` of the target transactions that apply changes.
     pub synchronous_commit: SynchronousCommit,
+    /// Largest row of the stream that is taken, bytes.
+    pub max_value_bytes: usize,
     pub conflict_defaults: ConflictPolicies,
     pub tables: Vec<TableRule>,
 }

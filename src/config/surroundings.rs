@@ -1,5 +1,6 @@
-//! What the configuration uses besides its file: the environment, the operating system's user and
-//! libpq's files in the home directory. Only this module of `config` reads them.
+//! What the configuration uses besides its file: the environment, the operating system's user, libpq's files in
+//! the home directory, and the limit of the process's memory. Only this module of `config` reads them, the last
+//! with [`memory`].
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -7,6 +8,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::memory;
 use crate::error::Diagnosis;
 use crate::pg::conninfo::{DefaultFiles, Passfile};
 
@@ -18,6 +20,8 @@ pub(super) struct Surroundings {
     pub(super) env: BTreeMap<String, String>,
     pub(super) os_user: Option<String>,
     pub(super) files: DefaultFiles,
+    /// How much memory the process may use; none if that is not limited.
+    pub(super) memory_bytes: Option<u64>,
 }
 
 impl Surroundings {
@@ -31,7 +35,7 @@ impl Surroundings {
         let os_user = entry.as_ref().map(|(name, _)| name.clone()).or_else(named);
         let home = non_empty(env.get("HOME")).or_else(|| entry.map(|(_, home)| home));
         let files = home.map_or_else(DefaultFiles::default, |home| files_in(Path::new(&home)));
-        Self { env, os_user, files }
+        Self { env, os_user, files, memory_bytes: memory::limit_bytes() }
     }
 }
 

@@ -27,7 +27,8 @@ publications = ["my_publication"]
 
 fn load(text: &str, env: Env<'_>) -> Result<Config, ConfigErrors> {
     let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let surroundings = Surroundings { env, os_user: Some("osuser".into()), files: DefaultFiles::default() };
+    let (os_user, files) = (Some("osuser".into()), DefaultFiles::default());
+    let surroundings = Surroundings { env, os_user, files, memory_bytes: None };
     let mut report = Report::default();
     report.file = Some("pgsluice.toml".into());
     load_text(text, &surroundings, report)
@@ -67,6 +68,7 @@ fn what_is_not_configured_has_the_contract_s_default() {
         retry_conflict_interval: None,
         binary: Auto::Auto,
         streaming: Auto::Auto,
+        max_value_bytes: 1 << 30,
         two_phase: false,
         origin: Origin::Any,
         synchronous_commit: SynchronousCommit::On,
@@ -198,7 +200,8 @@ fn a_default_file_may_be_missing_if_the_environment_speaks() {
     let default = || ConfigFile::Default("/nowhere/pgsluice.toml".into());
     let read = |env: Env<'_>| {
         let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let surroundings = Surroundings { env, os_user: None, files: DefaultFiles::default() };
+        let files = DefaultFiles::default();
+        let surroundings = Surroundings { env, os_user: None, files, memory_bytes: None };
         let mut report = Report::default();
         read_file(default(), &surroundings, &mut report).ok_or_else(|| report.into_errors().to_string())
     };

@@ -17,4 +17,4 @@ mod report;
 pub use classify::{LocalRow, classify_error, classify_row};
 pub use kind::{ConflictKind, Operation, ParseConflictNameError};
 pub use policy::{Policy, Resolution};
-pub use report::{ConflictReport, FieldValue, RowImage};
+pub use report::{ConflictReport, FieldValue, RowImage, START_CHARS, VALUE_BYTES_MAX};

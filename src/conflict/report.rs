@@ -1,7 +1,8 @@
 //! The evidence of one conflict: everything that a person needs to decide about it.
 //!
 //! Values are kept as they were sent: text as a JSON string, NULL as null, an unchanged TOAST value
-//! (which the publisher did not send) as `{"unchanged": true}`, and bytes that are not UTF-8 (from
+//! (which the publisher did not send) as `{"unchanged": true}`, the beginning of a long value with its size as
+//! `{"start": "…", "size": 100000000}`, and bytes that are not UTF-8 (from
 //! LATIN1 or `SQL_ASCII` databases) as `{"bytes": "\\x…"}` in PostgreSQL's hex notation.
 
 use std::fmt;
@@ -16,6 +17,11 @@ use crate::error::ServerError;
 use crate::pg::{Lsn, QualifiedName};
 
 use super::{ConflictKind, Operation};
+
+/// Largest value that is kept as a whole, bytes. Evidence is shown to people, and JSON in the target is limited.
+pub const VALUE_BYTES_MAX: usize = 64 << 10;
+/// How many characters are kept of a longer value.
+pub const START_CHARS: usize = 256;
 
 /// Largest number of a key's characters in a summary; the evidence has the whole key.
 const SUMMARY_KEY_CHARS_MAX: usize = 200;
@@ -146,6 +152,11 @@ pub enum FieldValue {
     Unchanged,
     /// The type's text output where it is not UTF-8.
     Bytes(Vec<u8>),
+    /// The beginning of a value of `size` bytes, which are more than [`VALUE_BYTES_MAX`].
+    Start {
+        start: String,
+        size: u64,
+    },
 }
 
 impl RowImage {
@@ -217,10 +228,33 @@ impl FieldValue {
     /// Returns a received value as text if it is UTF-8, else as bytes.
     #[must_use]
     pub fn from_bytes(value: &[u8]) -> Self {
+        if value.len() > VALUE_BYTES_MAX {
+            // A character has four bytes at most. The last one may be cut, and is left out then.
+            let start = &value[..4 * START_CHARS];
+            let text = match std::str::from_utf8(start) {
+                Ok(text) => Some(text),
+                Err(error) if error.error_len().is_none() => {
+                    std::str::from_utf8(&start[..error.valid_up_to()]).ok()
+                }
+                Err(_) => None,
+            };
+            let Some(text) = text else { return Self::from_binary(value) };
+            let start = text.chars().take(START_CHARS).collect();
+            return Self::Start { start, size: value.len() as u64 };
+        }
         match std::str::from_utf8(value) {
             Ok(text) => Self::Text(text.to_owned()),
             Err(_) => Self::Bytes(value.to_vec()),
         }
+    }
+
+    /// Returns a value in binary.
+    #[must_use]
+    pub fn from_binary(value: &[u8]) -> Self {
+        if value.len() > VALUE_BYTES_MAX {
+            return Self::Start { start: hex(&value[..START_CHARS]), size: value.len() as u64 };
+        }
+        Self::Bytes(value.to_vec())
     }
 }
 
@@ -231,6 +265,7 @@ impl fmt::Display for FieldValue {
             Self::Text(text) => f.write_str(text),
             Self::Unchanged => f.write_str("(unchanged)"),
             Self::Bytes(bytes) => f.write_str(&hex(bytes)),
+            Self::Start { start, size } => write!(f, "{start}… ({size} bytes)"),
         }
     }
 }
@@ -242,6 +277,12 @@ impl Serialize for FieldValue {
             Self::Text(text) => serializer.serialize_str(text),
             Self::Unchanged => serializer.collect_map([("unchanged", true)]),
             Self::Bytes(bytes) => serializer.collect_map([("bytes", hex(bytes))]),
+            Self::Start { start, size } => {
+                let mut map = serializer.serialize_map(Some(2))?;
+                map.serialize_entry("start", start)?;
+                map.serialize_entry("size", size)?;
+                map.end()
+            }
         }
     }
 }
@@ -252,12 +293,14 @@ impl<'de> Deserialize<'de> for FieldValue {
         #[serde(untagged)]
         enum Raw {
             Text(Option<String>),
+            Start { start: String, size: u64 },
             Marked { unchanged: Option<bool>, bytes: Option<String> },
         }
 
         match Raw::deserialize(deserializer)? {
             Raw::Text(None) => Ok(Self::Null),
             Raw::Text(Some(text)) => Ok(Self::Text(text)),
+            Raw::Start { start, size } => Ok(Self::Start { start, size }),
             Raw::Marked { unchanged: Some(true), bytes: None } => Ok(Self::Unchanged),
             Raw::Marked { unchanged: None, bytes: Some(text) } => unhex(&text)
                 .map(Self::Bytes)
@@ -292,6 +335,22 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_long_value_only_the_beginning_is_kept() {
+        let check = |value: &[u8], shown: &str| {
+            let kept = FieldValue::from_bytes(value);
+            let json = serde_json::to_string(&kept).unwrap();
+            assert!(json.len() < 6 * START_CHARS, "{}", json.len());
+            assert_eq!(serde_json::from_str::<FieldValue>(&json).unwrap(), kept);
+            assert!(kept.to_string().ends_with(shown), "{kept}");
+        };
+        check(&vec![b'x'; VALUE_BYTES_MAX + 1], "xxx… (65537 bytes)");
+        // A character of three bytes lies across the cut.
+        check("€".repeat(100_000).as_bytes(), "€€… (300000 bytes)");
+        check(&vec![0xff; 70_000], "ffff… (70000 bytes)");
+        assert_eq!(FieldValue::from_bytes(&vec![b'x'; VALUE_BYTES_MAX]).to_string().len(), VALUE_BYTES_MAX);
+    }
 
     fn row() -> RowImage {
         RowImage::from_iter([

@@ -43,6 +43,11 @@ pub enum CopyError {
     /// Rows of the table may be hidden from the snapshot.
     #[error("{0} was rewritten on the publisher after the snapshot of its copy was taken")]
     Rewritten(QualifiedName),
+    /// The row was refused before it was read.
+    #[error(
+        "a row of {table} has {bytes} bytes as the publisher sends it, more than max_value_bytes ({bytes_max})"
+    )]
+    TooLarge { table: QualifiedName, bytes: usize, bytes_max: usize },
     /// The answer to a COMMIT was lost, and the record could not be read: the copy may be committed or not.
     #[error("it is not known whether the copy of {0} was committed")]
     Unsettled(QualifiedName),
@@ -83,6 +88,9 @@ impl CopyError {
             Self::Rewritten(_) => Diagnosis::new(copying)
                 .detail(format!("{self} (ALTER TABLE, TRUNCATE or VACUUM FULL), and that hides its rows"))
                 .hint("it is copied again by itself, under a new snapshot"),
+            Self::TooLarge { .. } => Diagnosis::new(copying)
+                .detail(self.to_string())
+                .hint("raise max_value_bytes of the subscription and reload the configuration (SIGHUP)"),
             Self::Unsettled(_) => Diagnosis::new(self.to_string())
                 .detail(
                     "the connection to the target was lost, and its record of the table could not be asked",

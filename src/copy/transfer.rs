@@ -16,6 +16,7 @@ use tracing::debug;
 use super::command::extra_messages;
 use super::initial::CopyJob;
 use super::{CopyError, Side};
+use crate::net::{Meter, PgClient};
 
 /// Size of the pieces, in bytes, in which rows are sent to the target. The publisher sends one message for
 /// each row.
@@ -32,12 +33,16 @@ const REWRITTEN: &str = "WITH RECURSIVE tree (oid) AS (SELECT pg_catalog.to_regc
 /// is open), in binary if both tables allow it. `copied` counts the rows while they are copied. Returns their
 /// number.
 pub async fn transfer(
-    source: &Client,
+    source: &PgClient,
     target: &Client,
     job: &CopyJob,
     copied: &AtomicU64,
 ) -> Result<u64, CopyError> {
-    let from_publisher = CopyError::on(Side::Publisher);
+    let from_publisher = |error| match source.meter().and_then(Meter::refused) {
+        Some((bytes, bytes_max)) => CopyError::TooLarge { table: job.source.clone(), bytes, bytes_max },
+        None => CopyError::publisher(error),
+    };
+    let metered = source.meter().map(Meter::rows);
     let format = job.commands.format(source, target).await?;
     debug!(relation = %job.source, %format, "COPY to COPY");
     let rows = source.copy_out(&job.commands.copy_out(format)).await.map_err(&from_publisher)?;
@@ -47,12 +52,27 @@ pub async fn transfer(
     let mut messages: u64 = 0;
     while let Some(message) = rows.next().await {
         // On an error the sink is dropped, which makes the target's COPY fail: nothing is committed.
-        let message = message.map_err(&from_publisher)?;
+        let mut message = message.map_err(&from_publisher)?;
         messages += 1;
         if let Some(error) = job.commands.refusal(&message, messages) {
             return Err(CopyError::Server(Side::Target, Box::new(error)));
         }
-        piece.extend_from_slice(&message);
+        let bytes = message.len();
+        if bytes >= PIECE_BYTES {
+            // A large row goes in pieces that share its bytes: neither a copy of it nor its whole size is
+            // buffered here or in the driver.
+            if !piece.is_empty() {
+                send(sink.as_mut(), piece.split().freeze()).await?;
+            }
+            while !message.is_empty() {
+                send(sink.as_mut(), message.split_to(message.len().min(PIECE_BYTES))).await?;
+            }
+        } else {
+            piece.extend_from_slice(&message);
+        }
+        if let Some(metered) = &metered {
+            metered.used(bytes);
+        }
         if piece.len() >= PIECE_BYTES {
             copied.store(messages, Ordering::Relaxed);
             send(sink.as_mut(), piece.split().freeze()).await?;

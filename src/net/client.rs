@@ -26,13 +26,14 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 use tokio_postgres::error::DbError;
-use tokio_postgres::tls::{self, TlsConnect, TlsStream};
+use tokio_postgres::tls::TlsConnect;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, SimpleQueryMessage};
 use tracing::debug;
 
 use super::error::{ConnectError, ConnectErrorKind, Purpose, Step};
 use super::establish::{Login, LoginError, establish};
-use super::stream::{Encryption, NetStream};
+use super::metered::{Meter, Metered};
+use super::stream::Encryption;
 use super::{Dialed, pooler, server_version_num};
 use crate::error::ServerError;
 use crate::pg::conninfo::{self, ConnInfo, Host, TargetSessionAttrs};
@@ -70,6 +71,8 @@ pub struct ClientOptions {
     pub settings: Vec<(String, String)>,
     /// Time-outs of the session's own; all others are lifted.
     pub limits: TimeLimits,
+    /// Largest row of a COPY that is taken, bytes. The session then has a [`PgClient::meter`].
+    pub copied_row_bytes_max: Option<usize>,
 }
 
 /// A tokio-postgres client that owns its connection. Dropping it closes the socket at once;
@@ -83,6 +86,7 @@ pub struct PgClient {
     server_version_num: u32,
     host: Host,
     encryption: Encryption,
+    meter: Option<Arc<Meter>>,
 }
 
 /// Why a connection ended.
@@ -116,12 +120,22 @@ pub fn server_error(error: &tokio_postgres::Error) -> Option<ServerError> {
     error.as_db_error().map(from_db_error)
 }
 
+/// Largest text of an error that is kept, bytes. Some messages quote the whole value that was refused.
+const TEXT_BYTES_MAX: usize = 8 << 10;
+
+fn clipped(text: &str) -> String {
+    if text.len() <= TEXT_BYTES_MAX {
+        return text.to_owned();
+    }
+    format!("{}…", &text[..text.floor_char_boundary(TEXT_BYTES_MAX)])
+}
+
 fn from_db_error(db: &DbError) -> ServerError {
-    let owned = |text: Option<&str>| text.map(str::to_owned);
+    let owned = |text: Option<&str>| text.map(clipped);
     ServerError {
         severity: db.severity().to_owned(),
         code: db.code().code().to_owned(),
-        message: db.message().to_owned(),
+        message: clipped(db.message()),
         detail: owned(db.detail()),
         hint: owned(db.hint()),
         context: owned(db.where_()),
@@ -157,6 +171,12 @@ impl PgClient {
     #[must_use]
     pub fn encryption(&self) -> Encryption {
         self.encryption
+    }
+
+    /// Returns the meter of the rows that a COPY reads, if the session has one.
+    #[must_use]
+    pub fn meter(&self) -> Option<&Meter> {
+        self.meter.as_deref()
     }
 
     /// Returns why the connection ended; `None` while it lasts.
@@ -254,7 +274,7 @@ impl Drop for Driver {
     }
 }
 
-fn drive(mut connection: Connection<NetStream, NetStream>) -> (Driver, watch::Receiver<Option<Ended>>) {
+fn drive(mut connection: Connection<Metered, Metered>) -> (Driver, watch::Receiver<Option<Ended>>) {
     let (sender, receiver) = watch::channel(None);
     let task = tokio::spawn(async move {
         let mut notice = None;
@@ -293,6 +313,8 @@ impl Login for StartUp<'_> {
         let password = self.info.password_for(&host);
         let encryption = stream.encryption();
         let config = driver_config(self.info, password, self.options, encryption);
+        let meter = self.options.copied_row_bytes_max.map(|max| Arc::new(Meter::new(max)));
+        let stream = Metered::new(stream, meter.clone());
         let (client, connection) =
             config.connect_raw(stream, Negotiated).await.map_err(|error| login_error(error, password))?;
         let parameters: Vec<(&'static str, String)> = REPORTED
@@ -305,7 +327,7 @@ impl Login for StartUp<'_> {
             LoginError::new(Step::Database, ConnectErrorKind::Protocol(what))
         })?;
         let (driver, ended) = drive(connection);
-        Ok(PgClient { client, driver, ended, parameters, server_version_num, host, encryption })
+        Ok(PgClient { client, driver, ended, parameters, server_version_num, host, encryption, meter })
     }
 }
 
@@ -463,21 +485,12 @@ fn into_io(error: tokio_postgres::Error) -> io::Error {
 /// A TLS handshake that has already happened.
 pub(super) struct Negotiated;
 
-impl TlsConnect<NetStream> for Negotiated {
-    type Stream = NetStream;
+impl TlsConnect<Metered> for Negotiated {
+    type Stream = Metered;
     type Error = Infallible;
-    type Future = Ready<Result<NetStream, Infallible>>;
+    type Future = Ready<Result<Metered, Infallible>>;
 
-    fn connect(self, stream: NetStream) -> Self::Future {
+    fn connect(self, stream: Metered) -> Self::Future {
         future::ready(Ok(stream))
-    }
-}
-
-impl TlsStream for NetStream {
-    fn channel_binding(&self) -> tls::ChannelBinding {
-        match self.tls_server_end_point() {
-            Some(data) => tls::ChannelBinding::tls_server_end_point(data),
-            None => tls::ChannelBinding::none(),
-        }
     }
 }

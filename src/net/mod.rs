@@ -22,6 +22,7 @@ mod client;
 mod error;
 mod establish;
 mod explain;
+mod metered;
 mod paced;
 mod pooler;
 mod socket;
@@ -33,6 +34,7 @@ mod version;
 pub use client::{ClientOptions, Ended, PgClient, client, server_error};
 pub use error::{ConnectError, ConnectErrorKind, Purpose, Step, TlsSetupError};
 pub(crate) use establish::{Login, LoginError, establish};
+pub use metered::{Meter, Rows};
 pub use stream::{Encryption, NetStream};
 pub(crate) use version::server_version_num;
 

@@ -19,6 +19,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use super::client::{Negotiated, PgClient, server_error};
 use super::error::{ConnectErrorKind, Step};
 use super::establish::LoginError;
+use super::metered::Metered;
 use super::stream::NetStream;
 
 /// How often the second session begins a transaction. A pool that takes its backends in turn may leave the
@@ -76,7 +77,7 @@ async fn announced(client: &Client) -> io::Result<i32> {
     let (near, mut far) = UnixStream::pair()?;
     client
         .cancel_token()
-        .cancel_query_raw(NetStream::Unix(near), Negotiated)
+        .cancel_query_raw(Metered::new(NetStream::Unix(near), None), Negotiated)
         .await
         .map_err(io::Error::other)?;
     let mut request = [0; CANCEL_REQUEST_BYTES];

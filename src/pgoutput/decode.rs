@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::envelope::{self, MessageKind, Place};
 use super::error::{DecodeError, Field, Problem};
+use super::locate::{self, LargeValue};
 use super::message::{
     Begin, Commit, Delete, DeletedRow, Insert, LogicalMessage, Message, OldRow, Origin, Relation,
     RelationColumn, StreamAbort, StreamCommit, StreamStart, Truncate, Type, Update,
@@ -50,6 +51,12 @@ impl Decoder {
             _ => {}
         }
         Ok(message)
+    }
+
+    /// Finds the value because of which the next message is large; `head` is the beginning of its payload.
+    #[must_use]
+    pub fn large_value(&self, head: &[u8]) -> Option<LargeValue> {
+        locate::large_value(head, self.place)
     }
 }
 

@@ -41,6 +41,7 @@ mod builtin;
 mod decode;
 mod envelope;
 mod error;
+mod locate;
 mod message;
 mod reader;
 mod relations;
@@ -55,6 +56,7 @@ pub use builtin::builtin_type_name;
 pub use decode::{Decoder, decode, decode_at};
 pub use envelope::{MessageKind, Place};
 pub use error::{DecodeError, Field, Malformed, Problem};
+pub use locate::{LargeMessage, LargeValue};
 pub use message::{
     Begin, Commit, Delete, DeletedRow, Insert, LogicalMessage, Message, OldRow, Origin, Relation,
     RelationColumn, StreamAbort, StreamCommit, StreamStart, Truncate, Type, Update,

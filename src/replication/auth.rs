@@ -204,7 +204,9 @@ pub(super) fn lost(error: ChannelError) -> LoginError {
     failed(match error {
         ChannelError::Closed => ConnectErrorKind::Closed,
         ChannelError::Io(error) => ConnectErrorKind::Lost(error),
-        ChannelError::Wire(error) => ConnectErrorKind::Protocol(error.to_string()),
+        error @ (ChannelError::Wire(_) | ChannelError::TooLarge { .. }) => {
+            ConnectErrorKind::Protocol(error.to_string())
+        }
     })
 }
 

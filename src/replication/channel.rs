@@ -12,14 +12,15 @@
 //! # Invariants
 //! - Cancel-safe: bytes are only ever in `input` or `output`. A dropped future loses none, and the next
 //!   flush continues where the last one stopped.
-//! - `input` grows as bytes arrive, never by a message's announced length alone, and a large buffer is
-//!   released as soon as the message that needed it was taken.
+//! - `input` grows as bytes arrive, to at most four times as much, and a large buffer is released as soon as
+//!   the message that needed it was taken.
+//! - A message that is larger than the caller takes is refused when its beginning has arrived.
 //! - A message whose body is kept keeps its whole read buffer (128 KiB, or its own size).
 
 use std::collections::BTreeMap;
 use std::io;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::wire::{self, Message, Split, WireError};
@@ -31,6 +32,9 @@ const READ_BYTES: usize = 128 * 1024;
 
 /// With less room than this, a read gets a new buffer, bytes.
 const READ_BYTES_MIN: usize = 16 * 1024;
+
+/// Number of bytes that are read of a message that is too large, to see what it is.
+const HEAD_BYTES: usize = 64 * 1024;
 
 /// Largest number of server parameters that are recorded; a server reports about fifteen.
 const PARAMETERS_MAX: usize = 256;
@@ -44,12 +48,22 @@ pub(super) enum ChannelError {
     Io(#[source] io::Error),
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// A message is larger than this side takes. The rest of it has not been read.
+    #[error("a message of {bytes} bytes, more than {bytes_max}")]
+    TooLarge {
+        bytes: usize,
+        bytes_max: usize,
+        /// The beginning of its body.
+        head: Bytes,
+    },
 }
 
 #[derive(Debug)]
 pub(super) struct Channel {
     stream: NetStream,
     input: BytesMut,
+    /// Largest message that is taken, bytes.
+    message_bytes_max: usize,
     /// Bytes that the socket has not taken yet. Callers append complete messages, then flush.
     pub(super) output: BytesMut,
     /// `ParameterStatus` values as last reported.
@@ -63,6 +77,7 @@ impl Channel {
         Self {
             stream,
             input: BytesMut::with_capacity(READ_BYTES),
+            message_bytes_max: wire::MESSAGE_BYTES_MAX + 1,
             output: BytesMut::new(),
             parameters: BTreeMap::new(),
             notice: None,
@@ -72,6 +87,11 @@ impl Channel {
     /// Prepares the socket for large amounts of data.
     pub(super) fn pace(&mut self) {
         self.stream.pace();
+    }
+
+    /// Takes no message larger than this, or than the read buffer if that is larger.
+    pub(super) fn limit_messages(&mut self, bytes_max: usize) {
+        self.message_bytes_max = bytes_max.max(READ_BYTES);
     }
 
     pub(super) fn stream(&self) -> &NetStream {
@@ -94,6 +114,16 @@ impl Channel {
                     if let Some(message) = self.keep(message)? {
                         return Ok(message);
                     }
+                }
+                Split::Partial { total }
+                    if total > self.message_bytes_max && self.input.len() >= HEAD_BYTES =>
+                {
+                    let head = Bytes::copy_from_slice(&self.input[wire::HEADER_BYTES..HEAD_BYTES]);
+                    return Err(ChannelError::TooLarge {
+                        bytes: total,
+                        bytes_max: self.message_bytes_max,
+                        head,
+                    });
                 }
                 Split::Partial { total } => self.fill(total).await?,
             }
@@ -162,8 +192,7 @@ impl Channel {
         let missing = total.saturating_sub(self.input.len());
         let room = self.input.capacity() - self.input.len();
         let limit = if missing > READ_BYTES {
-            // For a long message, reserves as much as has arrived, and not a byte beyond its end.
-            self.input.reserve(missing.min(self.input.len().max(READ_BYTES)));
+            self.input.reserve(growth(self.input.len(), room, missing));
             missing
         } else {
             if room < missing.max(READ_BYTES_MIN) {
@@ -179,6 +208,17 @@ impl Channel {
             Err(error) => Err(ChannelError::Io(error)),
         }
     }
+}
+
+/// Returns how much room to make for a long message of which `len` bytes have arrived, with `room` for more, and
+/// `missing` bytes are to come. A buffer at least doubles when it grows. So it is doubled until a quarter of the
+/// message has arrived, and then grows to its end and not a byte beyond.
+fn growth(len: usize, room: usize, missing: usize) -> usize {
+    if room > 0 && room < missing {
+        // There is room for what comes next.
+        return 0;
+    }
+    if missing / 3 <= len { missing } else { len.max(READ_BYTES) }
 }
 
 #[cfg(test)]
@@ -214,6 +254,46 @@ mod tests {
         assert_eq!(channel.receive().await.unwrap().body, "next");
         drop(writer.await.unwrap());
         assert!(matches!(channel.receive().await, Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn a_buffer_ends_where_its_message_ends() {
+        for total in [READ_BYTES * 3, 1_000_000, 1_000_001, 100 << 20, 0x3fff_fffe] {
+            // Only lengths matter, so the arrival of bytes is played with numbers.
+            let (mut len, mut capacity) = (0, READ_BYTES);
+            while len < total {
+                let more = growth(len, capacity - len, total - len);
+                if more > 0 && capacity - len < more {
+                    // As `Vec::reserve`.
+                    capacity = (len + more).max(2 * capacity);
+                }
+                assert!(capacity <= (4 * len).max(4 * READ_BYTES), "{total}: {capacity} for {len}");
+                len = total.min(capacity);
+            }
+            assert!(capacity <= total.max(4 * READ_BYTES), "{total}: {capacity}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_too_large_is_refused_before_it_is_read() {
+        let (mut channel, mut server) = pair();
+        channel.limit_messages(1 << 20);
+        let mut bytes = vec![b'd'];
+        bytes.extend((3_u32 << 20).to_be_bytes());
+        bytes.resize(HEAD_BYTES, 7);
+        let mut first = message(b'd', &vec![1; (1 << 20) - 5]);
+        first.extend(&bytes);
+        let writer = tokio::spawn(async move {
+            server.write_all(&first).await.unwrap();
+            server
+        });
+        assert_eq!(channel.receive().await.unwrap().body.len(), (1 << 20) - 5);
+        let refused = channel.receive().await;
+        let Err(ChannelError::TooLarge { bytes, bytes_max, head }) = refused else { panic!("{refused:?}") };
+        assert_eq!((bytes, bytes_max), ((3 << 20) + 1, 1 << 20));
+        assert_eq!(head.len(), HEAD_BYTES - wire::HEADER_BYTES);
+        assert!(channel.input.capacity() <= 2 * READ_BYTES, "{}", channel.input.capacity());
+        drop(writer.await.unwrap());
     }
 
     #[tokio::test]

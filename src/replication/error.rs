@@ -6,9 +6,11 @@
 
 use std::io;
 
+use bytes::Bytes;
+
 use super::channel::ChannelError;
 use super::command::Unsupported;
-use super::frame::FrameError;
+use super::frame::{self, Frame, FrameError};
 use super::wire::WireError;
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
 use crate::pg::TimelineError;
@@ -59,6 +61,14 @@ pub enum StreamError {
     Frame(#[source] FrameError),
     #[error("the publisher's messages are malformed")]
     Wire(#[source] WireError),
+    /// The rest of the message has not been read.
+    #[error("the publisher sends a message of {bytes} bytes, more than {bytes_max}")]
+    TooLarge {
+        bytes: usize,
+        bytes_max: usize,
+        /// The beginning of its pgoutput message.
+        head: Bytes,
+    },
 }
 
 /// An error of the publisher, by its meaning for a subscription.
@@ -194,6 +204,7 @@ impl CommandError {
                 ChannelError::Closed => CommandErrorKind::Closed,
                 ChannelError::Io(error) => CommandErrorKind::Io(error),
                 ChannelError::Wire(error) => CommandErrorKind::Wire(error),
+                ChannelError::TooLarge { bytes, .. } => CommandErrorKind::TooLarge(bytes),
             },
         )
     }
@@ -249,6 +260,13 @@ impl StreamError {
             ChannelError::Closed => Self::Closed(notice.map(Box::new)),
             ChannelError::Io(error) => Self::Io(error),
             ChannelError::Wire(error) => Self::Wire(error),
+            ChannelError::TooLarge { bytes, bytes_max, head } => {
+                let payload = match frame::parse(head) {
+                    Ok(Frame::XLogData { payload, .. }) => payload,
+                    Ok(_) | Err(_) => Bytes::new(),
+                };
+                Self::TooLarge { bytes, bytes_max, head: payload }
+            }
         }
     }
 
@@ -267,6 +285,7 @@ impl StreamError {
             Self::Server(error) => classify(error, Moment::Streaming).disposition(),
             Self::Closed(_) | Self::Io(_) => Disposition::Retry,
             Self::Frame(_) | Self::Wire(_) => Disposition::Pause(PauseReason::Protocol),
+            Self::TooLarge { .. } => Disposition::Pause(PauseReason::ValueTooLarge),
         }
     }
 
@@ -275,6 +294,7 @@ impl StreamError {
         let own = Diagnosis::new(self.to_string());
         match self {
             Self::Server(error) => server_diagnosis(error, Moment::Streaming),
+            Self::TooLarge { .. } => own.hint("raise max_value_bytes"),
             Self::Closed(None) => own.hint("the publisher's log says why; pgsluice connects again by itself"),
             Self::Closed(Some(notice)) => own.detail(format!("its last notice: {notice}")),
             Self::Io(source) => own.detail(source.to_string()),

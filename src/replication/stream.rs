@@ -52,6 +52,11 @@ impl ReplicationStream {
         Self { channel }
     }
 
+    /// From now on, a message of more bytes is an error ([`StreamError::TooLarge`]).
+    pub fn limit_messages(&mut self, bytes_max: usize) {
+        self.channel.limit_messages(bytes_max);
+    }
+
     /// Waits for the next frame for as long as the publisher is silent; the caller bounds the time.
     /// Cancel-safe.
     pub async fn next(&mut self) -> Result<Frame, StreamError> {

@@ -12,7 +12,7 @@ use crate::error::ServerError;
 pub(super) const MESSAGE_BYTES_MAX: usize = 0x3fff_fffe;
 
 /// Size of the type byte and the length word.
-const HEADER_BYTES: usize = 5;
+pub(super) const HEADER_BYTES: usize = 5;
 
 /// A message of the server: its type and everything after the length word.
 #[derive(Debug)]

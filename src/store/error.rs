@@ -362,6 +362,12 @@ fn refused_diagnosis(endpoint: &str, server: &ServerError) -> Diagnosis {
         "28000" => "check the target's pg_hba.conf: role, database, address and whether TLS is asked for",
         "3D000" => "create the database, or correct dbname in [target] url",
         "42501" => "grant the role CONNECT on the database",
+        "53300" if server.message.contains("for role") => {
+            "on the target: raise the role's CONNECTION LIMIT (ALTER ROLE), or close its other sessions"
+        }
+        "53300" if server.message.contains("for database") => {
+            "on the target: raise the database's CONNECTION LIMIT (ALTER DATABASE), or close other sessions"
+        }
         "53300" => "raise max_connections on the target, or close other sessions",
         _ => "check [target] url and the target server's log",
     };

@@ -65,7 +65,7 @@ pub use owner::Ownership;
 pub use state::{Desired, State, TableState, UnknownWord};
 pub use status::{SlotStatus, StatusDocument, SubscriptionStatus, TableStatus};
 pub use subscription::{Positions, Progress, Registration, StateChange, SubscriptionRow};
-pub use table::{TableRow, TableStep};
+pub use table::{DescribedTable, TableRow, TableStep};
 pub use wal::WalPositions;
 
 /// Maximum number of sessions of one store, without its listener.
@@ -239,15 +239,24 @@ fn pool(options: PgConnectOptions, wanted: TargetSessionAttrs, connections_max: 
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .after_connect(move |session, _| Box::pin(prepare(session, wanted)))
-        // sqlx pings a session before it takes it back, without a time-out. A session that does not answer
-        // would occupy its place in the pool.
+        // Without a time-out, a session that does not answer would occupy its place in the pool.
         .after_release(|session, _| {
             Box::pin(async move {
-                let pong = tokio::time::timeout(RELEASE_TIMEOUT, session.ping()).await;
-                pong.map_or_else(|_| Err(sqlx::Error::PoolTimedOut), |answer| answer.map(|()| true))
+                let fit = tokio::time::timeout(RELEASE_TIMEOUT, is_outside_transaction(session)).await;
+                fit.unwrap_or(Err(sqlx::Error::PoolTimedOut))
             })
         })
         .connect_lazy_with(options)
+}
+
+/// Whether a session is in no transaction. If an operation is given up while its BEGIN is on its way, sqlx
+/// leaves the transaction open, and every later operation of the session would be part of it. In a
+/// transaction that has failed, the question itself fails.
+async fn is_outside_transaction(session: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    // Inside a transaction, its time is that of its BEGIN.
+    let same =
+        "SELECT pg_catalog.transaction_timestamp() OPERATOR(pg_catalog.=) pg_catalog.statement_timestamp()";
+    sqlx::query_scalar::<_, bool>(same).fetch_one(session).await
 }
 
 /// Prepares a session, and fails if the server does not match `target_session_attrs`.

@@ -76,6 +76,7 @@ pub(super) fn report(report: &ConflictReport) -> ConflictReport {
 fn image(row: &RowImage) -> RowImage {
     let value = |value: &FieldValue| match value {
         FieldValue::Text(known) if !known.is_ascii() => FieldValue::Bytes(known.as_bytes().to_vec()),
+        FieldValue::Start { start, size } => FieldValue::Start { start: text(start), size: *size },
         other => other.clone(),
     };
     row.iter().map(|(column, known)| (text(column), value(known))).collect()

@@ -26,6 +26,15 @@ use super::codec::Time;
 use super::subscription::{lsn, saturate, unsigned, word};
 use super::{Ownership, Store, StoreError, StoreErrorKind, TableState, lost, owner, spelling};
 
+/// How a table is described, and how it is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DescribedTable<'a> {
+    pub source: &'a QualifiedName,
+    pub described: &'a SeenTable,
+    /// Why it is applied row by row; none if it is not.
+    pub exact_because: Option<&'a str>,
+}
+
 /// The result of a write about a table's synchronisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TableStep {
@@ -249,59 +258,34 @@ impl Store {
         .await
     }
 
-    /// Writes what tables are like that are to be copied.
+    /// Writes how tables are described, and why they are applied row by row.
     pub async fn set_described(
         &self,
         owner: &Ownership,
-        tables: &[(QualifiedName, SeenTable)],
+        tables: &[DescribedTable<'_>],
     ) -> Result<(), StoreError> {
-        self.run("record what tables are like", async {
-            let pick = |pick: fn(&QualifiedName) -> &String| -> Vec<&str> {
-                tables.iter().map(|(source, _)| pick(source).as_str()).collect()
-            };
+        let schemas: Vec<&str> = tables.iter().map(|table| table.source.schema.as_str()).collect();
+        let names: Vec<&str> = tables.iter().map(|table| table.source.name.as_str()).collect();
+        let reasons: Vec<Option<&str>> = tables.iter().map(|table| table.exact_because).collect();
+        let described: Vec<Json<&SeenTable>> = tables.iter().map(|table| Json(table.described)).collect();
+        self.run("report how a table is applied", async {
             let done = sqlx::query(as_owner!(
-                " UPDATE pgsluice.table_sync t SET described = w.d FROM owner, \
-                 unnest($3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.jsonb[]) AS w (s, t, d) \
-                 WHERE t.subscription = owner.name AND t.source_schema = w.s AND t.source_table = w.t"
+                " UPDATE pgsluice.table_sync t SET exact_because = n.reason, described = n.described, \
+                    updated_at = now() FROM owner, \
+                    ROWS FROM (pg_catalog.unnest($3::pg_catalog.text[]), pg_catalog.unnest($4::pg_catalog.text[]), \
+                               pg_catalog.unnest($5::pg_catalog.text[]), pg_catalog.unnest($6::pg_catalog.jsonb[])) \
+                      AS n(schema, name, reason, described) \
+                  WHERE t.subscription = owner.name AND t.source_schema = n.schema AND t.source_table = n.name"
             ))
             .bind(owner.name())
             .bind(owner.term().as_i64())
-            .bind(pick(|source| &source.schema))
-            .bind(pick(|source| &source.name))
-            .bind(tables.iter().map(|(_, described)| Json(described)).collect::<Vec<_>>())
+            .bind(&schemas)
+            .bind(&names)
+            .bind(&reasons)
+            .bind(&described)
             .execute(&self.pool)
             .await?;
             if done.rows_affected() > 0 { Ok(()) } else { owner::still(&self.pool, owner).await }
-        })
-        .await
-    }
-
-    /// Writes how the stream describes a table, and why it is applied row by row; none if it is not.
-    pub async fn set_planned(
-        &self,
-        owner: &Ownership,
-        source: &QualifiedName,
-        described: &SeenTable,
-        reason: Option<&str>,
-    ) -> Result<(), StoreError> {
-        self.run("report how a table is applied", async {
-            let done = sqlx::query(as_owner!(
-                " UPDATE pgsluice.table_sync t SET exact_because = $5, described = $6, updated_at = now() FROM owner \
-                 WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4"
-            ))
-            .bind(owner.name())
-            .bind(owner.term().as_i64())
-            .bind(&source.schema)
-            .bind(&source.name)
-            .bind(reason)
-            .bind(Json(described))
-            .execute(&self.pool)
-            .await?;
-            if done.rows_affected() > 0 {
-                return Ok(());
-            }
-            owner::still(&self.pool, owner).await?;
-            Err(unknown_table(owner.name(), source))
         })
         .await
     }

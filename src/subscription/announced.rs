@@ -7,13 +7,13 @@
 
 use std::collections::HashMap;
 
-use crate::apply::ExactBecause;
+use crate::apply::{ExactBecause, Planned};
 use crate::error::Diagnosis;
 use crate::gap::{GapKind, NewGap};
 use crate::pg::{Lsn, QualifiedName};
 use crate::schema::redefined::{RedefinedColumn, facts, redefined};
 use crate::schema::{SeenColumn, SeenTable, Warning};
-use crate::store::TableState;
+use crate::store::{DescribedTable, TableState};
 
 use super::attempt::Context;
 use super::failure::Failure;
@@ -65,32 +65,53 @@ impl Announced {
         Self { recorded, texts: Vec::new() }
     }
 
-    /// Tells what follows from a table's description, and records it.
+    /// Tells what follows from the descriptions of tables, and records them.
     pub(super) async fn planned(
         &mut self,
         context: &Context,
-        source: &QualifiedName,
-        columns: Vec<SeenColumn>,
-        exact_because: Option<ExactBecause>,
-        warnings: &[Warning],
+        tables: Vec<Planned>,
         received: Lsn,
     ) -> Result<(), Failure> {
-        let exact_because = exact_because.map(ExactBecause::as_str);
-        let before = self.recorded.entry(source.clone()).or_default();
-        let last_number = before.last_number;
-        let changed = before.columns.as_ref().map(|before| redefined(before, &columns)).unwrap_or_default();
-        let is_recorded =
-            before.columns.as_ref() == Some(&columns) && before.exact_because.as_deref() == exact_because;
-        if !changed.is_empty() {
-            self.older_rows_may_differ(context, source, &changed, received).await?;
+        let mut changed = Vec::new();
+        for table in tables {
+            let before = self.recorded.entry(table.source.clone()).or_default();
+            let redefined = before.columns.as_ref().map(|before| redefined(before, &table.columns));
+            let exact_because = table.exact_because.map(ExactBecause::as_str);
+            if before.columns.as_ref() != Some(&table.columns)
+                || before.exact_because.as_deref() != exact_because
+            {
+                let described = SeenTable { columns: table.columns, last_number: before.last_number };
+                changed.push((table.source.clone(), described, exact_because));
+            }
+            if let Some(redefined) = redefined.filter(|redefined| !redefined.is_empty()) {
+                self.older_rows_may_differ(context, &table.source, &redefined, received).await?;
+            }
+            self.tell(context, &table.source, &table.warnings).await?;
         }
-        self.tell(context, source, warnings.iter().map(Warning::diagnosis).collect()).await?;
-        if !is_recorded {
-            let now = SeenTable { columns, last_number };
-            context.store.set_planned(&context.owner, source, &now, exact_because).await?;
+        self.record(context, changed).await
+    }
+
+    async fn record(
+        &mut self,
+        context: &Context,
+        tables: Vec<(QualifiedName, SeenTable, Option<&'static str>)>,
+    ) -> Result<(), Failure> {
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let written: Vec<DescribedTable<'_>> = tables
+            .iter()
+            .map(|(source, described, exact_because)| DescribedTable {
+                source,
+                described,
+                exact_because: *exact_because,
+            })
+            .collect();
+        context.store.set_described(&context.owner, &written).await?;
+        for (source, described, exact_because) in tables {
+            let SeenTable { columns, last_number } = described;
             let exact_because = exact_because.map(str::to_owned);
-            let now = Recorded { columns: Some(now.columns), exact_because, last_number };
-            self.recorded.insert(source.clone(), now);
+            self.recorded.insert(source, Recorded { columns: Some(columns), exact_because, last_number });
         }
         Ok(())
     }
@@ -99,8 +120,9 @@ impl Announced {
         &mut self,
         context: &Context,
         source: &QualifiedName,
-        mut news: Vec<Diagnosis>,
+        warnings: &[Warning],
     ) -> Result<(), Failure> {
+        let mut news: Vec<Diagnosis> = warnings.iter().map(Warning::diagnosis).collect();
         news.retain(|news| {
             let text = news.to_string();
             !context.warned.borrow().contains(&text) && !self.texts.contains(&text)

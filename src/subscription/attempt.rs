@@ -8,6 +8,7 @@
 //! An attempt can be dropped at any await: what is committed is recorded in the target, everything else is
 //! rolled back with its session, and the next attempt begins from the record.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use crate::replication::{
     CreatedSlot, ReplicationConnection, ReplicationStream, SlotLifetime, SlotSnapshot, SlotSpec, StreamError,
     SystemIdentity,
 };
-use crate::schema::catalog::{self, CatalogError};
+use crate::schema::catalog::{self, CatalogError, KnownTables};
 use crate::store::{Ownership, Store, SubscriptionRow};
 use crate::target::TargetSession;
 use crate::telemetry::Attention;
@@ -82,6 +83,8 @@ pub(super) struct Context {
     pub(super) refused: Vec<(Lsn, String)>,
     /// The warnings that were reported last.
     pub(super) warned: watch::Sender<Vec<String>>,
+    /// What attempts have learned of the target's tables.
+    pub(super) known_tables: watch::Sender<KnownTables>,
 }
 
 /// The tables that an attempt follows if it goes on from a recorded position.
@@ -272,16 +275,8 @@ async fn follow(
     let known_at_end = known_at_end.flatten().max();
     let choice = possible.choose(context, from, skip.max(known_at_end), ready);
     let look_at = taken_up.let_go_at.max(named.again_at).filter(|at| *at > from);
-    let begin = Begin {
-        from,
-        skip,
-        choice,
-        members,
-        tables: stream_tables,
-        view,
-        publications: named.names,
-        look_at,
-    };
+    let publications = named.names;
+    let begin = Begin { from, skip, choice, members, tables: stream_tables, view, publications, look_at };
     Box::pin(stream_on(context, session, publisher, replication, begin, link)).await
 }
 
@@ -390,8 +385,11 @@ async fn stream_on(
     let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
     let exact_until = context.exact_until;
     let start = Start { recorded: from, term, skip, exact_until, format: choice.format };
-    let applier = Applier::new(session, subscription.name.clone(), members, start);
-    let end = stream::run(context, applier, reader, tables, Begun { from, choice, look_at }).await;
+    let known = context.known_tables.clone();
+    known.send_modify(|known| known.retain(members.values().map(|member| &member.target)));
+    let applier = Applier::new(session, subscription.name.clone(), members, start, known);
+    let begun = Begun { from, choice, look_at };
+    let end = stream::run(context, applier, reader, tables, begun).await;
     let needs_a_person = match &end {
         Ok(StreamEnd::Conflict(_)) => true,
         Err(failure) => matches!(failure.disposition, Disposition::Pause(_)) && failure.restart.is_none(),

@@ -1,7 +1,7 @@
 //! Decides for every error what is done about it and what operators are told.
 
 use crate::apply::ApplyError;
-use crate::apply::end::{End, Unfit};
+use crate::apply::end::{End, LargeRow, Unfit};
 use crate::copy::CopyError;
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
 use crate::gap::{GapKind, NewGap};
@@ -14,6 +14,7 @@ use crate::schema::{Misfit, MisfitFacts};
 use crate::store::{StoreError, StoreErrorKind};
 use crate::target::{OpenError, TargetError};
 
+use super::findings;
 use super::reader::ReadError;
 
 /// The failure of an attempt, with what is done about it.
@@ -155,6 +156,7 @@ impl Failure {
             | CopyError::OpenTarget(_)
             | CopyError::Connection(..)
             | CopyError::Server(..)
+            | CopyError::TooLarge { .. }
             | CopyError::Rewritten(_) => Cause::Connection,
         };
         Self::of(Disposition::Retry, error.diagnosis(source, role), cause)
@@ -276,6 +278,10 @@ impl From<ReadError> for Failure {
                 Self { restart, ..failure.with_gap_of(fault) }
             }
             ReadError::Decode(error) => error.into(),
+            // Which row it is has not been found out.
+            ReadError::TooLarge(message) => {
+                End::TooLarge(LargeRow { message, table: None, column: None }).into()
+            }
             ReadError::Ended => Self::retry(
                 Diagnosis::new("the publisher ended the replication stream")
                     .detail("it may be shutting down or restarting")
@@ -338,6 +344,7 @@ impl From<End> for Failure {
             }
             End::AnotherWriter { expected } => another_writer(expected),
             End::Unfit(unfit) => change_does_not_fit(&unfit),
+            End::TooLarge(row) => Self::pause(PauseReason::ValueTooLarge, findings::too_large(&row)),
             End::Relation(error) => protocol(&error),
             end @ (End::OutOfOrder(_) | End::Invariant(_)) => protocol(&end),
         }

@@ -2,8 +2,10 @@
 //!
 //! Pure. The caller decides what follows: an attempt ends or warns, `check` lists the finding.
 
+use crate::apply::end::LargeRow;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_ident};
+use crate::pgoutput::{LargeMessage, LargeValue};
 use crate::schema::catalog::MissingPublications;
 
 /// `wal_level` on the publisher, unless it is what logical decoding needs.
@@ -44,6 +46,25 @@ pub(crate) fn not_followed(table: &QualifiedName, subscription: &SubscriptionNam
     Diagnosis::new(format!("table {table} is published, and not followed"))
         .detail("auto_refresh is false, so that tables join only when that is asked for")
         .hint(format!("pgsluice refresh {subscription}"))
+}
+
+/// A row has more bytes than are taken.
+pub(crate) fn too_large(row: &LargeRow) -> Diagnosis {
+    let LargeMessage { bytes, bytes_max, value } = row.message;
+    let table = row.table.as_ref().map_or_else(|| "a table".to_owned(), QualifiedName::to_string);
+    let diagnosis = Diagnosis::new(format!(
+        "a row of {table} has {bytes} bytes as the publisher sends it, more than max_value_bytes ({bytes_max})"
+    ));
+    let diagnosis = match (value, &row.column) {
+        (Some(LargeValue { bytes, .. }), Some(column)) => {
+            diagnosis.detail(format!("the value of column \"{column}\" has {bytes} bytes"))
+        }
+        _ => diagnosis,
+    };
+    diagnosis.hint(
+        "raise max_value_bytes of the subscription, which is a quarter of the memory that the process may use if it \
+         is not set, and reload the configuration (SIGHUP); everything before was applied, and nothing is lost",
+    )
 }
 
 /// The server is not the recorded publisher.

@@ -204,7 +204,10 @@ impl Publisher {
         let deadline = tokio::time::Instant::now() + SLOT_RELEASE_TIMEOUT;
         loop {
             match connection.start(&options).await {
-                Ok(stream) => return Ok(stream),
+                Ok(mut stream) => {
+                    stream.limit_messages(subscription.max_value_bytes);
+                    return Ok(stream);
+                }
                 Err(error) if is_in_use(&error) && tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(SLOT_RELEASE_POLL).await;
                     connection = replication(subscription, self.encoding).await?;
@@ -227,6 +230,7 @@ pub(super) fn copy_options(subscription: &Subscription, encoding: Encoding) -> C
         application_name: Some(format!("{} copy", subscription.name)),
         settings,
         limits: TimeLimits::NONE,
+        copied_row_bytes_max: Some(subscription.max_value_bytes),
     }
 }
 

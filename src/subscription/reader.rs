@@ -12,12 +12,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use crate::pg::Lsn;
-use crate::pgoutput::{DecodeError, Decoder, Message, Tally};
+use crate::pgoutput::{DecodeError, Decoder, LargeMessage, Message, Tally};
 use crate::replication::{Feedback, Frame, ReplicationStream, Reply, StreamError, micros_since_2000};
 
 /// Maximum number of chunks between reader and apply, so that apply has work while the publisher only decodes.
@@ -26,6 +26,8 @@ const CHUNKS_MAX: usize = 8;
 /// single message may exceed.
 const CHUNK_MESSAGES_MAX: usize = 1024;
 const CHUNK_BYTES_MAX: usize = 128 << 10;
+/// A chunk of more bytes has a large row. Nothing is read until it has been applied, so that there is only one.
+const LARGE_CHUNK_BYTES: usize = 1 << 20;
 /// Maximum time between two status updates (PostgreSQL's `wal_receiver_status_interval`).
 const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
 /// Minimum number of status updates within the publisher's `wal_sender_timeout`.
@@ -47,6 +49,8 @@ pub(super) enum StreamEvent {
 pub(super) struct Chunk {
     pub(super) events: Vec<StreamEvent>,
     bytes: usize,
+    /// Present if the chunk is large: the next message is read once this has been dropped.
+    pub(super) hold: Option<oneshot::Sender<()>>,
     /// The number of transactions and changes in its messages.
     pub(super) received: Tally,
 }
@@ -60,6 +64,8 @@ pub(super) enum ReadError {
     Decode(#[from] DecodeError),
     #[error("the publisher ended the stream")]
     Ended,
+    #[error("a row has {} bytes", .0.bytes)]
+    TooLarge(LargeMessage),
 }
 
 /// The target's positions.
@@ -102,6 +108,7 @@ impl Reader {
             done: done_seen,
             received: received_here,
             status_interval,
+            broken: None,
         };
         Self { chunks, done, received, task: Some(tokio::spawn(task.run())) }
     }
@@ -140,6 +147,17 @@ impl Drop for Reader {
     }
 }
 
+/// Waits until a large chunk has been applied.
+async fn released(held: &mut Option<oneshot::Receiver<()>>) {
+    match held {
+        // The sender is dropped, which is an error here.
+        Some(held) => {
+            let _ = held.await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
 struct Task {
     stream: ReplicationStream,
     decoder: Decoder,
@@ -147,6 +165,8 @@ struct Task {
     done: watch::Receiver<Done>,
     received: watch::Sender<Lsn>,
     status_interval: Duration,
+    /// Why nothing more can be read. The messages before are handed over first.
+    broken: Option<ReadError>,
 }
 
 /// An event for the task.
@@ -155,6 +175,8 @@ enum Wake {
     StatusDue,
     Frame(Result<Frame, StreamError>),
     Handed,
+    /// A large chunk has been applied.
+    Released,
     /// The reader has been dropped.
     Abandoned,
 }
@@ -172,7 +194,13 @@ impl Task {
         status.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.send_status().await?;
         let mut chunk = Chunk::default();
+        let mut held: Option<oneshot::Receiver<()>> = None;
         loop {
+            if chunk.events.is_empty()
+                && let Some(broken) = self.broken.take()
+            {
+                return Err(broken);
+            }
             let wake = tokio::select! {
                 // Reports come first: they are short, and the publisher waits for them.
                 biased;
@@ -180,22 +208,34 @@ impl Task {
                 _ = status.tick() => Wake::StatusDue,
                 permit = self.sender.reserve(), if !chunk.events.is_empty() => match permit {
                     Ok(permit) => {
+                        if chunk.bytes >= LARGE_CHUNK_BYTES {
+                            let (hold, released) = oneshot::channel();
+                            (chunk.hold, held) = (Some(hold), Some(released));
+                        }
                         permit.send(std::mem::take(&mut chunk));
                         Wake::Handed
                     }
                     Err(_) => Wake::Abandoned,
                 },
-                frame = self.stream.next(), if chunk.events.is_empty() => Wake::Frame(frame),
+                () = released(&mut held), if held.is_some() => Wake::Released,
+                frame = self.stream.next(), if chunk.events.is_empty() && held.is_none() => Wake::Frame(frame),
             };
             match wake {
                 Wake::Handed => {}
+                Wake::Released => held = None,
                 Wake::Abandoned => return Ok(()),
                 Wake::Progress => {
                     self.send_status().await?;
                     status.reset();
                 }
                 Wake::StatusDue => self.send_status().await?,
-                Wake::Frame(frame) => self.gather(frame?, &mut chunk).await?,
+                Wake::Frame(frame) => {
+                    let gathered = match frame {
+                        Ok(frame) => self.gather(frame, &mut chunk).await,
+                        Err(error) => Err(error.into()),
+                    };
+                    self.broken = gathered.err().map(|error| self.explained(error));
+                }
             }
         }
     }
@@ -232,6 +272,17 @@ impl Task {
             });
         }
         Ok(())
+    }
+
+    /// Adds to the refusal of a large message which value it is about.
+    fn explained(&self, error: ReadError) -> ReadError {
+        match error {
+            ReadError::Stream(StreamError::TooLarge { bytes, bytes_max, head }) => {
+                let value = self.decoder.large_value(&head);
+                ReadError::TooLarge(LargeMessage { bytes, bytes_max, value })
+            }
+            error => error,
+        }
     }
 
     async fn send_status(&mut self) -> Result<(), ReadError> {

@@ -2,6 +2,7 @@
 //! back, and takes in tables whose synchronisation has ended between two transactions.
 
 use std::collections::HashMap;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
 
@@ -21,7 +22,7 @@ use super::findings;
 use super::flushes::Flushes;
 use super::format::Choice;
 use super::publications::{Look, Publications};
-use super::reader::{Chunk, Done, Reader, StreamEvent};
+use super::reader::{Chunk, Done, ReadError, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
 
 /// How a stream ended without a failure.
@@ -84,6 +85,7 @@ pub(super) async fn run(
         applier,
         syncs,
         rest: Vec::new().into_iter(),
+        hold: None,
         done: Done::all(from),
         flushes: (context.subscription.synchronous_commit == SynchronousCommit::Off)
             .then(|| Flushes::new(context.store.clone(), from)),
@@ -107,6 +109,9 @@ pub(super) async fn run(
         let busy = stream.applier.is_busy();
         let open = !ending && resume.is_none() && stream.applier.takes_messages();
         let more = !stream.rest.as_slice().is_empty();
+        if open && !more {
+            stream.hold = None;
+        }
         let event = tokio::select! {
             // Hand-overs come first, because they are rare and a synchronisation waits for them. Answers come
             // before messages, because they make room.
@@ -127,12 +132,16 @@ pub(super) async fn run(
             Event::Chunk(chunk) => {
                 Received { subscription: context.name(), tally: chunk.received }.emit();
                 stream.rest = chunk.events.into_iter();
+                stream.hold = chunk.hold;
                 stream.take(reader).await
             }
             Event::Rest => stream.take(reader).await,
             Event::Resume => Ok(()),
             Event::Applied(applied) => applied.map_err(Failure::from),
-            Event::Ended => return Err(reader.end().await.into()),
+            Event::Ended => match reader.end().await {
+                ReadError::TooLarge(message) => stream.applier.refuse(message).map_err(Failure::from),
+                error => return Err(error.into()),
+            },
             Event::Sync(event) => stream.on_sync(event).await,
             Event::Flushed(flushed) => stream.on_flushed(flushed, reader),
             Event::Anew(end) => return Ok(end),
@@ -157,6 +166,8 @@ struct Stream<'a> {
     syncs: TableSyncs,
     /// Received messages that have not been taken yet.
     rest: std::vec::IntoIter<StreamEvent>,
+    /// Of a large chunk: the reader goes on when this is dropped.
+    hold: Option<oneshot::Sender<()>>,
     /// The target's positions.
     done: Done,
     /// With `synchronous_commit = off`: finds out when commits are durable.
@@ -197,6 +208,7 @@ impl Stream<'_> {
     /// Processes the applier's outcomes: reports durable positions, and returns the end of the stream if
     /// there is one.
     async fn outcomes(&mut self, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
+        let mut planned = Vec::new();
         while let Some(outcome) = self.applier.outcome() {
             match outcome {
                 Outcome::Durable { lsn, skipped } => {
@@ -210,11 +222,7 @@ impl Stream<'_> {
                     BatchApplied { subscription: self.context.name(), tally, duration: took }.emit();
                     self.note(lsn, last).await?;
                 }
-                Outcome::Planned { source, exact_because, columns, warnings } => {
-                    let (context, announced) = (self.context, &mut self.announced);
-                    let received = reader.received();
-                    announced.planned(context, &source, columns, exact_because, &warnings, received).await?;
-                }
+                Outcome::Planned(table) => planned.push(table),
                 Outcome::Stranger(relation) => {
                     debug!(subscription = self.context.name(), %relation, "changes of a table that is not followed");
                     self.context.publications.send_if_modified(|publications| {
@@ -228,6 +236,7 @@ impl Stream<'_> {
             }
             self.publish(reader);
         }
+        self.announced.planned(self.context, planned, reader.received()).await?;
         Ok(None)
     }
 

@@ -36,7 +36,7 @@ use super::first_rows::{CopyStart, copy_job};
 use super::format::Transactions;
 use super::misfits::with_facts;
 use super::publisher::{self, Encoding, Publisher, Wanted};
-use super::reader::{Done, Reader, StreamEvent};
+use super::reader::{Done, ReadError, Reader, StreamEvent};
 use super::slot;
 use super::slot_wait::{Progress, SlotCreation};
 use super::take_up::{PendingTable, compare_again};
@@ -468,7 +468,13 @@ impl Sync {
                 }
                 chunk = reader.chunks.recv() => chunk,
             };
-            let Some(chunk) = chunk else { return Err(reader.end().await.into()) };
+            let Some(chunk) = chunk else {
+                return Err(match reader.end().await {
+                    ReadError::TooLarge(message) => catch_up.refuse(message).into(),
+                    error => error.into(),
+                });
+            };
+            let _hold = chunk.hold;
             for event in chunk.events {
                 let position = match event {
                     StreamEvent::Message(message) => catch_up.handle(message).await?,

@@ -15,10 +15,10 @@ use crate::gap::Gap;
 use crate::pg::{Lsn, QualifiedName};
 use crate::schema::catalog::{self, KnownTable};
 use crate::schema::{
-    self, Comparison, Misfit, Pairing, PublishedRelation, PublishedTable, ReplicaIdentity, TablePlan,
-    TargetTable,
+    self, Comparison, Misfit, Pairing, PublishedRelation, PublishedTable, ReplicaIdentity, SeenTable,
+    TablePlan, TargetTable,
 };
-use crate::store::{NewTables, SubscriptionRow, TableRow, TableState};
+use crate::store::{DescribedTable, NewTables, SubscriptionRow, TableRow, TableState};
 use crate::target::TargetSession;
 
 use super::attempt::{Context, TakeUp};
@@ -407,9 +407,17 @@ pub(super) async fn record_described(context: &Context, pending: &[PendingTable]
     if pending.is_empty() {
         return Ok(());
     }
-    let seen = |table: &PendingTable| (table.published.relation.name.clone(), table.published.seen());
-    let described: Vec<_> = pending.iter().map(seen).collect();
-    Ok(context.store.set_described(&context.owner, &described).await?)
+    let seen: Vec<SeenTable> = pending.iter().map(|table| table.published.seen()).collect();
+    let tables: Vec<DescribedTable<'_>> = pending
+        .iter()
+        .zip(&seen)
+        .map(|(table, described)| DescribedTable {
+            source: &table.published.relation.name,
+            described,
+            exact_because: None,
+        })
+        .collect();
+    Ok(context.store.set_described(&context.owner, &tables).await?)
 }
 
 fn member(table: &PreparedTable) -> Member {

@@ -155,6 +155,7 @@ impl Worker {
             whole: None,
             refused: Vec::new(),
             warned: watch::Sender::new(Vec::new()),
+            known_tables: watch::Sender::default(),
         };
         Self {
             context,
@@ -389,6 +390,7 @@ impl Worker {
                 refused.push(refusal);
             }
             Restart::TargetChanged(table) => {
+                self.context.known_tables.send_modify(|known| known.forget(&table));
                 let at = self.context.positions.borrow().applied;
                 if self.restarted_at == at {
                     return self.fail(failure);

@@ -81,6 +81,7 @@ impl TargetSession {
             application_name: Some(application_name.to_owned()),
             settings: SETTINGS.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
             limits: TimeLimits::NONE,
+            ..ClientOptions::default()
         };
         let client = net::client(conninfo, &options).await?;
         if let Some(diagnosis) = too_old(client.server_version_num()) {

@@ -44,7 +44,11 @@ mod identity;
 #[cfg(test)]
 mod in_progress;
 #[cfg(test)]
+mod large_values;
+#[cfg(test)]
 mod logs;
+#[cfg(test)]
+mod many_tables;
 #[cfg(test)]
 mod membership;
 #[cfg(test)]

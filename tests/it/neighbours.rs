@@ -7,7 +7,7 @@ use pgsluice::demo::cluster::{Cluster, StopMode};
 use pgsluice::demo::process::Signal;
 
 use crate::support::wait::until;
-use crate::support::world::{Servers, TARGET_ROLE, World};
+use crate::support::world::{PUBLISHER_ROLE, Servers, TARGET_ROLE, World};
 
 const WIDGETS: &str = "CREATE TABLE widgets (id int PRIMARY KEY, name text)";
 
@@ -301,4 +301,30 @@ async fn a_target_that_refuses_our_schema_is_quoted_in_the_log() {
     assert!(told.contains("could not make schema pgsluice in the target yet, and its log"), "{told}");
     world.target.exec("ALTER EVENT TRIGGER committee DISABLE").await;
     world.wait_state("streaming").await;
+}
+
+/// A table that joins needs sessions of its own on both sides, which the role may not have.
+#[tokio::test]
+async fn a_connection_limit_that_is_met_is_told() {
+    let world = World::builder().both_sql(WIDGETS).start().await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    for (side, role) in [(&world.publisher, PUBLISHER_ROLE), (&world.target, TARGET_ROLE)] {
+        side.exec(format!("ALTER ROLE {role} CONNECTION LIMIT 2")).await;
+        let table = format!("later_{role}");
+        for side in [&world.target, &world.publisher] {
+            side.exec(format!("CREATE TABLE {table} (id int PRIMARY KEY)")).await;
+        }
+        world.publisher.exec(format!("INSERT INTO {table} VALUES (1)")).await;
+        // The command line needs a session on the target itself.
+        until("status says which limit", async || {
+            let told = world.status().await.map_or_else(|refused| refused, |view| view.told());
+            let limit = told.contains("too many connections for role") && told.contains(role);
+            if limit && told.contains("CONNECTION LIMIT") { Ok(()) } else { Err(told) }
+        })
+        .await;
+        side.exec(format!("ALTER ROLE {role} CONNECTION LIMIT -1")).await;
+        world.wait_same_rows(&table).await;
+        world.wait_state("streaming").await;
+    }
 }

@@ -1,5 +1,6 @@
 //! Schema `pgsluice` on a real PostgreSQL: migrations, every operation of the store, signals.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::pin::Pin;
 use std::process::{Child, Command as Process, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pgsluice::conflict::{ConflictKind, ConflictReport, FieldValue, Operation, Resolution, RowImage};
@@ -19,9 +21,10 @@ use pgsluice::pg::conninfo::{
 use pgsluice::pg::{Lsn, QualifiedName, SlotName, SubscriptionName};
 use pgsluice::schema::{SeenColumn, SeenTable};
 use pgsluice::store::{
-    Answer, ConflictFilter, Desired, EventKind, Members, NewTables, OpenedGap, Outcome, Ownership, Positions,
-    Registration, SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError,
-    StoreErrorKind, TableChanges, TableRecord, TableState, TableStep, Verb, lock_key,
+    Answer, ConflictFilter, DescribedTable, Desired, EventKind, Members, NewTables, OpenedGap, Outcome,
+    Ownership, Positions, Registration, SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange,
+    StatusDocument, Store, StoreError, StoreErrorKind, TableChanges, TableRecord, TableState, TableStep,
+    Verb, lock_key,
 };
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -445,9 +448,10 @@ async fn tables_come_go_and_are_copied_under_a_fence() {
         typmod: -1,
     };
     let described = |columns| SeenTable { columns, last_number: 2 };
-    store.set_described(&owner, &[(widgets(), described(vec![column("id")]))]).await.unwrap();
-    let (now, because) = (described(vec![column("id"), column("n")]), Some("triggers fire"));
-    store.set_planned(&owner, &widgets(), &now, because).await.unwrap();
+    let described = described(vec![column("id"), column("n")]);
+    let of_widgets =
+        DescribedTable { source: &widgets(), described: &described, exact_because: Some("triggers fire") };
+    store.set_described(&owner, &[of_widgets]).await.unwrap();
 
     let second = [table("widgets", "other"), table("gadgets", "gadgets")];
     let ready = NewTables::Ready { synced_lsn: Lsn::new(7) };
@@ -546,8 +550,7 @@ fn writes<'a>(store: &'a Store, owner: &'a Ownership, conflict: i64, command: i6
         begin_copy(&widgets(), 1);
         set_table_state(&widgets(), 1, TableState::Pending, None);
         report_copy(&widgets(), 1, 17, None);
-        set_planned(&widgets(), &seen(), Some("late"));
-        set_described(&[(widgets(), seen())]);
+        set_described(&[DescribedTable { source: &widgets(), described: &seen(), exact_because: Some("late") }]);
         set_table_ready(&widgets(), 1, Lsn::new(9));
         open_conflict(&report());
         resolve_conflict(conflict, Resolution::Retry, "late");
@@ -1064,6 +1067,36 @@ async fn the_status_document_is_the_contracts() {
 }
 
 /// The service runs the store's futures in tasks of their own: they must be `Send`.
+/// An operation may be given up at any moment: a worker is dropped, or a time limit is reached. The session
+/// that it had must not keep its transaction.
+#[tokio::test]
+async fn an_operation_that_is_given_up_leaves_no_transaction_behind() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let owner = owned(&store).await;
+    let mut admin = database.admin().await;
+    for step in 1..=150_u64 {
+        let mut waits = step % 15;
+        let mut operation = Box::pin(store.take_commands(&owner));
+        std::future::poll_fn(|context| match operation.as_mut().poll(context) {
+            Poll::Pending if waits > 0 => {
+                waits -= 1;
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
+        })
+        .await;
+        drop(operation);
+        // In a transaction that was left open this would succeed, and nobody would commit it.
+        let received_lsn = Some(Lsn::new(step));
+        let positions = Positions { received_lsn, ..Positions::default() };
+        store.report_positions(&owner, &positions).await.unwrap();
+        let recorded = "SELECT (received_lsn - '0/0')::int8 FROM pgsluice.subscription";
+        let recorded: i64 = sqlx::query_scalar(recorded).fetch_one(&mut admin).await.unwrap();
+        assert_eq!(u64::try_from(recorded).unwrap(), step, "it was given up after {} waits", step % 15);
+    }
+}
+
 #[tokio::test]
 async fn operations_can_be_spawned() {
     let database = Database::create().await;

@@ -93,7 +93,8 @@ fn on_the_way(world: &mut World, what: Strike) {
                 world.end_served(conn);
             }
             world.target.restore(&copy);
-            world.planted = planted;
+            let before = std::mem::replace(&mut world.planted, planted);
+            world.is_unplanted |= before.len() > world.planted.len();
             world.is_doubtful = true;
         }
         _ => {}

@@ -32,7 +32,7 @@ pub(crate) enum Op {
         at: Lsn,
     },
     Describe {
-        table: usize,
+        tables: Vec<usize>,
     },
     Batch {
         batch: Batch,
@@ -194,7 +194,11 @@ pub(crate) fn execute(target: &mut Target, id: SessionId, op: Op) -> Executed {
             }
             Reply::Locked(free)
         }
-        Op::Describe { table } => Reply::Described(Some(tables::target(table, target.stamps[table]))),
+        Op::Describe { tables } => {
+            let describe =
+                |table| (tables::name(table), Some(Arc::new(tables::target(table, target.stamps[table]))));
+            Reply::Described(tables.into_iter().map(describe).collect())
+        }
         Op::Reset => {
             target.roll_back(id);
             Reply::Done

@@ -214,7 +214,7 @@ impl<'a> Stream<'a> {
                 }
                 Next::Answer(Reply::Failed(why)) => return Err(Ended::Retry(why)),
                 Next::Answer(_) => return Err(Ended::Retry("an answer of another kind")),
-                Next::Described(Reply::Described(table)) => self.core.described(&table, self.moment()),
+                Next::Described(Reply::Described(tables)) => self.core.described(tables, self.moment()),
                 Next::Described(_) => return Err(Ended::Retry("an answer of another kind")),
                 Next::Message(sent) => {
                     self.take(sent);
@@ -319,8 +319,9 @@ impl<'a> Stream<'a> {
                 Step::Tell(outcome) => self.outcome(outcome),
                 Step::End(end) => return Err(self.end(end, memory)),
                 Step::Forget { .. } => {}
-                Step::Describe(name) => {
-                    self.describing = Some(self.main.send(Op::Describe { table: tables::by_name(&name) }));
+                Step::Describe { tables, reading: _ } => {
+                    let tables = tables.iter().map(tables::by_name).collect();
+                    self.describing = Some(self.main.send(Op::Describe { tables }));
                 }
                 step => self.send(step),
             }
@@ -352,7 +353,7 @@ impl<'a> Stream<'a> {
                 let stamps = self.stamps.iter().map(|(table, stamp)| (*table, *stamp)).collect();
                 Op::CommitRows { advance, term, stamps }
             }
-            Step::Describe(_) | Step::Forget { .. } | Step::Tell(_) | Step::End(_) => return,
+            Step::Describe { .. } | Step::Forget { .. } | Step::Tell(_) | Step::End(_) => return,
         };
         let token = self.main.send(op);
         self.under_way.push_back(token);
@@ -366,7 +367,7 @@ impl<'a> Stream<'a> {
             }
             Outcome::Conflict(report) => self.conflict = Some(report.commit_lsn),
             Outcome::FellBack { cause } => self.link.tell(|| format!("falls back: {cause}")),
-            Outcome::Planned { .. } | Outcome::Stranger(_) => {}
+            Outcome::Planned(_) | Outcome::Stranger(_) => {}
         }
     }
 
@@ -382,7 +383,7 @@ impl<'a> Stream<'a> {
                 Ended::Restart
             }
             End::AnotherWriter { .. } => Ended::TargetLost("another writer"),
-            End::OutOfOrder(_) | End::Relation(_) | End::Unfit(_) | End::Invariant(_) => {
+            End::OutOfOrder(_) | End::Relation(_) | End::Unfit(_) | End::TooLarge(_) | End::Invariant(_) => {
                 self.link.world.borrow_mut().violated(format!("the core ends: {end:?}"));
                 Ended::Retry("the core ended")
             }

@@ -56,8 +56,9 @@ pub(crate) fn look(world: &mut World) -> Verdict {
 
 /// A conflict at this transaction: everything before it must be applied, and nothing of it or after it.
 pub(crate) fn conflict(world: &mut World, lsn: Lsn) {
-    if world.is_untold || (world.planted.is_empty() && world.repaired == Some(lsn)) {
-        // Another instance has found it before it was put right.
+    let is_put_right = world.is_unplanted || world.repaired == Some(lsn);
+    if world.is_untold || (world.planted.is_empty() && is_put_right) {
+        // It was found before it was put right.
         return;
     }
     if world.planted.is_empty() {

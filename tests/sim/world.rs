@@ -177,6 +177,8 @@ pub(crate) struct World {
     pub(crate) attended: Option<Lsn>,
     /// The last conflict that was put right.
     pub(crate) repaired: Option<Lsn>,
+    /// Whether a restore of the target has taken away what was planted.
+    pub(crate) is_unplanted: bool,
     /// The run of the publisher that began from an older copy.
     pub(crate) older_run: Option<u64>,
     /// The publisher began from an older copy, and was started again before anyone looked at it: that cannot be
@@ -219,6 +221,7 @@ impl World {
             target_copy: None,
             attended: None,
             repaired: None,
+            is_unplanted: false,
             older_run: None,
             is_untold: false,
         }

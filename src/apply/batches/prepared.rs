@@ -1,8 +1,8 @@
 //! Prepares the statements of sets, once for each table and kind of change, and binds rows to them.
 //!
 //! # Invariants
-//! - At most [`PREPARED_STATEMENTS_MAX`] statements are kept on the server. When full, the cache is cleared;
-//!   statements in use are prepared again.
+//! - At most [`PREPARED_STATEMENTS_MAX`] statements are kept on the server, those that were used last. A batch
+//!   keeps its own until it has been sent.
 //! - A table's statements are dropped when its definition has changed.
 
 use std::collections::HashMap;
@@ -10,11 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio_postgres::Statement;
 
 use crate::apply::batches::single_statement::{SingleStatement, single_statement_sql};
 use crate::apply::change::Param;
 use crate::apply::progress::advance_guarded_sql;
+use crate::apply::recent::Recent;
 use crate::apply::sets::array::set_arrays;
 use crate::apply::sets::compact::{KeyRange, SetKind, SetRow, SetStep};
 use crate::apply::sets::copy_data::copy_data;
@@ -27,7 +29,10 @@ use crate::net::PgClient;
 use crate::pgoutput::Format;
 use crate::schema::{CopyFormat, copy_in_sql};
 
-const PREPARED_STATEMENTS_MAX: usize = 512;
+/// For sets, and again for batches of one statement. The server takes about 20 kB for each.
+const PREPARED_STATEMENTS_MAX: usize = 4096;
+/// Maximum number of statements that are being prepared.
+const PREPARING_MAX: usize = 128;
 
 /// Time that the target saves for each row by COPY, roughly. A COPY is used if this is more than a round trip.
 const COPY_SAVES_PER_ROW: Duration = Duration::from_nanos(400);
@@ -47,8 +52,8 @@ pub(crate) struct Prepared {
     client: Arc<PgClient>,
     /// How the publisher sends values.
     format: Format,
-    sets: HashMap<(u64, Form), Statement>,
-    single: HashMap<(u64, SetKind), SingleStatement>,
+    sets: Recent<(u64, Form), Statement>,
+    single: Recent<(u64, SetKind), SingleStatement>,
     progress: Option<Statement>,
     /// The statement that fails if a table has changed since it was planned.
     guard: Option<Statement>,
@@ -70,13 +75,48 @@ pub(crate) enum Sendable {
 
 impl Prepared {
     pub(crate) fn new(client: Arc<PgClient>, format: Format) -> Self {
-        Self { client, format, sets: HashMap::new(), single: HashMap::new(), progress: None, guard: None }
+        Self {
+            client,
+            format,
+            sets: Recent::new(PREPARED_STATEMENTS_MAX),
+            single: Recent::new(PREPARED_STATEMENTS_MAX),
+            progress: None,
+            guard: None,
+        }
     }
 
     /// Drops a table's statements.
     pub(crate) fn forget(&mut self, table: u64) {
-        self.sets.retain(|(id, _), _| *id != table);
-        self.single.retain(|(id, _), _| *id != table);
+        self.sets.retain(|(id, _)| *id != table);
+        self.single.retain(|(id, _)| *id != table);
+    }
+
+    /// Prepares the statements that these steps lack, without waiting for each other. A batch that touches many
+    /// tables for the first time would otherwise wait for as many round trips.
+    pub(crate) async fn steps(&mut self, steps: &[SetStep], counted: Count) -> Result<(), ApplyError> {
+        let mut missing = HashMap::new();
+        for step in steps {
+            let SetStep::Set { table, kind, range, .. } = step else { continue };
+            let (search, counted) = (RowSearch::of(kind, *range), counted_by(kind, counted));
+            let key = (table.id, Form::Set(kind.clone(), search, counted));
+            if !self.sets.contains(&key) {
+                missing.insert(key, sql::set_sql(&table.plan, kind, search, counted, self.format));
+            }
+        }
+        if missing.len() < 2 {
+            return Ok(());
+        }
+        let client = Arc::clone(&self.client);
+        let prepare = |(key, sql): (_, String)| {
+            let client = Arc::clone(&client);
+            async move { Ok::<_, ApplyError>((key, client.prepare(&sql).await?)) }
+        };
+        let mut prepared =
+            futures_util::stream::iter(missing.into_iter().map(prepare)).buffer_unordered(PREPARING_MAX);
+        while let Some((key, statement)) = prepared.try_next().await? {
+            self.sets.insert(key, statement);
+        }
+        Ok(())
     }
 
     /// Prepares a step. A round trip to the target takes at most `round_trip`.
@@ -112,8 +152,8 @@ impl Prepared {
         range: Option<KeyRange>,
         counted: Count,
     ) -> Result<Sendable, ApplyError> {
-        let by_answer = counted == Count::ByAnswer && sql::answers_count(kind);
-        let counted = if by_answer { counted } else { Count::ByStatement };
+        let counted = counted_by(kind, counted);
+        let by_answer = counted == Count::ByAnswer;
         let search = RowSearch::of(kind, range);
         let format = self.format;
         let sql = || sql::set_sql(&table.plan, kind, search, counted, format);
@@ -146,12 +186,11 @@ impl Prepared {
         refuse_guarded(table, rows)?;
         let key = (table.id, kind.clone());
         let single = if let Some(single) = self.single.get(&key) {
-            single.clone()
+            single
         } else {
             let single = SingleStatement::new(
                 self.client.prepare(&single_statement_sql(&table.plan, kind, self.format)).await?,
             );
-            self.make_room();
             self.single.insert(key, single.clone());
             single
         };
@@ -167,19 +206,11 @@ impl Prepared {
     ) -> Result<Statement, ApplyError> {
         let key = (table.id, form);
         if let Some(statement) = self.sets.get(&key) {
-            return Ok(statement.clone());
+            return Ok(statement);
         }
         let statement = self.client.prepare(&sql()).await?;
-        self.make_room();
         self.sets.insert(key, statement.clone());
         Ok(statement)
-    }
-
-    fn make_room(&mut self) {
-        if self.sets.len() + self.single.len() >= PREPARED_STATEMENTS_MAX {
-            self.sets.clear();
-            self.single.clear();
-        }
     }
 
     pub(crate) async fn progress(&mut self) -> Result<Statement, ApplyError> {
@@ -210,6 +241,11 @@ async fn once(
         return Ok(statement.clone());
     }
     Ok(kept.insert(client.prepare(&sql()).await?).clone())
+}
+
+/// How the statement of a set is counted if its batch would have it `wanted`.
+fn counted_by(kind: &SetKind, wanted: Count) -> Count {
+    if wanted == Count::ByAnswer && sql::answers_count(kind) { wanted } else { Count::ByStatement }
 }
 
 fn is_worth_copying(rows: usize, round_trip: Duration) -> bool {

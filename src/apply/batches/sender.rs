@@ -45,6 +45,9 @@ use crate::target::TargetSession;
 /// saves do not matter.
 const SINGLE_STATEMENT_ROWS_MAX: usize = 256;
 
+/// Maximum number of sets whose statements are prepared together.
+const PREPARED_TOGETHER: usize = 1024;
+
 type Answer = Dispatched<Result<(), ApplyError>>;
 
 pub(crate) struct BatchSender {
@@ -140,8 +143,11 @@ impl BatchSender {
         let mut statements = Vec::with_capacity(batch.sets.len());
         // The COMMIT of slices is sent after their answers, so their row counts can be compared here.
         let counted = if batch.advance.is_some() { Count::ByStatement } else { Count::ByAnswer };
-        for set in &batch.sets {
-            statements.push(self.prepared.step(set, counted, self.round_trip).await?);
+        for sets in batch.sets.chunks(PREPARED_TOGETHER) {
+            self.prepared.steps(sets, counted).await?;
+            for set in sets {
+                statements.push(self.prepared.step(set, counted, self.round_trip).await?);
+            }
         }
         let stamps = stamps(&batch.sets);
         let last = match batch.advance {

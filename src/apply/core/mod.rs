@@ -54,15 +54,15 @@ use self::rows::Rows;
 use self::sets::Sets;
 use self::settling::Settling;
 use self::slices::Slices;
-pub use self::step::{Answer, Batch, Description, Step};
+pub use self::step::{Answer, Batch, Description, Reading, Step};
 use super::end::End;
 use super::incoming::event::Event;
 use super::incoming::intake::{Intake, Taken};
 use super::incoming::tables::{Announced, Described, Membership, PlannedTable, Surroundings, Tables};
-use super::outcome::{Outcome, Start};
+use super::outcome::{Outcome, Planned, Start};
 use crate::mutation::{self, Mutation};
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
-use crate::pgoutput::{Format, Message};
+use crate::pgoutput::{Format, LargeMessage, Message};
 
 /// Time since the stream began.
 pub type Moment = Duration;
@@ -196,7 +196,7 @@ impl Core {
         if matches!(self.phase, Phase::Stopped) {
             return;
         }
-        let taken = self.intake.take(message);
+        let taken = self.intake.take(message, now);
         let done = self.handle(taken);
         self.end_on_error(done);
     }
@@ -214,6 +214,22 @@ impl Core {
                 self.tell(Outcome::Durable { lsn: wal_end, skipped: None });
             }
         }
+    }
+
+    /// The stream's next message is a row that is too large. The stream ends there, after everything before its
+    /// transaction has been applied.
+    pub fn refuse(&mut self, message: LargeMessage, now: Moment) {
+        self.now = now;
+        if matches!(self.phase, Phase::Stopped) {
+            return;
+        }
+        let done = if self.is_in_progress() {
+            // It may be rolled back, and others may commit before it.
+            Err(End::SendWhole)
+        } else {
+            self.end_after_all_before(End::TooLarge(self.intake.tables.large_row(message)))
+        };
+        self.end_on_error(done);
     }
 
     /// No message is waiting: if the target is idle, what has been gathered is sent.
@@ -254,12 +270,12 @@ impl Core {
     }
 
     /// The answer to [`Step::Describe`].
-    pub fn described(&mut self, description: &Description, now: Moment) {
+    pub fn described(&mut self, description: Description, now: Moment) {
         self.now = now;
         if matches!(self.phase, Phase::Stopped) {
             return;
         }
-        let done = match self.intake.tables.describe(description.as_ref()) {
+        let done = match self.intake.tables.describe(description, now) {
             Some(described) => self.planned(described).and_then(|()| self.go_on()),
             None => Err(End::Invariant("a table was described that nobody asked about")),
         };
@@ -280,8 +296,9 @@ impl Core {
                 self.tell(Outcome::Stranger(name));
                 Ok(())
             }
-            Ok(Taken::Announced(Announced::Describe(target))) => {
-                self.steps.push_back(Step::Describe(target));
+            Ok(Taken::Announced(Announced::Planned(described))) => self.planned(described),
+            Ok(Taken::Announced(Announced::Describe { tables, reading })) => {
+                self.steps.push_back(Step::Describe { tables, reading });
                 Ok(())
             }
             Ok(Taken::Ended(begin, commit)) => {
@@ -328,7 +345,7 @@ impl Core {
             // The stream was started in binary because the catalogs allowed it then.
             return Err(self.send_again());
         }
-        self.tell(Outcome::Planned { source, exact_because, columns, warnings });
+        self.tell(Outcome::Planned(Planned { source, exact_because, columns, warnings }));
         Ok(())
     }
 

@@ -9,19 +9,20 @@ use std::time::Duration;
 use super::positions::Advance;
 use crate::apply::change::RowChange;
 use crate::apply::end::End;
+pub use crate::apply::incoming::ahead::{Description, Reading};
 use crate::apply::outcome::Outcome;
 use crate::apply::rows::facts::ConflictFacts;
 use crate::apply::sets::compact::SetStep;
 use crate::apply::table::TableContext;
 use crate::pg::{Lsn, QualifiedName};
-use crate::schema::TargetTable;
 
 /// A step that the shell carries out.
 #[derive(Debug)]
 pub enum Step {
-    /// Read a table's description from the target's catalog. [`super::Core::described`] takes the result, which
-    /// may come before or after other answers.
-    Describe(QualifiedName),
+    /// Read descriptions from the target's catalog: that of the first table, and those of the others as far as
+    /// that waits for nothing. [`super::Core::described`] takes the result, which may come before or after other
+    /// answers.
+    Describe { tables: Vec<QualifiedName>, reading: Reading },
     /// Send a batch, without waiting for earlier ones. Answered.
     Apply(Batch),
     /// Roll back the open transaction, if any, and read the progress row: it must be at `expected`. Answered.
@@ -72,6 +73,3 @@ pub enum Answer {
     /// The progress row is not where it was expected: another writer has moved it.
     Moved,
 }
-
-/// The answer to [`Step::Describe`]: none if the target has no such table.
-pub type Description = Option<TargetTable>;

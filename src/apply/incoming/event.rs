@@ -6,6 +6,10 @@ use crate::apply::change::RowChange;
 use crate::apply::table::TableContext;
 use crate::pgoutput::{Begin, Commit};
 
+/// A larger row goes alone: in a set its bytes would be copied into an array, and kept while other batches are
+/// under way.
+const SET_ROW_BYTES_MAX: usize = 4 << 20;
+
 /// One event of the stream. Cheap to clone: rows share the bytes of their messages.
 #[derive(Debug, Clone)]
 pub enum Event {
@@ -34,7 +38,9 @@ impl Event {
     #[inline]
     pub(crate) fn suits_sets(&self) -> bool {
         match self {
-            Self::Change { table, change, .. } => table.suits_sets(change),
+            Self::Change { table, change, .. } => {
+                change.size_bytes() < SET_ROW_BYTES_MAX && table.suits_sets(change)
+            }
             Self::Truncate { tables, .. } => !tables.iter().any(|table| table.acts()),
             Self::Begin(_) | Self::Commit { .. } => true,
         }

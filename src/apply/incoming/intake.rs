@@ -25,6 +25,7 @@
 //! lacks it, the stream ends there ([`End::Unfit`]). A change that does not apply needs nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::event::Event;
 use super::tables::{Announced, Finish, Fit, Lookup, Tables, Verdict};
@@ -150,7 +151,7 @@ impl Intake {
     }
 
     /// Takes the stream's next message.
-    pub(crate) fn take(&mut self, message: Message) -> Result<Taken, End> {
+    pub(crate) fn take(&mut self, message: Message, now: Duration) -> Result<Taken, End> {
         match message {
             Message::Insert(m) => {
                 self.change(m.relation_oid, m.xid, RowChange::Insert { new: m.new }, Vec::new())
@@ -162,7 +163,10 @@ impl Intake {
                 self.change(m.relation_oid, m.xid, RowChange::Delete { old: m.old.into() }, Vec::new())
             }
             Message::Truncate(m) => self.truncate(m, Vec::new()),
-            Message::Begin(begin) => self.begin(begin),
+            Message::Begin(begin) => {
+                self.tables.begin(now);
+                self.begin(begin)
+            }
             Message::Commit(commit) => {
                 let Some(Receiving::Whole { changes, .. }) = self.receiving.take() else {
                     return Err(outside("COMMIT"));
@@ -170,7 +174,7 @@ impl Intake {
                 self.received = self.received.max(commit.end_lsn);
                 Ok(Taken::Event(Event::Commit { commit, changes }))
             }
-            Message::Relation(relation) => Ok(Taken::Announced(self.tables.announce(relation)?)),
+            Message::Relation(relation) => Ok(Taken::Announced(self.tables.announce(relation, now)?)),
             Message::Type(message) => {
                 self.tables.announce_type(message)?;
                 Ok(Taken::Nothing)
@@ -180,6 +184,9 @@ impl Intake {
             Message::StreamStart(start) => {
                 if self.piece.replace(start.xid).is_some() || self.finishes_at().is_some() {
                     return Err(End::OutOfOrder("a stream start within something".to_owned()));
+                }
+                if self.receiving.is_none() {
+                    self.tables.begin(now);
                 }
                 Ok(Taken::Nothing)
             }
@@ -306,12 +313,12 @@ impl Intake {
             let misfits = misfits.concat();
             return Err(End::Unfit(Unfit { misfits, command, finish: Some(at) }));
         };
-        let Some(target) = self.tables.look_again(next) else {
+        let Some(announced) = self.tables.look_again(next) else {
             return Err(End::Invariant("a table is looked at again that is not in the subscription"));
         };
         held.described.push(next);
         self.held = Some(held);
-        Ok(Taken::Announced(Announced::Describe(target)))
+        Ok(Taken::Announced(announced))
     }
 
     /// Fails if a subtransaction made the change of a transaction in progress.

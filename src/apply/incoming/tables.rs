@@ -2,14 +2,17 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
+use super::ahead::{Ahead, Description, Reading};
+use crate::apply::end::LargeRow;
 use crate::apply::sets::suitability::exact_because;
 use crate::apply::table::{ExactBecause, TableContext, hindered, text_columns};
 use crate::mutation::{self, Mutation};
 use crate::pg::{Lsn, QualifiedName};
-use crate::pgoutput::{Relation, RelationCache, RelationError, Type};
+use crate::pgoutput::{LargeMessage, Relation, RelationCache, RelationError, Type};
 use crate::schema::binary::takes_binary;
 use crate::schema::{
     self, Comparison, Misfit, Operations, Pairing, PublishedRelation, ReplicationRole, SeenColumn,
@@ -158,18 +161,23 @@ pub struct Tables {
     relations: HashMap<u32, Known, RandomState>,
     /// A table with a new Relation message whose target table is being described.
     awaited: Option<Awaited>,
+    ahead: Ahead,
     next_id: u64,
 }
 
-/// The result of a Relation message.
+/// What a Relation message calls for.
 #[derive(Debug)]
 pub(crate) enum Announced {
     /// The relation has not changed, or is not in the subscription.
     Nothing,
     /// The relation is not in the subscription, and has not been announced before.
     Stranger(QualifiedName),
-    /// This table of the target is to be described next ([`Tables::describe`]).
-    Describe(QualifiedName),
+    Planned(Described),
+    /// These tables of the target are to be described next ([`Tables::describe`]).
+    Describe {
+        tables: Vec<QualifiedName>,
+        reading: Reading,
+    },
 }
 
 #[derive(Debug)]
@@ -236,6 +244,7 @@ impl Tables {
         let by_oid = |(name, member): (&QualifiedName, &Member)| Some((member.oid?, name.clone()));
         Self {
             by_oid: members.iter().filter_map(by_oid).collect(),
+            ahead: Ahead::new(members.values().map(|member| member.target.clone())),
             members,
             surroundings,
             cache: RelationCache::default(),
@@ -276,8 +285,8 @@ impl Tables {
         member.oid.is_none_or(|known| known == oid).then_some((name, member))
     }
 
-    /// Takes a Relation message.
-    pub(crate) fn announce(&mut self, message: Relation) -> Result<Announced, RelationError> {
+    /// Takes a Relation message, and plans its table if the target's table has been described.
+    pub(crate) fn announce(&mut self, message: Relation, now: Duration) -> Result<Announced, RelationError> {
         let oid = message.oid;
         let name = QualifiedName::new(&message.schema, &message.name);
         let Some((name, member)) = self.member_of(oid, &name) else {
@@ -291,8 +300,19 @@ impl Tables {
         {
             return Ok(Announced::Nothing);
         }
-        self.awaited = Some(Awaited { oid, name, published });
-        Ok(Announced::Describe(target))
+        let awaited = Awaited { oid, name, published };
+        // DDL may have come since a description was read. If a change does not fit, a new one decides.
+        if let Some(read) = self.ahead.take(&target, now) {
+            return Ok(self.plan(awaited, read.as_deref()).map_or(Announced::Nothing, Announced::Planned));
+        }
+        self.awaited = Some(awaited);
+        let tables = self.ahead.together_with(&target, now);
+        Ok(Announced::Describe { tables, reading: Reading::Changed })
+    }
+
+    /// Notes that a transaction of the publisher begins.
+    pub(crate) fn begin(&mut self, now: Duration) {
+        self.ahead.begin(now);
     }
 
     /// Whether a table has been announced whose target has not been described yet.
@@ -300,19 +320,30 @@ impl Tables {
         self.awaited.is_some()
     }
 
-    /// Has the target's table described again, because it did not fit. Returns its name; none if the relation is
-    /// not in the subscription.
-    pub(crate) fn look_again(&mut self, oid: u32) -> Option<QualifiedName> {
+    /// Has the target's table described again, because it did not fit. Returns none if the relation is not in the
+    /// subscription.
+    pub(crate) fn look_again(&mut self, oid: u32) -> Option<Announced> {
         let Some(Known::Member { name, published, .. }) = self.relations.get(&oid) else { return None };
         let target = self.members.get(name)?.target.clone();
         self.awaited = Some(Awaited { oid, name: name.clone(), published: Arc::clone(published) });
-        Some(target)
+        self.ahead.forget();
+        Some(Announced::Describe { tables: vec![target], reading: Reading::All })
     }
 
-    /// Compares the announced table with the target's as it is now, and plans it. Whether it fits matters to the
-    /// changes that come, and only to them. Returns none if no description was awaited.
-    pub(crate) fn describe(&mut self, target: Option<&TargetTable>) -> Option<Described> {
-        let Awaited { oid, name, published } = self.awaited.take()?;
+    /// Plans the awaited table for the target's table as it is now. Returns none if no description was awaited, or
+    /// another one.
+    pub(crate) fn describe(&mut self, description: Description, now: Duration) -> Option<Described> {
+        self.ahead.note(description, now);
+        let awaited = self.awaited.take()?;
+        let target = &self.members.get(&awaited.name)?.target;
+        let read = self.ahead.take(target, now)?;
+        self.plan(awaited, read.as_deref())
+    }
+
+    /// Compares an announced table with the target's, and plans it. Whether it fits matters to the changes that come,
+    /// and only to them. Returns none if it is not in the subscription.
+    fn plan(&mut self, awaited: Awaited, target: Option<&TargetTable>) -> Option<Described> {
+        let Awaited { oid, name, published } = awaited;
         let member = self.members.get(&name)?;
         let described = PublishedRelation::clone(&published).with_domains_of(&member.catalog);
         let comparison = self.surroundings.compare(&described, &member.target, target, &member.coerced);
@@ -348,6 +379,19 @@ impl Tables {
         let applies = member.applies;
         self.relations.insert(oid, Known::Member { name, applies, published, fit });
         Some(Described { replaced, planned })
+    }
+
+    /// Finds out which row a message is about that is too large.
+    pub(crate) fn large_row(&self, message: LargeMessage) -> LargeRow {
+        let known = message.value.and_then(|value| Some((value, self.relations.get(&value.relation_oid)?)));
+        match known {
+            Some((value, Known::Member { name, published, .. })) => LargeRow {
+                message,
+                table: Some(name.clone()),
+                column: published.columns.get(value.column).map(|column| column.name.clone()),
+            },
+            Some((_, Known::Foreign)) | None => LargeRow { message, table: None, column: None },
+        }
     }
 
     /// Finds the table of relation `oid`.

@@ -6,6 +6,7 @@
 //! rows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::apply::change::RowChange;
 use crate::apply::end::{End, Unfit};
@@ -15,7 +16,7 @@ use crate::apply::rows::executor::Executor;
 use crate::apply::statement::{Sequences, truncate_sql};
 use crate::apply::{ApplyError, Member, Membership, TableContext};
 use crate::pg::{Lsn, QualifiedName};
-use crate::pgoutput::{Begin, Message};
+use crate::pgoutput::{Begin, LargeMessage, Message};
 use crate::schema::{Operations, catalog};
 use crate::target::TargetSession;
 
@@ -66,6 +67,11 @@ impl<'a> CatchUp<'a> {
         self.open.is_none()
     }
 
+    /// The end of the stream at a row that is too large.
+    pub fn refuse(&self, message: LargeMessage) -> ApplyError {
+        End::TooLarge(self.tables.large_row(message)).into()
+    }
+
     async fn apply(&mut self, message: Message) -> Result<Option<Lsn>, ApplyError> {
         match message {
             Message::Begin(begin) => self.open = Some(begin),
@@ -74,9 +80,8 @@ impl<'a> CatchUp<'a> {
                 return Ok(Some(commit.end_lsn));
             }
             Message::Relation(relation) => {
-                if let Announced::Describe(target) = self.tables.announce(relation).map_err(End::from)? {
-                    self.describe(&target).await?;
-                }
+                let announced = self.tables.announce(relation, Duration::ZERO).map_err(End::from)?;
+                self.prepare(announced).await?;
             }
             Message::Type(message) => self.tables.announce_type(message).map_err(End::from)?,
             Message::Insert(m) => self.change(m.relation_oid, RowChange::Insert { new: m.new }).await?,
@@ -107,10 +112,16 @@ impl<'a> CatchUp<'a> {
         Ok(None)
     }
 
-    async fn describe(&mut self, target: &QualifiedName) -> Result<(), ApplyError> {
-        let client = self.session.client();
-        let tables = catalog::target_tables(&***client, std::slice::from_ref(target)).await?;
-        let described = self.tables.describe(tables.first().and_then(Option::as_ref));
+    async fn prepare(&mut self, announced: Announced) -> Result<(), ApplyError> {
+        let described = match announced {
+            Announced::Nothing | Announced::Stranger(_) => None,
+            Announced::Planned(described) => Some(described),
+            Announced::Describe { tables, reading: _ } => {
+                let described = catalog::target_tables(&***self.session.client(), &tables).await?;
+                let described = described.into_iter().map(|table| table.map(Arc::new));
+                self.tables.describe(tables.into_iter().zip(described).collect(), Duration::ZERO)
+            }
+        };
         if let Some(replaced) = described.and_then(|described| described.replaced) {
             self.executor.forget(replaced);
         }
@@ -139,8 +150,8 @@ impl<'a> CatchUp<'a> {
             Some(None) => {}
         }
         self.executor.drain().await?;
-        if let Some(target) = self.tables.look_again(relation) {
-            self.describe(&target).await?;
+        if let Some(announced) = self.tables.look_again(relation) {
+            self.prepare(announced).await?;
         }
         let finish = self.open.map(|begin| begin.final_lsn);
         let Some(fit) = self.find(relation)? else { return Ok(None) };

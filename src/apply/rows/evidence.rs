@@ -229,7 +229,7 @@ async fn row_itself(failed: &FailedChange, session: &TargetSession) -> Result<Ve
     read_rows(session, &local_rows_by_identity_sql(plan, &exists.shape), exists.params).await
 }
 
-/// Reads rows as (column names, values as text). If the server refuses the query, for example because a
+/// Reads rows as (column names, values as text, sizes of values of which only the beginning is read). If the server refuses the query, for example because a
 /// column or a privilege is missing, no rows are returned, so that the change's own error is reported.
 async fn read_rows(
     session: &TargetSession,
@@ -254,11 +254,13 @@ async fn read_rows(
 fn row_image(row: &tokio_postgres::Row) -> Result<RowImage, ApplyError> {
     let names: Vec<String> = row.try_get(0)?;
     let values: Vec<Option<String>> = row.try_get(1)?;
-    Ok(names
-        .into_iter()
-        .zip(values)
-        .map(|(name, value)| (name, value.map_or(FieldValue::Null, FieldValue::Text)))
-        .collect())
+    let sizes: Vec<Option<i32>> = row.try_get(2)?;
+    let field = |(value, size): (Option<String>, Option<i32>)| match (value, size) {
+        (None, _) => FieldValue::Null,
+        (Some(text), None) => FieldValue::Text(text),
+        (Some(start), Some(size)) => FieldValue::Start { start, size: u64::try_from(size).unwrap_or(0) },
+    };
+    Ok(names.into_iter().zip(values.into_iter().zip(sizes).map(field)).collect())
 }
 
 /// Returns the positions of these target columns in the publisher's rows; none if one is not published.
@@ -308,6 +310,6 @@ fn field(value: Value<'_>) -> FieldValue {
         Value::Null => FieldValue::Null,
         Value::Unchanged => FieldValue::Unchanged,
         Value::Text(bytes) => FieldValue::from_bytes(bytes),
-        Value::Binary(bytes) => FieldValue::Bytes(bytes.to_vec()),
+        Value::Binary(bytes) => FieldValue::from_binary(bytes),
     }
 }

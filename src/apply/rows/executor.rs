@@ -4,13 +4,14 @@
 //! of the first failed statement; later statements fail because the transaction is aborted. Statements are
 //! prepared once for each table and shape. Nothing here opens or ends a transaction.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tokio_postgres::Statement;
 
 use crate::apply::change::{Param, RowChange};
 use crate::apply::dispatch::Dispatched;
+use crate::apply::recent::Recent;
 use crate::apply::rows::plan::{self, RowStatement};
 use crate::apply::statement::{self, Shape};
 use crate::apply::{ApplyError, FailedChange, TableContext};
@@ -20,15 +21,14 @@ use crate::net::PgClient;
 const IN_FLIGHT_STATEMENTS_MAX: usize = 256;
 /// Maximum bytes of the values in unanswered statements. A larger row is sent when no other is unanswered.
 const IN_FLIGHT_BYTES_MAX: usize = 4 << 20;
-/// Maximum number of prepared statements on the server. When full, the cache is cleared; statements in use are
-/// prepared again.
-const PREPARED_STATEMENTS_MAX: usize = 512;
+/// Maximum number of prepared statements on the server; those that were used last stay.
+const PREPARED_STATEMENTS_MAX: usize = 4096;
 
 type Answer = Dispatched<Result<u64, tokio_postgres::Error>>;
 
 pub(crate) struct Executor {
     client: Arc<PgClient>,
-    statements: HashMap<(u64, Shape), Statement>,
+    statements: Recent<(u64, Shape), Statement>,
     in_flight: VecDeque<InFlight>,
     in_flight_bytes: usize,
 }
@@ -56,7 +56,12 @@ impl std::fmt::Debug for Executor {
 
 impl Executor {
     pub(crate) fn new(client: Arc<PgClient>) -> Self {
-        Self { client, statements: HashMap::new(), in_flight: VecDeque::new(), in_flight_bytes: 0 }
+        Self {
+            client,
+            statements: Recent::new(PREPARED_STATEMENTS_MAX),
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+        }
     }
 
     /// Sends the statement for one change, and waits only while too many are unanswered. An error may be that
@@ -123,7 +128,7 @@ impl Executor {
 
     /// Drops a table's prepared statements: its definition has changed.
     pub(crate) fn forget(&mut self, table: u64) {
-        self.statements.retain(|(id, _), _| *id != table);
+        self.statements.retain(|(id, _)| *id != table);
     }
 
     async fn send(
@@ -164,7 +169,7 @@ impl Executor {
     async fn prepared(&mut self, table: &TableContext, shape: Shape) -> Result<Statement, ApplyError> {
         let key = (table.id, shape);
         if let Some(statement) = self.statements.get(&key) {
-            return Ok(statement.clone());
+            return Ok(statement);
         }
         let sql = statement::row_sql(&table.plan, &key.1);
         let prepared = match self.client.prepare(&sql).await {
@@ -175,9 +180,6 @@ impl Executor {
                 return Err(error.into());
             }
         };
-        if self.statements.len() >= PREPARED_STATEMENTS_MAX {
-            self.statements.clear();
-        }
         self.statements.insert(key, prepared.clone());
         Ok(prepared)
     }

@@ -16,6 +16,15 @@ use crate::pg::{SlotName, SubscriptionName};
 /// Shortest interval: a shorter one would flood the log and the target.
 const RETRY_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
+/// Smallest limit of a row: smaller ones would be reached by ordinary rows.
+const VALUE_BYTES_MIN: i64 = 1 << 20;
+
+/// PostgreSQL itself sends no larger message.
+const VALUE_BYTES_MAX: i64 = 1 << 30;
+
+/// By default, a row takes this part of the memory that the process may use, because it is there up to three times.
+const VALUE_PART_OF_MEMORY: u64 = 4;
+
 /// Longest interval: a longer one is practically "off".
 const RETRY_INTERVAL_MAX: Duration = Duration::from_hours(24);
 
@@ -98,6 +107,7 @@ impl Validator<'_> {
             &path.key("synchronous_commit"),
             &SynchronousCommit::ALL.map(|setting| (setting.as_str(), Word::Means(setting))),
         );
+        let max_value_bytes = self.value_bytes(raw.max_value_bytes, &path.key("max_value_bytes"));
         let conflict_defaults = self.policies(&raw.conflict_defaults, &path.key("conflict_defaults"));
         let tables = self.tables(raw.tables, &path.key("tables"));
         Some(Subscription {
@@ -115,6 +125,7 @@ impl Validator<'_> {
             two_phase,
             origin: origin?,
             synchronous_commit: synchronous_commit?,
+            max_value_bytes: max_value_bytes?,
             conflict_defaults: conflict_defaults?,
             tables: tables?,
         })
@@ -162,6 +173,16 @@ impl Validator<'_> {
             }
         }
         valid.then_some(publications)
+    }
+
+    fn value_bytes(&mut self, bytes: Option<i64>, path: &KeyPath) -> Option<usize> {
+        let bytes = bytes.unwrap_or_else(|| value_bytes_default(self.surroundings.memory_bytes));
+        if !(VALUE_BYTES_MIN..=VALUE_BYTES_MAX).contains(&bytes) {
+            let primary = format!("{bytes} is not between {VALUE_BYTES_MIN} and {VALUE_BYTES_MAX}");
+            self.problem(path, Diagnosis::new(primary).hint("give bytes: 268435456 is 256 MiB"));
+            return None;
+        }
+        usize::try_from(bytes).ok()
     }
 
     fn auto(&mut self, value: Option<&str>, path: &KeyPath) -> Option<Auto> {
@@ -239,6 +260,11 @@ fn duration(text: &str) -> Option<Duration> {
     number.checked_mul(milliseconds).map(Duration::from_millis)
 }
 
+fn value_bytes_default(memory_bytes: Option<u64>) -> i64 {
+    let fits = memory_bytes.and_then(|bytes| i64::try_from(bytes / VALUE_PART_OF_MEMORY).ok());
+    fits.map_or(VALUE_BYTES_MAX, |bytes| bytes.clamp(VALUE_BYTES_MIN, VALUE_BYTES_MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,6 +283,19 @@ mod tests {
             ["", "5", "s", "-5s", "5.5s", "5 s ", "5d", "99999999999999999999s", "18446744073709551615h"]
         {
             check(text, None);
+        }
+    }
+
+    #[test]
+    fn by_default_rows_are_taken_that_fit_into_memory() {
+        for (memory, expected) in [
+            (None, VALUE_BYTES_MAX),
+            (Some(u64::MAX), VALUE_BYTES_MAX),
+            (Some(8 << 30), VALUE_BYTES_MAX),
+            (Some(1 << 30), 256 << 20),
+            (Some(1 << 20), VALUE_BYTES_MIN),
+        ] {
+            assert_eq!(value_bytes_default(memory), expected, "{memory:?}");
         }
     }
 }

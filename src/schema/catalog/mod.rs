@@ -14,6 +14,7 @@ mod definitions;
 mod error;
 mod fingerprint;
 mod inner_types;
+mod known_tables;
 mod listing;
 mod members;
 mod publisher;
@@ -28,6 +29,7 @@ mod unreadable;
 pub use definitions::misfit_facts;
 pub use error::{CatalogError, MissingPublications, Side};
 pub use fingerprint::{PublicationsLook, look_at_publications};
+pub use known_tables::{KnownTables, Look, look_at};
 pub use listing::user_tables;
 pub use members::{KnownTable, known_tables, target_oids};
 pub use publisher::{
