@@ -72,48 +72,38 @@ impl Announced {
         tables: Vec<Planned>,
         received: Lsn,
     ) -> Result<(), Failure> {
-        let mut changed = Vec::new();
-        for table in tables {
-            let before = self.recorded.entry(table.source.clone()).or_default();
-            let redefined = before.columns.as_ref().map(|before| redefined(before, &table.columns));
-            let exact_because = table.exact_because.map(ExactBecause::as_str);
-            if before.columns.as_ref() != Some(&table.columns)
-                || before.exact_because.as_deref() != exact_because
+        // A table may be described several times. Its last description is recorded.
+        let mut written = HashMap::new();
+        for Planned { source, exact_because, columns, warnings } in tables {
+            let exact_because = exact_because.map(ExactBecause::as_str);
+            let recorded = self.recorded.entry(source.clone()).or_default();
+            let changed =
+                recorded.columns.as_ref().map(|before| redefined(before, &columns)).unwrap_or_default();
+            if recorded.columns.as_ref() != Some(&columns)
+                || recorded.exact_because.as_deref() != exact_because
             {
-                let described = SeenTable { columns: table.columns, last_number: before.last_number };
-                changed.push((table.source.clone(), described, exact_because));
+                recorded.columns = Some(columns.clone());
+                recorded.exact_because = exact_because.map(str::to_owned);
+                let described = SeenTable { columns, last_number: recorded.last_number };
+                written.insert(source.clone(), (described, exact_because));
             }
-            if let Some(redefined) = redefined.filter(|redefined| !redefined.is_empty()) {
-                self.older_rows_may_differ(context, &table.source, &redefined, received).await?;
+            if !changed.is_empty() {
+                self.older_rows_may_differ(context, &source, &changed, received).await?;
             }
-            self.tell(context, &table.source, &table.warnings).await?;
+            self.tell(context, &source, &warnings).await?;
         }
-        self.record(context, changed).await
-    }
-
-    async fn record(
-        &mut self,
-        context: &Context,
-        tables: Vec<(QualifiedName, SeenTable, Option<&'static str>)>,
-    ) -> Result<(), Failure> {
-        if tables.is_empty() {
+        if written.is_empty() {
             return Ok(());
         }
-        let written: Vec<DescribedTable<'_>> = tables
+        let written: Vec<DescribedTable<'_>> = written
             .iter()
-            .map(|(source, described, exact_because)| DescribedTable {
+            .map(|(source, &(ref described, exact_because))| DescribedTable {
                 source,
                 described,
-                exact_because: *exact_because,
+                exact_because,
             })
             .collect();
-        context.store.set_described(&context.owner, &written).await?;
-        for (source, described, exact_because) in tables {
-            let SeenTable { columns, last_number } = described;
-            let exact_because = exact_because.map(str::to_owned);
-            self.recorded.insert(source, Recorded { columns: Some(columns), exact_because, last_number });
-        }
-        Ok(())
+        Ok(context.store.set_described(&context.owner, &written).await?)
     }
 
     async fn tell(

@@ -8,7 +8,6 @@
 //! An attempt can be dropped at any await: what is committed is recorded in the target, everything else is
 //! rolled back with its session, and the next attempt begins from the record.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! Schema `pgsluice` on a real PostgreSQL: migrations, every operation of the store, signals.
 
-use std::collections::HashMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
