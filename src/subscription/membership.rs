@@ -37,6 +37,8 @@ pub struct Recorded {
     pub marks: Option<Marks>,
     pub left: Option<Left>,
     pub synchronised: Synchronised,
+    /// Changes that commit at or beyond this position apply: the table was published then.
+    pub synced: Option<Lsn>,
     /// The kind of the gap that holds it; none if none does.
     pub held: Option<GapKind>,
 }
@@ -144,6 +146,13 @@ pub struct Judged {
     pub strangers: Vec<QualifiedName>,
 }
 
+impl Recorded {
+    /// Up to here it is known to have been published.
+    fn published_up_to(&self, observed: &Observed<'_>) -> Option<Lsn> {
+        self.left.map_or(observed.seen.max(self.synced), |left| left.from)
+    }
+}
+
 /// Judges the recorded tables by a look at the publications.
 #[must_use]
 pub fn judge(recorded: &[Recorded], observed: &Observed<'_>, new: NewTables) -> Judged {
@@ -204,7 +213,7 @@ fn follow(table: &Recorded, seen: &Seen) -> Judgement {
 /// A table of an older version's record. What happened before cannot be judged, unless it was seen to leave.
 fn adopt(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
     match table.left {
-        Some(left) => returned(table, seen, left.from, GapKind::Returned, None, observed),
+        Some(_) => returned(table, seen, table.published_up_to(observed), GapKind::Returned, None, observed),
         None => follow(table, seen),
     }
 }
@@ -222,7 +231,7 @@ fn compare(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement 
             continuity => continuity,
         }
     });
-    let from = table.left.map_or(observed.seen, |left| left.from);
+    let from = table.published_up_to(observed);
     match (continuity, table.left) {
         (Continuity::MadeAgain(name), _) => {
             let facts = format!("publication \"{name}\"");
@@ -259,7 +268,7 @@ fn returned(
 
 /// Changes of the former table that have not been applied are passed over, so the gap begins where they do.
 fn replaced(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
-    let from = table.left.map_or(observed.seen, |left| left.from);
+    let from = table.published_up_to(observed);
     let from = from.zip(observed.applied).map(|(seen, applied)| seen.min(applied)).or(from);
     let gaps = vec![gap(table, GapKind::Replaced, from, None, observed)];
     Judgement { change: Change::Replaced, gaps, ..follow(table, seen) }
@@ -278,7 +287,7 @@ fn gap(
 
 fn leaving(table: &Recorded, observed: &Observed<'_>) -> Judgement {
     let named = || observed.others.iter().find(|(_, name)| *name == table.source).map(|&(oid, _)| oid);
-    let (from, lsn, xid) = (observed.seen, observed.end, observed.unused_xid);
+    let (from, lsn, xid) = (observed.seen.max(table.synced), observed.end, observed.unused_xid);
     let mut left = table.left.unwrap_or(Left { from, lsn, xid, gone: LetGo::NotYet });
     let mut change = if table.left.is_some() { Change::Nothing } else { Change::Leaves };
     if left.gone == LetGo::NotYet && observed.applied.is_some_and(|applied| applied >= left.lsn) {

@@ -169,14 +169,19 @@ async fn leave_and_come_back(keyed: &str, wait: bool, running: bool) {
     if !running {
         assert_eq!(service.sigterm().await, 0);
     }
+    let position = "SELECT pg_current_wal_insert_lsn()";
+    let before = world.publisher.value(position).await.unwrap();
     world.publisher.exec("ALTER PUBLICATION my_publication SET TABLE k").await;
     world.publisher.exec("INSERT INTO t VALUES (2, 'missed')").await;
+    let after = world.publisher.value(position).await.unwrap();
     if wait && running {
         wait_table(&world, "public.t", "left").await;
     }
     world.publisher.exec("ALTER PUBLICATION my_publication SET TABLE k, t").await;
     let _service = if running { None } else { Some(world.run()) };
     wait_gaps(&world, &["returned|t|t|t"]).await;
+    let covers = format!("SELECT from_lsn <= '{before}' AND to_lsn >= '{after}' FROM pgsluice.gap");
+    assert_eq!(world.target.value(&covers).await.as_deref(), Some("t"), "{keyed} {wait} {running}");
     world.publisher.exec("UPDATE t SET v = 'changed' WHERE id = 2").await;
     pass(&world, 1).await;
     // The others go on, nothing is copied, and nothing is changed.

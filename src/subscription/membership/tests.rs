@@ -29,6 +29,7 @@ fn recorded(source: &str, oid: u32, row: u32) -> Recorded {
         marks: Some(marks(row)),
         left: None,
         synchronised: Synchronised::Yes,
+        synced: Some(Lsn::new(0x10)),
         held: None,
     }
 }
@@ -131,6 +132,9 @@ fn a_table_that_comes_back_has_a_gap() {
     }
     let paused = held(table(), GapKind::Publication);
     check(&[paused], &[seen("t", 10, 2)], &[], &["t>t 10 Returns gap publication 0/60..0/100"]);
+    // It was synchronised after the last look that proves something.
+    let later = Recorded { synced: Some(Lsn::new(0x70)), ..table() };
+    check(&[later], &[seen("t", 10, 2)], &[], &["t>t 10 Returns gap returned 0/70..0/100"]);
     // One that is still to be copied has no rows that could be wrong.
     check(&[pending(table())], &[seen("t", 10, 2)], &[], &["t>t 10 Nothing"]);
 }
@@ -186,7 +190,7 @@ fn a_publication_that_was_missing_proves_nothing() {
     };
     let judged = judge(&[recorded("t", 10, 1)], &observed, NewTables::Follow);
     let found: Vec<String> = judged.tables.iter().map(told).collect();
-    assert_eq!(found, ["t>t 10 Returns gap publication 0/50..0/100"]);
+    assert_eq!(found, ["t>t 10 Returns gap publication 0/10..0/100"]);
 }
 
 #[test]
