@@ -274,9 +274,11 @@ impl Gap {
     pub const fn ways_out(&self) -> &'static [WayOut] {
         match (&self.table, self.kind) {
             (Some(_), _) => &[WayOut::Resync, WayOut::Merge, WayOut::Accept],
-            // Which changes the target has beyond the publisher's cannot be told, so nothing can be accepted.
-            (None, GapKind::Diverged) => &[WayOut::StartOver],
-            (None, _) => &[WayOut::Accept, WayOut::StartOver],
+            (None, GapKind::SlotGone | GapKind::SlotLost | GapKind::SlotAhead) => {
+                &[WayOut::Accept, WayOut::StartOver]
+            }
+            // There is no position from which both have the same history.
+            (None, _) => &[WayOut::StartOver],
         }
     }
 
@@ -302,10 +304,13 @@ impl Gap {
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         let what = self.table.as_ref().map_or_else(|| self.subscription.clone(), ToString::to_string);
-        let detail = match &self.detail {
-            Some(facts) => format!("{}; {facts}", self.may_be_missing()),
-            None => self.may_be_missing(),
-        };
+        let mut detail = self.may_be_missing();
+        if let Some(facts) = &self.detail {
+            detail = format!("{detail}; {facts}");
+        }
+        if self.table.as_ref().is_some_and(|table| self.holds_table(table)) {
+            detail += "; later changes of the table are passed over until this is settled";
+        }
         Diagnosis::new(self.kind.cause(&what)).detail(detail).hint(self.hint())
     }
 
@@ -314,14 +319,17 @@ impl Gap {
         hints.join("; or ")
     }
 
-    fn way(&self, way: WayOut) -> String {
+    /// A way out in words.
+    #[must_use]
+    pub fn way(&self, way: WayOut) -> String {
         let name = &self.subscription;
         let table = self.table.as_ref().map(|table| format!(" {}", shell_word(table))).unwrap_or_default();
         match way {
             WayOut::Resync => format!("pgsluice resync {name}{table}"),
             WayOut::Merge => format!("pgsluice resync {name}{table} --merge"),
             WayOut::Accept => {
-                format!("pgsluice accept {name} --gap {} to go on without what may be missing", self.id)
+                let go_on = if self.table.is_some() { "to go on" } else { "to go on from where a slot can" };
+                format!("pgsluice accept {name} --gap {} {go_on}, without what may be missing", self.id)
             }
             WayOut::StartOver => format!(
                 "start over: \"pgsluice drop {name}\", empty the target's tables, and let pgsluice create the \
@@ -380,8 +388,8 @@ mod tests {
         };
         insta::assert_snapshot!(returned.diagnosis(), @r#"
         public.t may lack changes: it left the publications and came back
-          detail: changes that were committed between 0/10 and 0/20, since 2024-02-29T12:00:00Z may be missing; publication p
-          hint: pgsluice resync my_subscription public.t; or pgsluice resync my_subscription public.t --merge; or pgsluice accept my_subscription --gap 7 to go on without what may be missing
+          detail: changes that were committed between 0/10 and 0/20, since 2024-02-29T12:00:00Z may be missing; publication p; later changes of the table are passed over until this is settled
+          hint: pgsluice resync my_subscription public.t; or pgsluice resync my_subscription public.t --merge; or pgsluice accept my_subscription --gap 7 to go on, without what may be missing
         "#);
         assert!(returned.holds_table(&table));
         assert!(!returned.holds_table(&QualifiedName::new("public", "u")));
@@ -390,7 +398,7 @@ mod tests {
         insta::assert_snapshot!(gone.diagnosis(), @r#"
         my_subscription may lack changes: its replication slot no longer exists
           detail: changes that were committed after 0/10 may be missing
-          hint: pgsluice accept my_subscription --gap 7 to go on without what may be missing; or start over: "pgsluice drop my_subscription", empty the target's tables, and let pgsluice create the subscription again
+          hint: pgsluice accept my_subscription --gap 7 to go on from where a slot can, without what may be missing; or start over: "pgsluice drop my_subscription", empty the target's tables, and let pgsluice create the subscription again
         "#);
     }
 

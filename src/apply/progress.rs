@@ -63,6 +63,22 @@ const TAKE_OVER: &str =
 const IDLE: &str = "UPDATE pgsluice.progress SET applied_lsn = $4, updated_at = pg_catalog.clock_timestamp() \
     WHERE subscription = $1 AND term = $2 AND applied_lsn = $3";
 
+/// Moves the position behind a gap of the slot, and settles the gap as accepted.
+const PASS: &str = "WITH moved AS (\
+        UPDATE pgsluice.progress SET applied_lsn = $4, updated_at = pg_catalog.clock_timestamp() \
+        WHERE subscription = $1 AND term = $2 AND applied_lsn = $3 RETURNING subscription\
+    ), settled AS (\
+        UPDATE pgsluice.gap g SET settled_at = pg_catalog.clock_timestamp(), settled_by = coalesce(g.accepted_by, $5), \
+            settlement = 'accepted', resumed_lsn = $4, to_lsn = greatest(g.to_lsn, $4) FROM moved m \
+        WHERE g.subscription = m.subscription AND g.source_table IS NULL AND g.settled_at IS NULL \
+            AND g.kind IN ('slot_gone', 'slot_lost', 'slot_ahead') RETURNING g.id, g.subscription, g.kind\
+    ), logged AS (\
+        INSERT INTO pgsluice.event (subscription, kind, message, detail) \
+        SELECT s.subscription, 'gap', 'gap ' || s.id || ' was passed: the stream goes on from ' || $4::pg_catalog.text, \
+            pg_catalog.jsonb_build_object('gap_id', s.id, 'kind', s.kind, 'from_lsn', $3::pg_catalog.text, \
+                'to_lsn', $4::pg_catalog.text) FROM settled s\
+    ) SELECT 1 FROM moved";
+
 const LOAD: &str = "SELECT applied_lsn, term FROM pgsluice.progress WHERE subscription = $1";
 
 /// Writes the owner's term into the row, and returns the position up to which everything has been applied;
@@ -148,6 +164,24 @@ pub async fn record_idle(
 ) -> Result<(), ApplyError> {
     let (was, to) = (PgLsn::from(from.as_u64()), PgLsn::from(to.as_u64()));
     let moved = client.execute(IDLE, &[&subscription.as_str(), &term.as_i64(), &was, &to]).await?;
+    if moved == 1 { Ok(()) } else { Err(ApplyError::ProgressMoved { expected: from }) }
+}
+
+/// Moves the position behind what the slot no longer sends, because a person, `by`, has accepted the gap; fails if
+/// another writer has moved it.
+pub async fn pass_gap(
+    client: &PgClient,
+    subscription: &SubscriptionName,
+    term: Term,
+    (from, to): (Lsn, Lsn),
+    by: &str,
+) -> Result<(), ApplyError> {
+    let (was, next) = (PgLsn::from(from.as_u64()), PgLsn::from(to.as_u64()));
+    let moved = boundary::deed!(
+        "progress::pass_gap",
+        client.execute(PASS, &[&subscription.as_str(), &term.as_i64(), &was, &next, &by]).await,
+        Err(client.lose().await)
+    )?;
     if moved == 1 { Ok(()) } else { Err(ApplyError::ProgressMoved { expected: from }) }
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use crate::config::{Origin, Subscription};
 use crate::error::Diagnosis;
+use crate::gap::Hold;
 use crate::net::{self, ConnectError, Encryption};
 use crate::pg::conninfo::{ConnInfo, Host, HostAddress};
 use crate::pg::{ImposedLimit, Lsn, QualifiedName, TimelineHistory, imposed_limits, nearest, quote_ident};
@@ -163,6 +164,17 @@ pub(super) enum Recorded {
     /// The subscription has never run.
     Nothing,
     Row(Box<SubscriptionRow>),
+}
+
+/// Judges the open gaps of tables. Those of the slot are found again where the slot is judged.
+pub(super) fn gaps(findings: &mut Findings, recorded: &Recorded) {
+    let gaps = recorded.row().map(|row| row.gaps.as_slice()).unwrap_or_default();
+    for gap in gaps.iter().filter(|gap| gap.table.is_some()) {
+        match gap.hold {
+            Hold::Until => findings.fail(Step::State, gap.diagnosis()),
+            Hold::Nothing => findings.warn(Step::State, gap.diagnosis()),
+        }
+    }
 }
 
 impl Recorded {

@@ -291,6 +291,7 @@ fn judge_state(
         Ok(State::Old(diagnosis)) => findings.warn(Step::State, diagnosis.clone()),
         Ok(State::There(recorded)) => {
             findings.ok(Step::State, format!("schema pgsluice, version {}", crate::store::SCHEMA_VERSION));
+            verdict::gaps(findings, recorded);
             return recorded.clone();
         }
     }

@@ -20,6 +20,7 @@ mod later;
 mod migrate;
 mod output;
 mod pause;
+mod resync;
 mod run;
 mod skip;
 mod status;
@@ -67,8 +68,10 @@ enum Command {
     Skip(SkipArgs),
     /// Add tables that were added to the publications, and remove those that were removed.
     Refresh(RefreshArgs),
-    /// Copy one table again while the others keep streaming.
+    /// Synchronise tables again while the others keep streaming.
     Resync(ResyncArgs),
+    /// Go on without what may be missing in a gap, as `status` shows it.
+    Accept(AcceptArgs),
     /// Remove a subscription with its slot and state; the target's rows stay.
     Drop(NameArgs),
     /// Create or upgrade schema pgsluice in the target (`run` does it too).
@@ -164,8 +167,24 @@ struct RefreshArgs {
 struct ResyncArgs {
     /// The subscription's name.
     name: SubscriptionName,
-    /// The publisher's table, as `schema.table`.
-    table: QualifiedName,
+    /// The publisher's tables, as `schema.table`.
+    #[arg(required = true, value_name = "TABLE")]
+    tables: Vec<QualifiedName>,
+    /// Truncate the target table first: faster, but nobody can read it meanwhile.
+    #[arg(long, conflicts_with = "merge")]
+    truncate: bool,
+    /// Write only rows that differ, found by a unique key of the target.
+    #[arg(long)]
+    merge: bool,
+}
+
+#[derive(Debug, Args)]
+struct AcceptArgs {
+    /// The subscription's name.
+    name: SubscriptionName,
+    /// The gap's number, as `pgsluice status` shows it.
+    #[arg(long, value_name = "ID")]
+    gap: i64,
 }
 
 #[derive(Debug, Args)]
@@ -198,8 +217,9 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Resume(args) => pause::resume(&config()?, &args.name).await,
         Command::Conflicts(args) => conflicts::run(&config()?, args).await,
         Command::Skip(args) => skip::run(&config()?, &args).await,
-        Command::Refresh(args) => later::refresh(&args),
-        Command::Resync(args) => later::resync(&args),
+        Command::Refresh(args) => resync::refresh(&config()?, &args).await,
+        Command::Resync(args) => resync::run(&config()?, &args).await,
+        Command::Accept(args) => resync::accept(&config()?, &args).await,
         Command::Drop(args) => {
             let config = config()?;
             drop::run(&args.name, async |name| crate::runtime::drop_subscription(&config, name).await).await
@@ -248,6 +268,9 @@ mod tests {
             "skip my_subscription --lsn 0/16B3748",
             "refresh my_subscription --no-copy",
             "resync my_subscription public.widgets",
+            "resync my_subscription public.widgets public.gadgets --merge",
+            "resync my_subscription public.widgets --truncate",
+            "accept my_subscription --gap 7",
             "drop my_subscription",
             "migrate",
             "healthcheck",
@@ -270,6 +293,9 @@ mod tests {
             "conflicts resolve 7 --with force",
             "conflicts show seven",
             "resync my_subscription a.b.c",
+            "resync my_subscription",
+            "resync my_subscription public.widgets --merge --truncate",
+            "accept my_subscription",
             "status --json --watch",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

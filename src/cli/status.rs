@@ -9,7 +9,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::Config;
 use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::pg::{Lsn, SubscriptionName};
-use crate::store::{State, StatusDocument, Store, StoreError, SubscriptionStatus, TableState, TableStatus};
+use crate::store::{
+    GapStatus, State, StatusDocument, Store, StoreError, SubscriptionStatus, TableState, TableStatus,
+};
 
 use super::StatusArgs;
 use super::output::{self, BAD, BOLD, BUSY, DIM, GOOD, Screen, field, plain};
@@ -116,6 +118,9 @@ fn lines(document: &StatusDocument) -> String {
             let _ =
                 write!(text, " tables {} of {} ready", status.tables.len() - copying, status.tables.len());
         }
+        if !status.gaps.is_empty() {
+            let _ = write!(text, " gaps {}", status.gaps.len());
+        }
         text.push('\n');
     }
     text
@@ -204,8 +209,21 @@ fn block(status: &SubscriptionStatus, tables: Tables) -> String {
     for warning in &status.warnings {
         field(&mut text, "warning", warning);
     }
+    for gap in &status.gaps {
+        push_gap(&mut text, gap);
+    }
     push_tables(&mut text, &status.tables, tables);
     text
+}
+
+fn push_gap(text: &mut String, gap: &GapStatus) {
+    let mut lines = format!("{} ({}): {}", gap.id, gap.kind, gap.message);
+    for (name, value) in [("detail", &gap.detail), ("hint", &gap.hint)] {
+        if let Some(value) = value {
+            let _ = write!(lines, "\n{name}: {value}");
+        }
+    }
+    field(text, "gap", &lines);
 }
 
 fn heading(status: &SubscriptionStatus) -> String {
@@ -296,19 +314,23 @@ fn copied(row: &TableStatus) -> String {
 }
 
 fn note(row: &TableStatus) -> String {
+    if let Some(id) = row.gap_id {
+        return format!("held by gap {id}");
+    }
     match (&row.error, &row.exact_because) {
         (Some(error), _) => {
             let parts = [Some(&error.primary), error.detail.as_ref(), error.hint.as_ref()];
             plain(&parts.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join("; "))
         }
         (None, Some(reason)) => plain(&format!("row by row: {reason}")),
-        (None, None) => String::new(),
+        (None, None) => row.resync.map(|how| format!("synchronised again ({how})")).unwrap_or_default(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gap::GapKind;
     use crate::pg::QualifiedName;
     use crate::store::SlotStatus;
 
@@ -321,6 +343,8 @@ mod tests {
             rows_estimated: Some(10),
             error: None,
             exact_because: None,
+            resync: None,
+            gap_id: None,
         }
     }
 
@@ -398,6 +422,45 @@ mod tests {
           ────────────────────────────────────────────────────────────────────────────────────────────────
             public.widgets → reporting.widget   paused   3             column "price" is missing; add it
         "#);
+    }
+
+    #[test]
+    fn a_gap_says_what_may_be_missing_and_what_next() {
+        let mut held = streaming();
+        held.gaps = vec![GapStatus {
+            id: 7,
+            kind: GapKind::Returned,
+            table: Some(QualifiedName::new("public", "widgets")),
+            holds: true,
+            from_lsn: Some(Lsn::new(0x10)),
+            to_lsn: Some(Lsn::new(0x20)),
+            since: None,
+            opened_at: "2024-02-29T12:00:00Z".parse().unwrap(),
+            message: "public.widgets may lack changes".into(),
+            detail: Some("between 0/10 and 0/20".into()),
+            hint: Some("pgsluice resync".into()),
+        }];
+        held.tables = vec![TableStatus { gap_id: Some(7), ..table("widgets", TableState::Paused) }];
+        assert_eq!(exit(&StatusDocument { subscriptions: vec![held.clone()] }), Exit::No);
+        assert!(
+            lines(&StatusDocument { subscriptions: vec![held.clone()] }).ends_with("0 of 1 ready gaps 1\n")
+        );
+        insta::assert_snapshot!(check(vec![held], Tables::Notable), @r"
+        my_subscription: streaming since 2024-02-29 12:00:00 UTC
+          received     0/16B3790
+          applied      0/16B3748
+          flushed      0/16B3748
+          publisher    0/16B3790
+          lag          72 B, 0.2 s
+          slot         reserved, 16 MiB of WAL retained
+          instance     db-1/4711
+          gap          7 (returned): public.widgets may lack changes
+                       detail: between 0/10 and 0/20
+                       hint: pgsluice resync
+            table            state    rows copied   note
+          ─────────────────────────────────────────────────────────
+            public.widgets   paused   3             held by gap 7
+        ");
     }
 
     #[test]

@@ -22,11 +22,25 @@ use crate::store::Ownership;
 use crate::target::{OpenError, TargetSession};
 
 /// Marks a table as synchronised, if no later attempt has begun and no other instance owns the subscription.
+/// The table's open gaps are settled with it.
 const MARK_READY: &str = as_owner!(
-    " UPDATE pgsluice.table_sync t SET state = 'ready', synced_lsn = $5, rows_copied = $6, error = NULL, \
-         updated_at = pg_catalog.clock_timestamp() FROM owner \
-     WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4 AND t.attempt = $7 \
-     AND t.state IN ('copying', 'catching_up')"
+    ", marked AS (\
+        UPDATE pgsluice.table_sync t SET state = 'ready', synced_lsn = $5, rows_copied = $6, error = NULL, \
+            resync = NULL, updated_at = pg_catalog.clock_timestamp() FROM owner \
+        WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4 AND t.attempt = $7 \
+        AND t.state IN ('copying', 'catching_up') \
+        RETURNING t.subscription, t.source_schema, t.source_table, t.resync_by\
+    ), settled AS (\
+        UPDATE pgsluice.gap g SET settled_at = pg_catalog.clock_timestamp(), \
+            settled_by = coalesce(m.resync_by, 'pgsluice'), settlement = 'resynced', resumed_lsn = $5 FROM marked m \
+        WHERE g.subscription = m.subscription AND g.source_schema = m.source_schema \
+            AND g.source_table = m.source_table AND g.settled_at IS NULL \
+        RETURNING g.id, g.subscription, g.kind\
+    ), logged AS (\
+        INSERT INTO pgsluice.event (subscription, kind, message, detail) \
+        SELECT s.subscription, 'gap', 'gap ' || s.id || ' was settled: the table was synchronised again', \
+            pg_catalog.jsonb_build_object('gap_id', s.id, 'kind', s.kind) FROM settled s\
+    ) SELECT 1 FROM marked"
 );
 
 /// The mark holds locks that a take-over waits for. If COMMIT does not come, because the process is stopped or

@@ -48,6 +48,9 @@ pub enum CopyError {
         "a row of {table} has {bytes} bytes as the publisher sends it, more than max_value_bytes ({bytes_max})"
     )]
     TooLarge { table: QualifiedName, bytes: usize, bytes_max: usize },
+    /// The rows that the target table has could not be treated as asked.
+    #[error("the rows that the target table has stay as they are")]
+    Existing(Box<Diagnosis>),
     /// The answer to a COMMIT was lost, and the record could not be read: the copy may be committed or not.
     #[error("it is not known whether the copy of {0} was committed")]
     Unsettled(QualifiedName),
@@ -91,6 +94,7 @@ impl CopyError {
             Self::TooLarge { .. } => Diagnosis::new(copying)
                 .detail(self.to_string())
                 .hint("raise max_value_bytes of the subscription and reload the configuration (SIGHUP)"),
+            Self::Existing(diagnosis) => (**diagnosis).clone(),
             Self::Unsettled(_) => Diagnosis::new(self.to_string())
                 .detail(
                     "the connection to the target was lost, and its record of the table could not be asked",

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use tracing::{debug, info};
 
 use super::commit::{CommitOf, commit, finish_table};
-use super::transfer::transfer;
-use super::{CopyCommands, CopyError, Side};
+use super::transfer::copy_rows;
+use super::{CopyCommands, CopyError, Existing, Side};
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, QualifiedName, quote_literal};
@@ -33,6 +33,8 @@ const RESULTS_MAX: usize = 16;
 pub struct CopyJob {
     pub source: QualifiedName,
     pub commands: CopyCommands,
+    /// What happens with the rows that the target table has.
+    pub existing: Existing,
     /// The number of this attempt; a later one supersedes it.
     pub attempt: i32,
     /// The planner's estimate of the table's rows.
@@ -130,7 +132,7 @@ async fn copy_one(
     source.batch_execute(&begin).await.map_err(CopyError::on(Side::Publisher))?;
     let on_target = CopyError::on(Side::Target);
     target.client().batch_execute("BEGIN").await.map_err(&on_target)?;
-    let rows = transfer(source, target.client(), job, &job.copied).await?;
+    let rows = copy_rows(source, target, job).await?;
     finish_table(target.client(), &plan.owner, job, plan.position, rows).await?;
     let of = CommitOf::InitialCopy;
     commit(of, target, &plan.target, &plan.owner, job, plan.position).await?;
@@ -174,6 +176,7 @@ mod tests {
         let job = |(name, estimated)| CopyJob {
             source: QualifiedName::new("public", name),
             commands: CopyCommands::default(),
+            existing: Existing::Keep,
             attempt: 1,
             estimated,
             copied: Arc::default(),

@@ -20,16 +20,21 @@
 //! - Once the target has committed, the copy is done, even if the publisher's session fails or the answer to
 //!   COMMIT is lost (`commit`).
 //!
+//! A table that is synchronised again has rows already. `existing` says what happens with them, in the same
+//! transaction.
+//!
 //! `subscription` decides when a table is copied again.
 
 mod command;
 mod commit;
 mod error;
+mod existing;
 mod initial;
 mod transfer;
 
 pub use command::CopyCommands;
 pub use commit::{CommitOf, commit, finish_table};
 pub use error::{CopyError, Side};
+pub use existing::Existing;
 pub use initial::{CopyJob, CopyPlan, CopyResult, run};
-pub use transfer::transfer;
+pub use transfer::copy_rows;

@@ -17,6 +17,7 @@ use super::command::extra_messages;
 use super::initial::CopyJob;
 use super::{CopyError, Side};
 use crate::net::{Meter, PgClient};
+use crate::target::TargetSession;
 
 /// Size of the pieces, in bytes, in which rows are sent to the target. The publisher sends one message for
 /// each row.
@@ -29,10 +30,19 @@ const REWRITTEN: &str = "WITH RECURSIVE tree (oid) AS (SELECT pg_catalog.to_regc
     SELECT 1 FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid \
     WHERE c.relfilenode <> 0 AND c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid) LIMIT 1";
 
+/// Copies the table's rows from `source` (whose transaction has the snapshot) to `target` (whose transaction is
+/// open), and treats the rows that the target table has as the job says. Returns the number of rows copied.
+pub async fn copy_rows(source: &PgClient, target: &TargetSession, job: &CopyJob) -> Result<u64, CopyError> {
+    job.existing.prepare(target, &job.source).await?;
+    let rows = transfer(source, target.client(), job, &job.copied).await?;
+    job.existing.finish(target, &job.source).await?;
+    Ok(rows)
+}
+
 /// Copies the table's rows from `source` (whose transaction has the snapshot) to `target` (whose transaction
 /// is open), in binary if both tables allow it. `copied` counts the rows while they are copied. Returns their
 /// number.
-pub async fn transfer(
+async fn transfer(
     source: &PgClient,
     target: &Client,
     job: &CopyJob,

@@ -80,6 +80,7 @@ fn status(name: &str, seen: &Snapshot) -> SubscriptionStatus {
         lag_seconds: positions.lag_seconds,
         slot: SlotStatus { wal_status: positions.wal_status, retained_bytes: positions.retained_bytes },
         tables: Vec::new(),
+        gaps: Vec::new(),
         conflict_id: shown.conflict_id,
         since: None,
         running: true,

@@ -64,8 +64,10 @@ pub enum Verb {
     Resolve,
     /// `{"copy": true}`: follows the tables that the publications have now.
     Refresh,
-    /// `{"table": "public.widgets"}`: copies one table again.
+    /// `{"tables": [["public", "widgets"]], "how": "merge"}`: synchronises tables again.
     Resync,
+    /// `{"gap_id": 7}`: goes on without what may be missing.
+    Accept,
     /// Stops the subscription and releases its lock. The command line then takes the lock and removes the
     /// subscription.
     Drop,
@@ -108,8 +110,16 @@ impl Answer {
 }
 
 impl Verb {
-    pub const ALL: [Self; 7] =
-        [Self::Pause, Self::Resume, Self::Skip, Self::Resolve, Self::Refresh, Self::Resync, Self::Drop];
+    pub const ALL: [Self; 8] = [
+        Self::Pause,
+        Self::Resume,
+        Self::Skip,
+        Self::Resolve,
+        Self::Refresh,
+        Self::Resync,
+        Self::Accept,
+        Self::Drop,
+    ];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -120,6 +130,7 @@ impl Verb {
             Self::Resolve => "resolve",
             Self::Refresh => "refresh",
             Self::Resync => "resync",
+            Self::Accept => "accept",
             Self::Drop => "drop",
         }
     }
@@ -373,7 +384,7 @@ async fn record_wish(session: &mut PgConnection, name: &str, verb: Verb) -> Resu
     let desired = match verb {
         Verb::Pause => Some(Desired::Pause),
         Verb::Resume => Some(Desired::Run),
-        Verb::Skip | Verb::Resolve | Verb::Refresh | Verb::Resync | Verb::Drop => None,
+        Verb::Skip | Verb::Resolve | Verb::Refresh | Verb::Resync | Verb::Accept | Verb::Drop => None,
     };
     let done =
         sqlx::query("UPDATE pgsluice.subscription SET desired = coalesce($2, desired) WHERE name = $1")
@@ -414,7 +425,12 @@ async fn withdraw_drops(
     Ok(())
 }
 
-async fn answer(session: &mut PgConnection, id: i64, reply: &Answer) -> Result<(), StoreErrorKind> {
+/// Answers a command within the open transaction. Returns whether it had no answer yet.
+pub(super) async fn answer(
+    session: &mut PgConnection,
+    id: i64,
+    reply: &Answer,
+) -> Result<bool, StoreErrorKind> {
     let done = sqlx::query(
         "UPDATE pgsluice.command SET done_at = now(), ok = $2, answer = $3 WHERE id = $1 AND done_at IS NULL",
     )
@@ -426,7 +442,7 @@ async fn answer(session: &mut PgConnection, id: i64, reply: &Answer) -> Result<(
     if done.rows_affected() > 0 {
         notify(session, ANSWER_CHANNEL, &id.to_string()).await?;
     }
-    Ok(())
+    Ok(done.rows_affected() > 0)
 }
 
 /// Sends a notification, which is delivered when the transaction commits.

@@ -65,6 +65,8 @@ pub enum StoreErrorKind {
     /// The conflict has been settled before.
     AlreadyResolved(i64),
     SkipRefused(SkipRefusal),
+    /// A command about tables or gaps cannot be carried out as they are.
+    CommandRefused(Diagnosis),
     /// A row has a value that this version does not know.
     Undecodable(sqlx::Error),
 }
@@ -114,6 +116,7 @@ impl StoreError {
             | K::UnknownConflict(_)
             | K::AlreadyResolved(_)
             | K::SkipRefused(_)
+            | K::CommandRefused(_)
             | K::Undecodable(_) => pause,
         }
     }
@@ -142,6 +145,7 @@ impl StoreError {
             | K::CopySuperseded { .. }
             | K::AlreadyResolved(_)
             | K::SkipRefused(_)
+            | K::CommandRefused(_)
             | K::Undecodable(_) => Exit::No,
         }
     }
@@ -195,6 +199,7 @@ impl StoreError {
             K::AlreadyResolved(id) => Diagnosis::new(format!("conflict {id} has been settled already"))
                 .hint(format!("\"pgsluice conflicts show {id}\" says how")),
             K::SkipRefused(refusal) => refusal.diagnosis(),
+            K::CommandRefused(refusal) => refusal.clone(),
             K::Undecodable(source) => {
                 Diagnosis::new("the state in the target holds what this pgsluice does not understand")
                     .detail(format!("while trying to {}: {}", self.action, describe(source)))

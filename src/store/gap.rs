@@ -13,7 +13,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 
 use crate::boundary;
-use crate::gap::{Accepted, Gap, GapSettled, Hold, NewGap, Settlement};
+use crate::gap::{Accepted, Gap, GapKind, GapSettled, Hold, NewGap, Settlement};
 use crate::pg::{Lsn, QualifiedName, as_owner};
 
 use super::codec::Time;
@@ -44,6 +44,10 @@ const SELECT_OPEN: &str = concat!(
     " FROM pgsluice.gap g WHERE g.settled_at IS NULL \
      AND ($1::pg_catalog.text IS NULL OR g.subscription = $1) ORDER BY g.id"
 );
+
+/// One gap of a subscription, locked.
+pub(super) const LOCK_ONE: &str =
+    concat!("SELECT ", columns!(), " FROM pgsluice.gap g WHERE g.id = $1 AND g.subscription = $2 FOR UPDATE");
 
 const SELECT_ONE: &str = concat!("SELECT ", columns!(), " FROM pgsluice.gap g WHERE g.id = $1");
 
@@ -129,6 +133,20 @@ impl Store {
         self.run("read the gap", async {
             let row = sqlx::query(SELECT_ONE).bind(id).fetch_optional(&self.pool).await?;
             Ok(row.as_ref().map(decode).transpose()?)
+        })
+        .await
+    }
+
+    /// The kinds of a subscription's open gaps, oldest gap first.
+    pub async fn open_gap_kinds(&self, name: &str) -> Result<Vec<GapKind>, StoreError> {
+        self.run("read the open gaps", async {
+            let rows = sqlx::query(
+                "SELECT kind FROM pgsluice.gap WHERE subscription = $1 AND settled_at IS NULL ORDER BY id",
+            )
+            .bind(name)
+            .fetch_all(&self.pool)
+            .await?;
+            Ok(rows.iter().map(|row| word(row, "kind")).collect::<Result<_, _>>()?)
         })
         .await
     }

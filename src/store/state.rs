@@ -38,10 +38,30 @@ pub enum TableState {
     CatchingUp,
     /// Applied by the stream with all the others.
     Ready,
-    /// Its copy failed, and its error says why; or a gap holds it.
+    /// A gap holds it: its changes are passed over until the gap is settled.
     Paused,
     /// The publications do not publish it any more, and the stream has passed that. Only shown; it is never written.
     Left,
+}
+
+/// How a copy that was asked for treats the rows that the target table has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Resync {
+    /// They are deleted in the transaction of the copy, so that readers see them until it commits.
+    Replace,
+    /// The table is truncated in that transaction, which locks it against readers.
+    Truncate,
+    /// Only rows that differ are written.
+    Merge,
+}
+
+/// Published tables are to be taken up, because an operator asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Refresh {
+    /// The rows of tables that join are copied.
+    Copy,
+    /// Tables join without a copy.
+    NoCopy,
 }
 
 /// The state that an operator has asked for.
@@ -107,6 +127,31 @@ impl TableState {
     }
 }
 
+impl Resync {
+    pub const ALL: [Self; 3] = [Self::Replace, Self::Truncate, Self::Merge];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Replace => "replace",
+            Self::Truncate => "truncate",
+            Self::Merge => "merge",
+        }
+    }
+}
+
+impl Refresh {
+    pub const ALL: [Self; 2] = [Self::Copy, Self::NoCopy];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::NoCopy => "no_copy",
+        }
+    }
+}
+
 impl Desired {
     pub const ALL: [Self; 2] = [Self::Run, Self::Pause];
 
@@ -148,6 +193,8 @@ macro_rules! words {
 
 words!(State, "a subscription's state");
 words!(TableState, "a table's state");
+words!(Resync, "a way to synchronise a table again");
+words!(Refresh, "a way to take up tables");
 words!(Desired, "an operator's wish");
 
 #[cfg(test)]

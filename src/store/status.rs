@@ -7,11 +7,12 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::error::Diagnosis;
+use crate::gap::{Gap, GapKind, Hold};
 use crate::pg::{Lsn, QualifiedName};
 use crate::subscription::membership::LetGo;
 
-use super::codec::serialize_time_option;
-use super::{State, SubscriptionRow, TableRow, TableState};
+use super::codec::{serialize_time, serialize_time_option};
+use super::{Resync, State, SubscriptionRow, TableRow, TableState};
 
 /// The reason that is shown while no service runs.
 const NOT_RUNNING: &str = "not_running";
@@ -39,6 +40,8 @@ pub struct SubscriptionStatus {
     pub lag_seconds: Option<f64>,
     pub slot: SlotStatus,
     pub tables: Vec<TableStatus>,
+    /// The open gaps, oldest first.
+    pub gaps: Vec<GapStatus>,
     pub conflict_id: Option<i64>,
     /// When the subscription entered this state.
     #[serde(serialize_with = "serialize_time_option")]
@@ -71,6 +74,30 @@ pub struct TableStatus {
     pub error: Option<Diagnosis>,
     /// Why it is applied row by row.
     pub exact_because: Option<String>,
+    /// How it is synchronised again; none if it joins, or is ready.
+    pub resync: Option<Resync>,
+    /// The gap that holds it.
+    pub gap_id: Option<i64>,
+}
+
+/// An open gap: where the target may lack changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GapStatus {
+    pub id: i64,
+    pub kind: GapKind,
+    /// The table on the publisher; null for the whole subscription.
+    pub table: Option<QualifiedName>,
+    /// Whether the table, or the subscription, waits until the gap is settled.
+    pub holds: bool,
+    pub from_lsn: Option<Lsn>,
+    pub to_lsn: Option<Lsn>,
+    #[serde(serialize_with = "serialize_time_option")]
+    pub since: Option<Timestamp>,
+    #[serde(serialize_with = "serialize_time")]
+    pub opened_at: Timestamp,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
 }
 
 impl StatusDocument {
@@ -85,12 +112,15 @@ impl StatusDocument {
         Self { subscriptions }
     }
 
-    /// Whether nothing is paused and every enabled subscription runs.
+    /// Whether nothing is paused, no table either, and every enabled subscription runs.
     #[must_use]
     pub fn is_well(&self) -> bool {
+        let held =
+            |status: &SubscriptionStatus| status.tables.iter().any(|table| table.state == TableState::Paused);
         self.subscriptions.iter().all(|subscription| match subscription.state {
-            State::Paused => false,
             State::Disabled => true,
+            _ if held(subscription) => false,
+            State::Paused => false,
             State::Starting | State::Copying | State::Streaming | State::Retrying | State::Standby => {
                 subscription.running
             }
@@ -118,7 +148,8 @@ impl SubscriptionStatus {
                 wal_status: positions.wal_status.clone().filter(|_| live),
                 retained_bytes: positions.retained_bytes.filter(|_| live),
             },
-            tables: row.tables.iter().map(TableStatus::of).collect(),
+            tables: row.tables.iter().map(|table| TableStatus::of(table, &row.gaps)).collect(),
+            gaps: row.gaps.iter().map(GapStatus::of).collect(),
             conflict_id: row.conflict_id,
             since: Some(row.state_since),
             running: live,
@@ -148,6 +179,7 @@ impl SubscriptionStatus {
             lag_seconds: None,
             slot: SlotStatus::default(),
             tables: Vec::new(),
+            gaps: Vec::new(),
             conflict_id: None,
             since: None,
             running: false,
@@ -176,7 +208,8 @@ impl SubscriptionStatus {
 }
 
 impl TableStatus {
-    fn of(row: &TableRow) -> Self {
+    fn of(row: &TableRow, gaps: &[Gap]) -> Self {
+        let held = gaps.iter().find(|gap| gap.holds_table(&row.source));
         Self {
             source: row.source.clone(),
             target: row.target.clone(),
@@ -188,6 +221,27 @@ impl TableStatus {
             rows_estimated: row.rows_estimated,
             error: row.error.clone(),
             exact_because: row.exact_because.clone(),
+            resync: row.resync,
+            gap_id: held.map(|gap| gap.id),
+        }
+    }
+}
+
+impl GapStatus {
+    fn of(gap: &Gap) -> Self {
+        let diagnosis = gap.diagnosis();
+        Self {
+            id: gap.id,
+            kind: gap.kind,
+            table: gap.table.clone(),
+            holds: gap.hold == Hold::Until,
+            from_lsn: gap.from,
+            to_lsn: gap.to,
+            since: gap.since,
+            opened_at: gap.opened_at,
+            message: diagnosis.primary,
+            detail: diagnosis.detail,
+            hint: diagnosis.hint,
         }
     }
 }

@@ -18,8 +18,8 @@ use super::error::SkipRefusal;
 use super::publisher;
 use super::table::{self, TableRow};
 use super::{
-    Desired, EventKind, Ownership, State, Store, StoreError, StoreErrorKind, event, gap, lock, lost, owner,
-    spelling,
+    Desired, EventKind, Ownership, Refresh, State, Store, StoreError, StoreErrorKind, event, gap, lock, lost,
+    owner, spelling,
 };
 
 /// What the configuration says of a subscription.
@@ -128,6 +128,8 @@ pub struct SubscriptionRow {
     pub tables: Vec<TableRow>,
     /// The open gaps, oldest first.
     pub gaps: Vec<Gap>,
+    /// An operator asked for the published tables to be taken up, by the command with this number.
+    pub refresh: Option<(Refresh, i64)>,
     /// Whether a session holds the advisory lock: a service applies it now.
     pub owned: bool,
 }
@@ -143,7 +145,7 @@ const SELECT: &str = "\
            s.publisher_timeline_start::pg_catalog.text, s.publisher_started_at, s.publisher_is_standby, \
            s.publisher_wal_lsn::pg_catalog.text AS witnessed_wal, s.publisher_next_xid, \
            s.slot_restart_lsn::pg_catalog.text, s.publisher_seen_at, s.distrusted_started_at, \
-           s.publication_record, s.publications_seen_lsn::pg_catalog.text, \
+           s.publication_record, s.publications_seen_lsn::pg_catalog.text, s.refresh, s.refresh_command, \
            EXISTS (SELECT FROM pgsluice.conflict c \
                WHERE c.subscription = s.name AND c.resolved_at IS NULL AND c.commit_lsn < p.applied_lsn) AS passed \
     FROM pgsluice.subscription s LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
@@ -460,6 +462,10 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
         publication_record: row.try_get::<Json<Vec<PublicationRecord>>, _>("publication_record")?.0,
         tables: Vec::new(),
         gaps: Vec::new(),
+        refresh: match row.try_get::<Option<&str>, _>("refresh")? {
+            Some(_) => Some((word(row, "refresh")?, row.try_get("refresh_command")?)),
+            None => None,
+        },
         owned: false,
     })
 }

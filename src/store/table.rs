@@ -6,8 +6,8 @@
 //! # Invariants
 //! - A copy has a number, `attempt`. A write about a copy takes effect only while the copy is the table's
 //!   latest. So neither an earlier copy nor a write about it can be committed later.
-//! - The state and position of a `ready` table do not change: its rows have been copied. Only `exact_because`
-//!   is written.
+//! - The state and position of a `ready` table change only by a gap that holds it (`gap`), and by a command to
+//!   synchronise it again (`intervention`). Otherwise only `exact_because` is written.
 
 use std::collections::HashMap;
 
@@ -24,7 +24,7 @@ use crate::subscription::membership::{Left, LetGo};
 
 use super::codec::Time;
 use super::subscription::{lsn, saturate, unsigned, word};
-use super::{Ownership, Store, StoreError, StoreErrorKind, TableState, lost, owner, spelling};
+use super::{Ownership, Resync, Store, StoreError, StoreErrorKind, TableState, lost, owner, spelling};
 
 /// The result of a write about a table's synchronisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub struct TableRow {
     pub error: Option<Diagnosis>,
     /// Why it is applied row by row.
     pub exact_because: Option<String>,
+    /// How its copy treats the rows that the target table has; none if it joins.
+    pub resync: Option<Resync>,
     /// Its OID on the publisher; none where an older version recorded it.
     pub source_oid: Option<u32>,
     /// Its OID on the target, if it has been looked up.
@@ -60,6 +62,14 @@ pub struct TableRow {
     /// It is not published any more.
     pub left: Option<Left>,
     pub updated_at: Timestamp,
+}
+
+impl TableRow {
+    /// Whether it has to be copied before the stream applies its changes.
+    #[must_use]
+    pub const fn is_to_be_copied(&self) -> bool {
+        matches!(self.state, TableState::Pending | TableState::Copying | TableState::CatchingUp)
+    }
 }
 
 impl Store {
@@ -276,7 +286,7 @@ impl Store {
     }
 }
 
-fn unknown_table(name: &str, source: &QualifiedName) -> StoreErrorKind {
+pub(super) fn unknown_table(name: &str, source: &QualifiedName) -> StoreErrorKind {
     StoreErrorKind::UnknownTable { subscription: name.to_owned(), source: source.clone() }
 }
 
@@ -287,7 +297,7 @@ pub(super) async fn load(
 ) -> Result<HashMap<String, Vec<TableRow>>, StoreErrorKind> {
     let rows = sqlx::query(
         "SELECT subscription, source_schema, source_table, target_schema, target_table, state, \
-         synced_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, updated_at, \
+         synced_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, updated_at, resync, \
          source_oid, target_oid, marks, left_from::pg_catalog.text, left_lsn::pg_catalog.text, left_xid, \
          let_go_at IS NOT NULL AS let_go FROM pgsluice.table_sync \
          WHERE $1::pg_catalog.text IS NULL OR subscription = $1 ORDER BY source_schema, source_table",
@@ -316,6 +326,10 @@ fn decode(row: &PgRow) -> Result<TableRow, sqlx::Error> {
         rows_estimated: unsigned(row, "rows_estimated")?,
         error: row.try_get::<Option<Json<Diagnosis>>, _>("error")?.map(|error| error.0),
         exact_because: row.try_get("exact_because")?,
+        resync: match row.try_get::<Option<&str>, _>("resync")? {
+            Some(_) => Some(word(row, "resync")?),
+            None => None,
+        },
         source_oid: oid(row, "source_oid")?,
         target_oid: oid(row, "target_oid")?,
         marks: row.try_get::<Option<Json<Marks>>, _>("marks")?.map(|marks| marks.0),

@@ -69,7 +69,6 @@ pub(super) struct Context {
     pub(super) promptness: watch::Sender<Promptness>,
     /// What the publications contain, as the attempt took it up and as last seen.
     pub(super) publications: watch::Sender<Publications>,
-    pub(super) take_up: TakeUp,
     pub(super) phases: mpsc::Sender<Phase>,
     pub(super) snapshot: watch::Sender<Snapshot>,
     /// Apply row by row until the transaction that finishes here has been applied.
@@ -82,15 +81,6 @@ pub(super) struct Context {
     pub(super) warned: watch::Sender<Vec<String>>,
     /// What attempts have learned of the target's tables.
     pub(super) known_tables: watch::Sender<KnownTables>,
-}
-
-/// The tables that an attempt follows if it goes on from a recorded position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TakeUp {
-    /// All published tables with `auto_refresh`, the recorded ones without it.
-    AsConfigured,
-    /// All published tables, because an operator asked for it.
-    WhatIsPublished,
 }
 
 /// The progress of an attempt.
@@ -190,12 +180,13 @@ async fn prepare_and_stream(
     context.publications.send_replace(Publications::default());
     let subscription = &context.subscription;
     let (reached, known) = ahead.complete(context, session).await?;
+    gaps::note(context, &known.members.gaps);
     let Reached { publisher, mut replication, identity, published } = reached;
     if let Some(diagnosis) = findings::wal_level(&publisher.settings.wal_level) {
         return Err(Failure::retry(diagnosis).because_of(Cause::WalLevel));
     }
-    let (plan, view) =
-        place_in_stream(context, session, &publisher, &mut replication, &identity, &known).await?;
+    let placed = place_in_stream(context, session, &publisher, &mut replication, &identity, &known).await;
+    let (plan, view) = placed.map_err(|failure| failure.with_gap_since(known.record.applied_at))?;
     let term = context.owner.term();
     let mut warnings = Vec::new();
     let published = published?;
@@ -302,6 +293,11 @@ async fn place_in_stream(
     }
     record.applied = position;
     context.positions.send_modify(|positions| positions.applied = position.or(positions.applied));
+    let accepted = gaps::accepted(&known.members.gaps).zip(position);
+    let view = match accepted {
+        Some(_) => gaps::renew_slot(context, publisher, replication, view).await?,
+        None => view,
+    };
     let on_missing = if subscription.create_slot { OnMissing::Create } else { OnMissing::Refuse };
     let plan = slot::plan(
         &subscription.slot,
@@ -311,9 +307,19 @@ async fn place_in_stream(
         on_missing,
         &subscription.publisher.dbname,
     )?;
-    let applied = verify(context, session, &publisher.client, replication, identity, &view, &record).await?;
+    // That the slot is ahead of an accepted gap is no contradiction; everything else is judged as ever.
+    let judged = match accepted {
+        Some((_, position)) => view.clone().not_ahead_of(position),
+        None => view.clone(),
+    };
+    let mut applied =
+        verify(context, session, &publisher.client, replication, identity, &judged, &record).await?;
+    if let Some((accepted, position)) = accepted {
+        applied = Some(gaps::pass(context, session, &view, position, accepted).await?);
+    }
     if known.members.gaps.iter().any(|gap| gap.table.is_none()) {
         context.store.heal_gaps(&context.owner).await?;
+        gaps::show(context).await?;
     }
     Ok((plan.from(applied), view))
 }
@@ -474,7 +480,7 @@ async fn report_warnings(
     Ok(context.store.set_warnings(&context.owner, &texts).await?)
 }
 
-async fn create_slot(
+pub(super) async fn create_slot(
     context: &Context,
     publisher: &Publisher,
     replication: &mut ReplicationConnection,

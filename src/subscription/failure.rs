@@ -1,5 +1,7 @@
 //! Decides for every error what is done about it and what operators are told.
 
+use jiff::Timestamp;
+
 use crate::apply::ApplyError;
 use crate::apply::end::{End, LargeRow, Unfit};
 use crate::copy::CopyError;
@@ -126,6 +128,15 @@ impl Failure {
         Self { gap: Some(Box::new(gap)), ..self }
     }
 
+    /// Adds when the recorded position was reached, from which a gap of the slot goes on.
+    #[must_use]
+    pub(super) fn with_gap_since(mut self, at: Option<Timestamp>) -> Self {
+        if let Some(gap) = self.gap.as_mut().filter(|gap| gap.kind != GapKind::Diverged) {
+            gap.since = at;
+        }
+        self
+    }
+
     /// As [`Self::with_gap`], if the publisher refused because of the subscription's slot.
     fn with_gap_of(self, fault: Option<Fault>) -> Self {
         match fault {
@@ -148,6 +159,7 @@ impl Failure {
             | CopyError::Connection(..)
             | CopyError::Server(..)
             | CopyError::TooLarge { .. }
+            | CopyError::Existing(_)
             | CopyError::Rewritten(_) => Cause::Connection,
         };
         Self::of(Disposition::Retry, error.diagnosis(source, role), cause)

@@ -1,11 +1,19 @@
 //! Records the gaps that an attempt finds, and tells about each one once.
 
-use crate::gap::{Gap, GapKind, NewGap};
+use tracing::warn;
+
+use crate::apply::progress;
+use crate::gap::{Accepted, Gap, GapKind, NewGap, WayOut};
+use crate::pg::Lsn;
+use crate::replication::ReplicationConnection;
 use crate::store::OpenedGap;
+use crate::target::TargetSession;
 use crate::telemetry::GapFound;
 
-use super::attempt::Context;
+use super::attempt::{Context, create_slot};
 use super::failure::Failure;
+use super::publisher::Publisher;
+use super::slot::{self, SlotView};
 
 /// Records a gap, and pauses its table if it holds it. Returns none if the table is still to be copied, or not
 /// one of the subscription's: there is no gap then.
@@ -22,6 +30,19 @@ pub(super) async fn open(context: &Context, gap: &NewGap) -> Result<Option<Gap>,
     })
 }
 
+/// Shows recorded gaps in the metrics.
+pub(super) fn note(context: &Context, gaps: &[Gap]) {
+    let kinds = gaps.iter().map(|gap| gap.kind).collect();
+    context.snapshot.send_modify(|snapshot| snapshot.gaps = kinds);
+}
+
+/// Reads the open gaps, and shows them in the metrics.
+pub(super) async fn show(context: &Context) -> Result<(), Failure> {
+    let kinds = context.store.open_gap_kinds(context.name()).await?;
+    context.snapshot.send_modify(|snapshot| snapshot.gaps = kinds);
+    Ok(())
+}
+
 /// Records the gap that a failure of an attempt leaves, and returns the failure with the ways out.
 ///
 /// # Errors
@@ -30,6 +51,57 @@ pub(super) async fn record(context: &Context, mut failure: Failure) -> Result<Fa
     let Some(mut gap) = failure.gap.take() else { return Ok(failure) };
     let Some(recorded) = context.positions.borrow().applied else { return Ok(failure) };
     gap.from = gap.from.or_else(|| (gap.kind != GapKind::Diverged).then_some(recorded));
-    open(context, &gap).await?;
+    if let Some(gap) = open(context, &gap).await?
+        && gap.ways_out().contains(&WayOut::Accept)
+    {
+        let accept = format!("or {}", gap.way(WayOut::Accept));
+        let hint = failure.diagnosis.hint.take();
+        failure.diagnosis.hint = Some(hint.map_or(accept.clone(), |hint| format!("{hint}; {accept}")));
+    }
+    show(context).await?;
     Ok(failure)
+}
+
+/// Who accepted a gap of the slot that the stream has not passed yet; none if nobody has.
+pub(super) fn accepted(gaps: &[Gap]) -> Option<&Accepted> {
+    gaps.iter().filter(|gap| gap.table.is_none()).find_map(|gap| gap.accepted.as_ref())
+}
+
+/// Creates the slot again if it is gone or lost, because its gap has been accepted. A slot that an interrupted
+/// attempt has left is used.
+pub(super) async fn renew_slot(
+    context: &Context,
+    publisher: &Publisher,
+    replication: &mut ReplicationConnection,
+    view: SlotView,
+) -> Result<SlotView, Failure> {
+    let subscription = &context.subscription;
+    match &view.slot {
+        Some(slot) if slot.is_lost() => slot::drop_lost(&publisher.client, &subscription.slot).await?,
+        Some(_) => return Ok(view),
+        // The operator creates it.
+        None if !subscription.create_slot => return Ok(view),
+        None => {}
+    }
+    create_slot(context, publisher, replication).await?;
+    Ok(slot::settled_view(&publisher.client, &subscription.slot).await?)
+}
+
+/// Moves the recorded position behind the accepted gap: to the slot's confirmed position, from which on the slot
+/// sends everything. Returns the position.
+pub(super) async fn pass(
+    context: &Context,
+    session: &TargetSession,
+    view: &SlotView,
+    from: Lsn,
+    accepted: &Accepted,
+) -> Result<Lsn, Failure> {
+    let Some(to) = view.confirmed().filter(|confirmed| *confirmed > from) else { return Ok(from) };
+    let (name, term) = (&context.subscription.name, context.owner.term());
+    progress::pass_gap(session.client(), name, term, (from, to), &accepted.by).await?;
+    warn!(
+        subscription = context.name(), by = accepted.by, from = %from, to = %to,
+        "an accepted gap was passed: changes that were committed between these positions are not applied"
+    );
+    Ok(to)
 }

@@ -47,6 +47,8 @@ pub struct Recorded {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Synchronised {
     Yes,
+    /// It has rows, and they are to be synchronised again.
+    Again,
     /// It is still to be copied.
     No,
 }
@@ -165,15 +167,15 @@ pub fn judge(recorded: &[Recorded], observed: &Observed<'_>, new: NewTables) -> 
     for table in recorded {
         let same = table.oid.and_then(|oid| by_oid.get(&oid).copied());
         let judgement = match (same, unclaimed(&table.source), table.synchronised) {
-            (Some(seen), _, Synchronised::No) | (None, Some(seen), Synchronised::No) => {
-                Some(follow(table, seen))
-            }
+            // Its copy brings everything.
+            (Some(seen), _, Synchronised::No | Synchronised::Again)
+            | (None, Some(seen), Synchronised::No | Synchronised::Again) => Some(follow(table, seen)),
             (Some(seen), _, Synchronised::Yes) => Some(compare(table, seen, observed)),
             (None, Some(seen), Synchronised::Yes) if table.oid.is_none() => {
                 Some(adopt(table, seen, observed))
             }
             (None, Some(seen), Synchronised::Yes) => Some(replaced(table, seen, observed)),
-            (None, None, Synchronised::Yes) => Some(leaving(table, observed)),
+            (None, None, Synchronised::Yes | Synchronised::Again) => Some(leaving(table, observed)),
             (None, None, Synchronised::No) => None,
         };
         match judgement {

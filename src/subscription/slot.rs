@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use tracing::info;
 
+use crate::boundary;
 use crate::error::{Diagnosis, PauseReason};
 use crate::gap::GapKind;
 use crate::net::PgClient;
@@ -119,10 +120,26 @@ impl SlotInfo {
         SlotSeen { confirmed, restart_lsn: self.restart_lsn(), health }
     }
 
-    fn is_lost(&self) -> bool {
+    pub(super) fn is_lost(&self) -> bool {
         self.wal_status.as_deref() == Some("lost")
             || self.invalidation_reason.is_some()
             || self.conflicting == Some(true)
+    }
+}
+
+impl SlotView {
+    /// The slot's confirmed position; none if there is no slot, or none is known.
+    pub(super) fn confirmed(&self) -> Option<Lsn> {
+        self.slot.as_ref()?.confirmed_flush_lsn.as_ref()?.parse().ok()
+    }
+
+    /// The view with a slot that is not ahead of `position`.
+    pub(super) fn not_ahead_of(mut self, position: Lsn) -> Self {
+        let ahead = self.confirmed().is_some_and(|confirmed| confirmed > position);
+        if let Some(slot) = self.slot.as_mut().filter(|_| ahead) {
+            slot.confirmed_flush_lsn = Some(position.to_string());
+        }
+        self
     }
 }
 
@@ -175,6 +192,21 @@ pub(super) async fn settled_view(client: &PgClient, slot: &SlotName) -> Result<S
         seen = view(client, slot).await?;
     }
     Ok(seen)
+}
+
+/// Drops the slot if it is one of this database for pgoutput and nobody uses it.
+const DROP_LOST: &str = "SELECT pg_catalog.pg_drop_replication_slot(s.slot_name) \
+    FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1::pg_catalog.text AND NOT s.active \
+    AND s.plugin = 'pgoutput' AND s.database = pg_catalog.current_database()";
+
+/// Drops a slot that the publisher has invalidated.
+pub(super) async fn drop_lost(client: &PgClient, slot: &SlotName) -> Result<(), CatalogError> {
+    let dropped = boundary::deed!(
+        "slot::drop_lost",
+        client.execute(DROP_LOST, &[&slot.as_str()]).await,
+        Err(client.lose().await)
+    );
+    dropped.map(drop).map_err(catalog::publisher_query("the lost slot"))
 }
 
 /// Number of characters of a temporary slot's name after its prefix.

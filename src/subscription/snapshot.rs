@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use super::failure::Cause;
 use crate::copy::CopyJob;
 use crate::error::Diagnosis;
+use crate::gap::GapKind;
 use crate::pg::{QualifiedName, SubscriptionName};
 use crate::store::{Positions, State, StateChange};
 use crate::telemetry::{CopyGauges, Gauges};
@@ -35,6 +36,8 @@ pub struct Snapshot {
     pub target: Link,
     /// The tables of the running copy, finished ones included.
     pub copies: Vec<CopyView>,
+    /// The kinds of the open gaps.
+    pub gaps: Vec<GapKind>,
 }
 
 /// Whether a server answered the last request.
@@ -100,6 +103,7 @@ impl Snapshot {
             publisher: Link::Unknown,
             target: Link::Unknown,
             copies: Vec::new(),
+            gaps: Vec::new(),
         }
     }
 
@@ -134,6 +138,7 @@ impl Snapshot {
             publisher_up: self.publisher.is_up(),
             target_up: self.target.is_up(),
             copies: self.copies(),
+            gaps: self.gaps.clone(),
         }
     }
 
@@ -214,12 +219,13 @@ pub fn target_unavailable(diagnosis: &Diagnosis) -> Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::copy::CopyCommands;
+    use crate::copy::{CopyCommands, Existing};
 
     fn job(table: &str) -> CopyJob {
         CopyJob {
             source: QualifiedName::new("public", table),
             commands: CopyCommands::default(),
+            existing: Existing::Keep,
             attempt: 1,
             estimated: None,
             copied: Arc::new(AtomicU64::new(7)),

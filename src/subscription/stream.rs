@@ -20,6 +20,7 @@ use super::failure::{Cause, Failure, Restart};
 use super::findings;
 use super::flushes::Flushes;
 use super::format::Choice;
+use super::gaps;
 use super::publications::{Look, Publications};
 use super::reader::{Chunk, Done, ReadError, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
@@ -378,6 +379,7 @@ impl Stream<'_> {
         }
         info!(subscription = name, relation = %source, lsn = %position, "table synchronised");
         self.applier.set_position(&source, position);
+        gaps::show(self.context).await?;
         self.report_held_back(None).await;
         Ok(())
     }

@@ -322,7 +322,7 @@ impl Sync {
     ) -> Result<Lsn, Failure> {
         let (context, subscription) = (&self.context, &self.context.subscription);
         let job = match copy_job(context, table).await? {
-            CopyStart::Job(job) => job,
+            CopyStart::Job(job) => *job,
             CopyStart::Ready(position) => return Ok(position),
         };
         let (table, source) = (&*table, &job.source);
@@ -417,7 +417,7 @@ impl Sync {
             let source = &publisher.client;
             source.batch_execute(&begin).await.map_err(copy::CopyError::publisher)?;
             target.client().batch_execute("BEGIN").await.map_err(copy::CopyError::target)?;
-            let rows = copy::transfer(source, target.client(), job, &job.copied).await?;
+            let rows = copy::copy_rows(source, target, job).await?;
             // All rows have been read, so a failure of this session does not matter any more.
             let ended = source.batch_execute("COMMIT").await;
             debug!(relation = %job.source, ?ended, "the publisher's session has been read");

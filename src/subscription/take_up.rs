@@ -7,16 +7,18 @@ mod record;
 
 use std::sync::Arc;
 
+use tracing::info;
+
 use crate::apply::{Applies, Member, Membership};
 use crate::error::Diagnosis;
 use crate::gap::Gap;
 use crate::pg::{Lsn, QualifiedName};
 use crate::schema::catalog::{self, KnownTable};
 use crate::schema::{self, Misfit, Pairing, PublishedRelation, PublishedTable, ReplicaIdentity, TablePlan};
-use crate::store::{NewTables, SubscriptionRow, TableRow, TableState};
+use crate::store::{NewTables, Refresh, Resync, SubscriptionRow, TableRow, TableState};
 use crate::target::TargetSession;
 
-use super::attempt::{Context, TakeUp};
+use super::attempt::Context;
 use super::failure::{Failure, schema_failure};
 use super::findings;
 use super::first_rows::mark_ready;
@@ -45,6 +47,8 @@ pub(super) struct PendingTable {
     pub(super) plan: TablePlan,
     /// The number of its latest copy.
     pub(super) attempt: i32,
+    /// How the copy treats the rows that the target table has; none if the table joins.
+    pub(super) resync: Option<Resync>,
 }
 
 /// The parts of the record that tables are taken up from.
@@ -56,6 +60,8 @@ pub(super) struct Known {
     pub(super) publications: Vec<PublicationRecord>,
     /// Up to here the publications are known to have been as recorded.
     pub(super) seen: Option<Lsn>,
+    /// An operator asked for the published tables to be taken up, by the command with this number.
+    pub(super) refresh: Option<(Refresh, i64)>,
 }
 
 impl Known {
@@ -65,6 +71,7 @@ impl Known {
             gaps: std::mem::take(&mut row.gaps),
             publications: std::mem::take(&mut row.publication_record),
             seen: row.positions.publications_seen,
+            refresh: row.refresh,
         }
     }
 
@@ -131,7 +138,7 @@ pub(super) async fn take_up_tables(
     let judged = judge(
         &known.tables.iter().map(|row| recorded(row, &known.gaps)).collect::<Vec<_>>(),
         &observed,
-        follow_new(context, ground.plan),
+        follow_new(context, ground.plan, known.refresh),
     );
     for gap in judged.tables.iter().flat_map(|table| &table.gaps) {
         gaps::open(context, gap).await?;
@@ -150,8 +157,11 @@ pub(super) async fn take_up_tables(
         observed.end,
         observed.applied,
     );
-    let new = new_tables(context, ground.plan);
+    let new = new_tables(context, ground.plan, known.refresh);
     let written = record::write(context, session, &judged, &known, &publications, new, warnings).await?;
+    if let Some((_, command)) = known.refresh {
+        context.store.end_refresh(&context.owner, command).await?;
+    }
     // Only now may the monitor find that nothing has changed since.
     context.publications.send_modify(|publications| publications.recorded = Some(fingerprint));
     let had_gaps = judged.tables.iter().any(|table| !table.gaps.is_empty());
@@ -166,15 +176,15 @@ pub(super) async fn take_up_tables(
 }
 
 /// What happens to tables that are published and not recorded.
-fn follow_new(context: &Context, plan: SlotPlan) -> membership::NewTables {
-    let fixed = matches!(plan, SlotPlan::Continue { .. })
-        && !context.subscription.auto_refresh
-        && context.take_up == TakeUp::AsConfigured;
+fn follow_new(context: &Context, plan: SlotPlan, refresh: Option<(Refresh, i64)>) -> membership::NewTables {
+    let fixed =
+        matches!(plan, SlotPlan::Continue { .. }) && !context.subscription.auto_refresh && refresh.is_none();
     if fixed { membership::NewTables::Leave } else { membership::NewTables::Follow }
 }
 
-fn new_tables(context: &Context, plan: SlotPlan) -> NewTables {
-    match (context.subscription.copy_data, plan) {
+fn new_tables(context: &Context, plan: SlotPlan, refresh: Option<(Refresh, i64)>) -> NewTables {
+    let copied = context.subscription.copy_data && !matches!(refresh, Some((Refresh::NoCopy, _)));
+    match (copied, plan) {
         (true, _) | (false, SlotPlan::Create) => NewTables::Copy,
         (false, SlotPlan::Adopt { from } | SlotPlan::Continue { from }) => {
             NewTables::Ready { synced_lsn: from }
@@ -196,6 +206,7 @@ fn recorded(row: &TableRow, gaps: &[Gap]) -> Recorded {
         held: gaps.iter().find(|gap| gap.holds_table(&row.source)).map(|gap| gap.kind),
         synchronised: match row.state {
             TableState::Ready | TableState::Paused | TableState::Left => Synchronised::Yes,
+            _ if row.resync.is_some() => Synchronised::Again,
             TableState::Pending | TableState::Copying | TableState::CatchingUp => Synchronised::No,
         },
     }
@@ -240,14 +251,16 @@ async fn settle(
     if changed || known.tables.iter().any(|row| !copied(row)) {
         known = Known::read(context).await?;
     }
-    if let NewTables::Ready { synced_lsn } = new {
+    if let (NewTables::Ready { synced_lsn }, false) = (new, context.subscription.copy_data) {
         known = ready_without_copy(context, known, synced_lsn).await?;
     }
     let released = |row: &TableRow| row.state == TableState::Paused && held_from(row, &known.gaps).is_none();
     if let Some(applied) = ground.applied()
         && known.tables.iter().any(released)
     {
-        context.store.release_tables(&context.owner, applied).await?;
+        for table in context.store.release_tables(&context.owner, applied).await? {
+            info!(subscription = context.name(), relation = %table, lsn = %applied, "the table goes on from here");
+        }
         known = Known::read(context).await?;
     }
     Ok(known)
@@ -333,7 +346,7 @@ pub(super) async fn compare_pending(
 ) -> Result<Vec<PendingTable>, Failure> {
     let waiting: Vec<(&PreparedTable, &PublishedTable)> = tables
         .iter()
-        .filter(|table| !matches!(table.row.state, TableState::Ready | TableState::Paused))
+        .filter(|table| table.row.is_to_be_copied())
         .filter_map(|table| Some((table, table.published.as_ref()?)))
         .collect();
     let names: Vec<QualifiedName> = waiting.iter().map(|(table, _)| table.target.clone()).collect();
@@ -354,7 +367,7 @@ pub(super) async fn compare_pending(
         if let Some(plan) = compared.plan.filter(|_| fits) {
             let member = Member { applies: Applies::default(), ..member(table) };
             let (published, attempt) = (published.clone(), table.row.attempt);
-            pending.push(PendingTable { published, member, plan, attempt });
+            pending.push(PendingTable { published, member, plan, attempt, resync: table.row.resync });
         }
     }
     if misfits.is_empty() { Ok(pending) } else { Err(schema_failure(&misfits)) }

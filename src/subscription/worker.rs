@@ -28,7 +28,7 @@ use crate::target::TargetSession;
 use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
 use self::waiting::commands_due;
-use super::attempt::{self, Ahead, Context, Phase, TakeUp};
+use super::attempt::{self, Ahead, Context, Phase};
 use super::because::Because;
 use super::failure::{Cause, Failure, Restart, TargetLink};
 use super::format::Whole;
@@ -148,7 +148,6 @@ impl Worker {
             positions: watch::Sender::new(StreamPositions::default()),
             promptness: watch::Sender::new(Promptness::default()),
             publications: watch::Sender::new(Publications::default()),
-            take_up: TakeUp::AsConfigured,
             phases: phase_sender,
             snapshot,
             exact_until: None,
@@ -329,10 +328,7 @@ impl Worker {
                 return self.report().await;
             }
             Phase::Copying => Event::CopyStarted,
-            Phase::Streaming => {
-                self.context.take_up = TakeUp::AsConfigured;
-                Event::StreamStarted
-            }
+            Phase::Streaming => Event::StreamStarted,
             Phase::TableHeldBack(diagnosis) => {
                 self.held_back = diagnosis;
                 return self.report().await;

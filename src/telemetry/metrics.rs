@@ -18,6 +18,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::names::{self, Kind};
 use crate::conflict::ConflictKind;
+use crate::gap::GapKind;
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::Tally;
 use crate::store::State;
@@ -43,6 +44,8 @@ pub struct Gauges<'a> {
     pub target_up: Option<bool>,
     /// Tables of the copy in progress, finished ones included; empty if there is none.
     pub copies: Vec<CopyGauges>,
+    /// The kinds of the open gaps.
+    pub gaps: Vec<GapKind>,
 }
 
 /// One table of the copy in progress.
@@ -179,6 +182,15 @@ impl Gauges<'_> {
             }
         }
         self.set_copies();
+        for kind in GapKind::ALL {
+            let open = self.gaps.iter().filter(|open| **open == kind).count();
+            gauge!(
+                names::GAPS,
+                names::LABEL_SUBSCRIPTION => self.subscription.to_owned(),
+                names::LABEL_KIND => kind.as_str()
+            )
+            .set(float(open as u64));
+        }
     }
 
     fn set_copies(&self) {
@@ -239,6 +251,7 @@ mod tests {
             publisher_up: Some(true),
             target_up: Some(false),
             copies: (0..copies).map(copy).collect(),
+            gaps: vec![GapKind::Returned, GapKind::Returned, GapKind::SlotLost],
         }
     }
 
@@ -251,6 +264,8 @@ mod tests {
             format!("pgsluice_state{{{name},state=\"streaming\"}} 0"),
             format!("pgsluice_lag_bytes{{{name}}} 72"),
             format!("pgsluice_target_up{{{name}}} 0"),
+            format!("pgsluice_gaps{{{name},kind=\"returned\"}} 2"),
+            format!("pgsluice_gaps{{{name},kind=\"replaced\"}} 0"),
             format!("pgsluice_position_bytes{{{name},position=\"received\"}} 256"),
             format!("pgsluice_copying_tables{{{name}}} 1"),
             format!("pgsluice_copy_rows{{{name}}} 20"),

@@ -32,6 +32,8 @@ pub const LABEL_STATE: &str = "state";
 pub const LABEL_TABLE: &str = "table";
 /// The kind of position: `received`, `flushed`, `publisher`.
 pub const LABEL_POSITION: &str = "position";
+/// The kind of a gap.
+pub const LABEL_KIND: &str = "kind";
 pub const LABEL_VERSION: &str = "version";
 
 pub const INFO: &str = "pgsluice_info";
@@ -46,6 +48,7 @@ pub const FALLBACKS: &str = "pgsluice_fallbacks_total";
 pub const CONFLICTS: &str = "pgsluice_conflicts_total";
 pub const RECONNECTS: &str = "pgsluice_reconnects_total";
 pub const STATE: &str = "pgsluice_state";
+pub const GAPS: &str = "pgsluice_gaps";
 pub const LAG_BYTES: &str = "pgsluice_lag_bytes";
 pub const LAG_SECONDS: &str = "pgsluice_lag_seconds";
 pub const POSITION_BYTES: &str = "pgsluice_position_bytes";
@@ -96,6 +99,7 @@ pub const ALL: &[Description] = &[
     counter(CONFLICTS, "Conflicts found, by type; one that is met again counts once."),
     counter(RECONNECTS, "Attempts that ended in a transient failure and are made again."),
     gauge(STATE, "1 for the state that the subscription is in, 0 for the others."),
+    gauge(GAPS, "Open gaps, in which the target may lack changes, by kind."),
     gauge(
         LAG_BYTES,
         "WAL between the publisher's position and what is durable here, in bytes; absent if unknown.",

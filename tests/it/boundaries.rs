@@ -63,6 +63,18 @@ enum Scenario {
     AskToSkip,
     /// The command line names the transaction to pass over by its position.
     SkipByPosition,
+    /// The slot has gone, and comes back with what it had.
+    SlotGone,
+    /// A gap that holds a table is accepted.
+    Accept,
+    /// The slot has gone, and that is accepted.
+    PassGap,
+    /// The publisher has given the slot up, and that is accepted.
+    PassLost,
+    /// A table is synchronised again.
+    Resync,
+    /// The published tables are taken up on request.
+    Refresh,
     /// The subscription is dropped.
     Drop,
 }
@@ -108,6 +120,15 @@ boundaries! {
     conflict_is_resolved: "conflict::resolve" Skip;
     command_is_answered: "command::answer" Skip;
     skip_is_finished: "skip::finish" Skip;
+    gap_is_recorded: "gap::open" SlotGone;
+    gap_is_accepted: "gap::accept" Accept;
+    held_table_goes_on: "gap::release" Accept;
+    slot_is_created_again: "slot::create" PassGap;
+    lost_slot_is_dropped: "slot::drop_lost" PassLost;
+    gap_of_the_slot_is_passed: "progress::pass_gap" PassGap;
+    tables_to_synchronise_again_are_recorded: "table::resync" Resync;
+    table_is_synchronised_again: "table_sync::commit" Resync;
+    wish_to_take_up_tables_is_recorded: "table::refresh" Refresh;
     slot_is_dropped: "drop::slot" Drop;
     state_is_removed: "drop::state" Drop;
 }
@@ -155,7 +176,13 @@ impl Case {
     }
 
     fn world(self) -> Builder {
-        let world = World::builder().servers(Servers::Shared).both_sql(TABLES);
+        let mut world = World::builder().servers(Servers::Shared).both_sql(TABLES);
+        if self.scenario == Scenario::PassLost {
+            world = world.publisher_setting("max_slot_wal_keep_size", "1MB");
+        }
+        if self.scenario == Scenario::Refresh {
+            world = world.subscription_line("auto_refresh = false");
+        }
         if self.scenario == Scenario::WithoutCopy {
             let publication = "CREATE PUBLICATION my_publication FOR TABLE log, keyed";
             return world.publisher_sql(publication).subscription_line("copy_data = false");
@@ -201,11 +228,27 @@ impl Case {
                 world.target.exec("INSERT INTO keyed VALUES (1, 'local')").await;
                 world.publisher.exec(CONFLICTING).await;
             }
+            Scenario::SlotGone => {
+                let sql =
+                    "SELECT pg_copy_logical_replication_slot($1, 'spare'), pg_drop_replication_slot($1)";
+                world.publisher.exec(sql.replace("$1", &format!("'{}'", world.subscription))).await;
+            }
+            Scenario::PassGap => {
+                let sql = format!("SELECT pg_drop_replication_slot('{}')", world.subscription);
+                world.publisher.exec(sql).await;
+            }
+            Scenario::PassLost => lose_slot(world).await,
+            Scenario::Accept => hold(world, "log").await,
+            Scenario::Resync => world.target.exec("UPDATE log SET note = 'wrong' WHERE id < 9").await,
+            Scenario::Refresh => {
+                world.publisher.exec("ALTER PUBLICATION my_publication ADD TABLE late").await;
+            }
             Scenario::FirstStart | Scenario::WithoutCopy | Scenario::Drop => {}
         }
-        if matches!(self.scenario, Scenario::Retry | Scenario::Skip) {
+        if matches!(self.scenario, Scenario::Retry | Scenario::Skip | Scenario::PassGap | Scenario::PassLost)
+        {
             let service = world.run();
-            world.wait_paused("conflict").await;
+            world.wait_state("paused").await;
             assert_eq!(service.sigterm().await, 0);
             if self.scenario == Scenario::Retry {
                 world.target.exec("DELETE FROM keyed").await;
@@ -229,6 +272,11 @@ impl Case {
         let asking = match self.scenario {
             Scenario::Retry => Some(vec!["resume".to_owned(), world.subscription.clone()]),
             Scenario::Skip => Some(self.skip(world).await),
+            Scenario::Accept
+            | Scenario::PassGap
+            | Scenario::PassLost
+            | Scenario::Resync
+            | Scenario::Refresh => Some(asked(self.scenario, world).await),
             _ => None,
         };
         if let Some(asking) = asking {
@@ -270,7 +318,13 @@ impl Case {
             | Scenario::Sets
             | Scenario::Slices
             | Scenario::Rows
+            | Scenario::Accept
+            | Scenario::PassGap
+            | Scenario::PassLost
+            | Scenario::Resync
+            | Scenario::Refresh
             | Scenario::Drop => {}
+            Scenario::SlotGone => self.bring_the_slot_back(world).await,
             Scenario::Conflict => {
                 world.wait_paused("conflict").await;
                 let open =
@@ -305,7 +359,8 @@ impl Case {
 
     async fn is_settled(self, world: &World) -> Result<(), String> {
         let skipped = self.skips();
-        let tables: &[&str] = if self.scenario == Scenario::Join { &["log", "late"] } else { &["log"] };
+        let joins = matches!(self.scenario, Scenario::Join | Scenario::Refresh);
+        let tables: &[&str] = if joins { &["log", "late"] } else { &["log"] };
         for table in tables {
             let all = format!("SELECT id, note FROM {table} ORDER BY 1, 2");
             let expected = if skipped {
@@ -330,6 +385,8 @@ impl Case {
         let unsettled = "\
             SELECT 'table', source_table, state FROM pgsluice.table_sync WHERE state <> 'ready' \
             UNION ALL SELECT 'conflict', id::text, resolution FROM pgsluice.conflict WHERE resolved_at IS NULL \
+            UNION ALL SELECT 'gap', id::text, kind FROM pgsluice.gap WHERE settled_at IS NULL \
+            UNION ALL SELECT 'refresh', name, refresh FROM pgsluice.subscription WHERE refresh IS NOT NULL \
             UNION ALL SELECT 'skip', skip_lsn::text, state FROM pgsluice.subscription WHERE skip_lsn IS NOT NULL \
             UNION ALL SELECT 'command', verb, taken_at::text FROM pgsluice.command WHERE done_at IS NULL";
         let unsettled = world.target.lines(unsettled).await;
@@ -354,6 +411,20 @@ impl Case {
         let log = service.log();
         assert!(!log.contains("panicked"), "{log}");
         assert_eq!(service.sigterm().await, 0, "{self:?}");
+    }
+
+    /// The gap is recorded once. A slot that has everything is put in the place of the one that has gone.
+    async fn bring_the_slot_back(self, world: &World) {
+        if self.is_settled(world).await.is_ok() {
+            return;
+        }
+        world.wait_paused("slot_lost").await;
+        let gaps =
+            "SELECT kind, source_table, from_lsn = applied_lsn, to_lsn FROM pgsluice.gap, pgsluice.progress";
+        assert_eq!(world.target.lines(gaps).await, ["slot_gone|∅|t|∅"], "{self:?}");
+        let sql = "SELECT pg_copy_logical_replication_slot('spare', $1), pg_drop_replication_slot('spare')";
+        world.publisher.exec(sql.replace("$1", &format!("'{}'", world.subscription))).await;
+        world.pgsluice(&["resume", &world.subscription]).await.expect(0);
     }
 
     fn skips(self) -> bool {
@@ -384,6 +455,39 @@ impl Case {
             UNION ALL SELECT 'slot', slot_name FROM pg_replication_slots";
         assert_eq!(world.target.lines(left).await, [""; 0], "{self:?}");
     }
+}
+
+/// Holds a table by a gap, while no service runs.
+async fn hold(world: &World, table: &str) {
+    let sql = "UPDATE pgsluice.table_sync SET state = 'paused', attempt = attempt + 1 WHERE source_table = $1; \
+        INSERT INTO pgsluice.gap (subscription, source_schema, source_table, kind, holds, from_lsn, to_lsn) \
+        SELECT subscription, 'public', $1, 'returned', true, applied_lsn, applied_lsn FROM pgsluice.progress";
+    world.target.exec(sql.replace("$1", &format!("'{table}'"))).await;
+}
+
+/// Makes the publisher give the slot up.
+async fn lose_slot(world: &World) {
+    until_within(SOON, "the publisher has given the slot up", async || {
+        world.publisher.exec("INSERT INTO late VALUES (1, 'WAL')").await;
+        world.publisher.exec("SELECT pg_switch_wal()").await;
+        world.publisher.exec("CHECKPOINT").await;
+        let status = world.publisher.value("SELECT wal_status FROM pg_replication_slots").await;
+        if status.as_deref() == Some("lost") { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+}
+
+/// What an operator says.
+async fn asked(scenario: Scenario, world: &World) -> Vec<String> {
+    let gap = world.target.value("SELECT max(id) FROM pgsluice.gap").await.unwrap_or_default();
+    let words: &[&str] = match scenario {
+        Scenario::Accept | Scenario::PassGap | Scenario::PassLost => {
+            &["accept", &world.subscription, "--gap", &gap]
+        }
+        Scenario::Refresh => &["refresh", &world.subscription],
+        _ => &["resync", &world.subscription, "public.log"],
+    };
+    words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 /// A command's exit code (none if it was killed), and all that it said.

@@ -197,6 +197,9 @@ async fn tables_join_and_leave_a_running_stream_while_everybody_writes() {
     world.publisher.exec("INSERT INTO first VALUES (-2, 0, 'others go on')").await;
     world.wait_same_rows("first").await;
     assert_eq!(world.target.value("SELECT count(*) FROM joins").await, before);
+    world.pgsluice(&["resync", &world.subscription, "public.joins"]).await.expect(0);
+    world.wait_same_rows("joins").await;
+    wait_table_state(&world, "public.joins", "ready").await;
     world.wait_state("streaming").await;
 }
 

@@ -30,6 +30,8 @@ mod feedback;
 #[cfg(test)]
 mod fence;
 #[cfg(test)]
+mod gaps;
+#[cfg(test)]
 mod hand_over;
 #[cfg(test)]
 mod histories;
@@ -65,6 +67,8 @@ mod privileges;
 mod publications;
 #[cfg(test)]
 mod replication;
+#[cfg(test)]
+mod resync;
 #[cfg(test)]
 mod schema;
 #[cfg(test)]

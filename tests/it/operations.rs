@@ -242,7 +242,7 @@ async fn status_has_every_field_of_the_contract_in_every_state() {
 
 /// Returns the subscription in `status NAME --json` after checking its fields and the exit code.
 async fn document(world: &World, code: i32) -> serde_json::Value {
-    const FIELDS: [&str; 14] = [
+    const FIELDS: [&str; 15] = [
         "name",
         "state",
         "reason",
@@ -256,6 +256,7 @@ async fn document(world: &World, code: i32) -> serde_json::Value {
         "lag_seconds",
         "slot",
         "tables",
+        "gaps",
         "conflict_id",
     ];
     let document = world.pgsluice(&["status", &world.subscription, "--json"]).await.expect(code).json();

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use pgsluice::conflict::ConflictKind;
+use pgsluice::gap::GapKind;
 use pgsluice::store::State;
 
 fn read(path: &str) -> String {
@@ -46,6 +47,7 @@ fn set<'a>(words: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
 fn every_state_is_explained() {
     assert_eq!(headings("States"), set(State::ALL.map(State::as_str)));
     assert_eq!(headings("Table states"), words("src/store/state.rs", "TableState"));
+    assert_eq!(headings("Gaps"), set(GapKind::ALL.map(GapKind::as_str)));
 }
 
 #[test]

@@ -21,8 +21,8 @@ use pgsluice::pg::conninfo::{
 use pgsluice::pg::{Lsn, QualifiedName, SlotName, SubscriptionName};
 use pgsluice::store::{
     Answer, ConflictFilter, Desired, EventKind, Members, NewTables, OpenedGap, Outcome, Ownership, Positions,
-    Registration, SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError,
-    StoreErrorKind, TableChanges, TableRecord, TableState, TableStep, Verb, lock_key,
+    Refresh, Registration, Resync, SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange, StatusDocument,
+    Store, StoreError, StoreErrorKind, TableChanges, TableRecord, TableState, TableStep, Verb, lock_key,
 };
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -547,6 +547,10 @@ fn writes<'a>(store: &'a Store, owner: &'a Ownership, conflict: i64, command: i6
         open_gap(&gap_of(None, GapKind::SlotLost));
         heal_gaps();
         release_tables(Lsn::new(9));
+        resync_tables(command, &[widgets()], Resync::Merge, "late");
+        accept_gap(command, 1, "late");
+        refresh_tables(command, Refresh::Copy);
+        end_refresh(command);
     }
 }
 
@@ -1005,9 +1009,12 @@ async fn the_status_document_is_the_contracts() {
               "rows_copied": 0,
               "rows_estimated": null,
               "error": null,
-              "exact_because": null
+              "exact_because": null,
+              "resync": null,
+              "gap_id": null
             }
           ],
+          "gaps": [],
           "conflict_id": null,
           "since": "2024-02-29T12:00:00Z",
           "running": true,
@@ -1032,6 +1039,7 @@ async fn the_status_document_is_the_contracts() {
             "retained_bytes": null
           },
           "tables": [],
+          "gaps": [],
           "conflict_id": null,
           "since": null,
           "running": false,

@@ -8,7 +8,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::super::attempt::TakeUp;
 use super::super::because::Because;
 use super::super::commands;
 use super::super::failure::Failure;
@@ -16,7 +15,7 @@ use super::super::schema_watch::SCHEMA_FINGERPRINT;
 use super::super::snapshot::Link;
 use super::super::state::{Event, State};
 use super::{Look, Owner, Wake, Worker};
-use crate::error::{Diagnosis, PauseReason};
+use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::store::{self, Answer, Command, StateChange, StoreError, Verb};
 /// How often commands are looked for, in case their notification was lost.
 const COMMAND_POLL: Duration = Duration::from_secs(1);
@@ -227,13 +226,34 @@ impl Worker {
             },
             Verb::Skip => self.on_skip(),
             Verb::Resolve => self.on_resolve(&command.args, &command.created_by).await,
-            Verb::Refresh => {
-                self.context.take_up = TakeUp::WhatIsPublished;
-                (Answer::done("takes up its publications"), Some(Event::RestartAsked))
-            }
-            Verb::Resync => (commands::not_supported(command.verb), None),
+            Verb::Refresh | Verb::Resync | Verb::Accept => self.on_intervention(command).await,
             // The command line takes the lock next, and removes the slot and the state.
             Verb::Drop => (Answer::done("let go"), Some(Event::ShutdownAsked)),
+        }
+    }
+
+    /// Records what tables are to be taken up, synchronised again, or let go on; the next attempt does it.
+    async fn on_intervention(&self, command: &Command) -> (Answer, Option<Event>) {
+        let done = match command.verb {
+            Verb::Resync => commands::resync(&self.context, command).await,
+            Verb::Accept => commands::accept(&self.context, command).await,
+            _ => commands::refresh(&self.context, command).await,
+        };
+        match done {
+            Ok(answer) => (answer, Some(self.go_on())),
+            // It may have been recorded and answered all the same. The next attempt reads the record.
+            Err(failure) if failure.disposition == Disposition::Retry => {
+                (Answer::refused(failure.diagnosis), Some(self.go_on()))
+            }
+            Err(failure) => (Answer::refused(failure.diagnosis), None),
+        }
+    }
+
+    /// The event after which an attempt does what has been recorded. A pause for which it is no remedy stays.
+    fn go_on(&self) -> Event {
+        match self.state {
+            State::Paused(PauseReason::SlotLost | PauseReason::Diverged) => Event::ResumeAsked,
+            _ => Event::RestartAsked,
         }
     }
 
