@@ -65,6 +65,7 @@ mod poolers;
 mod privileges;
 #[cfg(test)]
 mod publications;
+mod published_histories;
 #[cfg(test)]
 mod replication;
 #[cfg(test)]
