@@ -26,7 +26,7 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_mins(5);
 pub(super) const ACTION: &str = "migrate schema pgsluice";
 
 /// Every version of schema `pgsluice`: number, description, SQL.
-const MIGRATIONS: [(i64, &str, &str); 9] = [
+const MIGRATIONS: [(i64, &str, &str); 10] = [
     (1, "subscriptions", include_str!("../../migrations/0001_subscriptions.sql")),
     (2, "conflicts", include_str!("../../migrations/0002_conflicts.sql")),
     (3, "commands", include_str!("../../migrations/0003_commands.sql")),
@@ -36,6 +36,7 @@ const MIGRATIONS: [(i64, &str, &str); 9] = [
     (7, "publisher history", include_str!("../../migrations/0007_publisher_history.sql")),
     (8, "gaps", include_str!("../../migrations/0008_gaps.sql")),
     (9, "membership", include_str!("../../migrations/0009_membership.sql")),
+    (10, "columns", include_str!("../../migrations/0010_columns.sql")),
 ];
 
 /// The version of schema `pgsluice` that this pgsluice works with.

@@ -65,7 +65,7 @@ pub use owner::Ownership;
 pub use state::{Desired, State, TableState, UnknownWord};
 pub use status::{SlotStatus, StatusDocument, SubscriptionStatus, TableStatus};
 pub use subscription::{Positions, Progress, Registration, StateChange, SubscriptionRow};
-pub use table::{TableRow, TableStep};
+pub use table::{PlannedTable, TableRow, TableStep};
 pub use wal::WalPositions;
 
 /// Maximum number of sessions of one store, without its listener.

@@ -45,7 +45,7 @@ pub(super) async fn first_rows(
     let (mut jobs, mut ready) = (Vec::with_capacity(pending.len()), Vec::new());
     for table in pending {
         match copy_job(context, table).await? {
-            CopyStart::Job(job) => jobs.push(job),
+            CopyStart::Job(job) => jobs.push(*job),
             CopyStart::Ready(position) => ready.push((table.published.relation.name.clone(), position)),
         }
     }
@@ -70,7 +70,7 @@ pub(super) async fn mark_ready(context: &Context, row: &TableRow, position: Lsn)
 
 /// How a table's copy begins.
 pub(super) enum CopyStart {
-    Job(CopyJob),
+    Job(Box<CopyJob>),
     /// There is none, because the table is synchronised from this position on.
     Ready(Lsn),
 }
@@ -84,13 +84,13 @@ pub(super) async fn copy_job(context: &Context, table: &mut PendingTable) -> Res
     };
     table.attempt = attempt;
     let binary = context.subscription.binary;
-    Ok(CopyStart::Job(CopyJob {
+    Ok(CopyStart::Job(Box::new(CopyJob {
         source: source.clone(),
         commands: CopyCommands::new(&table.published, &table.plan, binary),
         attempt,
         estimated: table.published.rows_estimated,
         copied: Arc::new(AtomicU64::new(0)),
-    }))
+    })))
 }
 
 /// Copies all tables, reports their rows meanwhile, and returns those that succeeded. A failure is recorded

@@ -5,7 +5,7 @@ use crate::store::OpenedGap;
 use crate::telemetry::GapFound;
 
 use super::attempt::Context;
-use super::failure::Failure;
+use super::failure::{About, Failure};
 
 /// Records a gap, and pauses its table if it holds it. Returns none if the table is still to be copied, or not
 /// one of the subscription's: there is no gap then.
@@ -27,7 +27,8 @@ pub(super) async fn open(context: &Context, gap: &NewGap) -> Result<Option<Gap>,
 /// # Errors
 /// The gap could not be recorded. The next attempt finds it again.
 pub(super) async fn record(context: &Context, mut failure: Failure) -> Result<Failure, Failure> {
-    let Some(mut gap) = failure.gap.take() else { return Ok(failure) };
+    let Some(About::Gap(mut gap)) = failure.about.as_deref().cloned() else { return Ok(failure) };
+    failure.about = None;
     let Some(recorded) = context.positions.borrow().applied else { return Ok(failure) };
     gap.from = gap.from.or_else(|| (gap.kind != GapKind::Diverged).then_some(recorded));
     open(context, &gap).await?;

@@ -12,6 +12,8 @@ mod boundaries;
 mod check;
 #[cfg(test)]
 mod cluster;
+mod coercion;
+#[cfg(test)]
 mod commands;
 #[cfg(test)]
 mod conflicts;
@@ -31,6 +33,8 @@ mod feedback;
 mod fence;
 #[cfg(test)]
 mod hand_over;
+#[cfg(test)]
+mod hints;
 #[cfg(test)]
 mod histories;
 #[cfg(test)]
