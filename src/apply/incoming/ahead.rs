@@ -5,7 +5,7 @@
 //! announcements follow each other closely, four times as many are read each time.
 //!
 //! # Invariants
-//! - A description is used at most once, and only while it is young ([`Ahead::is_young`]). DDL that comes between
+//! - A description is used at most once, and only while it is young. DDL that comes between
 //!   is found by the stamp that every transaction compares before its COMMIT (`apply::stamp`).
 //! - Every table is described at most once before its announcement, unless its description has become too old.
 
