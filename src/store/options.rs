@@ -36,7 +36,7 @@ pub(super) struct Route {
     /// Bounds name resolution, TCP, TLS, authentication and session set-up together.
     pub(super) timeout: Duration,
     pub(super) session: TargetSessionAttrs,
-    /// The same host for [`crate::net`].
+    /// The connection string with this host alone, for a session of [`crate::net`].
     pub(super) conninfo: ConnInfo,
 }
 

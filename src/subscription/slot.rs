@@ -92,6 +92,20 @@ impl SlotView {
     pub(super) fn end(&self) -> Lsn {
         self.inserted.unwrap_or(self.publisher_lsn)
     }
+
+    /// The slot's confirmed position; none if there is no slot, or none is known.
+    pub(super) fn confirmed(&self) -> Option<Lsn> {
+        self.slot.as_ref()?.confirmed()
+    }
+
+    /// The view with a slot that is not ahead of `position`.
+    pub(super) fn not_ahead_of(mut self, position: Lsn) -> Self {
+        let ahead = self.confirmed().is_some_and(|confirmed| confirmed > position);
+        if let Some(slot) = self.slot.as_mut().filter(|_| ahead) {
+            slot.confirmed_flush_lsn = Some(position.to_string());
+        }
+        self
+    }
 }
 
 impl SlotInfo {
@@ -105,6 +119,10 @@ impl SlotInfo {
         self.confirmed_flush_lsn.is_none() && self.active_pid.is_some()
     }
 
+    fn confirmed(&self) -> Option<Lsn> {
+        self.confirmed_flush_lsn.as_ref()?.parse().ok()
+    }
+
     pub(super) fn restart_lsn(&self) -> Option<Lsn> {
         self.restart_lsn.as_ref()?.parse().ok()
     }
@@ -116,30 +134,13 @@ impl SlotInfo {
             (false, true) => SlotHealth::Synchronised,
             (false, false) => SlotHealth::Good,
         };
-        let confirmed = self.confirmed_flush_lsn.as_ref().and_then(|lsn| lsn.parse().ok());
-        SlotSeen { confirmed, restart_lsn: self.restart_lsn(), health }
+        SlotSeen { confirmed: self.confirmed(), restart_lsn: self.restart_lsn(), health }
     }
 
     pub(super) fn is_lost(&self) -> bool {
         self.wal_status.as_deref() == Some("lost")
             || self.invalidation_reason.is_some()
             || self.conflicting == Some(true)
-    }
-}
-
-impl SlotView {
-    /// The slot's confirmed position; none if there is no slot, or none is known.
-    pub(super) fn confirmed(&self) -> Option<Lsn> {
-        self.slot.as_ref()?.confirmed_flush_lsn.as_ref()?.parse().ok()
-    }
-
-    /// The view with a slot that is not ahead of `position`.
-    pub(super) fn not_ahead_of(mut self, position: Lsn) -> Self {
-        let ahead = self.confirmed().is_some_and(|confirmed| confirmed > position);
-        if let Some(slot) = self.slot.as_mut().filter(|_| ahead) {
-            slot.confirmed_flush_lsn = Some(position.to_string());
-        }
-        self
     }
 }
 
@@ -275,7 +276,7 @@ pub(crate) fn plan(
     match recorded {
         Some(from) => Ok(SlotPlan::Continue { from }),
         None => {
-            let from = slot.confirmed_flush_lsn.as_deref().and_then(|lsn| lsn.parse().ok());
+            let from = slot.confirmed();
             from.map(|from| SlotPlan::Adopt { from })
                 .ok_or_else(|| foreign(name, "it has no confirmed position yet".to_owned()))
         }
