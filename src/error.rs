@@ -198,15 +198,43 @@ impl fmt::Display for ServerError {
 impl std::error::Error for ServerError {}
 
 impl ServerError {
-    /// Returns primary, detail and hint as the server sent them.
+    /// What to do about [`Self::is_name_lost_in_function`].
+    pub const NAME_LOST: &'static str = "functions of the target run here with an empty search_path: qualify \
+        the names in it with their schemas, or run ALTER FUNCTION … SET search_path = …";
+
+    /// Returns primary, detail and hint as the server sent them. The context, such as the function in which it
+    /// failed, is part of the detail.
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
-        Diagnosis {
-            primary: format!("{} (SQLSTATE {})", self.message, self.code),
-            detail: self.detail.clone(),
-            hint: self.hint.clone(),
-            logged_as: self.may_quote_values().then(|| self.to_code()),
-        }
+        let hint = if self.is_name_lost_in_function() {
+            Some(Self::NAME_LOST.to_owned())
+        } else {
+            self.hint.clone()
+        };
+        let primary = format!("{} (SQLSTATE {})", self.message, self.code);
+        let logged_as = match &self.context {
+            _ if self.may_quote_values() => Some(self.to_code()),
+            // A context may quote statements with their values.
+            Some(_) => Some(primary.clone()),
+            None => None,
+        };
+        Diagnosis { primary, detail: self.detail_with_context(), hint, logged_as }
+    }
+
+    /// The detail, and where it failed.
+    #[must_use]
+    pub fn detail_with_context(&self) -> Option<String> {
+        let context = self.context.as_ref().map(|context| format!("context: {context}"));
+        let parts: Vec<String> = self.detail.iter().cloned().chain(context).collect();
+        (!parts.is_empty()).then(|| parts.join("\n"))
+    }
+
+    /// Whether a function or trigger of the target did not find a name (a function, operator, table, type or
+    /// schema), which it may find with another `search_path`.
+    #[must_use]
+    pub fn is_name_lost_in_function(&self) -> bool {
+        let in_function = self.context.as_ref().is_some_and(|context| context.contains("function "));
+        in_function && matches!(self.code.as_str(), "42883" | "42P01" | "42704" | "3F000")
     }
 
     /// Returns the SQLSTATE and the constraint's name without the server's texts.

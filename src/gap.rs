@@ -42,6 +42,8 @@ pub enum GapKind {
     RowFilter,
     /// The publications' column list for the table has changed.
     Columns,
+    /// A column of the table has another type than before, or was added again.
+    Redefined,
 }
 
 /// What a gap stops until it is settled.
@@ -130,7 +132,7 @@ pub enum WayOut {
 }
 
 impl GapKind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::SlotGone,
         Self::SlotLost,
         Self::SlotAhead,
@@ -141,6 +143,7 @@ impl GapKind {
         Self::Operations,
         Self::RowFilter,
         Self::Columns,
+        Self::Redefined,
     ];
 
     #[must_use]
@@ -156,6 +159,7 @@ impl GapKind {
             Self::Operations => "operations",
             Self::RowFilter => "row_filter",
             Self::Columns => "columns",
+            Self::Redefined => "redefined",
         }
     }
 
@@ -170,7 +174,7 @@ impl GapKind {
             | Self::Publication
             | Self::Returned
             | Self::Replaced => Hold::Until,
-            Self::Operations | Self::RowFilter | Self::Columns => Hold::Nothing,
+            Self::Operations | Self::RowFilter | Self::Columns | Self::Redefined => Hold::Nothing,
         }
     }
 
@@ -195,6 +199,7 @@ impl GapKind {
             Self::Operations => format!("{what} may differ: its published operations have changed"),
             Self::RowFilter => format!("{what} may differ: the row filter of its publications has changed"),
             Self::Columns => format!("{what} may differ: the column list of its publications has changed"),
+            Self::Redefined => format!("{what} may differ: a column has changed on the publisher"),
         }
     }
 
@@ -209,6 +214,7 @@ impl GapKind {
             Self::Operations => "changes of the operations that were not published, committed",
             Self::RowFilter => "rows that the earlier filter left out, or that the present one does, changed",
             Self::Columns => "values of the columns that were not published, written",
+            Self::Redefined => "values of that column in rows that were written",
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! This is no public interface: it calls private modules in the way the core and `batches` do.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio_postgres::types::Type;
@@ -105,6 +106,7 @@ pub(crate) fn context(id: u64, plan: TablePlan) -> TableContext {
         text_columns: TextColumns::default(),
         plan,
         described,
+        coerced: BTreeSet::new(),
         hindered: Operations::NONE,
         misfits: Vec::new(),
         exact_because: None,
@@ -126,6 +128,7 @@ pub(crate) fn column(name: &str, key: bool) -> ColumnPlan {
         equality: Some(builtin("=")),
         not_null: key,
         refuses_values: false,
+        guard: None,
         key,
         identity_always: false,
     }

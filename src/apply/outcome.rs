@@ -6,6 +6,7 @@ use crate::apply::table::ExactBecause;
 use crate::conflict::ConflictReport;
 use crate::pg::{Lsn, QualifiedName, Term};
 use crate::pgoutput::{Format, Tally};
+use crate::schema::{SeenColumn, Warning};
 
 /// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01).
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
@@ -42,7 +43,14 @@ pub enum Outcome {
     /// A target transaction is committed: a batch of sets, or one transaction applied row by row.
     Batch { lsn: Lsn, last: Applied, tally: Tally, took: Duration },
     /// A table has been planned: its changes are applied row by row for this reason, or in sets.
-    Planned { source: QualifiedName, exact_because: Option<ExactBecause> },
+    Planned {
+        source: QualifiedName,
+        exact_because: Option<ExactBecause>,
+        /// The columns as the stream describes them.
+        columns: Vec<SeenColumn>,
+        /// What may go wrong with its values.
+        warnings: Vec<Warning>,
+    },
     /// The publisher sends changes of a table that is not in the subscription.
     Stranger(QualifiedName),
     /// A batch could not be applied as sets and goes row by row.

@@ -189,7 +189,8 @@ fn row_condition(table: &TablePlan, null: &ColumnSet, first_parameter: usize) ->
 }
 
 /// Returns `"column" OPERATOR("pg_catalog".=) $n::"schema"."type"`, with the equality operator of the
-/// column's type. A column of a type without one is never part of an identity (`schema::diff`).
+/// column's type. A column of a type without one is never part of an identity (`schema::diff`). The type is the
+/// one below domains: a domain's length would cut blanks off the value that is looked for.
 fn equals_parameter(column: &ColumnPlan, parameter: usize) -> String {
     let (schema, operator) =
         column.equality.as_ref().map_or(("pg_catalog", "="), |op| (op.schema.as_str(), op.name.as_str()));
@@ -197,8 +198,8 @@ fn equals_parameter(column: &ColumnPlan, parameter: usize) -> String {
         "{} OPERATOR({}.{operator}) ${parameter}::{}.{}",
         quote_ident(&column.target),
         quote_ident(schema),
-        quote_ident(&column.ty.schema),
-        quote_ident(&column.ty.name)
+        quote_ident(&column.base_type.schema),
+        quote_ident(&column.base_type.name)
     )
 }
 

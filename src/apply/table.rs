@@ -2,10 +2,12 @@
 //!
 //! Pure data, used by sets and rows. `incoming::tables` makes it from Relation messages and catalogs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::apply::change::RowChange;
-use crate::pgoutput::TextColumns;
+use crate::error::ServerError;
+use crate::pgoutput::{TextColumns, Tuple, Value};
 use crate::schema::{BinaryForm, Misfit, MisfitKind, Operations, PublishedRelation, RowIdentity, TablePlan};
 
 /// One published relation, compared with its target and planned.
@@ -19,6 +21,8 @@ pub struct TableContext {
     pub(crate) text_columns: TextColumns,
     /// The published relation from which the plan was made.
     pub(crate) described: PublishedRelation,
+    /// Columns whose values the target's type may change.
+    pub(crate) coerced: BTreeSet<String>,
     /// The operations that could not be applied when the plan was made.
     pub(crate) hindered: Operations,
     /// Why not.
@@ -40,12 +44,29 @@ impl TableContext {
 
     /// Returns a misfit that only a change shows.
     pub(crate) fn misfit(&self, kind: MisfitKind) -> Misfit {
-        Misfit { source: self.plan.source.clone(), target: self.plan.target.clone(), kind }
+        Misfit {
+            source: self.plan.source.clone(),
+            target: self.plan.target.clone(),
+            kind,
+            subscription: None,
+        }
     }
 
     /// Whether triggers or foreign keys act on the table's rows, so that the order of changes matters.
     pub(crate) fn acts(&self) -> bool {
         !matches!(self.exact_because, None | Some(ExactBecause::NoKey))
+    }
+
+    /// Returns the refusal of the first value in a new row that the target would change silently.
+    pub(crate) fn refusal(&self, new: &Tuple) -> Option<ServerError> {
+        if !self.plan.is_guarded() {
+            return None;
+        }
+        self.plan.columns.iter().zip(new).find_map(|(column, value)| {
+            let Value::Text(value) = value else { return None };
+            let guard = column.guard.filter(|guard| guard.refuses(value))?;
+            Some(guard.refusal(&self.plan.target, &column.target))
+        })
     }
 
     /// Whether the change can be part of a set. Rows without a key can be inserted as a set, but not be found

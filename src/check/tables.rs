@@ -1,5 +1,7 @@
 //! Compares published tables with their targets column by column. Pure.
 
+use std::collections::BTreeSet;
+
 use crate::error::Diagnosis;
 use crate::pg::QualifiedName;
 use crate::schema::render::type_sql;
@@ -17,26 +19,35 @@ pub(super) struct Pair<'a> {
     pub published: &'a PublishedTable,
     pub target_name: &'a QualifiedName,
     pub target: Option<&'a TargetTable>,
+    /// Columns whose values the target's type may change.
+    pub coerced: &'a BTreeSet<String>,
 }
 
-/// Compares all pairs. `role` is the target's role. A failure has the text of the `schema` pause.
-pub(super) fn judge(
-    findings: &mut Findings,
-    pairs: &[Pair<'_>],
-    session: ReplicationRole,
-    role: &str,
-) -> Vec<TableReport> {
-    let mut reports = Vec::with_capacity(pairs.len());
-    let (mut misfits, mut warnings) = (Vec::<Misfit>::new(), Vec::<Diagnosis>::new());
-    for pair in pairs {
-        let compared = compare(&Pairing {
+/// Compares all pairs. `role` is the target's role.
+pub(super) fn compare_all(pairs: &[Pair<'_>], session: ReplicationRole, role: &str) -> Vec<Comparison> {
+    let compared = |pair: &Pair<'_>| {
+        compare(&Pairing {
             published: &pair.published.relation,
             actions: pair.published.actions,
             target_name: pair.target_name,
             target: pair.target,
             session,
             role,
-        });
+            coerced: pair.coerced,
+        })
+    };
+    pairs.iter().map(compared).collect()
+}
+
+/// Reports the comparisons. A failure has the text of the `schema` pause.
+pub(super) fn judge(
+    findings: &mut Findings,
+    pairs: &[Pair<'_>],
+    comparisons: Vec<Comparison>,
+) -> Vec<TableReport> {
+    let mut reports = Vec::with_capacity(pairs.len());
+    let (mut misfits, mut warnings) = (Vec::<Misfit>::new(), Vec::<Diagnosis>::new());
+    for (pair, compared) in pairs.iter().zip(comparisons) {
         reports.push(report(pair, &compared));
         misfits.extend(compared.misfits);
         warnings.extend(compared.warnings.iter().map(Warning::diagnosis));
@@ -132,11 +143,18 @@ fn said(name: &str, compared: &Comparison) -> Option<(Status, Option<String>)> {
         .warnings
         .iter()
         .find_map(|warning| match &warning.kind {
-            WarningKind::RiskyType { column, why, .. } if column == name => Some((*why).to_owned()),
+            WarningKind::RiskyType(types) | WarningKind::OtherForm(types) | WarningKind::Coerced(types)
+                if types.column == name =>
+            {
+                Some(types.why.to_owned())
+            }
             WarningKind::IdentityAlways { column } if column == name => {
                 Some("GENERATED ALWAYS AS IDENTITY: an update of its value would be refused".to_owned())
             }
-            WarningKind::RiskyType { .. }
+            WarningKind::RiskyType(_)
+            | WarningKind::OtherForm(_)
+            | WarningKind::Coerced(_)
+            | WarningKind::NotCoerced { .. }
             | WarningKind::IdentityAlways { .. }
             | WarningKind::ConstantUnique { .. }
             | WarningKind::CheckRefusesNull { .. }

@@ -14,8 +14,10 @@ use crate::replication::{CommandError, ReplicationConnection, SessionOptions, Sy
 use crate::schema::catalog::{
     self, CatalogError, PublisherFacts, SessionLimit, Side, TargetFacts, UnselectableTable,
 };
-use crate::schema::{Mapping, PublishedTable, ReplicationRole, TargetTable};
+use crate::schema::{Comparison, Mapping, Misfit, PublishedTable, ReplicationRole, TargetTable};
 use crate::store::{Store, StoreErrorKind};
+use crate::subscription::VALUE_SETTINGS;
+use crate::subscription::misfits::standings;
 use crate::subscription::slot::{self, SlotView};
 
 use super::findings::Findings;
@@ -106,7 +108,7 @@ async fn walk(subscription: &Subscription, target: &ConnInfo) -> Report {
 fn options(subscription: &Subscription) -> ClientOptions {
     ClientOptions {
         application_name: Some(format!("{} check", subscription.name)),
-        settings: Vec::new(),
+        settings: VALUE_SETTINGS.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
         limits: LIMITS,
         ..ClientOptions::default()
     }
@@ -405,8 +407,43 @@ async fn judge_tables(
     let pairs: Vec<Pair<'_>> = paired
         .iter()
         .zip(&found)
-        .map(|((published, target_name), target)| Pair { published, target_name, target: target.as_ref() })
+        .map(|((published, target_name), target)| Pair {
+            published,
+            target_name,
+            target: target.as_ref(),
+            coerced: subscription.coerced(&published.relation.name),
+        })
         .collect();
     let session = if facts.may_be_replica { ReplicationRole::Replica } else { ReplicationRole::Origin };
-    tables::judge(findings, &pairs, session, &facts.role)
+    let mut compared = tables::compare_all(&pairs, session, &facts.role);
+    complete(subscription, publisher, target, &mut compared).await;
+    tables::judge(findings, &pairs, compared)
+}
+
+/// Adds to misfits what their DDL needs. If the facts cannot be read, they stay as they are.
+async fn complete(
+    subscription: &Subscription,
+    publisher: &Publisher,
+    target: &Target,
+    compared: &mut [Comparison],
+) {
+    let misfits: Vec<Misfit> =
+        compared.iter().flat_map(|compared| compared.misfits.iter().cloned()).collect();
+    if misfits.is_empty() {
+        return;
+    }
+    let recorded = match &target.state {
+        Ok(State::There(Recorded::Row(row))) => row.tables.as_slice(),
+        Ok(State::There(_) | State::NotThere | State::Old(_)) | Err(_) => &[],
+    };
+    let source = (&*publisher.client, publisher.client.server_version_num());
+    let facts = catalog::misfit_facts(source, &*target.client, &misfits);
+    if let Ok(mut facts) = asked(Side::Target, facts).await {
+        subscription.name.as_str().clone_into(&mut facts.subscription);
+        facts.standings = standings(recorded);
+        compared
+            .iter_mut()
+            .flat_map(|compared| &mut compared.misfits)
+            .for_each(|misfit| misfit.complete(&facts));
+    }
 }

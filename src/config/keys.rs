@@ -66,8 +66,12 @@ const TABLE: &[Key] = &[
     key("conflicts", Shape::Table(CONFLICT_TYPES)),
 ];
 
-const COLUMN: &[Key] =
-    &[key("to", Shape::Text), key("ignore", Shape::Flag), key("ignore_if_null", Shape::Flag)];
+const COLUMN: &[Key] = &[
+    key("to", Shape::Text),
+    key("ignore", Shape::Flag),
+    key("ignore_if_null", Shape::Flag),
+    key("coerce", Shape::Flag),
+];
 
 /// Conflict types, each with a policy.
 pub(super) const CONFLICT_TYPES: &[Key] = &[

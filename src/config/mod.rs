@@ -27,7 +27,7 @@ mod reload;
 mod surroundings;
 mod validate;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -177,6 +177,17 @@ impl ConflictPolicies {
 pub struct TableRule {
     pub source: QualifiedName,
     pub target: QualifiedName,
+    /// Published columns whose values the target's type may change.
+    pub coerced: BTreeSet<String>,
+}
+
+impl Subscription {
+    /// The columns of a published table whose values the target's type may change.
+    #[must_use]
+    pub fn coerced(&self, source: &QualifiedName) -> &BTreeSet<String> {
+        static NONE: BTreeSet<String> = BTreeSet::new();
+        self.tables.iter().find(|rule| rule.source == *source).map_or(&NONE, |rule| &rule.coerced)
+    }
 }
 
 impl Config {

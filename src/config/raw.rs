@@ -68,6 +68,7 @@ pub(super) struct RawColumn {
     pub(super) to: Option<String>,
     pub(super) ignore: Option<bool>,
     pub(super) ignore_if_null: Option<bool>,
+    pub(super) coerce: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -97,7 +97,9 @@ impl ConflictKind {
             }
             Self::ConstraintViolation => "fix the rows or relax the constraint in the target",
             Self::ValueError => "change the target column's type so that it takes the value",
-            Self::PermissionDenied => "grant the missing privilege to the target's role",
+            Self::PermissionDenied => {
+                "grant the missing privilege to the target's role, or BYPASSRLS if the table's row-level security is in its way"
+            }
             Self::TableMissing => "create what is missing in the target",
         }
     }

@@ -13,6 +13,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::error::ServerError;
 use crate::pg::{Lsn, QualifiedName};
 
 use super::{ConflictKind, Operation};
@@ -82,6 +83,41 @@ impl ConflictReport {
         line
     }
 
+    /// The detail of a missing row that a foreign key may have removed.
+    pub(crate) const FOREIGN_KEYS_ACT: &'static str = "Foreign keys of the target act on replicated rows, because the \
+        role may not set session_replication_role: ON DELETE CASCADE may have removed the row already.";
+
+    /// Returns what a person does so that a retry succeeds, as the middle of a sentence.
+    fn remedy(&self) -> &'static str {
+        let detail = self.server_detail.as_deref().unwrap_or_default();
+        match (self.kind, self.sqlstate.as_deref()) {
+            (ConflictKind::UpdateMissing | ConflictKind::DeleteMissing, _)
+                if detail == Self::FOREIGN_KEYS_ACT =>
+            {
+                "run GRANT SET ON PARAMETER session_replication_role TO the role (15+) or drop the foreign keys, and \
+                 put the missing row back or pass over the transaction if it only deletes what is gone"
+            }
+            (ConflictKind::TableMissing, _)
+                if detail.contains("context: ") && detail.contains("function ") =>
+            {
+                ServerError::NAME_LOST
+            }
+            // No type of the column would help.
+            (ConflictKind::ValueError, Some("22021")) => {
+                "the target database's encoding does not have this character or byte: correct the value on the \
+                 publisher and pass over this transaction, or use a target database with the publisher's encoding"
+            }
+            (ConflictKind::ValueError, Some("22P05")) => {
+                "neither the target database's encoding nor type jsonb has every character: if the column is jsonb, \
+                 make it json; else correct the value on the publisher and pass over this transaction"
+            }
+            (ConflictKind::ValueError, Some("22030")) => {
+                "make the target's column json, which keeps all keys"
+            }
+            (kind, _) => kind.remedy(),
+        }
+    }
+
     /// Returns what to do next, given the conflict's number in the store.
     #[must_use]
     pub fn hint(&self, id: i64) -> String {
@@ -89,7 +125,7 @@ impl ConflictReport {
         format!(
             "see \"pgsluice conflicts show {id}\"; {}, then \"pgsluice resume {name}\", or pass over the \
              transaction with \"pgsluice conflicts resolve {id} --with skip-transaction\"",
-            self.kind.remedy(),
+            self.remedy(),
         )
     }
 }

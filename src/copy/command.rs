@@ -6,13 +6,18 @@
 //! are asked for the types within the transactions that copy. Parsing a query locks its table until the
 //! transaction ends, so the types cannot change afterwards. It needs no privilege that COPY does not need.
 
+use std::borrow::Cow;
+
 use tokio_postgres::Client;
 
 use super::{CopyError, Side};
 use crate::config::Auto;
+use crate::error::ServerError;
 use crate::pg::{QualifiedName, quote_ident};
 use crate::schema::binary::same_in_binary;
-use crate::schema::{CopyFormat, PublishedTable, TablePlan, TypeName, copy_in_sql, copy_query};
+use crate::schema::{
+    ColumnPlan, CopyFormat, PublishedTable, TablePlan, TypeName, ValueGuard, copy_in_sql, copy_query,
+};
 
 /// Number of messages that the publisher sends besides one for each row. The trailer of binary data is a
 /// message of its own; the header is in the first message (`CopyTo` in PostgreSQL's `copyto.c`).
@@ -33,6 +38,28 @@ pub struct CopyCommands {
     /// types. None if binary is switched off, or if there are no columns: in text format such rows are empty
     /// lines.
     types: Option<(String, String)>,
+    /// The columns whose values are looked at before they are sent.
+    guarded: Vec<GuardedColumn>,
+}
+
+/// A column of which the target would change some values silently.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct GuardedColumn {
+    /// Its position in a row, from 0.
+    position: usize,
+    table: QualifiedName,
+    column: String,
+    guard: ValueGuard,
+}
+
+impl GuardedColumn {
+    fn of(plan: &TablePlan) -> Vec<Self> {
+        let guarded = |(position, column): (usize, &ColumnPlan)| {
+            let (table, column, guard) = (plan.target.clone(), column.target.clone(), column.guard?);
+            Some(Self { position, table, column, guard })
+        };
+        plan.columns.iter().enumerate().filter_map(guarded).collect()
+    }
 }
 
 impl CopyCommands {
@@ -42,7 +69,8 @@ impl CopyCommands {
         let target = columns(plan.columns.iter().map(|column| column.target.as_str()));
         let select = |columns: &str, name: &QualifiedName| format!("SELECT {columns} FROM {}", name.quoted());
         let types = match binary {
-            Auto::Auto | Auto::On if !target.is_empty() => Some((
+            // Rows in which values are looked at are copied in text format.
+            Auto::Auto | Auto::On if !target.is_empty() && !plan.is_guarded() => Some((
                 select(&columns(source.iter().copied()), &published.relation.name),
                 select(&target, &plan.target),
             )),
@@ -52,7 +80,26 @@ impl CopyCommands {
             out: copy_query(published, &source),
             r#in: [CopyFormat::Text, CopyFormat::Binary].map(|format| copy_in_sql(plan, format)),
             types,
+            guarded: GuardedColumn::of(plan),
         }
+    }
+
+    /// Returns the refusal of a row in text format, one of whose values the target would change silently. `row`
+    /// is its number, from 1.
+    pub(super) fn refusal(&self, line: &[u8], row: u64) -> Option<ServerError> {
+        if self.guarded.is_empty() {
+            return None;
+        }
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        let fields: Vec<&[u8]> = line.split(|&byte| byte == b'\t').collect();
+        self.guarded.iter().find_map(|guarded| {
+            let value = unescaped(fields.get(guarded.position)?)?;
+            guarded.guard.refuses(&value).then(|| {
+                let error = guarded.guard.refusal(&guarded.table, &guarded.column);
+                let context = Some(format!("COPY {}, row {row}", guarded.table));
+                ServerError { message: format!("row {row} of the copy: {}", error.message), context, ..error }
+            })
+        })
     }
 
     /// `COPY … TO STDOUT` for the publisher.
@@ -82,6 +129,36 @@ impl CopyCommands {
     }
 }
 
+/// Returns a value in COPY's text format as it is; none for NULL (`CopyAttributeOutText` in PostgreSQL's
+/// `copyto.c`).
+fn unescaped(field: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if field == b"\\N" {
+        return None;
+    }
+    if !field.contains(&b'\\') {
+        return Some(Cow::Borrowed(field));
+    }
+    let mut value = Vec::with_capacity(field.len());
+    let mut bytes = field.iter();
+    while let Some(&byte) = bytes.next() {
+        if byte != b'\\' {
+            value.push(byte);
+            continue;
+        }
+        value.push(match bytes.next() {
+            Some(b'b') => 0x08,
+            Some(b'f') => 0x0c,
+            Some(b'n') => b'\n',
+            Some(b'r') => b'\r',
+            Some(b't') => b'\t',
+            Some(b'v') => 0x0b,
+            Some(&other) => other,
+            None => byte,
+        });
+    }
+    Some(Cow::Owned(value))
+}
+
 fn columns<'a>(names: impl Iterator<Item = &'a str>) -> String {
     names.map(quote_ident).collect::<Vec<_>>().join(", ")
 }
@@ -96,4 +173,21 @@ async fn column_types(client: &Client, query: &str) -> Result<Vec<TypeName>, tok
         name: column.type_().name().to_owned(),
     };
     Ok(statement.columns().iter().map(name).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_looked_at_as_they_are() {
+        let check = |field: &str, expected: Option<&[u8]>| {
+            assert_eq!(unescaped(field.as_bytes()).as_deref(), expected, "{field}");
+        };
+        check(r"\\N", Some(br"\N"));
+        check(r"\N", None);
+        check("plain ", Some(b"plain "));
+        check(r"a\tb\\c\nd\b\f\r\v", Some(b"a\tb\\c\nd\x08\x0c\r\x0b"));
+        check("", Some(b""));
+    }
 }

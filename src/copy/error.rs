@@ -105,12 +105,11 @@ impl CopyError {
             }
             Self::Server(side, error) => {
                 let mut detail = format!("{side}: {error}");
-                if let Some(more) = &error.detail {
+                for more in error.detail.iter().chain(&error.context) {
                     detail = format!("{detail}; {more}");
                 }
                 let hint = error.hint.clone().unwrap_or_else(|| remedy(*side, error, table));
-                let logged =
-                    error.may_quote_values().then(|| format!("{copying}: {side}: {}", error.to_code()));
+                let logged = error.diagnosis().logged_as.map(|logged| format!("{copying}: {side}: {logged}"));
                 let diagnosis = Diagnosis::new(copying).detail(detail).hint(hint);
                 Diagnosis { logged_as: logged, ..diagnosis }
             }
@@ -124,9 +123,11 @@ fn remedy(side: Side, error: &ServerError, table: &QualifiedName) -> String {
             format!("on the target: GRANT INSERT ON {} TO the target role", table.quoted())
         }
         (Side::Target, "23505") => format!(
-            "the target already has rows with these keys: empty it (TRUNCATE {};) or set copy_data = false",
+            "the target already has rows with these keys: empty the table (TRUNCATE {};) or delete them there; the \
+             copy is tried again by itself",
             table.quoted()
         ),
+        (Side::Target, _) if error.is_name_lost_in_function() => ServerError::NAME_LOST.to_owned(),
         _ => "the copy is tried again by itself; what it met must be fixed first".to_owned(),
     }
 }

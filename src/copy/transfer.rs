@@ -65,6 +65,9 @@ async fn transfer(
         let mut message = message.map_err(&from_publisher)?;
         messages += 1;
         let bytes = message.len();
+        if let Some(error) = job.commands.refusal(&message, messages) {
+            return Err(CopyError::Server(Side::Target, Box::new(error)));
+        }
         if bytes >= PIECE_BYTES {
             // A large row goes in pieces that share its bytes: neither a copy of it nor its whole size is
             // buffered here or in the driver.

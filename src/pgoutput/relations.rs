@@ -149,7 +149,14 @@ impl RelationCache {
         let named = self.types.get(&type_oid).cloned();
         let own = named.is_some();
         match named.or_else(|| builtin_type_name(type_oid).map(builtin)) {
-            Some(ty) => Ok(PublishedColumn { name, ty, domain: own.then_some(type_oid), typmod, key }),
+            Some(ty) => Ok(PublishedColumn {
+                name,
+                ty,
+                domain: own.then_some(type_oid),
+                typmod,
+                key,
+                inner_types: Vec::new(),
+            }),
             None => Err(RelationError::UnknownType { relation: relation.clone(), column: name, type_oid }),
         }
     }

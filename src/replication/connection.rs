@@ -36,7 +36,7 @@ use crate::pg::{ImposedLimit, Lsn, SlotName, TimeLimits, TimelineHistory};
 
 /// Settings that the session relies on; the user's own `options` come first and yield to these.
 const OPTIONS: &str = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 \
-                       -c lc_monetary=C -c search_path= \
+                       -c lc_monetary=C -c bytea_output=hex -c timezone=UTC -c search_path= \
                        -c standard_conforming_strings=on";
 
 /// Largest size of a result, bytes.

@@ -24,8 +24,9 @@
 //! is. Rows of arrays cannot be combined into an array (`ArrayInput`), but composite values that hold
 //! one array each can.
 
+use super::fit::{self, Fit};
 use super::render::{element_name, is_builtin};
-use super::{ArrayInput, ColumnPlan, OWN_SCHEMA, PublishedColumn, PublishedRelation, TypeName};
+use super::{ArrayInput, ColumnPlan, OWN_SCHEMA, PublishedColumn, PublishedRelation, TypeName, ValueGuard};
 
 /// Types with a stable binary form, in alphabetical order.
 const STABLE: &[&str] = &[
@@ -148,6 +149,20 @@ pub fn binary_form(published: &TypeName, target_base: &TypeName, input: ArrayInp
     }
 }
 
+/// As [`binary_form`], for a column whose values are looked at by `guard`, which reads text.
+#[must_use]
+pub fn guarded_form(
+    published: &TypeName,
+    target_base: &TypeName,
+    input: ArrayInput,
+    guard: Option<ValueGuard>,
+) -> BinaryForm {
+    match binary_form(published, target_base, input) {
+        BinaryForm::Native if guard.is_some() => BinaryForm::Unusable,
+        form => form,
+    }
+}
+
 /// Whether a row with binary values can enter the target unchanged by `COPY`, which reads each value
 /// with its column's own type.
 #[must_use]
@@ -169,6 +184,8 @@ pub struct ColumnType {
     pub name: String,
     /// The type below its domains.
     pub base_type: TypeName,
+    /// As [`TargetColumn::typmod`](super::TargetColumn::typmod).
+    pub typmod: i32,
     pub array_input: ArrayInput,
 }
 
@@ -182,7 +199,11 @@ pub fn first_unusable<'a>(
     published.columns.iter().find(|column| {
         let found = target.iter().find(|found| found.name == column.name);
         found.is_some_and(|found| {
-            binary_form(&column.ty, &found.base_type, found.array_input) == BinaryForm::Unusable
+            let guard = match fit::judge((&column.ty, column.typmod), (&found.base_type, found.typmod)) {
+                Fit::Guarded(guard) => Some(guard),
+                _ => None,
+            };
+            guarded_form(&column.ty, &found.base_type, found.array_input, guard) == BinaryForm::Unusable
         })
     })
 }

@@ -84,7 +84,14 @@ mod tests {
             TypeName { schema: schema.to_owned(), name: name.to_owned() }
         };
         let name = "id".to_owned();
-        let published = PublishedColumn { name: name.clone(), ty: ty(from), typmod, key: true, domain: None };
+        let published = PublishedColumn {
+            name: name.clone(),
+            ty: ty(from),
+            typmod,
+            key: true,
+            domain: None,
+            inner_types: Vec::new(),
+        };
         let target = TargetColumn {
             name,
             attnum: 1,
@@ -100,6 +107,7 @@ mod tests {
             default_sql: None,
             is_virtual: false,
             equality: None,
+            inner_types: Vec::new(),
         };
         assert_eq!(equal_as_bytes(&published, &target), expected, "{from} ({typmod}) -> {to}");
     }

@@ -5,6 +5,8 @@ use serde::Serialize;
 use super::{Marks, Operations};
 use crate::pg::QualifiedName;
 
+use super::LengthUnit;
+
 /// A type by name, because only built-in types have the same OID on every server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct TypeName {
@@ -39,7 +41,8 @@ impl PublishedRelation {
     /// and a domain column's own typmod is -1, so the message does not show that a `price` is
     /// `numeric(12,2)`. Where the catalog knows a column of the same domain, its typmod is used; everything
     /// else is the message's. A domain is known by its OID, because the column may have had another type when
-    /// the change was made; the type below a domain never changes.
+    /// the change was made; the type below a domain never changes. What is inside a type of the same name is the
+    /// catalog's, too.
     #[must_use]
     pub fn with_domains_of(mut self, catalog: &Self) -> Self {
         for column in &mut self.columns {
@@ -48,6 +51,9 @@ impl PublishedRelation {
                 && let Some(known) = catalog.columns.iter().find(same)
             {
                 column.typmod = known.typmod;
+            }
+            if let Some(known) = catalog.columns.iter().find(|known| known.ty == column.ty) {
+                column.inner_types.clone_from(&known.inner_types);
             }
         }
         self
@@ -66,6 +72,15 @@ pub struct PublishedColumn {
     /// The OID of the column's type if that is a domain over `ty`. A Relation message does not tell domains
     /// from other types that are not built in, so there it is the OID of any such type.
     pub domain: Option<u32>,
+    /// What is inside the type. A Relation message does not tell.
+    pub inner_types: Vec<InnerType>,
+}
+
+/// A type inside a composite type, or inside an array of domains, below all domains and arrays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InnerType {
+    pub ty: TypeName,
+    pub typmod: i32,
 }
 
 /// A table in the publisher's catalog, with everything that the initial copy and the first comparison
@@ -84,6 +99,8 @@ pub struct PublishedTable {
     pub marks: Marks,
     /// A row is copied if it satisfies any of these expressions; none means every row.
     pub row_filters: Vec<String>,
+    /// The largest attribute number of its columns, including those that are not published.
+    pub last_number: i16,
     /// Whether stored generated columns are published (18+), which `COPY table` would refuse.
     pub has_generated: bool,
     /// The planner's estimate before row filters; `None` if the table was never analyzed.
@@ -123,6 +140,8 @@ pub struct TargetTable {
     pub indexes: Indexes,
     /// Whether the database's encoding is UTF8, which is that of the incoming values.
     pub utf8: bool,
+    /// What a declared length counts in the database's encoding.
+    pub length_unit: LengthUnit,
     /// Set only for a partitioned table.
     pub partitioning: Option<Partitioning>,
 }
@@ -196,6 +215,8 @@ pub struct TargetColumn {
     /// The type's equality operator as `schema` and name, for `OPERATOR(schema.=)`; none if the type
     /// has no equality (json, point…).
     pub equality: Option<TypeName>,
+    /// What is inside the type below the domains of `ty`.
+    pub inner_types: Vec<InnerType>,
 }
 
 /// How an array of a type's values is passed as a parameter to `unnest`.
@@ -276,6 +297,7 @@ mod tests {
             typmod,
             key: false,
             domain: (domain > 0).then_some(domain),
+            inner_types: Vec::new(),
         };
         let relation = |columns| PublishedRelation {
             name: QualifiedName::new("public", "widgets"),

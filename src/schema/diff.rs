@@ -13,16 +13,19 @@
 //! - A plan is returned if and only if every published column has a target column that takes its values.
 //! - Misfits are in an order in which their DDL can be run: table, privileges, columns, key.
 
+use std::collections::BTreeSet;
+
 use crate::pg::QualifiedName;
 
-use super::binary::binary_form;
+use super::binary::guarded_form;
 use super::canonical;
-use super::fit::{self, Fit};
+use super::columns::{self, Pair};
+use super::fit::Fit;
 use super::identity::{Unidentifiable, row_identity};
-use super::misfit::{ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure};
+use super::misfit::{Attached, ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure, TypeCure};
 use super::plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
 use super::render::{is_builtin, type_sql};
-use super::warning::{Warning, WarningKind};
+use super::warning::{ColumnTypes, Warning, WarningKind};
 use super::{
     ColumnDefault, FiringTriggers, KeyEquality, OWN_SCHEMA, Operations, PublishedColumn, PublishedRelation,
     ReplicaIdentity, TableKind, TargetColumn, TargetTable, UniqueKey,
@@ -41,6 +44,8 @@ pub struct Pairing<'a> {
     pub session: ReplicationRole,
     /// The applying role, for the GRANT statements.
     pub role: &'a str,
+    /// Published columns whose values the target's type may change.
+    pub coerced: &'a BTreeSet<String>,
 }
 
 /// Whether the applying session runs with `session_replication_role = replica`.
@@ -80,7 +85,7 @@ struct Findings<'a> {
 impl Findings<'_> {
     fn misfit(&mut self, kind: MisfitKind) {
         let (source, target) = (self.pairing.published.name.clone(), self.pairing.target_name.clone());
-        self.misfits.push(Misfit { source, target, kind });
+        self.misfits.push(Misfit { source, target, kind, subscription: None });
     }
 
     fn warn(&mut self, kind: WarningKind) {
@@ -100,7 +105,9 @@ impl Findings<'_> {
                 published.columns.iter().filter(|c| c.key && published.identity != ReplicaIdentity::Full);
             let key = key.map(|column| column.name.clone()).collect();
             let columns = published.columns.iter().map(ColumnSql::of).collect();
-            self.misfit(MisfitKind::MissingTable { columns, key });
+            let role = self.pairing.role.to_owned();
+            let privileges = vec!["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
+            self.misfit(MisfitKind::MissingTable { columns, key, schema: None, role, privileges });
             return None;
         };
         if let TableKind::Other(relkind) = table.kind {
@@ -113,14 +120,19 @@ impl Findings<'_> {
             .iter()
             .map(|column| table.columns.iter().find(|found| found.name == column.name))
             .collect();
-        for (column, found) in published.columns.iter().zip(&columns) {
-            self.published_column(column, *found);
+        let found = row_identity(published, table, &columns);
+        let pairs = columns::pairs(self.pairing, &columns, found.as_ref().ok());
+        for (column, pair) in published.columns.iter().zip(&pairs) {
+            self.published_column(column, *pair);
+        }
+        for (column, why) in columns::not_coerced(self.pairing, found.as_ref().ok()) {
+            self.warn(WarningKind::NotCoerced { column, why });
         }
         self.target_only(table);
-        let identity = self.identity(table, &columns);
+        let identity = self.identity(found, table, &columns);
         self.identity_columns(&columns);
         self.acting(table);
-        self.plan(table, &columns, identity)
+        self.plan(table, &pairs, identity)
     }
 
     fn privileges(&mut self, table: &TargetTable) {
@@ -146,8 +158,8 @@ impl Findings<'_> {
         }
     }
 
-    fn published_column(&mut self, column: &PublishedColumn, found: Option<&TargetColumn>) {
-        let Some(found) = found else {
+    fn published_column(&mut self, column: &PublishedColumn, pair: Option<Pair<'_>>) {
+        let Some(Pair { found, fit, .. }) = pair else {
             self.misfit(MisfitKind::MissingColumn(ColumnSql::of(column)));
             return;
         };
@@ -159,17 +171,23 @@ impl Findings<'_> {
                 return;
             }
         }
-        match fit::judge((&column.ty, column.typmod), (&found.base_type, found.typmod)) {
+        let types = |why| ColumnTypes {
+            column: column.name.clone(),
+            published_type: type_sql(&column.ty, column.typmod),
+            target_type: found.display_type.clone(),
+            why,
+        };
+        match fit {
             Fit::Fits => {}
-            Fit::Risky(why) => self.warn(WarningKind::RiskyType {
-                column: column.name.clone(),
-                published_type: type_sql(&column.ty, column.typmod),
-                target_type: found.display_type.clone(),
-                why,
-            }),
-            Fit::Unfit(why) => self.misfit(MisfitKind::UnfitType {
+            Fit::OtherForm(why) => self.warn(WarningKind::OtherForm(types(why))),
+            Fit::Risky(why) => self.warn(WarningKind::RiskyType(types(why))),
+            Fit::Guarded(guard) => self.warn(WarningKind::RiskyType(types(guard.rule.why()))),
+            Fit::Coerced(change) => self.warn(WarningKind::Coerced(types(change))),
+            Fit::Changes(why) | Fit::Unfit(why) => self.misfit(MisfitKind::UnfitType {
+                cure: type_cure(column, found, fit),
                 column: ColumnSql::of(column),
                 target_type: found.display_type.clone(),
+                attached: attached(found),
                 why,
             }),
         }
@@ -205,12 +223,17 @@ impl Findings<'_> {
         }
     }
 
-    fn identity(&mut self, table: &TargetTable, columns: &[Option<&TargetColumn>]) -> RowIdentity {
+    fn identity(
+        &mut self,
+        found: Result<RowIdentity, Unidentifiable>,
+        table: &TargetTable,
+        columns: &[Option<&TargetColumn>],
+    ) -> RowIdentity {
         let (published, actions) = (self.pairing.published, self.pairing.actions);
         let names = |among: &[usize]| -> Vec<String> {
             among.iter().map(|&at| published.columns[at].name.clone()).collect()
         };
-        match row_identity(published, table, columns) {
+        match found {
             Ok(identity) => {
                 match &identity {
                     _ if !actions.meet(Operations::OF_EXISTING_ROWS) => {}
@@ -262,24 +285,14 @@ impl Findings<'_> {
     }
 
     /// Computes [`TablePlan::order_free`].
-    fn is_order_free(
-        &self,
-        table: &TargetTable,
-        columns: &[Option<&TargetColumn>],
-        identity: &RowIdentity,
-    ) -> bool {
+    fn is_order_free(table: &TargetTable, pairs: &[Pair<'_>], identity: &RowIdentity) -> bool {
         let RowIdentity::Key { columns: key, scope: KeyScope::Table } = identity else { return false };
         let is_the_key = |unique: &&UniqueKey| {
             unique.columns.len() == key.len()
-                && key
-                    .iter()
-                    .all(|&at| columns[at].is_some_and(|column| unique.columns.contains(&column.name)))
+                && key.iter().all(|&at| unique.columns.contains(&pairs[at].found.name))
         };
         let by_bytes = |&at: &usize| {
-            let (published, found) = (&self.pairing.published.columns[at], columns[at]);
-            found.is_some_and(|found| {
-                !may_refuse(published, found) && canonical::equal_as_bytes(published, found)
-            })
+            !pairs[at].may_refuse() && canonical::equal_as_bytes(pairs[at].published, pairs[at].found)
         };
         table.kind == TableKind::Table
             && table.utf8
@@ -296,29 +309,31 @@ impl Findings<'_> {
     fn plan(
         &self,
         table: &TargetTable,
-        columns: &[Option<&TargetColumn>],
+        pairs: &[Option<Pair<'_>>],
         row_identity: RowIdentity,
     ) -> Option<TablePlan> {
         let published = self.pairing.published;
-        let planned = |(source, found): (&PublishedColumn, Option<&TargetColumn>)| {
-            found.map(|found| ColumnPlan {
+        let pairs: Vec<Pair<'_>> = pairs.iter().copied().collect::<Option<_>>()?;
+        let planned = |pair: &Pair<'_>| {
+            let (source, found, guard) = (pair.published, pair.found, pair.guard(table.length_unit));
+            ColumnPlan {
                 source: source.name.clone(),
                 target: found.name.clone(),
                 ty: found.ty.clone(),
                 type_oid: found.type_oid,
                 base_type: found.base_type.clone(),
                 array_input: found.array_input,
-                binary: binary_form(&source.ty, &found.base_type, found.array_input),
+                binary: guarded_form(&source.ty, &found.base_type, found.array_input, guard),
                 equality: found.equality.clone(),
                 not_null: found.not_null,
-                refuses_values: may_refuse(source, found),
+                refuses_values: pair.may_refuse(),
+                guard,
                 key: source.key,
                 identity_always: found.default == ColumnDefault::IdentityAlways,
-            })
+            }
         };
-        let order_free = self.is_order_free(table, columns, &row_identity);
-        let columns: Vec<ColumnPlan> =
-            published.columns.iter().zip(columns.iter().copied()).map(planned).collect::<Option<_>>()?;
+        let order_free = Self::is_order_free(table, &pairs, &row_identity);
+        let columns: Vec<ColumnPlan> = pairs.iter().map(planned).collect();
         let acts = self.pairing.session == ReplicationRole::Origin;
         Some(TablePlan {
             source: published.name.clone(),
@@ -346,14 +361,25 @@ impl Findings<'_> {
     }
 }
 
-/// Computes [`ColumnPlan::refuses_values`]. Constraints of domains and labels of user-defined types are
-/// not examined; `text` and `citext` accept any value.
-fn may_refuse(published: &PublishedColumn, found: &TargetColumn) -> bool {
-    let takes_anything = matches!(found.base_type.name.as_str(), "text" | "citext");
-    let known = takes_anything || (is_builtin(&published.ty) && is_builtin(&found.base_type));
-    !known
-        || found.ty != found.base_type
-        || fit::judge((&published.ty, published.typmod), (&found.base_type, found.typmod)) != Fit::Fits
+fn attached(found: &TargetColumn) -> Attached {
+    match found.default {
+        ColumnDefault::Expression => Attached::Default,
+        ColumnDefault::IdentityAlways | ColumnDefault::IdentityByDefault => Attached::Identity,
+        ColumnDefault::None | ColumnDefault::Generated => Attached::Nothing,
+    }
+}
+
+fn type_cure(column: &PublishedColumn, found: &TargetColumn, fit: Fit) -> TypeCure {
+    match fit {
+        // The name of the type is equal already.
+        Fit::Changes(_) if column.ty == found.base_type && !is_builtin(&column.ty) => {
+            TypeCure::AlterInsideOrCoerce
+        }
+        Fit::Changes(_) => TypeCure::AlterOrCoerce,
+        Fit::Fits | Fit::OtherForm(_) | Fit::Risky(_) | Fit::Guarded(_) | Fit::Coerced(_) | Fit::Unfit(_) => {
+            TypeCure::Alter
+        }
+    }
 }
 
 /// Computes [`TablePlan::judges_rows`].

@@ -93,6 +93,8 @@ impl MappingNote {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn name(text: &str) -> QualifiedName {
@@ -102,7 +104,11 @@ mod tests {
     fn check(rules: &[(&str, &str)], published: &[&str], expected: &[(&str, &str)]) -> Vec<MappingNote> {
         let rules: Vec<TableRule> = rules
             .iter()
-            .map(|(source, target)| TableRule { source: name(source), target: name(target) })
+            .map(|(source, target)| TableRule {
+                source: name(source),
+                target: name(target),
+                coerced: BTreeSet::new(),
+            })
             .collect();
         let published: Vec<QualifiedName> = published.iter().map(|text| name(text)).collect();
         let (mapping, notes) = Mapping::new(&rules, &published);

@@ -8,7 +8,8 @@ use serde::Serialize;
 use crate::error::Diagnosis;
 use crate::pg::{QualifiedName, quote_ident};
 
-use super::render::{columns_sql, table_sql, type_sql};
+use super::definition::{self, ColumnDefinition, MisfitFacts, OlderRows, SchemaState};
+use super::render::{is_builtin, table_sql, type_sql};
 use super::{Operations, PublishedColumn, TypeName};
 
 /// A difference that keeps a published table from being applied faithfully.
@@ -17,6 +18,8 @@ pub struct Misfit {
     pub source: QualifiedName,
     pub target: QualifiedName,
     pub kind: MisfitKind,
+    /// The subscription, for the commands in hints; none until [`Misfit::complete`].
+    pub subscription: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -28,6 +31,11 @@ pub enum MisfitKind {
         columns: Vec<ColumnSql>,
         /// Names of the replica identity's columns, for the new table's primary key.
         key: Vec<String>,
+        /// None until [`Misfit::complete`].
+        schema: Option<SchemaState>,
+        role: String,
+        /// The privileges that the role needs on the new table.
+        privileges: Vec<&'static str>,
     },
     /// The name belongs to another relation (view, sequence…), given by its `relkind`.
     NotATable(char),
@@ -48,7 +56,10 @@ pub enum MisfitKind {
         column: ColumnSql,
         /// The target column's type as PostgreSQL writes it.
         target_type: String,
+        /// What the column has that does not convert with it.
+        attached: Attached,
         why: &'static str,
+        cure: TypeCure,
     },
     /// The target's column is generated.
     GeneratedColumn {
@@ -84,16 +95,71 @@ pub enum MisfitKind {
 pub struct ColumnSql {
     pub name: String,
     pub ty: String,
+    /// Whether the type is a user's, which the target may lack.
+    pub custom: bool,
+    /// None until [`Misfit::complete`], and if the publisher's catalog no longer has the column.
+    pub definition: Option<ColumnDefinition>,
+    /// The column's collation, which the target lacks.
+    pub lost_collation: Option<TypeName>,
+    pub older_rows: OlderRows,
+}
+
+/// What has to be dropped before a column's type can be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Attached {
+    Nothing,
+    Default,
+    Identity,
+}
+
+/// How a column's type can be made to take the publisher's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TypeCure {
+    Alter,
+    /// Values would enter changed, which the mapping can allow.
+    AlterOrCoerce,
+    /// As before, but it is a user's type, inside which the limits differ.
+    AlterInsideOrCoerce,
 }
 
 impl ColumnSql {
     #[must_use]
     pub fn of(column: &PublishedColumn) -> Self {
-        Self { name: column.name.clone(), ty: type_sql(&column.ty, column.typmod) }
+        Self {
+            name: column.name.clone(),
+            ty: type_sql(&column.ty, column.typmod),
+            custom: !is_builtin(&column.ty),
+            definition: None,
+            lost_collation: None,
+            older_rows: OlderRows::default(),
+        }
+    }
+
+    fn complete(&mut self, table: &QualifiedName, facts: &MisfitFacts) {
+        self.definition = facts.definition(table, &self.name).cloned();
+        if let Some(definition) = &mut self.definition {
+            self.lost_collation = definition.collation.take_if(|name| !facts.collations.contains(name));
+        }
+        self.older_rows = facts.older_rows(table, &self.name);
     }
 
     fn sql(&self) -> String {
         format!("{} {}", quote_ident(&self.name), self.ty)
+    }
+
+    pub(super) fn in_new_table(&self) -> String {
+        format!("{}{}", self.sql(), definition::in_new_table(self.definition.as_ref()))
+    }
+
+    pub(super) fn added(&self) -> String {
+        let definition = self.definition.as_ref();
+        format!("ADD COLUMN {}{}", self.sql(), definition::in_added_column(definition, self.older_rows))
+    }
+
+    fn leaves_equal_rows(&self) -> bool {
+        definition::leaves_equal_rows(self.definition.as_ref(), self.older_rows)
     }
 }
 
@@ -178,6 +244,33 @@ fn operations_with(privilege: &str) -> Operations {
 }
 
 impl Misfit {
+    /// Adds what the DDL needs in order to leave equal rows, and to be run at all.
+    pub fn complete(&mut self, facts: &MisfitFacts) {
+        self.subscription = Some(facts.subscription.clone());
+        let table = &self.source;
+        match &mut self.kind {
+            MisfitKind::MissingTable { columns, schema, .. } => {
+                *schema = facts.schemas.get(&self.target.schema).copied();
+                for column in columns {
+                    column.complete(table, facts);
+                }
+            }
+            MisfitKind::MissingColumn(column)
+            | MisfitKind::UnfitType { column, .. }
+            | MisfitKind::GeneratedColumn { column, .. } => column.complete(table, facts),
+            MisfitKind::SchemaReserved
+            | MisfitKind::NotATable(_)
+            | MisfitKind::NoSchemaUsage { .. }
+            | MisfitKind::MissingPrivilege { .. }
+            | MisfitKind::RowSecurity { .. }
+            | MisfitKind::IdentityAlways { .. }
+            | MisfitKind::NotNullWithoutDefault { .. }
+            | MisfitKind::NoReplicaIdentity
+            | MisfitKind::NoUsableKey { .. }
+            | MisfitKind::NoEqualityOperator { .. } => {}
+        }
+    }
+
     /// Returns what of it keeps these operations from being applied: none if it hinders others only, and of
     /// missing privileges those that they need.
     #[must_use]
@@ -193,12 +286,55 @@ impl Misfit {
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         let diagnosis = Diagnosis::new(self.primary()).detail(self.detail());
-        match (self.ddl(), self.advice()) {
-            (Some(ddl), None) => diagnosis.hint(format!("run on the target: {ddl}")),
-            (Some(ddl), Some(advice)) => diagnosis.hint(format!("run on the target: {ddl} ({advice})")),
-            (None, Some(advice)) => diagnosis.hint(advice),
-            (None, None) => diagnosis,
+        let mut notes = self.column_notes();
+        notes.extend(self.kind_advice().map(str::to_owned));
+        notes.extend(self.afterwards());
+        match (self.ddl(), notes.as_slice()) {
+            (Some(ddl), []) => diagnosis.hint(format!("run on the target: {ddl}")),
+            (Some(ddl), notes) => diagnosis.hint(format!("run on the target: {ddl} ({})", notes.join("; "))),
+            (None, []) => diagnosis,
+            (None, notes) => diagnosis.hint(notes.join("; ")),
         }
+    }
+
+    /// Returns what remains to be done after the DDL, if rows of the target may differ from the publisher's.
+    fn afterwards(&self) -> Option<String> {
+        let why = match &self.kind {
+            MisfitKind::MissingTable { columns, .. }
+                if columns.iter().all(|column| column.older_rows == OlderRows::ToBeCopied) =>
+            {
+                return None;
+            }
+            MisfitKind::MissingTable { .. } => "rows from before are not sent again",
+            MisfitKind::MissingColumn(column) if column.leaves_equal_rows() => return None,
+            MisfitKind::MissingColumn(_) => {
+                "older rows may have other values in this column on the publisher"
+            }
+            MisfitKind::UnfitType { column, .. } | MisfitKind::GeneratedColumn { column, .. }
+                if column.older_rows == OlderRows::ToBeCopied =>
+            {
+                return None;
+            }
+            MisfitKind::UnfitType { .. } => {
+                "older rows keep the target's values, which the publisher may have changed with the type"
+            }
+            MisfitKind::GeneratedColumn { is_virtual: false, .. } => {
+                "older rows keep the values that the target has computed"
+            }
+            MisfitKind::GeneratedColumn { is_virtual: true, .. } => "older rows lack the publisher's values",
+            MisfitKind::SchemaReserved
+            | MisfitKind::NotATable(_)
+            | MisfitKind::NoSchemaUsage { .. }
+            | MisfitKind::MissingPrivilege { .. }
+            | MisfitKind::RowSecurity { .. }
+            | MisfitKind::IdentityAlways { .. }
+            | MisfitKind::NotNullWithoutDefault { .. }
+            | MisfitKind::NoReplicaIdentity
+            | MisfitKind::NoUsableKey { .. }
+            | MisfitKind::NoEqualityOperator { .. } => return None,
+        };
+        let subscription = self.subscription.as_deref().unwrap_or("NAME");
+        Some(format!("{why}: afterwards, pgsluice resync {subscription} {}", table_sql(&self.source)))
     }
 
     fn primary(&self) -> String {
@@ -278,92 +414,46 @@ impl Misfit {
         format!("{published}; {why}.")
     }
 
-    /// Returns the statements that correct it, if statements can. Run in the order of the misfits, they
-    /// succeed.
-    #[must_use]
-    pub fn ddl(&self) -> Option<String> {
-        let table = table_sql(&self.target);
-        Some(match &self.kind {
-            MisfitKind::SchemaReserved
-            | MisfitKind::NotATable(_)
-            | MisfitKind::NoReplicaIdentity
-            | MisfitKind::NoEqualityOperator { .. } => return None,
-            MisfitKind::MissingTable { columns, key } => self.create_table(columns, key),
-            MisfitKind::NoSchemaUsage { role } => {
-                format!(
-                    "GRANT USAGE ON SCHEMA {} TO {};",
-                    quote_ident(&self.target.schema),
-                    quote_ident(role)
-                )
-            }
-            MisfitKind::MissingPrivilege { role, privileges } => {
-                format!("GRANT {} ON TABLE {table} TO {};", privileges.join(", "), quote_ident(role))
-            }
-            MisfitKind::RowSecurity { role } => format!("ALTER ROLE {} BYPASSRLS;", quote_ident(role)),
-            MisfitKind::MissingColumn(column) => format!("ALTER TABLE {table} ADD COLUMN {};", column.sql()),
-            MisfitKind::UnfitType { column, .. } => {
-                let name = quote_ident(&column.name);
-                // The conversion goes through text, as replicated values do, because the types may have
-                // no cast.
-                let ty = &column.ty;
-                format!("ALTER TABLE {table} ALTER COLUMN {name} TYPE {ty} USING {name}::text::{ty};")
-            }
-            MisfitKind::GeneratedColumn { column, is_virtual: true } => {
-                let name = quote_ident(&column.name);
-                format!("ALTER TABLE {table} DROP COLUMN {name}, ADD COLUMN {};", column.sql())
-            }
-            MisfitKind::GeneratedColumn { column, is_virtual: false } => {
-                format!("ALTER TABLE {table} ALTER COLUMN {} DROP EXPRESSION;", quote_ident(&column.name))
-            }
-            MisfitKind::IdentityAlways { column } => {
-                format!("ALTER TABLE {table} ALTER COLUMN {} SET GENERATED BY DEFAULT;", quote_ident(column))
-            }
-            MisfitKind::NotNullWithoutDefault { column, cure } => {
-                let column = quote_ident(column);
-                match cure {
-                    NotNullCure::DropNotNull => {
-                        format!("ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL;")
-                    }
-                    NotNullCure::DropDomainNotNull(domain) => {
-                        format!("ALTER DOMAIN {} DROP NOT NULL;", type_sql(domain, -1))
-                    }
-                    NotNullCure::MakeIdentity => format!(
-                        "ALTER TABLE {table} ALTER COLUMN {column} ADD GENERATED BY DEFAULT AS IDENTITY;"
-                    ),
-                    NotNullCure::Default => return None,
-                }
-            }
-            MisfitKind::NoUsableKey { columns, place } => {
-                let columns = columns_sql(columns);
-                match place {
-                    KeyPlace::PrimaryKey => format!("ALTER TABLE {table} ADD PRIMARY KEY ({columns});"),
-                    KeyPlace::UniqueIndex => format!("CREATE UNIQUE INDEX ON {table} ({columns});"),
-                    KeyPlace::Leaves(leaves) if leaves.is_empty() => return None,
-                    KeyPlace::Leaves(leaves) => leaves
-                        .iter()
-                        .map(|leaf| format!("CREATE UNIQUE INDEX ON {} ({columns});", table_sql(leaf)))
-                        .collect::<Vec<_>>()
-                        .join(" "),
-                }
-            }
-        })
-    }
-
-    fn create_table(&self, columns: &[ColumnSql], key: &[String]) -> String {
-        let mut parts: Vec<String> = columns.iter().map(ColumnSql::sql).collect();
-        if !key.is_empty() {
-            parts.push(format!("PRIMARY KEY ({})", columns_sql(key)));
+    /// The columns that the DDL makes or changes.
+    fn columns(&self) -> &[ColumnSql] {
+        match &self.kind {
+            MisfitKind::MissingTable { columns, .. } => columns,
+            MisfitKind::MissingColumn(column)
+            | MisfitKind::UnfitType { column, .. }
+            | MisfitKind::GeneratedColumn { column, .. } => std::slice::from_ref(column),
+            _ => &[],
         }
-        let schema = match self.target.schema.as_str() {
-            "public" => String::new(),
-            schema => format!("CREATE SCHEMA IF NOT EXISTS {}; ", quote_ident(schema)),
-        };
-        format!("{schema}CREATE TABLE {} ({});", table_sql(&self.target), parts.join(", "))
     }
 
-    /// Returns what the operator must know besides the statement.
-    fn advice(&self) -> Option<String> {
-        let advice = match &self.kind {
+    /// Returns what must be known of the columns that the DDL makes or changes.
+    fn column_notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.columns().iter().any(|column| column.custom) {
+            notes.push("the target needs the types that users have created, first".to_owned());
+        }
+        for column in self.columns() {
+            if let Some(collation) = &column.lost_collation {
+                notes.push(format!(
+                    "the target has no collation {}.{}, so \"{}\" sorts as its database does",
+                    quote_ident(&collation.schema),
+                    quote_ident(&collation.name),
+                    column.name
+                ));
+            }
+        }
+        notes
+    }
+
+    /// Returns what must be known of its DDL: what it needs, and what remains to be done after it.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.column_notes();
+        notes.extend(self.afterwards());
+        notes
+    }
+
+    fn kind_advice(&self) -> Option<&'static str> {
+        Some(match &self.kind {
             MisfitKind::SchemaReserved | MisfitKind::NotATable(_) => {
                 "map the table to another one with [[subscriptions.tables]] source and target, or take it out of the publication"
             }
@@ -373,8 +463,16 @@ impl Misfit {
             MisfitKind::RowSecurity { .. } => {
                 "or let the role own the table, without FORCE ROW LEVEL SECURITY"
             }
+            MisfitKind::UnfitType { cure: TypeCure::AlterInsideOrCoerce, .. } => {
+                "give the types inside it the publisher's limits (ALTER TYPE … ALTER ATTRIBUTE, or another domain), or \
+                 allow the change with coerce = true in the column's rule in [[subscriptions.tables]]"
+            }
+            MisfitKind::UnfitType { cure: TypeCure::AlterOrCoerce, .. } => {
+                "rewrites the table; the server names values that do not convert, and views that must be dropped before; \
+                 or allow the change with coerce = true in the column's rule in [[subscriptions.tables]]"
+            }
             MisfitKind::UnfitType { .. } => {
-                "rewrites the table; values that do not convert are named by the server"
+                "rewrites the table; the server names values that do not convert, and views that must be dropped before"
             }
             MisfitKind::NotNullWithoutDefault { cure: NotNullCure::Default, .. } => {
                 "give the column a default: ALTER TABLE … ALTER COLUMN … SET DEFAULT …; (it is part of the primary key)"
@@ -400,8 +498,7 @@ impl Misfit {
             | MisfitKind::GeneratedColumn { .. }
             | MisfitKind::IdentityAlways { .. }
             | MisfitKind::NoUsableKey { .. } => return None,
-        };
-        Some(advice.to_owned())
+        })
     }
 }
 

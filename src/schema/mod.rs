@@ -11,10 +11,14 @@
 pub mod binary;
 mod canonical;
 pub mod catalog;
+mod columns;
 mod copy;
+mod ddl;
+pub mod definition;
 mod desc;
 pub mod diff;
 pub mod fit;
+pub mod guard;
 mod identity;
 pub mod mapping;
 pub mod marks;
@@ -22,19 +26,23 @@ pub mod misfit;
 mod operations;
 pub mod plan;
 pub mod publication;
+pub mod redefined;
 pub mod render;
 pub mod warning;
 
 pub use binary::BinaryForm;
 pub use copy::{CopyFormat, copy_in_sql};
+pub use definition::{MisfitFacts, Standing};
 pub use desc::*;
 pub use diff::{Comparison, Pairing, ReplicationRole, compare};
+pub use guard::{LengthUnit, ValueGuard};
 pub use mapping::{Mapping, MappingNote};
 pub use marks::{Continuity, Mark, Marks, Redefined};
 pub use misfit::{Misfit, MisfitKind};
 pub use operations::Operations;
 pub use plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
 pub use publication::copy_query;
+pub use redefined::{SeenColumn, SeenTable};
 pub use warning::{Warning, WarningKind};
 
 /// Schema of pgsluice's own tables, which are never published and never a target.

@@ -5,7 +5,7 @@
 
 use crate::pg::QualifiedName;
 
-use super::{ArrayInput, BinaryForm, FiringTriggers, TableKind, TypeName, UniqueKey};
+use super::{ArrayInput, BinaryForm, FiringTriggers, TableKind, TypeName, UniqueKey, ValueGuard};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TablePlan {
@@ -42,6 +42,14 @@ pub struct TablePlan {
     pub unique_keys: Vec<UniqueKey>,
 }
 
+impl TablePlan {
+    /// Whether values of a column have to be looked at before they are sent ([`ColumnPlan::guard`]).
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        self.columns.iter().any(|column| column.guard.is_some())
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ColumnPlan {
     pub source: String,
@@ -58,6 +66,9 @@ pub struct ColumnPlan {
     pub not_null: bool,
     /// Whether the target's type may refuse a value of the publisher's type, as far as that is known.
     pub refuses_values: bool,
+    /// Which values the target would change silently, so that they are refused before they are sent. Values of
+    /// such a column have text form.
+    pub guard: Option<ValueGuard>,
     /// Whether the column is part of the publisher's replica identity.
     pub key: bool,
     /// Whether it is GENERATED ALWAYS AS IDENTITY, so that an UPDATE may not set it.

@@ -114,14 +114,19 @@ pub fn type_sql(ty: &TypeName, typmod: i32) -> String {
     format!("{name}{length}{array}")
 }
 
-/// Writes an interval's fields as `intervaltypmodout` (`timestamp.c`) does; bits are `1 << MONTH | …`.
+/// Bits of an interval's fields in its typmod (`INTERVAL_MASK` of `MONTH`… in PostgreSQL's `datetime.h`).
+pub(super) mod interval_bit {
+    pub(in crate::schema) const MONTH: i32 = 1 << 1;
+    pub(in crate::schema) const YEAR: i32 = 1 << 2;
+    pub(in crate::schema) const DAY: i32 = 1 << 3;
+    pub(in crate::schema) const HOUR: i32 = 1 << 10;
+    pub(in crate::schema) const MINUTE: i32 = 1 << 11;
+    pub(in crate::schema) const SECOND: i32 = 1 << 12;
+}
+
+/// Writes an interval's fields as `intervaltypmodout` (`timestamp.c`) does.
 fn interval_fields(fields: i32) -> Option<&'static str> {
-    const MONTH: i32 = 1 << 1;
-    const YEAR: i32 = 1 << 2;
-    const DAY: i32 = 1 << 3;
-    const HOUR: i32 = 1 << 10;
-    const MINUTE: i32 = 1 << 11;
-    const SECOND: i32 = 1 << 12;
+    use interval_bit::{DAY, HOUR, MINUTE, MONTH, SECOND, YEAR};
     const DAY_TO_HOUR: i32 = DAY | HOUR;
     const DAY_TO_MINUTE: i32 = DAY_TO_HOUR | MINUTE;
     const DAY_TO_SECOND: i32 = DAY_TO_MINUTE | SECOND;

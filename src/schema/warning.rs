@@ -18,7 +18,13 @@ pub struct Warning {
 #[serde(rename_all = "snake_case")]
 pub enum WarningKind {
     /// Some values may be refused when they are applied.
-    RiskyType { column: String, published_type: String, target_type: String, why: &'static str },
+    RiskyType(ColumnTypes),
+    /// Values are kept in another form of the same value.
+    OtherForm(ColumnTypes),
+    /// Values are changed by the target's type, which the mapping allows.
+    Coerced(ColumnTypes),
+    /// The mapping allows changed values, and they are refused nevertheless.
+    NotCoerced { column: String, why: NoCoercion },
     /// All columns of a unique key are the target's own with constant defaults, so the second row
     /// fails.
     ConstantUnique { key: String, columns: Vec<String> },
@@ -37,16 +43,76 @@ pub enum WarningKind {
     NoReplicaIdentity,
 }
 
+/// Why the mapping's `coerce` has no effect on a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoCoercion {
+    NotPublished,
+    /// A changed value would find another row, or none.
+    FindsRows,
+}
+
+/// A column whose types differ, and what follows from that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ColumnTypes {
+    pub column: String,
+    pub published_type: String,
+    pub target_type: String,
+    pub why: &'static str,
+}
+
+impl ColumnTypes {
+    fn diagnosis(&self, target: &QualifiedName) -> Diagnosis {
+        let Self { column, published_type, target_type, why } = self;
+        Diagnosis::new(format!(
+            "column \"{column}\" of target table {target} is {target_type}, the publisher's is {published_type}"
+        ))
+        .detail(format!("{}.", capitalized(why)))
+    }
+}
+
 impl Warning {
+    /// Whether it is about the values of a column, whatever the operation.
+    #[must_use]
+    pub const fn is_about_values(&self) -> bool {
+        match self.kind {
+            WarningKind::RiskyType(_) | WarningKind::OtherForm(_) | WarningKind::Coerced(_) => true,
+            WarningKind::NotCoerced { .. }
+            | WarningKind::ConstantUnique { .. }
+            | WarningKind::CheckRefusesNull { .. }
+            | WarningKind::ActsOnReplicated { .. }
+            | WarningKind::IdentityAlways { .. }
+            | WarningKind::LeafKey { .. }
+            | WarningKind::NoKey
+            | WarningKind::NoReplicaIdentity => false,
+        }
+    }
+
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         let (source, target) = (&self.source, &self.target);
         match &self.kind {
-            WarningKind::RiskyType { column, published_type, target_type, why } => Diagnosis::new(format!(
-                "column \"{column}\" of target table {target} is {target_type}, the publisher's is {published_type}"
-            ))
-            .detail(format!("{}.", capitalized(why)))
-            .hint("nothing to do as long as no such value arrives; if one does, it is named"),
+            WarningKind::RiskyType(types) => types
+                .diagnosis(target)
+                .hint("nothing to do as long as no such value arrives; if one does, it is named"),
+            WarningKind::OtherForm(types) => types
+                .diagnosis(target)
+                .hint("nothing to do if readers of the target expect that; else give the column the publisher's type"),
+            WarningKind::Coerced(types) => types
+                .diagnosis(target)
+                .hint("nothing to do: the table's rule allows it; without coerce = true, such a value is refused"),
+            WarningKind::NotCoerced { column, why } => {
+                let diagnosis =
+                    Diagnosis::new(format!("coerce = true has no effect on column \"{column}\" of {source}"));
+                match why {
+                    NoCoercion::NotPublished => diagnosis
+                        .detail("The publisher does not send such a column.")
+                        .hint("correct the column's name in [[subscriptions.tables]]"),
+                    NoCoercion::FindsRows => diagnosis
+                        .detail("Rows are found by it, and a changed value would find another row, or none.")
+                        .hint("take coerce out of the column's rule"),
+                }
+            }
             WarningKind::ConstantUnique { key, columns } => Diagnosis::new(format!(
                 "unique key \"{key}\" of target table {target} has target-only columns with constant defaults"
             ))
@@ -88,9 +154,14 @@ impl Warning {
             .hint("give the target a unique key over published NOT NULL columns"),
             WarningKind::NoReplicaIdentity => {
                 Diagnosis::new(format!("{source} has no replica identity, but its updates or deletes are published"))
-                    .detail("The publisher refuses every UPDATE and DELETE of it; inserts are replicated.")
+                    .detail(
+                        "Inserts are replicated. The publisher refuses every UPDATE and DELETE of it, unless it is \
+                         partitioned, published via its root, and only its partitions have keys: then they are \
+                         sent without a key, and replication pauses.",
+                    )
                     .hint(format!(
-                        "run on the publisher: ALTER TABLE {0} ADD PRIMARY KEY (…); or ALTER TABLE {0} REPLICA IDENTITY FULL;",
+                        "run on the publisher: ALTER TABLE {0} ADD PRIMARY KEY (…); or ALTER TABLE {0} REPLICA IDENTITY \
+                         FULL; (and the same for each partition), or publish without publish_via_partition_root",
                         table_sql(source)
                     ))
             }

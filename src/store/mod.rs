@@ -66,7 +66,7 @@ pub use owner::Ownership;
 pub use state::{Desired, Refresh, Resync, State, TableState, UnknownWord};
 pub use status::{GapStatus, SlotStatus, StatusDocument, SubscriptionStatus, TableStatus};
 pub use subscription::{Positions, Progress, Registration, StateChange, SubscriptionRow};
-pub use table::{TableRow, TableStep};
+pub use table::{PlannedTable, TableRow, TableStep};
 pub use wal::WalPositions;
 
 /// Maximum number of sessions of one store, without its listener.

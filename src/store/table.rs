@@ -7,7 +7,7 @@
 //! - A copy has a number, `attempt`. A write about a copy takes effect only while the copy is the table's
 //!   latest. So neither an earlier copy nor a write about it can be committed later.
 //! - The state and position of a `ready` table change only by a gap that holds it (`gap`), and by a command to
-//!   synchronise it again (`intervention`). Otherwise only `exact_because` is written.
+//!   synchronise it again (`intervention`). Otherwise only `exact_because` and `described` are written.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ use sqlx::{PgConnection, Row as _};
 use crate::boundary;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName, as_owner};
-use crate::schema::Marks;
+use crate::schema::{Marks, SeenTable};
 use crate::subscription::membership::{Left, LetGo};
 
 use super::codec::Time;
@@ -33,6 +33,14 @@ pub enum TableStep {
     Taken { attempt: i32 },
     /// Nothing was written, because the table is synchronised from this position on.
     Ready { synced_lsn: Lsn },
+}
+
+/// How the stream describes a table, and why it is applied row by row; none if it is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedTable {
+    pub source: QualifiedName,
+    pub described: SeenTable,
+    pub exact_because: Option<&'static str>,
 }
 
 /// A table's row.
@@ -53,6 +61,8 @@ pub struct TableRow {
     pub exact_because: Option<String>,
     /// How its copy treats the rows that the target table has; none if it joins.
     pub resync: Option<Resync>,
+    /// The table as the stream last described it; none before the first description.
+    pub described: Option<SeenTable>,
     /// Its OID on the publisher; none where an older version recorded it.
     pub source_oid: Option<u32>,
     /// Its OID on the target, if it has been looked up.
@@ -294,20 +304,45 @@ impl Store {
         .await
     }
 
-    /// Writes why tables are applied row by row; none where one is not.
-    pub async fn set_exact_because(
+    /// Writes what tables are like that are to be copied.
+    pub async fn set_described(
         &self,
         owner: &Ownership,
-        reasons: &HashMap<QualifiedName, Option<&str>>,
+        tables: &[(QualifiedName, SeenTable)],
     ) -> Result<(), StoreError> {
-        let schemas: Vec<&str> = reasons.keys().map(|source| source.schema.as_str()).collect();
-        let names: Vec<&str> = reasons.keys().map(|source| source.name.as_str()).collect();
-        let reasons: Vec<Option<&str>> = reasons.values().copied().collect();
+        self.run("record what tables are like", async {
+            let pick = |pick: fn(&QualifiedName) -> &String| -> Vec<&str> {
+                tables.iter().map(|(source, _)| pick(source).as_str()).collect()
+            };
+            let done = sqlx::query(as_owner!(
+                " UPDATE pgsluice.table_sync t SET described = w.d FROM owner, \
+                 unnest($3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.jsonb[]) AS w (s, t, d) \
+                 WHERE t.subscription = owner.name AND t.source_schema = w.s AND t.source_table = w.t"
+            ))
+            .bind(owner.name())
+            .bind(owner.term().as_i64())
+            .bind(pick(|source| &source.schema))
+            .bind(pick(|source| &source.name))
+            .bind(tables.iter().map(|(_, described)| Json(described)).collect::<Vec<_>>())
+            .execute(&self.pool)
+            .await?;
+            if done.rows_affected() > 0 { Ok(()) } else { owner::still(&self.pool, owner).await }
+        })
+        .await
+    }
+
+    /// Writes how the stream describes tables, and why each is applied row by row; none if it is not.
+    pub async fn set_planned(&self, owner: &Ownership, tables: &[PlannedTable]) -> Result<(), StoreError> {
+        let schemas: Vec<&str> = tables.iter().map(|table| table.source.schema.as_str()).collect();
+        let names: Vec<&str> = tables.iter().map(|table| table.source.name.as_str()).collect();
+        let reasons: Vec<Option<&str>> = tables.iter().map(|table| table.exact_because).collect();
         self.run("report how a table is applied", async {
             let done = sqlx::query(as_owner!(
-                " UPDATE pgsluice.table_sync t SET exact_because = n.reason, updated_at = now() FROM owner, \
+                " UPDATE pgsluice.table_sync t SET exact_because = n.reason, described = n.described, \
+                   updated_at = now() FROM owner, \
                    ROWS FROM (pg_catalog.unnest($3::pg_catalog.text[]), pg_catalog.unnest($4::pg_catalog.text[]), \
-                              pg_catalog.unnest($5::pg_catalog.text[])) AS n(schema, name, reason) \
+                              pg_catalog.unnest($5::pg_catalog.text[]), pg_catalog.unnest($6::pg_catalog.jsonb[])) \
+                   AS n(schema, name, reason, described) \
                  WHERE t.subscription = owner.name AND t.source_schema = n.schema AND t.source_table = n.name"
             ))
             .bind(owner.name())
@@ -315,6 +350,7 @@ impl Store {
             .bind(&schemas)
             .bind(&names)
             .bind(&reasons)
+            .bind(tables.iter().map(|table| Json(&table.described)).collect::<Vec<_>>())
             .execute(&self.pool)
             .await?;
             if done.rows_affected() > 0 { Ok(()) } else { owner::still(&self.pool, owner).await }
@@ -334,7 +370,8 @@ pub(super) async fn load(
 ) -> Result<HashMap<String, Vec<TableRow>>, StoreErrorKind> {
     let rows = sqlx::query(
         "SELECT subscription, source_schema, source_table, target_schema, target_table, state, \
-         synced_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, updated_at, resync, \
+         synced_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, described, \
+         updated_at, resync, \
          source_oid, target_oid, marks, left_from::pg_catalog.text, left_lsn::pg_catalog.text, left_xid, \
          let_go_at IS NOT NULL AS let_go FROM pgsluice.table_sync \
          WHERE $1::pg_catalog.text IS NULL OR subscription = $1 ORDER BY source_schema, source_table",
@@ -367,6 +404,7 @@ fn decode(row: &PgRow) -> Result<TableRow, sqlx::Error> {
             Some(_) => Some(word(row, "resync")?),
             None => None,
         },
+        described: row.try_get::<Option<Json<SeenTable>>, _>("described")?.map(|described| described.0),
         source_oid: oid(row, "source_oid")?,
         target_oid: oid(row, "target_oid")?,
         marks: row.try_get::<Option<Json<Marks>>, _>("marks")?.map(|marks| marks.0),

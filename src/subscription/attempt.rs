@@ -8,7 +8,6 @@
 //! An attempt can be dropped at any await: what is committed is recorded in the target, everything else is
 //! rolled back with its session, and the next attempt begins from the record.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,20 +23,22 @@ use crate::replication::{
     CreatedSlot, ReplicationConnection, ReplicationStream, SlotLifetime, SlotSnapshot, SlotSpec, StreamError,
     SystemIdentity,
 };
-use crate::schema::catalog::{self, KnownTables};
+use crate::schema::catalog::{self, CatalogError, KnownTables};
 use crate::store::{Ownership, Store, SubscriptionRow};
 use crate::target::TargetSession;
 use crate::telemetry::Attention;
 
+use super::announced::Announced;
 use super::failure::{Cause, Failure};
 use super::findings;
 use super::first_rows::first_rows;
 use super::format::{self, Choice, Ready, Transactions, Whole};
 use super::gaps;
+use super::misfits::with_facts;
 use super::positions::{Promptness, StreamPositions};
 use super::publication_record::Named;
 use super::publications::Publications;
-use super::publisher::{Publisher, Reached, Reaching, Wanted};
+use super::publisher::{Published, Publisher, Reached, Reaching, Wanted};
 use super::reader::{ReadError, Reader};
 use super::slot::{self, OnMissing, SlotPlan, SlotView};
 use super::slot_wait::{Progress, SlotCreation};
@@ -45,7 +46,8 @@ use super::snapshot::Snapshot;
 use super::stream::{self, Begun, StreamEnd};
 use super::table_sync::TableSyncs;
 use super::take_up::{
-    self, Ground, Known, compare_pending, membership, still_pending, take_up_tables, warn_of_unlogged,
+    self, Ground, Known, compare_pending, membership, record_described, still_pending, take_up_tables,
+    warn_of_unlogged,
 };
 use super::trust;
 use super::verify::{self, check_identity, still_holds, verify};
@@ -178,27 +180,52 @@ async fn prepare_and_stream(
 ) -> Result<StreamEnd, Failure> {
     *link = None;
     context.publications.send_replace(Publications::default());
-    let subscription = &context.subscription;
     let (reached, known) = ahead.complete(context, session).await?;
     gaps::note(context, &known.members.gaps);
-    let Reached { publisher, mut replication, identity, published } = reached;
+    let Reached { publisher, replication, identity, published } = reached;
     if let Some(diagnosis) = findings::wal_level(&publisher.settings.wal_level) {
         return Err(Failure::retry(diagnosis).because_of(Cause::WalLevel));
     }
-    let placed = place_in_stream(context, session, &publisher, &mut replication, &identity, &known).await;
+    let found = Found { replication, identity, published, known };
+    match Box::pin(follow(context, session, &publisher, found, link)).await {
+        Err(failure) if failure.has_misfits() => Err(with_facts(context, session, &publisher, failure).await),
+        end => end,
+    }
+}
+
+/// What an attempt has read before it decides.
+struct Found {
+    replication: ReplicationConnection,
+    identity: SystemIdentity,
+    published: Result<Published, CatalogError>,
+    known: Recorded,
+}
+
+/// Everything between the first queries and the end of the stream.
+async fn follow(
+    context: &Context,
+    session: &TargetSession,
+    publisher: &Publisher,
+    found: Found,
+    link: &mut Option<Reader>,
+) -> Result<StreamEnd, Failure> {
+    let Found { mut replication, identity, published, known } = found;
+    let subscription = &context.subscription;
+    let placed = place_in_stream(context, session, publisher, &mut replication, &identity, &known).await;
     let (plan, view) = placed.map_err(|failure| failure.with_gap_since(known.record.applied_at))?;
     let term = context.owner.term();
     let mut warnings = Vec::new();
     let published = published?;
     let refused = context.refused_at(plan);
     let refused = take_up::refused(&refused, &known.members.publications);
-    let ground = Ground { publisher: &publisher, plan, view: &view, refused: &refused };
+    let ground = Ground { publisher, plan, view: &view, refused: &refused };
     let taken_up = take_up_tables(context, session, &ground, published, known.members, &mut warnings).await?;
     let tables = &taken_up.tables;
     let mut pending = compare_pending(session, tables, &mut warnings).await?;
+    record_described(context, &pending).await?;
     let relations: Vec<_> = tables.iter().map(|table| (&*table.relation, &table.target)).collect();
     let (possible, unlogged) = tokio::join!(
-        format::survey(context, &publisher, session, &relations, &mut warnings),
+        format::survey(context, publisher, session, &relations, &mut warnings),
         warn_of_unlogged(session, tables)
     );
     let possible = possible?;
@@ -214,20 +241,21 @@ async fn prepare_and_stream(
             (from, Vec::new())
         }
         SlotPlan::Create => {
-            let slot = create_slot(context, &publisher, &mut replication).await?;
+            let slot = create_slot(context, publisher, &mut replication).await?;
             // Warnings are reported after the slot exists, so that attempts that fail before do not repeat
             // them.
             report_warnings(context, session, warnings, &known.warnings).await?;
             progress::create(session.client(), &subscription.name, term, slot.consistent_point).await?;
-            let copied = first_rows(context, &publisher, &slot, tables, &mut pending).await?;
+            let copied = first_rows(context, publisher, &slot, tables, &mut pending).await?;
             (slot.consistent_point, copied)
         }
     };
     let members = membership(tables, &copied);
     let pending = still_pending(pending, &members);
     let ready = if pending.is_empty() { Ready::All } else { Ready::NotAll };
-    let (from, named) = named(context, session, &publisher, &taken_up, from, &refused).await?;
-    let syncs = TableSyncs::new(context, &publisher, named.names.clone(), pending);
+    let (from, named) = named(context, session, publisher, &taken_up, from, &refused).await?;
+    let syncs = TableSyncs::new(context, publisher, named.names.clone(), pending);
+    let stream_tables = stream::Tables { syncs, announced: Announced::new(tables) };
     let skip = skip_ahead(context, known.skip, from).await?;
     if known.has_passed_conflict {
         context.store.resolve_applied(&context.owner, from).await?;
@@ -237,11 +265,17 @@ async fn prepare_and_stream(
     let known_at_end = known_at_end.flatten().max();
     let choice = possible.choose(context, from, skip.max(known_at_end), ready);
     let look_at = taken_up.let_go_at.max(named.again_at).filter(|at| *at > from);
-    let because =
-        tables.iter().map(|table| (table.row.source.clone(), table.row.exact_because.clone())).collect();
-    let publications = named.names;
-    let begin = Begin { from, skip, choice, members, because, syncs, view, publications, look_at };
-    Box::pin(stream_on(context, session, &publisher, replication, begin, link)).await
+    let begin = Begin {
+        from,
+        skip,
+        choice,
+        members,
+        tables: stream_tables,
+        view,
+        publications: named.names,
+        look_at,
+    };
+    Box::pin(stream_on(context, session, publisher, replication, begin, link)).await
 }
 
 /// Chooses the publications of the stream. If none of them existed for a while, the stream goes on behind that.
@@ -330,9 +364,7 @@ struct Begin {
     skip: Option<Lsn>,
     choice: Choice,
     members: Membership,
-    /// The recorded reasons why tables are applied row by row.
-    because: HashMap<QualifiedName, Option<String>>,
-    syncs: TableSyncs,
+    tables: stream::Tables,
     /// The slot as it was when it was found to be trusted.
     view: SlotView,
     /// The publications that the stream is asked for.
@@ -350,7 +382,7 @@ async fn stream_on(
     begin: Begin,
     link: &mut Option<Reader>,
 ) -> Result<StreamEnd, Failure> {
-    let Begin { from, skip, choice, members, because, syncs, view, publications, look_at } = begin;
+    let Begin { from, skip, choice, members, tables, view, publications, look_at } = begin;
     let (subscription, term) = (&context.subscription, context.owner.term());
     if choice.transactions == Transactions::InProgress {
         replication.simple_query(format::STREAM_EARLY).await?;
@@ -369,8 +401,8 @@ async fn stream_on(
     let known = context.known_tables.clone();
     known.send_modify(|known| known.retain(members.values().map(|member| &member.target)));
     let applier = Applier::new(session, subscription.name.clone(), members, start, known);
-    let begun = Begun { from, choice, because, look_at };
-    let end = stream::run(context, applier, reader, syncs, begun).await;
+    let begun = Begun { from, choice, look_at };
+    let end = Box::pin(stream::run(context, applier, reader, tables, begun)).await;
     let needs_a_person = match &end {
         Ok(StreamEnd::Conflict(_)) => true,
         Err(failure) => matches!(failure.disposition, Disposition::Pause(_)) && failure.restart.is_none(),

@@ -12,6 +12,7 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::DecodeError;
 use crate::replication::{CommandError, Fault, StreamError};
 use crate::schema::catalog::{CatalogError, Side};
+use crate::schema::{Misfit, MisfitFacts};
 use crate::store::{StoreError, StoreErrorKind};
 use crate::target::{OpenError, TargetError};
 
@@ -27,8 +28,16 @@ pub struct Failure {
     /// If set, a new attempt begins at once, and nothing is reported.
     pub restart: Option<Box<Restart>>,
     pub cause: Cause,
-    /// The gap that it leaves. The caller records it.
-    pub gap: Option<Box<NewGap>>,
+    pub about: Option<Box<About>>,
+}
+
+/// What a failure is about that its caller does something about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum About {
+    /// The gap that it leaves, which is to be recorded.
+    Gap(NewGap),
+    /// Misfits that can be described again once more is known of them ([`Failure::with_facts`]).
+    Misfits(Vec<Misfit>),
 }
 
 /// Why a new attempt begins at once, from the durable position.
@@ -125,13 +134,15 @@ impl Failure {
     #[must_use]
     pub(super) fn with_gap(self, kind: GapKind, from: Option<Lsn>, to: Option<Lsn>) -> Self {
         let gap = NewGap { table: None, kind, from, to, since: None, detail: None };
-        Self { gap: Some(Box::new(gap)), ..self }
+        Self { about: Some(Box::new(About::Gap(gap))), ..self }
     }
 
     /// Adds when the recorded position was reached, from which a gap of the slot goes on.
     #[must_use]
     pub(super) fn with_gap_since(mut self, at: Option<Timestamp>) -> Self {
-        if let Some(gap) = self.gap.as_mut().filter(|gap| gap.kind != GapKind::Diverged) {
+        if let Some(About::Gap(gap)) = self.about.as_deref_mut()
+            && gap.kind != GapKind::Diverged
+        {
             gap.since = at;
         }
         self
@@ -147,7 +158,7 @@ impl Failure {
     }
 
     fn of(disposition: Disposition, diagnosis: Diagnosis, cause: Cause) -> Self {
-        Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause, gap: None }
+        Self { disposition, diagnosis, target: TargetLink::Kept, restart: None, cause, about: None }
     }
 
     /// Converts the error of a table's copy; `role` reads the table on the publisher.
@@ -163,6 +174,22 @@ impl Failure {
             | CopyError::Rewritten(_) => Cause::Connection,
         };
         Self::of(Disposition::Retry, error.diagnosis(source, role), cause)
+    }
+
+    pub(super) fn has_misfits(&self) -> bool {
+        matches!(self.about.as_deref(), Some(About::Misfits(_)))
+    }
+
+    /// Describes the misfits again, with the DDL that the facts allow.
+    #[must_use]
+    pub(super) fn with_facts(mut self, facts: &MisfitFacts) -> Self {
+        if let Some(About::Misfits(misfits)) = self.about.as_deref_mut() {
+            for misfit in &mut *misfits {
+                misfit.complete(facts);
+            }
+            self.diagnosis.hint = schema_failure(misfits).diagnosis.hint;
+        }
+        self
     }
 
     /// Whether a failure of one table ends the attempt: its record is not as expected, or another instance
@@ -212,12 +239,8 @@ impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Connect(error) => Self {
-                disposition: error.disposition(),
-                diagnosis: error.diagnosis(),
                 target: TargetLink::Lost,
-                restart: None,
-                cause: Cause::Target,
-                gap: None,
+                ..Self::of(error.disposition(), error.diagnosis(), Cause::Target)
             },
             OpenError::Prepare(error) => error.into(),
             OpenError::TooOld(diagnosis) => Self::pause(PauseReason::TargetError, diagnosis),
@@ -362,8 +385,8 @@ impl From<CatalogError> for Failure {
 }
 
 /// A pause that lists every misfit, with the DDL that removes them.
-pub(crate) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
-    let diagnoses: Vec<Diagnosis> = misfits.iter().map(crate::schema::Misfit::diagnosis).collect();
+pub(crate) fn schema_failure(misfits: &[Misfit]) -> Failure {
+    let diagnoses: Vec<Diagnosis> = misfits.iter().map(Misfit::diagnosis).collect();
     let primary = match diagnoses.as_slice() {
         [one] => one.primary.clone(),
         many => format!("{} problems keep published tables from fitting into the target", many.len()),
@@ -391,13 +414,19 @@ pub(crate) fn schema_failure(misfits: &[crate::schema::Misfit]) -> Failure {
         {
             hints.push(hint);
         }
+        if misfit.ddl().is_some() {
+            let notes = misfit.notes().into_iter().map(|note| format!("-- {note}"));
+            let new: Vec<String> = notes.filter(|note| !hints.contains(note)).collect();
+            hints.extend(new);
+        }
     }
     let mut diagnosis = Diagnosis::new(primary);
     if !details.is_empty() {
         diagnosis = diagnosis.detail(details.join("\n"));
     }
     let hint = format!("on the target, then it goes on by itself:\n{}", hints.join("\n"));
-    Failure::pause(PauseReason::Schema, diagnosis.hint(hint))
+    let about = Some(Box::new(About::Misfits(misfits.to_vec())));
+    Failure { about, ..Failure::pause(PauseReason::Schema, diagnosis.hint(hint)) }
 }
 
 /// As [`schema_failure`], for a change that has come.
@@ -435,14 +464,7 @@ fn of_target(error: &ServerError, doing: Option<String>) -> Failure {
     if error.is_transient() {
         // The session stays usable after a deadlock or a cancelled statement, but not after a shutdown.
         let target = if matches!(error.class(), "40" | "55") { TargetLink::Kept } else { TargetLink::Lost };
-        return Failure {
-            disposition: Disposition::Retry,
-            diagnosis,
-            target,
-            restart: None,
-            cause: Cause::Target,
-            gap: None,
-        };
+        return Failure { target, ..Failure::of(Disposition::Retry, diagnosis, Cause::Target) };
     }
     if diagnosis.hint.is_none() {
         diagnosis.hint = Some("fix the cause on the target, then \"pgsluice resume\"".to_owned());

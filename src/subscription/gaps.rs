@@ -11,7 +11,7 @@ use crate::target::TargetSession;
 use crate::telemetry::GapFound;
 
 use super::attempt::{Context, create_slot};
-use super::failure::Failure;
+use super::failure::{About, Failure};
 use super::publisher::Publisher;
 use super::slot::{self, SlotView};
 
@@ -48,7 +48,8 @@ pub(super) async fn show(context: &Context) -> Result<(), Failure> {
 /// # Errors
 /// The gap could not be recorded. The next attempt finds it again.
 pub(super) async fn record(context: &Context, mut failure: Failure) -> Result<Failure, Failure> {
-    let Some(mut gap) = failure.gap.take() else { return Ok(failure) };
+    let Some(About::Gap(mut gap)) = failure.about.as_deref().cloned() else { return Ok(failure) };
+    failure.about = None;
     let Some(recorded) = context.positions.borrow().applied else { return Ok(failure) };
     gap.from = gap.from.or_else(|| (gap.kind != GapKind::Diverged).then_some(recorded));
     if let Some(gap) = open(context, &gap).await?

@@ -14,6 +14,7 @@
 //!
 //! `apply` and `copy` write to user tables; `store` and `cli` show the state to operators.
 
+mod announced;
 mod attempt;
 mod because;
 mod commands;
@@ -24,6 +25,7 @@ mod flushes;
 mod format;
 mod gaps;
 pub mod membership;
+pub(crate) mod misfits;
 mod monitor;
 mod positions;
 pub mod publication_record;
@@ -46,6 +48,7 @@ mod worker;
 pub(crate) use failure::schema_failure;
 pub use failure::{Cause, Failure, TargetLink};
 pub use positions::{LagClock, StreamPositions};
+pub(crate) use publisher::VALUE_SETTINGS;
 pub(crate) use slot::end_abandoned_creations;
 pub use snapshot::{Board, Link, Snapshot, View, target_unavailable};
 pub use state::{Action, Event, Illegal, State, step};

@@ -24,12 +24,15 @@ use super::format::Transactions;
 
 /// Settings for the text form of values, as PostgreSQL's own subscriber sets them. They are the same for copy
 /// and stream.
-const VALUE_SETTINGS: &[(&str, &str)] = &[
+pub(crate) const VALUE_SETTINGS: &[(&str, &str)] = &[
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("extra_float_digits", "3"),
     // The text of type money depends on the locale. Every server has C, which the target uses, too.
     ("lc_monetary", "C"),
+    // Columns of type text keep these forms of binary strings and times.
+    ("bytea_output", "hex"),
+    ("timezone", "UTC"),
 ];
 
 /// The publisher refuses a copy from which row-level security would leave rows out.

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
 
-use crate::apply::{Applied, Applier, ApplyError, ExactBecause, How, Outcome};
+use crate::apply::{Applied, Applier, ApplyError, How, Outcome};
 use crate::config::SynchronousCommit;
 use crate::conflict::ConflictReport;
 use crate::error::{Diagnosis, PauseReason};
@@ -15,6 +15,7 @@ use crate::replication::Reply;
 use crate::store::{StoreError, TableState, TableStep};
 use crate::telemetry::{BatchApplied, FellBack, Received};
 
+use super::announced::Announced;
 use super::attempt::{Context, Phase};
 use super::failure::{Cause, Failure, Restart};
 use super::findings;
@@ -36,6 +37,12 @@ pub(super) enum StreamEnd {
     PublicationsChanged,
     /// Better options of the stream can be requested now, by a new attempt.
     AskForMore,
+}
+
+/// What the stream keeps of its tables.
+pub(super) struct Tables {
+    pub(super) syncs: TableSyncs,
+    pub(super) announced: Announced,
 }
 
 /// An event of the stream's loop.
@@ -60,8 +67,6 @@ enum Event {
 pub(super) struct Begun {
     pub(super) from: Lsn,
     pub(super) choice: Choice,
-    /// As recorded, why each table is applied row by row.
-    pub(super) because: HashMap<QualifiedName, Option<String>>,
     /// Once everything up to here is recorded, the publications are to be looked at again.
     pub(super) look_at: Option<Lsn>,
 }
@@ -71,10 +76,11 @@ pub(super) async fn run(
     context: &Context,
     applier: Applier<'_>,
     reader: &mut Reader,
-    syncs: TableSyncs,
+    tables: Tables,
     begun: Begun,
 ) -> Result<StreamEnd, Failure> {
-    let Begun { from, choice, because, look_at } = begun;
+    let Tables { syncs, announced } = tables;
+    let Begun { from, choice, look_at } = begun;
     let mut stream = Stream {
         context,
         applier,
@@ -86,7 +92,7 @@ pub(super) async fn run(
             .then(|| Flushes::new(context.store.clone(), from)),
         first: true,
         said: HashMap::new(),
-        because,
+        announced,
         choice,
         look_at,
     };
@@ -171,8 +177,7 @@ struct Stream<'a> {
     first: bool,
     /// The last error that was logged of each table whose copy fails.
     said: HashMap<QualifiedName, Diagnosis>,
-    /// As [`Begun::because`].
-    because: HashMap<QualifiedName, Option<String>>,
+    announced: Announced,
     choice: Choice,
     /// As [`Begun::look_at`].
     look_at: Option<Lsn>,
@@ -204,7 +209,6 @@ impl Stream<'_> {
     /// Processes the applier's outcomes: reports durable positions, and returns the end of the stream if
     /// there is one.
     async fn outcomes(&mut self, reader: &Reader) -> Result<Option<StreamEnd>, Failure> {
-        let mut planned = Vec::new();
         while let Some(outcome) = self.applier.outcome() {
             match outcome {
                 Outcome::Durable { lsn, skipped } => {
@@ -218,7 +222,11 @@ impl Stream<'_> {
                     BatchApplied { subscription: self.context.name(), tally, duration: took }.emit();
                     self.note(lsn, last).await?;
                 }
-                Outcome::Planned { source, exact_because } => planned.push((source, exact_because)),
+                Outcome::Planned { source, exact_because, columns, warnings } => {
+                    let (context, announced) = (self.context, &mut self.announced);
+                    let received = reader.received();
+                    announced.planned(context, &source, columns, exact_because, &warnings, received).await?;
+                }
                 Outcome::Stranger(relation) => {
                     debug!(subscription = self.context.name(), %relation, "changes of a table that is not followed");
                     self.context.publications.send_if_modified(|publications| {
@@ -232,27 +240,8 @@ impl Stream<'_> {
             }
             self.publish(reader);
         }
-        self.record_because(planned).await?;
+        self.announced.record(self.context).await?;
         Ok(None)
-    }
-
-    /// Records why tables are applied row by row, if that has changed.
-    async fn record_because(
-        &mut self,
-        planned: Vec<(QualifiedName, Option<ExactBecause>)>,
-    ) -> Result<(), Failure> {
-        let mut changed = HashMap::new();
-        for (source, because) in planned {
-            let because = because.map(ExactBecause::as_str);
-            if self.because.get(&source).map(Option::as_deref) != Some(because) {
-                self.because.insert(source.clone(), because.map(str::to_owned));
-                changed.insert(source, because);
-            }
-        }
-        if changed.is_empty() {
-            return Ok(());
-        }
-        Ok(self.context.store.set_exact_because(&self.context.owner, &changed).await?)
     }
 
     fn advance(&mut self, lsn: Lsn, reader: &Reader) {

@@ -34,11 +34,12 @@ use super::attempt::Context;
 use super::failure::{Cause, Failure};
 use super::first_rows::{CopyStart, copy_job};
 use super::format::Transactions;
+use super::misfits::with_facts;
 use super::publisher::{self, Encoding, Publisher, Wanted};
 use super::reader::{Done, ReadError, Reader, StreamEvent};
 use super::slot;
 use super::slot_wait::{Progress, SlotCreation};
-use super::take_up::PendingTable;
+use super::take_up::{PendingTable, compare_again};
 
 /// Delay before a failed synchronisation is tried again.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
@@ -321,11 +322,6 @@ impl Sync {
         finish: oneshot::Receiver<()>,
     ) -> Result<Lsn, Failure> {
         let (context, subscription) = (&self.context, &self.context.subscription);
-        let job = match copy_job(context, table).await? {
-            CopyStart::Job(job) => *job,
-            CopyStart::Ready(position) => return Ok(position),
-        };
-        let (table, source) = (&*table, &job.source);
         let mut target = TargetSession::open(&context.target, &format!("{} sync", subscription.name)).await?;
         target.set_origin(&subscription.name, OriginUse::TableSync).await?;
         let publisher = Publisher {
@@ -333,6 +329,14 @@ impl Sync {
             settings: self.settings.clone(),
             encoding: self.encoding,
         };
+        if let Err(failure) = compare_again(&target, table).await {
+            return Err(with_facts(context, &target, &publisher, failure).await);
+        }
+        let job = match copy_job(context, table).await? {
+            CopyStart::Job(job) => job,
+            CopyStart::Ready(position) => return Ok(position),
+        };
+        let (table, source) = (&*table, &job.source);
         let mut replication = publisher::replication(subscription, publisher.encoding).await?;
         let slot_name = slot::temporary_name(&subscription.slot);
         let spec = SlotSpec {
@@ -358,7 +362,12 @@ impl Sync {
         };
         let stream = publisher.start(subscription, replication, &slot_name, from, wanted).await?;
         let mut reader = Reader::start(stream, from, publisher.wal_sender_timeout());
-        let position = self.catch_up(table, &target, &mut reader, from, &reports, finish).await?;
+        let position = match self.catch_up(table, &target, &mut reader, from, &reports, finish).await {
+            Err(failure) if failure.has_misfits() => {
+                return Err(with_facts(context, &target, &publisher, failure).await);
+            }
+            position => position?,
+        };
         let finished = async {
             copy::finish_table(target.client(), &context.owner, &job, position, rows).await?;
             copy::commit(CommitOf::TableSync, &target, &context.target, &context.owner, &job, position).await

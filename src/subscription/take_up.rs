@@ -5,16 +5,21 @@
 
 mod record;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tracing::info;
 
 use crate::apply::{Applies, Member, Membership};
+use crate::config::Subscription;
 use crate::error::Diagnosis;
 use crate::gap::Gap;
 use crate::pg::{Lsn, QualifiedName};
 use crate::schema::catalog::{self, KnownTable};
-use crate::schema::{self, Misfit, Pairing, PublishedRelation, PublishedTable, ReplicaIdentity, TablePlan};
+use crate::schema::{
+    self, Comparison, Misfit, Pairing, PublishedRelation, PublishedTable, ReplicaIdentity, TablePlan,
+    TargetTable,
+};
 use crate::store::{NewTables, Refresh, Resync, SubscriptionRow, TableRow, TableState};
 use crate::target::TargetSession;
 
@@ -36,6 +41,8 @@ pub(super) struct PreparedTable {
     /// The table as the publisher's catalog describes it; without columns if it does not exist any more.
     pub(super) relation: Arc<PublishedRelation>,
     pub(super) target: QualifiedName,
+    /// Columns whose values the target's type may change.
+    pub(super) coerced: BTreeSet<String>,
     pub(super) row: TableRow,
     pub(super) applies: Applies,
 }
@@ -170,7 +177,7 @@ pub(super) async fn take_up_tables(
         known.tables.iter().filter_map(|row| row.left).filter(|left| left.gone == membership::LetGo::NotYet);
     Ok(TakenUp {
         let_go_at: let_go.map(|left| left.lsn).max(),
-        tables: prepare(&known, found.tables, &others, ground.view.unused_xid),
+        tables: prepare(&context.subscription, &known, found.tables, &others, ground.view.unused_xid),
         publications,
     })
 }
@@ -285,6 +292,7 @@ fn held_from(row: &TableRow, gaps: &[Gap]) -> Option<Lsn> {
 }
 
 fn prepare(
+    subscription: &Subscription,
     known: &Known,
     published: Vec<PublishedTable>,
     others: &[KnownTable],
@@ -315,6 +323,7 @@ fn prepare(
             published,
             relation: Arc::new(relation),
             target: row.target.clone(),
+            coerced: subscription.coerced(&row.source).clone(),
             applies: applies(row, &known.gaps, unused_xid),
             row: row.clone(),
         });
@@ -352,14 +361,8 @@ pub(super) async fn compare_pending(
     let targets = catalog::target_tables(&***session.client(), &names).await?;
     let (mut pending, mut misfits) = (Vec::new(), Vec::<Misfit>::new());
     for ((table, published), target) in waiting.into_iter().zip(&targets) {
-        let compared = schema::compare(&Pairing {
-            published: &table.relation,
-            actions: published.actions,
-            target_name: &table.target,
-            target: target.as_ref(),
-            session: session.replication_role(),
-            role: session.role(),
-        });
+        let (target_name, coerced) = (&table.target, &table.coerced);
+        let compared = compare_for_copy(session, published, target_name, target.as_ref(), coerced);
         warnings.extend(compared.warnings.iter().map(schema::Warning::diagnosis));
         let fits = compared.misfits.is_empty();
         misfits.extend(compared.misfits);
@@ -372,6 +375,37 @@ pub(super) async fn compare_pending(
     if misfits.is_empty() { Ok(pending) } else { Err(schema_failure(&misfits)) }
 }
 
+/// Compares a table with its target as it is now, because a copy that failed may have led to a change of the target.
+pub(super) async fn compare_again(session: &TargetSession, table: &mut PendingTable) -> Result<(), Failure> {
+    let name = &table.member.target;
+    let targets = catalog::target_tables(&***session.client(), std::slice::from_ref(name)).await?;
+    let target = targets.first().and_then(Option::as_ref);
+    let compared = compare_for_copy(session, &table.published, name, target, &table.member.coerced);
+    match compared.plan {
+        Some(plan) if compared.misfits.is_empty() => table.plan = plan,
+        _ => return Err(schema_failure(&compared.misfits)),
+    }
+    Ok(())
+}
+
+fn compare_for_copy(
+    session: &TargetSession,
+    published: &PublishedTable,
+    target_name: &QualifiedName,
+    target: Option<&TargetTable>,
+    coerced: &BTreeSet<String>,
+) -> Comparison {
+    schema::compare(&Pairing {
+        published: &published.relation,
+        actions: published.actions,
+        target_name,
+        target,
+        session: session.replication_role(),
+        role: session.role(),
+        coerced,
+    })
+}
+
 /// Returns the warning of target tables that a crash of the target empties; none if there are none.
 pub(super) async fn warn_of_unlogged(
     session: &TargetSession,
@@ -381,11 +415,22 @@ pub(super) async fn warn_of_unlogged(
     Ok(catalog::unlogged(&catalog::unlogged_tables(&***session.client(), &names).await?))
 }
 
+/// Records what the tables are like that are about to be copied. Later descriptions are compared with that.
+pub(super) async fn record_described(context: &Context, pending: &[PendingTable]) -> Result<(), Failure> {
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let seen = |table: &PendingTable| (table.published.relation.name.clone(), table.published.seen());
+    let described: Vec<_> = pending.iter().map(seen).collect();
+    Ok(context.store.set_described(&context.owner, &described).await?)
+}
+
 fn member(table: &PreparedTable) -> Member {
     Member {
         oid: table.row.source_oid,
         catalog: Arc::clone(&table.relation),
         target: table.target.clone(),
+        coerced: table.coerced.clone(),
         applies: table.applies,
     }
 }

@@ -111,20 +111,20 @@ async fn binary_can_be_turned_off() {
 #[tokio::test]
 async fn a_value_that_the_target_refuses_fails_the_copy_whole() {
     let world = World::builder()
-        .publisher_sql("CREATE TABLE words (id int PRIMARY KEY, word varchar(20))")
-        .target_sql("CREATE TABLE words (id int PRIMARY KEY, word varchar(6))")
-        .publisher_sql("INSERT INTO words SELECT n, 'row' || n FROM generate_series(1, 5000) n")
-        .publisher_sql("INSERT INTO words VALUES (0, 'much too long')")
+        .publisher_sql("CREATE TABLE words (id int PRIMARY KEY, word varbit(20))")
+        .target_sql("CREATE TABLE words (id int PRIMARY KEY, word varbit(6))")
+        .publisher_sql("INSERT INTO words SELECT n, (n % 64)::bit(6) FROM generate_series(1, 5000) n")
+        .publisher_sql("INSERT INTO words VALUES (0, B'1010101')")
         .start()
         .await;
     let service = world.run();
     until("the copy is refused", async || service.log().contains("SQLSTATE 22001")).await;
     let told = "SELECT count(*) FROM pgsluice.table_sync \
-        WHERE error->>'detail' LIKE '%value too long for type character varying(6)%'";
+        WHERE error->>'detail' LIKE '%bit string too long for type bit varying(6)%'";
     until("the refusal is told", async || world.target.value(told).await.as_deref() == Some("1")).await;
     assert_eq!(world.target.value("SELECT count(*) FROM words").await.as_deref(), Some("0"));
     wait_format(&service, "words", "binary").await;
-    world.target.exec("ALTER TABLE words ALTER word TYPE varchar(20)").await;
+    world.target.exec("ALTER TABLE words ALTER word TYPE varbit(20)").await;
     world.wait_same_rows("words").await;
     assert_eq!(rows_copied(&world, "words").await.as_deref(), Some("5001"));
 }

@@ -305,7 +305,7 @@ async fn names_and_fields_differ(world: &World, service: &Service) {
     target table public.widgets lacks the published column "name": Published as public.widgets.
     target table public.widgets lacks the published column "price": Published as public.widgets.
     on the target, then it goes on by itself:
-    CREATE TABLE public.gadgets ("id" integer, PRIMARY KEY ("id"));
+    CREATE TABLE public.gadgets ("id" integer NOT NULL, PRIMARY KEY ("id")); GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLE public.gadgets TO "pgsluice_apply";
     ALTER TABLE public.widgets ADD COLUMN "name" text;
     ALTER TABLE public.widgets ADD COLUMN "price" numeric(12,2);
     "#);

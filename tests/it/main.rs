@@ -12,6 +12,8 @@ mod boundaries;
 mod check;
 #[cfg(test)]
 mod cluster;
+mod coercion;
+#[cfg(test)]
 mod commands;
 #[cfg(test)]
 mod conflicts;
@@ -33,6 +35,8 @@ mod fence;
 mod gaps;
 #[cfg(test)]
 mod hand_over;
+#[cfg(test)]
+mod hints;
 #[cfg(test)]
 mod histories;
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod oracle;
 mod publisher;
 mod server;
 mod target;
+mod values;
 
 fn strings(names: &[&str]) -> Vec<String> {
     names.iter().map(|&name| name.to_owned()).collect()

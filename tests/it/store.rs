@@ -1,6 +1,5 @@
 //! Schema `pgsluice` on a real PostgreSQL: migrations, every operation of the store, signals.
 
-use std::collections::HashMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -19,10 +18,12 @@ use pgsluice::pg::conninfo::{
     TlsSettings,
 };
 use pgsluice::pg::{Lsn, QualifiedName, SlotName, SubscriptionName};
+use pgsluice::schema::{SeenColumn, SeenTable};
 use pgsluice::store::{
-    Answer, ConflictFilter, Desired, EventKind, Members, NewTables, OpenedGap, Outcome, Ownership, Positions,
-    Refresh, Registration, Resync, SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange, StatusDocument,
-    Store, StoreError, StoreErrorKind, TableChanges, TableRecord, TableState, TableStep, Verb, lock_key,
+    Answer, ConflictFilter, Desired, EventKind, Members, NewTables, OpenedGap, Outcome, Ownership,
+    PlannedTable, Positions, Refresh, Registration, Resync, SCHEMA_VERSION, Signal, SkipRefusal, State,
+    StateChange, StatusDocument, Store, StoreError, StoreErrorKind, TableChanges, TableRecord, TableState,
+    TableStep, Verb, lock_key,
 };
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -199,6 +200,10 @@ async fn claim(store: &Store, instance: &str) -> Result<Ownership, StoreError> {
 
 fn widgets() -> QualifiedName {
     QualifiedName::new("public", "widgets")
+}
+
+fn seen() -> SeenTable {
+    SeenTable { columns: Vec::new(), last_number: 0 }
 }
 
 fn report() -> ConflictReport {
@@ -435,8 +440,18 @@ async fn tables_come_go_and_are_copied_under_a_fence() {
     assert_eq!(store.begin_copy(&owner, &widgets(), 1).await.unwrap(), TableStep::Taken { attempt: 2 });
     store.report_copy(&owner, &widgets(), 1, 99, None).await.unwrap();
     store.report_copy(&owner, &widgets(), 2, 5, Some(10)).await.unwrap();
-    let because = HashMap::from([(widgets(), Some("triggers fire"))]);
-    store.set_exact_because(&owner, &because).await.unwrap();
+    let column = |name: &str| SeenColumn {
+        name: name.to_owned(),
+        type_schema: "pg_catalog".to_owned(),
+        type_name: "int4".to_owned(),
+        typmod: -1,
+    };
+    let described = |columns| SeenTable { columns, last_number: 2 };
+    store.set_described(&owner, &[(widgets(), described(vec![column("id")]))]).await.unwrap();
+    let now = described(vec![column("id"), column("n")]);
+    let planned =
+        PlannedTable { source: widgets(), described: now.clone(), exact_because: Some("triggers fire") };
+    store.set_planned(&owner, &[planned]).await.unwrap();
 
     let second = [table("widgets", "other"), table("gadgets", "gadgets")];
     let ready = NewTables::Ready { synced_lsn: Lsn::new(7) };
@@ -535,7 +550,8 @@ fn writes<'a>(store: &'a Store, owner: &'a Ownership, conflict: i64, command: i6
         begin_copy(&widgets(), 1);
         set_table_state(&widgets(), 1, TableState::Pending, None);
         report_copy(&widgets(), 1, 17, None);
-        set_exact_because(&HashMap::from([(widgets(), Some("late"))]));
+        set_planned(&[PlannedTable { source: widgets(), described: seen(), exact_because: Some("late") }]);
+        set_described(&[(widgets(), seen())]);
         set_table_ready(&widgets(), 1, Lsn::new(9));
         set_tables_ready(&[(&widgets(), 1)], Lsn::new(9));
         open_conflict(&report());

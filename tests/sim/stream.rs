@@ -2,7 +2,7 @@
 //! `apply::applier` and `apply::performer`.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -129,6 +129,7 @@ impl<'a> Stream<'a> {
                 Member {
                     catalog: Arc::new(tables::published(table, start.seen.catalog.width[table])),
                     target: tables::name(table),
+                    coerced: BTreeSet::new(),
                     oid: Some(tables::oid(table)),
                     applies: Applies { position, ..Applies::default() },
                 },

@@ -4,8 +4,9 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use pgsluice::pg::QualifiedName;
 use pgsluice::pgoutput::{Message, Relation, RelationColumn, Tuple, Value, decode};
 use pgsluice::schema::{
-    ArrayInput, ColumnDefault, FiringTriggers, Indexes, KeyEquality, PublishedColumn, PublishedRelation,
-    ReplicaIdentity, TableKind, TablePrivileges, TargetColumn, TargetTable, TypeName, UniqueKey,
+    ArrayInput, ColumnDefault, FiringTriggers, Indexes, KeyEquality, LengthUnit, PublishedColumn,
+    PublishedRelation, ReplicaIdentity, TableKind, TablePrivileges, TargetColumn, TargetTable, TypeName,
+    UniqueKey,
 };
 
 /// What a table is like.
@@ -175,6 +176,7 @@ pub(crate) fn published(table: usize, width: usize) -> PublishedRelation {
                 typmod: -1,
                 key: column.key,
                 domain: None,
+                inner_types: Vec::new(),
             })
             .collect(),
     }
@@ -198,6 +200,7 @@ pub(crate) fn target(table: usize, stamp: i64) -> TargetTable {
         default_sql: None,
         is_virtual: false,
         equality: Some(builtin("=")),
+        inner_types: Vec::new(),
     };
     let keys: Vec<UniqueKey> = kind
         .uniques()
@@ -235,6 +238,7 @@ pub(crate) fn target(table: usize, stamp: i64) -> TargetTable {
         checks: Vec::new(),
         indexes: Indexes { unique, all: unique, computing: false },
         utf8: true,
+        length_unit: LengthUnit::Characters,
         partitioning: None,
     }
 }

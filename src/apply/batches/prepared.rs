@@ -132,6 +132,7 @@ impl Prepared {
                 Ok(Sendable::Text(truncate_sql(tables.iter().map(|table| &table.plan), sequences)))
             }
             SetStep::Set { table, kind, rows, range } => {
+                refuse_guarded(table, rows)?;
                 if *kind == SetKind::Insert
                     && is_worth_copying(rows.len(), round_trip)
                     && let Ok((format, data)) = copy_data(&table.plan.columns, rows, self.format)
@@ -182,6 +183,7 @@ impl Prepared {
         kind: &SetKind,
         rows: &[SetRow],
     ) -> Result<(SingleStatement, Vec<Param>), ApplyError> {
+        refuse_guarded(table, rows)?;
         let key = (table.id, kind.clone());
         let single = if let Some(single) = self.single.get(&key) {
             single
@@ -218,6 +220,15 @@ impl Prepared {
     pub(crate) async fn guard(&mut self) -> Result<Statement, ApplyError> {
         once(&self.client, &mut self.guard, stamp::guard_sql).await
     }
+}
+
+/// Fails if the target would silently change a value. Row by row, the change that has it is found and refused.
+fn refuse_guarded(table: &TableContext, rows: &[SetRow]) -> Result<(), ApplyError> {
+    if !table.plan.is_guarded() {
+        return Ok(());
+    }
+    let refused = rows.iter().filter_map(|row| row.image.as_ref()).any(|row| table.refusal(row).is_some());
+    if refused { Err(ApplyError::NotASet) } else { Ok(()) }
 }
 
 /// Returns the statement in `kept`, and prepares it first if there is none.

@@ -339,12 +339,13 @@ impl Core {
     fn planned(&mut self, described: Described) -> Result<(), End> {
         let Described { replaced, planned } = described;
         self.steps.extend(replaced.map(|table| Step::Forget { table }));
-        let Some(PlannedTable { source, exact_because, takes_binary }) = planned else { return Ok(()) };
+        let Some(planned) = planned else { return Ok(()) };
+        let PlannedTable { source, exact_because, takes_binary, columns, warnings } = planned;
         if self.intake.format() == Format::Binary && !takes_binary {
             // The stream was started in binary because the catalogs allowed it then.
             return Err(self.send_again());
         }
-        self.tell(Outcome::Planned { source, exact_because });
+        self.tell(Outcome::Planned { source, exact_because, columns, warnings });
         Ok(())
     }
 

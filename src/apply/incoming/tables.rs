@@ -1,6 +1,6 @@
 //! The subscription's tables, and the plans that are made from Relation messages.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{LargeMessage, Relation, RelationCache, RelationError, Type};
 use crate::schema::binary::takes_binary;
 use crate::schema::{
-    self, Comparison, Misfit, Operations, Pairing, PublishedRelation, ReplicationRole, TargetTable,
+    self, Comparison, Misfit, Operations, Pairing, PublishedRelation, ReplicationRole, SeenColumn,
+    TargetTable, Warning,
 };
 
 /// A table of the subscription.
@@ -27,6 +28,8 @@ pub struct Member {
     /// domains, which a Relation message lacks.
     pub catalog: Arc<PublishedRelation>,
     pub target: QualifiedName,
+    /// Columns whose values the target's type may change.
+    pub coerced: BTreeSet<String>,
     pub applies: Applies,
 }
 
@@ -115,10 +118,11 @@ impl Surroundings {
         published: &PublishedRelation,
         target_name: &QualifiedName,
         target: Option<&TargetTable>,
+        coerced: &BTreeSet<String>,
     ) -> Comparison {
         let (session, role) = (self.replication_role, self.role.as_str());
         let actions = Operations::ALL;
-        schema::compare(&Pairing { published, actions, target_name, target, session, role })
+        schema::compare(&Pairing { published, actions, target_name, target, session, role, coerced })
     }
 }
 
@@ -142,6 +146,8 @@ pub(crate) struct PlannedTable {
     pub(crate) source: QualifiedName,
     pub(crate) exact_because: Option<ExactBecause>,
     pub(crate) takes_binary: bool,
+    pub(crate) columns: Vec<SeenColumn>,
+    pub(crate) warnings: Vec<Warning>,
 }
 
 /// The tables of the stream's relation OIDs.
@@ -340,7 +346,7 @@ impl Tables {
         let Awaited { oid, name, published } = awaited;
         let member = self.members.get(&name)?;
         let described = PublishedRelation::clone(&published).with_domains_of(&member.catalog);
-        let comparison = self.surroundings.compare(&described, &member.target, target);
+        let comparison = self.surroundings.compare(&described, &member.target, target, &member.coerced);
         let replaced = match self.relations.get(&oid) {
             Some(Known::Member { fit: Fit::Planned(context), .. }) => Some(context.id),
             Some(Known::Member { fit: Fit::Unfit(_), .. } | Known::Foreign) | None => None,
@@ -350,6 +356,9 @@ impl Tables {
                 self.next_id += 1;
                 let exact_because = exact_because(&plan, self.surroundings.replication_role);
                 let takes_binary = takes_binary(&plan.columns);
+                // Which operations come is not known, so that warnings of those are the start's.
+                let of_values = comparison.warnings.into_iter().filter(Warning::is_about_values);
+                let (columns, warnings) = (SeenColumn::all_of(&described), of_values.collect());
                 let context = TableContext {
                     id: self.next_id,
                     published: Arc::clone(&published),
@@ -358,9 +367,11 @@ impl Tables {
                     misfits: comparison.misfits,
                     plan,
                     described,
+                    coerced: member.coerced.clone(),
                     exact_because,
                 };
-                let planned = PlannedTable { source: name.clone(), exact_because, takes_binary };
+                let source = name.clone();
+                let planned = PlannedTable { source, exact_because, takes_binary, columns, warnings };
                 (Fit::Planned(Arc::new(context)), Some(planned))
             }
             None => (Fit::Unfit(comparison.misfits), None),

@@ -12,12 +12,12 @@ use crate::apply::rows::facts::ConflictFacts;
 use crate::apply::rows::plan::plan_exists;
 use crate::apply::statement::{local_rows_by_identity_sql, local_rows_by_key_sql};
 use crate::conflict::{
-    ConflictKind, FieldValue, LocalRow, Operation, RowImage, classify_error, classify_row,
+    ConflictKind, ConflictReport, FieldValue, LocalRow, Operation, RowImage, classify_error, classify_row,
 };
 use crate::error::ServerError;
 use crate::pg::QualifiedName;
 use crate::pgoutput::{OldRow, Tuple, Value};
-use crate::schema::{MisfitKind, TablePlan, catalog};
+use crate::schema::{MisfitKind, ReplicationRole, TablePlan, catalog};
 use crate::target::TargetSession;
 
 /// SQLSTATE `generated_always`: a value was given for a column that only takes generated ones.
@@ -38,7 +38,7 @@ pub(crate) async fn collect(error: ApplyError, session: &TargetSession) -> Resul
         return Err(End::Unfit(unfit).into());
     }
     match error {
-        ApplyError::RowCount { found, change } => missing_row(found, *change),
+        ApplyError::RowCount { found, change } => missing_row(found, *change, session.replication_role()),
         ApplyError::Refused { error, change } => refused(*error, *change, session).await,
         ApplyError::Server(error) => of_no_row(*error),
         other => Err(other),
@@ -51,7 +51,7 @@ pub(crate) async fn check_current(table: &TableContext, session: &TargetSession)
     let name = &table.plan.target;
     let target = catalog::target_tables(&***session.client(), std::slice::from_ref(name)).await?;
     let target = target.first().and_then(Option::as_ref);
-    let now = surroundings(session).compare(&table.described, name, target);
+    let now = surroundings(session).compare(&table.described, name, target, &table.coerced);
     if is_still_planned_so(table, &now) { Ok(()) } else { Err(ApplyError::TargetChanged(name.clone())) }
 }
 
@@ -98,14 +98,20 @@ pub(crate) fn surroundings(session: &TargetSession) -> Surroundings {
     Surroundings { replication_role: session.replication_role(), role: session.role().to_owned() }
 }
 
-fn missing_row(found: u64, change: FailedChange) -> Result<ConflictFacts, ApplyError> {
+fn missing_row(found: u64, change: FailedChange, role: ReplicationRole) -> Result<ConflictFacts, ApplyError> {
     let operation = operation(&change.change);
     let row = if found == 0 { LocalRow::Missing } else { LocalRow::SameOrigin };
     let Some(kind) = classify_row(operation, row, 0) else {
         return Err(ApplyError::RowCount { found, change: Box::new(change) });
     };
     let message = format!("the row to {operation} is not in {}", change.table.plan.target);
-    Ok(finding(kind, &change, Vec::new(), None, message))
+    // A cascade of the target may have done already what the publisher sends next.
+    let cascades = role == ReplicationRole::Origin && change.table.plan.has_foreign_keys;
+    let error = cascades.then(|| ServerError {
+        detail: Some(ConflictReport::FOREIGN_KEYS_ACT.to_owned()),
+        ..ServerError::default()
+    });
+    Ok(finding(kind, &change, Vec::new(), error, message))
 }
 
 async fn refused(

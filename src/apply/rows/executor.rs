@@ -91,6 +91,11 @@ impl Executor {
     ) -> Result<(), ApplyError> {
         let subject = FailedChange { table: Arc::clone(table), change, index };
         let planned = plan::plan_row(&table.plan, &subject.change)?;
+        if let Some(error) = subject.change.new_row().and_then(|new| table.refusal(new)) {
+            // The error of an earlier statement comes first.
+            self.drain().await?;
+            return Err(ApplyError::Refused { error: Box::new(error), change: Box::new(subject) });
+        }
         if table.plan.fires.before_row && !matches!(subject.change, RowChange::Insert { .. }) {
             // A row trigger may make the count 0 although the row exists. So a query checks for the row first,
             // while no other statement is unanswered that could change the result.

@@ -67,7 +67,9 @@ impl Source {
             arrays.push(format!("pg_catalog.unnest(${n}::{}[]) AS c{n}", element.type_sql(column)));
             Some(match element {
                 Element::Value => format!("s.c{n}"),
-                Element::Text => format!("s.c{n}::{}", quoted(&column.ty)),
+                // An explicit cast to a domain would cut elements to the domain's length. The assignment
+                // to the column refuses them instead.
+                Element::Text => format!("s.c{n}::{}", quoted(&column.base_type)),
                 Element::Boxed(_) => format!("(s.c{n}).value"),
             })
         };

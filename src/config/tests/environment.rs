@@ -77,7 +77,7 @@ fn overrides_that_fit_nothing_are_errors() {
     ]), @r#"
     the configuration has 16 problems
     pgsluice.toml:19:27: subscriptions[2].tables[0].columns: mapping columns is not supported yet
-      hint: leave columns out
+      hint: leave to, ignore and ignore_if_null out
     pgsluice.toml:19:39: subscriptions[2].tables[0].columns.Mixed-Case: an ignored column can have nothing else
       hint: remove ignore, or the other keys
     environment variable PGSLUICE__: no key follows the prefix

@@ -174,7 +174,7 @@ on_delete = { mark = "deleted_at" }
     pgsluice.toml:11:55: subscriptions[0].conflict_defaults.update_missing: "keep_local" is not supported yet
       hint: use "pause"
     pgsluice.toml:14:1: subscriptions[0].tables[0].columns: mapping columns is not supported yet
-      hint: leave columns out
+      hint: leave to, ignore and ignore_if_null out
     pgsluice.toml:15:1: subscriptions[0].tables[0].set: setting columns is not supported yet
       hint: leave set out
     pgsluice.toml:16:1: subscriptions[0].tables[0].on_delete: "ignore" is not supported yet
@@ -203,12 +203,12 @@ on_delete = { column = "deleted_at" }
     assert_snapshot!(errors(&text, &[]), @r#"
     the configuration has 13 problems
     pgsluice.toml:12:1: subscriptions[0].tables[0].columns: mapping columns is not supported yet
-      hint: leave columns out
+      hint: leave to, ignore and ignore_if_null out
     pgsluice.toml:12:31: subscriptions[0].tables[0].columns.b: an ignored column can have nothing else
       hint: remove ignore, or the other keys
     pgsluice.toml:12:37: subscriptions[0].tables[0].columns.b.to: column "a" goes to "x" already
     pgsluice.toml:12:64: subscriptions[0].tables[0].columns.c: the column's rule says nothing
-      hint: set to = "…", ignore = true or ignore_if_null = true
+      hint: set to = "…", ignore = true, ignore_if_null = true or coerce = true
     pgsluice.toml:12:78: subscriptions[0].tables[0].columns.d.to: an empty string is not a name
     pgsluice.toml:12:95: subscriptions[0].tables[0].columns.e.too: there is no such key
       hint: did you mean "to"?

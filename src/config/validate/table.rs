@@ -4,7 +4,7 @@
 //! would remove the other's rows. Tables of different subscriptions may, because several publishers can
 //! feed one table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Validator, not_supported_yet};
 use crate::config::TableRule;
@@ -60,13 +60,13 @@ impl Validator<'_> {
                 .hint("choose a table in another schema");
             self.problem(&target_path, problem);
         }
-        self.columns(&raw.columns, &path.key("columns"));
+        let coerced = self.columns(&raw.columns, &path.key("columns"));
         self.set(&raw.set, &raw.columns, &path.key("set"));
         if let Some(on_delete) = raw.on_delete {
             self.on_delete(&on_delete, &path.key("on_delete"));
         }
         let policies = self.policies(&raw.conflicts, &path.key("conflicts"));
-        policies.and(Some(TableRule { source: source?, target: target? }))
+        policies.and(Some(TableRule { source: source?, target: target?, coerced }))
     }
 
     fn table_name(&mut self, name: &str, path: &KeyPath) -> Option<QualifiedName> {
@@ -74,23 +74,28 @@ impl Validator<'_> {
         parsed.map_err(|error| self.problem(path, Diagnosis::new(format!("{error}")))).ok()
     }
 
-    /// Checks column rules although they are refused, so that all problems are known before they are
-    /// supported.
-    fn columns(&mut self, columns: &BTreeMap<String, RawColumn>, path: &KeyPath) {
-        let mut first = BTreeMap::new();
+    /// Returns the columns with `coerce`. Other column rules are checked although they are refused, so that all
+    /// problems are known before they are supported.
+    fn columns(&mut self, columns: &BTreeMap<String, RawColumn>, path: &KeyPath) -> BTreeSet<String> {
+        let (mut first, mut coerced, mut is_mapped) = (BTreeMap::new(), BTreeSet::new(), false);
         for (name, column) in columns {
             let path = path.key(name);
             self.catalog_name(name, &path);
-            let RawColumn { to, ignore, ignore_if_null } = column;
+            let RawColumn { to, ignore, ignore_if_null, coerce } = column;
             let (ignore, ignore_if_null) = (ignore.unwrap_or(false), ignore_if_null.unwrap_or(false));
-            if ignore && (to.is_some() || ignore_if_null) {
+            is_mapped |= ignore || ignore_if_null || to.is_some();
+            if coerce.unwrap_or(false) {
+                coerced.insert(name.clone());
+            }
+            if ignore && (to.is_some() || ignore_if_null || coerce.is_some()) {
                 let problem = Diagnosis::new("an ignored column can have nothing else")
                     .hint("remove ignore, or the other keys");
                 self.problem(&path, problem);
             }
-            if to.is_none() && !ignore && !ignore_if_null && !self.report.is_discarded(&path) {
+            let says_nothing = to.is_none() && coerce.is_none() && !ignore && !ignore_if_null;
+            if says_nothing && !self.report.is_discarded(&path) {
                 let problem = Diagnosis::new("the column's rule says nothing")
-                    .hint("set to = \"…\", ignore = true or ignore_if_null = true");
+                    .hint("set to = \"…\", ignore = true, ignore_if_null = true or coerce = true");
                 self.problem(&path, problem);
             }
             let Some(to) = to else { continue };
@@ -100,10 +105,12 @@ impl Validator<'_> {
                 self.problem(&path.key("to"), Diagnosis::new(primary));
             }
         }
-        if !columns.is_empty() {
-            let problem = not_supported_yet("mapping columns").hint("leave columns out");
+        if is_mapped {
+            let problem =
+                not_supported_yet("mapping columns").hint("leave to, ignore and ignore_if_null out");
             self.problem(path, problem);
         }
+        coerced
     }
 
     fn set(&mut self, set: &BTreeMap<String, String>, columns: &BTreeMap<String, RawColumn>, path: &KeyPath) {

@@ -10,8 +10,10 @@
 //!   means the same in any session.
 //! - Catalog text must be UTF-8 or converted to it by the server, as tokio-postgres requires.
 
+mod definitions;
 mod error;
 mod fingerprint;
+mod inner_types;
 mod known_tables;
 mod listing;
 mod members;
@@ -24,6 +26,7 @@ mod target_columns;
 mod unlogged;
 mod unreadable;
 
+pub use definitions::misfit_facts;
 pub use error::{CatalogError, MissingPublications, Side};
 pub use fingerprint::{PublicationsLook, look_at_publications};
 pub use known_tables::{KnownTables, Look, look_at};

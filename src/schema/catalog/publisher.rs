@@ -10,15 +10,16 @@ use crate::schema::publication::{
     Attribute, Contradiction, Generated, Member, Publication, Publications, Relation, Resolved, WholeList,
 };
 use crate::schema::{
-    OWN_SCHEMA, Operations, PublishedColumn, PublishedRelation, PublishedTable, ReplicaIdentity, TableKind,
-    TypeName,
+    InnerType, OWN_SCHEMA, Operations, PublishedColumn, PublishedRelation, PublishedTable, ReplicaIdentity,
+    TableKind, TypeName,
 };
 
 use super::catalog_char;
 use super::error::{CatalogError, MissingPublications, Side};
+use super::inner_types::read_inner_types;
 
 /// Lowest OID of objects that users created (`FirstNormalObjectId`).
-const FIRST_NORMAL_OID: u32 = 16384;
+pub(super) const FIRST_NORMAL_OID: u32 = 16384;
 
 /// The transaction that put a table `c` into its schema.
 const NAMESPACE_VERSION: &str = "(SELECT d.xmin::pg_catalog.text FROM pg_catalog.pg_depend d \
@@ -275,7 +276,7 @@ pub(super) async fn read_columns<C: GenericClient + Sync>(
          SELECT c.attrelid, c.attnum, c.attname::pg_catalog.text AS name, c.generated,
                 n.nspname::pg_catalog.text AS type_schema, t.typname::pg_catalog.text AS type_name,
                 CASE WHEN c.atttypmod >= 0 THEN c.atttypmod ELSE b.typmod END AS typmod,
-                NULLIF(c.atttypid, b.base) AS domain,
+                b.base, NULLIF(c.atttypid, b.base) AS domain,
                 r.relreplident = 'f' OR EXISTS (
                   SELECT FROM pg_catalog.pg_index i
                    WHERE i.indrelid = c.attrelid
@@ -294,14 +295,18 @@ pub(super) async fn read_columns<C: GenericClient + Sync>(
         key_columns = version.since(11, "i.indnkeyatts", "i.indnatts"),
     );
     let rows = client.query_typed(&sql, &[(&relations, Type::OID_ARRAY)]).await;
+    let rows = rows.map_err(failed("published columns"))?;
+    let inner = read_inner_types(client, rows.iter().map(|row| row.get("base"))).await;
+    let inner = inner.map_err(failed("types of published columns"))?;
     let mut columns = Columns::new();
-    for row in rows.map_err(failed("published columns"))? {
-        columns.entry(row.get("attrelid")).or_default().push(column(&row));
+    for row in &rows {
+        let inner_types = inner.get(&row.get("base")).cloned().unwrap_or_default();
+        columns.entry(row.get("attrelid")).or_default().push(column(row, inner_types));
     }
     Ok(columns)
 }
 
-fn column(row: &Row) -> (Attribute, PublishedColumn) {
+fn column(row: &Row, inner_types: Vec<InnerType>) -> (Attribute, PublishedColumn) {
     let generated = match catalog_char(row, "generated") {
         's' => Generated::Stored,
         'v' => Generated::Virtual,
@@ -313,6 +318,7 @@ fn column(row: &Row) -> (Attribute, PublishedColumn) {
         typmod: row.get("typmod"),
         key: row.get("key"),
         domain: row.get("domain"),
+        inner_types,
     };
     (Attribute { number: row.get("attnum"), generated }, column)
 }
@@ -332,9 +338,11 @@ fn assemble(
             Err(Contradiction::ColumnLists) => lists.push(relation.name.clone()),
             Err(Contradiction::GeneratedColumns) => generated.push(relation.name.clone()),
             Ok(sent) => {
+                let last_number =
+                    attributes.iter().map(|attribute| attribute.number).max().unwrap_or_default();
                 let sent: Vec<_> =
                     all.into_iter().filter(|(attribute, _)| sent.contains(&attribute.number)).collect();
-                tables.push(table(facts, relation, resolved, sent));
+                tables.push(table(facts, relation, resolved, sent, last_number));
             }
         }
     }
@@ -353,6 +361,7 @@ fn table(
     relation: &Relation,
     resolved: Resolved,
     sent: Vec<(Attribute, PublishedColumn)>,
+    last_number: i16,
 ) -> PublishedTable {
     PublishedTable {
         marks: facts.marks(relation),
@@ -362,6 +371,7 @@ fn table(
         publications: resolved.publications.iter().map(|&at| facts.publications[at].name.clone()).collect(),
         row_filters: resolved.row_filters,
         rows_estimated: resolved.rows_estimated,
+        last_number,
         has_generated: sent.iter().any(|(attribute, _)| attribute.generated != Generated::No),
         relation: PublishedRelation {
             name: relation.name.clone(),

@@ -10,8 +10,8 @@ use tokio_postgres::{GenericClient, Row};
 
 use crate::pg::QualifiedName;
 use crate::schema::{
-    CheckConstraint, FiringTriggers, Indexes, KeyEquality, Partitioning, TableKind, TablePrivileges,
-    TargetTable, UniqueKey,
+    CheckConstraint, FiringTriggers, Indexes, KeyEquality, LengthUnit, Partitioning, TableKind,
+    TablePrivileges, TargetTable, UniqueKey,
 };
 
 use super::error::{CatalogError, Side};
@@ -130,7 +130,7 @@ async fn read_tables<C: GenericClient + Sync>(
     let sql = format!(
         "SELECT q.ord, c.oid, c.relkind, {stamp} AS stamp,
                 COALESCE(pg_catalog.pg_partition_root(c.oid)::pg_catalog.oid, c.oid) AS family,
-                pg_catalog.current_setting('server_encoding') = 'UTF8' AS utf8,
+                pg_catalog.current_setting('server_encoding') AS encoding,
                 pg_catalog.row_security_active(c.oid) AS row_security,
                 pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS schema_usage,
                 {select} AS can_select, {insert} AS can_insert, {update} AS can_update,
@@ -161,6 +161,7 @@ async fn read_tables<C: GenericClient + Sync>(
 
 fn bare_table(name: &QualifiedName, row: &Row) -> TargetTable {
     let count = |column| u32::try_from(row.get::<_, i64>(column)).unwrap_or(u32::MAX);
+    let encoding: String = row.get("encoding");
     TargetTable {
         oid: row.get("oid"),
         stamp: row.get::<_, Option<i64>>("stamp").unwrap_or_default(),
@@ -192,7 +193,8 @@ fn bare_table(name: &QualifiedName, row: &Row) -> TargetTable {
             all: count("indexes"),
             computing: row.get("computing"),
         },
-        utf8: row.get("utf8"),
+        utf8: encoding == "UTF8",
+        length_unit: if encoding == "SQL_ASCII" { LengthUnit::Bytes } else { LengthUnit::Characters },
         partitioning: None,
     }
 }

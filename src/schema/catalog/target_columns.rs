@@ -7,10 +7,11 @@ use tokio_postgres::{GenericClient, Row};
 
 use crate::pg::QualifiedName;
 use crate::schema::binary::ColumnType;
-use crate::schema::{ArrayInput, ColumnDefault, TargetColumn, TypeName};
+use crate::schema::{ArrayInput, ColumnDefault, InnerType, TargetColumn, TypeName};
 
 use super::catalog_char;
 use super::error::CatalogError;
+use super::inner_types::read_inner_types;
 use super::target::{NAMED, failed, query_named};
 
 /// Returns the types of these tables' columns in the names' order; nothing where there is no relation.
@@ -27,18 +28,19 @@ pub async fn target_column_types<C: GenericClient + Sync>(
 ) -> Result<Vec<Vec<ColumnType>>, CatalogError> {
     let sql = format!(
         "WITH RECURSIVE col AS (
-           SELECT q.ord, a.attname, a.atttypid
+           SELECT q.ord, a.attname, a.atttypid, a.atttypmod
              FROM {NAMED}
              JOIN pg_catalog.pg_attribute a
                ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
          ), below AS (
-           SELECT DISTINCT c.atttypid AS type, c.atttypid AS base FROM col c
+           SELECT DISTINCT c.atttypid AS type, c.atttypid AS base, -1 AS typmod FROM col c
            UNION ALL
-           SELECT b.type, t.typbasetype
+           SELECT b.type, t.typbasetype, CASE WHEN b.typmod >= 0 THEN b.typmod ELSE t.typtypmod END
              FROM below b JOIN pg_catalog.pg_type t ON t.oid = b.base AND t.typtype = 'd'
          )
          SELECT c.ord, c.attname::pg_catalog.text AS name, bn.nspname::pg_catalog.text AS base_schema,
-                bt.typname::pg_catalog.text AS base_name, {ARRAYS} AS arrays
+                bt.typname::pg_catalog.text AS base_name, {ARRAYS} AS arrays,
+                CASE WHEN c.atttypmod >= 0 THEN c.atttypmod ELSE b.typmod END AS typmod
            FROM col c
            JOIN below b ON b.type = c.atttypid
            JOIN pg_catalog.pg_type bt ON bt.oid = b.base AND bt.typtype <> 'd'
@@ -50,7 +52,8 @@ pub async fn target_column_types<C: GenericClient + Sync>(
         let at = usize::try_from(row.get::<_, i64>("ord") - 1).ok();
         if let Some(of_table) = at.and_then(|at| types.get_mut(at)) {
             let base_type = TypeName { schema: row.get("base_schema"), name: row.get("base_name") };
-            of_table.push(ColumnType { name: row.get("name"), base_type, array_input: array_input(row) });
+            let (name, typmod) = (row.get("name"), row.get("typmod"));
+            of_table.push(ColumnType { name, base_type, typmod, array_input: array_input(row) });
         }
     }
     Ok(types)
@@ -112,15 +115,18 @@ pub(super) async fn read_columns<C: GenericClient + Sync>(
     types.sort_unstable();
     types.dedup();
     let equality = read_equality(client, &types).await?;
+    let inner = read_inner_types(client, types.iter().copied()).await.map_err(failed("types of columns"))?;
     let mut columns: HashMap<u32, Vec<TargetColumn>> = HashMap::new();
     for row in &rows {
-        let equality = equality.get(&row.get("base")).cloned();
-        columns.entry(row.get("attrelid")).or_default().push(column(row, equality));
+        let base: u32 = row.get("base");
+        let (equality, inner_types) = (equality.get(&base).cloned(), inner.get(&base).cloned());
+        let column = column(row, equality, inner_types.unwrap_or_default());
+        columns.entry(row.get("attrelid")).or_default().push(column);
     }
     Ok(columns)
 }
 
-fn column(row: &Row, equality: Option<TypeName>) -> TargetColumn {
+fn column(row: &Row, equality: Option<TypeName>, inner_types: Vec<InnerType>) -> TargetColumn {
     let default_sql: Option<String> = row.get("default_sql");
     let generated = catalog_char(row, "attgenerated");
     let default = match (catalog_char(row, "attidentity"), generated, &default_sql) {
@@ -149,6 +155,7 @@ fn column(row: &Row, equality: Option<TypeName>) -> TargetColumn {
         default_sql,
         is_virtual: generated == 'v',
         equality,
+        inner_types,
     }
 }
 
@@ -159,7 +166,6 @@ fn column(row: &Row, equality: Option<TypeName>) -> TargetColumn {
 /// to which it coerces without conversion, a preferred one first (`GetDefaultOpClass`, `indexcmds.c`).
 /// A polymorphic class (arrays, records) counts only if all types inside have equality, too, so the
 /// types below each one are walked and must all pass.
-/// too, so the types below each one are walked and must all pass.
 async fn read_equality<C: GenericClient + Sync>(
     client: &C,
     types: &[u32],

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::schema::{
-    ArrayInput, CheckConstraint, FiringTriggers, Indexes, Partitioning, TablePrivileges, TypeName, UniqueKey,
+    ArrayInput, CheckConstraint, FiringTriggers, Indexes, LengthUnit, Partitioning, TablePrivileges,
+    TypeName, UniqueKey,
 };
 
 fn builtin(name: &str) -> TypeName {
@@ -14,7 +15,8 @@ fn published(identity: ReplicaIdentity, columns: &str) -> PublishedRelation {
     let column = |text: &str| {
         let (name, ty) = text.trim().split_once(' ').expect("name and type");
         let (name, key) = name.strip_suffix('*').map_or((name, false), |name| (name, true));
-        PublishedColumn { name: name.to_owned(), ty: builtin(ty), typmod: -1, key, domain: None }
+        let (name, ty, inner_types) = (name.to_owned(), builtin(ty), Vec::new());
+        PublishedColumn { name, ty, typmod: -1, key, domain: None, inner_types }
     };
     let columns = columns.split(',').map(column).collect();
     PublishedRelation { name: QualifiedName::new("public", "widgets"), identity, columns }
@@ -46,6 +48,7 @@ fn target_column(attnum: i16, text: &str) -> TargetColumn {
         default_sql,
         is_virtual: rest.contains("virtual"),
         equality: (ty != "json").then(|| TypeName { schema: "pg_catalog".to_owned(), name: "=".to_owned() }),
+        inner_types: Vec::new(),
     }
 }
 
@@ -81,9 +84,12 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
         checks: Vec::new(),
         indexes: Indexes { unique: 1, all: 1, computing: false },
         utf8: true,
+        length_unit: LengthUnit::Characters,
         partitioning: None,
     }
 }
+
+static NO_COERCION: BTreeSet<String> = BTreeSet::new();
 
 fn pairing<'a>(published: &'a PublishedRelation, table: Option<&'a TargetTable>) -> Pairing<'a> {
     Pairing {
@@ -93,6 +99,7 @@ fn pairing<'a>(published: &'a PublishedRelation, table: Option<&'a TargetTable>)
         target: table,
         session: ReplicationRole::Replica,
         role: "applier",
+        coerced: &NO_COERCION,
     }
 }
 
@@ -130,12 +137,12 @@ fn a_missing_table_is_printed_whole() {
     insta::assert_snapshot!(check(&published(ByKey, "id* int4, name text"), None), @r#"
     target table public.widgets does not exist
       detail: Published as public.widgets.
-      hint: run on the target: CREATE TABLE public.widgets ("id" integer, "name" text, PRIMARY KEY ("id")); (or map the table to an existing one with [[subscriptions.tables]] source and target)
+      hint: run on the target: CREATE TABLE public.widgets ("id" integer, "name" text, PRIMARY KEY ("id")); GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLE public.widgets TO "applier"; (or map the table to an existing one with [[subscriptions.tables]] source and target; rows from before are not sent again: afterwards, pgsluice resync NAME public.widgets)
     "#);
     insta::assert_snapshot!(check(&published(Full, "id* int4"), None), @r#"
     target table public.widgets does not exist
       detail: Published as public.widgets.
-      hint: run on the target: CREATE TABLE public.widgets ("id" integer); (or map the table to an existing one with [[subscriptions.tables]] source and target)
+      hint: run on the target: CREATE TABLE public.widgets ("id" integer); GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLE public.widgets TO "applier"; (or map the table to an existing one with [[subscriptions.tables]] source and target; rows from before are not sent again: afterwards, pgsluice resync NAME public.widgets)
     "#);
 }
 
@@ -155,16 +162,16 @@ fn all_misfits_come_at_once() {
       hint: run on the target: ALTER ROLE "applier" BYPASSRLS; (or let the role own the table, without FORCE ROW LEVEL SECURITY)
     column "name" of target table public.widgets is integer, which cannot hold the publisher's text
       detail: Published as public.widgets; the target's type does not take the values of the publisher's type.
-      hint: run on the target: ALTER TABLE public.widgets ALTER COLUMN "name" TYPE text USING "name"::text::text; (rewrites the table; values that do not convert are named by the server)
+      hint: run on the target: ALTER TABLE public.widgets ALTER COLUMN "name" TYPE text USING "name"::text::text; (rewrites the table; the server names values that do not convert, and views that must be dropped before; older rows keep the target's values, which the publisher may have changed with the type: afterwards, pgsluice resync NAME public.widgets)
     target table public.widgets lacks the published column "price"
       detail: Published as public.widgets.
-      hint: run on the target: ALTER TABLE public.widgets ADD COLUMN "price" numeric;
+      hint: run on the target: ALTER TABLE public.widgets ADD COLUMN "price" numeric; (older rows may have other values in this column on the publisher: afterwards, pgsluice resync NAME public.widgets)
     column "seen" of target table public.widgets is timestamp, which cannot hold the publisher's timestamptz
       detail: Published as public.widgets; the target would silently drop the time zone.
-      hint: run on the target: ALTER TABLE public.widgets ALTER COLUMN "seen" TYPE timestamptz USING "seen"::text::timestamptz; (rewrites the table; values that do not convert are named by the server)
+      hint: run on the target: ALTER TABLE public.widgets ALTER COLUMN "seen" TYPE timestamptz USING "seen"::text::timestamptz; (rewrites the table; the server names values that do not convert, and views that must be dropped before; or allow the change with coerce = true in the column's rule in [[subscriptions.tables]]; older rows keep the target's values, which the publisher may have changed with the type: afterwards, pgsluice resync NAME public.widgets)
     column "sum" of target table public.widgets is generated, but the publisher sends values for it
       detail: Published as public.widgets.
-      hint: run on the target: ALTER TABLE public.widgets ALTER COLUMN "sum" DROP EXPRESSION;
+      hint: run on the target: ALTER TABLE public.widgets ALTER COLUMN "sum" DROP EXPRESSION; (older rows keep the values that the target has computed: afterwards, pgsluice resync NAME public.widgets)
     column "tenant" of target table public.widgets is NOT NULL without a default, and is not published
       detail: Published as public.widgets; no replicated row could be inserted.
       hint: run on the target: ALTER TABLE public.widgets ALTER COLUMN "tenant" DROP NOT NULL; (or give the column a default)
@@ -272,8 +279,8 @@ fn without_an_identity_only_inserts_come() {
     let table = target("a int4", &[]);
     insta::assert_snapshot!(check(&published(Nothing, "a int4"), Some(&table)), @r#"
     WARNING public.widgets has no replica identity, but its updates or deletes are published
-      detail: The publisher refuses every UPDATE and DELETE of it; inserts are replicated.
-      hint: run on the publisher: ALTER TABLE public.widgets ADD PRIMARY KEY (…); or ALTER TABLE public.widgets REPLICA IDENTITY FULL;
+      detail: Inserts are replicated. The publisher refuses every UPDATE and DELETE of it, unless it is partitioned, published via its root, and only its partitions have keys: then they are sent without a key, and replication pauses.
+      hint: run on the publisher: ALTER TABLE public.widgets ADD PRIMARY KEY (…); or ALTER TABLE public.widgets REPLICA IDENTITY FULL; (and the same for each partition), or publish without publish_via_partition_root
     None
     "#);
     let inserts = Operations::INSERT;

@@ -1,11 +1,11 @@
 //! The target's catalog, and the comparison of both sides; the printed DDL is run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pgsluice::pg::QualifiedName;
 use pgsluice::schema::{
-    ColumnDefault, Comparison, Indexes, KeyScope, Operations, Pairing, PublishedTable, ReplicationRole,
-    RowIdentity, TableKind, TargetTable, compare,
+    ColumnDefault, Comparison, Indexes, KeyScope, Misfit, MisfitFacts, Operations, Pairing, PublishedTable,
+    ReplicationRole, RowIdentity, SeenTable, Standing, TableKind, TargetTable, catalog, compare,
 };
 
 use super::server::Database;
@@ -197,9 +197,19 @@ async fn comparison(publisher: &Database, target: &Database, role: &str) -> Vec<
             target: found.as_ref(),
             session: ReplicationRole::Replica,
             role,
+            coerced: &BTreeSet::new(),
         })
     };
     tables.iter().zip(&found).map(compare).collect()
+}
+
+/// What completes the DDL, for tables that the stream has described without any column.
+async fn facts(publisher: &Database, target: &Database, misfits: &[Misfit]) -> MisfitFacts {
+    let seen = SeenTable { columns: Vec::new(), last_number: 0 };
+    let streamed = |misfit: &Misfit| (misfit.source.clone(), Standing::streamed(Some(&seen)));
+    let facts = catalog::misfit_facts((&publisher.client, publisher.version), &target.client, misfits).await;
+    let standings = misfits.iter().map(streamed).collect();
+    MisfitFacts { subscription: "shop".to_owned(), standings, ..facts.expect("facts") }
 }
 
 #[tokio::test]
@@ -225,6 +235,8 @@ async fn the_printed_ddl_cures_the_misfit() {
              CREATE TABLE public.parts (id int PRIMARY KEY, region int);
              CREATE TABLE public.locked (id int PRIMARY KEY);
              CREATE TABLE public.nokey (a int, b text); ALTER TABLE public.nokey REPLICA IDENTITY FULL;
+             CREATE SCHEMA shut; CREATE TABLE shut.made (id int PRIMARY KEY); CREATE TABLE shut.lacking (id int PRIMARY KEY);
+             ALTER TABLE public.widgets ADD COLUMN kind text COLLATE "C" NOT NULL DEFAULT 'it''s';
              CREATE PUBLICATION p FOR ALL TABLES;"#,
         )
         .await
@@ -235,8 +247,12 @@ async fn the_printed_ddl_cures_the_misfit() {
             r"CREATE TYPE public.mood AS ENUM ('sad', 'ok'); CREATE ROLE {role};
              CREATE DOMAIN public.must AS text NOT NULL;
              CREATE TABLE public.widgets (id int PRIMARY KEY, name text, note text DEFAULT 'x' NOT NULL);
-             CREATE TABLE public.types (id bigint PRIMARY KEY, n numeric(10,2), t date, f real, b int, x text, d timestamptz);
+             CREATE TABLE public.types (id bigint PRIMARY KEY, n numeric(10,2) DEFAULT 1, t date, f real, b int, x text, d timestamptz);
+             INSERT INTO public.types VALUES (1, 2.5, '2024-01-01', 0.5, 1, 'x', '2024-01-01 00:00+00');
              CREATE TABLE public.extra (tenant int, u uuid NOT NULL, m public.must, id int, PRIMARY KEY (tenant, id), UNIQUE (id));
+             INSERT INTO public.extra VALUES (41, gen_random_uuid(), 'm', 1), (7, gen_random_uuid(), 'n', 2);
+             INSERT INTO public.widgets VALUES (1, 'one');
+             CREATE SCHEMA shut; CREATE TABLE shut.made (id int PRIMARY KEY);
              CREATE TABLE public.always (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
                n int GENERATED ALWAYS AS IDENTITY, g text GENERATED ALWAYS AS ('1') STORED, v int);
              CREATE TABLE public.keyless (a int, b int, id serial PRIMARY KEY);
@@ -258,36 +274,45 @@ async fn the_printed_ddl_cures_the_misfit() {
         target.client.batch_execute(&as_role).await.expect("the role");
         let found = comparison(&publisher, &target, &role).await;
         target.client.batch_execute("RESET ROLE").await.expect("reset");
-        let misfits: Vec<_> = found.iter().flat_map(|comparison| &comparison.misfits).collect();
+        let misfits: Vec<Misfit> =
+            found.iter().flat_map(|comparison| comparison.misfits.iter().cloned()).collect();
         if misfits.is_empty() {
             assert!(found.iter().all(|comparison| comparison.plan.is_some()));
             assert!(round > 0, "there was nothing to cure");
             break;
         }
-        for misfit in misfits {
+        let facts = facts(&publisher, &target, &misfits).await;
+        for mut misfit in misfits {
+            misfit.complete(&facts);
             let ddl = misfit.ddl().unwrap_or_else(|| panic!("no DDL: {}", misfit.diagnosis()));
             target.client.batch_execute(&ddl).await.unwrap_or_else(|error| panic!("{ddl}: {error:?}"));
             ran.push(ddl.replace(&role, "applier"));
         }
     }
     insta::assert_snapshot!(ran.join("\n"), @r#"
-    CREATE SCHEMA IF NOT EXISTS "Or der"; CREATE TABLE "Or der"."tab'le" ("a" integer, "B" varchar(50)[], "a'" "public"."mood", "d" numeric(12,2), "bits" bit(3), "t" timestamp(3), "i" interval day to second(2), "c" "char", PRIMARY KEY ("a", "a'"));
+    CREATE SCHEMA "Or der"; GRANT USAGE ON SCHEMA "Or der" TO "applier"; CREATE TABLE "Or der"."tab'le" ("a" integer NOT NULL, "B" varchar(50)[], "a'" "public"."mood" NOT NULL, "d" numeric(12,2), "bits" bit(3), "t" timestamp(3), "i" interval day to second(2), "c" "char", PRIMARY KEY ("a", "a'")); GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLE "Or der"."tab'le" TO "applier";
     ALTER TABLE public.always ALTER COLUMN "g" DROP EXPRESSION;
-    ALTER TABLE public.extra ALTER COLUMN "tenant" ADD GENERATED BY DEFAULT AS IDENTITY;
+    ALTER TABLE public.extra ALTER COLUMN "tenant" ADD GENERATED BY DEFAULT AS IDENTITY; SELECT pg_catalog.setval(pg_catalog.pg_get_serial_sequence('"public"."extra"', 'tenant'), pg_catalog.max("tenant")) FROM public.extra;
     ALTER TABLE public.extra ALTER COLUMN "u" DROP NOT NULL;
     ALTER DOMAIN "public"."must" DROP NOT NULL;
     CREATE UNIQUE INDEX ON public.keyless ("a", "b");
     GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLE public.locked TO "applier";
     ALTER ROLE "applier" BYPASSRLS;
     CREATE UNIQUE INDEX ON public.parts_1 ("id"); CREATE UNIQUE INDEX ON public.parts_2 ("id");
-    ALTER TABLE public.types ALTER COLUMN "n" TYPE numeric(10,4) USING "n"::text::numeric(10,4);
     ALTER TABLE public.types ALTER COLUMN "t" TYPE timestamp USING "t"::text::timestamp;
-    ALTER TABLE public.types ALTER COLUMN "f" TYPE double precision USING "f"::text::double precision;
     ALTER TABLE public.types ALTER COLUMN "b" TYPE boolean USING "b"::text::boolean;
     ALTER TABLE public.types ALTER COLUMN "d" TYPE date USING "d"::text::date;
     ALTER TABLE public.widgets ADD COLUMN "price" numeric;
-    GRANT USAGE ON SCHEMA "Or der" TO "applier";
+    ALTER TABLE public.widgets ADD COLUMN "kind" text COLLATE "pg_catalog"."C" NOT NULL DEFAULT 'it''s';
+    CREATE TABLE "shut"."lacking" ("id" integer NOT NULL, PRIMARY KEY ("id")); GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLE "shut"."lacking" TO "applier";
+    GRANT USAGE ON SCHEMA "shut" TO "applier";
+    GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLE "shut"."made" TO "applier";
     "#);
+    // The identity goes on after the values that were there.
+    let next = "INSERT INTO public.extra (id) VALUES (3) RETURNING tenant";
+    assert_eq!(target.client.query_one(next, &[]).await.expect("a row").get::<_, i32>(0), 42);
+    let kind = target.client.query_one("SELECT kind FROM public.widgets", &[]).await.expect("a row");
+    assert_eq!(kind.get::<_, String>(0), "it's");
     target.client.batch_execute(&as_role).await.expect("the role");
     let last = comparison(&publisher, &target, &role).await;
     let plans: BTreeMap<String, RowIdentity> = last
