@@ -69,6 +69,7 @@ mod poolers;
 mod privileges;
 #[cfg(test)]
 mod publications;
+mod published_histories;
 #[cfg(test)]
 mod replication;
 #[cfg(test)]

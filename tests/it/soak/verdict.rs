@@ -75,10 +75,11 @@ async fn behind(world: &World, goal: &str, left: &[String]) -> Result<Option<Str
     if !waiting.is_empty() {
         return Ok(Some(format!("these tables are not ready: {waiting:?}")));
     }
-    let known = world.target.try_lines("SELECT source_table FROM pgsluice.table_sync").await?;
+    let followed = "SELECT source_table FROM pgsluice.table_sync WHERE let_go_at IS NULL";
+    let known = world.target.try_lines(followed).await?;
     let kept: Vec<&String> = left.iter().filter(|table| known.contains(table)).collect();
     if !kept.is_empty() {
-        return Ok(Some(format!("these tables have left, and are still known: {kept:?}")));
+        return Ok(Some(format!("these tables have left, and are not let go: {kept:?}")));
     }
     let state = world.target.try_value("SELECT state FROM pgsluice.subscription").await?;
     Ok((state != "streaming").then(|| format!("the state is {state}")))
