@@ -4,8 +4,9 @@
 
 use crate::pg::{quote_ident, quote_literal};
 
+use super::column_sql::ColumnSql;
 use super::definition::SchemaState;
-use super::misfit::{Attached, ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure, TypeCure};
+use super::misfit::{Attached, KeyPlace, Misfit, MisfitKind, NotNullCure, TypeCure};
 use super::render::{columns_sql, table_sql, type_sql};
 
 impl Misfit {

@@ -19,10 +19,11 @@ use crate::pg::QualifiedName;
 
 use super::binary::guarded_form;
 use super::canonical;
+use super::column_sql::ColumnSql;
 use super::columns::{self, Pair};
 use super::fit::Fit;
 use super::identity::{Unidentifiable, row_identity};
-use super::misfit::{Attached, ColumnSql, KeyPlace, Misfit, MisfitKind, NotNullCure, TypeCure};
+use super::misfit::{Attached, KeyPlace, Misfit, MisfitKind, NotNullCure, TypeCure};
 use super::plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
 use super::render::{is_builtin, type_sql};
 use super::warning::{ColumnTypes, Warning, WarningKind};

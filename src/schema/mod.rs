@@ -11,6 +11,7 @@
 pub mod binary;
 mod canonical;
 pub mod catalog;
+mod column_sql;
 mod columns;
 mod copy;
 mod ddl;

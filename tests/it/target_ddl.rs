@@ -111,13 +111,9 @@ async fn what_no_longer_fits_pauses_on_the_schema_and_goes_on_once_it_fits() {
     for (broken, told, cured) in [
         ("ALTER TABLE t DROP COLUMN name", "ADD COLUMN \"name\"", "ALTER TABLE t ADD COLUMN name text"),
         ("ALTER TABLE t RENAME name TO title", "ADD COLUMN \"name\"", "ALTER TABLE t RENAME title TO name"),
-        // None of these makes a statement fail: values would be rounded, cut or left out silently.
-        (
-            "ALTER TABLE t ALTER price TYPE numeric(12,0)",
-            "price",
-            "ALTER TABLE t ALTER price TYPE numeric(12,2)",
-        ),
-        ("ALTER TABLE t ALTER price TYPE float8", "price", "ALTER TABLE t ALTER price TYPE numeric"),
+        // None of these makes a prepared statement fail: values would be rounded, cut or left out silently.
+        ("ALTER TABLE t ALTER price TYPE bigint", "price", "ALTER TABLE t ALTER price TYPE numeric(12,2)"),
+        ("ALTER TABLE t ALTER name TYPE name", "name", "ALTER TABLE t ALTER name TYPE text"),
         ("ALTER TABLE t ALTER name TYPE \"char\"", "name", "ALTER TABLE t ALTER name TYPE text"),
         ("ALTER TABLE t RENAME TO elsewhere", "CREATE TABLE", "ALTER TABLE elsewhere RENAME TO t"),
         (
@@ -167,12 +163,14 @@ async fn a_single_row_meets_the_table_as_it_is() {
     let _service = world.run();
     world.wait_state("streaming").await;
     let mut id = 0;
-    for (known, change) in [
-        ("no plan", "INSERT INTO t VALUES (ID, 1.55)"),
-        ("no plan", "UPDATE t SET price = 1.55 WHERE id = 0"),
-        ("the plan", "INSERT INTO t VALUES (ID, 1.55)"),
-        ("the plan", "UPDATE t SET price = 1.55 WHERE id = 0"),
-    ] {
+    let (insert, update) = ("INSERT INTO t VALUES (ID, 1.55)", "UPDATE t SET price = 1.55 WHERE id = 0");
+    // The first type fits no published value. The second would round this one, which is refused.
+    let reasons = [("bigint", "schema"), ("numeric(12,0)", "conflict")];
+    let cases = reasons.into_iter().flat_map(|reason| {
+        [("no plan", insert), ("no plan", update), ("the plan", insert), ("the plan", update)]
+            .map(|(known, change)| (reason, known, change))
+    });
+    for ((ty, reason), known, change) in cases {
         if known == "the plan" {
             for price in ["2.55", "3.55", "4.55"] {
                 id += 1;
@@ -181,7 +179,7 @@ async fn a_single_row_meets_the_table_as_it_is() {
             }
         }
         let ddl = world.target.session().await;
-        ddl.batch("BEGIN; ALTER TABLE t ALTER price TYPE numeric(12,0)").await.unwrap();
+        ddl.batch(&format!("BEGIN; ALTER TABLE t ALTER price TYPE {ty}")).await.unwrap();
         id += 1;
         world.publisher.exec(change.replace("ID", &id.to_string())).await;
         let waits = "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND NOT granted";
@@ -191,17 +189,21 @@ async fn a_single_row_meets_the_table_as_it_is() {
         .await;
         ddl.batch("COMMIT").await.unwrap();
         let view = world.wait_state("paused").await;
-        assert_eq!(view.reason.as_deref(), Some("schema"), "{change}, knowing {known}: {:#}", view.json);
-        assert!(view.told().contains("price"), "{change}, knowing {known}: {}", view.told());
+        assert_eq!(view.reason.as_deref(), Some(reason), "{ty}, {change}, knowing {known}: {:#}", view.json);
+        assert!(view.told().contains("price"), "{ty}, {change}, knowing {known}: {}", view.told());
         ddl.batch("ALTER TABLE t ALTER price TYPE numeric(12,2)").await.unwrap();
         ddl.close().await;
+        if reason == "conflict" {
+            world.pgsluice(&["resume", &world.subscription]).await.expect(0);
+        }
         world.wait_state("streaming").await;
         world.wait_caught_up().await;
         // The DDL has rounded existing values, but not that of the row that waited.
         let row = format!("SELECT * FROM t WHERE id = {}", if change.starts_with("INSERT") { id } else { 0 });
         assert_eq!(world.target.lines(&row).await, world.publisher.lines(&row).await);
     }
-    assert_eq!(world.target.value("SELECT count(*) FROM pgsluice.conflict").await.as_deref(), Some("0"));
+    let others = "SELECT count(*) FROM pgsluice.conflict WHERE kind <> 'value_error'";
+    assert_eq!(world.target.value(others).await.as_deref(), Some("0"));
 }
 
 /// A new plan for an unchanged table causes no replay.
