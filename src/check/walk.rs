@@ -16,7 +16,7 @@ use crate::schema::catalog::{
 };
 use crate::schema::{Comparison, Mapping, Misfit, PublishedTable, ReplicationRole, TargetTable};
 use crate::store::{Store, StoreErrorKind};
-use crate::subscription::VALUE_SETTINGS;
+use crate::subscription::value_settings;
 use crate::subscription::misfits::standings;
 use crate::subscription::slot::{self, SlotView};
 
@@ -108,7 +108,7 @@ async fn walk(subscription: &Subscription, target: &ConnInfo) -> Report {
 fn options(subscription: &Subscription) -> ClientOptions {
     ClientOptions {
         application_name: Some(format!("{} check", subscription.name)),
-        settings: VALUE_SETTINGS.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        settings: value_settings(),
         limits: LIMITS,
         ..ClientOptions::default()
     }

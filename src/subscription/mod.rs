@@ -48,7 +48,7 @@ mod worker;
 pub(crate) use failure::schema_failure;
 pub use failure::{Cause, Failure, TargetLink};
 pub use positions::{LagClock, StreamPositions};
-pub(crate) use publisher::VALUE_SETTINGS;
+pub(crate) use publisher::value_settings;
 pub(crate) use slot::end_abandoned_creations;
 pub use snapshot::{Board, Link, Snapshot, View, target_unavailable};
 pub use state::{Action, Event, Illegal, State, step};

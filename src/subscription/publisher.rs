@@ -24,7 +24,7 @@ use super::format::Transactions;
 
 /// Settings for the text form of values, as PostgreSQL's own subscriber sets them. They are the same for copy
 /// and stream.
-pub(crate) const VALUE_SETTINGS: &[(&str, &str)] = &[
+const VALUE_SETTINGS: &[(&str, &str)] = &[
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("extra_float_digits", "3"),
@@ -218,13 +218,15 @@ impl Publisher {
     }
 }
 
+/// [`VALUE_SETTINGS`] in the form that a session takes.
+pub(crate) fn value_settings() -> Vec<(String, String)> {
+    VALUE_SETTINGS.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
 /// Options for sessions that copy rows.
 pub(super) fn copy_options(subscription: &Subscription, encoding: Encoding) -> ClientOptions {
-    let mut settings: Vec<_> = VALUE_SETTINGS
-        .iter()
-        .chain([&NO_HIDDEN_ROWS])
-        .map(|&(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
+    let mut settings = value_settings();
+    settings.push((NO_HIDDEN_ROWS.0.to_owned(), NO_HIDDEN_ROWS.1.to_owned()));
     settings.push(("client_encoding".to_owned(), encoding.client_encoding().to_owned()));
     ClientOptions {
         application_name: Some(format!("{} copy", subscription.name)),
@@ -234,10 +236,11 @@ pub(super) fn copy_options(subscription: &Subscription, encoding: Encoding) -> C
     }
 }
 
-/// Options for the monitor's session.
+/// Options for sessions that read the catalogs, in which defaults of columns are values, too.
 pub(super) fn monitor_options(subscription: &Subscription) -> ClientOptions {
     ClientOptions {
         application_name: Some(format!("{} monitor", subscription.name)),
+        settings: value_settings(),
         ..ClientOptions::default()
     }
 }

@@ -1,10 +1,10 @@
 //! Random histories of publications: tables leave and come back, are renamed and replaced, operations, filters and
 //! columns change, publications are dropped and made again, while rows are written, the service is killed and the
 //! publisher crashes. At the end each table that is published has the same rows on both sides, or a gap is on record
-//! for it.
+//! for it; once the gaps are settled by synchronising their tables again, all have the same rows.
 //!
 //! All histories of a run share the servers and one service, with a subscription and a database of the publisher for
-//! each.
+//! each. In each history, only some of the kinds of steps happen: where all of them do, every table ends with a gap.
 //!
 //! - `PGSLUICE_HISTORIES`: how many histories. They run side by side.
 //! - `PGSLUICE_SEED`: repeats the choices of an earlier run.
@@ -20,6 +20,7 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::sync::{RwLock, watch};
 use tokio::task::JoinSet;
 
+use crate::crash::number;
 use crate::support::database::{Database, compare};
 use crate::support::service::Service;
 use crate::support::wait::until_within;
@@ -28,6 +29,8 @@ use crate::support::world::{PUBLISHER_ROLE, Servers, World, conninfo};
 const HISTORIES_DEFAULT: u64 = 20;
 /// Steps of one history.
 const STEPS: u32 = 24;
+/// With which a kind of step happens in a history.
+const KIND_PROBABILITY: f64 = 0.3;
 /// Longest pause between two steps, milliseconds.
 const PAUSE_MAX_MS: u64 = 700;
 /// Time in which the end of a history has to be explained: equal, or a gap on record.
@@ -96,10 +99,17 @@ const STEPS_BY_WEIGHT: &[(Step, u32)] = &[
     (Step::OtherPublication, 1),
 ];
 
-fn any_step(random: &mut StdRng) -> Step {
-    let all = STEPS_BY_WEIGHT.iter().map(|(_, weight)| weight).sum();
+/// The kinds that happen in one history, with their weights.
+fn some_kinds(random: &mut StdRng) -> Vec<(Step, u32)> {
+    let mut kinds = STEPS_BY_WEIGHT.to_vec();
+    kinds.retain(|(step, _)| *step == Step::Write || random.random_bool(KIND_PROBABILITY));
+    kinds
+}
+
+fn any_step(kinds: &[(Step, u32)], random: &mut StdRng) -> Step {
+    let all = kinds.iter().map(|(_, weight)| weight).sum();
     let mut at = random.random_range(0..all);
-    for &(step, weight) in STEPS_BY_WEIGHT {
+    for &(step, weight) in kinds {
         match at.checked_sub(weight) {
             Some(rest) => at = rest,
             None => return step,
@@ -172,8 +182,10 @@ impl History {
     }
 
     async fn run(mut self, stage: Arc<RwLock<()>>) -> Self {
+        let kinds = some_kinds(&mut self.random);
+        self.tell(format!("-- {kinds:?}"));
         for _ in 0..STEPS {
-            let step = any_step(&mut self.random);
+            let step = any_step(&kinds, &mut self.random);
             {
                 // The publisher is not stopped within a step.
                 let _stands = stage.read().await;
@@ -183,11 +195,22 @@ impl History {
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
         let _stands = stage.read().await;
-        // What is not published can't be compared.
-        self.publish("ALTER PUBLICATION p SET (publish = 'insert, update, delete, truncate')").await;
-        self.publish("ALTER PUBLICATION q SET (publish = 'insert, update, delete, truncate')").await;
+        if kinds.iter().any(|(step, _)| *step == Step::Operations) {
+            self.restore_operations().await;
+        }
         self.publisher.exec(format!("INSERT INTO {}.marker VALUES (1)", self.name)).await;
         self
+    }
+
+    /// What is not published can't be compared.
+    async fn restore_operations(&mut self) {
+        for table in &mut self.tables {
+            table.touched = true;
+        }
+        for publication in ["p", "q"] {
+            let all = "publish = 'insert, update, delete, truncate'";
+            self.publish(&format!("ALTER PUBLICATION {publication} SET ({all})")).await;
+        }
     }
 
     async fn publish(&mut self, sql: &str) {
@@ -414,6 +437,46 @@ impl History {
         self.target.try_lines(&sql).await
     }
 
+    /// Has the tables of open gaps synchronised again, as an operator would, and what is not published any more
+    /// accepted.
+    async fn settle(&self, world: &World) -> Result<(), String> {
+        let sql = format!(
+            "SELECT id, source_table FROM pgsluice.gap WHERE subscription = '{}' AND settled_at IS NULL",
+            self.name
+        );
+        for line in self.target.try_lines(&sql).await? {
+            let (id, table) = line.split_once('|').ok_or("no gap")?;
+            let at = self.tables.iter().position(|known| known.name == table);
+            let at = match at {
+                Some(at) if self.is_in("p", at).await || self.is_in("q", at).await => Some(at),
+                _ => None,
+            };
+            match at {
+                Some(at) => world.pgsluice(&["resync", &self.name, &self.path(at)]).await,
+                None => world.pgsluice(&["accept", &self.name, "--gap", id]).await,
+            };
+        }
+        Ok(())
+    }
+
+    /// Whether no gap is left, and each table that is published has the same rows on both sides.
+    async fn all_equal(&self) -> Result<(), String> {
+        let open = format!(
+            "SELECT id, kind, source_table FROM pgsluice.gap WHERE subscription = '{}' AND settled_at IS NULL",
+            self.name
+        );
+        let open = self.target.try_lines(&open).await?;
+        if !open.is_empty() {
+            return Err(format!("gaps are left: {open:?}"));
+        }
+        for at in 0..self.tables.len() {
+            if self.is_in("p", at).await || self.is_in("q", at).await {
+                self.same_rows(at).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn same_rows(&self, at: usize) -> Result<(), String> {
         let path = self.path(at);
         let columns = self.publisher.columns(&path).await;
@@ -436,11 +499,6 @@ impl History {
 struct Summary {
     equal: u32,
     gaps: u32,
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let value = std::env::var(variable).ok().filter(|value| !value.is_empty())?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {value}")))
 }
 
 /// Kills or stops the service, or crashes the publisher, again and again until told to stop. Returns the service.
@@ -467,7 +525,7 @@ async fn fail(
                     .publisher_server()
                     .restart(StopMode::Immediate)
                     .await
-                    .unwrap_or_else(|error| panic!("{error}"));
+                    .expect("a publisher that crashes comes back");
                 continue;
             }
         }
@@ -544,6 +602,13 @@ async fn publications_that_change_at_random_leave_equal_rows_or_a_gap_on_record(
         .await;
         total.equal += summary.equal;
         total.gaps += summary.gaps;
+        let what = format!("history {} is settled; it was\n  {}", history.name, history.told.join("\n  "));
+        history.settle(&world).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        until_within(SETTLED_WITHIN, &what, async || {
+            decide(&world, decided).await;
+            history.all_equal().await
+        })
+        .await;
     }
     println!("{} tables are equal, {} have a gap, {decided:?} were decided", total.equal, total.gaps);
     assert!(total.equal > 0, "no table was compared");
