@@ -16,9 +16,9 @@ use crate::schema::catalog::{
 };
 use crate::schema::{Comparison, Mapping, Misfit, PublishedTable, ReplicationRole, TargetTable};
 use crate::store::{Store, StoreErrorKind};
-use crate::subscription::value_settings;
 use crate::subscription::misfits::standings;
 use crate::subscription::slot::{self, SlotView};
+use crate::subscription::value_settings;
 
 use super::findings::Findings;
 use super::report::{Document, Report, Step, TableReport};

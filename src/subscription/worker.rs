@@ -9,6 +9,7 @@
 //! `lock` takes the lock and the ownership; `waiting` handles the time between attempts.
 
 mod lock;
+mod running;
 mod waiting;
 
 use std::collections::VecDeque;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::config::Subscription;
@@ -27,7 +28,8 @@ use crate::store::{self, Command, Ownership, StateChange, Store};
 use crate::target::TargetSession;
 use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
-use self::waiting::commands_due;
+use self::running::Running;
+use self::waiting::{STORE_TIMEOUT, commands_due};
 use super::attempt::{self, Ahead, Context, Phase};
 use super::because::Because;
 use super::failure::{Cause, Failure, Restart, TargetLink};
@@ -274,7 +276,7 @@ impl Worker {
         let mut link = self.link.take();
         let ahead = std::mem::take(&mut self.ahead);
         let event = {
-            let mut attempt = std::pin::pin!(attempt::run(&context, session, ahead, &mut link));
+            let mut attempt = Running::new(attempt::run(&context, session, ahead, &mut link));
             loop {
                 let wake = tokio::select! {
                     biased;
@@ -282,9 +284,10 @@ impl Worker {
                     () = commands_due(&mut self.signal) => Wake::Commands,
                     Some(event) = self.monitor_events.recv() => Wake::Monitor(event),
                     Some(phase) = self.phases.recv() => Wake::Phase(phase),
-                    end = &mut attempt => Wake::Attempt(Box::new(end)),
+                    end = attempt.end() => Wake::Attempt(Box::new(end)),
                 };
-                if let Some(event) = self.on_wake(wake).await {
+                // The attempt goes on meanwhile: it may hold the session of the store that the handler waits for.
+                if let Some(event) = attempt.beside(self.on_wake(wake)).await {
                     break event;
                 }
             }
@@ -297,7 +300,10 @@ impl Worker {
     async fn on_wake(&mut self, wake: Wake) -> Option<Event> {
         match wake {
             Wake::Wish => (*self.wish.borrow() == Wish::ShutDown).then_some(Event::ShutdownAsked),
-            Wake::Commands => self.on_commands().await,
+            Wake::Commands => match self.report().await {
+                Some(event) => Some(event),
+                None => self.on_commands().await,
+            },
             Wake::Monitor(MonitorEvent::PublisherLost) => {
                 if matches!(self.state, State::Paused(_)) {
                     // A publisher that shuts down waits for a last confirmation, so the stream is closed.
@@ -446,7 +452,9 @@ impl Worker {
 
     // --- reporting ------------------------------------------------------------------------
 
-    /// Reports the state; returns an event if another instance owns the subscription.
+    /// Reports the state, unless that has been done; returns an event if another instance owns the subscription.
+    ///
+    /// What the target did not take in time is reported again when commands are looked for.
     async fn report(&mut self) -> Option<Event> {
         let change = self.state_change()?;
         // The snapshot comes first: it must not wait for a target that does not answer.
@@ -458,10 +466,12 @@ impl Worker {
         if self.reported.as_ref() == Some(&change) {
             return None;
         }
-        match self.store.set_state(&self.context.owner, &change).await {
-            Ok(_) => self.reported = Some(change),
-            Err(error) if error.is_not_owner() => return Some(self.deposed()),
-            Err(error) => debug!(subscription = self.context.name(), %error, "state not reported"),
+        let name = self.context.name();
+        match timeout(STORE_TIMEOUT, self.store.set_state(&self.context.owner, &change)).await {
+            Ok(Ok(_)) => self.reported = Some(change),
+            Ok(Err(error)) if error.is_not_owner() => return Some(self.deposed()),
+            Ok(Err(error)) => debug!(subscription = name, %error, "state not reported"),
+            Err(_elapsed) => debug!(subscription = name, "state not reported in time"),
         }
         None
     }

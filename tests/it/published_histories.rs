@@ -352,9 +352,7 @@ impl History {
         let (path, name, schema) = (self.path(at), self.tables[at].name.clone(), self.name.clone());
         self.publish(&format!("ALTER TABLE {path} SET SCHEMA public")).await;
         let key = 200 + self.next();
-        self.publisher
-            .exec(format!("INSERT INTO public.{name} (id, v, w) VALUES ({key}, 1, 'moved')"))
-            .await;
+        self.publisher.exec(format!("INSERT INTO public.{name} (id, v, w) VALUES ({key}, 1, 'moved')")).await;
         self.publish(&format!("ALTER TABLE public.{name} SET SCHEMA {schema}")).await;
     }
 

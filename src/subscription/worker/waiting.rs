@@ -19,9 +19,9 @@ use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::store::{self, Answer, Command, StateChange, StoreError, Verb};
 /// How often commands are looked for, in case their notification was lost.
 const COMMAND_POLL: Duration = Duration::from_secs(1);
-/// Maximum time of looking for commands. While the worker looks, it does not hear the monitor. Commands that
-/// were taken without our knowing are taken again by a later look.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum time of waiting for the store: meanwhile the worker does not hear the monitor, and an attempt stands
+/// still. Commands that were taken without our knowing are taken again by a later look.
+pub(super) const STORE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a paused subscription checks its session and the target's catalog.
 const HOLD_POLL: Duration = Duration::from_secs(2);
 /// Minimum delay between attempts. It is doubled up to the maximum, with jitter.
@@ -151,7 +151,7 @@ impl Worker {
         }
         if self.taken.is_empty() {
             let taken = self.store.take_commands(&self.context.owner);
-            match tokio::time::timeout(COMMAND_TIMEOUT, taken).await {
+            match tokio::time::timeout(STORE_TIMEOUT, taken).await {
                 Ok(Ok(commands)) => self.taken.extend(commands),
                 Ok(Err(error)) if error.is_not_owner() => return Some(self.deposed()),
                 Ok(Err(error)) => {
