@@ -9,7 +9,8 @@
 //!            ▲                                   │                                         │
 //!            └── held by a gap ◀─────────── published again, or replaced ◀─────────────────┘
 //! ```
-//! A table is its OID. If it was renamed, it is the same table; a table that took the name of another one is not.
+//! A table is its OID. If it was renamed, it is the same table; a table that took the name of another one is not. Nor
+//! is one that goes into the target of another one, which was renamed on both sides before that.
 //!
 //! # Leaving
 //! A transaction that was open when the table left may commit later, with changes from before. So the record keeps
@@ -86,6 +87,9 @@ pub struct Observed<'a> {
     pub published: &'a [Seen],
     /// Recorded tables that exist and are not published: their OIDs and names.
     pub others: &'a [(u32, QualifiedName)],
+    /// Published tables that would go into the target of a recorded one that is not published: the record's name, and
+    /// the OID.
+    pub heirs: &'a [(QualifiedName, u32)],
     /// Every change that the look could see was committed before this position.
     pub end: Lsn,
     /// The next transaction identifier, with its epoch.
@@ -134,7 +138,7 @@ pub enum Change {
     LetGo,
     /// It may not have been published for some time.
     Returns,
-    /// Another table has its name.
+    /// Another table has its name, or its target.
     Replaced,
 }
 
@@ -162,11 +166,15 @@ pub fn judge(recorded: &[Recorded], observed: &Observed<'_>, new: NewTables) -> 
     let by_name: HashMap<&QualifiedName, &Seen> =
         observed.published.iter().map(|seen| (&seen.name, seen)).collect();
     let known: HashSet<u32> = recorded.iter().filter_map(|table| table.oid).collect();
-    let unclaimed = |name| by_name.get(name).copied().filter(|seen| !known.contains(&seen.oid));
+    let successor = |name: &QualifiedName| {
+        let named = by_name.get(name).copied().filter(|seen| !known.contains(&seen.oid));
+        let heir = observed.heirs.iter().find(|(former, _)| former == name);
+        named.or_else(|| heir.and_then(|(_, oid)| by_oid.get(oid).copied()))
+    };
     let mut judged = Judged::default();
     for table in recorded {
         let same = table.oid.and_then(|oid| by_oid.get(&oid).copied());
-        let judgement = match (same, unclaimed(&table.source), table.synchronised) {
+        let judgement = match (same, successor(&table.source), table.synchronised) {
             // Its copy brings everything.
             (Some(seen), _, Synchronised::No | Synchronised::Again)
             | (None, Some(seen), Synchronised::No | Synchronised::Again) => Some(follow(table, seen)),
@@ -324,6 +332,30 @@ fn release_names(judged: &mut Judged, observed: &Observed<'_>) {
             judged.tables.push(table);
         }
     }
+}
+
+/// Finds published tables that are new, and would go into the target of a recorded table that is not published any
+/// more: it was renamed on both sides, and another one took its place. `target` returns the OID of the target that a
+/// published table is to have; `recorded` are the records with the OIDs of table and target.
+///
+/// A target that another published table goes into as well is nobody's alone.
+pub fn heirs(
+    recorded: &[(&QualifiedName, Option<u32>, Option<u32>)],
+    published: &[Seen],
+    target: impl Fn(&QualifiedName) -> Option<u32>,
+) -> Vec<(QualifiedName, u32)> {
+    let is_published = |oid: &Option<u32>| published.iter().any(|seen| Some(seen.oid) == *oid);
+    let (follows, gone): (Vec<_>, Vec<_>) = recorded.iter().partition(|(_, oid, _)| is_published(oid));
+    let former = |target: u32| {
+        let of = |(_, _, recorded): &&(_, _, Option<u32>)| *recorded == Some(target);
+        gone.iter().copied().find(of).filter(|_| !follows.iter().copied().any(|record| of(&record)))
+    };
+    let is_new = |seen: &&Seen| {
+        !recorded.iter().any(|(_, oid, _)| *oid == Some(seen.oid))
+            && !gone.iter().any(|(name, _, _)| **name == seen.name)
+    };
+    let new = published.iter().filter(is_new);
+    new.filter_map(|seen| Some((former(target(&seen.name)?)?.0.clone(), seen.oid))).collect()
 }
 
 /// The target's tables, by name, as far as they matter.

@@ -17,8 +17,8 @@ use crate::gap::Gap;
 use crate::pg::{Lsn, QualifiedName};
 use crate::schema::catalog::{self, KnownTable};
 use crate::schema::{
-    self, Comparison, Misfit, Pairing, PublishedRelation, PublishedTable, ReplicaIdentity, TablePlan,
-    TargetTable,
+    self, Comparison, Mapping, Misfit, Pairing, PublishedRelation, PublishedTable, ReplicaIdentity,
+    TablePlan, TargetTable,
 };
 use crate::store::{NewTables, Refresh, Resync, SubscriptionRow, TableRow, TableState};
 use crate::target::TargetSession;
@@ -133,9 +133,11 @@ pub(super) async fn take_up_tables(
     let others = tables_that_left(ground, &known.tables, &seen).await?;
     let names: Vec<(u32, QualifiedName)> =
         others.iter().map(|table| (table.oid, table.relation.name.clone())).collect();
+    let heirs = heirs(context, session, &known.tables, &seen).await?;
     let observed = Observed {
         published: &seen,
         others: &names,
+        heirs: &heirs,
         end: ground.view.end(),
         unused_xid: ground.view.unused_xid,
         seen: known.seen,
@@ -238,6 +240,28 @@ async fn tables_that_left(
     }
     let client = &ground.publisher.client;
     Ok(catalog::known_tables(&**client, client.server_version_num(), &oids, &names).await?)
+}
+
+/// Looks for new tables that would go into the target of one that is not published any more.
+async fn heirs(
+    context: &Context,
+    session: &TargetSession,
+    rows: &[TableRow],
+    seen: &[Seen],
+) -> Result<Vec<(QualifiedName, u32)>, Failure> {
+    let is_recorded = |seen: &&Seen| rows.iter().any(|row| row.source_oid == Some(seen.oid));
+    let new: Vec<&QualifiedName> =
+        seen.iter().filter(|seen| !is_recorded(seen)).map(|seen| &seen.name).collect();
+    let is_gone = |row: &TableRow| !seen.iter().any(|seen| row.source_oid == Some(seen.oid));
+    if new.is_empty() || !rows.iter().any(is_gone) {
+        return Ok(Vec::new());
+    }
+    let (mapping, _) = Mapping::new(&context.subscription.tables, new);
+    let targets: Vec<QualifiedName> = mapping.iter().map(|(_, target)| target.clone()).collect();
+    let found: membership::TargetOids =
+        catalog::target_oids(&***session.client(), &targets, &[]).await?.into_iter().collect();
+    let records: Vec<_> = rows.iter().map(|row| (&row.source, row.source_oid, row.target_oid)).collect();
+    Ok(membership::heirs(&records, seen, |source| found.get(mapping.target(source)?).copied()))
 }
 
 /// Ends what an earlier attempt has left, and reads the record as it is then.

@@ -369,6 +369,30 @@ async fn a_table_that_took_the_name_of_another_is_held() {
     }
 }
 
+/// Its name was never seen, because it was replaced before the next look.
+#[tokio::test]
+async fn a_table_that_was_renamed_on_both_sides_and_replaced_is_held() {
+    let world = World::builder()
+        .both_sql(T)
+        .both_sql(K)
+        .publisher_sql("INSERT INTO t VALUES (1, 'one')")
+        .start()
+        .await;
+    let service = world.run();
+    world.wait_same_rows("t").await;
+    assert_eq!(service.sigterm().await, 0);
+    world.target.exec("ALTER TABLE t RENAME TO r").await;
+    let replace = "ALTER TABLE t RENAME TO r; CREATE TABLE r_new (id int PRIMARY KEY, v text); \
+        INSERT INTO r_new VALUES (7, 'new'); DROP TABLE r; ALTER TABLE r_new RENAME TO r";
+    world.publisher.exec(replace).await;
+    let _service = world.run();
+    wait_gaps(&world, &["replaced|r|t|t"]).await;
+    wait_table(&world, "public.r", "paused").await;
+    world.wait_state("streaming").await;
+    assert_eq!(world.target.lines("SELECT * FROM r").await, ["1|one"]);
+    resync(&world, &["r"], None).await;
+}
+
 #[tokio::test]
 async fn a_changed_definition_is_a_gap_that_holds_nothing() {
     if publisher_binaries().major() < 15 {

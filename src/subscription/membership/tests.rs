@@ -76,6 +76,7 @@ fn look(recorded: &[Recorded], published: &[Seen], others: &[(u32, &str)], new: 
     let observed = Observed {
         published,
         others: &others,
+        heirs: &[],
         end: Lsn::new(0x100),
         unused_xid: 99,
         seen: Some(Lsn::new(0x60)),
@@ -182,6 +183,7 @@ fn a_publication_that_was_missing_proves_nothing() {
     let observed = Observed {
         published: &published,
         others: &[],
+        heirs: &[],
         end: Lsn::new(0x100),
         unused_xid: 99,
         seen: None,
@@ -212,4 +214,33 @@ fn a_target_is_renamed_when_its_table_is() {
     check(None, &[("t", 6)], Renamed::NotYet(name("t")));
     check(None, &[("t", 6), ("u", 7)], Renamed::Followed);
     check(None, &[], Renamed::Followed);
+}
+
+/// A table that was renamed on both sides and then replaced leaves its target to one of a name that was never seen.
+#[test]
+fn a_table_that_takes_anothers_target_replaces_it() {
+    let target =
+        |source: &QualifiedName| [("r", 1), ("u", 2)].into_iter().find(|(name, _)| *name == source.name);
+    let target = |source: &QualifiedName| target(source).map(|(_, oid)| oid);
+    let (t, u) = (name("t"), name("u"));
+    let published = [seen("r", 30, 3), seen("u", 20, 2)];
+    let found = heirs(&[(&t, Some(10), Some(1)), (&u, Some(20), Some(2))], &published, target);
+    assert_eq!(found, [(t.clone(), 30)]);
+    let observed = Observed {
+        published: &published,
+        others: &[],
+        heirs: &found,
+        end: Lsn::new(0x100),
+        unused_xid: 99,
+        seen: Some(Lsn::new(0x60)),
+        applied: Some(Lsn::new(0x50)),
+        refused: &[],
+    };
+    let judged = judge(&[recorded("t", 10, 1), recorded("u", 20, 2)], &observed, NewTables::Follow);
+    let verdicts: Vec<String> = judged.tables.iter().map(told).collect();
+    assert_eq!(verdicts, ["t>r 30 Replaced gap replaced 0/50..0/100", "u>u 20 Nothing"]);
+    // A target that another published table goes into is shared, a record without OIDs is nobody's.
+    let shared = [(&t, Some(10), Some(1)), (&u, Some(20), Some(1))];
+    assert_eq!(heirs(&shared, &published, target), []);
+    assert_eq!(heirs(&[(&t, Some(10), None)], &published, target), []);
 }

@@ -192,6 +192,10 @@ fn note(judgement: &Judgement, table: &TableRecord) -> Option<TableNote> {
             "table {source} has been let go: the stream has passed {}, and {} keeps its rows",
             left.lsn, table.target
         ),
+        (Change::Replaced, None, Some(was)) => format!(
+            "table {source} would go into {}, the target of table {was}, which is not published any more",
+            table.target
+        ),
         (_, None, Some(was)) => format!("table {was} is now called {source} on the publisher"),
         _ => return None,
     };
