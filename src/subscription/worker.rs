@@ -287,7 +287,7 @@ impl Worker {
                     end = attempt.end() => Wake::Attempt(Box::new(end)),
                 };
                 // The attempt goes on meanwhile: it may hold the session of the store that the handler waits for.
-                if let Some(event) = attempt.beside(self.on_wake(wake)).await {
+                if let Some(event) = attempt.beside(Box::pin(self.on_wake(wake))).await {
                     break event;
                 }
             }
