@@ -24,6 +24,7 @@ pub mod net;
 pub mod pg;
 pub mod pgoutput;
 pub mod replication;
+mod running;
 pub mod runtime;
 pub mod schema;
 pub mod store;

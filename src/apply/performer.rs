@@ -32,6 +32,7 @@ use super::{outcome::Start, progress};
 use crate::error::ServerError;
 use crate::net::PgClient;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName, Term};
+use crate::running::Running;
 use crate::schema::catalog::{self, KnownTables, Look};
 use crate::target::TargetSession;
 
@@ -42,8 +43,6 @@ pub(super) enum Heard {
     Described(Description),
 }
 
-type Describing = std::pin::Pin<Box<dyn Future<Output = Result<Look, ApplyError>> + Send>>;
-
 pub(super) struct Performer<'a> {
     session: &'a TargetSession,
     subscription: SubscriptionName,
@@ -52,7 +51,9 @@ pub(super) struct Performer<'a> {
     rows: RowWriter<'a>,
     under_way: VecDeque<UnderWay>,
     slices: SliceTransaction,
-    describing: Option<Describing>,
+    /// The catalog queries for a description. They may use the applying session, whose later answers are read only
+    /// after theirs, so they go on while a step is carried out.
+    describing: Running<'static, Result<Look, ApplyError>>,
     /// What is known of the target's tables, also from earlier attempts.
     known: watch::Sender<KnownTables>,
     /// The session for catalog queries while the applying one is busy. Opened when first needed.
@@ -92,7 +93,7 @@ impl<'a> Performer<'a> {
             rows: RowWriter::new(session, subscription, start.term),
             under_way: VecDeque::new(),
             slices: SliceTransaction::None,
-            describing: None,
+            describing: Running::default(),
             known,
             catalog: None,
             answers,
@@ -114,8 +115,7 @@ impl<'a> Performer<'a> {
                     self.tell_rows(told);
                     continue;
                 }
-                described = next_description(&mut self.describing) => {
-                    self.describing = None;
+                described = self.describing.end() => {
                     let Look { tables, known } = described?;
                     self.known.send_modify(|kept| kept.learn(known));
                     self.tell(Heard::Described(tables));
@@ -124,7 +124,13 @@ impl<'a> Performer<'a> {
                 step = steps.recv() => step,
             };
             match step {
-                Some(step) => self.perform(step).await?,
+                Some(step) => {
+                    let mut describing = std::mem::take(&mut self.describing);
+                    describing.beside(self.perform(step)).await?;
+                    if self.describing.is_nothing() {
+                        self.describing = describing;
+                    }
+                }
                 None => return Ok(()),
             }
         }
@@ -259,8 +265,7 @@ impl<'a> Performer<'a> {
             Reading::Changed => self.known.borrow().of(&tables),
             Reading::All => KnownTables::default(),
         };
-        self.describing =
-            Some(Box::pin(async move { Ok(catalog::look_at(&**client, &tables, known).await?) }));
+        self.describing = Running::new(async move { Ok(catalog::look_at(&**client, &tables, known).await?) });
         Ok(())
     }
 
@@ -334,13 +339,6 @@ async fn oldest(under_way: &mut VecDeque<UnderWay>) -> Result<OldestAnswer, Appl
     match answered {
         OldestAnswer::Batch(Answered { result: Err(error @ ApplyError::Connection(_)), .. }) => Err(error),
         answered => Ok(answered),
-    }
-}
-
-async fn next_description(describing: &mut Option<Describing>) -> Result<Look, ApplyError> {
-    match describing {
-        Some(describing) => describing.await,
-        None => std::future::pending().await,
     }
 }
 

@@ -70,7 +70,11 @@ impl Marks {
         if was != is || certain != is {
             changes.push(Redefined::Operations);
         }
-        if recorded.filters() != self.filters() && recorded.rows() != self.rows() {
+        // As with operations: rows of the table that only a new row publishes may have been left out for some time.
+        let certain = filters(lasting.iter().map(|(_, is)| *is));
+        if (recorded.filters() != self.filters() || certain != self.filters())
+            && recorded.rows() != self.rows()
+        {
             changes.push(Redefined::RowFilter);
         }
         if recorded.columns() != self.columns() && recorded.rows() != self.rows() {
@@ -128,18 +132,22 @@ impl Marks {
         rows
     }
 
-    /// The distinct row filters; none as soon as one publication has no filter.
     fn filters(&self) -> Option<Vec<&str>> {
-        let mut filters = self.0.iter().map(|mark| mark.filter.as_deref()).collect::<Option<Vec<_>>>()?;
-        filters.sort_unstable();
-        filters.dedup();
-        Some(filters)
+        filters(&self.0)
     }
 
     /// The column list. The publisher refuses publications with different ones.
     fn columns(&self) -> Option<&Vec<i16>> {
         self.0.iter().find_map(|mark| mark.columns.as_ref())
     }
+}
+
+/// The distinct row filters; none as soon as one publication has no filter.
+fn filters<'a>(marks: impl IntoIterator<Item = &'a Mark>) -> Option<Vec<&'a str>> {
+    let mut filters = marks.into_iter().map(|mark| mark.filter.as_deref()).collect::<Option<Vec<_>>>()?;
+    filters.sort_unstable();
+    filters.dedup();
+    Some(filters)
 }
 
 impl Mark {
@@ -248,8 +256,22 @@ mod tests {
         let also = mark(2, "7", &["all"]);
         check(
             &[filtered("table 10", "a > 1")],
-            &[filtered("table 10", "a > 1"), also],
+            &[filtered("table 10", "a > 1"), also.clone()],
             &redefined(&[Redefined::RowFilter]),
+        );
+        // The publication without a filter did not have the table for some time, or did not exist.
+        for again in [mark(2, "7", &["table 21"]), mark(3, "9", &["table 20"])] {
+            check(
+                &[filtered("table 10", "a > 1"), mark(2, "7", &["table 20"])],
+                &[filtered("table 10", "a > 1"), again],
+                &redefined(&[Redefined::RowFilter]),
+            );
+        }
+        // What stayed published all rows.
+        check(
+            &[filtered("table 10", "a > 1"), also.clone()],
+            &[filtered("table 11", "a > 1"), also],
+            &Continuity::Same,
         );
     }
 }

@@ -9,7 +9,6 @@
 //! `lock` takes the lock and the ownership; `waiting` handles the time between attempts.
 
 mod lock;
-mod running;
 mod waiting;
 
 use std::collections::VecDeque;
@@ -24,11 +23,11 @@ use crate::config::Subscription;
 use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::pg::Lsn;
 use crate::pg::conninfo::ConnInfo;
+use crate::running::Running;
 use crate::store::{self, Command, Ownership, StateChange, Store};
 use crate::target::TargetSession;
 use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
-use self::running::Running;
 use self::waiting::{STORE_TIMEOUT, commands_due};
 use super::attempt::{self, Ahead, Context, Phase};
 use super::because::Because;

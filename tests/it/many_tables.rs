@@ -287,3 +287,34 @@ async fn ddl_in_the_middle_of_transactions_over_many_tables_changes_nothing() {
     let paused = "SELECT message FROM pgsluice.event WHERE message LIKE '%paused%' OR kind = 'conflict'";
     assert_eq!(world.target.lines(paused).await, [""; 0], "{}", service.log());
 }
+
+/// The catalog's answer about many tables comes in several parts, and the first row of the replay is sent meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_in_the_first_of_many_tables_does_not_hold_up_the_others() {
+    const TABLES: u32 = 200;
+    let tables = |length: &dyn Fn(u32) -> u32| -> String {
+        let table = |n| format!("CREATE TABLE d{n} (id int PRIMARY KEY, c varchar({}));", length(n));
+        (0..TABLES).map(table).collect()
+    };
+    let world = World::builder()
+        .publisher_sql(&tables(&|_| 10))
+        .target_sql(&tables(&|n| if n == 0 { 4 } else { 10 }))
+        .subscription_line("copy_data = false")
+        .start()
+        .await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    for round in 1..4 {
+        let session = world.publisher.session().await;
+        for n in 0..TABLES {
+            session.batch(&format!("INSERT INTO d{n} VALUES ({round}, 'abcd  ')")).await.unwrap();
+        }
+        session.close().await;
+        let paused = world.wait_paused("conflict").await;
+        let id = paused.json["conflict_id"].to_string();
+        world.pgsluice(&["conflicts", "resolve", &id, "--with", "skip-transaction"]).await.expect(0);
+        world.wait_state("streaming").await;
+        world.wait_caught_up().await;
+        world.wait_same_rows("d199").await;
+    }
+}

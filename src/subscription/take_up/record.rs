@@ -9,7 +9,7 @@ use crate::schema::{Mapping, catalog};
 use crate::store::{Members, NewTables, TableNote, TableRecord, TableRow};
 use crate::subscription::attempt::Context;
 use crate::subscription::failure::Failure;
-use crate::subscription::membership::{Change, Judged, Judgement, Renamed, TargetOids, renamed};
+use crate::subscription::membership::{Change, Judged, Judgement, LetGo, Renamed, TargetOids, renamed};
 use crate::subscription::publication_record::PublicationRecord;
 use crate::target::TargetSession;
 
@@ -90,7 +90,8 @@ fn is(row: &TableRow, table: &TableRecord) -> bool {
         && row.left == table.left
 }
 
-/// Looks up the targets whose OIDs are not on record, and those of tables that were renamed on the publisher.
+/// Looks up the targets whose OIDs are not on record, and those of tables that were renamed on the publisher. A table
+/// that leaves keeps its target, whatever that is called now.
 async fn identify_targets(
     session: &TargetSession,
     tables: &mut [(TableRecord, Option<&TableRow>)],
@@ -98,6 +99,10 @@ async fn identify_targets(
     let is_renamed = |table: &TableRecord| table.recorded.as_ref().is_some_and(|name| *name != table.source);
     let (mut names, mut oids) = (Vec::new(), Vec::new());
     for (table, row) in tables.iter() {
+        if leaves(table) {
+            names.push(table.target.clone());
+            oids.extend(table.target_oid);
+        }
         let moved = row.is_some_and(|row| row.target != table.target);
         if table.left.is_none() && (table.target_oid.is_none() || moved) {
             names.push(table.target.clone());
@@ -112,6 +117,13 @@ async fn identify_targets(
     }
     let found: TargetOids =
         catalog::target_oids(&***session.client(), &names, &oids).await?.into_iter().collect();
+    let called =
+        |oid: Option<u32>| found.iter().find(|(_, found)| Some(**found) == oid).map(|(name, _)| name);
+    for (table, _) in tables.iter_mut().filter(|(table, _)| leaves(table)) {
+        if let Some(name) = called(table.target_oid) {
+            table.target.clone_from(name);
+        }
+    }
     let mut waiting = Vec::new();
     for (table, row) in tables.iter_mut().filter(|(table, _)| table.left.is_none()) {
         if let Some(row) = row.filter(|row| is_renamed(table) && row.target != table.target)
@@ -124,6 +136,11 @@ async fn identify_targets(
         }
     }
     if waiting.is_empty() { Ok(()) } else { Err(renamed_on_the_publisher(&waiting, &found)) }
+}
+
+/// Whether the table has left, and its changes may still come.
+fn leaves(table: &TableRecord) -> bool {
+    table.left.is_some_and(|left| left.gone == LetGo::NotYet)
 }
 
 /// A table that was renamed on the publisher, while its target was not.

@@ -1,31 +1,41 @@
 //! A future that goes on while something else is waited for, and keeps its output until that is asked for.
+//!
+//! What holds a resource must not stand still while somebody waits for that resource: a session of a pool, or a
+//! connection whose next answers are read only after those of an earlier query have been taken.
 
+use std::fmt;
 use std::pin::Pin;
 
-/// A future, or its output.
-pub(super) enum Running<'a, T> {
+/// A future, its output, or nothing.
+#[derive(Default)]
+pub(crate) enum Running<'a, T> {
     Going(Pin<Box<dyn Future<Output = T> + Send + 'a>>),
     Ended(T),
-    Taken,
+    #[default]
+    Nothing,
 }
 
 impl<'a, T> Running<'a, T> {
-    pub(super) fn new(future: impl Future<Output = T> + Send + 'a) -> Self {
+    pub(crate) fn new(future: impl Future<Output = T> + Send + 'a) -> Self {
         Self::Going(Box::pin(future))
     }
 
-    /// Waits for the output and takes it. Nothing is lost if this is given up. Once the output has been taken, it
-    /// waits for ever.
-    pub(super) async fn end(&mut self) -> T {
+    pub(crate) const fn is_nothing(&self) -> bool {
+        matches!(self, Self::Nothing)
+    }
+
+    /// Waits for the output and takes it. Nothing is lost if this is given up. If there is nothing, also because the
+    /// output has been taken, it waits for ever.
+    pub(crate) async fn end(&mut self) -> T {
         self.advance().await;
-        match std::mem::replace(self, Self::Taken) {
+        match std::mem::replace(self, Self::Nothing) {
             Self::Ended(output) => output,
-            Self::Going(_) | Self::Taken => std::future::pending().await,
+            Self::Going(_) | Self::Nothing => std::future::pending().await,
         }
     }
 
     /// Waits for `other`, while this goes on.
-    pub(super) async fn beside<U>(&mut self, other: impl Future<Output = U>) -> U {
+    pub(crate) async fn beside<U>(&mut self, other: impl Future<Output = U>) -> U {
         let mut other = std::pin::pin!(other);
         tokio::select! {
             biased;
@@ -40,6 +50,16 @@ impl<'a, T> Running<'a, T> {
         if let Self::Going(future) = self {
             *self = Self::Ended(future.await);
         }
+    }
+}
+
+impl<T> fmt::Debug for Running<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Going(_) => "Going",
+            Self::Ended(_) => "Ended",
+            Self::Nothing => "Nothing",
+        })
     }
 }
 
