@@ -396,12 +396,7 @@ async fn a_table_that_was_renamed_on_both_sides_and_replaced_is_held() {
 /// The look that misses the table is the first one after its target was renamed as well.
 #[tokio::test]
 async fn a_table_that_was_renamed_on_both_sides_and_left_is_applied() {
-    let world = World::builder()
-        .both_sql(T)
-        .both_sql(K)
-        .publisher_sql("INSERT INTO t VALUES (1, 'one')")
-        .start()
-        .await;
+    let world = two_tables().start().await;
     let service = world.run();
     world.wait_same_rows("t").await;
     assert_eq!(service.sigterm().await, 0);
