@@ -22,7 +22,15 @@ pub(super) async fn run(config: &Config, args: &ResyncArgs) -> Result<Exit, Fail
 }
 
 pub(super) async fn accept(config: &Config, args: &AcceptArgs) -> Result<Exit, Failure> {
-    request(config, &args.name, Verb::Accept, &json!({ "gap_id": args.gap })).await
+    let store = context::open(config).await?;
+    context::make_known(&store, config, &args.name).await?;
+    let name = args.name.as_str();
+    let exit = match store.require_gap(name, args.gap).await {
+        Ok(()) => ask::ask(&store, name, Verb::Accept, &json!({ "gap_id": args.gap })).await,
+        Err(error) => Err(error.into()),
+    };
+    store.close().await;
+    exit
 }
 
 pub(super) async fn refresh(config: &Config, args: &RefreshArgs) -> Result<Exit, Failure> {

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info};
 
 use super::commit::{CommitOf, commit, finish_table};
-use super::transfer::copy_rows;
+use super::transfer::{copy_rows, settle_rows};
 use super::{CopyCommands, CopyError, Existing, Side};
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::conninfo::ConnInfo;
@@ -133,6 +133,7 @@ async fn copy_one(
     let on_target = CopyError::on(Side::Target);
     target.client().batch_execute("BEGIN").await.map_err(&on_target)?;
     let rows = copy_rows(source, target, job).await?;
+    settle_rows(target, job).await?;
     finish_table(target.client(), &plan.owner, job, plan.position, rows).await?;
     let of = CommitOf::InitialCopy;
     commit(of, target, &plan.target, &plan.owner, job, plan.position).await?;

@@ -37,4 +37,4 @@ pub use commit::{CommitOf, commit, finish_table};
 pub use error::{CopyError, Side};
 pub use existing::Existing;
 pub use initial::{CopyJob, CopyPlan, CopyResult, run};
-pub use transfer::copy_rows;
+pub use transfer::{copy_rows, settle_rows};

@@ -31,12 +31,16 @@ const REWRITTEN: &str = "WITH RECURSIVE tree (oid) AS (SELECT pg_catalog.to_regc
     WHERE c.relfilenode <> 0 AND c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid) LIMIT 1";
 
 /// Copies the table's rows from `source` (whose transaction has the snapshot) to `target` (whose transaction is
-/// open), and treats the rows that the target table has as the job says. Returns the number of rows copied.
+/// open). Returns the number of rows copied. [`settle_rows`] has to follow; `source` is not needed for that, so its
+/// transaction, which holds a lock and a snapshot on the publisher, can be ended before.
 pub async fn copy_rows(source: &PgClient, target: &TargetSession, job: &CopyJob) -> Result<u64, CopyError> {
     job.existing.prepare(target, &job.source).await?;
-    let rows = transfer(source, target.client(), job, &job.copied).await?;
-    job.existing.finish(target, &job.source).await?;
-    Ok(rows)
+    transfer(source, target.client(), job, &job.copied).await
+}
+
+/// Treats the rows that the target table had before [`copy_rows`] as the job says.
+pub async fn settle_rows(target: &TargetSession, job: &CopyJob) -> Result<(), CopyError> {
+    job.existing.finish(target, &job.source).await
 }
 
 /// Copies the table's rows from `source` (whose transaction has the snapshot) to `target` (whose transaction

@@ -132,6 +132,12 @@ impl Store {
         .await
     }
 
+    /// Refuses the number of a gap that the subscription does not have.
+    pub async fn require_gap(&self, name: &str, id: i64) -> Result<(), StoreError> {
+        let gap = self.gap(id).await?.filter(|gap| gap.subscription == name);
+        self.run("look for the gap", async { gap.map(|_| ()).ok_or_else(|| no_gap(name, id)) }).await
+    }
+
     /// Records that the published tables are to be taken up, and answers the command.
     pub async fn refresh_tables(
         &self,
@@ -184,12 +190,13 @@ fn not_published(table: &QualifiedName) -> Diagnosis {
 /// Reads the subscription's gap with this number, and locks it.
 async fn lock_gap(session: &mut PgConnection, name: &str, id: i64) -> Result<Gap, StoreErrorKind> {
     let row = sqlx::query(super::gap::LOCK_ONE).bind(id).bind(name).fetch_optional(session).await?;
-    let unknown = || {
-        let refusal = Diagnosis::new(format!("there is no gap {id} of {name}"))
-            .hint(format!("\"pgsluice status {name}\" lists its gaps"));
-        StoreErrorKind::CommandRefused(refusal)
-    };
-    Ok(decode(&row.ok_or_else(unknown)?)?)
+    Ok(decode(&row.ok_or_else(|| no_gap(name, id))?)?)
+}
+
+fn no_gap(name: &str, id: i64) -> StoreErrorKind {
+    let refusal = Diagnosis::new(format!("there is no gap {id} of {name}"))
+        .hint(format!("\"pgsluice status {name}\" lists its gaps"));
+    StoreErrorKind::CommandRefused(refusal)
 }
 
 /// Why the gap cannot be accepted; none if it can.

@@ -17,8 +17,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::debug;
 
 use crate::config::Subscription;
-use crate::net::{self, PgClient};
-use crate::pg::Lsn;
+use crate::net::{self, ClientOptions, PgClient};
+use crate::pg::{Lsn, TimeLimits};
 use crate::schema::catalog::{self, PublicationsLook};
 use crate::store::{HEAD_START, Ownership, Positions, Store};
 
@@ -228,7 +228,9 @@ impl Monitor {
     }
 
     async fn connect(&self) -> Result<PgClient, Lost> {
-        let options = monitor_options(&self.subscription);
+        // A question that waits for somebody's lock ends by itself, after it has been given up here.
+        let limits = TimeLimits { statement: Some(ROUND_TIMEOUT), idle_in_transaction: None };
+        let options = ClientOptions { limits, ..monitor_options(&self.subscription) };
         net::client(&self.subscription.publisher, &options).await.map_err(|error| {
             match error.server_error() {
                 Some(refused) if refused.code == CANNOT_CONNECT_NOW => Lost::Refused,

@@ -430,6 +430,7 @@ impl Sync {
             // All rows have been read, so a failure of this session does not matter any more.
             let ended = source.batch_execute("COMMIT").await;
             debug!(relation = %job.source, ?ended, "the publisher's session has been read");
+            copy::settle_rows(target, job).await?;
             Ok(rows)
         };
         let role = &self.context.subscription.publisher.user;
