@@ -83,7 +83,7 @@ const HOMES_REASON: &str = "one dependency has one home, so that replacing it to
 
 /// The layers, lowest first. A module may use its own layer and those below.
 const LAYERS: &[&[&str]] = &[
-    &["pg", "error", "boundary", "mutation"],
+    &["pg", "error", "boundary", "mutation", "running"],
     &[
         "pgoutput",
         "conflict",
