@@ -17,7 +17,7 @@ pub struct ColumnSql {
     pub ty: String,
     /// Whether the type is a user's, which the target may lack.
     pub custom: bool,
-    /// None until [`Misfit::complete`], and if the publisher's catalog no longer has the column.
+    /// None until [`super::Misfit::complete`], and if the publisher's catalog no longer has the column.
     pub definition: Option<ColumnDefinition>,
     /// The column's collation, which the target lacks.
     pub lost_collation: Option<TypeName>,
