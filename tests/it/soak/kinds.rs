@@ -9,7 +9,6 @@ use rand::rngs::StdRng;
 /// `scripts/soak faults` does not.
 pub(super) const NOT_YET: &[(&str, &str)] = &[
     ("zeros", "a row without a key is found although the sign of its zero differs from the one that is sent"),
-    ("held-publisher", "the publisher waits for a stream that a silent target holds up"),
 ];
 
 /// What is done to the service, the servers, the connections or the tables.
