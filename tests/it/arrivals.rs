@@ -290,6 +290,8 @@ async fn a_restart_finds_the_same() {
     world.publisher.exec("DELETE FROM t WHERE id = 1").await;
     for _ in 0..2 {
         let service = world.run();
+        // The record of the first run would answer for the second one, which may not take signals yet.
+        until("it is there", async || service.log().contains("listening")).await;
         wait_hindered(&world, "DELETE", "lacks DELETE", "GRANT DELETE").await;
         assert_eq!(service.sigterm().await, 0);
     }
