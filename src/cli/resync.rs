@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::config::Config;
 use crate::error::{Exit, Failure};
 use crate::pg::SubscriptionName;
-use crate::store::{Resync, Verb};
+use crate::store::{Resync, Store, Verb};
 
 use super::{AcceptArgs, RefreshArgs, ResyncArgs, ask, context};
 
@@ -22,15 +22,12 @@ pub(super) async fn run(config: &Config, args: &ResyncArgs) -> Result<Exit, Fail
 }
 
 pub(super) async fn accept(config: &Config, args: &AcceptArgs) -> Result<Exit, Failure> {
-    let store = context::open(config).await?;
-    context::make_known(&store, config, &args.name).await?;
-    let name = args.name.as_str();
-    let exit = match store.require_gap(name, args.gap).await {
-        Ok(()) => ask::ask(&store, name, Verb::Accept, &json!({ "gap_id": args.gap })).await,
-        Err(error) => Err(error.into()),
-    };
-    store.close().await;
-    exit
+    let (name, gap) = (&args.name, args.gap);
+    with_store(config, name, async |store| {
+        store.require_gap(name.as_str(), gap).await?;
+        ask::ask(store, name.as_str(), Verb::Accept, &json!({ "gap_id": gap })).await
+    })
+    .await
 }
 
 pub(super) async fn refresh(config: &Config, args: &RefreshArgs) -> Result<Exit, Failure> {
@@ -43,9 +40,18 @@ async fn request(
     verb: Verb,
     args: &Value,
 ) -> Result<Exit, Failure> {
+    with_store(config, name, async |store| ask::ask(store, name.as_str(), verb, args).await).await
+}
+
+/// Opens the store, makes the subscription known, and closes the store after what is to be done.
+async fn with_store(
+    config: &Config,
+    name: &SubscriptionName,
+    ask: impl AsyncFnOnce(&Store) -> Result<Exit, Failure>,
+) -> Result<Exit, Failure> {
     let store = context::open(config).await?;
     context::make_known(&store, config, name).await?;
-    let exit = ask::ask(&store, name.as_str(), verb, args).await;
+    let exit = ask(&store).await;
     store.close().await;
     exit
 }

@@ -98,7 +98,7 @@ impl DecodeError {
         }
     }
 
-    /// The same bytes come again after a reconnect, so a person has to act.
+    /// Returns a pause: after a reconnect the publisher sends these bytes again, so a person has to act.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {

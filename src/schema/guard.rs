@@ -76,7 +76,7 @@ impl ValueGuard {
         Self { rule, part: GuardedPart::Value }
     }
 
-    /// The same for each element of an array.
+    /// Guards each element of arrays by this guard's rule.
     #[must_use]
     pub const fn of_elements(self) -> Self {
         Self { part: GuardedPart::Elements, ..self }

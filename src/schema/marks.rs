@@ -108,7 +108,7 @@ impl Marks {
         if changes.is_empty() { Continuity::Broken } else { Continuity::Redefined(changes) }
     }
 
-    /// The same publications in both, as recorded and as seen.
+    /// Pairs each publication that was recorded with its mark as it is seen now, if it still exists by its name.
     fn pairs<'a>(&'a self, seen: &'a Self) -> impl Iterator<Item = (&'a Mark, &'a Mark)> {
         self.0.iter().filter_map(|was| {
             let is = seen.0.iter().find(|is| is.publication == was.publication && is.name == was.name)?;

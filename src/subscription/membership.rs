@@ -361,6 +361,12 @@ pub fn heirs(
 /// The target's tables, by name, as far as they matter.
 pub type TargetOids = HashMap<QualifiedName, u32>;
 
+/// The name of the target's table with this OID, if it was looked up.
+#[must_use]
+pub fn called(found: &TargetOids, oid: u32) -> Option<&QualifiedName> {
+    found.iter().find(|(_, found)| **found == oid).map(|(name, _)| name)
+}
+
 /// Where the target has a table whose name on the publisher has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Renamed {
@@ -379,8 +385,7 @@ pub fn renamed(
     found: &TargetOids,
 ) -> Renamed {
     let (former, oid) = recorded;
-    let at = |wanted: u32| found.iter().find(|(_, oid)| **oid == wanted).map(|(name, _)| name);
-    match oid.and_then(at) {
+    match oid.and_then(|oid| called(found, oid)) {
         Some(name) if name == target => Renamed::Followed,
         Some(name) => Renamed::NotYet(name.clone()),
         None if !found.contains_key(target) && found.contains_key(former) => Renamed::NotYet(former.clone()),

@@ -11,7 +11,7 @@ use crate::schema::catalog::PublicationsLook;
 pub(super) struct Publications {
     /// None while the attempt has not taken them up.
     pub(super) taken_up: Option<String>,
-    /// The same, once everything that it shows is recorded.
+    /// The fingerprint that was taken up, once everything that it shows is recorded.
     pub(super) recorded: Option<String>,
     /// None if they have not been read since.
     pub(super) seen: Option<String>,

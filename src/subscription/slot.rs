@@ -78,7 +78,7 @@ pub(crate) enum SlotPlan {
 }
 
 impl SlotPlan {
-    /// The same decision for the position that is recorded now.
+    /// Returns this decision with the position that is recorded now.
     pub(super) fn from(self, recorded: Option<Lsn>) -> Self {
         match (self, recorded) {
             (Self::Continue { .. }, Some(from)) => Self::Continue { from },

@@ -457,7 +457,11 @@ impl Worker {
     async fn report(&mut self) -> Option<Event> {
         let change = self.state_change()?;
         // The snapshot comes first: it must not wait for a target that does not answer.
-        self.context.snapshot.send_modify(|snapshot| snapshot.shown.clone_from(&change));
+        self.context.snapshot.send_if_modified(|snapshot| {
+            let is_new = snapshot.shown != change;
+            snapshot.shown.clone_from(&change);
+            is_new
+        });
         if self.owner != Owner::Us {
             // Only the owner writes the state to the target.
             return None;

@@ -3,6 +3,7 @@
 
 use crate::support::cli::StateView;
 use crate::support::clusters::publisher_binaries;
+use crate::support::service::Service;
 use crate::support::wait::until;
 use crate::support::world::{PUBLICATION, PUBLISHER_ROLE, TARGET_ROLE, World};
 
@@ -40,17 +41,23 @@ fn with_rows(columns: &str) -> String {
     )
 }
 
-#[tokio::test]
-async fn a_new_column_leaves_equal_rows_or_says_that_it_may_not() {
+/// A stream of `t`, which had rows before and has got one since.
+async fn streaming() -> (World, Service) {
     let world = World::builder()
         .publisher_sql(&with_rows(""))
         .target_sql("CREATE TABLE t (id int PRIMARY KEY, v text)")
         .start()
         .await;
-    let _service = world.run();
+    let service = world.run();
     world.wait_state("streaming").await;
     world.publisher.exec("INSERT INTO t VALUES (3, 'streamed')").await;
     world.wait_same_rows("t").await;
+    (world, service)
+}
+
+#[tokio::test]
+async fn a_new_column_leaves_equal_rows_or_says_that_it_may_not() {
+    let (world, _service) = streaming().await;
     let change = |column: &str, id: u32| {
         format!("ALTER TABLE t ADD COLUMN {column}; INSERT INTO t (id) VALUES ({id})")
     };
@@ -187,15 +194,7 @@ async fn what_cannot_be_known_is_said() {
 /// Rows from before the column come in the same transaction, and have no value for it.
 #[tokio::test]
 async fn rows_before_and_after_the_column_come_in_one_transaction() {
-    let world = World::builder()
-        .publisher_sql(&with_rows(""))
-        .target_sql("CREATE TABLE t (id int PRIMARY KEY, v text)")
-        .start()
-        .await;
-    let _service = world.run();
-    world.wait_state("streaming").await;
-    world.publisher.exec("INSERT INTO t VALUES (3, 'streamed')").await;
-    world.wait_same_rows("t").await;
+    let (world, _service) = streaming().await;
     let change =
         "BEGIN; INSERT INTO t VALUES (4, 'before'); ALTER TABLE t ADD COLUMN a text NOT NULL DEFAULT 'new';
                   INSERT INTO t VALUES (5, 'after', 'own'); COMMIT";

@@ -28,6 +28,11 @@ fn two_tables() -> Builder {
         .publisher_sql("CREATE PUBLICATION my_publication FOR TABLE k, t; INSERT INTO t VALUES (1, 'one')")
 }
 
+/// Tables `k` and `t`, published with all others.
+fn all_tables() -> Builder {
+    World::builder().both_sql(T).both_sql(K).publisher_sql("INSERT INTO t VALUES (1, 'one')")
+}
+
 /// The table's entry in `status --json`.
 async fn table(world: &World, source: &str) -> Result<Value, String> {
     let view = world.status().await?;
@@ -341,12 +346,7 @@ async fn tables_that_exchange_their_names_keep_their_rows() {
 #[tokio::test]
 async fn a_table_that_took_the_name_of_another_is_held() {
     for wait in [false, true] {
-        let world = World::builder()
-            .both_sql(T)
-            .both_sql(K)
-            .publisher_sql("INSERT INTO t VALUES (1, 'one')")
-            .start()
-            .await;
+        let world = all_tables().start().await;
         let _service = world.run();
         world.wait_same_rows("t").await;
         if wait {
@@ -372,12 +372,7 @@ async fn a_table_that_took_the_name_of_another_is_held() {
 /// Its name was never seen, because it was replaced before the next look.
 #[tokio::test]
 async fn a_table_that_was_renamed_on_both_sides_and_replaced_is_held() {
-    let world = World::builder()
-        .both_sql(T)
-        .both_sql(K)
-        .publisher_sql("INSERT INTO t VALUES (1, 'one')")
-        .start()
-        .await;
+    let world = all_tables().start().await;
     let service = world.run();
     world.wait_same_rows("t").await;
     assert_eq!(service.sigterm().await, 0);

@@ -282,6 +282,10 @@ impl History {
         self.publisher.value(&sql).await.is_some()
     }
 
+    async fn is_published(&self, at: usize) -> bool {
+        self.is_in("p", at).await || self.is_in("q", at).await
+    }
+
     async fn leave(&mut self, at: usize) {
         self.tables[at].touched = true;
         for publication in ["p", "q"] {
@@ -403,7 +407,7 @@ impl History {
         }
         let mut summary = Summary::default();
         for (at, table) in self.tables.iter().enumerate() {
-            let published = self.is_in("p", at).await || self.is_in("q", at).await;
+            let published = self.is_published(at).await;
             let path = self.path(at);
             let is_decided = table.is_decided(&self.name, decided);
             if is_decided && !table.touched {
@@ -435,23 +439,25 @@ impl History {
         self.target.try_lines(&sql).await
     }
 
-    /// Has the tables of open gaps synchronised again, as an operator would, and what is not published any more
-    /// accepted.
-    async fn settle(&self, world: &World) -> Result<(), String> {
+    /// Numbers and tables of the open gaps.
+    async fn all_open_gaps(&self) -> Result<Vec<String>, String> {
         let sql = format!(
             "SELECT id, source_table FROM pgsluice.gap WHERE subscription = '{}' AND settled_at IS NULL",
             self.name
         );
-        for line in self.target.try_lines(&sql).await? {
+        self.target.try_lines(&sql).await
+    }
+
+    /// Has the tables of open gaps synchronised again, as an operator would, and what is not published any more
+    /// accepted.
+    async fn settle(&self, world: &World) -> Result<(), String> {
+        for line in self.all_open_gaps().await? {
             let (id, table) = line.split_once('|').ok_or("no gap")?;
-            let at = self.tables.iter().position(|known| known.name == table);
-            let at = match at {
-                Some(at) if self.is_in("p", at).await || self.is_in("q", at).await => Some(at),
-                _ => None,
-            };
-            match at {
-                Some(at) => world.pgsluice(&["resync", &self.name, &self.path(at)]).await,
-                None => world.pgsluice(&["accept", &self.name, "--gap", id]).await,
+            match self.tables.iter().position(|known| known.name == table) {
+                Some(at) if self.is_published(at).await => {
+                    world.pgsluice(&["resync", &self.name, &self.path(at)]).await
+                }
+                _ => world.pgsluice(&["accept", &self.name, "--gap", id]).await,
             };
         }
         Ok(())
@@ -459,16 +465,12 @@ impl History {
 
     /// Whether no gap is left, and each table that is published has the same rows on both sides.
     async fn all_equal(&self) -> Result<(), String> {
-        let open = format!(
-            "SELECT id, kind, source_table FROM pgsluice.gap WHERE subscription = '{}' AND settled_at IS NULL",
-            self.name
-        );
-        let open = self.target.try_lines(&open).await?;
+        let open = self.all_open_gaps().await?;
         if !open.is_empty() {
             return Err(format!("gaps are left: {open:?}"));
         }
         for at in 0..self.tables.len() {
-            if self.is_in("p", at).await || self.is_in("q", at).await {
+            if self.is_published(at).await {
                 self.same_rows(at).await?;
             }
         }

@@ -39,7 +39,7 @@ pub async fn target_tables<C: GenericClient + Sync>(
     }
     let found = read_tables(client, names).await?;
     let mut oids: Vec<u32> = found.values().map(|table| table.oid).collect();
-    // The same name may be given twice, and is then found twice.
+    // A name that was given twice is found twice.
     oids.sort_unstable();
     oids.dedup();
     let (trees, columns, checks) = tokio::try_join!(

@@ -9,7 +9,9 @@ use crate::schema::{Mapping, catalog};
 use crate::store::{Members, NewTables, TableNote, TableRecord, TableRow};
 use crate::subscription::attempt::Context;
 use crate::subscription::failure::Failure;
-use crate::subscription::membership::{Change, Judged, Judgement, LetGo, Renamed, TargetOids, renamed};
+use crate::subscription::membership::{
+    Change, Judged, Judgement, LetGo, Renamed, TargetOids, called, renamed,
+};
 use crate::subscription::publication_record::PublicationRecord;
 use crate::target::TargetSession;
 
@@ -117,10 +119,8 @@ async fn identify_targets(
     }
     let found: TargetOids =
         catalog::target_oids(&***session.client(), &names, &oids).await?.into_iter().collect();
-    let called =
-        |oid: Option<u32>| found.iter().find(|(_, found)| Some(**found) == oid).map(|(name, _)| name);
     for (table, _) in tables.iter_mut().filter(|(table, _)| leaves(table)) {
-        if let Some(name) = called(table.target_oid) {
+        if let Some(name) = table.target_oid.and_then(|oid| called(&found, oid)) {
             table.target.clone_from(name);
         }
     }

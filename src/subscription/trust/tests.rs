@@ -39,7 +39,7 @@ fn history(timeline: u32, file: &str) -> Option<TimelineHistory> {
     Some(TimelineHistory::parse(timeline, file.as_bytes()).unwrap())
 }
 
-/// The same publisher, a little later.
+/// The publisher of the record, as it is seen a little later.
 fn seen() -> Seen {
     Seen {
         system_id: "7".into(),

@@ -19,8 +19,8 @@ use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::store::{self, Answer, Command, StateChange, StoreError, Verb};
 /// How often commands are looked for, in case their notification was lost.
 const COMMAND_POLL: Duration = Duration::from_secs(1);
-/// Maximum time of waiting for the store: meanwhile the worker does not hear the monitor, and an attempt stands
-/// still. Commands that were taken without our knowing are taken again by a later look.
+/// Maximum time of waiting for the store. Meanwhile the worker does not hear the monitor. Commands that were taken
+/// without our knowing are taken again by a later look.
 pub(super) const STORE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a paused subscription checks its session and the target's catalog.
 const HOLD_POLL: Duration = Duration::from_secs(2);
