@@ -328,3 +328,25 @@ async fn a_connection_limit_that_is_met_is_told() {
         world.wait_state("streaming").await;
     }
 }
+
+/// Somebody holds the subscription's record for longer than the service waits for it.
+#[tokio::test]
+async fn a_state_that_could_not_be_written_is_written_later() {
+    let world = World::builder()
+        .both_sql("CREATE TABLE t (id int PRIMARY KEY)")
+        .publisher_sql("INSERT INTO t VALUES (1)")
+        .start()
+        .await;
+    let copy = world.target.session().await;
+    copy.batch("BEGIN; LOCK TABLE t IN SHARE MODE").await.unwrap();
+    let _service = world.run();
+    world.wait_state("copying").await;
+    let record = world.target.session().await;
+    record.batch("BEGIN; SELECT FROM pgsluice.subscription FOR UPDATE").await.unwrap();
+    copy.batch("COMMIT").await.unwrap();
+    world.wait_same_rows("t").await;
+    // Every attempt to write the state is given up within ten seconds.
+    tokio::time::sleep(Duration::from_secs(14)).await;
+    record.batch("COMMIT").await.unwrap();
+    world.wait_state("streaming").await;
+}

@@ -278,3 +278,25 @@ async fn tables_are_taken_up_on_request_with_and_without_their_rows() {
     world.wait_same_rows("late").await;
     assert_eq!(service.sigterm().await, 0);
 }
+
+/// A row of the target is locked, so that the merge waits long after the publisher's rows have been read.
+#[tokio::test]
+async fn a_merge_that_waits_on_the_target_holds_up_no_ddl_on_the_publisher() {
+    let world = builder().servers(Servers::Separate).start().await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    wait_synchronised(&world, "t", 0).await;
+    let before = attempt(&world, "t").await;
+    world.target.exec("UPDATE t SET note = 'differs' WHERE id = 7").await;
+    let holder = world.target.session().await;
+    holder.batch("BEGIN; SELECT FROM t WHERE id = 7 FOR UPDATE").await.unwrap();
+    world.pgsluice(&["resync", &world.subscription, "public.t", "--merge"]).await.expect(0);
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '% sync' AND wait_event_type = 'Lock'";
+    until("the merge waits", async || world.target.value(waits).await.as_deref() == Some("1")).await;
+    world.publisher.exec("SET lock_timeout = '10s'; ALTER TABLE t ALTER note TYPE varchar(300)").await;
+    holder.batch("COMMIT").await.unwrap();
+    wait_synchronised(&world, "t", before).await;
+    world.wait_caught_up().await;
+    let rows = "SELECT id, v, note FROM t ORDER BY id";
+    assert_eq!(world.target.lines(rows).await, world.publisher.lines(rows).await);
+}
