@@ -108,7 +108,8 @@ fn settle(expected: &mut Vec<Row>, found: &mut Vec<Row>) {
     });
 }
 
-/// A person puts right what was planted, and lets the subscription go on.
+/// A person puts right what was planted, and lets the subscription go on. A row that was taken away may have been deleted
+/// and inserted again by the publisher meanwhile.
 pub(crate) fn repair(world: &mut World) {
     for (table, row, plant) in std::mem::take(&mut world.planted) {
         if world.target.is_touched(table) {
@@ -120,7 +121,8 @@ pub(crate) fn repair(world: &mut World) {
             let applied = world.target.meta.progress.map_or(Lsn::ZERO, |progress| progress.applied);
             let synced = world.target.meta.tables.get(&table).and_then(|record| record.synced);
             let at = synced.map_or(applied, |synced| synced.max(applied));
-            if world.publisher.state_at(at)[table].contains(&row) {
+            let is_back = world.target.rows(table).contains(&row);
+            if world.publisher.state_at(at)[table].contains(&row) && !is_back {
                 world.target.put_row(table, row);
             }
         }
