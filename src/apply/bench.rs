@@ -126,6 +126,7 @@ pub(crate) fn column(name: &str, key: bool) -> ColumnPlan {
         array_input: ArrayInput::OfType,
         binary: BinaryForm::Text,
         equality: Some(builtin("=")),
+        equal_may_differ: false,
         not_null: key,
         refuses_values: false,
         guard: None,

@@ -163,29 +163,41 @@ pub(crate) fn scan_target(table: &TablePlan) -> String {
 }
 
 /// The condition for exactly one row: its key, or, without a key, the `ctid` of one of the rows that equal the
-/// whole old row. So only one of several duplicates is changed.
+/// whole old row. So only one of several duplicates is changed, and one that is the same goes before one that is equal.
 fn row_condition(table: &TablePlan, null: &ColumnSet, first_parameter: usize) -> String {
     let mut parameter = first_parameter;
     let mut conditions = Vec::new();
+    let mut same = String::new();
     for (i, column) in identity_columns(table).into_iter().filter_map(|i| Some((i, table.columns.get(i)?))) {
         if null.contains(i) {
             conditions.push(format!("{} IS NULL", quote_ident(&column.target)));
         } else {
             conditions.push(equals_parameter(column, parameter));
+            if column.equal_may_differ {
+                let (own, sent) = (quote_ident(&column.target), typed_parameter(column, parameter));
+                let _ = write!(same, " AND {} OPERATOR(pg_catalog.=) {}", as_bytes(&own), as_bytes(&sent));
+            }
             parameter += 1;
         }
     }
     let condition = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" AND ") };
-    match (&table.row_identity, table.kind) {
-        (RowIdentity::FullRow, TableKind::Partitioned) => format!(
-            "(tableoid, ctid) = (SELECT tableoid, ctid FROM {} WHERE {condition} LIMIT 1)",
-            table.target.quoted()
-        ),
-        (RowIdentity::FullRow, _) => {
-            format!("ctid = (SELECT ctid FROM ONLY {} WHERE {condition} LIMIT 1)", table.target.quoted())
-        }
-        (RowIdentity::Key { .. } | RowIdentity::None, _) => condition,
-    }
+    let (row, place) = match (&table.row_identity, table.kind) {
+        (RowIdentity::Key { .. } | RowIdentity::None, _) => return condition,
+        (RowIdentity::FullRow, TableKind::Partitioned) => ("(tableoid, ctid)", "tableoid, ctid"),
+        (RowIdentity::FullRow, _) => ("ctid", "ctid"),
+    };
+    let first = format!("SELECT {place} FROM {} WHERE {condition}", scan_target(table));
+    let found = if same.is_empty() {
+        format!("{first} LIMIT 1")
+    } else {
+        format!("({first}{same} LIMIT 1) UNION ALL ({first} LIMIT 1) LIMIT 1")
+    };
+    format!("{row} = ({found})")
+}
+
+/// A value as text that is compared by its bytes, whatever the column's collation.
+pub(crate) fn as_bytes(value: &str) -> String {
+    format!("{value}::pg_catalog.text COLLATE pg_catalog.\"C\"")
 }
 
 /// Returns `"column" OPERATOR("pg_catalog".=) $n::"schema"."type"`, with the equality operator of the
@@ -195,12 +207,16 @@ fn equals_parameter(column: &ColumnPlan, parameter: usize) -> String {
     let (schema, operator) =
         column.equality.as_ref().map_or(("pg_catalog", "="), |op| (op.schema.as_str(), op.name.as_str()));
     format!(
-        "{} OPERATOR({}.{operator}) ${parameter}::{}.{}",
+        "{} OPERATOR({}.{operator}) {}",
         quote_ident(&column.target),
         quote_ident(schema),
-        quote_ident(&column.base_type.schema),
-        quote_ident(&column.base_type.name)
+        typed_parameter(column, parameter)
     )
+}
+
+fn typed_parameter(column: &ColumnPlan, parameter: usize) -> String {
+    let ty = &column.base_type;
+    format!("${parameter}::{}.{}", quote_ident(&ty.schema), quote_ident(&ty.name))
 }
 
 /// Returns one TRUNCATE for all tables of a message, so that foreign keys between them are no obstacle.

@@ -1,15 +1,17 @@
-//! Whether a key's values are equal on the target exactly if their bytes, as sent, are equal.
+//! Whether a key's values are equal on the target exactly if their bytes, as sent, are equal; and whether values that are
+//! equal are the same.
 //!
 //! Pure. `apply` compares keys before the target has seen them. If this module says yes, equal bytes
 //! mean the same row and different bytes mean different rows, which decides what compaction may leave
-//! out. Types that have not been examined are a no.
+//! out. A row without a key is found by values that are the same, if there is such a row. Types that have not been
+//! examined are a no.
 //!
 //! The listed types have one output for each value: there is no `-0`, no `1.0` beside `1.00`, no
 //! insignificant blanks, no equality of upper and lower case. Not listed are `float4`, `float8`,
 //! `interval`, `timetz`, `jsonb`, `citext`, and any type of an extension, whose equality is unknown.
 
 use super::render::{Modifier, is_builtin};
-use super::{PublishedColumn, TargetColumn};
+use super::{PublishedColumn, TargetColumn, TypeName};
 
 /// Types whose values are equal exactly if their output is, with any modifier.
 const CANONICAL: &[&str] = &[
@@ -60,15 +62,26 @@ pub(super) fn equal_as_bytes(published: &PublishedColumn, target: &TargetColumn)
     if INTEGERS.contains(&to_name) {
         return INTEGERS.contains(&from_name);
     }
-    from_name == to_name && (CANONICAL.contains(&to_name) || has_one_form(published))
+    from_name == to_name && (CANONICAL.contains(&to_name) || has_one_form(from, published.typmod))
+}
+
+/// Whether values of the target's column that are equal are also the same.
+#[must_use]
+pub(super) fn equal_is_same(target: &TargetColumn) -> bool {
+    let ty = &target.base_type;
+    let name = ty.name.as_str();
+    is_builtin(ty)
+        && (CANONICAL.contains(&name)
+            || (TEXTS.contains(&name) && target.deterministic)
+            || has_one_form(ty, target.typmod))
 }
 
 /// Whether each value has one form. A declared scale gives every number the same number of digits, and
 /// a declared length pads every string (`numeric_in` and `bpchar_input` in PostgreSQL's `numeric.c` and
 /// `varchar.c`).
-fn has_one_form(published: &PublishedColumn) -> bool {
+fn has_one_form(ty: &TypeName, typmod: i32) -> bool {
     matches!(
-        (published.ty.name.as_str(), Modifier::of(&published.ty, published.typmod)),
+        (ty.name.as_str(), Modifier::of(ty, typmod)),
         ("numeric", Modifier::Numeric { .. }) | ("bpchar", Modifier::Length(_))
     )
 }
@@ -76,7 +89,7 @@ fn has_one_form(published: &PublishedColumn) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema::{ArrayInput, ColumnDefault, TypeName};
+    use crate::schema::{ArrayInput, ColumnDefault};
 
     fn check(expected: bool, from: &str, typmod: i32, to: &str) {
         let ty = |name: &str| {
@@ -107,6 +120,7 @@ mod tests {
             default_sql: None,
             is_virtual: false,
             equality: None,
+            deterministic: true,
             inner_types: Vec::new(),
         };
         assert_eq!(equal_as_bytes(&published, &target), expected, "{from} ({typmod}) -> {to}");

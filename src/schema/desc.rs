@@ -215,6 +215,8 @@ pub struct TargetColumn {
     /// The type's equality operator as `schema` and name, for `OPERATOR(schema.=)`; none if the type
     /// has no equality (json, point…).
     pub equality: Option<TypeName>,
+    /// Whether the column's collation is deterministic, or there is none: texts are equal only if their bytes are.
+    pub deterministic: bool,
     /// What is inside the type below the domains of `ty`.
     pub inner_types: Vec<InnerType>,
 }

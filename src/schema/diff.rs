@@ -326,6 +326,7 @@ impl Findings<'_> {
                 array_input: found.array_input,
                 binary: guarded_form(&source.ty, &found.base_type, found.array_input, guard),
                 equality: found.equality.clone(),
+                equal_may_differ: !canonical::equal_is_same(found),
                 not_null: found.not_null,
                 refuses_values: pair.may_refuse(),
                 guard,

@@ -63,6 +63,9 @@ pub struct ColumnPlan {
     pub binary: BinaryForm,
     /// The operator for `OPERATOR(schema.name)`; none if the type has no equality.
     pub equality: Option<TypeName>,
+    /// Whether values that are equal may differ all the same, as `0` and `-0` of `float8`, or `1.0` and `1.00` of
+    /// `numeric`.
+    pub equal_may_differ: bool,
     pub not_null: bool,
     /// Whether the target's type may refuse a value of the publisher's type, as far as that is known.
     pub refuses_values: bool,

@@ -63,6 +63,58 @@ async fn of_equal_rows_exactly_one_changes_and_nulls_are_equal() {
     }
 }
 
+/// Rows may be equal for the target's operators and differ all the same. The one that is the same is changed; where
+/// there is none, one that is equal is.
+#[tokio::test]
+async fn a_row_that_is_the_same_goes_before_one_that_is_equal() {
+    let tables = ["sets", "rows", "parts"];
+    let columns = "(f float8, n numeric, i interval, c char(4), j numeric[], a text)";
+    let mut builder = World::builder();
+    for table in tables {
+        builder = builder.publisher_sql(&format!(
+            "CREATE TABLE {table} {columns}; ALTER TABLE {table} REPLICA IDENTITY FULL"
+        ));
+    }
+    let world = builder
+        .target_sql(&format!(
+            "CREATE TABLE sets {columns}; CREATE TABLE rows {columns}; \
+             CREATE UNIQUE INDEX ON rows ((a || 'x')) WHERE a = 'never'; \
+             CREATE TABLE parts {columns} PARTITION BY LIST (a); CREATE TABLE rest PARTITION OF parts DEFAULT"
+        ))
+        .start()
+        .await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    let rows = "('0', '1.0', '30 days', 'x', '{1.0}', 'a'), ('-0', '1.0', '30 days', 'x', '{1.0}', 'a'), \
+                ('0', '1.00', '30 days', 'x', '{1.0}', 'a'), ('0', '1.0', '1 mon', 'x', '{1.0}', 'a'), \
+                ('0', '1.0', '30 days', 'x', '{1.00}', 'a'), (NULL, '1.00', NULL, NULL, NULL, 'b')";
+    for table in tables {
+        world.publisher.exec(format!("INSERT INTO {table} VALUES {rows}, {rows}")).await;
+        world.wait_same_rows(table).await;
+        for condition in [
+            "f::text = '-0'",
+            "n::text = '1.00' AND i IS NOT NULL",
+            "i::text = '1 mon'",
+            "j::text = '{1.00}'",
+            "f::text = '0' AND n::text = '1.0' AND i::text = '30 days' AND j::text = '{1.0}'",
+        ] {
+            let one = format!("ctid = (SELECT ctid FROM {table} WHERE a = 'a' AND {condition} LIMIT 1)");
+            for change in [
+                format!("UPDATE {table} SET a = 'c' WHERE {one}"),
+                format!("DELETE FROM {table} WHERE {one}"),
+            ] {
+                world.publisher.exec(&change).await;
+                world.wait_caught_up().await;
+                world.same_rows(table).await.unwrap_or_else(|difference| panic!("{change}: {difference}"));
+            }
+        }
+        // On the target, no row is the same.
+        world.target.exec(format!("UPDATE {table} SET n = '1.000' WHERE a = 'b'")).await;
+        world.publisher.exec(format!("DELETE FROM {table} WHERE a = 'b'")).await;
+        world.wait_same_rows(table).await;
+    }
+}
+
 /// The target's equality operators decide which rows are equal, not the texts.
 #[tokio::test]
 async fn rows_are_equal_by_the_targets_operators() {

@@ -11,8 +11,7 @@
 //!
 //! - `PGSLUICE_SEED`: the seed of an earlier run.
 //! - `PGSLUICE_SOAK_SECONDS`: how long load and faults go on.
-//! - `PGSLUICE_SOAK_WITHOUT`: kinds of faults and of work to leave out, separated by commas. Without it,
-//!   those in [`kinds::NOT_YET`] are left out.
+//! - `PGSLUICE_SOAK_WITHOUT`: kinds of faults and of work to leave out, separated by commas.
 
 mod ddl;
 mod faults;
@@ -34,7 +33,7 @@ use std::time::Duration;
 use pgsluice::demo::cluster::StopMode;
 
 use crate::crash::number;
-use kinds::{NOT_YET, Selection};
+use kinds::Selection;
 use stage::{Stage, StageOptions};
 
 const SECONDS_DEFAULT: u64 = 20;
@@ -46,9 +45,7 @@ const LONG: Duration = Duration::from_mins(1);
 async fn nothing_is_lost_or_doubled_by_faults_at_random() {
     let seed = number("PGSLUICE_SEED").unwrap_or_else(rand::random);
     let seconds = number("PGSLUICE_SOAK_SECONDS").unwrap_or(SECONDS_DEFAULT);
-    let not_yet: Vec<&str> = NOT_YET.iter().map(|(name, _)| *name).collect();
-    let without = std::env::var("PGSLUICE_SOAK_WITHOUT").unwrap_or_else(|_| not_yet.join(","));
-    let selection = Selection::without(&without);
+    let selection = Selection::without(&std::env::var("PGSLUICE_SOAK_WITHOUT").unwrap_or_default());
     let replay = format!(
         "PGSLUICE_SEED={seed} PGSLUICE_SOAK_SECONDS={seconds} PGSLUICE_SOAK_WITHOUT={}",
         selection.left_out()

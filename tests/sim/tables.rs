@@ -200,6 +200,7 @@ pub(crate) fn target(table: usize, stamp: i64) -> TargetTable {
         default_sql: None,
         is_virtual: false,
         equality: Some(builtin("=")),
+        deterministic: true,
         inner_types: Vec::new(),
     };
     let keys: Vec<UniqueKey> = kind

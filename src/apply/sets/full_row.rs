@@ -7,6 +7,9 @@
 //! wanted: the changes' old rows ─ row_number() among equals ─┐
 //! found:  the table's equal rows ─ row_number() among equals ┴─▶ ctid ─▶ DELETE | UPDATE
 //! ```
+//! Rows that are equal but not the same (`0` and `-0`) are told apart by their texts. A change whose row is only equal to
+//! what is there meets none, so that its transaction is applied row by row.
+//!
 //! A hash join needs `=`, and NULL is not equal to NULL. So a set has rows with NULLs in the same columns,
 //! and these columns are compared by IS NULL.
 //!
@@ -15,7 +18,7 @@
 use std::fmt::Write as _;
 
 use crate::apply::sets::fragments::{Source, assignments, guarded, not_null};
-use crate::apply::statement::{ColumnSet, scan_target};
+use crate::apply::statement::{ColumnSet, as_bytes, scan_target};
 use crate::pg::quote_ident;
 use crate::pgoutput::Format;
 use crate::schema::{TableKind, TablePlan, TypeName};
@@ -42,8 +45,9 @@ pub(crate) fn sql(table: &TablePlan, set: Option<&ColumnSet>, null: &ColumnSet, 
     let full_row = FullRowSql { table, identity, source };
     let target = scan_target(table);
     let met = format!(
-        "found f JOIN wanted w ON f.n OPERATOR(pg_catalog.=) w.n{}",
-        full_row.equals_wanted(|n| format!("f.h{n}"))
+        "found f JOIN wanted w ON f.n OPERATOR(pg_catalog.=) w.n{}{}",
+        full_row.equals_wanted(|n| format!("f.h{n}")),
+        full_row.same_as_wanted(|n| format!("f.h{n}"))
     );
     let change = match set {
         Some(set) => {
@@ -76,7 +80,7 @@ struct FullRowSql<'a> {
 impl FullRowSql<'_> {
     /// Selects the arrays' rows: their number `n`, old values `o0`…, new values `v0`….
     fn wanted(&self) -> String {
-        let mut sql = format!("SELECT {} AS n", numbered(&self.source.identity));
+        let mut sql = format!("SELECT {} AS n", self.numbered(&self.source.identity));
         for (n, value) in self.source.identity.iter().enumerate() {
             let _ = write!(sql, ", {value} AS o{n}");
         }
@@ -90,7 +94,7 @@ impl FullRowSql<'_> {
     /// Selects the table's rows that equal one of them: their `ctid` as `at`, their number `n`, values `h0`….
     fn found(&self, target: &str, null: &ColumnSet) -> String {
         let own: Vec<String> = self.identity.iter().map(|&i| self.column(i)).collect();
-        let mut sql = format!("SELECT t.ctid AS at, {} AS n", numbered(&own));
+        let mut sql = format!("SELECT t.ctid AS at, {} AS n", self.numbered(&own));
         for (n, own) in own.iter().enumerate() {
             let _ = write!(sql, ", {own} AS h{n}");
         }
@@ -121,11 +125,30 @@ impl FullRowSql<'_> {
         }
         sql
     }
-}
 
-fn numbered(among: &[String]) -> String {
-    match among {
-        [] => "pg_catalog.row_number() OVER ()".to_owned(),
-        _ => format!("pg_catalog.row_number() OVER (PARTITION BY {})", among.join(", ")),
+    /// Returns ` AND left::text = w.o0::text…` for the columns whose equal values may differ.
+    fn same_as_wanted(&self, left: impl Fn(usize) -> String) -> String {
+        let mut sql = String::new();
+        for n in self.ambiguous() {
+            let (left, wanted) = (as_bytes(&left(n)), as_bytes(&format!("w.o{n}")));
+            let _ = write!(sql, " AND {left} OPERATOR(pg_catalog.=) {wanted}");
+        }
+        sql
+    }
+
+    /// The number of each row among those that are the same.
+    fn numbered(&self, values: &[String]) -> String {
+        let texts = self.ambiguous().filter_map(|n| values.get(n)).map(|value| as_bytes(value));
+        let among: Vec<String> = values.iter().cloned().chain(texts).collect();
+        match among.as_slice() {
+            [] => "pg_catalog.row_number() OVER ()".to_owned(),
+            _ => format!("pg_catalog.row_number() OVER (PARTITION BY {})", among.join(", ")),
+        }
+    }
+
+    /// Those of the compared columns whose equal values may differ.
+    fn ambiguous(&self) -> impl Iterator<Item = usize> + '_ {
+        let may_differ = |i: &usize| self.table.columns.get(*i).is_some_and(|column| column.equal_may_differ);
+        (0..self.identity.len()).filter(move |&n| self.identity.get(n).is_some_and(may_differ))
     }
 }

@@ -95,7 +95,7 @@ pub(super) async fn read_columns<C: GenericClient + Sync>(
                 a.attnotnull OR b.not_null IS NOT NULL AS not_null,
                 nn.nspname::pg_catalog.text AS domain_schema, nt.typname::pg_catalog.text AS domain_name,
                 a.attidentity, a.attgenerated,
-                {ARRAYS} AS arrays,
+                {ARRAYS} AS arrays, COALESCE(l.collisdeterministic, true) AS deterministic,
                 COALESCE(pg_catalog.pg_get_expr(d.adbin, d.adrelid), t.typdefault) AS default_sql
            FROM pg_catalog.pg_attribute a
            JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
@@ -105,6 +105,7 @@ pub(super) async fn read_columns<C: GenericClient + Sync>(
            JOIN pg_catalog.pg_namespace bn ON bn.oid = bt.typnamespace
            LEFT JOIN pg_catalog.pg_type nt ON nt.oid = b.not_null
            LEFT JOIN pg_catalog.pg_namespace nn ON nn.oid = nt.typnamespace
+           LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
            LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
           WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
           ORDER BY a.attrelid, a.attnum"
@@ -155,6 +156,7 @@ fn column(row: &Row, equality: Option<TypeName>, inner_types: Vec<InnerType>) ->
         default_sql,
         is_virtual: generated == 'v',
         equality,
+        deterministic: row.get("deterministic"),
         inner_types,
     }
 }

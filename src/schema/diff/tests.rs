@@ -48,6 +48,7 @@ fn target_column(attnum: i16, text: &str) -> TargetColumn {
         default_sql,
         is_virtual: rest.contains("virtual"),
         equality: (ty != "json").then(|| TypeName { schema: "pg_catalog".to_owned(), name: "=".to_owned() }),
+        deterministic: true,
         inner_types: Vec::new(),
     }
 }
