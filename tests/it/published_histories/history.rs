@@ -108,6 +108,8 @@ pub(super) struct History {
     pub(super) told: Vec<String>,
     /// The tables when a server's state was kept.
     remembered: Vec<Table>,
+    /// Numbers of the gaps that were settled.
+    settled: BTreeSet<String>,
     /// Every table was synchronised again, because changes of all of them may be missing.
     pub(super) is_resynced: bool,
 }
@@ -130,6 +132,7 @@ impl History {
             kinds,
             random,
             remembered: Vec::new(),
+            settled: BTreeSet::new(),
             is_resynced: false,
             publisher,
             target: world.target.clone(),
@@ -501,10 +504,13 @@ impl History {
     }
 
     /// Has the tables of open gaps synchronised again, as an operator would, and what is not published any more
-    /// accepted.
+    /// accepted; each gap once.
     pub(super) async fn settle(&mut self, world: &World) -> Result<(), String> {
         for line in self.all_open_gaps().await? {
             let (id, table) = line.split_once('|').ok_or("no gap")?;
+            if !self.settled.insert(id.to_owned()) {
+                continue;
+            }
             match self.tables.iter().position(|known| known.name == table) {
                 Some(at) if self.is_published(at).await => self.resync(world, at).await,
                 _ => {
