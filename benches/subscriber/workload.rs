@@ -238,7 +238,7 @@ impl Workload {
                 &format!(
                     "FOR k IN 0 .. 99 LOOP \
                         EXECUTE format(CASE k % 2 \
-                            WHEN 0 THEN 'INSERT INTO many_%s VALUES ($1, $1 % 1000, ''new'', $1 / 100.0, \
+                            WHEN 0 THEN 'INSERT INTO many_%s VALUES ($1, $1 %% 1000, ''new'', $1 / 100.0, \
                                 ''2024-06-01 12:00+00'', ''order number '' || $1)' \
                             ELSE 'UPDATE many_%s SET amount = amount + 1, note = ''changed by '' || $1 \
                                 WHERE id = -1' END, (n * 7919 + k * 37) % {MANY_TABLES}) USING n; \
