@@ -10,14 +10,11 @@
 //! the subscription holds all of it. A changed definition (operations, row filter, column list) holds nothing,
 //! because the changes that arrive still apply.
 
-use std::fmt;
-use std::str::FromStr;
-
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
 
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
+use crate::words::words;
 
 /// Why changes may be missing. The words are part of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -219,33 +216,7 @@ impl GapKind {
     }
 }
 
-impl fmt::Display for GapKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl Serialize for GapKind {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-/// A word that is no kind of gap, or no settlement, that this version knows.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is not a word for a gap that this version of pgsluice knows")]
-pub struct UnknownGapWord(String);
-
-impl FromStr for GapKind {
-    type Err = UnknownGapWord;
-
-    fn from_str(word: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.as_str() == word)
-            .ok_or_else(|| UnknownGapWord(word.to_owned()))
-    }
-}
+words!(GapKind, "a word for a gap");
 
 impl Settlement {
     pub const ALL: [Self; 3] = [Self::Accepted, Self::Resynced, Self::Healed];
@@ -260,13 +231,7 @@ impl Settlement {
     }
 }
 
-impl FromStr for Settlement {
-    type Err = UnknownGapWord;
-
-    fn from_str(word: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|how| how.as_str() == word).ok_or_else(|| UnknownGapWord(word.to_owned()))
-    }
-}
+words!(Settlement, "a word for a gap");
 
 impl Gap {
     /// Whether it holds this table of the publisher.
@@ -381,7 +346,10 @@ mod tests {
         for how in Settlement::ALL {
             assert_eq!(how.as_str().parse(), Ok(how));
         }
-        assert!("nap".parse::<GapKind>().is_err());
+        assert_eq!(
+            "nap".parse::<GapKind>().unwrap_err().to_string(),
+            "\"nap\" is not a word for a gap that this version of pgsluice knows"
+        );
     }
 
     #[test]

@@ -31,3 +31,4 @@ pub mod store;
 pub mod subscription;
 pub mod target;
 pub mod telemetry;
+pub mod words;

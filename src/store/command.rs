@@ -9,8 +9,6 @@
 //! lost, the next poll finds the row. A command that is submitted while no service runs is carried out when
 //! one starts.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -25,9 +23,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::boundary;
 use crate::error::Diagnosis;
 use crate::pg::conninfo::TargetSessionAttrs;
+use crate::words::{UnknownWord, words};
 
 use super::codec::Time;
-use super::state::UnknownWord;
 use super::subscription::found;
 use super::{
     Desired, EventKind, Ownership, RELEASE_TIMEOUT, Store, StoreError, StoreErrorKind, event, lost, owner,
@@ -136,22 +134,7 @@ impl Verb {
     }
 }
 
-impl fmt::Display for Verb {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Verb {
-    type Err = UnknownWord;
-
-    fn from_str(word: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|verb| verb.as_str() == word)
-            .ok_or_else(|| UnknownWord::new(word, "a command"))
-    }
-}
+words!(Verb, "a command");
 
 impl Store {
     /// Records a command and notifies the service. Returns the command's number for [`Store::wait_answer`].

@@ -63,7 +63,7 @@ pub use lock::lock_key;
 pub use members::{Members, NewTables, TableChanges, TableNote, TableRecord};
 pub use migrate::{AppliedMigration, SCHEMA_VERSION};
 pub use owner::Ownership;
-pub use state::{Desired, Refresh, Resync, State, TableState, UnknownWord};
+pub use state::{Desired, Refresh, Resync, State, TableState};
 pub use status::{GapStatus, SlotStatus, StatusDocument, SubscriptionStatus, TableStatus};
 pub use subscription::{Positions, Progress, Registration, StateChange, SubscriptionRow};
 pub use table::{PlannedTable, TableRow, TableStep};

@@ -1,9 +1,6 @@
 //! The words for states, as the database, `status --json` and the API use them.
 
-use std::fmt;
-use std::str::FromStr;
-
-use serde::{Serialize, Serializer};
+use crate::words::words;
 
 /// A subscription's state.
 ///
@@ -69,20 +66,6 @@ pub enum Refresh {
 pub enum Desired {
     Run,
     Pause,
-}
-
-/// A word in the database that this version does not know.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{word}\" is not {what} that this version of pgsluice knows")]
-pub struct UnknownWord {
-    word: String,
-    what: &'static str,
-}
-
-impl UnknownWord {
-    pub(super) fn new(word: &str, what: &'static str) -> Self {
-        Self { word: word.to_owned(), what }
-    }
 }
 
 impl State {
@@ -162,33 +145,6 @@ impl Desired {
             Self::Pause => "pause",
         }
     }
-}
-
-macro_rules! words {
-    ($type:ty, $what:literal) => {
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-
-        impl FromStr for $type {
-            type Err = UnknownWord;
-
-            fn from_str(word: &str) -> Result<Self, Self::Err> {
-                Self::ALL
-                    .into_iter()
-                    .find(|known| known.as_str() == word)
-                    .ok_or_else(|| UnknownWord::new(word, $what))
-            }
-        }
-
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(self.as_str())
-            }
-        }
-    };
 }
 
 words!(State, "a subscription's state");
