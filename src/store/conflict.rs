@@ -16,7 +16,9 @@ use crate::error::PauseReason;
 use crate::pg::{Lsn, QualifiedName};
 
 use super::codec::{Time, serialize_time};
-use super::subscription::{arm_skip, disarm_skip, saturate, set_state, time, unsigned, word};
+use super::columns::{saturate, time, unsigned, word};
+use super::skip::{arm_skip, disarm_skip};
+use super::subscription::set_state;
 use super::{
     EventKind, Ownership, State, StateChange, Store, StoreError, StoreErrorKind, event, lost, owner, spelling,
 };

@@ -17,7 +17,7 @@ use crate::gap::{Accepted, Gap, GapKind, GapSettled, Hold, NewGap, Settlement};
 use crate::pg::{Lsn, QualifiedName, as_owner};
 
 use super::codec::Time;
-use super::subscription::{lsn, time, word};
+use super::columns::{lsn, time, word};
 use super::{EventKind, Ownership, Store, StoreError, StoreErrorKind, event, lost, owner, spelling};
 
 /// A gap that has been recorded.

@@ -14,7 +14,8 @@ use crate::schema::Marks;
 use crate::subscription::membership::{Left, LetGo};
 use crate::subscription::publication_record::PublicationRecord;
 
-use super::subscription::{saturate, unknown};
+use super::columns::saturate;
+use super::subscription::unknown;
 use super::{EventKind, Ownership, Store, StoreError, StoreErrorKind, TableState, event, lost, owner};
 
 /// A table of the subscription as it is to be recorded.

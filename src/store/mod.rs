@@ -22,6 +22,7 @@
 //! Its caller decides whether to retry or to pause. It never uses user tables.
 
 mod codec;
+mod columns;
 mod command;
 mod conflict;
 mod error;
@@ -34,6 +35,7 @@ mod migrate;
 mod options;
 mod owner;
 mod publisher;
+mod skip;
 mod spelling;
 mod state;
 mod status;

@@ -9,7 +9,7 @@ use crate::pg::as_owner;
 use crate::subscription::trust::{PublisherRecord, Role, Witnesses};
 
 use super::codec::Time;
-use super::subscription::{lsn, saturate, time, unsigned};
+use super::columns::{lsn, saturate, time, unsigned};
 use super::{Ownership, Store, StoreError, lost, owner};
 
 impl Store {

@@ -14,7 +14,7 @@ use crate::subscription::publication_record::PublicationRecord;
 use crate::subscription::trust::PublisherRecord;
 
 use super::codec::Time;
-use super::error::SkipRefusal;
+use super::columns::{lsn, saturate, time, unsigned, word};
 use super::publisher;
 use super::table::{self, TableRow};
 use super::{
@@ -280,28 +280,6 @@ impl Store {
         owner::met(&self.pool, done.rows_affected(), owner).await
     }
 
-    /// Arms a skip of exactly the transaction that finishes at `lsn`, whether or not it has been received. It
-    /// is refused if there cannot be such a transaction to skip ([`SkipRefusal`]). It replaces an armed skip.
-    pub async fn arm_skip(&self, name: &str, lsn: Lsn) -> Result<(), StoreError> {
-        self.run("arm the skip", async {
-            let mut tx = self.pool.begin().await?;
-            arm_skip(&mut tx, name, lsn).await?;
-            Ok(boundary::deed!("skip::arm", tx.commit().await, Err(lost()))?)
-        })
-        .await
-    }
-
-    /// Disarms the skip of `lsn`; one that was armed for another position stays.
-    pub async fn clear_skip(&self, owner: &Ownership, lsn: Lsn) -> Result<(), StoreError> {
-        self.run("disarm the skip", async {
-            let mut tx = self.pool.begin().await?;
-            owner::require(&mut tx, owner).await?;
-            disarm_skip(&mut tx, owner.name(), lsn).await?;
-            Ok(tx.commit().await?)
-        })
-        .await
-    }
-
     /// Deletes the subscription with its progress, tables, conflicts and commands. Its events stay. The slot
     /// on the publisher must be dropped before, because its name is known from this row only.
     pub async fn remove_subscription(&self, name: &str) -> Result<(), StoreError> {
@@ -324,45 +302,6 @@ impl Store {
     }
 }
 
-/// Arms a skip within the open transaction.
-pub(super) async fn arm_skip(session: &mut PgConnection, name: &str, lsn: Lsn) -> Result<(), StoreErrorKind> {
-    let row: Option<(Option<Lsn>, Option<Lsn>)> = sqlx::query_as(
-        "SELECT p.applied_lsn, c.commit_lsn FROM pgsluice.subscription s \
-         LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
-         LEFT JOIN pgsluice.conflict c ON s.state = 'paused' AND c.id = s.conflict_id \
-              AND c.resolved_at IS NULL \
-         WHERE s.name = $1 FOR UPDATE OF s",
-    )
-    .bind(name)
-    .fetch_optional(&mut *session)
-    .await?;
-    let (applied, conflict) = row.ok_or_else(|| unknown(name))?;
-    if let Some(refusal) = refuse_skip(lsn, applied, conflict) {
-        return Err(StoreErrorKind::SkipRefused(refusal));
-    }
-    sqlx::query("UPDATE pgsluice.subscription SET skip_lsn = $2 WHERE name = $1")
-        .bind(name)
-        .bind(lsn)
-        .execute(&mut *session)
-        .await?;
-    let message = format!("the transaction that finishes at {lsn} is to be passed over");
-    event::insert(session, Some(name), EventKind::Skip, &message, Some(json!({ "lsn": lsn }))).await
-}
-
-/// Disarms the skip of `lsn` within the open transaction.
-pub(super) async fn disarm_skip(
-    session: &mut PgConnection,
-    name: &str,
-    lsn: Lsn,
-) -> Result<(), StoreErrorKind> {
-    sqlx::query("UPDATE pgsluice.subscription SET skip_lsn = NULL WHERE name = $1 AND skip_lsn = $2")
-        .bind(name)
-        .bind(lsn)
-        .execute(session)
-        .await?;
-    Ok(())
-}
-
 pub(super) async fn load(
     session: &mut PgConnection,
     name: Option<&str>,
@@ -381,14 +320,6 @@ pub(super) async fn load(
         row.owned = held.contains(&lock::lock_key(&row.name));
     }
     Ok(rows)
-}
-
-fn refuse_skip(lsn: Lsn, applied: Option<Lsn>, conflict: Option<Lsn>) -> Option<SkipRefusal> {
-    match (applied, conflict) {
-        (Some(applied), _) if lsn <= applied => Some(SkipRefusal::AlreadyApplied { lsn, applied }),
-        (_, Some(conflict)) if conflict != lsn => Some(SkipRefusal::OtherConflict { lsn, conflict }),
-        _ => None,
-    }
 }
 
 pub(super) async fn set_state(
@@ -477,58 +408,4 @@ pub(super) fn found(rows_affected: u64, name: &str) -> Result<(), StoreErrorKind
 
 pub(super) fn unknown(name: &str) -> StoreErrorKind {
     StoreErrorKind::UnknownSubscription(name.to_owned())
-}
-
-/// Converts to PostgreSQL's signed bigint; a larger value becomes the maximum.
-pub(super) fn saturate(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-pub(super) fn unsigned(row: &PgRow, column: &str) -> Result<Option<u64>, sqlx::Error> {
-    let value: Option<i64> = row.try_get(column)?;
-    value.map(u64::try_from).transpose().map_err(|error| undecodable(column, error))
-}
-
-/// A position that was selected as text.
-pub(super) fn lsn(row: &PgRow, column: &str) -> Result<Option<Lsn>, sqlx::Error> {
-    let text: Option<&str> = row.try_get(column)?;
-    text.map(str::parse).transpose().map_err(|error| undecodable(column, error))
-}
-
-pub(super) fn time(row: &PgRow, column: &str) -> Result<Option<Timestamp>, sqlx::Error> {
-    Ok(row.try_get::<Option<Time>, _>(column)?.map(|time| time.0))
-}
-
-/// A column of one of the fixed sets of words.
-pub(super) fn word<T>(row: &PgRow, column: &str) -> Result<T, sqlx::Error>
-where
-    T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
-{
-    row.try_get::<&str, _>(column)?.parse().map_err(|error| undecodable(column, error))
-}
-
-fn undecodable(column: &str, source: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
-    sqlx::Error::ColumnDecode { index: column.to_owned(), source: Box::new(source) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_skip_means_one_transaction_ahead() {
-        let lsn = Lsn::new;
-        assert_eq!(refuse_skip(lsn(5), None, None), None);
-        assert_eq!(refuse_skip(lsn(5), Some(lsn(4)), Some(lsn(5))), None);
-        for applied in [5, 6] {
-            assert_eq!(
-                refuse_skip(lsn(5), Some(lsn(applied)), None),
-                Some(SkipRefusal::AlreadyApplied { lsn: lsn(5), applied: lsn(applied) })
-            );
-        }
-        assert_eq!(
-            refuse_skip(lsn(5), Some(lsn(4)), Some(lsn(7))),
-            Some(SkipRefusal::OtherConflict { lsn: lsn(5), conflict: lsn(7) })
-        );
-    }
 }

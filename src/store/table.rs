@@ -23,7 +23,7 @@ use crate::schema::{Marks, SeenTable};
 use crate::subscription::membership::{Left, LetGo};
 
 use super::codec::Time;
-use super::subscription::{lsn, saturate, unsigned, word};
+use super::columns::{lsn, saturate, unsigned, word};
 use super::{Ownership, Resync, Store, StoreError, StoreErrorKind, TableState, lost, owner, spelling};
 
 /// The result of a write about a table's synchronisation.
