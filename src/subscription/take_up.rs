@@ -15,7 +15,7 @@ use crate::config::Subscription;
 use crate::error::Diagnosis;
 use crate::gap::Gap;
 use crate::pg::{Lsn, QualifiedName};
-use crate::schema::catalog::{self, KnownTable};
+use crate::schema::catalog::{self, ExistingTable};
 use crate::schema::{
     self, Comparison, Mapping, Misfit, Pairing, PublishedRelation, PublishedTable, ReplicaIdentity,
     TablePlan, TargetTable,
@@ -226,7 +226,7 @@ async fn tables_that_left(
     ground: &Ground<'_>,
     rows: &[TableRow],
     seen: &[Seen],
-) -> Result<Vec<KnownTable>, Failure> {
+) -> Result<Vec<ExistingTable>, Failure> {
     let (mut oids, mut names) = (Vec::new(), Vec::new());
     for row in rows {
         match row.source_oid {
@@ -239,7 +239,7 @@ async fn tables_that_left(
         return Ok(Vec::new());
     }
     let client = &ground.publisher.client;
-    Ok(catalog::known_tables(&**client, client.server_version_num(), &oids, &names).await?)
+    Ok(catalog::existing_tables(&**client, client.server_version_num(), &oids, &names).await?)
 }
 
 /// Looks for new tables that would go into the target of one that is not published any more.
@@ -319,7 +319,7 @@ fn prepare(
     subscription: &Subscription,
     known: &Known,
     published: Vec<PublishedTable>,
-    others: &[KnownTable],
+    others: &[ExistingTable],
     unused_xid: u64,
 ) -> Vec<PreparedTable> {
     let mut published: Vec<Option<PublishedTable>> = published.into_iter().map(Some).collect();

@@ -11,7 +11,7 @@ use crate::schema::{PublishedColumn, PublishedRelation, ReplicaIdentity};
 
 /// A table of the publisher that exists, whether or not it is published.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KnownTable {
+pub struct ExistingTable {
     pub oid: u32,
     /// The table with all its columns.
     pub relation: PublishedRelation,
@@ -22,12 +22,12 @@ pub struct KnownTable {
 /// # Errors
 ///
 /// A query failed.
-pub async fn known_tables<C: GenericClient + Sync>(
+pub async fn existing_tables<C: GenericClient + Sync>(
     client: &C,
     server_version_num: u32,
     oids: &[u32],
     names: &[QualifiedName],
-) -> Result<Vec<KnownTable>, CatalogError> {
+) -> Result<Vec<ExistingTable>, CatalogError> {
     let sql = "SELECT c.oid, n.nspname::pg_catalog.text, c.relname::pg_catalog.text \
         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
         WHERE c.relkind IN ('r', 'p') AND (c.oid = ANY ($1) OR EXISTS (SELECT FROM \
@@ -48,7 +48,10 @@ pub async fn known_tables<C: GenericClient + Sync>(
         let columns: Vec<PublishedColumn> =
             columns.remove(&oid).unwrap_or_default().into_iter().map(|(_, column)| column).collect();
         let name = QualifiedName::new(row.get::<_, String>(1), row.get::<_, String>(2));
-        KnownTable { oid, relation: PublishedRelation { name, identity: ReplicaIdentity::Default, columns } }
+        ExistingTable {
+            oid,
+            relation: PublishedRelation { name, identity: ReplicaIdentity::Default, columns },
+        }
     };
     Ok(rows.iter().map(table).collect())
 }

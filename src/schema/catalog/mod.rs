@@ -18,6 +18,7 @@ mod known_tables;
 mod listing;
 mod members;
 mod publisher;
+mod publisher_settings;
 mod sessions;
 mod slot;
 mod slot_wait;
@@ -25,17 +26,17 @@ mod target;
 mod target_columns;
 mod unlogged;
 mod unreadable;
+mod unselectable;
 
 pub use definitions::misfit_facts;
 pub use error::{CatalogError, MissingPublications, Side};
 pub use fingerprint::{PublicationsLook, look_at_publications};
 pub use known_tables::{KnownTables, Look, look_at};
 pub use listing::user_tables;
-pub use members::{KnownTable, known_tables, target_oids};
-pub use publisher::{
-    Published, PublisherFacts, PublisherSettings, SeenPublication, UnselectableReason, UnselectableTable,
-    has_synchronous_standbys, published, publisher_facts, publisher_query, publisher_settings,
-    unselectable_tables,
+pub use members::{ExistingTable, existing_tables, target_oids};
+pub use publisher::{Published, SeenPublication, published, publisher_query};
+pub use publisher_settings::{
+    PublisherFacts, PublisherSettings, has_synchronous_standbys, publisher_facts, publisher_settings,
 };
 pub use sessions::{LimitedBy, SessionLimit, session_limit};
 pub use slot::{SlotRow, last_checkpoint, slot_row};
@@ -44,8 +45,14 @@ pub use target::{TargetFacts, table_stamp_sql, target_facts, target_tables};
 pub use target_columns::target_column_types;
 pub use unlogged::{unlogged, unlogged_tables};
 pub use unreadable::{refused_copy, unreadable};
+pub use unselectable::{UnselectableReason, UnselectableTable, unselectable_tables};
 
 /// Reads a column of PostgreSQL's type `"char"`, such as `typtype` or `relkind`: one ASCII character.
 fn catalog_char(row: &tokio_postgres::Row, column: &str) -> char {
     char::from(row.get::<_, i8>(column).cast_unsigned())
+}
+
+/// Reads a count or a setting; it saturates at 32 bits.
+fn unsigned(row: &tokio_postgres::Row, column: &str) -> u32 {
+    u32::try_from(row.get::<_, i64>(column).max(0)).unwrap_or(u32::MAX)
 }

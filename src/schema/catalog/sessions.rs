@@ -3,7 +3,7 @@
 use tokio_postgres::{GenericClient, Row};
 
 use super::error::{CatalogError, Side};
-use super::publisher::unsigned;
+use super::unsigned;
 
 /// Limits and their use, without the sessions of this session's application. A session's database, role and
 /// application can be read by everybody.

@@ -15,7 +15,7 @@ use crate::schema::{
 };
 
 use super::error::{CatalogError, Side};
-use super::publisher::unsigned;
+use super::unsigned;
 use super::{catalog_char, target_columns};
 
 pub(super) fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogError {
