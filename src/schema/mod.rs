@@ -32,7 +32,7 @@ pub mod render;
 pub mod warning;
 
 pub use binary::BinaryForm;
-pub use copy::{CopyFormat, copy_in_sql};
+pub use copy::{CopyFormat, copy_in_sql, copy_query};
 pub use definition::{MisfitFacts, Standing};
 pub use desc::*;
 pub use diff::{Comparison, Pairing, ReplicationRole, compare};
@@ -42,7 +42,6 @@ pub use marks::{Continuity, Mark, Marks, Redefined};
 pub use misfit::{Misfit, MisfitKind};
 pub use operations::Operations;
 pub use plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
-pub use publication::copy_query;
 pub use redefined::{SeenColumn, SeenTable};
 pub use warning::{Warning, WarningKind};
 
