@@ -1,8 +1,8 @@
 //! The preflight: checks every step that a subscription needs and gives a remedy for each failure.
 //!
 //! ```text
-//! walk (connects, reads) ─facts─▶ verdict ─▶ Findings ─▶ Report (steps in order) ─▶ cli
-//!                         └─tables─▶ tables (columns compared) ──┘
+//! walk (connects, reads) ─facts─▶ verdict, sessions ─▶ Findings ─▶ Report (steps in order) ─▶ cli
+//!                         └─tables─▶ tables (columns compared) ───┘
 //! ```
 //! The usual faults look alike, and each one hides later ones. So each step is judged by itself, as far
 //! as the steps that it needs succeeded. The texts are those of the running service: they come from the
@@ -17,6 +17,7 @@
 
 mod findings;
 mod report;
+mod sessions;
 mod tables;
 mod verdict;
 mod walk;

@@ -22,6 +22,7 @@ use crate::subscription::value_settings;
 
 use super::findings::Findings;
 use super::report::{Document, Report, Step, TableReport};
+use super::sessions;
 use super::tables::{self, Pair};
 use super::verdict::{self, Published, Recorded};
 
@@ -272,7 +273,7 @@ fn judge_target(
         }
     };
     verdict::target(findings, Ok((target.client.host(), facts)));
-    verdict::time_limits(findings, Side::Target, &info.user, &target.imposed);
+    sessions::time_limits(findings, Side::Target, &info.user, &target.imposed);
     let recorded = judge_state(findings, info, facts, &target.state);
     judge_sessions(findings, Side::Target, info, &target.sessions, &recorded);
     recorded
@@ -310,8 +311,8 @@ fn judge_sessions(
     recorded: &Recorded,
 ) {
     match limit {
-        Ok(limit) => verdict::sessions(findings, side, info, limit, recorded),
-        Err(diagnosis) => findings.warn(verdict::session_step(side), diagnosis.clone()),
+        Ok(limit) => sessions::limit(findings, side, info, limit, recorded),
+        Err(diagnosis) => findings.warn(sessions::step(side), diagnosis.clone()),
     }
 }
 
@@ -323,7 +324,7 @@ fn judge_publisher(
 ) {
     let identity = publisher.identity.as_ref();
     verdict::replication(findings, identity.map(|(identity, _)| identity).map_err(Clone::clone));
-    verdict::time_limits(findings, Side::Publisher, &subscription.publisher.user, &publisher.imposed);
+    sessions::time_limits(findings, Side::Publisher, &subscription.publisher.user, &publisher.imposed);
     judge_sessions(findings, Side::Publisher, &subscription.publisher, &publisher.sessions, recorded);
     match &publisher.facts {
         Ok(facts) => verdict::wal_level(findings, facts),

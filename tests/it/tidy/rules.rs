@@ -45,6 +45,7 @@ const PURE: &[&str] = &[
     "subscription::trust",
     "check::report",
     "check::findings",
+    "check::sessions",
     "check::verdict",
     "check::tables",
     "error",
