@@ -15,7 +15,7 @@ use crate::schema::redefined::{RedefinedColumn, facts, redefined};
 use crate::schema::{SeenColumn, SeenTable, Warning};
 use crate::store::{PlannedTable, TableState};
 
-use super::attempt::Context;
+use super::context::Context;
 use super::failure::Failure;
 use super::gaps;
 use super::take_up::PreparedTable;

@@ -8,46 +8,41 @@
 //! An attempt can be dropped at any await: what is committed is recorded in the target, everything else is
 //! rolled back with its session, and the next attempt begins from the record.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::apply::{Applier, Membership, Start, progress};
-use crate::config::{Subscription, SynchronousCommit};
+use crate::config::SynchronousCommit;
 use crate::error::{Diagnosis, Disposition};
-use crate::pg::conninfo::ConnInfo;
-use crate::pg::{Lsn, QualifiedName};
+use crate::pg::Lsn;
 use crate::replication::{
     CreatedSlot, ReplicationConnection, ReplicationStream, SlotLifetime, SlotSnapshot, SlotSpec, StreamError,
     SystemIdentity,
 };
-use crate::schema::catalog::{self, CatalogError, KnownTables};
-use crate::store::{Ownership, Store, SubscriptionRow};
+use crate::schema::catalog::{self, CatalogError};
+use crate::store::SubscriptionRow;
 use crate::target::TargetSession;
-use crate::telemetry::Attention;
 
 use super::announced::Announced;
+use super::context::{Context, Phase};
 use super::failure::{Cause, Failure};
 use super::findings;
 use super::first_rows::first_rows;
-use super::format::{self, Choice, Ready, Transactions, Whole};
+use super::format::{self, Choice, Possible, Ready, Transactions};
 use super::gaps;
 use super::misfits::with_facts;
-use super::positions::{Promptness, StreamPositions};
 use super::publication_record::Named;
 use super::publications::Publications;
 use super::publisher::{Published, Publisher, Reached, Reaching, Wanted};
 use super::reader::{ReadError, Reader};
 use super::slot::{self, OnMissing, SlotPlan, SlotView};
 use super::slot_wait::{Progress, SlotCreation};
-use super::snapshot::Snapshot;
 use super::stream::{self, Begun, StreamEnd};
 use super::table_sync::TableSyncs;
 use super::take_up::{
-    self, Ground, Known, compare_pending, membership, record_described, still_pending, take_up_tables,
-    warn_of_unlogged,
+    self, Ground, Known, PreparedTable, compare_pending, membership, record_described, still_pending,
+    take_up_tables, warn_of_unlogged,
 };
 use super::trust;
 use super::verify::{self, check_identity, still_holds, verify};
@@ -57,69 +52,6 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum time of waiting for the error of a stream that the publisher has ended.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// What an attempt needs, and the channels by which it reports.
-#[derive(Debug, Clone)]
-pub(super) struct Context {
-    pub(super) subscription: Arc<Subscription>,
-    pub(super) target: ConnInfo,
-    pub(super) store: Store,
-    /// The term that every write to the store names.
-    pub(super) owner: Ownership,
-    pub(super) positions: watch::Sender<StreamPositions>,
-    /// How soon the publisher needs the report of idle positions.
-    pub(super) promptness: watch::Sender<Promptness>,
-    /// What the publications contain, as the attempt took it up and as last seen.
-    pub(super) publications: watch::Sender<Publications>,
-    pub(super) phases: mpsc::Sender<Phase>,
-    pub(super) snapshot: watch::Sender<Snapshot>,
-    /// Apply row by row until the transaction that finishes here has been applied.
-    pub(super) exact_until: Option<Lsn>,
-    /// For how long transactions are sent after their commit.
-    pub(super) whole: Option<Whole>,
-    /// Publications that the walsender has found missing, each with the position that had been applied.
-    pub(super) refused: Vec<(Lsn, String)>,
-    /// The warnings that were reported last.
-    pub(super) warned: watch::Sender<Vec<String>>,
-    /// What attempts have learned of the target's tables.
-    pub(super) known_tables: watch::Sender<KnownTables>,
-}
-
-/// The progress of an attempt.
-#[derive(Debug)]
-pub(super) enum Phase {
-    /// The publisher makes the new slot wait.
-    SlotWaits(Diagnosis),
-    Copying,
-    Streaming,
-    /// A table's copy failed, and the others go on; none if no table's copy fails any more.
-    TableHeldBack(Option<Diagnosis>),
-}
-
-impl Context {
-    pub(super) fn name(&self) -> &str {
-        self.subscription.name.as_str()
-    }
-
-    /// Logs a warning for an operator.
-    pub(super) fn attention(&self, relation: Option<&QualifiedName>, diagnosis: &Diagnosis) {
-        Attention { subscription: Some(self.name()), relation, diagnosis }.emit();
-    }
-
-    /// The messages by which the walsender has refused publications at the position from which the stream goes on.
-    fn refused_at(&self, plan: SlotPlan) -> Vec<&str> {
-        let at = |from: Lsn| self.refused.iter().filter(move |(at, _)| *at == from);
-        match plan {
-            SlotPlan::Continue { from } => at(from).map(|(_, message)| message.as_str()).collect(),
-            SlotPlan::Adopt { .. } | SlotPlan::Create => Vec::new(),
-        }
-    }
-
-    pub(super) async fn tell(&self, phase: Phase) {
-        // The worker outlives its attempts. If the receiver has been dropped, no report is needed.
-        let _ = self.phases.send(phase).await;
-    }
-}
 
 /// Work that was started before the attempt, which does what is missing.
 #[derive(Debug, Default)]
@@ -223,13 +155,7 @@ async fn follow(
     let tables = &taken_up.tables;
     let mut pending = compare_pending(session, tables, &mut warnings).await?;
     record_described(context, &pending).await?;
-    let relations: Vec<_> = tables.iter().map(|table| (&*table.relation, &table.target)).collect();
-    let (possible, unlogged) = tokio::join!(
-        format::survey(context, publisher, session, &relations, &mut warnings),
-        warn_of_unlogged(session, tables)
-    );
-    let possible = possible?;
-    warnings.extend(unlogged?);
+    let possible = survey(context, session, publisher, tables, &mut warnings).await?;
     let (from, copied) = match plan {
         SlotPlan::Continue { from } => {
             report_warnings(context, session, warnings, &known.warnings).await?;
@@ -276,6 +202,24 @@ async fn follow(
         look_at,
     };
     Box::pin(stream_on(context, session, publisher, replication, begin, link)).await
+}
+
+/// Finds out which options of the stream the tables allow, and adds the warnings of the target tables.
+async fn survey(
+    context: &Context,
+    session: &TargetSession,
+    publisher: &Publisher,
+    tables: &[PreparedTable],
+    warnings: &mut Vec<Diagnosis>,
+) -> Result<Possible, Failure> {
+    let relations: Vec<_> = tables.iter().map(|table| (&*table.relation, &table.target)).collect();
+    let (possible, unlogged) = tokio::join!(
+        format::survey(context, publisher, session, &relations, warnings),
+        warn_of_unlogged(session, tables)
+    );
+    let possible = possible?;
+    warnings.extend(unlogged?);
+    Ok(possible)
 }
 
 /// Chooses the publications of the stream. If none of them existed for a while, the stream goes on behind that.

@@ -10,7 +10,7 @@ use crate::schema::catalog;
 use crate::store::{Answer, Command, Ownership, Refresh, Resync, Settlement, Store};
 use crate::target::TargetSession;
 
-use super::attempt::Context;
+use super::context::Context;
 use super::failure::Failure;
 
 /// Resolves a conflict: checks that it is open and belongs to this subscription, and records the resolution.

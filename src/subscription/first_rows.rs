@@ -15,7 +15,7 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::replication::CreatedSlot;
 use crate::store::{TableRow, TableState, TableStep};
 
-use super::attempt::{Context, Phase};
+use super::context::{Context, Phase};
 use super::failure::{Cause, Failure};
 use super::publisher::{Publisher, copy_options};
 use super::take_up::{PendingTable, PreparedTable};

@@ -21,7 +21,7 @@ use crate::schema::binary::first_unusable;
 use crate::schema::{PublishedRelation, catalog};
 use crate::target::TargetSession;
 
-use super::attempt::Context;
+use super::context::Context;
 use super::failure::Failure;
 use super::publisher::Publisher;
 

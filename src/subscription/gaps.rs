@@ -10,7 +10,8 @@ use crate::store::OpenedGap;
 use crate::target::TargetSession;
 use crate::telemetry::GapFound;
 
-use super::attempt::{Context, create_slot};
+use super::attempt::create_slot;
+use super::context::Context;
 use super::failure::{About, Failure};
 use super::publisher::Publisher;
 use super::slot::{self, SlotView};

@@ -9,7 +9,7 @@ use crate::schema::{Standing, catalog};
 use crate::store::{TableRow, TableState};
 use crate::target::TargetSession;
 
-use super::attempt::Context;
+use super::context::Context;
 use super::failure::{About, Failure};
 use super::publisher::Publisher;
 

@@ -18,6 +18,7 @@ mod announced;
 mod attempt;
 mod because;
 mod commands;
+mod context;
 mod failure;
 pub(crate) mod findings;
 mod first_rows;

@@ -16,7 +16,7 @@ use crate::store::{StoreError, TableState, TableStep};
 use crate::telemetry::{BatchApplied, FellBack, Received};
 
 use super::announced::Announced;
-use super::attempt::{Context, Phase};
+use super::context::{Context, Phase};
 use super::failure::{Cause, Failure, Restart};
 use super::findings;
 use super::flushes::Flushes;
@@ -64,6 +64,7 @@ enum Event {
 }
 
 /// Where and how a stream begins.
+#[derive(Clone, Copy)]
 pub(super) struct Begun {
     pub(super) from: Lsn,
     pub(super) choice: Choice,
@@ -79,23 +80,7 @@ pub(super) async fn run(
     tables: Tables,
     begun: Begun,
 ) -> Result<StreamEnd, Failure> {
-    let Tables { syncs, announced } = tables;
-    let Begun { from, choice, look_at } = begun;
-    let mut stream = Stream {
-        context,
-        applier,
-        syncs,
-        rest: Vec::new().into_iter(),
-        hold: None,
-        done: Done::all(from),
-        flushes: (context.subscription.synchronous_commit == SynchronousCommit::Off)
-            .then(|| Flushes::new(context.store.clone(), from)),
-        first: true,
-        said: HashMap::new(),
-        announced,
-        choice,
-        look_at,
-    };
+    let mut stream = Stream::new(context, applier, tables, begun);
     stream.publish(reader);
     let mut publications = context.publications.subscribe();
     loop {
@@ -183,7 +168,27 @@ struct Stream<'a> {
     look_at: Option<Lsn>,
 }
 
-impl Stream<'_> {
+impl<'a> Stream<'a> {
+    fn new(context: &'a Context, applier: Applier<'a>, tables: Tables, begun: Begun) -> Self {
+        let Tables { syncs, announced } = tables;
+        let Begun { from, choice, look_at } = begun;
+        Self {
+            context,
+            applier,
+            syncs,
+            rest: Vec::new().into_iter(),
+            hold: None,
+            done: Done::all(from),
+            flushes: (context.subscription.synchronous_commit == SynchronousCommit::Off)
+                .then(|| Flushes::new(context.store.clone(), from)),
+            first: true,
+            said: HashMap::new(),
+            announced,
+            choice,
+            look_at,
+        }
+    }
+
     /// Takes the chunk's messages, up to the end of a transaction after which something else is to be done. A
     /// hand-over must not wait for a chunk that happens to end between two transactions.
     async fn take(&mut self, reader: &Reader) -> Result<(), Failure> {

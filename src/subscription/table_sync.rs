@@ -9,37 +9,29 @@
 //! ```
 //! Everything is one target transaction, so an interrupted synchronisation leaves nothing behind. From L on
 //! the main stream applies the table's changes; before L it passes over them.
+//!
+//! Here are the queue of tables, and how the stream waits for the running synchronisation, which is a task of its own
+//! (`sync`).
+
+mod sync;
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::{debug, info};
 
-use crate::apply::{Applies, CatchUp, Member};
-use crate::copy::{self, CommitOf, CopyJob};
 use crate::error::Diagnosis;
-use crate::net;
-use crate::pg::{Lsn, QualifiedName, quote_literal};
-use crate::pgoutput::Format;
-use crate::replication::{CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec};
+use crate::pg::{Lsn, QualifiedName};
 use crate::schema::catalog::PublisherSettings;
 use crate::store::TableState;
-use crate::target::{OriginUse, TargetSession};
 
-use super::attempt::Context;
+use self::sync::{Report, Sync};
+use super::context::Context;
 use super::failure::{Cause, Failure};
-use super::first_rows::{CopyStart, copy_job};
-use super::format::Transactions;
-use super::misfits::with_facts;
-use super::publisher::{self, Encoding, Publisher, Wanted};
-use super::reader::{Done, ReadError, Reader, StreamEvent};
-use super::slot;
-use super::slot_wait::{Progress, SlotCreation};
-use super::take_up::{PendingTable, compare_again};
+use super::publisher::{Encoding, Publisher};
+use super::take_up::PendingTable;
 
 /// Delay before a failed synchronisation is tried again.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
@@ -148,12 +140,6 @@ impl Pace {
             }
         }
     }
-}
-
-enum Report {
-    /// The rows have been copied, by the copy with this number.
-    CatchingUp(i32),
-    Reached(Lsn),
 }
 
 impl TableSyncs {
@@ -303,197 +289,6 @@ impl TableSyncs {
                 SyncEvent::Ended(Failure::retry(diagnosis).because_of(Cause::Record))
             }
         }
-    }
-}
-
-/// What one synchronisation needs.
-struct Sync {
-    context: Context,
-    settings: PublisherSettings,
-    encoding: Encoding,
-    publications: Vec<String>,
-}
-
-impl Sync {
-    async fn run(
-        &self,
-        table: &mut PendingTable,
-        reports: mpsc::Sender<Report>,
-        finish: oneshot::Receiver<()>,
-    ) -> Result<Lsn, Failure> {
-        let (context, subscription) = (&self.context, &self.context.subscription);
-        let mut target = TargetSession::open(&context.target, &format!("{} sync", subscription.name)).await?;
-        target.set_origin(&subscription.name, OriginUse::TableSync).await?;
-        let publisher = Publisher {
-            client: net::client(&subscription.publisher, &self.copy_options()).await?,
-            settings: self.settings.clone(),
-            encoding: self.encoding,
-        };
-        if let Err(failure) = compare_again(&target, table).await {
-            return Err(with_facts(context, &target, &publisher, failure).await);
-        }
-        let job = match copy_job(context, table).await? {
-            CopyStart::Job(job) => job,
-            CopyStart::Ready(position) => return Ok(position),
-        };
-        let (table, source) = (&*table, &job.source);
-        let mut replication = publisher::replication(subscription, publisher.encoding).await?;
-        let slot_name = slot::temporary_name(&subscription.slot);
-        let spec = SlotSpec {
-            name: slot_name.clone(),
-            lifetime: SlotLifetime::Temporary,
-            snapshot: SlotSnapshot::Export,
-            two_phase: false,
-            failover: false,
-        };
-        let slot = self.create_slot(&publisher, &mut replication, &spec, &job).await?;
-        let snapshot = slot.snapshot.unwrap_or_default();
-        context.snapshot.send_modify(|seen| seen.copies_begin(std::slice::from_ref(&job)));
-        let rows = self.copy(&publisher, &target, &job, &snapshot).await;
-        context.snapshot.send_modify(|seen| seen.copy_ends(source));
-        let rows = rows?;
-        info!(subscription = %subscription.name, relation = %source, rows, "table copied, catching up");
-        let _ = reports.send(Report::CatchingUp(job.attempt)).await;
-        let from = slot.consistent_point;
-        let wanted = Wanted {
-            publications: self.publications.clone(),
-            format: Format::Text,
-            transactions: Transactions::Whole,
-        };
-        let stream = publisher.start(subscription, replication, &slot_name, from, wanted).await?;
-        let mut reader = Reader::start(stream, from, publisher.wal_sender_timeout());
-        let position = match self.catch_up(table, &target, &mut reader, from, &reports, finish).await {
-            Err(failure) if failure.has_misfits() => {
-                return Err(with_facts(context, &target, &publisher, failure).await);
-            }
-            position => position?,
-        };
-        let finished = async {
-            copy::finish_table(target.client(), &context.owner, &job, position, rows).await?;
-            copy::commit(CommitOf::TableSync, &target, &context.target, &context.owner, &job, position).await
-        };
-        let role = &subscription.publisher.user;
-        finished.await.map_err(|error| Failure::of_copy(&error, source, role))?;
-        // The rows are committed, so a failure of this session does not matter any more.
-        if let Err(error) = target.release_origin().await {
-            debug!(subscription = %subscription.name, %error, "a sync's session ended early");
-        }
-        Ok(position)
-    }
-
-    /// Creates the temporary slot. While the publisher makes it wait, the table's record says for whom.
-    async fn create_slot(
-        &self,
-        publisher: &Publisher,
-        replication: &mut ReplicationConnection,
-        spec: &SlotSpec,
-        job: &CopyJob,
-    ) -> Result<CreatedSlot, Failure> {
-        let mut creation = SlotCreation::begin(replication, spec, &publisher.client);
-        let created = loop {
-            match creation.next().await {
-                Progress::Waits(diagnosis) => {
-                    self.context.attention(Some(&job.source), &diagnosis);
-                    self.record_wait(job, Some(&diagnosis)).await?;
-                }
-                Progress::Ended(created) => break created,
-            }
-        };
-        if creation.has_waited() {
-            self.record_wait(job, None).await?;
-        }
-        Ok(created?)
-    }
-
-    async fn record_wait(&self, job: &CopyJob, diagnosis: Option<&Diagnosis>) -> Result<(), Failure> {
-        let (owner, state) = (&self.context.owner, TableState::Copying);
-        self.context.store.set_table_state(owner, &job.source, job.attempt, state, diagnosis).await?;
-        Ok(())
-    }
-
-    async fn copy(
-        &self,
-        publisher: &Publisher,
-        target: &TargetSession,
-        job: &CopyJob,
-        snapshot: &str,
-    ) -> Result<u64, Failure> {
-        let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-            quote_literal(snapshot)
-        );
-        let rows = async {
-            let source = &publisher.client;
-            source.batch_execute(&begin).await.map_err(copy::CopyError::publisher)?;
-            target.client().batch_execute("BEGIN").await.map_err(copy::CopyError::target)?;
-            let rows = copy::copy_rows(source, target, job).await?;
-            // All rows have been read, so a failure of this session does not matter any more.
-            let ended = source.batch_execute("COMMIT").await;
-            debug!(relation = %job.source, ?ended, "the publisher's session has been read");
-            copy::settle_rows(target, job).await?;
-            Ok(rows)
-        };
-        let role = &self.context.subscription.publisher.user;
-        let rows = rows.await.map_err(|error| Failure::of_copy(&error, &job.source, role))?;
-        let (context, copied) = (&self.context, job.copied.load(Ordering::Relaxed));
-        context.store.report_copy(&context.owner, &job.source, job.attempt, copied, job.estimated).await?;
-        Ok(rows)
-    }
-
-    /// Applies the table's changes until asked to finish; ends between two transactions.
-    async fn catch_up(
-        &self,
-        table: &PendingTable,
-        target: &TargetSession,
-        reader: &mut Reader,
-        from: Lsn,
-        reports: &mpsc::Sender<Report>,
-        mut finish: oneshot::Receiver<()>,
-    ) -> Result<Lsn, Failure> {
-        let member = Member { applies: Applies::from(from), ..table.member.clone() };
-        let mut catch_up = CatchUp::new(target, table.published.relation.name.clone(), member);
-        let mut reached = from;
-        let mut finishing = false;
-        let _ = reports.send(Report::Reached(reached)).await;
-        loop {
-            if finishing && catch_up.is_between_transactions() {
-                return Ok(reached);
-            }
-            let chunk = tokio::select! {
-                biased;
-                asked = &mut finish, if !finishing => {
-                    // The sender has been dropped: the stream has ended.
-                    asked.map_err(|_| Failure::retry(Diagnosis::new("the stream has ended")))?;
-                    finishing = true;
-                    continue;
-                }
-                chunk = reader.chunks.recv() => chunk,
-            };
-            let Some(chunk) = chunk else {
-                return Err(match reader.end().await {
-                    ReadError::TooLarge(message) => catch_up.refuse(message).into(),
-                    error => error.into(),
-                });
-            };
-            let _hold = chunk.hold;
-            for event in chunk.events {
-                let position = match event {
-                    StreamEvent::Message(message) => catch_up.handle(message).await?,
-                    StreamEvent::Keepalive { wal_end, .. } => {
-                        catch_up.is_between_transactions().then_some(wal_end)
-                    }
-                };
-                reached = position.map_or(reached, |position| position.max(reached));
-            }
-            catch_up.settle().await?;
-            // The slot is temporary: after a failure another one is created, so its WAL is not needed again.
-            reader.report(Done::all(reached));
-            let _ = reports.send(Report::Reached(reached)).await;
-        }
-    }
-
-    fn copy_options(&self) -> net::ClientOptions {
-        publisher::copy_options(&self.context.subscription, self.encoding)
     }
 }
 

@@ -3,6 +3,7 @@
 //! `membership` and `publication_record` decide. Gaps are recorded before the tables are: after a crash in between,
 //! the same gaps are found again.
 
+mod pending;
 mod record;
 
 use std::collections::BTreeSet;
@@ -16,15 +17,12 @@ use crate::error::Diagnosis;
 use crate::gap::Gap;
 use crate::pg::{Lsn, QualifiedName};
 use crate::schema::catalog::{self, ExistingTable};
-use crate::schema::{
-    self, Comparison, Mapping, Misfit, Pairing, PublishedRelation, PublishedTable, ReplicaIdentity,
-    TablePlan, TargetTable,
-};
-use crate::store::{NewTables, Refresh, Resync, SubscriptionRow, TableRow, TableState};
+use crate::schema::{Mapping, PublishedRelation, PublishedTable, ReplicaIdentity};
+use crate::store::{NewTables, Refresh, SubscriptionRow, TableRow, TableState};
 use crate::target::TargetSession;
 
-use super::attempt::Context;
-use super::failure::{Failure, schema_failure};
+use super::context::Context;
+use super::failure::Failure;
 use super::findings;
 use super::first_rows::mark_all_ready;
 use super::gaps;
@@ -32,7 +30,8 @@ use super::membership::{self, Observed, Recorded, Seen, Synchronised, judge};
 use super::publication_record::{self, Named, PublicationRecord, Sight};
 use super::publisher::{Published, Publisher};
 use super::slot::{SlotPlan, SlotView};
-use super::table_sync::SyncJob;
+
+pub(super) use pending::{PendingTable, compare_again, compare_pending, record_described, still_pending};
 
 /// A table with everything that applying and copying need.
 pub(super) struct PreparedTable {
@@ -45,17 +44,6 @@ pub(super) struct PreparedTable {
     pub(super) coerced: BTreeSet<String>,
     pub(super) row: TableRow,
     pub(super) applies: Applies,
-}
-
-/// A table that has to be copied, with its comparison.
-pub(super) struct PendingTable {
-    pub(super) published: PublishedTable,
-    pub(super) member: Member,
-    pub(super) plan: TablePlan,
-    /// The number of its latest copy.
-    pub(super) attempt: i32,
-    /// How the copy treats the rows that the target table has; none if the table joins.
-    pub(super) resync: Option<Resync>,
 }
 
 /// The parts of the record that tables are taken up from.
@@ -370,66 +358,6 @@ fn applies(row: &TableRow, gaps: &[Gap], unused_xid: u64) -> Applies {
     Applies { position, held_from: held, left_xid }
 }
 
-/// Compares every table that is to be copied with its target, before anything is copied.
-pub(super) async fn compare_pending(
-    session: &TargetSession,
-    tables: &[PreparedTable],
-    warnings: &mut Vec<Diagnosis>,
-) -> Result<Vec<PendingTable>, Failure> {
-    let waiting: Vec<(&PreparedTable, &PublishedTable)> = tables
-        .iter()
-        .filter(|table| table.row.is_to_be_copied())
-        .filter_map(|table| Some((table, table.published.as_ref()?)))
-        .collect();
-    let names: Vec<QualifiedName> = waiting.iter().map(|(table, _)| table.target.clone()).collect();
-    let targets = catalog::target_tables(&***session.client(), &names).await?;
-    let (mut pending, mut misfits) = (Vec::new(), Vec::<Misfit>::new());
-    for ((table, published), target) in waiting.into_iter().zip(&targets) {
-        let (target_name, coerced) = (&table.target, &table.coerced);
-        let compared = compare_for_copy(session, published, target_name, target.as_ref(), coerced);
-        warnings.extend(compared.warnings.iter().map(schema::Warning::diagnosis));
-        let fits = compared.misfits.is_empty();
-        misfits.extend(compared.misfits);
-        if let Some(plan) = compared.plan.filter(|_| fits) {
-            let member = Member { applies: Applies::default(), ..member(table) };
-            let (published, attempt) = (published.clone(), table.row.attempt);
-            pending.push(PendingTable { published, member, plan, attempt, resync: table.row.resync });
-        }
-    }
-    if misfits.is_empty() { Ok(pending) } else { Err(schema_failure(&misfits)) }
-}
-
-/// Compares a table with its target as it is now, because a copy that failed may have led to a change of the target.
-pub(super) async fn compare_again(session: &TargetSession, table: &mut PendingTable) -> Result<(), Failure> {
-    let name = &table.member.target;
-    let targets = catalog::target_tables(&***session.client(), std::slice::from_ref(name)).await?;
-    let target = targets.first().and_then(Option::as_ref);
-    let compared = compare_for_copy(session, &table.published, name, target, &table.member.coerced);
-    match compared.plan {
-        Some(plan) if compared.misfits.is_empty() => table.plan = plan,
-        _ => return Err(schema_failure(&compared.misfits)),
-    }
-    Ok(())
-}
-
-fn compare_for_copy(
-    session: &TargetSession,
-    published: &PublishedTable,
-    target_name: &QualifiedName,
-    target: Option<&TargetTable>,
-    coerced: &BTreeSet<String>,
-) -> Comparison {
-    schema::compare(&Pairing {
-        published: &published.relation,
-        actions: published.actions,
-        target_name,
-        target,
-        session: session.replication_role(),
-        role: session.role(),
-        coerced,
-    })
-}
-
 /// Returns the warning of target tables that a crash of the target empties; none if there are none.
 pub(super) async fn warn_of_unlogged(
     session: &TargetSession,
@@ -437,16 +365,6 @@ pub(super) async fn warn_of_unlogged(
 ) -> Result<Option<Diagnosis>, Failure> {
     let names: Vec<QualifiedName> = tables.iter().map(|table| table.target.clone()).collect();
     Ok(catalog::unlogged(&catalog::unlogged_tables(&***session.client(), &names).await?))
-}
-
-/// Records what the tables are like that are about to be copied. Later descriptions are compared with that.
-pub(super) async fn record_described(context: &Context, pending: &[PendingTable]) -> Result<(), Failure> {
-    if pending.is_empty() {
-        return Ok(());
-    }
-    let seen = |table: &PendingTable| (table.published.relation.name.clone(), table.published.seen());
-    let described: Vec<_> = pending.iter().map(seen).collect();
-    Ok(context.store.set_described(&context.owner, &described).await?)
 }
 
 fn member(table: &PreparedTable) -> Member {
@@ -470,16 +388,6 @@ pub(super) fn membership(tables: &[PreparedTable], copied: &[(QualifiedName, Lsn
             }
             (source.clone(), member)
         })
-        .collect()
-}
-
-pub(super) fn still_pending(pending: Vec<PendingTable>, members: &Membership) -> Vec<SyncJob> {
-    pending
-        .into_iter()
-        .filter(|table| {
-            members.get(&table.published.relation.name).is_none_or(|member| member.applies.position.is_none())
-        })
-        .map(SyncJob::new)
         .collect()
 }
 

@@ -16,7 +16,7 @@ use crate::schema::catalog;
 use crate::store::{SubscriptionRow, TableRow, TableState};
 use crate::target::TargetSession;
 
-use super::attempt::Context;
+use super::context::Context;
 use super::failure::{Cause, Failure};
 use super::findings;
 use super::slot::{self, SlotInfo, SlotView};

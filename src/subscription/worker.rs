@@ -6,9 +6,10 @@
 //! Only the worker has the subscription's state. Others read what it writes to the store, and submit
 //! commands. The session that holds the lock is also the one that writes.
 //!
-//! `lock` takes the lock and the ownership; `waiting` handles the time between attempts.
+//! `lock` takes the lock and the ownership; `waiting` handles the time between attempts; `report` shows the state.
 
 mod lock;
+mod report;
 mod waiting;
 
 use std::collections::VecDeque;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use crate::config::Subscription;
@@ -24,13 +25,14 @@ use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::pg::Lsn;
 use crate::pg::conninfo::ConnInfo;
 use crate::running::Running;
-use crate::store::{self, Command, Ownership, StateChange, Store};
+use crate::store::{Command, Ownership, StateChange, Store};
 use crate::target::TargetSession;
 use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
-use self::waiting::{STORE_TIMEOUT, commands_due};
-use super::attempt::{self, Ahead, Context, Phase};
+use self::waiting::commands_due;
+use super::attempt::{self, Ahead};
 use super::because::Because;
+use super::context::{Context, Phase};
 use super::failure::{Cause, Failure, Restart, TargetLink};
 use super::format::Whole;
 use super::monitor::{Monitor, MonitorEvent};
@@ -243,8 +245,6 @@ impl Worker {
         }
     }
 
-    // --- an attempt -----------------------------------------------------------------------
-
     async fn attempt(&mut self) -> Event {
         let Some(session) = self.session.take() else { return Event::LockHeldElsewhere };
         self.held_back = None;
@@ -447,64 +447,6 @@ impl Worker {
         self.link = None;
         // The next owner finds these commands unanswered.
         self.taken.clear();
-    }
-
-    // --- reporting ------------------------------------------------------------------------
-
-    /// Reports the state, unless that has been done; returns an event if another instance owns the subscription.
-    ///
-    /// What the target did not take in time is reported again when commands are looked for.
-    async fn report(&mut self) -> Option<Event> {
-        let change = self.state_change()?;
-        // The snapshot comes first: it must not wait for a target that does not answer.
-        self.context.snapshot.send_if_modified(|snapshot| {
-            let is_new = snapshot.shown != change;
-            snapshot.shown.clone_from(&change);
-            is_new
-        });
-        if self.owner != Owner::Us {
-            // Only the owner writes the state to the target.
-            return None;
-        }
-        if self.reported.as_ref() == Some(&change) {
-            return None;
-        }
-        let name = self.context.name();
-        match timeout(STORE_TIMEOUT, self.store.set_state(&self.context.owner, &change)).await {
-            Ok(Ok(_)) => self.reported = Some(change),
-            Ok(Err(error)) if error.is_not_owner() => return Some(self.deposed()),
-            Ok(Err(error)) => debug!(subscription = name, %error, "state not reported"),
-            Err(_elapsed) => debug!(subscription = name, "state not reported in time"),
-        }
-        None
-    }
-
-    /// Returns the state to report; none once the worker has stopped.
-    fn state_change(&self) -> Option<StateChange> {
-        let shown = match self.state {
-            State::Stopped => return None,
-            State::Standby => store::State::Standby,
-            State::Starting { .. } if self.look == Look::Again => store::State::Paused,
-            State::Starting { failures: 0 } => store::State::Starting,
-            State::Starting { .. } | State::Retrying { .. } => store::State::Retrying,
-            State::Copying { .. } => store::State::Copying,
-            State::Streaming => store::State::Streaming,
-            State::Paused(_) => store::State::Paused,
-        };
-        if let (store::State::Streaming, Some(diagnosis)) = (shown, &self.held_back) {
-            return Some(StateChange::new(store::State::Retrying).because("copy", diagnosis));
-        }
-        if let (State::Starting { .. }, Some(diagnosis)) = (self.state, &self.slot_waits) {
-            return Some(StateChange::new(store::State::Starting).because("slot", diagnosis));
-        }
-        let change = StateChange::new(shown);
-        Some(match (&self.because, shown) {
-            (Some(because), store::State::Retrying | store::State::Paused) => StateChange {
-                conflict_id: because.conflict_id,
-                ..change.because(because.reason.clone(), &because.diagnosis)
-            },
-            _ => change,
-        })
     }
 
     async fn shut_down(&mut self) {

@@ -7,7 +7,7 @@ use crate::error::{Diagnosis, PauseReason};
 use crate::pg::{QualifiedName, quote_ident};
 use crate::schema::{Mapping, catalog};
 use crate::store::{Members, NewTables, TableNote, TableRecord, TableRow};
-use crate::subscription::attempt::Context;
+use crate::subscription::context::Context;
 use crate::subscription::failure::Failure;
 use crate::subscription::membership::{
     Change, Judged, Judgement, LetGo, Renamed, TargetOids, called, renamed,

@@ -1,0 +1,82 @@
+//! The context of an attempt: its subscription, the store, and the channels by which it reports to the worker.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::config::Subscription;
+use crate::error::Diagnosis;
+use crate::pg::conninfo::ConnInfo;
+use crate::pg::{Lsn, QualifiedName};
+use crate::schema::catalog::KnownTables;
+use crate::store::{Ownership, Store};
+use crate::telemetry::Attention;
+
+use super::format::Whole;
+use super::positions::{Promptness, StreamPositions};
+use super::publications::Publications;
+use super::slot::SlotPlan;
+use super::snapshot::Snapshot;
+
+/// What an attempt needs, and the channels by which it reports.
+#[derive(Debug, Clone)]
+pub(super) struct Context {
+    pub(super) subscription: Arc<Subscription>,
+    pub(super) target: ConnInfo,
+    pub(super) store: Store,
+    /// The term that every write to the store names.
+    pub(super) owner: Ownership,
+    pub(super) positions: watch::Sender<StreamPositions>,
+    /// How soon the publisher needs the report of idle positions.
+    pub(super) promptness: watch::Sender<Promptness>,
+    /// What the publications contain, as the attempt took it up and as last seen.
+    pub(super) publications: watch::Sender<Publications>,
+    pub(super) phases: mpsc::Sender<Phase>,
+    pub(super) snapshot: watch::Sender<Snapshot>,
+    /// Apply row by row until the transaction that finishes here has been applied.
+    pub(super) exact_until: Option<Lsn>,
+    /// For how long transactions are sent after their commit.
+    pub(super) whole: Option<Whole>,
+    /// Publications that the walsender has found missing, each with the position that had been applied.
+    pub(super) refused: Vec<(Lsn, String)>,
+    /// The warnings that were reported last.
+    pub(super) warned: watch::Sender<Vec<String>>,
+    /// What attempts have learned of the target's tables.
+    pub(super) known_tables: watch::Sender<KnownTables>,
+}
+
+/// The progress of an attempt.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// The publisher makes the new slot wait.
+    SlotWaits(Diagnosis),
+    Copying,
+    Streaming,
+    /// A table's copy failed, and the others go on; none if no table's copy fails any more.
+    TableHeldBack(Option<Diagnosis>),
+}
+
+impl Context {
+    pub(super) fn name(&self) -> &str {
+        self.subscription.name.as_str()
+    }
+
+    /// Logs a warning for an operator.
+    pub(super) fn attention(&self, relation: Option<&QualifiedName>, diagnosis: &Diagnosis) {
+        Attention { subscription: Some(self.name()), relation, diagnosis }.emit();
+    }
+
+    /// The messages by which the walsender has refused publications at the position from which the stream goes on.
+    pub(super) fn refused_at(&self, plan: SlotPlan) -> Vec<&str> {
+        let at = |from: Lsn| self.refused.iter().filter(move |(at, _)| *at == from);
+        match plan {
+            SlotPlan::Continue { from } => at(from).map(|(_, message)| message.as_str()).collect(),
+            SlotPlan::Adopt { .. } | SlotPlan::Create => Vec::new(),
+        }
+    }
+
+    pub(super) async fn tell(&self, phase: Phase) {
+        // The worker outlives its attempts. If the receiver has been dropped, no report is needed.
+        let _ = self.phases.send(phase).await;
+    }
+}
