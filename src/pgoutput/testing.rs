@@ -3,7 +3,10 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{DeletedRow, Message, OldRow, Relation, StreamCommit, Tuple, Value, decode};
+use super::{
+    Delete, DeletedRow, LogicalMessage, Message, OldRow, Relation, StreamCommit, Truncate, Tuple, Update,
+    Value, decode,
+};
 use crate::schema::ReplicaIdentity;
 
 /// Returns a row with these values.
@@ -52,39 +55,10 @@ pub(crate) fn encode(message: &Message) -> Bytes {
             out.put_u32(insert.relation_oid);
             put_row(&mut out, b'N', &insert.new);
         }
-        Message::Update(update) => {
-            out.put_u8(b'U');
-            out.put_u32(update.relation_oid);
-            match &update.old {
-                OldRow::NotSent => {}
-                OldRow::Key(row) => put_row(&mut out, b'K', row),
-                OldRow::Full(row) => put_row(&mut out, b'O', row),
-            }
-            put_row(&mut out, b'N', &update.new);
-        }
-        Message::Delete(delete) => {
-            out.put_u8(b'D');
-            out.put_u32(delete.relation_oid);
-            match &delete.old {
-                DeletedRow::Key(row) => put_row(&mut out, b'K', row),
-                DeletedRow::Full(row) => put_row(&mut out, b'O', row),
-            }
-        }
-        Message::Truncate(truncate) => {
-            out.put_u8(b'T');
-            out.put_u32(u32::try_from(truncate.relation_oids.len()).unwrap());
-            out.put_u8(u8::from(truncate.cascade) | u8::from(truncate.restart_seqs) << 1);
-            truncate.relation_oids.iter().for_each(|&oid| out.put_u32(oid));
-        }
-        Message::Logical(logical) => {
-            out.put_u8(b'M');
-            out.put_u8(u8::from(logical.transactional));
-            out.put_u64(logical.lsn.as_u64());
-            out.put_slice(&logical.prefix);
-            out.put_u8(0);
-            out.put_u32(u32::try_from(logical.content.len()).unwrap());
-            out.put_slice(&logical.content);
-        }
+        Message::Update(update) => put_update(&mut out, update),
+        Message::Delete(delete) => put_delete(&mut out, delete),
+        Message::Truncate(truncate) => put_truncate(&mut out, truncate),
+        Message::Logical(logical) => put_logical(&mut out, logical),
         Message::StreamStart(start) => {
             out.put_u8(b'S');
             out.put_u32(start.xid);
@@ -123,6 +97,43 @@ fn put_relation(out: &mut BytesMut, relation: &Relation) {
         out.put_u32(column.type_oid);
         out.put_i32(column.typmod);
     }
+}
+
+fn put_update(out: &mut BytesMut, update: &Update) {
+    out.put_u8(b'U');
+    out.put_u32(update.relation_oid);
+    match &update.old {
+        OldRow::NotSent => {}
+        OldRow::Key(row) => put_row(out, b'K', row),
+        OldRow::Full(row) => put_row(out, b'O', row),
+    }
+    put_row(out, b'N', &update.new);
+}
+
+fn put_delete(out: &mut BytesMut, delete: &Delete) {
+    out.put_u8(b'D');
+    out.put_u32(delete.relation_oid);
+    match &delete.old {
+        DeletedRow::Key(row) => put_row(out, b'K', row),
+        DeletedRow::Full(row) => put_row(out, b'O', row),
+    }
+}
+
+fn put_truncate(out: &mut BytesMut, truncate: &Truncate) {
+    out.put_u8(b'T');
+    out.put_u32(u32::try_from(truncate.relation_oids.len()).unwrap());
+    out.put_u8(u8::from(truncate.cascade) | u8::from(truncate.restart_seqs) << 1);
+    truncate.relation_oids.iter().for_each(|&oid| out.put_u32(oid));
+}
+
+fn put_logical(out: &mut BytesMut, logical: &LogicalMessage) {
+    out.put_u8(b'M');
+    out.put_u8(u8::from(logical.transactional));
+    out.put_u64(logical.lsn.as_u64());
+    out.put_slice(&logical.prefix);
+    out.put_u8(0);
+    out.put_u32(u32::try_from(logical.content.len()).unwrap());
+    out.put_slice(&logical.content);
 }
 
 fn put_namespace(out: &mut BytesMut, schema: &str) {

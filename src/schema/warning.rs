@@ -71,6 +71,21 @@ impl ColumnTypes {
     }
 }
 
+impl NoCoercion {
+    fn diagnosis(self, column: &str, source: &QualifiedName) -> Diagnosis {
+        let diagnosis =
+            Diagnosis::new(format!("coerce = true has no effect on column \"{column}\" of {source}"));
+        match self {
+            Self::NotPublished => diagnosis
+                .detail("The publisher does not send such a column.")
+                .hint("correct the column's name in [[subscriptions.tables]]"),
+            Self::FindsRows => diagnosis
+                .detail("Rows are found by it, and a changed value would find another row, or none.")
+                .hint("take coerce out of the column's rule"),
+        }
+    }
+}
+
 impl Warning {
     /// Whether it is about the values of a column, whatever the operation.
     #[must_use]
@@ -101,18 +116,7 @@ impl Warning {
             WarningKind::Coerced(types) => types
                 .diagnosis(target)
                 .hint("nothing to do: the table's rule allows it; without coerce = true, such a value is refused"),
-            WarningKind::NotCoerced { column, why } => {
-                let diagnosis =
-                    Diagnosis::new(format!("coerce = true has no effect on column \"{column}\" of {source}"));
-                match why {
-                    NoCoercion::NotPublished => diagnosis
-                        .detail("The publisher does not send such a column.")
-                        .hint("correct the column's name in [[subscriptions.tables]]"),
-                    NoCoercion::FindsRows => diagnosis
-                        .detail("Rows are found by it, and a changed value would find another row, or none.")
-                        .hint("take coerce out of the column's rule"),
-                }
-            }
+            WarningKind::NotCoerced { column, why } => why.diagnosis(column, source),
             WarningKind::ConstantUnique { key, columns } => Diagnosis::new(format!(
                 "unique key \"{key}\" of target table {target} has target-only columns with constant defaults"
             ))
@@ -152,21 +156,23 @@ impl Warning {
             ))
             .detail(format!("{source} is published with REPLICA IDENTITY FULL, and the target has no key to go by."))
             .hint("give the target a unique key over published NOT NULL columns"),
-            WarningKind::NoReplicaIdentity => {
-                Diagnosis::new(format!("{source} has no replica identity, but its updates or deletes are published"))
-                    .detail(
-                        "Inserts are replicated. The publisher refuses every UPDATE and DELETE of it, unless it is \
-                         partitioned, published via its root, and only its partitions have keys: then they are \
-                         sent without a key, and replication pauses.",
-                    )
-                    .hint(format!(
-                        "run on the publisher: ALTER TABLE {0} ADD PRIMARY KEY (…); or ALTER TABLE {0} REPLICA IDENTITY \
-                         FULL; (and the same for each partition), or publish without publish_via_partition_root",
-                        table_sql(source)
-                    ))
-            }
+            WarningKind::NoReplicaIdentity => no_replica_identity(source),
         }
     }
+}
+
+fn no_replica_identity(source: &QualifiedName) -> Diagnosis {
+    Diagnosis::new(format!("{source} has no replica identity, but its updates or deletes are published"))
+        .detail(
+            "Inserts are replicated. The publisher refuses every UPDATE and DELETE of it, unless it is \
+             partitioned, published via its root, and only its partitions have keys: then they are \
+             sent without a key, and replication pauses.",
+        )
+        .hint(format!(
+            "run on the publisher: ALTER TABLE {0} ADD PRIMARY KEY (…); or ALTER TABLE {0} REPLICA IDENTITY \
+             FULL; (and the same for each partition), or publish without publish_via_partition_root",
+            table_sql(source)
+        ))
 }
 
 fn capitalized(text: &str) -> String {

@@ -4,9 +4,8 @@ use insta::assert_snapshot;
 
 use super::*;
 
-#[test]
-fn every_problem_is_reported_at_once_with_its_place() {
-    let text = r#"
+/// A configuration with a problem in almost every line.
+const MANY_PROBLEMS: &str = r#"
 listen = "0.0.0.0:80"
 
 [service]
@@ -40,7 +39,10 @@ source = "a.b.c"
 target = "pgsluice.conflicts"
 columns = ["a"]
 "#;
-    assert_snapshot!(errors(text, &[("PGSLUICE__SUBSCRIPTIONS__1__ENABLED", "perhaps")]), @r#"
+
+#[test]
+fn every_problem_is_reported_at_once_with_its_place() {
+    assert_snapshot!(errors(MANY_PROBLEMS, &[("PGSLUICE__SUBSCRIPTIONS__1__ENABLED", "perhaps")]), @r#"
     the configuration has 24 problems
     pgsluice.toml:2:1: listen: there is no such key
       hint: known keys here: service, target, subscriptions
