@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use tokio::sync::oneshot;
 
 use crate::config::{Config, Subscription};
 use crate::error::Diagnosis;
@@ -78,10 +79,16 @@ enum State {
     Old(Diagnosis),
 }
 
+/// Asks both servers at the same time. A service that runs moves the positions meanwhile, each one after the next: the
+/// end of WAL, the record, the slot. So they are read in the opposite order.
 async fn walk(subscription: &Subscription, target: &ConnInfo) -> Report {
     let mut findings = Findings::default();
-    let (publisher, reached) =
-        tokio::join!(reach_publisher(subscription), reach_target(subscription, target));
+    let (slot_read, slot_seen) = oneshot::channel();
+    let (record_read, record_seen) = oneshot::channel();
+    let (publisher, reached) = tokio::join!(
+        reach_publisher(subscription, slot_read, record_seen),
+        reach_target(subscription, target, slot_seen, record_read)
+    );
     let recorded = judge_target(&mut findings, target, reached.as_ref());
     let connected = publisher.as_ref().map(|found| (found.client.host(), found.client.encryption()));
     verdict::way(&mut findings, &subscription.publisher, connected);
@@ -154,19 +161,27 @@ impl From<Told<Diagnosis>> for Diagnosis {
     }
 }
 
-async fn reach_publisher(subscription: &Subscription) -> Result<Publisher, ConnectError> {
+/// Tells when the slot has been read, and reads the end of WAL once the record has been. A side that fails drops its
+/// sender, and holds nobody up.
+async fn reach_publisher(
+    subscription: &Subscription,
+    slot_read: oneshot::Sender<()>,
+    record_seen: oneshot::Receiver<()>,
+) -> Result<Publisher, ConnectError> {
     let client = connect(subscription, &subscription.publisher).await?;
     let side = Side::Publisher;
     let version = client.server_version_num();
     // This is read before the check's own WAL sender is in use.
     let facts = asked(side, catalog::publisher_facts(&*client)).await;
     let view = asked(side, slot::view(&client, &subscription.slot)).await;
+    drop(slot_read);
     let published = asked(side, catalog::published(&*client, version, &subscription.publications)).await;
     let existing = asked(side, catalog::user_tables(&*client, side)).await;
     let denied = match &published {
         Ok(published) => asked(side, catalog::unselectable_tables(&*client, &published.tables)).await,
         Err(_) => Ok(Vec::new()),
     };
+    let _ = record_seen.await;
     let (identity, replication_imposed) = match asked(side, replicate(subscription)).await {
         Ok((identity, imposed)) => (Ok(identity), imposed),
         Err(diagnosis) => (Err(diagnosis), Vec::new()),
@@ -222,11 +237,18 @@ async fn replicate(subscription: &Subscription) -> Result<(Identity, Vec<Imposed
     answers
 }
 
-async fn reach_target(subscription: &Subscription, target: &ConnInfo) -> Result<Target, ConnectError> {
+async fn reach_target(
+    subscription: &Subscription,
+    target: &ConnInfo,
+    slot_seen: oneshot::Receiver<()>,
+    record_read: oneshot::Sender<()>,
+) -> Result<Target, ConnectError> {
     let client = connect(subscription, target).await?;
     let facts = asked(Side::Target, catalog::target_facts(&client)).await;
     let existing = asked(Side::Target, catalog::user_tables(&*client, Side::Target)).await;
+    let _ = slot_seen.await;
     let state = Box::pin(asked(Side::Target, read_state(subscription, target))).await;
+    drop(record_read);
     let imposed = imposed_limits(&client).await;
     let sessions = asked(Side::Target, catalog::session_limit(&*client, Side::Target)).await;
     Ok(Target { client, facts, existing, state, imposed, sessions })

@@ -30,7 +30,7 @@ use crate::pgoutput::Format;
 use crate::schema::{CopyFormat, copy_in_sql};
 
 /// For sets, and again for batches of one statement. The server takes about 20 kB for each.
-const PREPARED_STATEMENTS_MAX: usize = 4096;
+const PREPARED_STATEMENTS_MAX: usize = 16_384;
 /// Maximum number of statements that are being prepared.
 const PREPARING_MAX: usize = 128;
 
