@@ -246,11 +246,12 @@ async fn reach_target(
     let client = connect(subscription, target).await?;
     let facts = asked(Side::Target, catalog::target_facts(&client)).await;
     let existing = asked(Side::Target, catalog::user_tables(&*client, Side::Target)).await;
+    // Before the state's own session: that counts until the server has ended it.
+    let sessions = asked(Side::Target, catalog::session_limit(&*client, Side::Target)).await;
     let _ = slot_seen.await;
     let state = Box::pin(asked(Side::Target, read_state(subscription, target))).await;
     drop(record_read);
     let imposed = imposed_limits(&client).await;
-    let sessions = asked(Side::Target, catalog::session_limit(&*client, Side::Target)).await;
     Ok(Target { client, facts, existing, state, imposed, sessions })
 }
 
