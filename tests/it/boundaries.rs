@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::process::Command;
 
 use crate::support::cli;
+use crate::support::database::Looks;
 use crate::support::service::Service;
 use crate::support::wait::{until, until_within};
 use crate::support::world::{Builder, Servers, World};
@@ -341,7 +342,7 @@ impl Case {
             }
         }
         world.wait_state_within(SOON, "streaming").await;
-        until_within(SOON, &format!("{self:?}: all is settled"), async || self.is_settled(world).await).await;
+        self.wait_settled(world, "all is settled").await;
     }
 
     /// A command that was not taken up has to be given again; one that was is not needed.
@@ -357,23 +358,32 @@ impl Case {
         .await;
     }
 
-    async fn is_settled(self, world: &World) -> Result<(), String> {
+    async fn wait_settled(self, world: &World, what: &str) {
+        let mut sides = world.looks();
+        let what = format!("{self:?}: {what}");
+        until_within(SOON, &what, async || self.is_settled(world, &mut sides).await).await;
+        for side in sides {
+            side.close().await;
+        }
+    }
+
+    async fn is_settled(self, world: &World, [publisher, target]: &mut [Looks; 2]) -> Result<(), String> {
         let skipped = self.skips();
         let joins = matches!(self.scenario, Scenario::Join | Scenario::Refresh);
         let tables: &[&str] = if joins { &["log", "late"] } else { &["log"] };
         for table in tables {
             let all = format!("SELECT id, note FROM {table} ORDER BY 1, 2");
             let expected = if skipped {
-                world.publisher.lines(&all.replace("ORDER", "WHERE note <> 'with the conflict' ORDER")).await
+                publisher.lines(&all.replace("ORDER", "WHERE note <> 'with the conflict' ORDER")).await?
             } else {
-                world.publisher.lines(&all).await
+                publisher.lines(&all).await?
             };
-            let found = world.target.lines(&all).await;
+            let found = target.lines(&all).await?;
             if found != expected {
                 return Err(format!("{table}: {} rows, expected {}", found.len(), expected.len()));
             }
         }
-        let keyed = world.target.lines("SELECT note FROM keyed").await;
+        let keyed = target.lines("SELECT note FROM keyed").await?;
         let expected: &[&str] = match self.scenario {
             Scenario::Skip | Scenario::AskToSkip | Scenario::SkipByPosition => &["local"],
             Scenario::Conflict | Scenario::Retry | Scenario::Sets => &["remote"],
@@ -389,8 +399,8 @@ impl Case {
             UNION ALL SELECT 'refresh', name, refresh FROM pgsluice.subscription WHERE refresh IS NOT NULL \
             UNION ALL SELECT 'skip', skip_lsn::text, state FROM pgsluice.subscription WHERE skip_lsn IS NOT NULL \
             UNION ALL SELECT 'command', verb, taken_at::text FROM pgsluice.command WHERE done_at IS NULL";
-        let unsettled = world.target.lines(unsettled).await;
-        let slots = world.publisher.lines("SELECT slot_name FROM pg_replication_slots").await;
+        let unsettled = target.lines(unsettled).await?;
+        let slots = publisher.lines("SELECT slot_name FROM pg_replication_slots").await?;
         if unsettled.is_empty() && slots == [world.subscription.as_str()] {
             Ok(())
         } else {
@@ -407,7 +417,7 @@ impl Case {
             self.settle(world).await;
         }
         world.publisher.exec("INSERT INTO log VALUES (2000, 'after it all')").await;
-        until_within(SOON, &format!("{self:?}: it streams on"), async || self.is_settled(world).await).await;
+        self.wait_settled(world, "it streams on").await;
         let log = service.log();
         assert!(!log.contains("panicked"), "{log}");
         assert_eq!(service.sigterm().await, 0, "{self:?}");
@@ -415,7 +425,7 @@ impl Case {
 
     /// The gap is recorded once. A slot that has everything is put in the place of the one that has gone.
     async fn bring_the_slot_back(self, world: &World) {
-        if self.is_settled(world).await.is_ok() {
+        if self.is_settled(world, &mut world.looks()).await.is_ok() {
             return;
         }
         world.wait_paused("slot_lost").await;

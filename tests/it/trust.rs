@@ -236,16 +236,19 @@ async fn a_restored_publisher_is_told_by_what_was_seen_of_it() {
     let copied = world.publisher.value(restart_lsn).await.unwrap();
     let service = world.run();
     world.wait_state("streaming").await;
+    let session = world.publisher.session().await;
+    for _ in 0..30 {
+        session.batch(&insert(1, "lost")).await.unwrap();
+    }
     // Each checkpoint logs what is running, from where a slot can begin later.
     until("the slot's restart_lsn is recorded, and has moved", async || {
-        for _ in 0..30 {
-            world.publisher.exec(insert(1, "lost")).await;
-        }
-        world.publisher.exec("CHECKPOINT").await;
+        session.batch(&insert(1, "lost")).await.unwrap();
+        session.batch("CHECKPOINT").await.unwrap();
         let moved = format!("SELECT slot_restart_lsn > '{copied}' FROM pgsluice.subscription");
         (world.target.value(&moved).await.as_deref() == Some("t")).then_some(())
     })
     .await;
+    session.close().await;
     world.wait_same_rows("t").await;
     assert_eq!(service.sigterm().await, 0);
     world.publisher_server().stop(StopMode::Fast).await.unwrap();
@@ -258,7 +261,9 @@ async fn a_restored_publisher_is_told_by_what_was_seen_of_it() {
     assert_diverged(&world, &["next transaction identifier is"]).await;
     let session = world.publisher.session().await;
     until("as many transactions", async || {
-        session.batch("SELECT txid_current()").await.unwrap();
+        for _ in 0..10 {
+            session.batch("SELECT txid_current()").await.unwrap();
+        }
         let seen = world.target.value("SELECT publisher_next_xid FROM pgsluice.subscription").await.unwrap();
         let now = session.value("SELECT txid_current()").await.unwrap().unwrap();
         if now.parse::<u64>().unwrap() > seen.parse::<u64>().unwrap() { Ok(()) } else { Err(now) }

@@ -103,20 +103,69 @@ impl Database {
 
     /// Returns the columns of a table (named as in SQL) in order.
     pub(crate) async fn columns(&self, table: &str) -> Vec<String> {
+        self.looks().columns(table).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Returns these columns of all rows of a table, sorted.
+    pub(crate) async fn sorted(&self, table: &str, columns: &[String]) -> Vec<String> {
+        self.looks().sorted(table, columns).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// For repeated looks at this database.
+    pub(crate) fn looks(&self) -> Looks {
+        Looks { database: self.clone(), session: None }
+    }
+}
+
+/// Looks at a database again and again, in one session for as long as that lives: a session's start costs the
+/// server more than most queries.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    database: Database,
+    session: Option<Session>,
+}
+
+impl Looks {
+    /// Returns the rows of a query, if the server answers now.
+    pub(crate) async fn rows(&mut self, sql: &str) -> Result<Rows, String> {
+        // A look that is given up in the middle takes its session with it.
+        let session = match self.session.take() {
+            Some(session) if !session.client().is_closed() => session,
+            _ => self.database.try_session().await?,
+        };
+        let rows = session.rows(sql).await.map_err(|error| error.diagnosis().to_string());
+        self.session = Some(session);
+        rows
+    }
+
+    /// As [`Database::lines`].
+    pub(crate) async fn lines(&mut self, sql: &str) -> Result<Vec<String>, String> {
+        Ok(self.rows(sql).await?.iter().map(line).collect())
+    }
+
+    /// As [`Database::columns`].
+    pub(crate) async fn columns(&mut self, table: &str) -> Result<Vec<String>, String> {
         let sql = format!(
             "SELECT attname FROM pg_attribute WHERE attrelid = {}::regclass AND attnum > 0 \
              AND NOT attisdropped ORDER BY attnum",
             quote_literal(table)
         );
-        self.query_text(sql).await.into_iter().flatten().flatten().collect()
+        Ok(self.rows(&sql).await?.into_iter().flatten().flatten().collect())
     }
 
-    /// Returns these columns of all rows of a table, sorted.
-    pub(crate) async fn sorted(&self, table: &str, columns: &[String]) -> Vec<String> {
+    /// As [`Database::sorted`].
+    pub(crate) async fn sorted(&mut self, table: &str, columns: &[String]) -> Result<Vec<String>, String> {
         let list: Vec<String> = columns.iter().map(|column| quote_ident(column)).collect();
-        let mut rows = self.lines(&format!("SELECT {} FROM {table}", list.join(", "))).await;
+        let mut rows = self.lines(&format!("SELECT {} FROM {table}", list.join(", "))).await?;
         rows.sort();
-        rows
+        Ok(rows)
+    }
+
+    /// Ends the session and waits until it has ended.
+    pub(crate) async fn close(self) {
+        if let Some(session) = self.session {
+            session.close().await;
+        }
     }
 }
 

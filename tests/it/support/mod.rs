@@ -15,6 +15,7 @@
 //!   statements, unless a test asks for others.
 //! - Everything that is started ends with the test, even if the runner kills it.
 
+pub(crate) mod awaited;
 pub(crate) mod beside;
 pub(crate) mod cli;
 pub(crate) mod clusters;

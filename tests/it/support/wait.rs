@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 /// Longest wait for what should take a second, generous because the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Longest pause between two looks.
+const POLL_INTERVAL_MAX: Duration = Duration::from_millis(100);
 
 /// The result of looking at a condition: it holds, or what was seen instead.
 pub(crate) trait Observation {
@@ -48,6 +50,7 @@ pub(crate) async fn until_within<O: Observation>(
     let deadline = Instant::now() + patience;
     let mut last = "nothing, not even once".to_owned();
     loop {
+        let began = Instant::now();
         // The deadline also ends a look that hangs.
         let remaining = deadline.saturating_duration_since(Instant::now());
         match tokio::time::timeout(remaining.max(POLL_INTERVAL), condition()).await {
@@ -58,7 +61,8 @@ pub(crate) async fn until_within<O: Observation>(
             Err(_) => last.push_str(" (and then no answer)"),
         }
         assert!(Instant::now() < deadline, "waited {patience:?} in vain until {what}; last seen: {last}");
-        tokio::time::sleep(POLL_INTERVAL).await;
+        // A look takes long where it costs much or where the machine is busy. Then the pause leaves room for others.
+        tokio::time::sleep(began.elapsed().clamp(POLL_INTERVAL, POLL_INTERVAL_MAX)).await;
     }
 }
 

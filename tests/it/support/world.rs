@@ -4,13 +4,15 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use pgsluice::demo::Session;
 use pgsluice::demo::binaries::ServerBinaries;
 use pgsluice::demo::cluster::{Cluster, ClusterOptions};
 use tempfile::TempDir;
 
+use super::awaited::Awaited;
 use super::cli::{self, Outcome, StateView};
 use super::clusters::{options, publisher_binaries, start, target_binaries};
-use super::database::{Database, compare};
+use super::database::{Database, Looks, compare};
 use super::privileges::documented;
 use super::service::Service;
 use super::wait::{PATIENCE, until_within};
@@ -146,19 +148,18 @@ impl Builder {
         let names = if shared { ["publisher", "target"] } else { ["example", "example"] };
         let publisher = Database::create(&publisher_server, names[0]).await;
         let target = Database::create(at_target, names[1]).await;
-        publisher.exec(publisher_roles(&publisher.name)).await;
         let major = at_target.binaries().major();
-        target.exec(target_roles(&target.name, major, self.replica_role, self.origins)).await;
-        for sql in &self.publisher_sql {
-            publisher.exec(sql).await;
-        }
-        for sql in &self.target_sql {
-            target.exec(sql).await;
-        }
-        let publications = format!("SELECT 1 FROM pg_publication WHERE pubname = '{PUBLICATION}'");
-        if publisher.value(&publications).await.is_none() {
-            publisher.exec(format!("CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES")).await;
-        }
+        let all_tables = format!(
+            "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = '{PUBLICATION}') \
+             THEN CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES; END IF; END $$"
+        );
+        let (on_publisher, on_target) = (publisher.session().await, target.session().await);
+        run_each(&on_publisher, [&publisher_roles(&publisher.name)]).await;
+        run_each(&on_target, [&target_roles(&target.name, major, self.replica_role, self.origins)]).await;
+        run_each(&on_publisher, self.publisher_sql.iter().chain([&all_tables])).await;
+        run_each(&on_target, &self.target_sql).await;
+        on_publisher.close().await;
+        on_target.close().await;
         let subscription = unique("sub");
         let dir = tempfile::Builder::new().prefix("pgsluice-world-").tempdir().unwrap();
         let config = dir.path().join("pgsluice.toml");
@@ -195,6 +196,13 @@ impl Builder {
             text.push('\n');
         }
         text
+    }
+}
+
+/// Runs statements in one session, each text as a transaction of its own.
+async fn run_each(session: &Session, statements: impl IntoIterator<Item = &String>) {
+    for sql in statements {
+        session.batch(sql).await.unwrap_or_else(|error| panic!("{}", error.diagnosis()));
     }
 }
 
@@ -345,11 +353,11 @@ impl World {
 
     /// [`World::wait_state`] with another deadline.
     pub(crate) async fn wait_state_within(&self, patience: Duration, state: &str) -> StateView {
-        until_within(patience, &format!("the subscription is {state}"), async || {
-            let view = self.status().await?;
-            if view.state == state { Ok(view) } else { Err(format!("{:#}", view.json)) }
-        })
-        .await
+        let mut awaited = Awaited::new(self, state);
+        let what = format!("the subscription is {state}");
+        let view = until_within(patience, &what, async || awaited.look().await).await;
+        awaited.end().await;
+        view
     }
 
     /// Waits until the subscription is paused, and checks why.
@@ -388,22 +396,26 @@ impl World {
              FROM pg_replication_slots WHERE slot_name = '{}'",
             self.subscription
         );
+        let mut publisher = self.publisher.looks();
         until_within(patience, &format!("everything up to {now} is applied"), async || {
-            let rows = self.publisher.query_text(&sql).await;
+            let rows = publisher.rows(&sql).await?;
             match rows.first().map(|row| row[1].as_deref()) {
                 Some(Some("t")) => Ok(()),
                 _ => Err(format!("{rows:?}")),
             }
         })
         .await;
+        publisher.close().await;
+    }
+
+    /// Repeated looks at the publisher and at the target.
+    pub(crate) fn looks(&self) -> [Looks; 2] {
+        [self.publisher.looks(), self.target.looks()]
     }
 
     /// Compares a table's rows on both sides, in the publisher's columns, sorted.
     pub(crate) async fn same_rows(&self, table: &str) -> Result<(), String> {
-        let columns = self.publisher.columns(table).await;
-        let publisher = self.publisher.sorted(table, &columns).await;
-        let target = self.target.sorted(table, &columns).await;
-        compare(table, &publisher, &target)
+        same_rows(&mut self.looks(), table).await
     }
 
     /// Panics unless a table has the same rows on both sides.
@@ -416,8 +428,18 @@ impl World {
     /// Waits until a table has the same rows on both sides.
     pub(crate) async fn wait_same_rows(&self, table: &str) {
         let what = format!("{table} is the same on both sides");
-        until_within(PATIENCE, &what, async || self.same_rows(table).await).await;
+        let mut sides = self.looks();
+        until_within(PATIENCE, &what, async || same_rows(&mut sides, table).await).await;
+        for side in sides {
+            side.close().await;
+        }
     }
+}
+
+async fn same_rows([publisher, target]: &mut [Looks; 2], table: &str) -> Result<(), String> {
+    let columns = publisher.columns(table).await?;
+    let found = target.sorted(table, &columns).await?;
+    compare(table, &publisher.sorted(table, &columns).await?, &found)
 }
 
 #[test]
@@ -442,10 +464,9 @@ async fn a_world_has_two_databases_and_roles_without_more_power_than_needed() {
         assert_eq!(world.target_server.is_some(), servers == Servers::Separate);
         let superusers = "SELECT rolname FROM pg_roles WHERE rolsuper";
         assert_eq!(world.target.lines(superusers).await, ["postgres"]);
-        let session = pgsluice::demo::Session::connect(&conninfo(&world.target, TARGET_ROLE)).await.unwrap();
+        let session = Session::connect(&conninfo(&world.target, TARGET_ROLE)).await.unwrap();
         session.batch("INSERT INTO widgets VALUES (1, 'Hammer'); CREATE SCHEMA mine").await.unwrap();
-        let session =
-            pgsluice::demo::Session::connect(&conninfo(&world.publisher, PUBLISHER_ROLE)).await.unwrap();
+        let session = Session::connect(&conninfo(&world.publisher, PUBLISHER_ROLE)).await.unwrap();
         assert_eq!(session.rows("SELECT * FROM widgets").await.unwrap().len(), 0);
         assert!(session.batch("DELETE FROM widgets").await.is_err());
         let difference = world.same_rows("widgets").await.unwrap_err();
