@@ -61,7 +61,7 @@ async fn start(seed: u64, histories: u64) -> (World, Vec<History>) {
         .start()
         .await;
     let mut all = Vec::new();
-    let mut config = std::fs::read_to_string(&world.config).unwrap();
+    let mut config = std::fs::read_to_string(&world.config).expect("the configuration is there");
     for number in 0..histories {
         let history = History::create(number, seed, &mut world).await;
         let publisher = conninfo(&history.publisher, PUBLISHER_ROLE).replace('\\', "\\\\");
@@ -72,7 +72,7 @@ async fn start(seed: u64, histories: u64) -> (World, Vec<History>) {
         );
         all.push(history);
     }
-    std::fs::write(&world.config, config).unwrap();
+    std::fs::write(&world.config, config).expect("the configuration can be written");
     (world, all)
 }
 
@@ -173,9 +173,9 @@ async fn publications_that_change_at_random_leave_equal_rows_or_a_gap_on_record(
         let what = format!("history {} is settled; it was\n  {}", history.name, history.told.join("\n  "));
         history.settle(&world).await.unwrap_or_else(|error| panic!("{what}: {error}"));
         if history.is_resynced {
-            until_within(SETTLED_WITHIN, &what, async || match history.is_held().await? {
-                true => Err("the gap of the subscription is still open".to_owned()),
-                false => Ok(()),
+            until_within(SETTLED_WITHIN, &what, async || {
+                let is_held = history.is_held().await?;
+                if is_held { Err("the gap of the subscription is still open".to_owned()) } else { Ok(()) }
             })
             .await;
             history.resync_all(&world).await;

@@ -68,13 +68,14 @@ pub(super) enum Before {
 impl Disaster {
     /// The disaster that `PGSLUICE_DISASTER` names, if any.
     pub(super) fn asked_for() -> Option<Self> {
-        match std::env::var("PGSLUICE_DISASTER").unwrap_or_default().as_str() {
-            "" => None,
-            "publisher-restored" => Some(Self::PublisherRestored),
-            "target-restored" => Some(Self::TargetRestored),
-            "publisher-promoted" => Some(Self::PublisherPromoted),
-            other => panic!("PGSLUICE_DISASTER is not a disaster: {other}"),
-        }
+        let asked = std::env::var("PGSLUICE_DISASTER").ok().filter(|name| !name.is_empty())?;
+        let known = [
+            ("publisher-restored", Self::PublisherRestored),
+            ("target-restored", Self::TargetRestored),
+            ("publisher-promoted", Self::PublisherPromoted),
+        ];
+        let found = known.into_iter().find(|(name, _)| *name == asked);
+        Some(found.expect("PGSLUICE_DISASTER names one").1)
     }
 
     fn server(self, world: &mut World) -> &mut Cluster {

@@ -202,6 +202,8 @@ impl Line {
     ) {
         let mut buffer = vec![0; BUFFER_BYTES];
         let mut seen = Scanner::new(TAG);
+        // No network loses bytes out of the middle of a connection: behind what was dropped, nothing may follow.
+        let mut has_dropped = false;
         while let Ok(read @ 1..) = from.read(&mut buffer).await {
             if !not_stalled(&mut orders).await {
                 return;
@@ -213,8 +215,8 @@ impl Line {
                 }
                 continue;
             }
-            let muted = orders.borrow().flow == Flow::Muted;
-            if !muted && to.write_all(&buffer[..read]).await.is_err() {
+            has_dropped |= orders.borrow().flow == Flow::Muted;
+            if !has_dropped && to.write_all(&buffer[..read]).await.is_err() {
                 return;
             }
         }
