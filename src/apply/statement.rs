@@ -102,6 +102,18 @@ pub fn row_sql(table: &TablePlan, shape: &Shape) -> String {
     }
 }
 
+/// Returns the number of parameters of the row's statement.
+#[must_use]
+pub(crate) fn row_parameters(table: &TablePlan, shape: &Shape) -> usize {
+    let identity = |null: &ColumnSet| identity_columns(table).iter().filter(|&&i| !null.contains(i)).count();
+    match shape {
+        Shape::Insert(columns) => columns.iter().count(),
+        Shape::Update { set, kept, null } => set.iter().count() + identity(null) + kept.iter().count(),
+        Shape::Delete { null } => identity(null),
+        Shape::Exists { kept, null } => identity(null) + kept.iter().count(),
+    }
+}
+
 /// Returns the identity columns, in parameter order.
 #[must_use]
 pub fn identity_columns(table: &TablePlan) -> Vec<usize> {

@@ -14,20 +14,21 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio_postgres::Statement;
 
 use crate::apply::batches::single_statement::{SingleStatement, single_statement_sql};
-use crate::apply::change::Param;
+use crate::apply::change::{Param, RowChange};
 use crate::apply::progress::advance_guarded_sql;
 use crate::apply::recent::Recent;
+use crate::apply::rows::plan::{RowStatement, plan_row};
 use crate::apply::sets::array::set_arrays;
 use crate::apply::sets::compact::{KeyRange, SetKind, SetRow, SetStep};
 use crate::apply::sets::copy_data::copy_data;
 use crate::apply::sets::row_search::RowSearch;
 use crate::apply::sets::sql::{self, Count};
 use crate::apply::stamp;
-use crate::apply::statement::{Sequences, truncate_sql};
+use crate::apply::statement::{Sequences, Shape, truncate_sql};
 use crate::apply::{ApplyError, TableContext};
 use crate::net::PgClient;
-use crate::pgoutput::Format;
-use crate::schema::{CopyFormat, copy_in_sql};
+use crate::pgoutput::{Format, OldRow};
+use crate::schema::{CopyFormat, TablePlan, copy_in_sql};
 
 /// For sets, and again for batches of one statement. The server takes about 20 kB for each.
 const PREPARED_STATEMENTS_MAX: usize = 16_384;
@@ -44,7 +45,70 @@ const COPY_ROWS_MIN: usize = 2048;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Form {
     Set(SetKind, RowSearch, Count),
+    /// A set of one row. Parsing and planning this takes a third of the time.
+    Row(Shape, Count),
     Copy(CopyFormat),
+}
+
+/// How a set is to be sent.
+enum Planned {
+    Set(Form),
+    /// With the parameters of its row.
+    Row(Form, Vec<Param>),
+}
+
+impl Planned {
+    fn new(
+        table: &TableContext,
+        kind: &SetKind,
+        rows: &[SetRow],
+        range: Option<KeyRange>,
+        count: Count,
+    ) -> Self {
+        let Some((shape, mut params)) = single_row(table, kind, rows) else {
+            return Self::Set(Form::Set(kind.clone(), RowSearch::of(kind, range), count));
+        };
+        if sql::takes_count(kind, count) {
+            params.push(Param::Text(Bytes::from_static(b"1")));
+        }
+        Self::Row(Form::Row(shape, count), params)
+    }
+
+    fn form(&self) -> &Form {
+        match self {
+            Self::Set(form) | Self::Row(form, _) => form,
+        }
+    }
+}
+
+impl Form {
+    fn sql(&self, table: &TablePlan, format: Format) -> String {
+        match self {
+            Self::Set(kind, search, count) => sql::set_sql(table, kind, *search, *count, format),
+            Self::Row(shape, count) => sql::one_row_sql(table, shape, *count),
+            Self::Copy(format) => copy_in_sql(table, *format),
+        }
+    }
+}
+
+/// The statement of a set of one row, if its row is found by a key. Rows that sets refuse have none.
+fn single_row(table: &TableContext, kind: &SetKind, rows: &[SetRow]) -> Option<(Shape, Vec<Param>)> {
+    let [row] = rows else { return None };
+    let named = || row.identity.clone().map_or(OldRow::NotSent, OldRow::Key);
+    let change = match kind {
+        SetKind::Insert => RowChange::Insert { new: row.image.clone()? },
+        SetKind::Update(_) => RowChange::Update { old: named(), new: row.image.clone()? },
+        SetKind::Delete => RowChange::Delete { old: named() },
+        SetKind::UpdateFullRow { .. } | SetKind::DeleteFullRow { .. } | SetKind::Absent => return None,
+    };
+    let RowStatement { shape, params } = plan_row(&table.plan, &change).ok()?;
+    let is_set = match (kind, &shape) {
+        (SetKind::Update(set), Shape::Update { set: planned, null, .. }) => set == planned && null.is_empty(),
+        (SetKind::Delete, Shape::Delete { null }) => null.is_empty(),
+        (SetKind::Insert, Shape::Insert(_)) => true,
+        _ => false,
+    };
+    is_set.then_some((shape, params))
 }
 
 #[derive(Debug)]
@@ -96,11 +160,12 @@ impl Prepared {
     pub(crate) async fn steps(&mut self, steps: &[SetStep], counted: Count) -> Result<(), ApplyError> {
         let mut missing = HashMap::new();
         for step in steps {
-            let SetStep::Set { table, kind, range, .. } = step else { continue };
-            let (search, counted) = (RowSearch::of(kind, *range), counted_by(kind, counted));
-            let key = (table.id, Form::Set(kind.clone(), search, counted));
+            let SetStep::Set { table, kind, rows, range } = step else { continue };
+            let planned = Planned::new(table, kind, rows, *range, counted_by(kind, counted));
+            let key = (table.id, planned.form().clone());
             if !self.sets.contains(&key) {
-                missing.insert(key, sql::set_sql(&table.plan, kind, search, counted, self.format));
+                let sql = key.1.sql(&table.plan, self.format);
+                missing.insert(key, sql);
             }
         }
         if missing.len() < 2 {
@@ -153,14 +218,16 @@ impl Prepared {
         counted: Count,
     ) -> Result<Sendable, ApplyError> {
         let counted = counted_by(kind, counted);
-        let by_answer = counted == Count::ByAnswer;
-        let search = RowSearch::of(kind, range);
-        let format = self.format;
-        let sql = || sql::set_sql(&table.plan, kind, search, counted, format);
-        let statement = self.prepare(table, Form::Set(kind.clone(), search, counted), sql).await?;
-        let params = bind(&statement, table, kind, rows, range, counted)?;
-        let expected = by_answer.then_some(rows.len() as u64);
-        Ok(Sendable::Set { statement, params, search, expected })
+        let (statement, params) = match Planned::new(table, kind, rows, range, counted) {
+            Planned::Row(form, params) => (self.prepare(table, form).await?, params),
+            Planned::Set(form) => {
+                let statement = self.prepare(table, form).await?;
+                let params = bind(&statement, table, kind, rows, range, counted)?;
+                (statement, params)
+            }
+        };
+        let expected = (counted == Count::ByAnswer).then_some(rows.len() as u64);
+        Ok(Sendable::Set { statement, params, search: RowSearch::of(kind, range), expected })
     }
 
     async fn copying(
@@ -171,7 +238,7 @@ impl Prepared {
         rows: usize,
     ) -> Result<Sendable, ApplyError> {
         tracing::trace!(relation = %table.plan.target, rows, %format, "new rows go by COPY");
-        let statement = self.prepare(table, Form::Copy(format), || copy_in_sql(&table.plan, format)).await?;
+        let statement = self.prepare(table, Form::Copy(format)).await?;
         Ok(Sendable::Copy(statement, data, rows as u64))
     }
 
@@ -198,17 +265,12 @@ impl Prepared {
         Ok((single, params))
     }
 
-    async fn prepare(
-        &mut self,
-        table: &TableContext,
-        form: Form,
-        sql: impl FnOnce() -> String,
-    ) -> Result<Statement, ApplyError> {
+    async fn prepare(&mut self, table: &TableContext, form: Form) -> Result<Statement, ApplyError> {
         let key = (table.id, form);
         if let Some(statement) = self.sets.get(&key) {
             return Ok(statement);
         }
-        let statement = self.client.prepare(&sql()).await?;
+        let statement = self.client.prepare(&key.1.sql(&table.plan, self.format)).await?;
         self.sets.insert(key, statement.clone());
         Ok(statement)
     }

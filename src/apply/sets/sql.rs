@@ -11,7 +11,7 @@ use crate::apply::sets::compact::SetKind;
 use crate::apply::sets::fragments::{Source, assignments, count_guard, equality, guarded, not_null};
 use crate::apply::sets::full_row;
 use crate::apply::sets::row_search::RowSearch;
-use crate::apply::statement::{identity_columns, scan_target};
+use crate::apply::statement::{Shape, identity_columns, row_parameters, row_sql, scan_target};
 use crate::pg::quote_ident;
 use crate::pgoutput::Format;
 use crate::schema::TablePlan;
@@ -78,6 +78,18 @@ pub(crate) fn set_sql(
         SetKind::UpdateFullRow { set, null } => full_row::sql(table, Some(set), null, format),
         SetKind::DeleteFullRow { null } => full_row::sql(table, None, null, format),
         SetKind::Absent => absent_sql(table, format),
+    }
+}
+
+/// Returns the statement for one row that does what a set of it would do. Parameters: as of [`row_sql`]; the number of
+/// rows if [`takes_count`].
+pub(crate) fn one_row_sql(table: &TablePlan, shape: &Shape, counted: Count) -> String {
+    let change = row_sql(table, shape);
+    match (shape, counted) {
+        (Shape::Insert(_) | Shape::Exists { .. }, _) | (_, Count::ByAnswer) => change,
+        (Shape::Update { .. } | Shape::Delete { .. }, Count::ByStatement) => {
+            guarded("", &format!("{change} RETURNING 1"), row_parameters(table, shape) + 1)
+        }
     }
 }
 

@@ -65,8 +65,11 @@ impl<'a> Awaited<'a> {
         if self.record.lines(made).await? != ["t"] {
             return Ok(None);
         }
-        let state =
-            format!("SELECT state FROM pgsluice.subscription WHERE name = '{}'", self.world.subscription);
+        // The database's `search_path` may lead to operators that a test has planted.
+        let state = format!(
+            "SELECT state FROM pgsluice.subscription WHERE name OPERATOR(pg_catalog.=) '{}'",
+            self.world.subscription
+        );
         Ok(self.record.lines(&state).await?.pop())
     }
 }
