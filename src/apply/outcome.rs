@@ -6,7 +6,7 @@ use crate::apply::table::ExactBecause;
 use crate::conflict::ConflictReport;
 use crate::pg::{Lsn, QualifiedName, Term};
 use crate::pgoutput::{Format, Tally};
-use crate::schema::{SeenColumn, Warning};
+use crate::schema::{Description, Warning};
 
 /// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01).
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
@@ -46,11 +46,13 @@ pub enum Outcome {
     Planned {
         source: QualifiedName,
         exact_because: Option<ExactBecause>,
-        /// The columns as the stream describes them.
-        columns: Vec<SeenColumn>,
+        /// The table as the stream describes it.
+        description: Description,
         /// What may go wrong with its values.
         warnings: Vec<Warning>,
     },
+    /// The publisher describes a table once more, as before: something of it has changed.
+    Again(QualifiedName),
     /// The publisher sends changes of a table that is not in the subscription.
     Stranger(QualifiedName),
     /// A batch could not be applied as sets and goes row by row.

@@ -48,6 +48,7 @@ impl TableContext {
             source: self.plan.source.clone(),
             target: self.plan.target.clone(),
             kind,
+            root: self.plan.target_root.clone(),
             subscription: None,
         }
     }

@@ -89,6 +89,7 @@ fn has_one_form(ty: &TypeName, typmod: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::older_rows::MissingValue;
     use crate::schema::{ArrayInput, ColumnDefault};
 
     fn check(expected: bool, from: &str, typmod: i32, to: &str) {
@@ -118,6 +119,8 @@ mod tests {
             not_null_domain: None,
             default: ColumnDefault::None,
             default_sql: None,
+            missing: MissingValue::None,
+            is_as_created: false,
             is_virtual: false,
             equality: None,
             deterministic: true,

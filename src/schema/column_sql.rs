@@ -17,7 +17,7 @@ pub struct ColumnSql {
     pub ty: String,
     /// Whether the type is a user's, which the target may lack.
     pub custom: bool,
-    /// None until [`super::Misfit::complete`], and if the publisher's catalog no longer has the column.
+    /// None until [`super::Misfit::complete`], and if the publisher's catalog no longer has the column with its type.
     pub definition: Option<ColumnDefinition>,
     /// The column's collation, which the target lacks.
     pub lost_collation: Option<TypeName>,
@@ -38,7 +38,8 @@ impl ColumnSql {
     }
 
     pub(super) fn complete(&mut self, table: &QualifiedName, facts: &MisfitFacts) {
-        self.definition = facts.definition(table, &self.name).cloned();
+        // A column of another type was added under its name, or has been changed, since the stream described it.
+        self.definition = facts.definition(table, &self.name).filter(|found| found.ty == self.ty).cloned();
         if let Some(definition) = &mut self.definition {
             self.lost_collation = definition.collation.take_if(|name| !facts.collations.contains(name));
         }

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::pg::{QualifiedName, quote_ident, quote_literal};
 
+use super::older_rows::Filling;
 use super::{SeenTable, TypeName};
 
 /// A column as the publisher's catalog defines it, besides name and type.
@@ -28,20 +29,11 @@ pub struct ColumnDefinition {
     pub not_null: bool,
     /// The collation, if it is not that of the type.
     pub collation: Option<TypeName>,
+    /// What rows that are older than the column were given.
     pub filling: Filling,
-}
-
-/// What rows that are older than the column were given.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Filling {
-    /// NULL: there is no default, and the table was never written anew.
-    Null,
-    /// One value for all, in its text form.
-    Value(String),
-    /// Each row may have a value of its own: from a volatile default, a sequence or an expression, or because
-    /// the table was written anew since.
-    PerRow,
+    /// The type below its domains, as SQL.
+    #[serde(skip)]
+    pub ty: String,
 }
 
 /// What is known of the target's rows that are older than a misfit.
@@ -117,14 +109,22 @@ impl MisfitFacts {
         self.definitions.get(table)?.get(column)
     }
 
+    /// Whether the column was added after the one with this number, and none before it has been dropped since: the
+    /// stream may have meant that one by the same name.
+    fn is_first_since(&self, table: &QualifiedName, column: &str, last_number: i16) -> bool {
+        let Some(columns) = self.definitions.get(table) else { return false };
+        let exists = |number| columns.values().any(|column| column.number == number);
+        let number = columns.get(column).map_or(last_number, |found| found.number);
+        number > last_number && (last_number + 1..number).all(exists)
+    }
+
     pub(super) fn older_rows(&self, table: &QualifiedName, column: &str) -> OlderRows {
         match self.standings.get(table) {
             // A table that is not on record is copied once it is.
             Some(Standing::ToBeCopied) | None => OlderRows::ToBeCopied,
             // A column that was there and not published may have values in older rows.
             Some(Standing::Streamed { columns, last_number })
-                if !columns.contains(column)
-                    && self.definition(table, column).is_some_and(|found| found.number > *last_number) =>
+                if !columns.contains(column) && self.is_first_since(table, column, *last_number) =>
             {
                 OlderRows::OlderThanColumn
             }
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     fn defined(not_null: bool, filling: Filling) -> ColumnDefinition {
-        ColumnDefinition { number: 3, not_null, collation: None, filling }
+        ColumnDefinition { number: 3, not_null, collation: None, filling, ty: "integer".to_owned() }
     }
 
     #[test]

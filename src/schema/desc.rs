@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::older_rows::MissingValue;
 use super::{Marks, Operations};
 use crate::pg::QualifiedName;
 
@@ -76,9 +77,11 @@ pub struct PublishedColumn {
     pub inner_types: Vec<InnerType>,
 }
 
-/// A type inside a composite type, or inside an array of domains, below all domains and arrays.
+/// A type inside a composite type, a range or an array of domains, below all domains, ranges and arrays.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InnerType {
+    /// The names of the composite types' columns that lead to it.
+    pub path: Vec<String>,
     pub ty: TypeName,
     pub typmod: i32,
 }
@@ -118,6 +121,8 @@ pub struct TargetTable {
     pub kind: TableKind,
     /// OID of the topmost partitioned table that this one is part of; its own OID if there is none.
     pub family_oid: u32,
+    /// The topmost partitioned table that this one is part of: DDL for columns is refused on a partition.
+    pub root: Option<QualifiedName>,
     pub columns: Vec<TargetColumn>,
     /// Every valid, immediate, non-partial unique index without expressions; the primary key comes
     /// first.
@@ -210,6 +215,10 @@ pub struct TargetColumn {
     pub default: ColumnDefault,
     /// The default or generation expression of the column or its domain.
     pub default_sql: Option<String>,
+    /// The value that the catalog notes for rows which are older than the column.
+    pub missing: MissingValue,
+    /// Whether it was created together with its table, and has had the same default ever since.
+    pub is_as_created: bool,
     /// Whether it is a virtual generated column, which is not stored (18+).
     pub is_virtual: bool,
     /// The type's equality operator as `schema` and name, for `OPERATOR(schema.=)`; none if the type

@@ -21,7 +21,7 @@ use super::binary::guarded_form;
 use super::canonical;
 use super::column_sql::ColumnSql;
 use super::columns::{self, Pair};
-use super::fit::Fit;
+use super::fit::{self, Fit};
 use super::identity::{Unidentifiable, row_identity};
 use super::misfit::{Attached, KeyPlace, Misfit, MisfitKind, NotNullCure, TypeCure};
 use super::plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
@@ -86,7 +86,8 @@ struct Findings<'a> {
 impl Findings<'_> {
     fn misfit(&mut self, kind: MisfitKind) {
         let (source, target) = (self.pairing.published.name.clone(), self.pairing.target_name.clone());
-        self.misfits.push(Misfit { source, target, kind, subscription: None });
+        let root = self.pairing.target.and_then(|table| table.root.clone());
+        self.misfits.push(Misfit { source, target, kind, root, subscription: None });
     }
 
     fn warn(&mut self, kind: WarningKind) {
@@ -343,6 +344,7 @@ impl Findings<'_> {
             target_oid: table.oid,
             target_stamp: table.stamp,
             target_family_oid: table.family_oid,
+            target_root: table.root.clone(),
             kind: table.kind,
             identity_always: columns.iter().any(|column| column.identity_always),
             columns,
@@ -373,6 +375,7 @@ fn attached(found: &TargetColumn) -> Attached {
 
 fn type_cure(column: &PublishedColumn, found: &TargetColumn, fit: Fit) -> TypeCure {
     match fit {
+        Fit::Unfit(why) if why == fit::INNER_ORDER => TypeCure::AlterInside,
         // The name of the type is equal already.
         Fit::Changes(_) if column.ty == found.base_type && !is_builtin(&column.ty) => {
             TypeCure::AlterInsideOrCoerce

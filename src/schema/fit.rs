@@ -43,6 +43,7 @@ const TOO_LONG: &str = "a value longer than the target column allows is refused"
 const LABELS: &str = "a value that the target's type does not know is refused";
 const INNER_CHANGES: &str =
     "a type inside has other limits on the target, which would silently change values";
+pub(super) const INNER_ORDER: &str = "a composite type inside has its columns in another order on the target";
 const INNER_REFUSES: &str = "a value that does not fit into a type inside the target's is refused";
 const FOREIGN: &str = "the target's type does not take the values of the publisher's type";
 
@@ -84,12 +85,27 @@ pub fn judge(source: (&TypeName, i32), target: (&TypeName, i32)) -> Fit {
     if to.name.starts_with('_') { fit.of_elements() } else { fit }
 }
 
-/// Adds to the verdict on two types that users have created what is inside them. Where their parts are not alike, the
-/// target refuses the values.
+/// Adds to the verdict on two types that users have created what is inside them. Values of a composite type go by the
+/// order of its columns, whatever their names are; if their number differs, the target refuses the values.
 #[must_use]
 pub fn with_inner_types(fit: Fit, source: &[InnerType], target: &[InnerType]) -> Fit {
-    if source.len() != target.len() || matches!(fit, Fit::Unfit(_)) {
+    if matches!(fit, Fit::Unfit(_)) {
         return fit;
+    }
+    let is_elsewhere = |(from, to): (&InnerType, &InnerType)| {
+        from.path != to.path
+            && (target.iter().any(|other| other.path == from.path)
+                || source.iter().any(|other| other.path == to.path))
+    };
+    if source.iter().zip(target).any(is_elsewhere) {
+        return Fit::Unfit(INNER_ORDER);
+    }
+    if source.len() != target.len() {
+        return if source.is_empty() || target.is_empty() || fit != Fit::Fits {
+            fit
+        } else {
+            Fit::Risky(INNER_REFUSES)
+        };
     }
     let parts =
         source.iter().zip(target).map(|(from, to)| judge((&from.ty, from.typmod), (&to.ty, to.typmod)));

@@ -19,6 +19,9 @@ pub struct Misfit {
     pub source: QualifiedName,
     pub target: QualifiedName,
     pub kind: MisfitKind,
+    /// The topmost partitioned table that the target is part of, which its columns are altered in.
+    #[serde(skip)]
+    pub root: Option<QualifiedName>,
     /// The subscription, for the commands in hints; none until [`Misfit::complete`].
     pub subscription: Option<String>,
 }
@@ -109,6 +112,8 @@ pub enum TypeCure {
     AlterOrCoerce,
     /// As before, but it is a user's type, inside which the limits differ.
     AlterInsideOrCoerce,
+    /// It is a user's type, whose parts are in another order.
+    AlterInside,
 }
 
 /// How a column that only the target has, and that refuses NULL, can be made to accept new rows.
@@ -411,9 +416,12 @@ impl Misfit {
             MisfitKind::RowSecurity { .. } => {
                 "or let the role own the table, without FORCE ROW LEVEL SECURITY"
             }
+            MisfitKind::UnfitType { cure: TypeCure::AlterInside, .. } => {
+                "create the composite type inside it again, with its columns in the publisher's order"
+            }
             MisfitKind::UnfitType { cure: TypeCure::AlterInsideOrCoerce, .. } => {
-                "give the types inside it the publisher's limits (ALTER TYPE … ALTER ATTRIBUTE, or another domain), or \
-                 allow the change with coerce = true in the column's rule in [[subscriptions.tables]]"
+                "give the types inside it the publisher's limits (ALTER TYPE … ALTER ATTRIBUTE, another domain, or \
+                 another range type), or allow the change with coerce = true in the column's rule in [[subscriptions.tables]]"
             }
             MisfitKind::UnfitType { cure: TypeCure::AlterOrCoerce, .. } => {
                 "rewrites the table; the server names values that do not convert, and views that must be dropped before; \

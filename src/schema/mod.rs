@@ -24,11 +24,13 @@ mod identity;
 pub mod mapping;
 pub mod marks;
 pub mod misfit;
+pub mod older_rows;
 mod operations;
 pub mod plan;
 pub mod publication;
 pub mod redefined;
 pub mod render;
+mod seen;
 pub mod warning;
 
 pub use binary::BinaryForm;
@@ -42,7 +44,8 @@ pub use marks::{Continuity, Mark, Marks, Redefined};
 pub use misfit::{Misfit, MisfitKind};
 pub use operations::Operations;
 pub use plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
-pub use redefined::{SeenColumn, SeenTable};
+pub use redefined::{Description, TableLook};
+pub use seen::{SeenColumn, SeenTable};
 pub use warning::{Warning, WarningKind};
 
 /// Schema of pgsluice's own tables, which are never published and never a target.

@@ -16,6 +16,8 @@ pub struct TablePlan {
     pub target_stamp: i64,
     /// The target's [`TargetTable::family_oid`](super::TargetTable::family_oid).
     pub target_family_oid: u32,
+    /// The target's [`TargetTable::root`](super::TargetTable::root).
+    pub target_root: Option<QualifiedName>,
     pub kind: TableKind,
     /// One for each published column, in the order of the publisher's tuples.
     pub columns: Vec<ColumnPlan>,

@@ -1,113 +1,348 @@
-//! Columns that have changed on the publisher since the stream last described their table.
+//! Columns of which older rows may differ between the sides, found when the stream describes their table.
 //!
-//! Pure. `ALTER TABLE … TYPE … USING`, or dropping a column and adding one of the same name, changes rows
-//! that are not streamed. The Relation message shows the new type only, and the target's column may well hold
-//! its values, so that older rows differ and nothing else would tell.
+//! Pure. What `ALTER TABLE` does to rows is not streamed, and the Relation message has names and types only. So a
+//! column is followed by its attribute numbers on both sides: older rows are equal as long as the same two columns
+//! belong together. Otherwise both catalogs have to tell that older rows are equal (`older_rows`).
 //!
-//! A column that is added again comes after all others, which shows it even if it has its former type. What cannot be
-//! noticed: an expression that keeps the type (`TYPE text USING upper(v)`), and the last column, added again with its
-//! former type.
+//! # Which numbers the stream means
+//! The publisher's catalog is read after the Relation message has come, so that it may be newer. A number never comes
+//! again. So of the columns that were recorded, those that the catalog still has existed in the message, too, and the
+//! message's columns are in the order of their numbers. A column is found by its name, as far as that holds. Where
+//! columns were added and dropped since the record, the message may mean one of those; then nothing is assumed.
+//!
+//! What cannot be noticed: an expression that keeps the type (`ALTER … TYPE text USING upper(v)`), and values that
+//! somebody else has written into a column of the target before it was published.
 
-use serde::{Deserialize, Serialize};
+use super::older_rows::{self, Filling, MissingValue};
+use super::seen::{SeenColumn, SeenTable};
+use super::{PublishedRelation, TargetTable};
 
-use super::fit::{self, Fit};
-use super::render::type_sql;
-use super::{PublishedRelation, PublishedTable, TypeName};
-
-/// A published column as the stream described it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SeenColumn {
-    pub name: String,
-    pub type_schema: String,
-    pub type_name: String,
-    pub typmod: i32,
-}
-
-/// A published table as the stream described it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SeenTable {
+/// A published table as the stream describes it, with the target's columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    pub target_oid: u32,
+    /// Their numbers on the publisher are not known.
     pub columns: Vec<SeenColumn>,
-    /// The largest attribute number that the publisher's catalog had at that time or later. A column with a larger one
-    /// was added afterwards.
+    /// What the target's rows have that were written before a column was published.
+    fillings: Vec<Filling>,
+}
+
+/// A column of the publisher's catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LookedColumn {
+    pub seen: SeenColumn,
+    pub missing: MissingValue,
+}
+
+/// What the publisher's catalog has of a table, read after the stream described it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableLook {
+    /// In the order of their numbers; those that are not published, too.
+    pub columns: Vec<LookedColumn>,
+    /// The largest attribute number, dropped columns included.
     pub last_number: i16,
+    /// As [`SeenTable::files`].
+    pub files: Vec<u32>,
 }
 
-impl PublishedTable {
-    /// The table as a stream that begins now would describe it.
-    #[must_use]
-    pub fn seen(&self) -> SeenTable {
-        SeenTable { columns: SeenColumn::all_of(&self.relation), last_number: self.last_number }
-    }
-}
-
-impl SeenColumn {
-    #[must_use]
-    pub fn all_of(relation: &PublishedRelation) -> Vec<Self> {
-        let seen = |column: &super::PublishedColumn| Self {
-            name: column.name.clone(),
-            type_schema: column.ty.schema.clone(),
-            type_name: column.ty.name.clone(),
-            typmod: column.typmod,
-        };
-        relation.columns.iter().map(seen).collect()
-    }
-
-    fn ty(&self) -> TypeName {
-        TypeName { schema: self.type_schema.clone(), name: self.type_name.clone() }
-    }
-
-    fn display(&self) -> String {
-        type_sql(&self.ty(), self.typmod)
-    }
-
-    /// Whether rows may have been changed when this column became `now`. PostgreSQL writes no row anew if only
-    /// a limit is relaxed, or between varchar and text (`ATColumnChangeRequiresRewrite` in `tablecmds.c`).
-    fn may_have_changed_rows(&self, now: &Self) -> bool {
-        let text =
-            |ty: &TypeName| ty.schema == "pg_catalog" && matches!(ty.name.as_str(), "text" | "varchar");
-        let (from, to) = (self.ty(), now.ty());
-        let related = from == to || (text(&from) && text(&to));
-        !related || fit::judge((&from, self.typmod), (&to, now.typmod)) != Fit::Fits
-    }
-}
-
-/// A column whose type has changed, or that was added again.
+/// A column of which older rows may differ, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedefinedColumn {
     pub column: String,
-    /// The types as SQL. They are equal if it was added again with its former type.
-    pub before: String,
-    pub now: String,
+    pub why: Why,
+}
+
+/// Why older rows may differ in a column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// It had another type; both as SQL.
+    Type {
+        before: String,
+        now: String,
+    },
+    AddedAgain,
+    /// On the publisher, it had this name before, and the target's has not been renamed.
+    Renamed {
+        from: String,
+    },
+    /// The target's column is another one than before.
+    OtherTarget,
+    /// The target's column has the values of the publisher's column of this name.
+    TargetOf {
+        other: String,
+    },
+    /// The publisher had it, but did not publish it.
+    NotPublished,
+    /// It is new, and older rows of the sides have this.
+    Filled {
+        publisher: Filling,
+        target: Filling,
+    },
+    /// It is new, and the publisher's catalog no longer tells which one it was.
+    Unknown,
+}
+
+impl Description {
+    #[must_use]
+    pub fn of(published: &PublishedRelation, target: &TargetTable) -> Self {
+        let columns = SeenColumn::all_of(published, Some(target));
+        let filling = |column: &SeenColumn| {
+            let found = target.columns.iter().find(|found| found.name == column.name);
+            found.map_or(Filling::PerRow, older_rows::of_target)
+        };
+        Self { target_oid: target.oid, fillings: columns.iter().map(filling).collect(), columns }
+    }
+
+    /// Whether the table is described as it is recorded. The publisher's numbers may differ nevertheless.
+    #[must_use]
+    pub fn is_as_recorded(&self, recorded: &SeenTable) -> bool {
+        recorded.target_oid == Some(self.target_oid)
+            && recorded.columns.len() == self.columns.len()
+            && recorded
+                .columns
+                .iter()
+                .zip(&self.columns)
+                .all(|(was, is)| was.number.is_some() && was.target == is.target && was.is_described_as(is))
+    }
+
+    /// Judges the description by the record and by the publisher's catalog; none if the table no longer exists.
+    /// Returns the columns of which older rows may differ, and what is to be recorded.
+    #[must_use]
+    pub fn judge(
+        &self,
+        recorded: Option<&SeenTable>,
+        look: Option<&TableLook>,
+    ) -> (Vec<RedefinedColumn>, SeenTable) {
+        let none = SeenTable::default();
+        let before = recorded.unwrap_or(&none);
+        let mut columns = self.columns.clone();
+        let numbers = look.map_or_else(|| vec![None; columns.len()], |look| numbers(before, &columns, look));
+        for (column, number) in columns.iter_mut().zip(numbers) {
+            column.number = number;
+        }
+        let judge =
+            Judge { before, now: &columns, look, same_target: before.target_oid == Some(self.target_oid) };
+        let found = match recorded {
+            Some(_) => columns
+                .iter()
+                .zip(&self.fillings)
+                .enumerate()
+                .filter_map(|(at, (column, filling))| {
+                    Some(RedefinedColumn { column: column.name.clone(), why: judge.column(at, filling)? })
+                })
+                .collect(),
+            // It was not described before, so nothing is known to compare with.
+            None => Vec::new(),
+        };
+        let now = record(before, columns, self.target_oid, look);
+        (found, now)
+    }
+}
+
+/// What is to be recorded. Where the catalog is newer than the description, what it says of the table is not used.
+fn record(
+    before: &SeenTable,
+    columns: Vec<SeenColumn>,
+    target_oid: u32,
+    look: Option<&TableLook>,
+) -> SeenTable {
+    let known = columns.iter().filter_map(|column| column.number).max().unwrap_or_default();
+    let last_number = known.max(before.last_number);
+    let is_newer = |look: &TableLook| {
+        look.columns.iter().any(|column| column.seen.number.is_some_and(|number| number > last_number))
+            || columns.iter().any(|column| column.number.is_none())
+    };
+    match look.filter(|look| !is_newer(look)) {
+        Some(look) => SeenTable {
+            columns,
+            last_number: look.last_number.max(last_number),
+            files: Some(look.files.clone()),
+            target_oid: Some(target_oid),
+        },
+        None => SeenTable { columns, last_number, files: before.files.clone(), target_oid: Some(target_oid) },
+    }
+}
+
+/// Finds the numbers of the columns that the stream has described.
+fn numbers(before: &SeenTable, now: &[SeenColumn], look: &TableLook) -> Vec<Option<i16>> {
+    let recorded = |number: i16| before.columns.iter().any(|column| column.number == Some(number));
+    let by_name = |column: &SeenColumn| {
+        let found = look.columns.iter().find(|found| found.seen.name == column.name)?;
+        // Another column was given the name if it is newer, and has another type.
+        let number = found.seen.number?;
+        (recorded(number) || found.seen.has_type_of(column)).then_some(number)
+    };
+    let mut numbers: Vec<Option<i16>> = now.iter().map(by_name).collect();
+    let ordered = {
+        let known: Vec<i16> = numbers.iter().copied().flatten().collect();
+        known.is_sorted_by(|a, b| a < b)
+    };
+    let kept: Vec<i16> = look
+        .columns
+        .iter()
+        .filter_map(|column| column.seen.number)
+        .filter(|&number| recorded(number))
+        .collect();
+    let has_kept = kept.iter().all(|&number| numbers.contains(&Some(number)));
+    if kept.len() == now.len() && !(ordered && has_kept) {
+        // They are all that there was.
+        return kept.into_iter().map(Some).collect();
+    }
+    if !ordered {
+        return vec![None; now.len()];
+    }
+    // A recorded column that was renamed or dropped since.
+    for at in 0..now.len() {
+        if numbers[at].is_none() {
+            numbers[at] = before_by_name(before, &now[at]).filter(|number| fits(&numbers, at, *number));
+        }
+    }
+    numbers
+}
+
+fn before_by_name(before: &SeenTable, column: &SeenColumn) -> Option<i16> {
+    before.columns.iter().find(|before| before.name == column.name)?.number
+}
+
+/// Whether the column at this place may have the number, since it stands between its neighbours.
+fn fits(numbers: &[Option<i16>], at: usize, number: i16) -> bool {
+    let below = numbers[..at].iter().copied().flatten().all(|other| other < number);
+    below && numbers[at + 1..].iter().copied().flatten().all(|other| other > number)
+}
+
+struct Judge<'a> {
+    before: &'a SeenTable,
+    now: &'a [SeenColumn],
+    look: Option<&'a TableLook>,
+    /// Whether the numbers of the target's columns can be compared.
+    same_target: bool,
+}
+
+impl Judge<'_> {
+    fn column(&self, at: usize, filling: &Filling) -> Option<Why> {
+        let column = &self.now[at];
+        let at_name = self.before.columns.iter().position(|before| before.name == column.name);
+        let Some(number) = column.number else { return self.unnumbered(at, at_name) };
+        if let Some(before) = self.before.columns.iter().find(|before| before.number == Some(number)) {
+            return self.same(before, column);
+        }
+        if at_name.is_some_and(|named| self.before.columns[named].number.is_none()) {
+            // The record is of an older version.
+            return self.unnumbered(at, at_name);
+        }
+        let has_target = |before: &&SeenColumn| match (before.target, column.target) {
+            (Some(was), Some(is)) if self.same_target => was == is,
+            _ => before.name == column.name,
+        };
+        match self.before.columns.iter().find(has_target) {
+            Some(other) if other.name == column.name => Some(Why::AddedAgain),
+            Some(other) => Some(Why::TargetOf { other: other.name.clone() }),
+            None => self.new_column(number, filling),
+        }
+    }
+
+    /// The publisher's column is the same one.
+    fn same(&self, before: &SeenColumn, now: &SeenColumn) -> Option<Why> {
+        let same_target = match (before.target, now.target) {
+            (Some(was), Some(is)) if self.same_target => was == is,
+            _ => before.name == now.name,
+        };
+        match (same_target, before.name == now.name) {
+            (true, _) => changed_type(before, now),
+            (false, true) => Some(Why::OtherTarget),
+            (false, false) => Some(Why::Renamed { from: before.name.clone() }),
+        }
+    }
+
+    /// Its number is not known. If it stands where it stood before, nothing else than its type has changed.
+    fn unnumbered(&self, at: usize, named: Option<usize>) -> Option<Why> {
+        let Some(named) = named else {
+            // Without a catalog, there is no table any more whose rows could differ.
+            return self.look.map(|_| Why::Unknown);
+        };
+        let place =
+            |column: &SeenColumn| self.before.columns.iter().position(|before| before.name == column.name);
+        if self.now[..at].iter().filter_map(place).any(|earlier| earlier > named) {
+            return Some(Why::AddedAgain);
+        }
+        changed_type(&self.before.columns[named], &self.now[at])
+    }
+
+    fn new_column(&self, number: i16, target: &Filling) -> Option<Why> {
+        let look = self.look?;
+        let last = self.before.last_number;
+        if number <= last {
+            return Some(Why::NotPublished);
+        }
+        let exists = |number: i16| look.columns.iter().any(|column| column.seen.number == Some(number));
+        if !(last + 1..=look.last_number).all(exists) {
+            return Some(Why::Unknown);
+        }
+        let known = self.before.files.as_deref().unwrap_or_default();
+        let rewritten = look.files.iter().any(|file| !known.contains(file));
+        let found = look.columns.iter().find(|column| column.seen.number == Some(number))?;
+        let publisher = found.missing.filling(rewritten);
+        (!publisher.equals(target)).then(|| Why::Filled { publisher, target: target.clone() })
+    }
+}
+
+fn changed_type(before: &SeenColumn, now: &SeenColumn) -> Option<Why> {
+    before.may_have_changed_rows(now).then(|| Why::Type { before: before.display(), now: now.display() })
+}
+
+impl TableLook {
+    /// The number of the column of this name.
+    #[must_use]
+    pub fn number_of(&self, name: &str) -> Option<i16> {
+        self.columns.iter().find(|column| column.seen.name == name)?.seen.number
+    }
 }
 
 impl RedefinedColumn {
     fn describe(&self) -> String {
-        let Self { column, before, now } = self;
-        if before == now {
-            format!("\"{column}\" was dropped and added again")
-        } else {
-            format!("\"{column}\" was {before} and is {now}")
+        let Self { column, why } = self;
+        match why {
+            Why::Type { before, now } if before != now => format!("\"{column}\" was {before} and is {now}"),
+            Why::Type { .. } | Why::AddedAgain => format!("\"{column}\" was dropped and added again"),
+            Why::Renamed { from } => {
+                format!("\"{column}\" was \"{from}\" on the publisher, and the target's \"{column}\" was not")
+            }
+            Why::OtherTarget => format!("the target's \"{column}\" is another column than before"),
+            Why::TargetOf { other } => {
+                format!("\"{column}\" is new on the publisher, and the target's was \"{other}\"")
+            }
+            Why::NotPublished => format!("\"{column}\" was there before, but not published"),
+            Why::Filled { publisher, target } => {
+                let (publisher, target) = (of_publisher(publisher), of_target(target, publisher));
+                format!(
+                    "\"{column}\" is new: rows from before have {publisher} on the publisher, and {target} on the target"
+                )
+            }
+            Why::Unknown => {
+                format!(
+                    "\"{column}\" is new, and the publisher's columns have changed again since, so that it is not \
+                         known what rows from before have"
+                )
+            }
         }
     }
 }
 
-/// Returns the columns of which older rows may have been changed.
-#[must_use]
-pub fn redefined(before: &[SeenColumn], now: &[SeenColumn]) -> Vec<RedefinedColumn> {
-    // The last former position of the columns that have been passed.
-    let mut last = None;
-    let changed = |now: &SeenColumn| {
-        let at = before.iter().position(|before| before.name == now.name)?;
-        let is_added_again = last > Some(at);
-        last = last.max(Some(at));
-        let before = &before[at];
-        (is_added_again || before.may_have_changed_rows(now)).then(|| RedefinedColumn {
-            column: now.name.clone(),
-            before: before.display(),
-            now: now.display(),
-        })
-    };
-    now.iter().filter_map(changed).collect()
+fn of_publisher(filling: &Filling) -> &'static str {
+    match filling {
+        Filling::Null => "NULL",
+        Filling::Value(_) => "a default's value",
+        Filling::PerRow => "values that its catalog does not tell",
+    }
+}
+
+fn of_target(filling: &Filling, publisher: &Filling) -> &'static str {
+    match (filling, publisher) {
+        (Filling::Null, _) => "NULL",
+        (Filling::Value(_), Filling::Value(_)) => "another one's",
+        (Filling::Value(_), _) => "a default's value",
+        (Filling::PerRow, _) => "values that its catalog does not tell",
+    }
 }
 
 /// Returns the facts for an operator: one sentence without a full stop.
@@ -118,59 +353,4 @@ pub fn facts(columns: &[RedefinedColumn]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn column(name: &str, ty: &str, typmod: i32) -> SeenColumn {
-        let type_schema = "pg_catalog".to_owned();
-        SeenColumn { name: name.to_owned(), type_schema, type_name: ty.to_owned(), typmod }
-    }
-
-    #[test]
-    fn a_type_that_changed_counts_and_a_limit_that_was_relaxed_does_not() {
-        let check = |before: (&str, i32), now: (&str, i32), expected: bool| {
-            let found = redefined(&[column("c", before.0, before.1)], &[column("c", now.0, now.1)]);
-            assert_eq!(!found.is_empty(), expected, "{before:?} {now:?}");
-        };
-        check(("int4", -1), ("int4", -1), false);
-        check(("int4", -1), ("int8", -1), true);
-        check(("varchar", 9), ("varchar", 24), false);
-        check(("varchar", 24), ("varchar", 9), true);
-        check(("varchar", 9), ("text", -1), false);
-        check(("text", -1), ("varchar", -1), false);
-        check(("bpchar", 9), ("text", -1), true);
-        check(("numeric", ((12 << 16) | 4) + 4), ("numeric", ((12 << 16) | 2) + 4), true);
-        check(("numeric", ((12 << 16) | 2) + 4), ("numeric", ((14 << 16) | 2) + 4), false);
-        check(("timestamp", -1), ("timestamp", 0), true);
-        assert_eq!(redefined(&[column("a", "int4", -1)], &[column("b", "int8", -1)]), []);
-    }
-
-    #[test]
-    fn a_column_that_was_added_again_has_another_place() {
-        let columns = |names: &str| -> Vec<SeenColumn> {
-            names.split_whitespace().map(|name| column(name, "text", -1)).collect()
-        };
-        let check = |before: &str, now: &str, expected: &[&str]| {
-            let found = redefined(&columns(before), &columns(now));
-            let found: Vec<&str> = found.iter().map(|column| column.column.as_str()).collect();
-            assert_eq!(found, expected, "{before} -> {now}");
-        };
-        check("id a b", "id a b", &[]);
-        check("id a b", "id b a", &["a"]);
-        check("id a b c", "id c b a", &["b", "a"]);
-        check("id a b", "id b", &[]);
-        check("id b", "id a b", &[]);
-        check("id a b", "id b new a", &["a"]);
-    }
-
-    #[test]
-    fn the_facts_name_the_types() {
-        let before = [column("price", "int4", -1), column("a", "text", -1), column("b", "text", -1)];
-        let now = [column("price", "int8", -1), column("b", "text", -1), column("a", "text", -1)];
-        assert_eq!(
-            facts(&redefined(&before, &now)),
-            "\"price\" was integer and is bigint, \"a\" was dropped and added again; what ALTER TABLE does to rows is \
-             not streamed"
-        );
-    }
-}
+mod tests;

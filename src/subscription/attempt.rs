@@ -154,7 +154,7 @@ async fn follow(
     let taken_up = take_up_tables(context, session, &ground, published, known.members, &mut warnings).await?;
     let tables = &taken_up.tables;
     let mut pending = compare_pending(session, tables, &mut warnings).await?;
-    record_described(context, &pending).await?;
+    let copied_as = record_described(context, publisher, &pending).await?;
     let possible = survey(context, session, publisher, tables, &mut warnings).await?;
     let (from, copied) = match plan {
         SlotPlan::Continue { from } => {
@@ -181,7 +181,7 @@ async fn follow(
     let ready = if pending.is_empty() { Ready::All } else { Ready::NotAll };
     let (from, named) = named(context, session, publisher, &taken_up, from, &refused).await?;
     let syncs = TableSyncs::new(context, publisher, named.names.clone(), pending);
-    let stream_tables = stream::Tables { syncs, announced: Announced::new(tables) };
+    let stream_tables = stream::Tables { syncs, announced: Announced::new(publisher, tables, &copied_as) };
     let skip = skip_ahead(context, known.skip, from).await?;
     if known.has_passed_conflict {
         context.store.resolve_applied(&context.owner, from).await?;
@@ -303,12 +303,12 @@ async fn place_in_stream(
 }
 
 /// The stream's start position and options.
-struct Begin {
+struct Begin<'a> {
     from: Lsn,
     skip: Option<Lsn>,
     choice: Choice,
     members: Membership,
-    tables: stream::Tables,
+    tables: stream::Tables<'a>,
     /// The slot as it was when it was found to be trusted.
     view: SlotView,
     /// The publications that the stream is asked for.
@@ -323,7 +323,7 @@ async fn stream_on(
     session: &TargetSession,
     publisher: &Publisher,
     mut replication: ReplicationConnection,
-    begin: Begin,
+    begin: Begin<'_>,
     link: &mut Option<Reader>,
 ) -> Result<StreamEnd, Failure> {
     let Begin { from, skip, choice, members, tables, view, publications, look_at } = begin;

@@ -2,11 +2,21 @@
 //!
 //! Pure. The caller decides what follows: an attempt ends or warns, `check` lists the finding.
 
+use std::time::Duration;
+
 use crate::apply::end::LargeRow;
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_ident};
 use crate::pgoutput::{LargeMessage, LargeValue};
 use crate::schema::catalog::MissingPublications;
+
+/// The publisher did not say in time what columns its tables have.
+pub(crate) fn no_look(within: Duration) -> Diagnosis {
+    Diagnosis::new(format!(
+        "the publisher did not describe its tables' columns within {} s",
+        within.as_secs()
+    ))
+}
 
 /// `wal_level` on the publisher, unless it is what logical decoding needs.
 pub(crate) fn wal_level(wal_level: &str) -> Option<Diagnosis> {

@@ -40,9 +40,9 @@ pub(super) enum StreamEnd {
 }
 
 /// What the stream keeps of its tables.
-pub(super) struct Tables {
+pub(super) struct Tables<'a> {
     pub(super) syncs: TableSyncs,
-    pub(super) announced: Announced,
+    pub(super) announced: Announced<'a>,
 }
 
 /// An event of the stream's loop.
@@ -52,6 +52,8 @@ enum Event {
     Rest,
     /// The time of waiting for a table's synchronisation is over.
     Resume,
+    /// Descriptions of tables are to be judged.
+    Look,
     /// The target has answered, or time has passed.
     Applied(Result<(), ApplyError>),
     /// The reader has stopped.
@@ -77,7 +79,7 @@ pub(super) async fn run(
     context: &Context,
     applier: Applier<'_>,
     reader: &mut Reader,
-    tables: Tables,
+    tables: Tables<'_>,
     begun: Begun,
 ) -> Result<StreamEnd, Failure> {
     let mut stream = Stream::new(context, applier, tables, begun);
@@ -95,6 +97,7 @@ pub(super) async fn run(
         let busy = stream.applier.is_busy();
         let open = !ending && resume.is_none() && stream.applier.takes_messages();
         let more = !stream.rest.as_slice().is_empty();
+        let look = stream.announced.due();
         if open && !more {
             stream.hold = None;
         }
@@ -111,6 +114,7 @@ pub(super) async fn run(
             () = std::future::ready(()), if passed && !busy => Event::Anew(StreamEnd::PublicationsChanged),
             () = std::future::ready(()), if more_to_ask && !busy => Event::Anew(StreamEnd::AskForMore),
             () = sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => Event::Resume,
+            () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => Event::Look,
             () = std::future::ready(()), if open && more => Event::Rest,
             chunk = reader.chunks.recv(), if open && !more => chunk.map_or(Event::Ended, Event::Chunk),
         };
@@ -122,7 +126,7 @@ pub(super) async fn run(
                 stream.take(reader).await
             }
             Event::Rest => stream.take(reader).await,
-            Event::Resume => Ok(()),
+            Event::Resume | Event::Look => Ok(()),
             Event::Applied(applied) => applied.map_err(Failure::from),
             Event::Ended => match reader.end().await {
                 ReadError::TooLarge(message) => stream.applier.refuse(message).map_err(Failure::from),
@@ -162,7 +166,7 @@ struct Stream<'a> {
     first: bool,
     /// The last error that was logged of each table whose copy fails.
     said: HashMap<QualifiedName, Diagnosis>,
-    announced: Announced,
+    announced: Announced<'a>,
     choice: Choice,
     /// As [`Begun::look_at`].
     look_at: Option<Lsn>,
@@ -227,11 +231,12 @@ impl<'a> Stream<'a> {
                     BatchApplied { subscription: self.context.name(), tally, duration: took }.emit();
                     self.note(lsn, last).await?;
                 }
-                Outcome::Planned { source, exact_because, columns, warnings } => {
-                    let (context, announced) = (self.context, &mut self.announced);
+                Outcome::Planned { source, exact_because, description, warnings } => {
+                    let (context, described) = (self.context, (description, exact_because));
                     let received = reader.received();
-                    announced.planned(context, &source, columns, exact_because, &warnings, received).await?;
+                    self.announced.planned(context, &source, described, &warnings, received).await?;
                 }
+                Outcome::Again(source) => self.announced.again(&source, reader.received()),
                 Outcome::Stranger(relation) => {
                     debug!(subscription = self.context.name(), %relation, "changes of a table that is not followed");
                     self.context.publications.send_if_modified(|publications| {
@@ -245,7 +250,7 @@ impl<'a> Stream<'a> {
             }
             self.publish(reader);
         }
-        self.announced.record(self.context).await?;
+        self.announced.settle(self.context).await?;
         Ok(None)
     }
 

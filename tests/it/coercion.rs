@@ -352,6 +352,49 @@ async fn types_inside_a_users_type_need_the_publishers_limits() {
     world.wait_same_rows("t").await;
 }
 
+/// A range takes what its bounds' type takes, and values of composite types go by the order of the type's columns.
+#[tokio::test]
+async fn types_inside_ranges_and_the_order_inside_composites_count() {
+    let types = |length: u32, pair: &str| {
+        format!(
+            "CREATE DOMAIN code AS varchar({length}); CREATE TYPE codes AS RANGE (subtype = code);
+             CREATE TYPE pair AS ({pair}); CREATE TYPE nest AS (p pair[], r codes);"
+        )
+    };
+    let table = "CREATE TABLE t (id int PRIMARY KEY, r codes, rs codes[], p pair, n nest)";
+    let world = World::builder()
+        .publisher_sql(&types(10, "x int, y int"))
+        .target_sql(&types(5, "y int, x int"))
+        .both_sql(table)
+        .publisher_sql("INSERT INTO t VALUES (1, '[a,\"b         \")', NULL, '(1,2)', NULL)")
+        .start()
+        .await;
+    let _service = world.run();
+    let view = world.wait_paused("schema").await;
+    let told = view.told();
+    for column in ["r", "rs", "p", "n"] {
+        assert!(told.contains(&format!("column \"{column}\" of target table public.t")), "{told}");
+    }
+    for said in ["other limits", "another range type", "columns in another order", "in the publisher's order"]
+    {
+        assert!(told.contains(said), "{said}: {told}");
+    }
+    assert!(!told.contains("ALTER TABLE public.t ALTER"), "{told}");
+    assert_eq!(world.target.lines("SELECT id FROM t").await, [""; 0]);
+    // Names of the columns do not matter, only their places.
+    let types = types(12, "x int, z int");
+    world
+        .target
+        .exec(&format!(
+            "DROP TABLE t; DROP TYPE nest, pair, codes; DROP DOMAIN code; {types} {table}; GRANT ALL ON t TO {TARGET_ROLE}"
+        ))
+        .await;
+    world.wait_same_rows("t").await;
+    let row = r#"'[a,"c         ")', '{"[d,e]"}', '(3,4)', '("{""(5,6)""}","[f,g]")'"#;
+    world.publisher.exec(format!("INSERT INTO t SELECT n, {row} FROM generate_series(2, 60) n")).await;
+    world.wait_same_rows("t").await;
+}
+
 /// Rows are found by what the target made of their keys.
 #[tokio::test]
 async fn rows_are_found_by_keys_of_type_char() {

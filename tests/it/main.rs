@@ -13,6 +13,7 @@ mod check;
 #[cfg(test)]
 mod cluster;
 mod coercion;
+mod columns;
 #[cfg(test)]
 mod commands;
 #[cfg(test)]

@@ -203,7 +203,7 @@ fn widgets() -> QualifiedName {
 }
 
 fn seen() -> SeenTable {
-    SeenTable { columns: Vec::new(), last_number: 0 }
+    SeenTable::default()
 }
 
 fn report() -> ConflictReport {
@@ -445,8 +445,10 @@ async fn tables_come_go_and_are_copied_under_a_fence() {
         type_schema: "pg_catalog".to_owned(),
         type_name: "int4".to_owned(),
         typmod: -1,
+        number: Some(1),
+        target: None,
     };
-    let described = |columns| SeenTable { columns, last_number: 2 };
+    let described = |columns| SeenTable { columns, last_number: 2, ..SeenTable::default() };
     store.set_described(&owner, &[(widgets(), described(vec![column("id")]))]).await.unwrap();
     let now = described(vec![column("id"), column("n")]);
     let planned =

@@ -367,7 +367,7 @@ impl<'a> Stream<'a> {
             }
             Outcome::Conflict(report) => self.conflict = Some(report.commit_lsn),
             Outcome::FellBack { cause } => self.link.tell(|| format!("falls back: {cause}")),
-            Outcome::Planned { .. } | Outcome::Stranger(_) => {}
+            Outcome::Planned { .. } | Outcome::Again(_) | Outcome::Stranger(_) => {}
         }
     }
 

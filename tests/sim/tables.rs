@@ -3,6 +3,7 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use pgsluice::pg::QualifiedName;
 use pgsluice::pgoutput::{Message, Relation, RelationColumn, Tuple, Value, decode};
+use pgsluice::schema::older_rows::MissingValue;
 use pgsluice::schema::{
     ArrayInput, ColumnDefault, FiringTriggers, Indexes, KeyEquality, LengthUnit, PublishedColumn,
     PublishedRelation, ReplicaIdentity, TableKind, TablePrivileges, TargetColumn, TargetTable, TypeName,
@@ -198,6 +199,8 @@ pub(crate) fn target(table: usize, stamp: i64) -> TargetTable {
         not_null_domain: None,
         default: ColumnDefault::None,
         default_sql: None,
+        missing: MissingValue::None,
+        is_as_created: false,
         is_virtual: false,
         equality: Some(builtin("=")),
         deterministic: true,
@@ -221,6 +224,7 @@ pub(crate) fn target(table: usize, stamp: i64) -> TargetTable {
         name: name(table),
         kind: TableKind::Table,
         family_oid: oid(table),
+        root: None,
         columns: (0..kind.width()).map(column).collect(),
         unique_keys: keys,
         fires: FiringTriggers { before_row: false, any: kind == Kind::Fires },

@@ -292,6 +292,10 @@ impl Core {
                 Ok(())
             }
             Ok(Taken::Event(event)) => self.admit(event),
+            Ok(Taken::Announced(Announced::Again(name))) => {
+                self.tell(Outcome::Again(name));
+                Ok(())
+            }
             Ok(Taken::Announced(Announced::Stranger(name))) => {
                 self.tell(Outcome::Stranger(name));
                 Ok(())
@@ -340,12 +344,12 @@ impl Core {
         let Described { replaced, planned } = described;
         self.steps.extend(replaced.map(|table| Step::Forget { table }));
         let Some(planned) = planned else { return Ok(()) };
-        let PlannedTable { source, exact_because, takes_binary, columns, warnings } = planned;
+        let PlannedTable { source, exact_because, takes_binary, description, warnings } = planned;
         if self.intake.format() == Format::Binary && !takes_binary {
             // The stream was started in binary because the catalogs allowed it then.
             return Err(self.send_again());
         }
-        self.tell(Outcome::Planned { source, exact_because, columns, warnings });
+        self.tell(Outcome::Planned { source, exact_because, description, warnings });
         Ok(())
     }
 

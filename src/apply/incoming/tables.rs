@@ -15,8 +15,7 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{LargeMessage, Relation, RelationCache, RelationError, Type};
 use crate::schema::binary::takes_binary;
 use crate::schema::{
-    self, Comparison, Misfit, Operations, Pairing, PublishedRelation, ReplicationRole, SeenColumn,
-    TargetTable, Warning,
+    self, Comparison, Misfit, Operations, Pairing, PublishedRelation, ReplicationRole, TargetTable, Warning,
 };
 
 /// A table of the subscription.
@@ -146,7 +145,7 @@ pub(crate) struct PlannedTable {
     pub(crate) source: QualifiedName,
     pub(crate) exact_because: Option<ExactBecause>,
     pub(crate) takes_binary: bool,
-    pub(crate) columns: Vec<SeenColumn>,
+    pub(crate) description: schema::Description,
     pub(crate) warnings: Vec<Warning>,
 }
 
@@ -168,8 +167,10 @@ pub struct Tables {
 /// What a Relation message calls for.
 #[derive(Debug)]
 pub(crate) enum Announced {
-    /// The relation has not changed, or is not in the subscription.
+    /// The relation is not in the subscription.
     Nothing,
+    /// The publisher describes a table once more, as before.
+    Again(QualifiedName),
     /// The relation is not in the subscription, and has not been announced before.
     Stranger(QualifiedName),
     Planned(Described),
@@ -298,7 +299,7 @@ impl Tables {
         if let Some(Known::Member { published: known, .. }) = self.relations.get(&oid)
             && Arc::ptr_eq(known, &published)
         {
-            return Ok(Announced::Nothing);
+            return Ok(Announced::Again(name));
         }
         let awaited = Awaited { oid, name, published };
         // DDL may have come since a description was read. If a change does not fit, a new one decides.
@@ -358,7 +359,8 @@ impl Tables {
                 let takes_binary = takes_binary(&plan.columns);
                 // Which operations come is not known, so that warnings of those are the start's.
                 let of_values = comparison.warnings.into_iter().filter(Warning::is_about_values);
-                let (columns, warnings) = (SeenColumn::all_of(&described), of_values.collect());
+                let warnings = of_values.collect();
+                let description = target.map(|target| schema::Description::of(&described, target))?;
                 let context = TableContext {
                     id: self.next_id,
                     published: Arc::clone(&published),
@@ -371,7 +373,7 @@ impl Tables {
                     exact_because,
                 };
                 let source = name.clone();
-                let planned = PlannedTable { source, exact_because, takes_binary, columns, warnings };
+                let planned = PlannedTable { source, exact_because, takes_binary, description, warnings };
                 (Fit::Planned(Arc::new(context)), Some(planned))
             }
             None => (Fit::Unfit(comparison.misfits), None),

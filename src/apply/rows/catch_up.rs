@@ -114,7 +114,7 @@ impl<'a> CatchUp<'a> {
 
     async fn prepare(&mut self, announced: Announced) -> Result<(), ApplyError> {
         let described = match announced {
-            Announced::Nothing | Announced::Stranger(_) => None,
+            Announced::Nothing | Announced::Again(_) | Announced::Stranger(_) => None,
             Announced::Planned(described) => Some(described),
             Announced::Describe { tables, reading: _ } => {
                 let described = catalog::target_tables(&***self.session.client(), &tables).await?;

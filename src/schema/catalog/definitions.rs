@@ -8,20 +8,15 @@ use tokio_postgres::GenericClient;
 use tokio_postgres::types::Type;
 
 use crate::pg::QualifiedName;
-use crate::schema::definition::{ColumnDefinition, Definitions, Filling, SchemaState, collations};
+use crate::schema::definition::{ColumnDefinition, Definitions, SchemaState, collations};
+use crate::schema::older_rows::MissingValue;
+use crate::schema::render::type_sql;
 use crate::schema::{Misfit, MisfitFacts, TypeName};
 
+use super::column_facts::{BASE_TYPE, publishers_missing_values_sql, rewritten_files_sql};
 use super::error::CatalogError;
 use super::publisher_query;
 use super::target::{self, NAMED, query_named};
-
-/// The table `$1`.`$2` and its partitions, where one was written anew since it was created. A partitioned table
-/// has no file of its own.
-const REWRITTEN: &str = "WITH RECURSIVE tree (oid) AS (
-       SELECT c.oid UNION ALL
-       SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
-     SELECT FROM tree JOIN pg_catalog.pg_class f ON f.oid = tree.oid
-      WHERE f.relfilenode <> 0 AND f.relfilenode <> f.oid";
 
 /// Returns what the catalogs say about the tables of `misfits`. `publisher` is a session with its
 /// `server_version_num`. Subscription and standings are left out.
@@ -50,39 +45,34 @@ async fn column_definitions<C: GenericClient + Sync>(
     server_version_num: u32,
     tables: &[QualifiedName],
 ) -> Result<Definitions, CatalogError> {
-    let (missing, value) = if server_version_num >= 110_000 {
-        ("a.atthasmissing", "(a.attmissingval::pg_catalog.text::pg_catalog.text[])[1]")
-    } else {
-        ("false", "NULL::pg_catalog.text")
-    };
     let sql = format!(
         "SELECT n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS table,
                 a.attname::pg_catalog.text AS column, a.attnum, a.attnotnull,
-                {missing} AS has_missing, {value} AS missing,
-                a.atthasdef OR a.attidentity <> '' AS filled,
-                EXISTS ({REWRITTEN}) AS rewritten,
+                base.schema AS type_schema, base.name AS type_name, base.typmod, {missing} AS missing,
+                a.atthasdef OR a.attidentity <> '' OR a.attnotnull AS filled,
+                pg_catalog.cardinality({files}) > 0 AS rewritten,
                 cn.nspname::pg_catalog.text AS collation_schema, l.collname::pg_catalog.text AS collation
            FROM {NAMED}
            JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
            JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
            LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation AND a.attcollation <> t.typcollation
-           LEFT JOIN pg_catalog.pg_namespace cn ON cn.oid = l.collnamespace"
+           LEFT JOIN pg_catalog.pg_namespace cn ON cn.oid = l.collnamespace
+          CROSS JOIN {BASE_TYPE}",
+        missing = publishers_missing_values_sql(server_version_num),
+        files = rewritten_files_sql(),
     );
     let rows = query_named(client, &sql, tables).await;
     let mut definitions = Definitions::new();
     for row in rows.map_err(publisher_query("definitions of columns"))? {
-        let missing = row.get::<_, Option<String>>("missing").filter(|_| row.get("has_missing"));
-        let filling = match missing {
-            Some(value) => Filling::Value(value),
-            None if row.get("filled") || row.get("rewritten") || row.get("attnotnull") => Filling::PerRow,
-            None => Filling::Null,
-        };
+        let ty = TypeName { schema: row.get("type_schema"), name: row.get("type_name") };
+        let filling = MissingValue::of(row.get("missing")).filling(row.get("filled") || row.get("rewritten"));
         let collation = row.get::<_, Option<String>>("collation_schema").zip(row.get("collation"));
         let definition = ColumnDefinition {
             number: row.get("attnum"),
             not_null: row.get("attnotnull"),
             collation: collation.map(|(schema, name)| TypeName { schema, name }),
             filling,
+            ty: type_sql(&ty, row.get("typmod")),
         };
         let table = QualifiedName::new(row.get::<_, String>("schema"), row.get::<_, String>("table"));
         definitions.entry(table).or_default().insert(row.get("column"), definition);

@@ -1,5 +1,5 @@
-//! Reads what is inside composite types and arrays of domains: types with limits that the outer type's name does
-//! not show.
+//! Reads what is inside composite types, ranges and arrays of domains: types with limits, and in an order, that the outer
+//! type's name does not show.
 
 use std::collections::HashMap;
 
@@ -21,35 +21,49 @@ pub(super) async fn read_inner_types<C: GenericClient + Sync>(
     if types.is_empty() {
         return Ok(HashMap::new());
     }
-    // A type cannot contain itself (`CheckAttributeType` in PostgreSQL's `heap.c`).
-    let sql = "WITH RECURSIVE inside AS (
-           SELECT q.type AS root, q.type, -1 AS typmod, ARRAY[]::pg_catalog.int8[] AS path
+    // A type cannot contain itself (`CheckAttributeType` in PostgreSQL's `heap.c`). Servers before 14 have no
+    // multiranges, and no column that names them.
+    let sql = format!(
+        "WITH RECURSIVE inside AS (
+           SELECT q.type AS root, q.type, -1 AS typmod, ARRAY[]::pg_catalog.int8[] AS place,
+                  ARRAY[]::pg_catalog.text[] AS path
              FROM pg_catalog.unnest($1) q(type)
            UNION ALL
-           SELECT i.root, b.type, b.typmod, i.path || b.at
+           SELECT i.root, b.type, b.typmod, i.place || b.at, i.path || b.name
              FROM inside i JOIN pg_catalog.pg_type t ON t.oid = i.type
             CROSS JOIN LATERAL (
-              SELECT t.typelem, i.typmod, 0::pg_catalog.int8 WHERE t.typcategory = 'A' AND t.typelem <> 0
+              SELECT t.typelem, i.typmod, 0::pg_catalog.int8, ARRAY[]::pg_catalog.text[] WHERE t.typcategory = 'A' AND t.typelem <> 0
               UNION ALL
               SELECT t.typbasetype, CASE WHEN i.typmod >= 0 THEN i.typmod ELSE t.typtypmod END,
-                     0::pg_catalog.int8
+                     0, ARRAY[]::pg_catalog.text[]
                WHERE t.typtype = 'd'
               UNION ALL
-              SELECT a.atttypid, a.atttypmod, a.attnum::pg_catalog.int8
+              SELECT r.rngsubtype, -1, 0, ARRAY[]::pg_catalog.text[]
+                FROM pg_catalog.pg_range r WHERE t.oid >= {FIRST_NORMAL_OID}
+                 AND t.oid IN (r.rngtypid, (pg_catalog.to_jsonb(r) OPERATOR(pg_catalog.->>) 'rngmultitypid')
+                                             ::pg_catalog.oid)
+              UNION ALL
+              SELECT a.atttypid, a.atttypmod, a.attnum, ARRAY[a.attname::pg_catalog.text]
                 FROM pg_catalog.pg_attribute a
                WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
-            ) b(type, typmod, at)
+            ) b(type, typmod, at, name)
          )
-         SELECT i.root, n.nspname::pg_catalog.text AS schema, t.typname::pg_catalog.text AS name, i.typmod
+         SELECT i.root, n.nspname::pg_catalog.text AS schema, t.typname::pg_catalog.text AS name, i.typmod, i.path
            FROM inside i
            JOIN pg_catalog.pg_type t ON t.oid = i.type
            JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
           WHERE t.typtype NOT IN ('c', 'd') AND t.typcategory <> 'A' AND i.type <> i.root
-          ORDER BY i.root, i.path";
+            AND NOT (t.typtype IN ('r', 'm') AND t.oid >= {FIRST_NORMAL_OID})
+          ORDER BY i.root, i.place"
+    );
     let mut inside: HashMap<u32, Vec<InnerType>> = HashMap::new();
-    for row in client.query_typed(sql, &[(&types, Type::OID_ARRAY)]).await? {
+    for row in client.query_typed(&sql, &[(&types, Type::OID_ARRAY)]).await? {
         let ty = TypeName { schema: row.get("schema"), name: row.get("name") };
-        inside.entry(row.get("root")).or_default().push(InnerType { ty, typmod: row.get("typmod") });
+        inside.entry(row.get("root")).or_default().push(InnerType {
+            path: row.get("path"),
+            ty,
+            typmod: row.get("typmod"),
+        });
     }
     Ok(inside)
 }

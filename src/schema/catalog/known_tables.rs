@@ -9,8 +9,8 @@
 //! - A fingerprint is read before the description that is kept with it. If DDL comes between the two, the next
 //!   comparison finds a difference.
 //! - A table is kept only if its fingerprint covers everything that its description depends on. Partitioned
-//!   tables, and tables with columns of composite types, of arrays of user types or of domains over user types
-//!   are described anew each time.
+//!   tables, and tables with columns of composite types, of user ranges, of arrays of user types or of domains over
+//!   user types are described anew each time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -166,7 +166,7 @@ fn fingerprint_sql() -> String {
                        SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
                         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
                           AND a.atttypid >= {USER_OIDS}
-                          AND NOT (t.typtype IN ('e', 'r', 'm') OR t.typtype = 'b' AND t.typcategory <> 'A'
+                          AND NOT (t.typtype = 'e' OR t.typtype = 'b' AND t.typcategory <> 'A'
                                    OR t.typtype = 'd' AND t.typbasetype < {USER_OIDS}))
                 THEN pg_catalog.concat_ws(' ', c.oid, c.xmin, {stamp},
                        (SELECT pg_catalog.sum(k.xmin::pg_catalog.text::pg_catalog.int8)

@@ -10,6 +10,7 @@
 //!   means the same in any session.
 //! - Catalog text must be UTF-8 or converted to it by the server, as tokio-postgres requires.
 
+mod column_facts;
 mod definitions;
 mod error;
 mod fingerprint;
@@ -28,6 +29,7 @@ mod unlogged;
 mod unreadable;
 mod unselectable;
 
+pub use column_facts::{ColumnsLook, look_at_columns};
 pub use definitions::misfit_facts;
 pub use error::{CatalogError, MissingPublications, Side};
 pub use fingerprint::{PublicationsLook, look_at_publications};

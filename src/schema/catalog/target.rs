@@ -129,7 +129,9 @@ async fn read_tables<C: GenericClient + Sync>(
     };
     let sql = format!(
         "SELECT q.ord, c.oid, c.relkind, {stamp} AS stamp,
-                COALESCE(pg_catalog.pg_partition_root(c.oid)::pg_catalog.oid, c.oid) AS family,
+                COALESCE(r.oid, c.oid) AS family, r.relname::pg_catalog.text AS root_name,
+                (SELECT s.nspname::pg_catalog.text FROM pg_catalog.pg_namespace s
+                  WHERE s.oid = r.relnamespace) AS root_schema,
                 pg_catalog.current_setting('server_encoding') AS encoding,
                 pg_catalog.row_security_active(c.oid) AS row_security,
                 pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS schema_usage,
@@ -138,6 +140,7 @@ async fn read_tables<C: GenericClient + Sync>(
                 pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') AS can_truncate,
                 x.indexes, x.unique_indexes, x.computing
            FROM {NAMED}
+           LEFT JOIN pg_catalog.pg_class r ON r.oid = pg_catalog.pg_partition_root(c.oid)
           CROSS JOIN LATERAL (
             SELECT pg_catalog.count(*) AS indexes,
                    pg_catalog.count(*) FILTER (WHERE i.indisunique OR i.indisexclusion) AS unique_indexes,
@@ -172,6 +175,11 @@ fn bare_table(name: &QualifiedName, row: &Row) -> TargetTable {
             other => TableKind::Other(other),
         },
         family_oid: row.get("family"),
+        root: row
+            .get::<_, Option<String>>("root_schema")
+            .zip(row.get::<_, Option<String>>("root_name"))
+            .map(|(schema, name)| QualifiedName { schema, name })
+            .filter(|root| root != name),
         columns: Vec::new(),
         unique_keys: Vec::new(),
         fires: FiringTriggers::default(),

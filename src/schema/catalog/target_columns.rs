@@ -7,9 +7,11 @@ use tokio_postgres::{GenericClient, Row};
 
 use crate::pg::QualifiedName;
 use crate::schema::binary::ColumnType;
+use crate::schema::older_rows::MissingValue;
 use crate::schema::{ArrayInput, ColumnDefault, InnerType, TargetColumn, TypeName};
 
 use super::catalog_char;
+use super::column_facts::missing_values_sql;
 use super::error::CatalogError;
 use super::inner_types::read_inner_types;
 use super::target::{NAMED, failed, query_named};
@@ -96,8 +98,13 @@ pub(super) async fn read_columns<C: GenericClient + Sync>(
                 nn.nspname::pg_catalog.text AS domain_schema, nt.typname::pg_catalog.text AS domain_name,
                 a.attidentity, a.attgenerated,
                 {ARRAYS} AS arrays, COALESCE(l.collisdeterministic, true) AS deterministic,
-                COALESCE(pg_catalog.pg_get_expr(d.adbin, d.adrelid), t.typdefault) AS default_sql
+                COALESCE(pg_catalog.pg_get_expr(d.adbin, d.adrelid), t.typdefault) AS default_sql,
+                {missing} AS missing,
+                a.xmin = s.xmin AND COALESCE(d.xmin = s.xmin, true) AS as_created
            FROM pg_catalog.pg_attribute a
+           JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+           -- The row of the system column ctid stays as the table was created.
+           JOIN pg_catalog.pg_attribute s ON s.attrelid = a.attrelid AND s.attnum = -1
            JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
            JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace
            JOIN below b ON b.type = a.atttypid
@@ -108,7 +115,8 @@ pub(super) async fn read_columns<C: GenericClient + Sync>(
            LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
            LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
           WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
-          ORDER BY a.attrelid, a.attnum"
+          ORDER BY a.attrelid, a.attnum",
+        missing = missing_values_sql(),
     );
     let rows = client.query_typed(&sql, &[(&tables, Type::OID_ARRAY)]).await;
     let rows = rows.map_err(failed("columns"))?;
@@ -154,6 +162,8 @@ fn column(row: &Row, equality: Option<TypeName>, inner_types: Vec<InnerType>) ->
             .map(|(schema, name)| TypeName { schema, name }),
         default,
         default_sql,
+        missing: MissingValue::of(row.get("missing")),
+        is_as_created: row.get("as_created"),
         is_virtual: generated == 'v',
         equality,
         deterministic: row.get("deterministic"),

@@ -1,6 +1,7 @@
 //! Table tests of the comparison: two tables in a short notation, the findings as text.
 
 use super::*;
+use crate::schema::older_rows::MissingValue;
 use crate::schema::{
     ArrayInput, CheckConstraint, FiringTriggers, Indexes, LengthUnit, Partitioning, TablePrivileges,
     TypeName, UniqueKey,
@@ -46,6 +47,8 @@ fn target_column(attnum: i16, text: &str) -> TargetColumn {
             _ => ColumnDefault::None,
         },
         default_sql,
+        missing: MissingValue::None,
+        is_as_created: false,
         is_virtual: rest.contains("virtual"),
         equality: (ty != "json").then(|| TypeName { schema: "pg_catalog".to_owned(), name: "=".to_owned() }),
         deterministic: true,
@@ -67,6 +70,7 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
         name: QualifiedName::new("public", "widgets"),
         kind: TableKind::Table,
         family_oid: 7,
+        root: None,
         columns: (1..).zip(columns.split(',')).map(|(at, text)| target_column(at, text)).collect(),
         unique_keys: keys.iter().enumerate().filter(|(_, key)| !key.is_empty()).map(key).collect(),
         fires: FiringTriggers::default(),

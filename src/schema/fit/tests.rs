@@ -215,3 +215,28 @@ fn a_mapping_allows_changes_but_nothing_that_hardly_enters() {
     check("int8", "int4", false);
     check("int4", "int8", false);
 }
+
+#[test]
+fn parts_of_a_type_count_by_their_place() {
+    let parts = |text: &str| -> Vec<InnerType> {
+        let part = |text: &str| {
+            let (path, ty) = text.split_once(' ').expect("a path and a type");
+            let path = path.split('.').map(str::to_owned).collect();
+            let (ty, typmod) = parse(ty);
+            InnerType { path, ty, typmod }
+        };
+        text.split(", ").filter(|text| !text.is_empty()).map(part).collect()
+    };
+    let check = |from: &str, to: &str, expected: Fit| {
+        assert_eq!(with_inner_types(Fit::Fits, &parts(from), &parts(to)), expected, "{from} -> {to}");
+    };
+    check("a int4, b text", "a int4, b text", Fit::Fits);
+    check("a int4, b text", "a int8, c text", Fit::Fits);
+    check("a text", "a varchar(5)", Fit::Changes(INNER_CHANGES));
+    check("a int8", "a int4", Fit::Risky(INNER_REFUSES));
+    check("a int4, b int4", "b int4, a int4", Fit::Unfit(INNER_ORDER));
+    check("p.a int4, p.b int4", "p.b int4, p.a int4", Fit::Unfit(INNER_ORDER));
+    check("a int4, b int4", "b int4, c int4", Fit::Unfit(INNER_ORDER));
+    check("a int4, b int4", "a int4", Fit::Risky(INNER_REFUSES));
+    check("", "a int4", Fit::Fits);
+}

@@ -1,15 +1,16 @@
 //! The tables that have to be copied: compared with their targets before anything is copied.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::apply::{Applies, Member, Membership};
 use crate::error::Diagnosis;
 use crate::pg::QualifiedName;
 use crate::schema::catalog;
-use crate::schema::{self, Comparison, Misfit, Pairing, PublishedTable, TablePlan, TargetTable};
+use crate::schema::{self, Comparison, Misfit, Pairing, PublishedTable, SeenTable, TablePlan, TargetTable};
 use crate::store::Resync;
 use crate::subscription::context::Context;
 use crate::subscription::failure::{Failure, schema_failure};
+use crate::subscription::publisher::Publisher;
 use crate::subscription::table_sync::SyncJob;
 use crate::target::TargetSession;
 
@@ -24,6 +25,8 @@ pub(in crate::subscription) struct PendingTable {
     pub(in crate::subscription) attempt: i32,
     /// How the copy treats the rows that the target table has; none if the table joins.
     pub(in crate::subscription) resync: Option<Resync>,
+    /// The target's table.
+    compared: TargetTable,
 }
 
 /// Compares every table that is to be copied with its target, before anything is copied.
@@ -46,10 +49,11 @@ pub(in crate::subscription) async fn compare_pending(
         warnings.extend(compared.warnings.iter().map(schema::Warning::diagnosis));
         let fits = compared.misfits.is_empty();
         misfits.extend(compared.misfits);
-        if let Some(plan) = compared.plan.filter(|_| fits) {
+        if let Some((plan, target)) = compared.plan.filter(|_| fits).zip(target.as_ref()) {
             let member = Member { applies: Applies::default(), ..member(table) };
             let (published, attempt) = (published.clone(), table.row.attempt);
-            pending.push(PendingTable { published, member, plan, attempt, resync: table.row.resync });
+            let (resync, compared) = (table.row.resync, target.clone());
+            pending.push(PendingTable { published, member, plan, attempt, resync, compared });
         }
     }
     if misfits.is_empty() { Ok(pending) } else { Err(schema_failure(&misfits)) }
@@ -89,17 +93,27 @@ fn compare_for_copy(
     })
 }
 
-/// Records what the tables are like that are about to be copied. Later descriptions are compared with that.
+/// Records what the tables are like that are about to be copied, and returns it. Later descriptions are compared with
+/// that.
 pub(in crate::subscription) async fn record_described(
     context: &Context,
+    publisher: &Publisher,
     pending: &[PendingTable],
-) -> Result<(), Failure> {
+) -> Result<HashMap<QualifiedName, SeenTable>, Failure> {
     if pending.is_empty() {
-        return Ok(());
+        return Ok(HashMap::new());
     }
-    let seen = |table: &PendingTable| (table.published.relation.name.clone(), table.published.seen());
+    let oids: Vec<u32> = pending.iter().map(|table| table.published.oid).collect();
+    let client = &publisher.client;
+    let look = catalog::look_at_columns(&**client, client.server_version_num(), &oids).await?;
+    let seen = |table: &PendingTable| {
+        let PublishedTable { relation, last_number, oid, .. } = &table.published;
+        let look = look.tables.get(oid);
+        (relation.name.clone(), SeenTable::to_be_copied(relation, *last_number, look, &table.compared))
+    };
     let described: Vec<_> = pending.iter().map(seen).collect();
-    Ok(context.store.set_described(&context.owner, &described).await?)
+    context.store.set_described(&context.owner, &described).await?;
+    Ok(described.into_iter().collect())
 }
 
 /// Returns the jobs for the tables that were not copied before the stream.

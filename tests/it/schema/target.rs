@@ -205,7 +205,7 @@ async fn comparison(publisher: &Database, target: &Database, role: &str) -> Vec<
 
 /// What completes the DDL, for tables that the stream has described without any column.
 async fn facts(publisher: &Database, target: &Database, misfits: &[Misfit]) -> MisfitFacts {
-    let seen = SeenTable { columns: Vec::new(), last_number: 0 };
+    let seen = SeenTable::default();
     let streamed = |misfit: &Misfit| (misfit.source.clone(), Standing::streamed(Some(&seen)));
     let facts = catalog::misfit_facts((&publisher.client, publisher.version), &target.client, misfits).await;
     let standings = misfits.iter().map(streamed).collect();
