@@ -39,7 +39,8 @@ pub enum GapKind {
     RowFilter,
     /// The publications' column list for the table has changed.
     Columns,
-    /// A column of the table has another type than before, or was added again.
+    /// A column of the table is another one than before, has another type, or is new and may have other values in older
+    /// rows.
     Redefined,
 }
 
@@ -196,7 +197,7 @@ impl GapKind {
             Self::Operations => format!("{what} may differ: its published operations have changed"),
             Self::RowFilter => format!("{what} may differ: the row filter of its publications has changed"),
             Self::Columns => format!("{what} may differ: the column list of its publications has changed"),
-            Self::Redefined => format!("{what} may differ: a column has changed on the publisher"),
+            Self::Redefined => format!("{what} may differ: a column has changed"),
         }
     }
 

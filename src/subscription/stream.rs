@@ -173,7 +173,7 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    fn new(context: &'a Context, applier: Applier<'a>, tables: Tables, begun: Begun) -> Self {
+    fn new(context: &'a Context, applier: Applier<'a>, tables: Tables<'a>, begun: Begun) -> Self {
         let Tables { syncs, announced } = tables;
         let Begun { from, choice, look_at } = begun;
         Self {

@@ -1,0 +1,3 @@
+-- A column is followed by its attribute numbers on both sides, because names come and go.
+
+COMMENT ON COLUMN pgsluice.table_sync.described IS 'The table on the publisher as the stream last described it. columns is an array of objects with name, type_schema, type_name, typmod, number (the attribute number there) and target (that of the target''s column), null where they are not known; last_number is the largest number of a column that the publisher''s catalog had then; files are the files of the table and its partitions that had been written anew by then; target_oid is the OID of the target''s table. Null before the first description.';
