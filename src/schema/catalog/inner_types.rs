@@ -43,7 +43,7 @@ pub(super) async fn read_inner_types<C: GenericClient + Sync>(
                  AND t.oid IN (r.rngtypid, (pg_catalog.to_jsonb(r) OPERATOR(pg_catalog.->>) 'rngmultitypid')
                                              ::pg_catalog.oid)
               UNION ALL
-              SELECT a.atttypid, a.atttypmod, a.attnum, ARRAY[a.attname::pg_catalog.text]
+              SELECT a.atttypid, a.atttypmod, a.attnum, ARRAY[a.attname::pg_catalog.text COLLATE pg_catalog.\"default\"]
                 FROM pg_catalog.pg_attribute a
                WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
             ) b(type, typmod, at, name)
