@@ -13,15 +13,19 @@ use crate::schema::{SeenColumn, TypeName};
 use super::error::CatalogError;
 use super::publisher_query;
 
-/// The type `base` of the attribute `a` below all domains: `schema`, `name`, and the `typmod` that limits its values.
+/// The type `base` of the attribute `a` below all domains, where `t` is its own type: `schema`, `name`, and the `typmod`
+/// that limits its values.
 pub(super) const BASE_TYPE: &str = "LATERAL (
+       SELECT n.nspname::pg_catalog.text AS schema, t.typname::pg_catalog.text AS name, a.atttypmod AS typmod
+         FROM pg_catalog.pg_namespace n WHERE n.oid = t.typnamespace AND t.typtype <> 'd'
+       UNION ALL (
        WITH RECURSIVE below (type, typmod) AS (
-         SELECT a.atttypid, a.atttypmod UNION ALL
-         SELECT t.typbasetype, CASE WHEN b.typmod >= 0 THEN b.typmod ELSE t.typtypmod END
-           FROM below b JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype = 'd')
-       SELECT n.nspname::pg_catalog.text AS schema, t.typname::pg_catalog.text AS name, b.typmod
-         FROM below b JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype <> 'd'
-         JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace) base";
+         SELECT a.atttypid, a.atttypmod WHERE t.typtype = 'd' UNION ALL
+         SELECT u.typbasetype, CASE WHEN b.typmod >= 0 THEN b.typmod ELSE u.typtypmod END
+           FROM below b JOIN pg_catalog.pg_type u ON u.oid = b.type AND u.typtype = 'd')
+       SELECT n.nspname::pg_catalog.text, u.typname::pg_catalog.text, b.typmod
+         FROM below b JOIN pg_catalog.pg_type u ON u.oid = b.type AND u.typtype <> 'd'
+         JOIN pg_catalog.pg_namespace n ON n.oid = u.typnamespace)) base";
 
 /// The relation `c` and the partitions below it, as `tree`.
 const TREE: &str = "WITH RECURSIVE tree (oid) AS (
@@ -33,8 +37,11 @@ const TREE: &str = "WITH RECURSIVE tree (oid) AS (
 /// has no file of its own.
 pub(super) fn rewritten_files_sql() -> String {
     format!(
-        "ARRAY({TREE} SELECT f.relfilenode FROM tree JOIN pg_catalog.pg_class f ON f.oid = tree.oid
-                WHERE f.relfilenode <> 0 AND f.relfilenode <> f.oid)"
+        "CASE WHEN c.relkind = 'p' THEN
+                ARRAY({TREE} SELECT f.relfilenode FROM tree JOIN pg_catalog.pg_class f ON f.oid = tree.oid
+                       WHERE f.relfilenode <> 0 AND f.relfilenode <> f.oid)
+              WHEN c.relfilenode <> c.oid THEN ARRAY[c.relfilenode]
+              ELSE ARRAY[]::pg_catalog.oid[] END"
     )
 }
 
@@ -85,12 +92,13 @@ pub async fn look_at_columns<C: GenericClient + Sync>(
                                         WHERE d.datname = pg_catalog.current_database())";
     let columns = format!(
         "SELECT a.attrelid, a.attnum, a.attname::pg_catalog.text AS column, c.relnatts,
-                base.schema, base.name, base.typmod, {missing} AS missing, {files} AS files
-           FROM pg_catalog.pg_class c
+                base.schema, base.name, base.typmod, {missing} AS missing, c.files
+           FROM (SELECT c.oid, c.relkind, c.relnatts, {files} AS files
+                   FROM pg_catalog.pg_class c WHERE c.oid = ANY ($1) OFFSET 0) c
            JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
            JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
           CROSS JOIN {BASE_TYPE}
-          WHERE c.oid = ANY ($1) ORDER BY a.attrelid, a.attnum",
+          ORDER BY a.attrelid, a.attnum",
         missing = publishers_missing_values_sql(server_version_num),
         files = rewritten_files_sql(),
     );
