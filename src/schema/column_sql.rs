@@ -39,7 +39,11 @@ impl ColumnSql {
 
     pub(super) fn complete(&mut self, table: &QualifiedName, facts: &MisfitFacts) {
         // A column of another type was added under its name, or has been changed, since the stream described it.
-        self.definition = facts.definition(table, &self.name).filter(|found| found.ty == self.ty).cloned();
+        let same_type = |found: &&ColumnDefinition| {
+            // The stream does not tell the modifier of a domain.
+            found.ty == self.ty || found.ty.split('(').next() == Some(self.ty.as_str())
+        };
+        self.definition = facts.definition(table, &self.name).filter(same_type).cloned();
         if let Some(definition) = &mut self.definition {
             self.lost_collation = definition.collation.take_if(|name| !facts.collations.contains(name));
         }

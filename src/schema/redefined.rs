@@ -31,6 +31,9 @@ pub struct Description {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LookedColumn {
     pub seen: SeenColumn,
+    /// Whether its type is a domain. The stream does not tell a domain's modifier, unless the domain was known when
+    /// the attempt began.
+    pub of_domain: bool,
     pub missing: MissingValue,
 }
 
@@ -119,6 +122,12 @@ impl Description {
         let numbers = look.map_or_else(|| vec![None; columns.len()], |look| numbers(before, &columns, look));
         for (column, number) in columns.iter_mut().zip(numbers) {
             column.number = number;
+            let looked =
+                look.and_then(|look| look.columns.iter().find(|looked| looked.seen.number == number));
+            if let Some(looked) = looked.filter(|looked| looked.of_domain && looked.seen.has_type_of(column))
+            {
+                column.typmod = looked.seen.typmod;
+            }
         }
         let judge =
             Judge { before, now: &columns, look, same_target: before.target_oid == Some(self.target_oid) };
@@ -235,7 +244,10 @@ impl Judge<'_> {
             _ => before.name == column.name,
         };
         match self.before.columns.iter().find(has_target) {
-            Some(other) if other.name == column.name => Some(Why::AddedAgain),
+            Some(other) if other.name == column.name => Some(match changed_type(other, column) {
+                Some(Why::Type { before, now }) if before != now => Why::Type { before, now },
+                _ => Why::AddedAgain,
+            }),
             Some(other) => Some(Why::TargetOf { other: other.name.clone() }),
             None => self.new_column(number, filling),
         }

@@ -92,7 +92,8 @@ pub async fn look_at_columns<C: GenericClient + Sync>(
                                         WHERE d.datname = pg_catalog.current_database())";
     let columns = format!(
         "SELECT a.attrelid, a.attnum, a.attname::pg_catalog.text AS column, c.relnatts,
-                base.schema, base.name, base.typmod, {missing} AS missing, c.files
+                base.schema, base.name, base.typmod, {missing} AS missing, c.files,
+                t.typtype = 'd' AS of_domain
            FROM (SELECT c.oid, c.relkind, c.relnatts, {files} AS files
                    FROM pg_catalog.pg_class c WHERE c.oid = ANY ($1) OFFSET 0) c
            JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -118,6 +119,7 @@ pub async fn look_at_columns<C: GenericClient + Sync>(
         let (number, typmod) = (row.get("attnum"), row.get("typmod"));
         table.columns.push(LookedColumn {
             seen: SeenColumn::new(row.get("column"), ty, typmod).numbered(number),
+            of_domain: row.get("of_domain"),
             missing: MissingValue::of(row.get("missing")),
         });
     }

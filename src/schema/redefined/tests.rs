@@ -34,7 +34,7 @@ fn described(text: &str) -> Description {
 
 fn look(text: &str, last_number: i16) -> TableLook {
     let columns = columns(text);
-    let looked = |seen| LookedColumn { seen, missing: MissingValue::None };
+    let looked = |seen| LookedColumn { seen, of_domain: false, missing: MissingValue::None };
     TableLook { columns: columns.into_iter().map(looked).collect(), last_number, files: Vec::new() }
 }
 
@@ -137,7 +137,7 @@ fn a_type_that_changed_counts_and_a_limit_that_was_relaxed_does_not() {
             SeenColumn { target: Some(1), ..SeenColumn::new("c".to_owned(), ty, typmod).numbered(1) }
         };
         let recorded = SeenTable { columns: vec![of(before)], ..recorded("", 1) };
-        let looked = LookedColumn { seen: of(now), missing: MissingValue::None };
+        let looked = LookedColumn { seen: of(now), of_domain: false, missing: MissingValue::None };
         let look = TableLook { columns: vec![looked], last_number: 1, files: Vec::new() };
         let now = Description {
             target_oid: TARGET,
