@@ -29,6 +29,7 @@ pub mod plan;
 pub mod publication;
 pub mod redefined;
 pub mod render;
+pub mod sharing;
 pub mod warning;
 
 pub use binary::BinaryForm;

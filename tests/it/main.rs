@@ -77,6 +77,8 @@ mod resync;
 #[cfg(test)]
 mod schema;
 #[cfg(test)]
+mod shared_rows;
+#[cfg(test)]
 mod soak;
 #[cfg(test)]
 mod store;
