@@ -42,6 +42,10 @@ pub enum GapKind {
     /// A column of the table is another one than before, has another type, or is new and may have other values in older
     /// rows.
     Redefined,
+    /// The table would be copied on top of rows that other tables of the subscription have brought.
+    Occupied,
+    /// Changes were passed over that were committed after a gap had been accepted.
+    PassedOver,
 }
 
 /// What a gap stops until it is settled.
@@ -130,7 +134,7 @@ pub enum WayOut {
 }
 
 impl GapKind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::SlotGone,
         Self::SlotLost,
         Self::SlotAhead,
@@ -142,6 +146,8 @@ impl GapKind {
         Self::RowFilter,
         Self::Columns,
         Self::Redefined,
+        Self::Occupied,
+        Self::PassedOver,
     ];
 
     #[must_use]
@@ -158,6 +164,8 @@ impl GapKind {
             Self::RowFilter => "row_filter",
             Self::Columns => "columns",
             Self::Redefined => "redefined",
+            Self::Occupied => "occupied",
+            Self::PassedOver => "passed_over",
         }
     }
 
@@ -171,8 +179,11 @@ impl GapKind {
             | Self::Diverged
             | Self::Publication
             | Self::Returned
-            | Self::Replaced => Hold::Until,
-            Self::Operations | Self::RowFilter | Self::Columns | Self::Redefined => Hold::Nothing,
+            | Self::Replaced
+            | Self::Occupied => Hold::Until,
+            Self::Operations | Self::RowFilter | Self::Columns | Self::Redefined | Self::PassedOver => {
+                Hold::Nothing
+            }
         }
     }
 
@@ -198,21 +209,31 @@ impl GapKind {
             Self::RowFilter => format!("{what} may differ: the row filter of its publications has changed"),
             Self::Columns => format!("{what} may differ: the column list of its publications has changed"),
             Self::Redefined => format!("{what} may differ: a column has changed"),
+            Self::Occupied => {
+                format!("{what} was not copied: its target has rows that other tables have brought")
+            }
+            Self::PassedOver => {
+                format!("{what} may lack changes: they were committed after a gap had been accepted")
+            }
         }
     }
 
     /// What may be missing, without the range.
     const fn may_be_missing(self) -> &'static str {
         match self {
-            Self::SlotGone | Self::SlotLost | Self::SlotAhead | Self::Publication | Self::Returned => {
-                "changes that were committed"
-            }
+            Self::SlotGone
+            | Self::SlotLost
+            | Self::SlotAhead
+            | Self::Publication
+            | Self::Returned
+            | Self::PassedOver => "changes that were committed",
             Self::Diverged => "changes of another history that were committed",
             Self::Replaced => "rows that came into the new table, and changes that were committed,",
             Self::Operations => "changes of the operations that were not published, committed",
             Self::RowFilter => "rows that the earlier filter left out, or that the present one does, changed",
             Self::Columns => "values of the columns that were not published, written",
             Self::Redefined => "values of that column in rows that were written",
+            Self::Occupied => "rows that only this table has, and changes that were committed,",
         }
     }
 }
@@ -235,6 +256,12 @@ impl Settlement {
 words!(Settlement, "a word for a gap");
 
 impl Gap {
+    /// Whether it holds the whole subscription.
+    #[must_use]
+    pub fn holds_all(&self) -> bool {
+        self.settled.is_none() && self.hold == Hold::Until && self.table.is_none()
+    }
+
     /// Whether it holds this table of the publisher.
     #[must_use]
     pub fn holds_table(&self, table: &QualifiedName) -> bool {
@@ -249,6 +276,7 @@ impl Gap {
             (None, GapKind::SlotGone | GapKind::SlotLost | GapKind::SlotAhead) => {
                 &[WayOut::Accept, WayOut::StartOver]
             }
+            (None, GapKind::PassedOver) => &[WayOut::Accept],
             // There is no position from which both have the same history.
             (None, _) => &[WayOut::StartOver],
         }
@@ -300,8 +328,14 @@ impl Gap {
             WayOut::Resync => format!("pgsluice resync {name}{table}"),
             WayOut::Merge => format!("pgsluice resync {name}{table} --merge"),
             WayOut::Accept => {
-                let go_on = if self.table.is_some() { "to go on" } else { "to go on from where a slot can" };
-                format!("pgsluice accept {name} --gap {} {go_on}, without what may be missing", self.id)
+                let go_on = match (&self.table, self.hold) {
+                    (Some(_), _) => "to go on, without what may be missing",
+                    (None, Hold::Until) => "to go on from where a slot can, without what may be missing",
+                    (None, Hold::Nothing) => {
+                        "once the tables that matter have been synchronised again (pgsluice resync), or to leave it so"
+                    }
+                };
+                format!("pgsluice accept {name} --gap {} {go_on}", self.id)
             }
             WayOut::StartOver => format!(
                 "start over: \"pgsluice drop {name}\", empty the target's tables, and let pgsluice create the \

@@ -3,7 +3,7 @@
 //! Messages go in ([`Applier::take`]), outcomes come out ([`Applier::outcome`]). [`Applier::next`] polls the
 //! performer and watches the time.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -74,6 +74,11 @@ impl<'a> Applier<'a> {
     /// As [`Core::received`].
     pub fn received(&self) -> Option<Lsn> {
         self.core.received()
+    }
+
+    /// As [`Core::passed_over`].
+    pub fn passed_over(&self) -> &HashMap<QualifiedName, Lsn> {
+        self.core.passed_over()
     }
 
     /// Whether the target still has to answer something that it was sent.

@@ -63,15 +63,28 @@ const TAKE_OVER: &str =
 const IDLE: &str = "UPDATE pgsluice.progress SET applied_lsn = $4, updated_at = pg_catalog.clock_timestamp() \
     WHERE subscription = $1 AND term = $2 AND applied_lsn = $3";
 
-/// Moves the position behind a gap of the slot, and settles the gap as accepted.
+/// Moves the position behind a gap of the slot, and settles the gap as accepted. What lies behind the position up to
+/// which it was accepted is another gap.
 const PASS: &str = "WITH moved AS (\
         UPDATE pgsluice.progress SET applied_lsn = $4, updated_at = pg_catalog.clock_timestamp() \
         WHERE subscription = $1 AND term = $2 AND applied_lsn = $3 RETURNING subscription\
     ), settled AS (\
         UPDATE pgsluice.gap g SET settled_at = pg_catalog.clock_timestamp(), settled_by = coalesce(g.accepted_by, $5), \
-            settlement = 'accepted', resumed_lsn = $4, to_lsn = greatest(g.to_lsn, $4) FROM moved m \
+            settlement = 'accepted', resumed_lsn = $4, \
+            to_lsn = coalesce(g.accepted_lsn, greatest(g.to_lsn, $4)) FROM moved m \
         WHERE g.subscription = m.subscription AND g.source_table IS NULL AND g.settled_at IS NULL \
-            AND g.kind IN ('slot_gone', 'slot_lost', 'slot_ahead') RETURNING g.id, g.subscription, g.kind\
+            AND g.kind IN ('slot_gone', 'slot_lost', 'slot_ahead') \
+        RETURNING g.id, g.subscription, g.kind, g.accepted_lsn\
+    ), accepted AS (\
+        SELECT s.subscription, s.accepted_lsn AS from_lsn FROM settled s \
+        WHERE s.accepted_lsn IS NOT NULL ORDER BY 2 DESC LIMIT 1\
+    ), late AS (\
+        INSERT INTO pgsluice.gap AS g (subscription, kind, holds, from_lsn, to_lsn, detail) \
+        SELECT a.subscription, 'passed_over', false, a.from_lsn, $4, 'the gap had been shown up to ' || a.from_lsn \
+        FROM accepted a WHERE a.from_lsn < $4 \
+        ON CONFLICT (subscription, coalesce(source_schema, ''), coalesce(source_table, ''), kind) \
+            WHERE settled_at IS NULL DO UPDATE \
+        SET from_lsn = least(g.from_lsn, excluded.from_lsn), to_lsn = greatest(g.to_lsn, excluded.to_lsn)\
     ), logged AS (\
         INSERT INTO pgsluice.event (subscription, kind, message, detail) \
         SELECT s.subscription, 'gap', 'gap ' || s.id || ' was passed: the stream goes on from ' || $4::pg_catalog.text, \

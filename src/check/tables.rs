@@ -39,14 +39,15 @@ pub(super) fn compare_all(pairs: &[Pair<'_>], session: ReplicationRole, role: &s
     pairs.iter().map(compared).collect()
 }
 
-/// Reports the comparisons. A failure has the text of the `schema` pause.
+/// Reports the comparisons, and the warnings about several tables. A failure has the text of the `schema` pause.
 pub(super) fn judge(
     findings: &mut Findings,
     pairs: &[Pair<'_>],
     comparisons: Vec<Comparison>,
+    mut warnings: Vec<Diagnosis>,
 ) -> Vec<TableReport> {
     let mut reports = Vec::with_capacity(pairs.len());
-    let (mut misfits, mut warnings) = (Vec::<Misfit>::new(), Vec::<Diagnosis>::new());
+    let mut misfits = Vec::<Misfit>::new();
     for (pair, compared) in pairs.iter().zip(comparisons) {
         reports.push(report(pair, &compared));
         misfits.extend(compared.misfits);

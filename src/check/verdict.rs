@@ -99,10 +99,10 @@ pub(super) enum Recorded {
     Row(Box<SubscriptionRow>),
 }
 
-/// Judges the open gaps of tables. Those of the slot are found again where the slot is judged.
+/// Judges the open gaps. Those that hold the whole subscription are found again where the slot is judged.
 pub(super) fn gaps(findings: &mut Findings, recorded: &Recorded) {
     let gaps = recorded.row().map(|row| row.gaps.as_slice()).unwrap_or_default();
-    for gap in gaps.iter().filter(|gap| gap.table.is_some()) {
+    for gap in gaps.iter().filter(|gap| !gap.holds_all()) {
         match gap.hold {
             Hold::Until => findings.fail(Step::State, gap.diagnosis()),
             Hold::Nothing => findings.warn(Step::State, gap.diagnosis()),
@@ -244,14 +244,8 @@ pub(super) fn publications(findings: &mut Findings, subscription: &Subscription,
     let names = &subscription.publications;
     let is_published =
         |name: &QualifiedName| published.tables.iter().any(|table| table.relation.name == *name);
-    let unmatched: Vec<&QualifiedName> = published
-        .notes
-        .iter()
-        .filter_map(|note| match note {
-            MappingNote::UnmatchedRule(source) => Some(source),
-            MappingNote::SharedTarget { .. } => None,
-        })
-        .collect();
+    let unmatched: Vec<&QualifiedName> =
+        published.notes.iter().map(|MappingNote::UnmatchedRule(source)| source).collect();
     let on_both = |name: &&QualifiedName| published.targets.is_some_and(|targets| targets.contains(*name));
     let forgotten: Vec<&QualifiedName> =
         published.existing.iter().filter(|name| !is_published(name)).filter(on_both).collect();

@@ -16,8 +16,9 @@ use crate::schema::catalog::{
     self, CatalogError, PublisherFacts, SessionLimit, Side, TargetFacts, UnselectableTable,
 };
 use crate::schema::{Comparison, Mapping, Misfit, PublishedTable, ReplicationRole, TargetTable};
-use crate::store::{Store, StoreErrorKind};
+use crate::store::{Store, StoreErrorKind, TableOfOther};
 use crate::subscription::misfits::standings;
+use crate::subscription::sharing::Rows;
 use crate::subscription::slot::{self, SlotView};
 use crate::subscription::value_settings;
 
@@ -64,6 +65,8 @@ struct Target {
     facts: Answer<TargetFacts>,
     existing: Answer<BTreeSet<QualifiedName>>,
     state: Answer<State>,
+    /// The tables that other subscriptions write to it.
+    others: Vec<TableOfOther>,
     /// Time-outs that hold in its sessions.
     imposed: Vec<ImposedLimit>,
     sessions: Answer<SessionLimit>,
@@ -249,27 +252,33 @@ async fn reach_target(
     // Before the state's own session: that counts until the server has ended it.
     let sessions = asked(Side::Target, catalog::session_limit(&*client, Side::Target)).await;
     let _ = slot_seen.await;
-    let state = Box::pin(asked(Side::Target, read_state(subscription, target))).await;
+    let (state, others) = Box::pin(asked(Side::Target, read_state(subscription, target)))
+        .await
+        .map_or_else(|diagnosis| (Err(diagnosis), Vec::new()), |(state, others)| (Ok(state), others));
     drop(record_read);
     let imposed = imposed_limits(&client).await;
-    Ok(Target { client, facts, existing, state, imposed, sessions })
+    Ok(Target { client, facts, existing, state, others, imposed, sessions })
 }
 
 /// Reads the state with the same driver as the command line and the service.
-async fn read_state(subscription: &Subscription, target: &ConnInfo) -> Result<State, Diagnosis> {
+async fn read_state(
+    subscription: &Subscription,
+    target: &ConnInfo,
+) -> Result<(State, Vec<TableOfOther>), Diagnosis> {
     let store = Store::connect(target).await.map_err(|error| error.diagnosis())?;
     let state = async {
         if store.schema_version().await?.is_none() {
-            return Ok(State::NotThere);
+            return Ok((State::NotThere, Vec::new()));
         }
         match store.require_schema().await {
             Err(error) if matches!(error.kind(), StoreErrorKind::NotMigrated { .. }) => {
-                return Ok(State::Old(error.diagnosis()));
+                return Ok((State::Old(error.diagnosis()), Vec::new()));
             }
             outcome => outcome?,
         }
-        let row = store.subscription(subscription.name.as_str()).await?;
-        Ok(State::There(row.map_or(Recorded::Nothing, |row| Recorded::Row(Box::new(row)))))
+        let name = subscription.name.as_str();
+        let (row, others) = (store.subscription(name).await?, store.tables_of_others(name).await?);
+        Ok((State::There(row.map_or(Recorded::Nothing, |row| Recorded::Row(Box::new(row)))), others))
     };
     let state = state.await;
     store.close().await;
@@ -441,7 +450,13 @@ async fn judge_tables(
     let session = if facts.may_be_replica { ReplicationRole::Replica } else { ReplicationRole::Origin };
     let mut compared = tables::compare_all(&pairs, session, &facts.role);
     complete(subscription, publisher, target, &mut compared).await;
-    tables::judge(findings, &pairs, compared)
+    let own = paired.iter().map(|(published, name)| (&published.relation.name, *name, None));
+    let rows = Rows::new(own, &target.others);
+    let shared = match asked(Side::Target, catalog::places_of(&*target.client, &rows.targets())).await {
+        Ok(places) => rows.warnings(&places, &subscription.publications),
+        Err(diagnosis) => vec![diagnosis],
+    };
+    tables::judge(findings, &pairs, compared, shared)
 }
 
 /// Adds to misfits what their DDL needs. If the facts cannot be read, they stay as they are.

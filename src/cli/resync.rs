@@ -24,8 +24,9 @@ pub(super) async fn run(config: &Config, args: &ResyncArgs) -> Result<Exit, Fail
 pub(super) async fn accept(config: &Config, args: &AcceptArgs) -> Result<Exit, Failure> {
     let (name, gap) = (&args.name, args.gap);
     with_store(config, name, async |store| {
-        store.require_gap(name.as_str(), gap).await?;
-        ask::ask(store, name.as_str(), Verb::Accept, &json!({ "gap_id": gap })).await
+        // What is committed from now on is not accepted.
+        let up_to = store.gap_shown_up_to(name.as_str(), gap).await?;
+        ask::ask(store, name.as_str(), Verb::Accept, &json!({ "gap_id": gap, "up_to": up_to })).await
     })
     .await
 }

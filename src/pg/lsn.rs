@@ -19,6 +19,7 @@ pub struct ParseLsnError(String);
 impl Lsn {
     /// The position before any WAL. In `START_REPLICATION` it means the slot's own position.
     pub const ZERO: Self = Self(0);
+    pub const MAX: Self = Self(u64::MAX);
 
     #[must_use]
     pub const fn new(position: u64) -> Self {

@@ -22,12 +22,11 @@ pub struct Mapping {
 pub enum MappingNote {
     /// A rule's source is not published: misspelt, or not yet added to a publication.
     UnmatchedRule(QualifiedName),
-    /// Several published tables share a target, which is allowed, for instance to merge shards.
-    SharedTarget { target: QualifiedName, sources: Vec<QualifiedName> },
 }
 
 impl Mapping {
-    /// Creates the mapping. A published table without a rule keeps its name.
+    /// Creates the mapping. A published table without a rule keeps its name. It may share its target with one that
+    /// has a rule (`schema::sharing`).
     #[must_use]
     pub fn new<'a>(
         rules: &[TableRule],
@@ -39,16 +38,7 @@ impl Mapping {
             .map(|source| (source.clone(), (*by_source.get(source).unwrap_or(&source)).clone()))
             .collect();
         let unmatched = by_source.keys().filter(|source| !targets.contains_key(**source));
-        let mut notes: Vec<MappingNote> =
-            unmatched.map(|&source| MappingNote::UnmatchedRule(source.clone())).collect();
-        let mut sources: BTreeMap<&QualifiedName, Vec<QualifiedName>> = BTreeMap::new();
-        for (source, target) in &targets {
-            sources.entry(target).or_default().push(source.clone());
-        }
-        let shared = sources.into_iter().filter(|(_, sources)| sources.len() > 1);
-        notes.extend(
-            shared.map(|(target, sources)| MappingNote::SharedTarget { target: target.clone(), sources }),
-        );
+        let notes = unmatched.map(|&source| MappingNote::UnmatchedRule(source.clone())).collect();
         (Self { targets }, notes)
     }
 
@@ -78,14 +68,6 @@ impl MappingNote {
                      {publication} ADD TABLE {};",
                     table_sql(source)
                 ))
-            }
-            Self::SharedTarget { target, sources } => {
-                Diagnosis::new(format!("{} published tables go into {target}", sources.len())).detail(
-                    format!(
-                        "Sources: {}.",
-                        sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-                    ),
-                )
             }
         }
     }
@@ -153,9 +135,6 @@ mod tests {
             &["a.t", "b.t"],
             &[("a.t", "public.t"), ("b.t", "public.t")],
         );
-        assert_eq!(
-            notes,
-            [MappingNote::SharedTarget { target: name("public.t"), sources: vec![name("a.t"), name("b.t")] }]
-        );
+        assert_eq!(notes, []);
     }
 }

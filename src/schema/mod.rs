@@ -31,6 +31,7 @@ pub mod publication;
 pub mod redefined;
 pub mod render;
 mod seen;
+pub mod sharing;
 pub mod warning;
 
 pub use binary::BinaryForm;

@@ -64,7 +64,7 @@ pub enum Verb {
     Refresh,
     /// `{"tables": [["public", "widgets"]], "how": "merge"}`: synchronises tables again.
     Resync,
-    /// `{"gap_id": 7}`: goes on without what may be missing.
+    /// `{"gap_id": 7, "up_to": "0/16B3748"}`: goes on without what may be missing up to that position.
     Accept,
     /// Stops the subscription and releases its lock. The command line then takes the lock and removes the
     /// subscription.

@@ -18,6 +18,7 @@ use crate::pg::{Lsn, QualifiedName, as_owner};
 
 use super::codec::Time;
 use super::columns::{lsn, time, word};
+use super::intervention::no_gap;
 use super::{EventKind, Ownership, Store, StoreError, StoreErrorKind, event, lost, owner, spelling};
 
 /// A gap that has been recorded.
@@ -100,20 +101,9 @@ impl Store {
         {
             return Ok(None);
         }
-        let row = sqlx::query(OPEN)
-            .bind(owner.name())
-            .bind(gap.table.as_ref().map(|table| &table.schema))
-            .bind(gap.table.as_ref().map(|table| &table.name))
-            .bind(gap.kind.as_str())
-            .bind(gap.kind.hold() == Hold::Until)
-            .bind(gap.from)
-            .bind(gap.to)
-            .bind(gap.since.map(Time))
-            .bind(gap.detail.as_deref())
-            .fetch_one(&mut *tx)
-            .await?;
-        let (opened, is_new) = (decode(&row)?, row.try_get::<bool, _>("is_new")?);
-        if let (Hold::Until, Some(table)) = (opened.hold, &opened.table) {
+        let opened = insert(&mut tx, owner.name(), gap).await?;
+        let (OpenedGap::New(gap) | OpenedGap::Known(gap)) = &opened;
+        if let (Hold::Until, Some(table)) = (gap.hold, &gap.table) {
             sqlx::query(HOLD_TABLE)
                 .bind(owner.name())
                 .bind(&table.schema)
@@ -121,11 +111,8 @@ impl Store {
                 .execute(&mut *tx)
                 .await?;
         }
-        if is_new {
-            record(&mut tx, &opened, &opened.diagnosis().primary).await?;
-        }
         boundary::deed!("gap::open", tx.commit().await, Err(lost()))?;
-        Ok(Some(if is_new { OpenedGap::New(opened) } else { OpenedGap::Known(opened) }))
+        Ok(Some(opened))
     }
 
     /// One gap, open or settled.
@@ -151,7 +138,7 @@ impl Store {
         .await
     }
 
-    /// Settles the open gaps of the subscription, not of its tables: the stream goes on from the recorded
+    /// Settles the open gaps that hold the subscription, not its tables: the stream goes on from the recorded
     /// position, so nothing is missing. Returns their number.
     pub async fn heal_gaps(&self, owner: &Ownership) -> Result<usize, StoreError> {
         self.run("settle the subscription's gaps", async {
@@ -159,7 +146,7 @@ impl Store {
             owner::require(&mut tx, owner).await?;
             let rows = sqlx::query(concat!(
                 "UPDATE pgsluice.gap g SET settled_at = now(), settled_by = 'pgsluice', settlement = 'healed' \
-                 WHERE g.subscription = $1 AND g.source_table IS NULL AND g.settled_at IS NULL RETURNING ",
+                 WHERE g.subscription = $1 AND g.source_table IS NULL AND g.holds AND g.settled_at IS NULL RETURNING ",
                 columns!()
             ))
             .bind(owner.name())
@@ -176,30 +163,78 @@ impl Store {
         .await
     }
 
+    /// The position up to which a gap is shown: the end of its range, or, if it has none, the publisher's as last seen.
+    /// What was passed over of a held table up to the recorded position is shown, too.
+    ///
+    /// # Errors
+    /// Also [`StoreErrorKind::CommandRefused`], for the number of a gap that the subscription does not have.
+    pub async fn gap_shown_up_to(&self, name: &str, id: i64) -> Result<Option<Lsn>, StoreError> {
+        self.run("look for the gap", async {
+            let shown =
+                sqlx::query_scalar(SHOWN_UP_TO).bind(id).bind(name).fetch_optional(&self.pool).await?;
+            shown.ok_or_else(|| no_gap(name, id))
+        })
+        .await
+    }
+
     /// Makes the tables `ready` that are held by nothing any more: their changes that commit from `position` on,
-    /// the recorded one, apply. Returns them.
+    /// the recorded one, apply. What was passed over of them after their gaps were accepted is recorded as another
+    /// gap.
     pub async fn release_tables(
         &self,
         owner: &Ownership,
         position: Lsn,
-    ) -> Result<Vec<QualifiedName>, StoreError> {
+        passed: &PassedOver,
+    ) -> Result<Vec<ReleasedTable>, StoreError> {
         self.run("let held tables go on", async {
-            let released: Vec<(String, String)> = {
-                let released = sqlx::query_as(RELEASE)
+            let (names, latest): (Vec<&QualifiedName>, Vec<Lsn>) =
+                passed.latest.iter().map(|(name, lsn)| (name, *lsn)).unzip();
+            let rows = {
+                let released = sqlx::query(RELEASE)
                     .bind(owner.name())
                     .bind(owner.term().as_i64())
                     .bind(position)
+                    .bind(passed.known_from.unwrap_or(position))
+                    .bind(names.iter().map(|name| name.schema.as_str()).collect::<Vec<_>>())
+                    .bind(names.iter().map(|name| name.name.as_str()).collect::<Vec<_>>())
+                    .bind(latest.iter().map(Lsn::to_string).collect::<Vec<_>>())
                     .fetch_all(&self.pool);
                 boundary::deed!("gap::release", released.await, Err(lost()))?
             };
-            if released.is_empty() {
+            if rows.is_empty() {
                 owner::still(&self.pool, owner).await?;
             }
-            Ok(released.into_iter().map(|(schema, name)| QualifiedName::new(schema, name)).collect())
+            let released = |row: &PgRow| {
+                let source = QualifiedName::new(row.try_get::<String, _>(0)?, row.try_get::<String, _>(1)?);
+                Ok(ReleasedTable { source, passed_over: lsn(row, "from_lsn")?.zip(lsn(row, "to_lsn")?) })
+            };
+            Ok(rows.iter().map(released).collect::<Result<_, sqlx::Error>>()?)
         })
         .await
     }
 }
+
+/// What a stream has passed over of tables that gaps hold.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PassedOver {
+    /// What was passed over before this position is not known; none if nothing is known.
+    pub known_from: Option<Lsn>,
+    /// Where the latest of these changes committed, by table.
+    pub latest: HashMap<QualifiedName, Lsn>,
+}
+
+/// A table that is held no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReleasedTable {
+    pub source: QualifiedName,
+    /// Changes that committed between these positions may have been passed over after its gap was accepted.
+    pub passed_over: Option<(Lsn, Lsn)>,
+}
+
+const SHOWN_UP_TO: &str = "SELECT CASE WHEN g.source_table IS NOT NULL THEN greatest(g.to_lsn, p.applied_lsn) \
+        ELSE coalesce(g.to_lsn, greatest(s.publisher_lsn, p.applied_lsn)) END \
+    FROM pgsluice.gap g JOIN pgsluice.subscription s ON s.name = g.subscription \
+    LEFT JOIN pgsluice.progress p ON p.subscription = g.subscription WHERE g.id = $1 AND g.subscription = $2";
 
 /// A table with an error is paused for that, and not for a gap.
 const RELEASE: &str = as_owner!(
@@ -214,9 +249,60 @@ const RELEASE: &str = as_owner!(
         UPDATE pgsluice.gap g SET resumed_lsn = $3 FROM released r \
         WHERE g.subscription = r.subscription AND g.source_schema = r.source_schema \
             AND g.source_table = r.source_table AND g.settlement = 'accepted' AND g.holds \
-            AND g.resumed_lsn IS NULL\
-    ) SELECT source_schema, source_table FROM released ORDER BY source_schema, source_table"
+            AND g.resumed_lsn IS NULL \
+        RETURNING g.subscription, g.source_schema, g.source_table, coalesce(g.accepted_lsn, $3) AS accepted_lsn\
+    ), accepted AS (\
+        SELECT DISTINCT ON (r.subscription, r.source_schema, r.source_table) \
+            r.subscription, r.source_schema, r.source_table, r.accepted_lsn AS from_lsn, \
+            least($3, greatest($4, w.lsn::pg_catalog.pg_lsn)) AS to_lsn \
+        FROM resumed r LEFT JOIN ROWS FROM (pg_catalog.unnest($5::pg_catalog.text[]), \
+            pg_catalog.unnest($6::pg_catalog.text[]), pg_catalog.unnest($7::pg_catalog.text[])) AS w (s, t, lsn) \
+            ON w.s = r.source_schema AND w.t = r.source_table ORDER BY 1, 2, 3, 4 DESC\
+    ), late AS (\
+        INSERT INTO pgsluice.gap AS g \
+            (subscription, source_schema, source_table, kind, holds, from_lsn, to_lsn, detail) \
+        SELECT a.subscription, a.source_schema, a.source_table, 'passed_over', false, a.from_lsn, a.to_lsn, \
+            'the gap had been shown up to ' || a.from_lsn FROM accepted a WHERE a.from_lsn < a.to_lsn \
+        ON CONFLICT (subscription, coalesce(source_schema, ''), coalesce(source_table, ''), kind) \
+            WHERE settled_at IS NULL DO UPDATE \
+        SET from_lsn = least(g.from_lsn, excluded.from_lsn), to_lsn = greatest(g.to_lsn, excluded.to_lsn) \
+        RETURNING g.id, g.subscription, g.source_schema, g.source_table, g.from_lsn, g.to_lsn\
+    ), logged AS (\
+        INSERT INTO pgsluice.event (subscription, kind, message, detail) \
+        SELECT l.subscription, 'gap', 'gap ' || l.id || ' of ' || l.source_schema || '.' || l.source_table \
+            || ': changes were passed over after its gap had been accepted', \
+            pg_catalog.jsonb_build_object('gap_id', l.id, 'kind', 'passed_over', 'from_lsn', l.from_lsn, \
+                'to_lsn', l.to_lsn) FROM late l\
+    ) SELECT r.source_schema, r.source_table, l.from_lsn::pg_catalog.text, l.to_lsn::pg_catalog.text \
+    FROM released r LEFT JOIN late l ON l.source_schema = r.source_schema AND l.source_table = r.source_table \
+    ORDER BY 1, 2"
 );
+
+/// Records a gap, or that one of its kind that is open for the table goes on.
+pub(super) async fn insert(
+    session: &mut PgConnection,
+    name: &str,
+    gap: &NewGap,
+) -> Result<OpenedGap, StoreErrorKind> {
+    let row = sqlx::query(OPEN)
+        .bind(name)
+        .bind(gap.table.as_ref().map(|table| &table.schema))
+        .bind(gap.table.as_ref().map(|table| &table.name))
+        .bind(gap.kind.as_str())
+        .bind(gap.kind.hold() == Hold::Until)
+        .bind(gap.from)
+        .bind(gap.to)
+        .bind(gap.since.map(Time))
+        .bind(gap.detail.as_deref())
+        .fetch_one(&mut *session)
+        .await?;
+    let opened = decode(&row)?;
+    if !row.try_get::<bool, _>("is_new")? {
+        return Ok(OpenedGap::Known(opened));
+    }
+    record(session, &opened, &opened.diagnosis().primary).await?;
+    Ok(OpenedGap::New(opened))
+}
 
 /// Records an event about a gap.
 pub(super) async fn record(

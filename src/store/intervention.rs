@@ -5,13 +5,15 @@
 //!   if the service dies before or after it.
 //! - A table that is to be synchronised again gets the next copy's number: no running copy can be committed.
 
+use std::fmt::Write as _;
+
 use serde_json::json;
 use sqlx::{PgConnection, Row as _};
 
 use crate::boundary;
 use crate::error::Diagnosis;
 use crate::gap::{Gap, Hold, WayOut};
-use crate::pg::{QualifiedName, as_owner};
+use crate::pg::{Lsn, QualifiedName, as_owner};
 
 use super::command::answer;
 use super::gap::{decode, record};
@@ -26,11 +28,20 @@ const BEGIN_AGAIN: &str = "UPDATE pgsluice.table_sync t SET state = 'pending', a
     WHERE t.subscription = $1 AND t.source_schema = $2 AND t.source_table = $3 \
     RETURNING t.left_lsn IS NOT NULL";
 
-const ACCEPT: &str = "UPDATE pgsluice.gap SET accepted_at = now(), accepted_by = $2, settled_at = now(), \
-    settled_by = $2, settlement = 'accepted' WHERE id = $1";
+const FORGET: &str = "DELETE FROM pgsluice.table_sync t WHERE t.subscription = $1 AND t.source_schema = $2 \
+    AND t.source_table = $3 AND t.left_lsn IS NOT NULL";
+
+const FORGET_GAPS: &str = "UPDATE pgsluice.gap g SET settled_at = now(), settled_by = $4, settlement = 'resynced' \
+    WHERE g.subscription = $1 AND g.source_schema = $2 AND g.source_table = $3 AND g.settled_at IS NULL";
+
+/// Without a position from the command, the gap is accepted up to the recorded one.
+const ACCEPT: &str = "UPDATE pgsluice.gap g SET accepted_at = now(), accepted_by = $2, settled_at = now(), \
+    settled_by = $2, settlement = 'accepted', accepted_lsn = coalesce($3, (SELECT p.applied_lsn \
+        FROM pgsluice.progress p WHERE p.subscription = g.subscription)) WHERE g.id = $1";
 
 /// A gap of the slot is settled once the stream can go on behind it (`progress::pass_gap`).
-const ACCEPT_LATER: &str = "UPDATE pgsluice.gap SET accepted_at = now(), accepted_by = $2 WHERE id = $1";
+const ACCEPT_LATER: &str =
+    "UPDATE pgsluice.gap SET accepted_at = now(), accepted_by = $2, accepted_lsn = $3 WHERE id = $1";
 
 const REFRESH: &str = "UPDATE pgsluice.subscription SET refresh = $2, refresh_command = $3 WHERE name = $1";
 
@@ -38,6 +49,16 @@ const END_REFRESH: &str = as_owner!(
     " UPDATE pgsluice.subscription s SET refresh = NULL, refresh_command = NULL FROM owner \
      WHERE s.name = owner.name AND s.refresh_command = $3"
 );
+
+/// The tables that an operator wants to be synchronised again.
+#[derive(Debug, Clone, Copy)]
+pub struct ResyncWish<'a> {
+    pub tables: &'a [QualifiedName],
+    /// Tables that have left, and whose rows are replaced with theirs. They are deleted from the record.
+    pub left: &'a [QualifiedName],
+    pub how: Resync,
+    pub by: &'a str,
+}
 
 impl Store {
     /// Records that tables are to be synchronised again, and answers the command. A command that has been
@@ -49,18 +70,17 @@ impl Store {
         &self,
         owner: &Ownership,
         command: i64,
-        tables: &[QualifiedName],
-        how: Resync,
-        by: &str,
+        wish: ResyncWish<'_>,
     ) -> Result<Answer, StoreError> {
+        let ResyncWish { tables, left, how, by } = wish;
         self.run("record the tables to synchronise again", async {
             let (name, mut tx) = (owner.name(), self.pool.begin().await?);
             owner::require(&mut tx, owner).await?;
-            let names: Vec<String> = tables.iter().map(ToString::to_string).collect();
-            let reply = Answer::done(format!(
-                "{} will be synchronised again ({how}); \"pgsluice status {name}\" shows how far it has come",
-                names.join(", ")
-            ));
+            let mut text = format!("{} will be synchronised again ({how}); ", listed(tables));
+            if !left.is_empty() {
+                let _ = write!(text, "what the target has of {} goes with that; ", listed(left));
+            }
+            let reply = Answer::done(format!("{text}\"pgsluice status {name}\" shows how far it has come"));
             if !answer(&mut tx, command, &reply).await? {
                 return Ok(reply);
             }
@@ -82,6 +102,9 @@ impl Store {
                 let facts = json!({ "table": table, "how": how, "by": by });
                 event::insert(&mut tx, Some(name), EventKind::Table, &message, Some(facts)).await?;
             }
+            for table in left {
+                forget(&mut tx, name, table, by).await?;
+            }
             boundary::deed!("table::resync", tx.commit().await, Err(lost()))?;
             Ok(reply)
         })
@@ -90,6 +113,7 @@ impl Store {
 
     /// Settles a gap of a table as accepted, and answers the command. A held table goes on when tables are
     /// taken up next ([`Store::release_tables`]). A gap of the slot is settled by the attempt that passes it.
+    /// `up_to` is the position up to which the gap was shown.
     ///
     /// # Errors
     /// Also [`StoreErrorKind::CommandRefused`].
@@ -98,6 +122,7 @@ impl Store {
         owner: &Ownership,
         command: i64,
         id: i64,
+        up_to: Option<Lsn>,
         by: &str,
     ) -> Result<(Answer, Gap), StoreError> {
         self.run("accept the gap", async {
@@ -122,20 +147,14 @@ impl Store {
             if let Some(refusal) = refuse(&mut tx, &gap).await? {
                 return Err(StoreErrorKind::CommandRefused(refusal));
             }
-            let accept = if gap.table.is_some() { ACCEPT } else { ACCEPT_LATER };
-            sqlx::query(accept).bind(id).bind(by).execute(&mut *tx).await?;
+            let accept = if gap.holds_all() { ACCEPT_LATER } else { ACCEPT };
+            sqlx::query(accept).bind(id).bind(by).bind(up_to).execute(&mut *tx).await?;
             record(&mut tx, &gap, &format!("gap {id} was accepted by {by}: {}", gap.may_be_missing()))
                 .await?;
             boundary::deed!("gap::accept", tx.commit().await, Err(lost()))?;
             Ok((reply, gap))
         })
         .await
-    }
-
-    /// Refuses the number of a gap that the subscription does not have.
-    pub async fn require_gap(&self, name: &str, id: i64) -> Result<(), StoreError> {
-        let gap = self.gap(id).await?.filter(|gap| gap.subscription == name);
-        self.run("look for the gap", async { gap.map(|_| ()).ok_or_else(|| no_gap(name, id)) }).await
     }
 
     /// Records that the published tables are to be taken up, and answers the command.
@@ -182,6 +201,25 @@ impl Store {
     }
 }
 
+fn listed(tables: &[QualifiedName]) -> String {
+    tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Deletes a table that has left from the record, and settles its gaps: another table's copy brings its rows.
+async fn forget(
+    session: &mut PgConnection,
+    name: &str,
+    table: &QualifiedName,
+    by: &str,
+) -> Result<(), StoreErrorKind> {
+    let forget = sqlx::query(FORGET).bind(name).bind(&table.schema).bind(&table.name);
+    forget.execute(&mut *session).await?;
+    let settle = sqlx::query(FORGET_GAPS).bind(name).bind(&table.schema).bind(&table.name).bind(by);
+    settle.execute(&mut *session).await?;
+    let message = format!("{table} has left, and its rows come with another table's from now on");
+    event::insert(session, Some(name), EventKind::Table, &message, Some(json!({ "table": table }))).await
+}
+
 fn not_published(table: &QualifiedName) -> Diagnosis {
     Diagnosis::new(format!("{table} is not published any more, so it cannot be synchronised again"))
         .hint("publish it again, and then ask for it")
@@ -193,7 +231,7 @@ async fn lock_gap(session: &mut PgConnection, name: &str, id: i64) -> Result<Gap
     Ok(decode(&row.ok_or_else(|| no_gap(name, id))?)?)
 }
 
-fn no_gap(name: &str, id: i64) -> StoreErrorKind {
+pub(super) fn no_gap(name: &str, id: i64) -> StoreErrorKind {
     let refusal = Diagnosis::new(format!("there is no gap {id} of {name}"))
         .hint(format!("\"pgsluice status {name}\" lists its gaps"));
     StoreErrorKind::CommandRefused(refusal)

@@ -9,6 +9,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use crate::boundary;
+use crate::gap::{Gap, NewGap};
 use crate::pg::{Lsn, QualifiedName};
 use crate::schema::Marks;
 use crate::subscription::membership::{Left, LetGo};
@@ -16,7 +17,9 @@ use crate::subscription::publication_record::PublicationRecord;
 
 use super::columns::saturate;
 use super::subscription::unknown;
-use super::{EventKind, Ownership, Store, StoreError, StoreErrorKind, TableState, event, lost, owner};
+use super::{
+    EventKind, OpenedGap, Ownership, Store, StoreError, StoreErrorKind, TableState, event, gap, lost, owner,
+};
 
 /// A table of the subscription as it is to be recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub struct TableRecord {
     pub target_oid: Option<u32>,
     pub marks: Option<Marks>,
     pub left: Option<Left>,
+    /// A new table that is not to be copied is held by this gap.
+    pub held: Option<NewGap>,
 }
 
 /// How tables that join a subscription begin.
@@ -57,14 +62,49 @@ pub struct Members<'a> {
     pub notes: &'a [TableNote],
 }
 
+/// A table of another subscription of this database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableOfOther {
+    pub subscription: String,
+    pub source: QualifiedName,
+    pub target: QualifiedName,
+    pub target_oid: Option<u32>,
+}
+
 /// The result of [`Store::record_members`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TableChanges {
     pub added: Vec<QualifiedName>,
     pub removed: Vec<QualifiedName>,
+    /// The gaps that hold new tables.
+    pub held: Vec<Gap>,
 }
 
 impl Store {
+    /// The tables that other subscriptions write to this database.
+    pub async fn tables_of_others(&self, name: &str) -> Result<Vec<TableOfOther>, StoreError> {
+        self.run("read the tables of other subscriptions", async {
+            let rows: Vec<(String, String, String, String, String, Option<i64>)> = sqlx::query_as(
+                "SELECT subscription, source_schema, source_table, target_schema, target_table, target_oid \
+                 FROM pgsluice.table_sync WHERE subscription <> $1 AND let_go_at IS NULL ORDER BY 1, 2, 3",
+            )
+            .bind(name)
+            .fetch_all(&self.pool)
+            .await?;
+            let table =
+                |(subscription, ss, st, ts, tt, oid): (_, String, String, String, String, Option<i64>)| {
+                    TableOfOther {
+                        subscription,
+                        source: QualifiedName::new(ss, st),
+                        target: QualifiedName::new(ts, tt),
+                        target_oid: oid.and_then(|oid| u32::try_from(oid).ok()),
+                    }
+                };
+            Ok(rows.into_iter().map(table).collect())
+        })
+        .await
+    }
+
     /// Makes the subscription's tables exactly these: inserts new ones, deletes missing ones, updates the others.
     /// The state of tables that stay is not changed. A table that is renamed keeps its gaps.
     pub async fn record_members(
@@ -85,7 +125,8 @@ impl Store {
             known.ok_or_else(|| unknown(name))?;
             let removed = remove_absent(&mut tx, name, members.tables).await?;
             rename(&mut tx, name, members.tables).await?;
-            let changes = TableChanges { removed, added: write(&mut tx, name, members).await? };
+            let added = write(&mut tx, name, members).await?;
+            let changes = TableChanges { removed, held: hold(&mut tx, name, members.tables).await?, added };
             if changes != TableChanges::default() {
                 let message =
                     format!("{} tables added, {} let go", changes.added.len(), changes.removed.len());
@@ -178,11 +219,13 @@ async fn write(
     name: &str,
     members: &Members<'_>,
 ) -> Result<Vec<QualifiedName>, StoreErrorKind> {
-    let (state, synced_lsn) = match members.new {
-        NewTables::Copy => (TableState::Pending, None),
-        NewTables::Ready { synced_lsn } => (TableState::Ready, Some(synced_lsn)),
-    };
     let tables = members.tables;
+    let begin = |table: &TableRecord| match (&table.held, members.new) {
+        (Some(_), _) => (TableState::Paused, None),
+        (None, NewTables::Copy) => (TableState::Pending, None),
+        (None, NewTables::Ready { synced_lsn }) => (TableState::Ready, Some(synced_lsn.to_string())),
+    };
+    let (states, synced): (Vec<TableState>, Vec<Option<String>>) = tables.iter().map(begin).unzip();
     let sources: Vec<&QualifiedName> = tables.iter().map(|table| &table.source).collect();
     let targets: Vec<&QualifiedName> = tables.iter().map(|table| &table.target).collect();
     let lsn = |pick: fn(&Left) -> Option<Lsn>| -> Vec<Option<String>> {
@@ -195,8 +238,8 @@ async fn write(
         .bind(tables_of(&sources))
         .bind(schemas(&targets))
         .bind(tables_of(&targets))
-        .bind(state.as_str())
-        .bind(synced_lsn)
+        .bind(states.iter().map(|state| state.as_str()).collect::<Vec<_>>())
+        .bind(synced)
         .bind(tables.iter().map(|table| table.source_oid.map(i64::from)).collect::<Vec<_>>())
         .bind(tables.iter().map(|table| table.target_oid.map(i64::from)).collect::<Vec<_>>())
         .bind(tables.iter().map(|table| table.marks.as_ref().map(Json)).collect::<Vec<_>>())
@@ -219,15 +262,32 @@ async fn write(
     Ok(added)
 }
 
+/// Records the gaps of new tables; returns those that were not recorded before.
+async fn hold(
+    session: &mut PgConnection,
+    name: &str,
+    tables: &[TableRecord],
+) -> Result<Vec<Gap>, StoreErrorKind> {
+    let mut held = Vec::new();
+    for gap in tables.iter().filter_map(|table| table.held.as_ref()) {
+        if let OpenedGap::New(gap) = gap::insert(session, name, gap).await? {
+            held.push(gap);
+        }
+    }
+    Ok(held)
+}
+
 const WRITE: &str = "INSERT INTO pgsluice.table_sync AS t \
     (subscription, source_schema, source_table, target_schema, target_table, state, synced_lsn, \
      source_oid, target_oid, marks, left_from, left_lsn, left_xid, let_go_at) \
-    SELECT $1, w.ss, w.st, w.ts, w.tt, $6, $7, w.so, w.tgt, w.marks, w.lf::pg_catalog.pg_lsn, \
+    SELECT $1, w.ss, w.st, w.ts, w.tt, w.state, w.synced::pg_catalog.pg_lsn, w.so, w.tgt, w.marks, \
+        w.lf::pg_catalog.pg_lsn, \
         w.ll::pg_catalog.pg_lsn, w.lx, CASE WHEN w.gone THEN now() END \
     FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], \
         $8::pg_catalog.int8[], $9::pg_catalog.int8[], $10::pg_catalog.jsonb[], $11::pg_catalog.text[], \
-        $12::pg_catalog.text[], $13::pg_catalog.int8[], $14::pg_catalog.bool[]) \
-        AS w (ss, st, ts, tt, so, tgt, marks, lf, ll, lx, gone) \
+        $12::pg_catalog.text[], $13::pg_catalog.int8[], $14::pg_catalog.bool[], $6::pg_catalog.text[], \
+        $7::pg_catalog.text[]) \
+        AS w (ss, st, ts, tt, so, tgt, marks, lf, ll, lx, gone, state, synced) \
     ON CONFLICT (subscription, source_schema, source_table) DO UPDATE \
     SET target_schema = excluded.target_schema, target_table = excluded.target_table, \
         source_oid = excluded.source_oid, target_oid = excluded.target_oid, marks = excluded.marks, \

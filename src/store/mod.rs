@@ -60,9 +60,10 @@ pub use command::{Answer, Command, CommandSignal, HEAD_START, Outcome, Signal, V
 pub use conflict::{ConflictFilter, ConflictRow, Settlement};
 pub use error::{SkipRefusal, StoreError, StoreErrorKind};
 pub use event::{EventKind, EventRow};
-pub use gap::OpenedGap;
+pub use gap::{OpenedGap, PassedOver, ReleasedTable};
+pub use intervention::ResyncWish;
 pub use lock::lock_key;
-pub use members::{Members, NewTables, TableChanges, TableNote, TableRecord};
+pub use members::{Members, NewTables, TableChanges, TableNote, TableOfOther, TableRecord};
 pub use migrate::{AppliedMigration, SCHEMA_VERSION};
 pub use owner::Ownership;
 pub use state::{Desired, Refresh, Resync, State, TableState};

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use crate::apply::{Applier, Membership, Start, progress};
 use crate::config::SynchronousCommit;
 use crate::error::{Diagnosis, Disposition};
+use crate::gap::Gap;
 use crate::pg::Lsn;
 use crate::replication::{
     CreatedSlot, ReplicationConnection, ReplicationStream, SlotLifetime, SlotSnapshot, SlotSpec, StreamError,
@@ -36,6 +37,7 @@ use super::publication_record::Named;
 use super::publications::Publications;
 use super::publisher::{Published, Publisher, Reached, Reaching, Wanted};
 use super::reader::{ReadError, Reader};
+use super::sharing;
 use super::slot::{self, OnMissing, SlotPlan, SlotView};
 use super::slot_wait::{Progress, SlotCreation};
 use super::stream::{self, Begun, StreamEnd};
@@ -213,12 +215,14 @@ async fn survey(
     warnings: &mut Vec<Diagnosis>,
 ) -> Result<Possible, Failure> {
     let relations: Vec<_> = tables.iter().map(|table| (&*table.relation, &table.target)).collect();
-    let (possible, unlogged) = tokio::join!(
+    let (possible, unlogged, shared) = tokio::join!(
         format::survey(context, publisher, session, &relations, warnings),
-        warn_of_unlogged(session, tables)
+        warn_of_unlogged(session, tables),
+        sharing::warn(context, session, tables)
     );
     let possible = possible?;
     warnings.extend(unlogged?);
+    warnings.extend(shared?);
     Ok(possible)
 }
 
@@ -270,6 +274,7 @@ async fn place_in_stream(
         progress::flush(session.client(), &subscription.name, term).await?;
     }
     record.applied = position;
+    gaps::begin_at(context, position);
     context.positions.send_modify(|positions| positions.applied = position.or(positions.applied));
     let accepted = gaps::accepted(&known.members.gaps).zip(position);
     let view = match accepted {
@@ -295,7 +300,7 @@ async fn place_in_stream(
     if let Some((accepted, position)) = accepted {
         applied = Some(gaps::pass(context, session, &view, position, accepted).await?);
     }
-    if known.members.gaps.iter().any(|gap| gap.table.is_none()) {
+    if known.members.gaps.iter().any(Gap::holds_all) {
         context.store.heal_gaps(&context.owner).await?;
         gaps::show(context).await?;
     }

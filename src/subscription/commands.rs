@@ -7,11 +7,12 @@ use crate::conflict::Resolution;
 use crate::error::{Diagnosis, PauseReason};
 use crate::pg::QualifiedName;
 use crate::schema::catalog;
-use crate::store::{Answer, Command, Ownership, Refresh, Resync, Settlement, Store};
+use crate::store::{Answer, Command, Ownership, Refresh, Resync, ResyncWish, Settlement, Store};
 use crate::target::TargetSession;
 
 use super::context::Context;
 use super::failure::Failure;
+use super::sharing;
 
 /// Resolves a conflict: checks that it is open and belongs to this subscription, and records the resolution.
 /// The caller goes on with the stream.
@@ -73,22 +74,26 @@ pub(super) async fn resync(context: &Context, command: &Command) -> Result<Answe
     let (Some(tables), Some(how)) = (tables.filter(|tables| !tables.is_empty()), how) else {
         return Err(unreadable("it names no table, or no way to synchronise it that is known here"));
     };
+    let session = TargetSession::open(&context.target, &format!("{} commands", context.name())).await?;
     if how == Resync::Merge {
-        refuse_without_key(context, &tables).await?;
+        refuse_without_key(context, &session, &tables).await?;
     }
-    let (store, owner, by) = (&context.store, &context.owner, &command.created_by);
-    Ok(store.resync_tables(owner, command.id, &tables, how, by).await?)
+    let left = sharing::of_resync(context, &session, &tables).await?;
+    let wish = ResyncWish { tables: &tables, left: &left, how, by: &command.created_by };
+    Ok(context.store.resync_tables(&context.owner, command.id, wish).await?)
 }
 
 /// Refuses a merge of a table without a unique key before anything is recorded: the table would be held back for
 /// nothing. Whether the key's columns are published is seen once the table is compared.
-async fn refuse_without_key(context: &Context, tables: &[QualifiedName]) -> Result<(), Failure> {
+async fn refuse_without_key(
+    context: &Context,
+    session: &TargetSession,
+    tables: &[QualifiedName],
+) -> Result<(), Failure> {
     let row = context.store.subscription(context.name()).await?;
     let rows = row.map(|row| row.tables).unwrap_or_default();
     let targets: Vec<QualifiedName> =
         rows.into_iter().filter(|row| tables.contains(&row.source)).map(|row| row.target).collect();
-    let application = format!("{} commands", context.name());
-    let session = TargetSession::open(&context.target, &application).await?;
     let described = catalog::target_tables(&***session.client(), &targets).await?;
     for (target, table) in targets.iter().zip(&described) {
         if table.as_ref().is_some_and(|table| table.unique_keys.is_empty()) {
@@ -109,7 +114,8 @@ pub(super) async fn accept(context: &Context, command: &Command) -> Result<Answe
         return Err(unreadable("it names no gap"));
     };
     let (store, owner) = (&context.store, &context.owner);
-    let accepted = store.accept_gap(owner, command.id, id, &command.created_by).await;
+    let up_to = command.args.get("up_to").and_then(Value::as_str).and_then(|lsn| lsn.parse().ok());
+    let accepted = store.accept_gap(owner, command.id, id, up_to, &command.created_by).await;
     let (answer, gap) = accepted?;
     info!(
         subscription = context.name(), gap = id, kind = %gap.kind, by = command.created_by,

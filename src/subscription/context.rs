@@ -13,6 +13,7 @@ use crate::store::{Ownership, Store};
 use crate::telemetry::Attention;
 
 use super::format::Whole;
+use super::gaps::PassedInTerm;
 use super::positions::{Promptness, StreamPositions};
 use super::publications::Publications;
 use super::slot::SlotPlan;
@@ -41,6 +42,8 @@ pub(super) struct Context {
     pub(super) refused: Vec<(Lsn, String)>,
     /// The warnings that were reported last.
     pub(super) warned: watch::Sender<Vec<String>>,
+    /// What this instance has passed over of tables that gaps hold.
+    pub(super) passed_over: watch::Sender<PassedInTerm>,
     /// What attempts have learned of the target's tables.
     pub(super) known_tables: watch::Sender<KnownTables>,
 }

@@ -1,12 +1,14 @@
 //! Records the gaps that an attempt finds, and tells about each one once.
 
-use tracing::warn;
+use std::collections::HashMap;
+
+use tracing::{info, warn};
 
 use crate::apply::progress;
 use crate::gap::{Accepted, Gap, GapKind, NewGap, WayOut};
-use crate::pg::Lsn;
+use crate::pg::{Lsn, QualifiedName, Term};
 use crate::replication::ReplicationConnection;
-use crate::store::OpenedGap;
+use crate::store::{OpenedGap, PassedOver};
 use crate::target::TargetSession;
 use crate::telemetry::GapFound;
 
@@ -35,6 +37,58 @@ pub(super) async fn open(context: &Context, gap: &NewGap) -> Result<Option<Gap>,
 pub(super) fn note(context: &Context, gaps: &[Gap]) {
     let kinds = gaps.iter().map(|gap| gap.kind).collect();
     context.snapshot.send_modify(|snapshot| snapshot.gaps = kinds);
+}
+
+/// What was passed over of held tables within one term of this instance.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PassedInTerm {
+    term: Option<Term>,
+    over: PassedOver,
+}
+
+/// Notes where the stream goes on. In a new term, nothing is known of what was passed over before.
+pub(super) fn begin_at(context: &Context, recorded: Option<Lsn>) {
+    let term = Some(context.owner.term());
+    context.passed_over.send_if_modified(|passed| {
+        let is_new = passed.term != term;
+        if is_new {
+            *passed = PassedInTerm {
+                term,
+                over: PassedOver { known_from: Some(recorded.unwrap_or_default()), latest: HashMap::new() },
+            };
+        }
+        is_new
+    });
+}
+
+/// Notes where the latest changes commit that were passed over because gaps hold their tables.
+pub(super) fn note_passed(context: &Context, latest: &HashMap<QualifiedName, Lsn>) {
+    context.passed_over.send_if_modified(|passed| {
+        let mut changed = false;
+        for (table, lsn) in latest {
+            if passed.over.latest.get(table).is_none_or(|known| known < lsn) {
+                passed.over.latest.insert(table.clone(), *lsn);
+                changed = true;
+            }
+        }
+        changed
+    });
+}
+
+/// Lets held tables go on from the recorded position, if nothing holds them any more.
+pub(super) async fn release(context: &Context, applied: Lsn) -> Result<(), Failure> {
+    let passed = context.passed_over.borrow().over.clone();
+    for table in context.store.release_tables(&context.owner, applied, &passed).await? {
+        let (name, relation) = (context.name(), &table.source);
+        info!(subscription = name, %relation, lsn = %applied, "the table goes on from here");
+        if let Some((from, to)) = table.passed_over {
+            warn!(
+                subscription = name, %relation, %from, %to,
+                "changes that were committed after the table's gap had been accepted were passed over"
+            );
+        }
+    }
+    show(context).await
 }
 
 /// Reads the open gaps, and shows them in the metrics.
@@ -66,7 +120,7 @@ pub(super) async fn record(context: &Context, mut failure: Failure) -> Result<Fa
 
 /// Who accepted a gap of the slot that the stream has not passed yet; none if nobody has.
 pub(super) fn accepted(gaps: &[Gap]) -> Option<&Accepted> {
-    gaps.iter().filter(|gap| gap.table.is_none()).find_map(|gap| gap.accepted.as_ref())
+    gaps.iter().filter(|gap| gap.holds_all()).find_map(|gap| gap.accepted.as_ref())
 }
 
 /// Creates the slot again if it is gone or lost, because its gap has been accepted. A slot that an interrupted
@@ -105,5 +159,6 @@ pub(super) async fn pass(
         subscription = context.name(), by = accepted.by, from = %from, to = %to,
         "an accepted gap was passed: changes that were committed between these positions are not applied"
     );
+    show(context).await?;
     Ok(to)
 }

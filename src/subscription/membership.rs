@@ -18,14 +18,19 @@
 //! and all of those apply. No position is needed for that. The position of the look says when the table is let go,
 //! which people see.
 //!
+//! # Rows of others
+//! A new table is not copied if its target has rows that other tables have brought ([`occupied`]): it is held by a gap.
+//!
 //! # What cannot be seen
 //! - A partition that was attached with rows, or detached, below a table that is published via its root.
 //! - Changes between two looks that leave no trace in the catalog's rows.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
 
 use crate::gap::{GapKind, NewGap};
 use crate::pg::{Lsn, QualifiedName};
+use crate::schema::sharing::{Place, Sharing, Writer};
 use crate::schema::{Continuity, Marks, Redefined};
 
 /// What the record says of a table.
@@ -90,6 +95,8 @@ pub struct Observed<'a> {
     /// Published tables that would go into the target of a recorded one that is not published: the record's name, and
     /// the OID.
     pub heirs: &'a [(QualifiedName, u32)],
+    /// New tables that would be copied on top of rows that other tables have brought.
+    pub occupied: &'a [Occupied],
     /// Every change that the look could see was committed before this position.
     pub end: Lsn,
     /// The next transaction identifier, with its epoch.
@@ -100,6 +107,17 @@ pub struct Observed<'a> {
     pub applied: Option<Lsn>,
     /// Publications that the publisher has found missing within the stream.
     pub refused: &'a [String],
+}
+
+/// A new table whose target has rows of recorded tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Occupied {
+    /// Its OID on the publisher.
+    pub oid: u32,
+    /// Its changes that commit after this position may have been passed over; none if that is not known.
+    pub from: Option<Lsn>,
+    /// How it shares rows with which table, in words.
+    pub facts: String,
 }
 
 /// What becomes of tables that are published and not recorded.
@@ -195,7 +213,10 @@ pub fn judge(recorded: &[Recorded], observed: &Observed<'_>, new: NewTables) -> 
     let followed: HashSet<u32> = judged.tables.iter().filter_map(|table| table.oid).collect();
     for seen in observed.published.iter().filter(|seen| !followed.contains(&seen.oid)) {
         match new {
-            NewTables::Follow => judged.tables.push(joins(seen)),
+            NewTables::Follow => {
+                let occupied = observed.occupied.iter().find(|occupied| occupied.oid == seen.oid);
+                judged.tables.push(occupied.map_or_else(|| joins(seen), |of| held_off(seen, of, observed)));
+            }
             NewTables::Leave => judged.strangers.push(seen.name.clone()),
         }
     }
@@ -213,6 +234,19 @@ fn joins(seen: &Seen) -> Judgement {
         change: Change::Joins,
         gaps: Vec::new(),
     }
+}
+
+/// A new table that is followed, and not copied on top of other tables' rows.
+fn held_off(seen: &Seen, occupied: &Occupied, observed: &Observed<'_>) -> Judgement {
+    let gap = NewGap {
+        table: Some(seen.name.clone()),
+        kind: GapKind::Occupied,
+        from: occupied.from,
+        to: Some(observed.end),
+        since: None,
+        detail: Some(occupied.facts.clone()),
+    };
+    Judgement { gaps: vec![gap], ..joins(seen) }
 }
 
 /// The table as it is seen now.
@@ -356,6 +390,33 @@ pub fn heirs(
     };
     let new = published.iter().filter(is_new);
     new.filter_map(|seen| Some((former(target(&seen.name)?)?.0.clone(), seen.oid))).collect()
+}
+
+/// A recorded table whose rows are in its target, or are about to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Occupant<'a> {
+    pub source: &'a QualifiedName,
+    pub place: &'a Place,
+    /// Up to here nothing of its rows was published by other tables; none if that is not known.
+    pub from: Option<Lsn>,
+}
+
+/// Judges a new table with this OID by the tables that are recorded. A switch of `publish_via_partition_root` shows so:
+/// the root comes in place of its partitions, or the other way round, with the same rows. So does a partition that was
+/// detached.
+#[must_use]
+pub fn occupied(oid: u32, new: &Place, recorded: &[Occupant<'_>]) -> Option<Occupied> {
+    let found: Vec<(Sharing, &Occupant<'_>)> =
+        recorded.iter().filter_map(|occupant| Some((new.shares_with(occupant.place)?, occupant))).collect();
+    let &(sharing, first) = found.first()?;
+    let writer = Writer { subscription: None, source: first.source.clone(), target: first.place.clone() };
+    let mut facts = writer.in_words(sharing);
+    if found.len() > 1 {
+        let _ = write!(facts, "; the same holds for {} more", found.len() - 1);
+    }
+    let known = found.iter().all(|(_, occupant)| occupant.from.is_some());
+    let from = found.iter().filter_map(|(_, occupant)| occupant.from).min().filter(|_| known);
+    Some(Occupied { oid, from, facts })
 }
 
 /// The target's tables, by name, as far as they matter.

@@ -34,6 +34,7 @@ mod publications;
 mod publisher;
 mod reader;
 mod schema_watch;
+pub(crate) mod sharing;
 pub(crate) mod slot;
 mod slot_wait;
 mod snapshot;

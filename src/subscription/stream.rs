@@ -277,6 +277,10 @@ impl<'a> Stream<'a> {
             positions.applied = Some(self.done.applied);
             positions.flushed = Some(self.done.durable);
         });
+        let latest = self.applier.passed_over();
+        if !latest.is_empty() {
+            gaps::note_passed(self.context, latest);
+        }
     }
 
     /// Settles a conflict that was retried with success, and an armed skip, at the end of a transaction.

@@ -3,13 +3,12 @@
 //! `membership` and `publication_record` decide. Gaps are recorded before the tables are: after a crash in between,
 //! the same gaps are found again.
 
+mod newcomers;
 mod pending;
 mod record;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-
-use tracing::info;
 
 use crate::apply::{Applies, Member, Membership};
 use crate::config::Subscription;
@@ -17,7 +16,7 @@ use crate::error::Diagnosis;
 use crate::gap::Gap;
 use crate::pg::{Lsn, QualifiedName};
 use crate::schema::catalog::{self, ExistingTable};
-use crate::schema::{Mapping, PublishedRelation, PublishedTable, ReplicaIdentity};
+use crate::schema::{PublishedRelation, PublishedTable, ReplicaIdentity};
 use crate::store::{NewTables, Refresh, SubscriptionRow, TableRow, TableState};
 use crate::target::TargetSession;
 
@@ -32,6 +31,8 @@ use super::publisher::{Published, Publisher};
 use super::slot::{SlotPlan, SlotView};
 
 pub(super) use pending::{PendingTable, compare_again, compare_pending, record_described, still_pending};
+
+use self::newcomers::Newcomers;
 
 /// A table with everything that applying and copying need.
 pub(super) struct PreparedTable {
@@ -121,11 +122,12 @@ pub(super) async fn take_up_tables(
     let others = tables_that_left(ground, &known.tables, &seen).await?;
     let names: Vec<(u32, QualifiedName)> =
         others.iter().map(|table| (table.oid, table.relation.name.clone())).collect();
-    let heirs = heirs(context, session, &known.tables, &seen).await?;
+    let Newcomers { heirs, occupied } = newcomers::find(context, session, ground, &known, &seen).await?;
     let observed = Observed {
         published: &seen,
         others: &names,
         heirs: &heirs,
+        occupied: &occupied,
         end: ground.view.end(),
         unused_xid: ground.view.unused_xid,
         seen: known.seen,
@@ -137,7 +139,9 @@ pub(super) async fn take_up_tables(
         &observed,
         follow_new(context, ground.plan, known.refresh),
     );
-    for gap in judged.tables.iter().flat_map(|table| &table.gaps) {
+    // Those of new tables are recorded with them.
+    let recorded_before = judged.tables.iter().filter(|table| table.recorded.is_some());
+    for gap in recorded_before.flat_map(|table| &table.gaps) {
         gaps::open(context, gap).await?;
     }
     if found.tables.is_empty() {
@@ -162,6 +166,9 @@ pub(super) async fn take_up_tables(
     // Only now may the monitor find that nothing has changed since.
     context.publications.send_modify(|publications| publications.recorded = Some(fingerprint));
     let had_gaps = judged.tables.iter().any(|table| !table.gaps.is_empty());
+    if had_gaps {
+        gaps::show(context).await?;
+    }
     let known = settle(context, ground, known, new, had_gaps || written == record::Written::Changed).await?;
     let let_go =
         known.tables.iter().filter_map(|row| row.left).filter(|left| left.gone == membership::LetGo::NotYet);
@@ -230,28 +237,6 @@ async fn tables_that_left(
     Ok(catalog::existing_tables(&**client, client.server_version_num(), &oids, &names).await?)
 }
 
-/// Looks for new tables that would go into the target of one that is not published any more.
-async fn heirs(
-    context: &Context,
-    session: &TargetSession,
-    rows: &[TableRow],
-    seen: &[Seen],
-) -> Result<Vec<(QualifiedName, u32)>, Failure> {
-    let is_recorded = |seen: &&Seen| rows.iter().any(|row| row.source_oid == Some(seen.oid));
-    let new: Vec<&QualifiedName> =
-        seen.iter().filter(|seen| !is_recorded(seen)).map(|seen| &seen.name).collect();
-    let is_gone = |row: &TableRow| !seen.iter().any(|seen| row.source_oid == Some(seen.oid));
-    if new.is_empty() || !rows.iter().any(is_gone) {
-        return Ok(Vec::new());
-    }
-    let (mapping, _) = Mapping::new(&context.subscription.tables, new);
-    let targets: Vec<QualifiedName> = mapping.iter().map(|(_, target)| target.clone()).collect();
-    let found: membership::TargetOids =
-        catalog::target_oids(&***session.client(), &targets, &[]).await?.into_iter().collect();
-    let records: Vec<_> = rows.iter().map(|row| (&row.source, row.source_oid, row.target_oid)).collect();
-    Ok(membership::heirs(&records, seen, |source| found.get(mapping.target(source)?).copied()))
-}
-
 /// Ends what an earlier attempt has left, and reads the record as it is then.
 async fn settle(
     context: &Context,
@@ -277,9 +262,7 @@ async fn settle(
     if let Some(applied) = ground.applied()
         && known.tables.iter().any(released)
     {
-        for table in context.store.release_tables(&context.owner, applied).await? {
-            info!(subscription = context.name(), relation = %table, lsn = %applied, "the table goes on from here");
-        }
+        gaps::release(context, applied).await?;
         known = Known::read(context).await?;
     }
     Ok(known)

@@ -157,6 +157,7 @@ impl Worker {
             whole: None,
             refused: Vec::new(),
             warned: watch::Sender::new(Vec::new()),
+            passed_over: watch::Sender::default(),
             known_tables: watch::Sender::default(),
         };
         Self {
@@ -246,6 +247,12 @@ impl Worker {
     }
 
     async fn attempt(&mut self) -> Event {
+        // What has been asked for while nothing was streamed is done before anything is: a table that is let go on
+        // misses no change that was committed after that was asked for.
+        if let Some(event) = self.on_commands().await {
+            self.ahead = Ahead::default();
+            return event;
+        }
         let Some(session) = self.session.take() else { return Event::LockHeldElsewhere };
         self.held_back = None;
         let event = Box::pin(self.attempt_with(&session)).await;

@@ -395,7 +395,7 @@ impl Case {
         let unsettled = "\
             SELECT 'table', source_table, state FROM pgsluice.table_sync WHERE state <> 'ready' \
             UNION ALL SELECT 'conflict', id::text, resolution FROM pgsluice.conflict WHERE resolved_at IS NULL \
-            UNION ALL SELECT 'gap', id::text, kind FROM pgsluice.gap WHERE settled_at IS NULL \
+            UNION ALL SELECT 'gap', id::text, kind FROM pgsluice.gap WHERE settled_at IS NULL AND kind <> 'passed_over' \
             UNION ALL SELECT 'refresh', name, refresh FROM pgsluice.subscription WHERE refresh IS NOT NULL \
             UNION ALL SELECT 'skip', skip_lsn::text, state FROM pgsluice.subscription WHERE skip_lsn IS NOT NULL \
             UNION ALL SELECT 'command', verb, taken_at::text FROM pgsluice.command WHERE done_at IS NULL";

@@ -78,6 +78,8 @@ mod resync;
 #[cfg(test)]
 mod schema;
 #[cfg(test)]
+mod shared_rows;
+#[cfg(test)]
 mod soak;
 #[cfg(test)]
 mod store;

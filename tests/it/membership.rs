@@ -34,13 +34,13 @@ fn all_tables() -> Builder {
 }
 
 /// The table's entry in `status --json`.
-async fn table(world: &World, source: &str) -> Result<Value, String> {
+pub(crate) async fn table(world: &World, source: &str) -> Result<Value, String> {
     let view = world.status().await?;
     let tables = view.json["tables"].as_array().cloned().unwrap_or_default();
     tables.into_iter().find(|table| table["source"] == source).ok_or_else(|| format!("{:#}", view.json))
 }
 
-async fn wait_table(world: &World, source: &str, state: &str) {
+pub(crate) async fn wait_table(world: &World, source: &str, state: &str) {
     until(&format!("{source} is {state}"), async || {
         let table = table(world, source).await?;
         if table["state"] == state { Ok(()) } else { Err(format!("{table:#}")) }
@@ -49,13 +49,13 @@ async fn wait_table(world: &World, source: &str, state: &str) {
 }
 
 /// Kind, table and range of the open gaps.
-async fn gaps(world: &World) -> Vec<String> {
+pub(crate) async fn gaps(world: &World) -> Vec<String> {
     let sql = "SELECT kind, source_table, holds, from_lsn <= to_lsn FROM pgsluice.gap WHERE settled_at IS NULL ORDER BY 2, 1";
     world.target.lines(sql).await
 }
 
 /// Waits until exactly these gaps are open.
-async fn wait_gaps(world: &World, expected: &[&str]) {
+pub(crate) async fn wait_gaps(world: &World, expected: &[&str]) {
     until(&format!("the gaps are {expected:?}"), async || {
         let found = gaps(world).await;
         if found == expected { Ok(()) } else { Err(format!("{found:?}")) }
@@ -74,7 +74,7 @@ async fn wait_for_a_look(world: &World) {
 }
 
 /// Synchronises the tables again, and waits until they have the same rows and no gap.
-async fn resync(world: &World, tables: &[&str], how: Option<&str>) {
+pub(crate) async fn resync(world: &World, tables: &[&str], how: Option<&str>) {
     let names: Vec<String> = tables.iter().map(|table| format!("public.{table}")).collect();
     let mut command = vec!["resync", &world.subscription];
     command.extend(names.iter().map(String::as_str));
@@ -91,7 +91,7 @@ async fn events(world: &World) -> Vec<String> {
 }
 
 /// Inserts into `k`, and waits until that has arrived: everything before has been applied or passed over.
-async fn pass(world: &World, id: u32) {
+pub(crate) async fn pass(world: &World, id: u32) {
     world.publisher.exec(format!("INSERT INTO k VALUES ({id})")).await;
     until(&format!("row {id} of k arrives"), async || {
         let sql = format!("SELECT 1 FROM k WHERE id = {id}");

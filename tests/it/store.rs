@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command as Process, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -21,9 +21,9 @@ use pgsluice::pg::{Lsn, QualifiedName, SlotName, SubscriptionName};
 use pgsluice::schema::{SeenColumn, SeenTable};
 use pgsluice::store::{
     Answer, ConflictFilter, Desired, EventKind, Members, NewTables, OpenedGap, Outcome, Ownership,
-    PlannedTable, Positions, Refresh, Registration, Resync, SCHEMA_VERSION, Signal, SkipRefusal, State,
-    StateChange, StatusDocument, Store, StoreError, StoreErrorKind, TableChanges, TableRecord, TableState,
-    TableStep, Verb, lock_key,
+    PassedOver, PlannedTable, Positions, Refresh, Registration, ReleasedTable, Resync, ResyncWish,
+    SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError,
+    StoreErrorKind, TableChanges, TableRecord, TableState, TableStep, Verb, lock_key,
 };
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -565,9 +565,9 @@ fn writes<'a>(store: &'a Store, owner: &'a Ownership, conflict: i64, command: i6
         answer(command, &Answer::done("late"));
         open_gap(&gap_of(None, GapKind::SlotLost));
         heal_gaps();
-        release_tables(Lsn::new(9));
-        resync_tables(command, &[widgets()], Resync::Merge, "late");
-        accept_gap(command, 1, "late");
+        release_tables(Lsn::new(9), &PassedOver::default());
+        resync_tables(command, wish());
+        accept_gap(command, 1, None, "late");
         refresh_tables(command, Refresh::Copy);
         end_refresh(command);
     }
@@ -897,6 +897,7 @@ fn table(source: &QualifiedName, target: &QualifiedName) -> TableRecord {
         target_oid: None,
         marks: None,
         left: None,
+        held: None,
     }
 }
 
@@ -934,13 +935,15 @@ async fn a_gap_is_recorded_once_and_holds_its_table_until_it_is_settled() {
     assert_eq!(again, Gap { to: Some(Lsn::new(0x30)), ..first.clone() });
     assert_eq!(row().await.gaps, [columns, again]);
 
-    assert_eq!(store.release_tables(&owner, Lsn::new(0x40)).await.unwrap(), []);
+    let (at, nothing) = (Lsn::new(0x40), PassedOver::default());
+    assert_eq!(store.release_tables(&owner, at, &nothing).await.unwrap(), []);
     sqlx::query("update pgsluice.gap set settled_at = now(), settlement = 'accepted', settled_by = 'ann' where id = $1")
         .bind(first.id)
         .execute(&mut database.admin().await)
         .await
         .unwrap();
-    assert_eq!(store.release_tables(&owner, Lsn::new(0x40)).await.unwrap(), [widgets()]);
+    let released = ReleasedTable { source: widgets(), passed_over: None };
+    assert_eq!(store.release_tables(&owner, at, &nothing).await.unwrap(), [released]);
     let table = row().await.tables.remove(0);
     assert_eq!((table.state, table.synced_lsn), (TableState::Ready, Some(Lsn::new(0x40))));
     let settled = store.gap(first.id).await.unwrap().unwrap().settled.unwrap();
@@ -970,6 +973,64 @@ async fn a_gap_is_recorded_once_and_holds_its_table_until_it_is_settled() {
     my_subscription may lack changes: the publisher has invalidated its replication slot
     gap 5 has gone: the stream goes on from where the target is
     ");
+}
+
+fn wish() -> ResyncWish<'static> {
+    static TABLES: LazyLock<[QualifiedName; 1]> = LazyLock::new(|| [widgets()]);
+    ResyncWish { tables: &*TABLES, left: &[], how: Resync::Merge, by: "late" }
+}
+
+/// What was passed over of a held table is another gap, as far as its gap was accepted before.
+#[tokio::test]
+async fn what_was_passed_over_after_a_gap_was_accepted_is_another_gap() {
+    let seen = |known_from: u64, latest: Option<u64>| PassedOver {
+        known_from: Some(Lsn::new(known_from)),
+        latest: latest.map(|lsn| (widgets(), Lsn::new(lsn))).into_iter().collect(),
+    };
+    for (passed, expected) in [
+        (PassedOver::default(), Some((0x30, 0x40))),
+        (seen(0x10, None), None),
+        (seen(0x10, Some(0x30)), None),
+        (seen(0x10, Some(0x38)), Some((0x30, 0x38))),
+        (seen(0x10, Some(0x48)), Some((0x30, 0x40))),
+        (seen(0x34, None), Some((0x30, 0x34))),
+    ] {
+        let database = Database::create().await;
+        let store = database.with_subscription().await;
+        let owner = owned(&store).await;
+        let ready = NewTables::Ready { synced_lsn: Lsn::new(7) };
+        let tables = [table(&widgets(), &widgets())];
+        store.record_members(&owner, &members(&tables, ready)).await.unwrap();
+        let gap = gap_of(Some(widgets()), GapKind::Returned);
+        let Some(OpenedGap::New(gap)) = store.open_gap(&owner, &gap).await.unwrap() else { panic!() };
+        let command = store.submit(NAME, Verb::Accept, &json!({}), "ann").await.unwrap();
+        store.take_commands(&owner).await.unwrap();
+        let up_to = Some(Lsn::new(0x30));
+        store.accept_gap(&owner, command, gap.id, up_to, "ann").await.unwrap();
+        let released = store.release_tables(&owner, Lsn::new(0x40), &passed).await.unwrap();
+        let expected = expected.map(|(from, to)| (Lsn::new(from), Lsn::new(to)));
+        assert_eq!(released, [ReleasedTable { source: widgets(), passed_over: expected }], "{passed:?}");
+        let row = store.subscription(NAME).await.unwrap().unwrap();
+        let open: Vec<_> = row.gaps.iter().map(|gap| (gap.kind, gap.hold, gap.from.zip(gap.to))).collect();
+        let expected = expected.map(|range| (GapKind::PassedOver, Hold::Nothing, Some(range)));
+        assert_eq!(open, expected.into_iter().collect::<Vec<_>>(), "{passed:?}");
+        assert_eq!(row.tables[0].state, TableState::Ready);
+    }
+}
+
+/// A new table that is not to be copied begins with its gap.
+#[tokio::test]
+async fn a_new_table_may_be_held() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let owner = owned(&store).await;
+    let gap = gap_of(Some(widgets()), GapKind::Occupied);
+    let held = TableRecord { held: Some(gap), ..table(&widgets(), &widgets()) };
+    let changes = store.record_members(&owner, &members(&[held], NewTables::Copy)).await.unwrap();
+    assert_eq!(changes.held.iter().map(|gap| gap.kind).collect::<Vec<_>>(), [GapKind::Occupied]);
+    let row = store.subscription(NAME).await.unwrap().unwrap();
+    assert_eq!((row.tables[0].state, row.tables[0].synced_lsn), (TableState::Paused, None));
+    assert!(row.gaps[0].holds_table(&widgets()));
 }
 
 #[tokio::test]

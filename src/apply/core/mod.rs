@@ -43,7 +43,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 pub use self::gathered::Bounds;
@@ -148,6 +148,11 @@ impl Core {
     /// before it, it has been decided whether the change applies to its table.
     pub fn received(&self) -> Option<Lsn> {
         self.intake.received()
+    }
+
+    /// Where the latest changes commit that were passed over because gaps hold their tables.
+    pub const fn passed_over(&self) -> &HashMap<QualifiedName, Lsn> {
+        self.intake.tables.passed_over()
     }
 
     /// Whether a transaction is being applied that the publisher may yet roll back.

@@ -257,7 +257,7 @@ impl Intake {
     ) -> Result<Taken, End> {
         let within = self.finish(change.operation())?;
         let Some(fit) = self.find(relation, within)? else {
-            self.pass_over();
+            self.pass_over(&[relation], within.1);
             return Ok(Taken::Nothing);
         };
         let Some(table) = fit.plan_for(change.as_set()).map(Arc::clone) else {
@@ -291,8 +291,11 @@ impl Intake {
             return self.look_again(&lacking, Held { message: HeldMessage::Truncate(message), described });
         }
         if tables.is_empty() {
-            self.pass_over();
+            self.pass_over(&message.relation_oids, within.1);
             return Ok(Taken::Nothing);
+        }
+        if tables.len() < message.relation_oids.len() {
+            self.note_passed(&message.relation_oids, within.1);
         }
         self.is_of_top_level(message.xid)?;
         let index = self.count()?;
@@ -337,8 +340,16 @@ impl Intake {
         }
     }
 
+    /// Notes the relations of a change that is not applied to all of them. Those that it is applied to are not held.
+    fn note_passed(&mut self, relations: &[u32], finish: Finish) {
+        for &relation in relations {
+            self.tables.pass_over(relation, finish);
+        }
+    }
+
     /// Counts a change that is not applied.
-    fn pass_over(&mut self) {
+    fn pass_over(&mut self, relations: &[u32], finish: Finish) {
+        self.note_passed(relations, finish);
         match (self.piece, &mut self.receiving) {
             (None, Some(Receiving::Whole { changes, .. })) => *changes += 1,
             (Some(xid), Some(Receiving::InProgress { xid: ours, changes })) if *ours == xid => *changes += 1,

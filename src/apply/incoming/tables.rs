@@ -68,6 +68,16 @@ impl Applies {
         Self { position: Some(position), held_from: None, left_xid: None }
     }
 
+    /// Where a change commits that is passed over because a gap holds the table; none if that is not why.
+    fn held_at(self, finish: Finish) -> Option<Lsn> {
+        let held = self.held_from?;
+        match finish {
+            Finish::At(commit) => Some(commit).filter(|commit| *commit >= held),
+            // It may commit anywhere.
+            Finish::Beyond(_) => Some(Lsn::MAX),
+        }
+    }
+
     /// Judges a change of the transaction `xid`.
     pub(crate) fn judge(self, xid: u32, finish: Finish) -> Verdict {
         if self.left_xid.is_some_and(|left| !is_older(xid, left)) {
@@ -162,6 +172,8 @@ pub struct Tables {
     awaited: Option<Awaited>,
     ahead: Ahead,
     next_id: u64,
+    /// Where the latest changes commit that were passed over because gaps hold their tables.
+    passed_over: HashMap<QualifiedName, Lsn>,
 }
 
 /// What a Relation message calls for.
@@ -252,6 +264,7 @@ impl Tables {
             relations: HashMap::default(),
             awaited: None,
             next_id: 0,
+            passed_over: HashMap::new(),
         }
     }
 
@@ -394,6 +407,21 @@ impl Tables {
             },
             Some((_, Known::Foreign)) | None => LargeRow { message, table: None, column: None },
         }
+    }
+
+    /// Notes that a change of a relation was passed over.
+    pub(crate) fn pass_over(&mut self, oid: u32, finish: Finish) {
+        let Some(Known::Member { name, applies, .. }) = self.relations.get(&oid) else { return };
+        let Some(commit) = applies.held_at(finish) else { return };
+        match self.passed_over.get_mut(name) {
+            Some(latest) => *latest = commit.max(*latest),
+            None => drop(self.passed_over.insert(name.clone(), commit)),
+        }
+    }
+
+    /// Where the latest changes commit that were passed over because gaps hold their tables.
+    pub(crate) const fn passed_over(&self) -> &HashMap<QualifiedName, Lsn> {
+        &self.passed_over
     }
 
     /// Finds the table of relation `oid`.

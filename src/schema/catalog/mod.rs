@@ -35,7 +35,7 @@ pub use error::{CatalogError, MissingPublications, Side};
 pub use fingerprint::{PublicationsLook, look_at_publications};
 pub use known_tables::{KnownTables, Look, look_at};
 pub use listing::user_tables;
-pub use members::{ExistingTable, existing_tables, target_oids};
+pub use members::{ExistingTable, existing_tables, places_of, target_oids, target_places};
 pub use publisher::{Published, SeenPublication, published, publisher_query};
 pub use publisher_settings::{
     PublisherFacts, PublisherSettings, has_synchronous_standbys, publisher_facts, publisher_settings,

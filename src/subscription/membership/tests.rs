@@ -1,7 +1,5 @@
 //! Looks at the publications and their verdicts, as a table of cases.
 
-use std::fmt::Write as _;
-
 use super::*;
 use crate::schema::{Mark, Operations};
 
@@ -77,6 +75,7 @@ fn look(recorded: &[Recorded], published: &[Seen], others: &[(u32, &str)], new: 
         published,
         others: &others,
         heirs: &[],
+        occupied: &[],
         end: Lsn::new(0x100),
         unused_xid: 99,
         seen: Some(Lsn::new(0x60)),
@@ -184,6 +183,7 @@ fn a_publication_that_was_missing_proves_nothing() {
         published: &published,
         others: &[],
         heirs: &[],
+        occupied: &[],
         end: Lsn::new(0x100),
         unused_xid: 99,
         seen: None,
@@ -230,6 +230,7 @@ fn a_table_that_takes_anothers_target_replaces_it() {
         published: &published,
         others: &[],
         heirs: &found,
+        occupied: &[],
         end: Lsn::new(0x100),
         unused_xid: 99,
         seen: Some(Lsn::new(0x60)),
@@ -243,4 +244,51 @@ fn a_table_that_takes_anothers_target_replaces_it() {
     let shared = [(&t, Some(10), Some(1)), (&u, Some(20), Some(1))];
     assert_eq!(heirs(&shared, &published, target), []);
     assert_eq!(heirs(&[(&t, Some(10), None)], &published, target), []);
+}
+
+fn place(text: &str, oid: u32, ancestors: &[u32]) -> Place {
+    Place { name: name(text), oid, ancestors: ancestors.to_vec() }
+}
+
+#[test]
+fn a_new_table_is_not_copied_on_top_of_others_rows() {
+    let (root, low, high) = (place("r", 1, &[]), place("low", 2, &[1]), place("high", 3, &[1]));
+    let (r, l, h) = (name("r"), name("low"), name("high"));
+    let at = |lsn: u64| Some(Lsn::new(lsn));
+    let check = |new: &Place, recorded: &[(&QualifiedName, &Place, Option<Lsn>)]| {
+        let recorded: Vec<Occupant<'_>> =
+            recorded.iter().map(|&(source, place, from)| Occupant { source, place, from }).collect();
+        occupied(9, new, &recorded).map(|found| (found.from.map(Lsn::as_u64), found.facts))
+    };
+    // The root comes in place of its partitions.
+    let found = check(&root, &[(&l, &low, at(5)), (&h, &high, at(4))]);
+    let told = "public.low goes into public.low, which is a partition of it; the same holds for 1 more";
+    assert_eq!(found, Some((Some(4), told.to_owned())));
+    // A partition was detached, or comes in place of the root.
+    let found = check(&low, &[(&r, &root, None)]);
+    assert_eq!(found, Some((None, "public.r goes into public.r, of which it is a partition".to_owned())));
+    let found = check(&root, &[(&l, &root, at(5))]);
+    assert_eq!(found, Some((Some(5), "public.low goes into public.r, too".to_owned())));
+    // Partitions beside each other have rows of their own.
+    assert_eq!(check(&low, &[(&h, &high, at(5))]), None);
+}
+
+#[test]
+fn a_new_table_whose_target_is_occupied_is_held() {
+    let published = [seen("r", 30, 3)];
+    let found = [Occupied { oid: 30, from: Some(Lsn::new(0x60)), facts: "why".to_owned() }];
+    let observed = Observed {
+        published: &published,
+        others: &[],
+        heirs: &[],
+        occupied: &found,
+        end: Lsn::new(0x100),
+        unused_xid: 99,
+        seen: Some(Lsn::new(0x60)),
+        applied: Some(Lsn::new(0x50)),
+        refused: &[],
+    };
+    let judged = judge(&[], &observed, NewTables::Follow);
+    let verdicts: Vec<String> = judged.tables.iter().map(told).collect();
+    assert_eq!(verdicts, ["->r 30 Joins gap occupied 0/60..0/100"]);
 }

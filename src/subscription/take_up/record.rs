@@ -14,6 +14,7 @@ use crate::subscription::membership::{
 };
 use crate::subscription::publication_record::PublicationRecord;
 use crate::target::TargetSession;
+use crate::telemetry::GapFound;
 
 use super::Known;
 
@@ -55,10 +56,11 @@ pub(super) async fn write(
     }
     let notes: Vec<TableNote> =
         judged.tables.iter().zip(&tables).filter_map(|(judgement, table)| note(judgement, table)).collect();
-    context
-        .store
-        .record_members(&context.owner, &Members { tables: &tables, new, publications, notes: &notes })
-        .await?;
+    let members = Members { tables: &tables, new, publications, notes: &notes };
+    let changes = context.store.record_members(&context.owner, &members).await?;
+    for gap in &changes.held {
+        GapFound { gap }.emit();
+    }
     for note in &notes {
         info!(subscription = context.name(), "{}", note.message);
     }
@@ -78,6 +80,7 @@ fn of<'a>(table: &Judgement, mapping: &Mapping, rows: &'a [TableRow]) -> (TableR
         target_oid: row.and_then(|row| row.target_oid),
         marks: table.marks.clone(),
         left: table.left,
+        held: table.gaps.first().filter(|_| table.recorded.is_none()).cloned(),
     };
     (record, row)
 }
