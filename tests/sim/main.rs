@@ -23,8 +23,11 @@
     reason = "models of other programs, read beside what they model; tests print what they found"
 )]
 
+mod alter;
+mod catalog;
 mod faults;
 mod link;
+mod members;
 mod mutants;
 mod ops;
 mod plan;
@@ -36,6 +39,7 @@ mod shrink;
 mod stream;
 mod table_sync;
 mod tables;
+mod take_up;
 mod target;
 mod verdict;
 mod walsender;
