@@ -82,6 +82,13 @@ pub fn update(
     records
 }
 
+/// Since when a publication has certainly existed as it is now; none if that is not known.
+#[must_use]
+pub fn since(records: &[PublicationRecord], name: &str) -> Option<Lsn> {
+    let record = records.iter().find(|record| record.name == name && record.until.is_none());
+    record.and_then(|record| record.since)
+}
+
 /// The publications of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Named {

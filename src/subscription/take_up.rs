@@ -27,7 +27,7 @@ use super::findings;
 use super::first_rows::mark_all_ready;
 use super::followed::{self, applies, recorded};
 use super::gaps;
-use super::membership::{self, Observed, Seen, judge};
+use super::membership::{self, Observed, Refused, Seen, judge};
 use super::publication_record::{self, Named, PublicationRecord, Sight};
 use super::publisher::{Published, Publisher};
 use super::slot::{SlotPlan, SlotView};
@@ -123,6 +123,20 @@ pub(super) async fn take_up_tables(
     let names: Vec<(u32, QualifiedName)> =
         others.iter().map(|table| (table.oid, table.relation.name.clone())).collect();
     let heirs = heirs(context, session, &known.tables, &seen).await?;
+    let sights: Vec<Sight<'_>> =
+        found.publications.iter().map(|one| (one.oid, one.name.as_str(), one.version.as_str())).collect();
+    let publications = publication_record::update(
+        &known.publications,
+        &subscription.publications,
+        &sights,
+        ground.view.end(),
+        ground.applied(),
+    );
+    let refused: Vec<Refused> = ground
+        .refused
+        .iter()
+        .map(|name| Refused { name: name.clone(), since: publication_record::since(&publications, name) })
+        .collect();
     let observed = Observed {
         published: &seen,
         others: &names,
@@ -131,7 +145,7 @@ pub(super) async fn take_up_tables(
         unused_xid: ground.view.unused_xid,
         seen: known.seen,
         applied: ground.applied(),
-        refused: ground.refused,
+        refused: &refused,
     };
     let continues = matches!(ground.plan, SlotPlan::Continue { .. });
     let judged = judge(
@@ -147,15 +161,6 @@ pub(super) async fn take_up_tables(
     }
     warnings.extend(found.missing.as_ref().map(findings::missing_publications));
     warnings.extend(judged.strangers.iter().map(|table| findings::not_followed(table, &subscription.name)));
-    let sights: Vec<Sight<'_>> =
-        found.publications.iter().map(|one| (one.oid, one.name.as_str(), one.version.as_str())).collect();
-    let publications = publication_record::update(
-        &known.publications,
-        &subscription.publications,
-        &sights,
-        observed.end,
-        observed.applied,
-    );
     let new = new_tables(context, ground.plan, known.refresh);
     let written = record::write(context, session, &judged, &known, &publications, new, warnings).await?;
     if let Some((_, command)) = known.refresh {

@@ -5,8 +5,11 @@
 //! plan (seed) ─▶ run: events ─▶ world (publisher, walsenders, target, connections)
 //!                        │         ▲
 //!                        └─ poll ──┴─ instances: service, stream (Core), table_sync
-//! verdict: rows equal, or paused for the right reason; if not, a shrunk story
+//! verdict: rows equal, a gap that covers what differs, or paused for the right reason; if not, a shrunk story
 //! ```
+//! In a third of the runs, the publisher's publications and tables change (`alter`). `catalog` is what they are at a
+//! moment, and `take_up` has the real code judge what a look at it shows.
+//!
 //! `scripts/sim` runs it for as long as one likes; here it runs for as long as a test may.
 
 #![expect(

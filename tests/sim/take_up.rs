@@ -5,7 +5,7 @@ use pgsluice::pg::Lsn;
 use pgsluice::schema::{Mapping, Marks};
 use pgsluice::store::TableRow;
 use pgsluice::subscription::followed;
-use pgsluice::subscription::membership::{self, Judged, LetGo, Observed, Recorded, Seen, heirs, judge};
+use pgsluice::subscription::membership::{self, Judged, LetGo, Observed, Recorded, Refused, Seen, heirs, judge};
 use pgsluice::subscription::publication_record::{self, Named, PublicationRecord, Sight};
 
 use crate::catalog::{Catalog, PUBLICATIONS, Published};
@@ -56,11 +56,16 @@ pub(crate) async fn take_up(
     };
     let rows: Vec<TableRow> = meta.tables.values().cloned().collect();
     let gaps = meta.open_gaps();
+    let publications = sighted(&meta, catalog, view.wal, applied);
     let judged = {
         let others = others(catalog, &rows, &seen);
         let targets: Vec<_> = rows.iter().map(|row| (&row.source, row.source_oid, row.target_oid)).collect();
         let heirs = heirs(&targets, &seen, |source| oids.get(source).copied());
-        let refused = memory.refused_at(applied);
+        let refused = memory.refused_at(applied).into_iter().map(|name| {
+            let since = publication_record::since(&publications, &name);
+            Refused { name, since }
+        });
+        let refused: Vec<Refused> = refused.collect();
         let observed = Observed {
             published: &seen,
             others: &others,
@@ -81,7 +86,6 @@ pub(crate) async fn take_up(
     if !late {
         open_gaps(link, term, &judged).await?;
     }
-    let publications = sighted(&meta, catalog, view.wal, applied);
     record(link, term, &judged, &rows, &oids, &publications, &meta).await?;
     if late {
         open_gaps(link, term, &judged).await?;
