@@ -243,9 +243,8 @@ fn compare(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement 
     let continuity = table.marks.as_ref().map_or(Continuity::Same, |recorded| {
         // What was synchronised after that lacks nothing.
         let concerns = |refused: &Refused| refused.since.is_none_or(|since| table.synced < Some(since));
-        let refused = |name: &String| {
-            observed.refused.iter().any(|refused| refused.name == *name && concerns(refused))
-        };
+        let refused =
+            |name: &String| observed.refused.iter().any(|refused| refused.name == *name && concerns(refused));
         let kept = recorded.0.iter().filter(|mark| !refused(&mark.name)).cloned().collect();
         match seen.marks.since(&Marks(kept)) {
             // It is the same one, but it did not exist under its name all the time.

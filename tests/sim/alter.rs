@@ -135,8 +135,8 @@ fn alter_publication(world: &mut World, what: Alteration, random: &mut Random) {
         }
         Alteration::Publish(name, pick) => {
             let inserts = Operations::INSERT;
-            let actions =
-                [inserts, inserts.or(Operations::UPDATE), Operations::ALL][usize::try_from(pick).unwrap_or(2)];
+            let actions = [inserts, inserts.or(Operations::UPDATE), Operations::ALL]
+                [usize::try_from(pick).unwrap_or(2)];
             let Some(publication) = world.publisher.catalog.publication(name) else { return };
             let members = members(&world.publisher.catalog, publication);
             touch(world, members.iter().map(|member| member.slot));
@@ -298,7 +298,8 @@ fn leave(world: &mut World, table: usize, random: &mut Random) {
     let ready = world.target.meta.tables.get(&table).is_some_and(|row| row.state == TableState::Ready);
     let plain = ready && !world.history.touched[table] && world.publisher.catalog.is_published(table);
     touch(world, [table]);
-    let (oid, width) = (world.publisher.catalog.tables[table].oid, world.publisher.catalog.tables[table].width);
+    let (oid, width) =
+        (world.publisher.catalog.tables[table].oid, world.publisher.catalog.tables[table].width);
     let at = world.publisher.end;
     change(world, format!("drops t{table} from its publications"), random, |catalog| {
         catalog.publications.iter_mut().for_each(|publication| publication.remove(oid));
@@ -320,16 +321,15 @@ fn second(world: &mut World, table: usize, random: &mut Random) {
             }
         });
         // What the first one publishes has been published all the time.
-        let narrowed =
-            world.publisher.catalog.publications.iter().any(|one| one.actions != Operations::ALL);
+        let narrowed = world.publisher.catalog.publications.iter().any(|one| one.actions != Operations::ALL);
         if narrowed || world.publisher.catalog.publication("p").is_none() {
             touch(world, [table]);
         }
     } else if having.iter().any(|(name, _)| name == "p")
         && let Some(q) = world.publisher.catalog.publication("q")
     {
-        let narrowed =
-            q.actions != Operations::ALL || world.publisher.catalog.publications.iter().any(|one| one.actions != q.actions);
+        let narrowed = q.actions != Operations::ALL
+            || world.publisher.catalog.publications.iter().any(|one| one.actions != q.actions);
         if narrowed || having.iter().any(|(_, member)| member.even) {
             touch(world, [table]);
         }
@@ -367,12 +367,7 @@ fn replace(world: &mut World, table: usize, random: &mut Random) {
 }
 
 /// Sets the table's row in the publication again, if only one has it.
-fn set_member(
-    world: &mut World,
-    table: usize,
-    random: &mut Random,
-    set: impl FnOnce(&mut Member) -> bool,
-) {
+fn set_member(world: &mut World, table: usize, random: &mut Random, set: impl FnOnce(&mut Member) -> bool) {
     let having = having(world, table);
     let [(name, member)] = having.as_slice() else { return };
     let mut member = *member;

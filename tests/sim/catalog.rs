@@ -103,10 +103,7 @@ impl Catalog {
                 .collect(),
         };
         let second = if in_both { IN_BOTH.to_vec() } else { Vec::new() };
-        Self {
-            tables,
-            publications: vec![publication(0, (0..LATER).collect()), publication(1, second)],
-        }
+        Self { tables, publications: vec![publication(0, (0..LATER).collect()), publication(1, second)] }
     }
 
     pub(crate) fn publication(&self, name: &str) -> Option<&Publication> {
@@ -224,11 +221,7 @@ impl Catalog {
             let width = lists.min().unwrap_or(4);
             Some(Published {
                 slot,
-                seen: Seen {
-                    oid: resolved.oid,
-                    name: relation.name.clone(),
-                    marks: facts.marks(relation),
-                },
+                seen: Seen { oid: resolved.oid, name: relation.name.clone(), marks: facts.marks(relation) },
                 way: Way { width, even: !resolved.row_filters.is_empty() },
                 actions: resolved.actions,
             })

@@ -24,7 +24,12 @@ pub(crate) enum PublisherOp {
     Glance,
     CreateSlot,
     TemporarySlot,
-    Start { from: Lsn, streaming: bool, permanent: bool, publications: Vec<String> },
+    Start {
+        from: Lsn,
+        streaming: bool,
+        permanent: bool,
+        publications: Vec<String>,
+    },
 }
 
 #[derive(Debug)]
@@ -173,12 +178,10 @@ impl Connection {
         let token = self.send_publisher(op);
         let limit = self.link.now() + 10 * crate::world::SECOND;
         self.link.wake_at(limit);
-        poll_fn(|_| {
-            match self.told(token) {
-                Some(reply) => Poll::Ready(Ok(reply)),
-                None if self.is_lost() || self.link.now() >= limit => Poll::Ready(Err(Lost)),
-                None => Poll::Pending,
-            }
+        poll_fn(|_| match self.told(token) {
+            Some(reply) => Poll::Ready(Ok(reply)),
+            None if self.is_lost() || self.link.now() >= limit => Poll::Ready(Err(Lost)),
+            None => Poll::Pending,
         })
         .await
     }

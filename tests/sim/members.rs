@@ -6,7 +6,6 @@ use pgsluice::gap::{Gap, Hold, NewGap, Settlement};
 use pgsluice::pg::Lsn;
 use pgsluice::store::{Resync, TableRecord, TableRow, TableState};
 
-
 use crate::ops::{Op, Reply, is_owner};
 use crate::tables::by_name;
 use crate::target::{Blocked, Command, Lockable, SessionId, Target, settled};
@@ -65,9 +64,8 @@ fn open(target: &mut Target, id: SessionId, new: &NewGap) -> Result<(), Blocked>
         row.state = TableState::Paused;
         row.attempt += 1;
     }
-    let same = |gap: &&mut Gap| {
-        gap.settled.is_none() && gap.table.as_ref() == Some(name) && gap.kind == new.kind
-    };
+    let same =
+        |gap: &&mut Gap| gap.settled.is_none() && gap.table.as_ref() == Some(name) && gap.kind == new.kind;
     if let Some(known) = meta.gaps.iter_mut().find(same) {
         known.to = known.to.max(new.to);
         return Ok(());
@@ -152,8 +150,7 @@ fn carry_out(target: &mut Target) {
         Some(Command::Refresh) => meta.refresh = true,
         Some(Command::Resync(table)) => {
             if let Some(row) = meta.tables.get_mut(&table).filter(|row| row.left.is_none()) {
-                (row.state, row.synced_lsn, row.resync) =
-                    (TableState::Pending, None, Some(Resync::Replace));
+                (row.state, row.synced_lsn, row.resync) = (TableState::Pending, None, Some(Resync::Replace));
                 row.attempt += 1;
             }
         }

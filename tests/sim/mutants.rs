@@ -101,6 +101,16 @@ pub(crate) const MUTANTS: [Mutant; 33] = [
     Mutant::Model(Fault::HeldIsApplied),
 ];
 
+impl Mutant {
+    /// Whether it can only be found where publications and tables change.
+    pub(crate) fn needs_changes(self) -> bool {
+        match self {
+            Self::Model(fault) => fault as u8 >= Fault::ForgottenAtTheLook as u8,
+            Self::Core(_) | Self::Both(..) => false,
+        }
+    }
+}
+
 thread_local! {
     static ON: Cell<Option<Fault>> = const { Cell::new(None) };
 }

@@ -14,7 +14,6 @@ use pgsluice::pg::{Lsn, QualifiedName};
 use pgsluice::pgoutput::Tuple;
 use pgsluice::schema::RowIdentity;
 use pgsluice::store::{TableRecord, TableRow, TableState};
-use pgsluice::subscription::membership::TargetOids;
 use pgsluice::subscription::publication_record::PublicationRecord;
 
 use crate::members;
@@ -172,7 +171,7 @@ pub(crate) enum Reply {
     Records(crate::target::Meta),
     Answer(Answer),
     Described(Description),
-    Oids(TargetOids),
+    Oids(Vec<(QualifiedName, u32)>),
     Copy(Option<CopyStep>),
     Landed(bool),
     /// The owner's term has changed.

@@ -13,12 +13,27 @@ use crate::tables::{Kind, LOG, Row, TABLES};
 /// One change, as WAL has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
-    Insert { table: usize, new: Row },
-    Update { table: usize, old: Row, new: Row },
-    Delete { table: usize, old: Row },
-    Truncate { tables: Vec<usize> },
+    Insert {
+        table: usize,
+        new: Row,
+    },
+    Update {
+        table: usize,
+        old: Row,
+        new: Row,
+    },
+    Delete {
+        table: usize,
+        old: Row,
+    },
+    Truncate {
+        tables: Vec<usize>,
+    },
     /// Another table with these rows has taken its place. No walsender sends that.
-    Replace { table: usize, rows: Vec<Row> },
+    Replace {
+        table: usize,
+        rows: Vec<Row>,
+    },
 }
 
 impl Change {
@@ -343,8 +358,9 @@ impl Publisher {
         let Some(Sub { xid, before, within: mut xids }) = open.subs.pop() else { return };
         xids.push(xid);
         open.changes.truncate(before);
-        open.logged &= open.changes.iter().any(|change| matches!(change.change, Change::Insert { table: LOG, .. }))
-            || open.only_unpublished;
+        open.logged &=
+            open.changes.iter().any(|change| matches!(change.change, Change::Insert { table: LOG, .. }))
+                || open.only_unpublished;
         self.rebuild();
         self.log(Record::Abort { top, xids }, random);
     }

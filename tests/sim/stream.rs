@@ -105,7 +105,8 @@ pub(crate) async fn run(
     let pending: VecDeque<Pending> = pending(start.taken).into();
     let skip = start.taken.meta.skip.filter(|skip| *skip >= start.from);
     let wanted = link.world.borrow().config.streaming;
-    let streaming = wanted && exact.is_none() && memory.whole_until <= link.now() && pending.is_empty() && skip.is_none();
+    let streaming =
+        wanted && exact.is_none() && memory.whole_until <= link.now() && pending.is_empty() && skip.is_none();
     let publications = start.publications.clone();
     let ask = PublisherOp::Start { from: start.from, streaming, permanent: true, publications };
     match publisher.ask_publisher(ask).await {
@@ -122,7 +123,7 @@ pub(crate) async fn run(
         format!("streams {publications} from {}, streaming {streaming}, exact until {exact:?}", start.from)
     });
     link.show(Shown::Streaming);
-    let better = wanted && !streaming && pending.is_empty();
+    let better = wanted && !streaming && pending.is_empty() && skip.is_none();
     let mut stream = Stream::new(link, main, publisher, &start, (exact, skip));
     let end = stream.run(pending, better, memory).await?;
     // A table that has left and come back, or was replaced, may be the reason of a conflict.

@@ -5,7 +5,9 @@ use pgsluice::pg::Lsn;
 use pgsluice::schema::{Mapping, Marks};
 use pgsluice::store::TableRow;
 use pgsluice::subscription::followed;
-use pgsluice::subscription::membership::{self, Judged, LetGo, Observed, Recorded, Refused, Seen, heirs, judge};
+use pgsluice::subscription::membership::{
+    self, Judged, LetGo, Observed, Recorded, Refused, Seen, TargetOids, heirs, judge,
+};
 use pgsluice::subscription::publication_record::{self, Named, PublicationRecord, Sight};
 
 use crate::catalog::{Catalog, PUBLICATIONS, Published};
@@ -54,6 +56,7 @@ pub(crate) async fn take_up(
     let Reply::Oids(oids) = main.ask(Op::TargetOids).await? else {
         return Err(Ended::Retry("the target's tables"));
     };
+    let oids: TargetOids = oids.into_iter().collect();
     let rows: Vec<TableRow> = meta.tables.values().cloned().collect();
     let gaps = meta.open_gaps();
     let publications = sighted(&meta, catalog, view.wal, applied);
@@ -125,7 +128,8 @@ fn sighted(meta: &Meta, catalog: &Catalog, end: Lsn, applied: Option<Lsn>) -> Ve
         .filter_map(|name| catalog.publication(name))
         .map(|one| (one.oid, one.name.as_str(), one.version.to_string()))
         .collect();
-    let sights: Vec<Sight<'_>> = found.iter().map(|(oid, name, version)| (*oid, *name, version.as_str())).collect();
+    let sights: Vec<Sight<'_>> =
+        found.iter().map(|(oid, name, version)| (*oid, *name, version.as_str())).collect();
     publication_record::update(&meta.publications, &configured(), &sights, end, applied)
 }
 
@@ -142,7 +146,7 @@ async fn record(
     term: i64,
     judged: &Judged,
     rows: &[TableRow],
-    oids: &membership::TargetOids,
+    oids: &TargetOids,
     publications: &[PublicationRecord],
     meta: &Meta,
 ) -> Result<(), Ended> {
@@ -170,7 +174,8 @@ pub(crate) fn named(link: &Link, taken: &TakenUp, from: Lsn, refused: &[String])
 
 fn forgotten(mut judged: Judged) -> Judged {
     if has(Fault::ForgottenAtTheLook) {
-        let (left, stay) = std::mem::take(&mut judged.tables).into_iter().partition(|table| table.left.is_some());
+        let (left, stay) =
+            std::mem::take(&mut judged.tables).into_iter().partition(|table| table.left.is_some());
         judged.tables = stay;
         let left: Vec<membership::Judgement> = left;
         judged.removed.extend(left.into_iter().filter_map(|table| table.recorded));

@@ -111,12 +111,11 @@ fn explain(world: &mut World) {
             continue;
         }
         let (lacking, too_many) = differing(world, table, way);
-        let uncovered = lacking.iter().chain(&too_many).find(|row| !is_covered(world, table, way, row, &of_table));
+        let uncovered =
+            lacking.iter().chain(&too_many).find(|row| !is_covered(world, table, way, row, &of_table));
         if let Some(row) = uncovered {
-            let ranges: Vec<String> = of_table
-                .iter()
-                .map(|gap| format!("{} {:?} to {:?}", gap.kind, gap.from, gap.to))
-                .collect();
+            let ranges: Vec<String> =
+                of_table.iter().map(|gap| format!("{} {:?} to {:?}", gap.kind, gap.from, gap.to)).collect();
             world.violated(format!(
                 "t{table} lacks {lacking:?} and has {too_many:?} too many; no gap covers {row:?}: {ranges:?}"
             ));
@@ -142,8 +141,7 @@ fn explain_left(world: &mut World, table: usize) {
         }
     }
     let way = Way { width, even: false };
-    let (mut expected, mut found) =
-        (std::mem::take(&mut state[table]), world.target.rows(table));
+    let (mut expected, mut found) = (std::mem::take(&mut state[table]), world.target.rows(table));
     expected.iter_mut().chain(&mut found).for_each(|row| *row = way.cut(*row));
     settle(&mut expected, &mut found);
     if !expected.is_empty() || !found.is_empty() {
@@ -157,7 +155,8 @@ fn explain_left(world: &mut World, table: usize) {
 fn differing(world: &World, table: usize, way: Way) -> (Vec<Row>, Vec<Row>) {
     let state = world.publisher.state_at(world.publisher.end);
     let cut = |rows: &[Row]| rows.iter().filter(|row| way.has(row)).map(|row| way.cut(*row)).collect();
-    let (mut expected, mut found): (Vec<Row>, Vec<Row>) = (cut(&state[table]), cut(&world.target.rows(table)));
+    let (mut expected, mut found): (Vec<Row>, Vec<Row>) =
+        (cut(&state[table]), cut(&world.target.rows(table)));
     settle(&mut expected, &mut found);
     for (_, row, plant) in world.planted.iter().filter(|(planted, ..)| *planted == table) {
         let rows = if *plant == Plant::Added { &mut found } else { &mut expected };

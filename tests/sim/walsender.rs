@@ -344,11 +344,8 @@ fn message(change: &Change, oids: Vec<u32>, width: usize, xid: Option<u32>) -> M
             };
             Message::Delete(Delete { xid, relation_oid, old })
         }
-        Change::Truncate { .. } | Change::Replace { .. } => Message::Truncate(Truncate {
-            xid,
-            relation_oids: oids,
-            cascade: false,
-            restart_seqs: false,
-        }),
+        Change::Truncate { .. } | Change::Replace { .. } => {
+            Message::Truncate(Truncate { xid, relation_oids: oids, cascade: false, restart_seqs: false })
+        }
     }
 }

@@ -213,15 +213,12 @@ fn what_an_earlier_definition_left_out_may_be_missing_for_long() {
         let published = Seen { marks: is, ..seen("t", 10, 1) };
         check(&[table], &[published], &[], &[&format!("t>t 10 Redefined gap {expected}")]);
     };
-    let inserts = || {
-        defined(|mark| (mark.actions, mark.version) = (Operations::INSERT, "8".to_owned()))
-    };
+    let inserts = || defined(|mark| (mark.actions, mark.version) = (Operations::INSERT, "8".to_owned()));
     // A copy has brought what was there; since then, updates and deletes were left out.
     check(inserts(), marks(1), "operations 0/10..0/100");
     check(marks(1), inserts(), "operations 0/60..0/100");
-    let filtered = || {
-        defined(|mark| (mark.filter, mark.rows) = (Some("a > 1".to_owned()), vec!["table 2".to_owned()]))
-    };
+    let filtered =
+        || defined(|mark| (mark.filter, mark.rows) = (Some("a > 1".to_owned()), vec!["table 2".to_owned()]));
     // The copy left these rows out, too.
     check(filtered(), marks(1), "row_filter -..0/100");
     check(marks(1), filtered(), "row_filter 0/60..0/100");
