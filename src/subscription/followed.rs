@@ -42,10 +42,15 @@ fn held_from(row: &TableRow, gaps: &[Gap]) -> Option<Lsn> {
     holding.map(|gap| gap.from.unwrap_or_default()).min()
 }
 
-/// Whether nothing holds a table any more that is paused.
-#[must_use]
-pub fn is_released(row: &TableRow, gaps: &[Gap]) -> bool {
-    row.state == TableState::Paused && held_from(row, gaps).is_none()
+/// Whether nothing holds a table any more that is paused. While the stream goes on without a publication that the
+/// walsender has `refused`, tables stay as they are, because their changes may not be sent.
+pub fn is_any_released<'a>(
+    rows: impl IntoIterator<Item = &'a TableRow>,
+    gaps: &[Gap],
+    refused: &[String],
+) -> bool {
+    let is_released = |row: &TableRow| row.state == TableState::Paused && held_from(row, gaps).is_none();
+    refused.is_empty() && rows.into_iter().any(is_released)
 }
 
 /// Which changes of a table apply.

@@ -99,15 +99,7 @@ pub struct Observed<'a> {
     /// The recorded position.
     pub applied: Option<Lsn>,
     /// Publications that the publisher has found missing within the stream.
-    pub refused: &'a [Refused],
-}
-
-/// A publication that the publisher has found missing within the stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
-    pub name: String,
-    /// As it is now, it has existed since this position at the latest; none if that is not known.
-    pub since: Option<Lsn>,
+    pub refused: &'a [String],
 }
 
 /// What becomes of tables that are published and not recorded.
@@ -241,10 +233,8 @@ fn adopt(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
 
 fn compare(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
     let continuity = table.marks.as_ref().map_or(Continuity::Same, |recorded| {
-        // What was synchronised after that lacks nothing.
-        let concerns = |refused: &Refused| refused.since.is_none_or(|since| table.synced < Some(since));
-        let refused =
-            |name: &String| observed.refused.iter().any(|refused| refused.name == *name && concerns(refused));
+        // The stream goes on without it for a while, so that also what was synchronised since may lack changes.
+        let refused = |name: &String| observed.refused.contains(name);
         let kept = recorded.0.iter().filter(|mark| !refused(&mark.name)).cloned().collect();
         match seen.marks.since(&Marks(kept)) {
             // It is the same one, but it did not exist under its name all the time.

@@ -27,7 +27,7 @@ use super::findings;
 use super::first_rows::mark_all_ready;
 use super::followed::{self, applies, recorded};
 use super::gaps;
-use super::membership::{self, Observed, Refused, Seen, judge};
+use super::membership::{self, Observed, Seen, judge};
 use super::publication_record::{self, Named, PublicationRecord, Sight};
 use super::publisher::{Published, Publisher};
 use super::slot::{SlotPlan, SlotView};
@@ -131,12 +131,8 @@ pub(super) async fn take_up_tables(
         &sights,
         ground.view.end(),
         ground.applied(),
+        ground.refused,
     );
-    let refused: Vec<Refused> = ground
-        .refused
-        .iter()
-        .map(|name| Refused { name: name.clone(), since: publication_record::since(&publications, name) })
-        .collect();
     let observed = Observed {
         published: &seen,
         others: &names,
@@ -145,7 +141,7 @@ pub(super) async fn take_up_tables(
         unused_xid: ground.view.unused_xid,
         seen: known.seen,
         applied: ground.applied(),
-        refused: &refused,
+        refused: ground.refused,
     };
     let continues = matches!(ground.plan, SlotPlan::Continue { .. });
     let judged = judge(
@@ -257,9 +253,8 @@ async fn settle(
     if let (NewTables::Ready { synced_lsn }, false) = (new, context.subscription.copy_data) {
         known = ready_without_copy(context, known, synced_lsn).await?;
     }
-    let released = |row: &TableRow| followed::is_released(row, &known.gaps);
     if let Some(applied) = ground.applied()
-        && known.tables.iter().any(released)
+        && followed::is_any_released(&known.tables, &known.gaps, ground.refused)
     {
         for table in context.store.release_tables(&context.owner, applied).await? {
             info!(subscription = context.name(), relation = %table, lsn = %applied, "the table goes on from here");

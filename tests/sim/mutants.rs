@@ -53,8 +53,8 @@ pub(crate) enum Fault {
     GapsBehindTheRecord,
     /// The rows that a table has stay when it is synchronised again.
     CopyOnTop,
-    /// Changes of a table that is held are applied.
-    HeldIsApplied,
+    /// Tables join while the stream goes on without their publication.
+    SyncsWithoutPublication,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,7 @@ pub(crate) const MUTANTS: [Mutant; 33] = [
     Mutant::Model(Fault::LookProvesItself),
     Mutant::Model(Fault::GapsBehindTheRecord),
     Mutant::Model(Fault::CopyOnTop),
-    Mutant::Model(Fault::HeldIsApplied),
+    Mutant::Model(Fault::SyncsWithoutPublication),
 ];
 
 impl Mutant {

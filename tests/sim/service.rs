@@ -178,7 +178,7 @@ async fn attempt(link: &Link, main: &Connection, term: i64, memory: &mut Memory)
     };
     let (from, named) = passed_over(link, main, term, &taken, from, memory).await?;
     let look_at = taken.let_go_at.max(named.again_at).filter(|at| *at > from);
-    let start = stream::Start { term, from, view: &view, taken: &taken, publications: named.names, look_at };
+    let start = stream::Start { term, from, view: &view, taken: &taken, named, look_at };
     match stream::run(link, main, publisher, start, memory).await? {
         // Without its evidence there is no pause: against another owner's rows, nothing conflicts.
         Streamed::Conflict(lsn, table) => match link.store(Op::OpenConflict { term }).await? {

@@ -18,6 +18,7 @@ use pgsluice::pg::{Lsn, QualifiedName};
 use pgsluice::pgoutput::{Format, Message};
 use pgsluice::schema::{Operations, ReplicationRole};
 use pgsluice::subscription::followed;
+use pgsluice::subscription::publication_record::Named;
 
 use crate::link::{Connection, Link, Look, PublisherOp, PublisherReply};
 use crate::mutants::{Fault, has};
@@ -35,7 +36,7 @@ pub(crate) struct Start<'a> {
     pub(crate) view: &'a Look,
     pub(crate) taken: &'a TakenUp,
     /// The publications that the stream is asked for.
-    pub(crate) publications: Vec<String>,
+    pub(crate) named: Named,
     /// Once the stream has passed this position, the publications are looked at again.
     pub(crate) look_at: Option<Lsn>,
 }
@@ -80,7 +81,7 @@ struct Stream<'a> {
 }
 
 enum Next {
-    Synced(Synced),
+    Synced(Box<Synced>),
     Answer(Reply),
     Described(Reply),
     Message(Sent),
@@ -102,12 +103,15 @@ pub(crate) async fn run(
 ) -> Result<Streamed, Ended> {
     let exact = memory.exact_until.filter(|until| *until >= start.from);
     memory.exact_until = exact;
-    let pending: VecDeque<Pending> = pending(start.taken).into();
+    let mut pending: VecDeque<Pending> = pending(start.taken).into();
+    let ready = pending.is_empty();
+    if !start.named.left_out.is_empty() && !has(Fault::SyncsWithoutPublication) {
+        pending.clear();
+    }
     let skip = start.taken.meta.skip.filter(|skip| *skip >= start.from);
     let wanted = link.world.borrow().config.streaming;
-    let streaming =
-        wanted && exact.is_none() && memory.whole_until <= link.now() && pending.is_empty() && skip.is_none();
-    let publications = start.publications.clone();
+    let streaming = wanted && exact.is_none() && memory.whole_until <= link.now() && ready && skip.is_none();
+    let publications = start.named.names.clone();
     let ask = PublisherOp::Start { from: start.from, streaming, permanent: true, publications };
     match publisher.ask_publisher(ask).await {
         Ok(PublisherReply::Started) => {}
@@ -119,11 +123,11 @@ pub(crate) async fn run(
     };
     still_trusted(main, start.term, start.from, &seen).await?;
     link.tell(|| {
-        let publications = start.publications.join(" and ");
+        let publications = start.named.names.join(" and ");
         format!("streams {publications} from {}, streaming {streaming}, exact until {exact:?}", start.from)
     });
     link.show(Shown::Streaming);
-    let better = wanted && !streaming && pending.is_empty() && skip.is_none();
+    let better = wanted && !streaming && ready && skip.is_none();
     let mut stream = Stream::new(link, main, publisher, &start, (exact, skip));
     let end = stream.run(pending, better, memory).await?;
     // A table that has left and come back, or was replaced, may be the reason of a conflict.
@@ -173,7 +177,7 @@ impl<'a> Stream<'a> {
             looks: link.now() + 200 * MS,
             looking: None,
             sources: start.taken.meta.tables.iter().map(|(at, row)| (*at, row.source.clone())).collect(),
-            publications: start.publications.clone(),
+            publications: start.named.names.clone(),
             look_at: start.look_at,
             today: start.taken.published.iter().map(|table| (table.seen.oid, table.actions)).collect(),
             conflict: None,
@@ -215,7 +219,7 @@ impl<'a> Stream<'a> {
             match next {
                 Next::Synced(ended) => {
                     syncing = None;
-                    if let Some(again) = self.synced(ended).await? {
+                    if let Some(again) = self.synced(*ended).await? {
                         pending.push_back(again);
                         sync_after = self.link.now() + SECOND;
                         self.link.wake_at(sync_after);
@@ -257,7 +261,7 @@ impl<'a> Stream<'a> {
         if let Some(sync) = syncing
             && let Poll::Ready(ended) = sync.as_mut().poll(context)
         {
-            return Poll::Ready(Next::Synced(ended));
+            return Poll::Ready(Next::Synced(Box::new(ended)));
         }
         if let Some(&token) = self.under_way.front()
             && let Some(reply) = self.main.reply(token)
@@ -316,8 +320,10 @@ impl<'a> Stream<'a> {
         while let Some(sent) = next {
             let now = self.moment();
             match sent {
-                Sent::Message(message) if !self.is_of_today(&message) => {}
-                Sent::Message(message) => self.core.take(message, now),
+                Sent::Message(message) => {
+                    self.hold_against_today(&message);
+                    self.core.take(message, now);
+                }
                 Sent::Keepalive { wal_end, wants_report } => self.core.keepalive(wal_end, wants_report, now),
             }
             let may = self.core.takes_messages() && !self.waits_for_sync() && !self.is_sync_due();
@@ -430,15 +436,17 @@ impl<'a> Stream<'a> {
         self.link.world.borrow().target.called(target).is_none()
     }
 
-    /// A mutant holds today's operations against yesterday's change.
-    fn is_of_today(&self, message: &Message) -> bool {
+    /// A mutant holds today's operations against yesterday's change, and stops.
+    fn hold_against_today(&self, message: &Message) {
         let (oid, operation) = match message {
             Message::Insert(insert) => (insert.relation_oid, Operations::INSERT),
             Message::Update(update) => (update.relation_oid, Operations::UPDATE),
             Message::Delete(delete) => (delete.relation_oid, Operations::DELETE),
-            _ => return true,
+            _ => return,
         };
-        !has(Fault::TodaysOperations) || self.today.get(&oid).is_none_or(|today| today.meet(operation))
+        if has(Fault::TodaysOperations) && self.today.get(&oid).is_some_and(|today| !today.meet(operation)) {
+            self.link.world.borrow_mut().violated(format!("{message:?} is not published today"));
+        }
     }
 
     /// The monitor has looked at the publications.
@@ -544,10 +552,7 @@ fn members(start: &Start<'_>) -> Membership {
         let seen = published.iter().find(|published| published.slot == table);
         let all = tables::TABLES[table].width();
         let width = seen.map_or(all, |published| published.way.width.min(all));
-        let mut applies = followed::applies(row, &gaps, u64::from(start.view.unused_xid));
-        if has(Fault::HeldIsApplied) {
-            applies.held_from = None;
-        }
+        let applies = followed::applies(row, &gaps, u64::from(start.view.unused_xid));
         let member = Member {
             catalog: Arc::new(tables::published(table, width)),
             target: row.target.clone(),

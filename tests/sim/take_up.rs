@@ -6,7 +6,7 @@ use pgsluice::schema::{Mapping, Marks};
 use pgsluice::store::TableRow;
 use pgsluice::subscription::followed;
 use pgsluice::subscription::membership::{
-    self, Judged, LetGo, Observed, Recorded, Refused, Seen, TargetOids, heirs, judge,
+    self, Judged, LetGo, Observed, Recorded, Seen, TargetOids, heirs, judge,
 };
 use pgsluice::subscription::publication_record::{self, Named, PublicationRecord, Sight};
 
@@ -59,16 +59,12 @@ pub(crate) async fn take_up(
     let oids: TargetOids = oids.into_iter().collect();
     let rows: Vec<TableRow> = meta.tables.values().cloned().collect();
     let gaps = meta.open_gaps();
-    let publications = sighted(&meta, catalog, view.wal, applied);
+    let refused = memory.refused_at(applied);
+    let publications = sighted(&meta, catalog, (view.wal, applied), &refused);
     let judged = {
         let others = others(catalog, &rows, &seen);
         let targets: Vec<_> = rows.iter().map(|row| (&row.source, row.source_oid, row.target_oid)).collect();
         let heirs = heirs(&targets, &seen, |source| oids.get(source).copied());
-        let refused = memory.refused_at(applied).into_iter().map(|name| {
-            let since = publication_record::since(&publications, &name);
-            Refused { name, since }
-        });
-        let refused: Vec<Refused> = refused.collect();
         let observed = Observed {
             published: &seen,
             others: &others,
@@ -100,7 +96,7 @@ pub(crate) async fn take_up(
     let mut meta = records(link.store(Op::EndCopies { term }).await?)?;
     let open = meta.open_gaps();
     if let Some(position) = applied
-        && meta.tables.values().any(|row| followed::is_released(row, &open))
+        && followed::is_any_released(meta.tables.values(), &open, &refused)
     {
         owned(&link.store(Op::Release { term, position }).await?)?;
         meta = records(link.store(Op::EndCopies { term }).await?)?;
@@ -122,7 +118,12 @@ fn others(catalog: &Catalog, rows: &[TableRow], seen: &[Seen]) -> Vec<(u32, pgsl
     gone.filter_map(named).collect()
 }
 
-fn sighted(meta: &Meta, catalog: &Catalog, end: Lsn, applied: Option<Lsn>) -> Vec<PublicationRecord> {
+fn sighted(
+    meta: &Meta,
+    catalog: &Catalog,
+    (end, applied): (Lsn, Option<Lsn>),
+    refused: &[String],
+) -> Vec<PublicationRecord> {
     let found: Vec<(u32, &str, String)> = PUBLICATIONS
         .iter()
         .filter_map(|name| catalog.publication(name))
@@ -130,7 +131,7 @@ fn sighted(meta: &Meta, catalog: &Catalog, end: Lsn, applied: Option<Lsn>) -> Ve
         .collect();
     let sights: Vec<Sight<'_>> =
         found.iter().map(|(oid, name, version)| (*oid, *name, version.as_str())).collect();
-    publication_record::update(&meta.publications, &configured(), &sights, end, applied)
+    publication_record::update(&meta.publications, &configured(), &sights, end, applied, refused)
 }
 
 async fn open_gaps(link: &Link, term: i64, judged: &Judged) -> Result<(), Ended> {

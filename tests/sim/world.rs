@@ -207,6 +207,8 @@ pub(crate) struct History {
     pub(crate) left: [Option<(Lsn, usize)>; TABLES.len()],
     /// It is being renamed on one side after the other.
     pub(crate) renaming: [bool; TABLES.len()],
+    /// A publication has been missing for a while.
+    pub(crate) missed: bool,
     /// Steps that are still to come.
     pub(crate) to_come: usize,
     /// The publications as the latest attempt has taken them up.
