@@ -169,13 +169,14 @@ fn differing(world: &World, table: usize, way: Way) -> (Vec<Row>, Vec<Row>) {
     (expected, found)
 }
 
-/// Whether a change of the row was committed where a gap says that changes may be missing.
+/// Whether a gap covers a change of the row: it was made before the gap's end, and committed after its beginning. A
+/// transaction that was open at the look that has found the gap may commit behind that.
 fn is_covered(world: &World, table: usize, way: Way, row: &Row, gaps: &[&Gap]) -> bool {
-    let in_range = |at: Lsn| {
+    let in_range = |commit: Lsn, made: Lsn| {
         gaps.iter().any(|gap| {
-            let begun = gap.from.is_none_or(|from| at >= from);
+            let begun = gap.from.is_none_or(|from| commit >= from);
             // Later changes of a table that is held are passed over.
-            begun && (gap.hold == Hold::Until || gap.to.is_none_or(|to| at < to))
+            begun && (gap.hold == Hold::Until || gap.to.is_none_or(|to| made < to))
         })
     };
     let key = TABLES[table].key();
@@ -192,8 +193,10 @@ fn is_covered(world: &World, table: usize, way: Way, row: &Row, gaps: &[&Gap]) -
                 Change::Truncate { .. } | Change::Replace { .. } => true,
             }
     };
-    let in_range = world.publisher.committed.iter().filter(|committed| in_range(committed.at));
-    in_range.flat_map(|committed| &committed.changes).any(|made| concerns(&made.change))
+    world.publisher.committed.iter().any(|committed| {
+        let mut changes = committed.changes.iter();
+        changes.any(|made| in_range(committed.at, made.at) && concerns(&made.change))
+    })
 }
 
 /// Settles every gap, and whatever else a person knows to differ. Returns whether there is something to settle.
