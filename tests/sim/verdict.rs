@@ -129,6 +129,7 @@ fn explain_left(world: &mut World, table: usize) {
     let row = world.target.meta.tables.get(&table);
     if world.is_doubtful
         || world.target.decided[table]
+        || world.planted.iter().any(|(planted, ..)| *planted == table)
         || row.is_some_and(|row| row.state != TableState::Ready)
         || world.publisher.catalog.is_published(table)
     {
