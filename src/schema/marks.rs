@@ -108,6 +108,17 @@ impl Marks {
         if changes.is_empty() { Continuity::Broken } else { Continuity::Redefined(changes) }
     }
 
+    /// Whether this, the earlier definition, leaves out something that the later one publishes, or may do so: then
+    /// it has been missing for as long as the earlier one was in force.
+    #[must_use]
+    pub fn left_out(&self, what: Redefined, later: &Self) -> bool {
+        match what {
+            Redefined::Operations => later.actions().and(self.actions()) != later.actions(),
+            Redefined::RowFilter => self.filters().is_some(),
+            Redefined::Columns => self.columns().is_some(),
+        }
+    }
+
     /// Pairs each publication that was recorded with its mark as it is seen now, if it still exists by its name.
     fn pairs<'a>(&'a self, seen: &'a Self) -> impl Iterator<Item = (&'a Mark, &'a Mark)> {
         self.0.iter().filter_map(|was| {

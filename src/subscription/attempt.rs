@@ -182,6 +182,9 @@ async fn follow(
     let pending = still_pending(pending, &members);
     let ready = if pending.is_empty() { Ready::All } else { Ready::NotAll };
     let (from, named) = named(context, session, publisher, &taken_up, from, &refused).await?;
+    // Without a publication that exists, neither a table's synchronisation nor the stream behind it would be sent
+    // everything. The next attempt asks for all of them.
+    let pending = if named.left_out.is_empty() { pending } else { Vec::new() };
     let syncs = TableSyncs::new(context, publisher, named.names.clone(), pending);
     let stream_tables = stream::Tables { syncs, announced: Announced::new(publisher, tables, &copied_as) };
     let skip = skip_ahead(context, known.skip, from).await?;

@@ -257,13 +257,17 @@ fn follow(table: &Recorded, seen: &Seen) -> Judgement {
 /// A table of an older version's record. What happened before cannot be judged, unless it was seen to leave.
 fn adopt(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
     match table.left {
-        Some(_) => returned(table, seen, table.published_up_to(observed), GapKind::Returned, None, observed),
+        Some(_) => {
+            let from = table.published_up_to(observed).or(observed.applied);
+            returned(table, seen, from, GapKind::Returned, None, observed)
+        }
         None => follow(table, seen),
     }
 }
 
 fn compare(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
     let continuity = table.marks.as_ref().map_or(Continuity::Same, |recorded| {
+        // The stream goes on without it for a while, so that also what was synchronised since may lack changes.
         let refused = |name: &String| observed.refused.contains(name);
         let kept = recorded.0.iter().filter(|mark| !refused(&mark.name)).cloned().collect();
         match seen.marks.since(&Marks(kept)) {
@@ -275,7 +279,7 @@ fn compare(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement 
             continuity => continuity,
         }
     });
-    let from = table.published_up_to(observed);
+    let from = table.published_up_to(observed).or(observed.applied);
     match (continuity, table.left) {
         (Continuity::MadeAgain(name), _) => {
             let facts = format!("publication \"{name}\"");
@@ -291,9 +295,21 @@ fn compare(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement 
                 Redefined::RowFilter => GapKind::RowFilter,
                 Redefined::Columns => GapKind::Columns,
             };
-            let gaps = what.iter().map(|what| gap(table, kind(what), from, None, observed)).collect();
+            let begins = |what: &Redefined| redefined_from(table, *what, seen, from);
+            let gaps = what.iter().map(|what| gap(table, kind(what), begins(what), None, observed)).collect();
             Judgement { change: Change::Redefined, gaps, ..follow(table, seen) }
         }
+    }
+}
+
+/// Where the changes begin that may be missing because of another definition. What the earlier one left out is not on
+/// the target, however long ago it was written; but a copy brings the rows of every operation.
+fn redefined_from(table: &Recorded, what: Redefined, seen: &Seen, from: Option<Lsn>) -> Option<Lsn> {
+    let was_left_out = table.marks.as_ref().is_some_and(|marks| marks.left_out(what, &seen.marks));
+    match (was_left_out, what) {
+        (false, _) => from,
+        (true, Redefined::Operations) => table.synced,
+        (true, Redefined::RowFilter | Redefined::Columns) => None,
     }
 }
 
@@ -312,8 +328,9 @@ fn returned(
 
 /// Changes of the former table that have not been applied are passed over, so the gap begins where they do.
 fn replaced(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
-    let from = table.published_up_to(observed);
-    let from = from.zip(observed.applied).map(|(seen, applied)| seen.min(applied)).or(from);
+    let published = table.published_up_to(observed);
+    let both = published.zip(observed.applied).map(|(published, applied)| published.min(applied));
+    let from = both.or(published).or(observed.applied);
     let gaps = vec![gap(table, GapKind::Replaced, from, None, observed)];
     Judgement { change: Change::Replaced, gaps, ..follow(table, seen) }
 }
@@ -325,7 +342,6 @@ fn gap(
     detail: Option<String>,
     observed: &Observed<'_>,
 ) -> NewGap {
-    let from = from.or(observed.applied);
     NewGap { table: Some(table.source.clone()), kind, from, to: Some(observed.end), since: None, detail }
 }
 

@@ -29,7 +29,9 @@ pub struct PublicationRecord {
 /// A publication at a look: its OID, name and version.
 pub type Sight<'a> = (u32, &'a str, &'a str);
 
-/// The record after a look that ended at `end`. What the stream has passed is forgotten.
+/// The record after a look that ended at `end`. What the stream has passed is forgotten. `refused` are those that the
+/// walsender has found missing at the recorded position: a transaction that had begun before one was made may commit
+/// long after that was seen, so that only the look proves that it exists from there on.
 #[must_use]
 pub fn update(
     recorded: &[PublicationRecord],
@@ -37,6 +39,7 @@ pub fn update(
     seen: &[Sight<'_>],
     end: Lsn,
     applied: Option<Lsn>,
+    refused: &[String],
 ) -> Vec<PublicationRecord> {
     let mut records: Vec<PublicationRecord> = Vec::new();
     for name in configured {
@@ -47,7 +50,10 @@ pub fn update(
         let sight = seen.iter().find(|sight| sight.1 == name);
         records.push(match (known, sight) {
             (Some(known), Some(&(oid, _, version)))
-                if known.until.is_none() && known.oid == Some(oid) && known.version == version =>
+                if known.until.is_none()
+                    && known.oid == Some(oid)
+                    && known.version == version
+                    && !refused.contains(name) =>
             {
                 PublicationRecord {
                     since: known.since.filter(|since| applied < Some(*since)),
@@ -90,6 +96,8 @@ pub struct Named {
     pub again_at: Option<Lsn>,
     /// No publication existed up to this position, so there is nothing to apply before it.
     pub skip_to: Option<Lsn>,
+    /// Publications that exist now and are not asked for: what they publish is not sent, also behind `again_at`.
+    pub left_out: Vec<String>,
 }
 
 /// Chooses the publications for a stream that begins at `from`. `refused` are those that the walsender has found
@@ -111,10 +119,17 @@ pub fn named(
     let asked = candidates.iter().filter(|record| !refused.contains(&record.name));
     let names: Vec<String> = asked.map(|record| record.name.clone()).collect();
     let ahead = |lsn: &Lsn| *lsn > from;
-    let seen = candidates.iter().filter(|record| refused.contains(&record.name) && record.until.is_none());
+    let exists = |record: &&&PublicationRecord| refused.contains(&record.name) && record.until.is_none();
+    let seen = candidates.iter().filter(exists);
+    let left_out = seen.clone().map(|record| record.name.clone()).collect();
     let first_seen: Option<Lsn> = seen.filter_map(|record| record.since).filter(ahead).max();
     let ends = candidates.iter().filter_map(|record| record.until).filter(ahead).max();
-    Named { skip_to: first_seen.filter(|_| names.is_empty()), again_at: first_seen.max(ends), names }
+    Named {
+        skip_to: first_seen.filter(|_| names.is_empty()),
+        again_at: first_seen.max(ends),
+        names,
+        left_out,
+    }
 }
 
 #[cfg(test)]
@@ -139,7 +154,8 @@ mod tests {
                      seen: &[Sight<'_>],
                      applied,
                      expected: &[PublicationRecord]| {
-            let found = update(recorded, &strings(configured), seen, Lsn::new(50), Some(Lsn::new(applied)));
+            let (end, applied) = (Lsn::new(50), Some(Lsn::new(applied)));
+            let found = update(recorded, &strings(configured), seen, end, applied, &[]);
             assert_eq!(found, expected, "{recorded:?}");
         };
         let p = record("p", 1, None, None);
@@ -167,6 +183,20 @@ mod tests {
         check(&[q.clone(), record("p", 1, None, Some(20))], &["q"], &[(1, "q", "7")], 20, &[q]);
     }
 
+    /// A transaction with changes from before the publication was made commits after the stream has passed the look
+    /// that saw it first.
+    #[test]
+    fn a_publication_that_is_found_missing_later_is_proven_by_the_look_alone() {
+        let known = record("p", 1, Some(20), None);
+        let sight = (1, "p", "7");
+        let (configured, refused) = (strings(&["p"]), strings(&["p"]));
+        let again =
+            update(from_ref(&known), &configured, &[sight], Lsn::new(50), Some(Lsn::new(30)), &refused);
+        assert_eq!(again, [record("p", 1, Some(50), None)]);
+        let named = named(&again, &configured, 170_000, Lsn::new(30), &refused);
+        assert_eq!((named.names.len(), named.skip_to), (0, Some(Lsn::new(50))));
+    }
+
     #[test]
     fn a_publication_is_asked_for_where_it_may_exist() {
         let check = |records: &[PublicationRecord],
@@ -179,6 +209,7 @@ mod tests {
                 names: strings(names),
                 again_at: again_at.map(Lsn::new),
                 skip_to: skip_to.map(Lsn::new),
+                left_out: found.left_out.clone(),
             };
             assert_eq!(found, expected, "{records:?}, refused {refused:?}");
         };
@@ -196,6 +227,10 @@ mod tests {
         // Made again.
         let again = record("q", 3, Some(40), None);
         check(&[p, again.clone()], old, &["q"], (&["p"], Some(40), None));
+        let left_out = |refused: &[&str]| {
+            named(from_ref(&again), &strings(&["q"]), old, Lsn::new(30), &strings(refused)).left_out
+        };
+        assert_eq!((left_out(&["q"]), left_out(&[])), (strings(&["q"]), strings(&[])));
         check(from_ref(&again), old, &[], (&["q"], None, None));
         check(&[again], old, &["q"], (&[], Some(40), Some(40)));
         // Renamed, and the configuration follows: one after the other.

@@ -8,20 +8,20 @@ use crate::schema::catalog::PublicationsLook;
 
 /// Fingerprints of the publications as the attempt took them up, and as they were last seen.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Publications {
+pub struct Publications {
     /// None while the attempt has not taken them up.
-    pub(super) taken_up: Option<String>,
+    pub taken_up: Option<String>,
     /// The fingerprint that was taken up, once everything that it shows is recorded.
-    pub(super) recorded: Option<String>,
+    pub recorded: Option<String>,
     /// None if they have not been read since.
-    pub(super) seen: Option<String>,
+    pub seen: Option<String>,
     /// The stream has shown that they may have changed.
-    pub(super) look: Look,
+    pub look: Look,
 }
 
 /// How soon the publications are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Look {
+pub enum Look {
     #[default]
     WhenDue,
     AtOnce,
@@ -29,7 +29,8 @@ pub(super) enum Look {
 
 impl Publications {
     /// Whether the publications have changed since the attempt took them up.
-    pub(super) fn have_changed(&self) -> bool {
+    #[must_use]
+    pub fn have_changed(&self) -> bool {
         matches!((&self.taken_up, &self.seen), (Some(taken_up), Some(seen)) if taken_up != seen)
     }
 
@@ -45,13 +46,13 @@ impl Publications {
 /// proves nothing about its own position. A later look does, once all transactions have ended that had begun by
 /// then.
 #[derive(Debug, Default)]
-pub(super) struct Proof {
+pub struct Proof {
     waiting: Option<PublicationsLook>,
 }
 
 impl Proof {
     /// Takes a look; returns the position that it proves.
-    pub(super) fn take(&mut self, publications: &Publications, look: PublicationsLook) -> Option<Lsn> {
+    pub fn take(&mut self, publications: &Publications, look: PublicationsLook) -> Option<Lsn> {
         if !publications.are_as_recorded(&look) {
             self.waiting = None;
             return None;

@@ -24,8 +24,9 @@ use super::context::Context;
 use super::failure::Failure;
 use super::findings;
 use super::first_rows::mark_all_ready;
+use super::followed::{self, applies, recorded};
 use super::gaps;
-use super::membership::{self, Observed, Recorded, Seen, Synchronised, judge};
+use super::membership::{self, Observed, Seen, judge};
 use super::publication_record::{self, Named, PublicationRecord, Sight};
 use super::publisher::{Published, Publisher};
 use super::slot::{SlotPlan, SlotView};
@@ -123,6 +124,7 @@ pub(super) async fn take_up_tables(
     let names: Vec<(u32, QualifiedName)> =
         others.iter().map(|table| (table.oid, table.relation.name.clone())).collect();
     let Newcomers { heirs, occupied } = newcomers::find(context, session, ground, &known, &seen).await?;
+    let publications = sighted(subscription, ground, &known, &found);
     let observed = Observed {
         published: &seen,
         others: &names,
@@ -134,10 +136,11 @@ pub(super) async fn take_up_tables(
         applied: ground.applied(),
         refused: ground.refused,
     };
+    let continues = matches!(ground.plan, SlotPlan::Continue { .. });
     let judged = judge(
         &known.tables.iter().map(|row| recorded(row, &known.gaps)).collect::<Vec<_>>(),
         &observed,
-        follow_new(context, ground.plan, known.refresh),
+        followed::new_tables(continues, subscription.auto_refresh, known.refresh.is_some()),
     );
     // Those of new tables are recorded with them.
     let recorded_before = judged.tables.iter().filter(|table| table.recorded.is_some());
@@ -149,15 +152,6 @@ pub(super) async fn take_up_tables(
     }
     warnings.extend(found.missing.as_ref().map(findings::missing_publications));
     warnings.extend(judged.strangers.iter().map(|table| findings::not_followed(table, &subscription.name)));
-    let sights: Vec<Sight<'_>> =
-        found.publications.iter().map(|one| (one.oid, one.name.as_str(), one.version.as_str())).collect();
-    let publications = publication_record::update(
-        &known.publications,
-        &subscription.publications,
-        &sights,
-        observed.end,
-        observed.applied,
-    );
     let new = new_tables(context, ground.plan, known.refresh);
     let written = record::write(context, session, &judged, &known, &publications, new, warnings).await?;
     if let Some((_, command)) = known.refresh {
@@ -179,11 +173,23 @@ pub(super) async fn take_up_tables(
     })
 }
 
-/// What happens to tables that are published and not recorded.
-fn follow_new(context: &Context, plan: SlotPlan, refresh: Option<(Refresh, i64)>) -> membership::NewTables {
-    let fixed =
-        matches!(plan, SlotPlan::Continue { .. }) && !context.subscription.auto_refresh && refresh.is_none();
-    if fixed { membership::NewTables::Leave } else { membership::NewTables::Follow }
+/// The record of the publications after this look.
+fn sighted(
+    subscription: &Subscription,
+    ground: &Ground<'_>,
+    known: &Known,
+    found: &catalog::Published,
+) -> Vec<PublicationRecord> {
+    let sights: Vec<Sight<'_>> =
+        found.publications.iter().map(|one| (one.oid, one.name.as_str(), one.version.as_str())).collect();
+    publication_record::update(
+        &known.publications,
+        &subscription.publications,
+        &sights,
+        ground.view.end(),
+        ground.applied(),
+        ground.refused,
+    )
 }
 
 fn new_tables(context: &Context, plan: SlotPlan, refresh: Option<(Refresh, i64)>) -> NewTables {
@@ -198,22 +204,6 @@ fn new_tables(context: &Context, plan: SlotPlan, refresh: Option<(Refresh, i64)>
 
 fn seen(table: &PublishedTable) -> Seen {
     Seen { oid: table.oid, name: table.relation.name.clone(), marks: table.marks.clone() }
-}
-
-fn recorded(row: &TableRow, gaps: &[Gap]) -> Recorded {
-    Recorded {
-        source: row.source.clone(),
-        oid: row.source_oid,
-        marks: row.marks.clone(),
-        left: row.left,
-        synced: row.synced_lsn,
-        held: gaps.iter().find(|gap| gap.holds_table(&row.source)).map(|gap| gap.kind),
-        synchronised: match row.state {
-            TableState::Ready | TableState::Paused | TableState::Left => Synchronised::Yes,
-            _ if row.resync.is_some() => Synchronised::Again,
-            TableState::Pending | TableState::Copying | TableState::CatchingUp => Synchronised::No,
-        },
-    }
 }
 
 /// Reads the recorded tables that are not published, as far as they exist. Usually there are none.
@@ -258,9 +248,8 @@ async fn settle(
     if let (NewTables::Ready { synced_lsn }, false) = (new, context.subscription.copy_data) {
         known = ready_without_copy(context, known, synced_lsn).await?;
     }
-    let released = |row: &TableRow| row.state == TableState::Paused && held_from(row, &known.gaps).is_none();
     if let Some(applied) = ground.applied()
-        && known.tables.iter().any(released)
+        && followed::is_any_released(&known.tables, &known.gaps, ground.refused)
     {
         gaps::release(context, applied).await?;
         known = Known::read(context).await?;
@@ -278,12 +267,6 @@ async fn ready_without_copy(context: &Context, known: Known, position: Lsn) -> R
     }
     mark_all_ready(context, &left, position).await?;
     Known::read(context).await
-}
-
-/// The position from which on a table's changes are passed over, because a gap holds it.
-fn held_from(row: &TableRow, gaps: &[Gap]) -> Option<Lsn> {
-    let holding = gaps.iter().filter(|gap| gap.holds_table(&row.source));
-    holding.map(|gap| gap.from.unwrap_or_default()).min()
 }
 
 fn prepare(
@@ -324,21 +307,6 @@ fn prepare(
         });
     }
     prepared
-}
-
-/// Which changes of a table apply.
-fn applies(row: &TableRow, gaps: &[Gap], unused_xid: u64) -> Applies {
-    /// Identifiers are compared in a circle, and the publisher keeps no transaction that is older than half of it.
-    const OLDEST: u64 = 1 << 31;
-    let position = match row.state {
-        TableState::Ready | TableState::Paused | TableState::Left => row.synced_lsn,
-        TableState::Pending | TableState::Copying | TableState::CatchingUp => None,
-    };
-    let position = position.filter(|_| row.left.is_none_or(|left| unused_xid < left.xid + OLDEST));
-    #[expect(clippy::cast_possible_truncation, reason = "the stream names transactions without their epoch")]
-    let left_xid = row.left.map(|left| left.xid as u32);
-    let held = if row.state == TableState::Paused { held_from(row, gaps).or(Some(Lsn::ZERO)) } else { None };
-    Applies { position, held_from: held, left_xid }
 }
 
 /// Returns the warning of target tables that a crash of the target empties; none if there are none.

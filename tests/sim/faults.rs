@@ -1,6 +1,7 @@
 //! How faults strike.
 
 use pgsluice::pg::Lsn;
+use pgsluice::store::TableState;
 
 use crate::plan::Strike;
 use crate::publisher::Slot;
@@ -8,7 +9,6 @@ use crate::random::Random;
 use crate::run::Run;
 use crate::tables::Kind;
 use crate::tables::TABLES;
-use crate::target::TableState;
 use crate::world::{ConnId, Event, MS, Plant, Shown, World};
 
 /// Lets a fault strike.
@@ -93,6 +93,7 @@ fn on_the_way(world: &mut World, what: Strike) {
                 world.end_served(conn);
             }
             world.target.restore(&copy);
+            world.history.is_settling = false;
             let before = std::mem::replace(&mut world.planted, planted);
             world.is_unplanted |= before.len() > world.planted.len();
             world.is_doubtful = true;
@@ -157,6 +158,7 @@ fn at_publisher(world: &mut World, what: Strike) {
             if let Some(at) = past(pick, world) {
                 world.is_doubtful = true;
                 world.publisher.cut(at);
+                world.history.touched.fill(true);
                 slot_as_of(world, at);
                 world.publisher.restart(&mut random);
                 world.older_run = Some(world.publisher.started);
@@ -166,6 +168,7 @@ fn at_publisher(world: &mut World, what: Strike) {
             if let Some(at) = past(pick, world) {
                 world.is_doubtful = true;
                 world.publisher.promote(at, &mut random);
+                world.history.touched.fill(true);
                 slot_as_of(world, at);
             }
         }

@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use pgsluice::pg::Lsn;
+use pgsluice::schema::catalog::PublicationsLook;
 
+use crate::catalog::Catalog;
 use crate::ops::{Op, Reply};
-use crate::publisher::Catalog;
 use crate::tables::{Row, TABLES};
 use crate::walsender::Sent;
 use crate::world::{ConnId, Event, Shown, Time, World};
@@ -17,21 +18,36 @@ use crate::world::{ConnId, Event, Shown, Time, World};
 #[derive(Debug)]
 pub(crate) enum PublisherOp {
     Look,
+    /// What is published, in full.
+    Published,
+    /// Whether that has changed.
+    Glance,
     CreateSlot,
     TemporarySlot,
-    Start { from: Lsn, streaming: bool, permanent: bool },
+    Start {
+        from: Lsn,
+        streaming: bool,
+        permanent: bool,
+        publications: Vec<String>,
+    },
 }
 
 #[derive(Debug)]
 pub(crate) enum PublisherReply {
     Seen(Box<Look>),
-    /// A slot, and the rows of its snapshot.
-    Snapshot {
-        at: Lsn,
-        rows: Box<[Vec<Row>; TABLES.len()]>,
-    },
+    Published(Rc<Catalog>),
+    Glance(PublicationsLook),
+    Snapshot(Box<Snapshot>),
     Started,
     Refused,
+}
+
+/// A slot's snapshot.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) at: Lsn,
+    pub(crate) rows: [Vec<Row>; TABLES.len()],
+    pub(crate) catalog: Rc<Catalog>,
 }
 
 /// What the publisher shows of itself.
@@ -44,7 +60,8 @@ pub(crate) struct Look {
     pub(crate) checkpoint: Lsn,
     /// The slot's confirmed position.
     pub(crate) slot: Option<Lsn>,
-    pub(crate) catalog: Catalog,
+    /// The next transaction identifier.
+    pub(crate) unused_xid: u32,
 }
 
 /// The connection is lost.
@@ -104,6 +121,11 @@ impl Link {
         self.world.borrow_mut().tell(|| format!("instance {instance}: {}", line()));
     }
 
+    /// Whether an operator has asked for something.
+    pub(crate) fn is_asked(&self) -> bool {
+        !self.world.borrow().target.meta.commands.is_empty()
+    }
+
     /// A write of the store, over a session of the pool.
     pub(crate) async fn store(&self, op: Op) -> Result<Reply, Lost> {
         self.dial(false).ask(op).await
@@ -139,17 +161,27 @@ impl Connection {
         .await
     }
 
+    /// The error with which the server has ended it: the publication that did not exist.
+    pub(crate) fn missing(&self) -> Option<String> {
+        self.link.world.borrow().conns.get(&self.id)?.missing.clone()
+    }
+
+    pub(crate) fn send_publisher(&self, op: PublisherOp) -> u64 {
+        self.link.world.borrow_mut().ask(self.id, op)
+    }
+
+    pub(crate) fn told(&self, token: u64) -> Option<PublisherReply> {
+        self.link.world.borrow_mut().told.remove(&token)
+    }
+
     pub(crate) async fn ask_publisher(&self, op: PublisherOp) -> Result<PublisherReply, Lost> {
-        let token = self.link.world.borrow_mut().ask(self.id, op);
+        let token = self.send_publisher(op);
         let limit = self.link.now() + 10 * crate::world::SECOND;
         self.link.wake_at(limit);
-        poll_fn(|_| {
-            let told = self.link.world.borrow_mut().told.remove(&token);
-            match told {
-                Some(reply) => Poll::Ready(Ok(reply)),
-                None if self.is_lost() || self.link.now() >= limit => Poll::Ready(Err(Lost)),
-                None => Poll::Pending,
-            }
+        poll_fn(|_| match self.told(token) {
+            Some(reply) => Poll::Ready(Ok(reply)),
+            None if self.is_lost() || self.link.now() >= limit => Poll::Ready(Err(Lost)),
+            None => Poll::Pending,
         })
         .await
     }

@@ -5,8 +5,11 @@
 //! plan (seed) ─▶ run: events ─▶ world (publisher, walsenders, target, connections)
 //!                        │         ▲
 //!                        └─ poll ──┴─ instances: service, stream (Core), table_sync
-//! verdict: rows equal, or paused for the right reason; if not, a shrunk story
+//! verdict: rows equal, a gap that covers what differs, or paused for the right reason; if not, a shrunk story
 //! ```
+//! In a third of the runs, the publisher's publications and tables change (`alter`). `catalog` is what they are at a
+//! moment, and `take_up` has the real code judge what a look at it shows.
+//!
 //! `scripts/sim` runs it for as long as one likes; here it runs for as long as a test may.
 
 #![expect(
@@ -23,8 +26,11 @@
     reason = "models of other programs, read beside what they model; tests print what they found"
 )]
 
+mod alter;
+mod catalog;
 mod faults;
 mod link;
+mod members;
 mod mutants;
 mod ops;
 mod plan;
@@ -36,6 +42,7 @@ mod shrink;
 mod stream;
 mod table_sync;
 mod tables;
+mod take_up;
 mod target;
 mod verdict;
 mod walsender;
@@ -71,7 +78,12 @@ fn story_of(plan: &Plan) -> String {
 /// The first seed that finds the mutant.
 fn find(mutant: Mutant) -> Option<u64> {
     put_in(Some(mutant));
-    let found = (1..=RUNS_MAX).find(|&seed| run(&plan(seed), false).violation.is_some());
+    let finds = |seed: &u64| {
+        let plan = plan(*seed);
+        let suits = plan.config.publications_change || !mutant.needs_changes();
+        suits && run(&plan, false).violation.is_some()
+    };
+    let found = (1..=RUNS_MAX).find(finds);
     put_in(None);
     found
 }
@@ -86,7 +98,7 @@ fn check_mutants(part: usize) {
 
 const PARTS: usize = 3;
 /// Runs of each part.
-const RUNS: u64 = 7_000;
+const RUNS: u64 = 6_000;
 
 #[test]
 fn everything_is_applied_once_part_1() {

@@ -33,6 +33,28 @@ pub(crate) enum Fault {
     LateWitness,
     /// The stream takes a table in before the stream's position is reached.
     HandOverEarly,
+    /// A table that left is forgotten at the look that misses it, and not once the stream is behind that.
+    ForgottenAtTheLook,
+    /// A table that has the name of another is taken for the same one.
+    SameByName,
+    /// What is published today decides which of yesterday's changes are applied.
+    TodaysOperations,
+    /// A publication that was made again is taken for the same one.
+    MadeAgainIsTheSame,
+    /// A table that has left and come back is taken as having stayed.
+    ReturnedIsTheSame,
+    /// A publication that was altered and altered back is taken as having stayed as it was.
+    AlteredBackIsTheSame,
+    /// A gap ends before the look that has found it.
+    GapEndsEarly,
+    /// The position of a look counts as proven by the look itself.
+    LookProvesItself,
+    /// The tables are recorded before their gaps.
+    GapsBehindTheRecord,
+    /// The rows that a table has stay when it is synchronised again.
+    CopyOnTop,
+    /// Tables join while the stream goes on without their publication.
+    SyncsWithoutPublication,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +65,7 @@ pub(crate) enum Mutant {
     Both(Mutation, Fault),
 }
 
-pub(crate) const MUTANTS: [Mutant; 22] = [
+pub(crate) const MUTANTS: [Mutant; 33] = [
     Mutant::Core(Mutation::ReplayUnderWay),
     Mutant::Core(Mutation::PiecesIgnorePositions),
     Mutant::Core(Mutation::PiecesOfSubtransactions),
@@ -66,7 +88,28 @@ pub(crate) const MUTANTS: [Mutant; 22] = [
     Mutant::Model(Fault::TermsGoBack),
     Mutant::Model(Fault::LateWitness),
     Mutant::Model(Fault::HandOverEarly),
+    Mutant::Model(Fault::ForgottenAtTheLook),
+    Mutant::Model(Fault::SameByName),
+    Mutant::Model(Fault::TodaysOperations),
+    Mutant::Model(Fault::MadeAgainIsTheSame),
+    Mutant::Model(Fault::ReturnedIsTheSame),
+    Mutant::Model(Fault::AlteredBackIsTheSame),
+    Mutant::Model(Fault::GapEndsEarly),
+    Mutant::Model(Fault::LookProvesItself),
+    Mutant::Model(Fault::GapsBehindTheRecord),
+    Mutant::Model(Fault::CopyOnTop),
+    Mutant::Model(Fault::SyncsWithoutPublication),
 ];
+
+impl Mutant {
+    /// Whether it can only be found where publications and tables change.
+    pub(crate) fn needs_changes(self) -> bool {
+        match self {
+            Self::Model(fault) => fault as u8 >= Fault::ForgottenAtTheLook as u8,
+            Self::Core(_) | Self::Both(..) => false,
+        }
+    }
+}
 
 thread_local! {
     static ON: Cell<Option<Fault>> = const { Cell::new(None) };

@@ -9,15 +9,17 @@ use pgsluice::apply::core::{Advance, Answer, Batch, Description};
 use pgsluice::apply::rows::facts::ConflictFacts;
 use pgsluice::apply::sets::compact::{SetKind, SetRow, SetStep};
 use pgsluice::conflict::{ConflictKind, Operation};
-use pgsluice::pg::Lsn;
+use pgsluice::gap::NewGap;
+use pgsluice::pg::{Lsn, QualifiedName};
 use pgsluice::pgoutput::Tuple;
 use pgsluice::schema::RowIdentity;
+use pgsluice::store::{TableRecord, TableRow, TableState};
+use pgsluice::subscription::publication_record::PublicationRecord;
 
+use crate::members;
 use crate::mutants::{Fault, has};
 use crate::tables::{self, Cell, Row, TABLES, cells};
-use crate::target::{
-    Blocked, Lockable, Progress, Refused, SessionId, TableRecord, TableState, Target, Witness,
-};
+use crate::target::{Blocked, Lockable, Progress, Refused, SessionId, Target, Witness};
 
 /// A request, as it stands in a session's queue.
 #[derive(Debug)]
@@ -32,7 +34,13 @@ pub(crate) enum Op {
         at: Lsn,
     },
     Describe {
-        tables: Vec<usize>,
+        tables: Vec<QualifiedName>,
+    },
+    TargetOids,
+    /// No publication existed between these positions.
+    PassOver {
+        advance: Advance,
+        term: i64,
     },
     Batch {
         batch: Batch,
@@ -69,9 +77,31 @@ pub(crate) enum Op {
     Reset,
     // The store's.
     Claim,
-    SyncTables {
+    OpenGap {
         term: i64,
-        tables: Vec<usize>,
+        gap: NewGap,
+    },
+    RecordMembers {
+        term: i64,
+        tables: Vec<TableRecord>,
+        publications: Vec<PublicationRecord>,
+    },
+    EndRefresh {
+        term: i64,
+    },
+    /// Lets tables go on that are held by nothing any more.
+    Release {
+        term: i64,
+        position: Lsn,
+    },
+    /// Up to here the publications are known to have been as recorded.
+    ReportSeen {
+        term: i64,
+        seen: Lsn,
+    },
+    /// Carries out the first of the operator's commands.
+    CarryOut {
+        term: i64,
     },
     EndCopies {
         term: i64,
@@ -106,7 +136,10 @@ pub(crate) enum Op {
     // A table's synchronisation.
     Copy {
         table: usize,
+        into: QualifiedName,
         rows: Vec<Row>,
+        /// The rows that are there are removed first.
+        replaces: bool,
         done: usize,
     },
     /// A change that is none is a TRUNCATE.
@@ -138,6 +171,7 @@ pub(crate) enum Reply {
     Records(crate::target::Meta),
     Answer(Answer),
     Described(Description),
+    Oids(Vec<(QualifiedName, u32)>),
     Copy(Option<CopyStep>),
     Landed(bool),
     /// The owner's term has changed.
@@ -195,9 +229,27 @@ pub(crate) fn execute(target: &mut Target, id: SessionId, op: Op) -> Executed {
             Reply::Locked(free)
         }
         Op::Describe { tables } => {
-            let describe =
-                |table| (tables::name(table), Some(Arc::new(tables::target(table, target.stamps[table]))));
+            let describe = |name: QualifiedName| {
+                let found = target.called(&name);
+                let described = found.map(|table| tables::target(table, name.clone(), target.stamps[table]));
+                (name, described.map(Arc::new))
+            };
             Reply::Described(tables.into_iter().map(describe).collect())
+        }
+        Op::TargetOids => {
+            let oids = (0..TABLES.len()).map(|table| (target.name(table), tables::oid(table)));
+            Reply::Oids(oids.collect())
+        }
+        Op::PassOver { advance, term } => {
+            target.begin(id);
+            match target.advance(id, advance, term, false) {
+                Err(Blocked) => return Executed::Blocked(Op::PassOver { advance, term }),
+                Ok(Ok(())) if target.commit(id) => Reply::Done,
+                Ok(_) => {
+                    target.roll_back(id);
+                    Reply::NotOwner
+                }
+            }
         }
         Op::Reset => {
             target.roll_back(id);
@@ -342,7 +394,7 @@ fn send_set(target: &mut Target, id: SessionId, step: &SetStep) -> Result<Result
         }
         SetStep::Set { table, kind, rows, .. } => {
             let at = tables::by_name(&table.plan.target);
-            if target.stamps[at] != table.plan.target_stamp {
+            if target.stamps[at] != table.plan.target_stamp || target.called(&table.plan.target).is_none() {
                 return Ok(Err(Refused));
             }
             all_or_nothing(target, at, |target| write_set(target, id, table, at, kind, rows))
@@ -443,7 +495,7 @@ fn send_row(
                 RowChange::Update { .. } => ConflictKind::UpdateMissing,
                 RowChange::Delete { .. } => ConflictKind::DeleteMissing,
             };
-            let facts = ConflictFacts::bare(kind, Operation::Insert, tables::name(at), index);
+            let facts = ConflictFacts::bare(kind, Operation::Insert, table.plan.target.clone(), index);
             Executed::Reply(Reply::Answer(Answer::Refused(Box::new(facts))))
         }
     }
@@ -478,15 +530,23 @@ fn write_row(
 
 fn copy(target: &mut Target, id: SessionId, op: Op) -> Executed {
     let reply = match op {
-        Op::Copy { table, rows, done } => {
+        Op::Copy { table, into, rows, replaces, done } => {
             if done == 0 {
                 target.begin(id);
+                if target.called(&into).is_none() {
+                    target.roll_back(id);
+                    return Executed::Reply(Reply::Failed("the target table does not exist"));
+                }
+                let removes = replaces && !has(Fault::CopyOnTop);
+                if removes && target.delete(id, table, &[], usize::MAX) == Err(Blocked) {
+                    return Executed::Blocked(Op::Copy { table, into, rows, replaces, done });
+                }
             }
             for (at, row) in rows.iter().enumerate().skip(done) {
                 match target.insert(id, table, *row) {
-                    // One more, so that the transaction is not begun again.
-                    Err(Blocked) if at == 0 => return Executed::Blocked(Op::Copy { table, rows, done: 0 }),
-                    Err(Blocked) => return Executed::Blocked(Op::Copy { table, rows, done: at }),
+                    Err(Blocked) => {
+                        return Executed::Blocked(Op::Copy { table, into, rows, replaces, done: at });
+                    }
                     Ok(Err(Refused)) => {
                         target.roll_back(id);
                         return Executed::Reply(Reply::Failed("a row of the copy is there already"));
@@ -503,7 +563,7 @@ fn copy(target: &mut Target, id: SessionId, op: Op) -> Executed {
             let Ok(owner) = locked else {
                 return Executed::Blocked(Op::MarkReady { term, table, attempt, position });
             };
-            let is_ours = |record: &&TableRecord| {
+            let is_ours = |record: &&TableRow| {
                 record.attempt == attempt
                     && matches!(record.state, TableState::Copying | TableState::CatchingUp)
             };
@@ -513,8 +573,7 @@ fn copy(target: &mut Target, id: SessionId, op: Op) -> Executed {
                 target.roll_back(id);
                 return Executed::Reply(Reply::Failed("the copy was superseded"));
             }
-            let record = TableRecord { state: TableState::Ready, attempt, synced: Some(position) };
-            target.write_record(id, table, record);
+            target.mark_ready(id, table, position);
             if let Some(session) = target.sessions.get_mut(&id) {
                 session.marked = true;
             }
@@ -620,26 +679,12 @@ fn record(target: &mut Target, id: SessionId, op: &Op) -> Result<Reply, Blocked>
             target.write_progress(id, Progress { applied: at, term });
             Reply::Done
         }
-        Op::SyncTables { term, ref tables } => {
-            if !is_owner(target, id, term)? {
-                return Ok(Reply::NotOwner);
-            }
-            let gone: Vec<usize> =
-                target.meta.tables.keys().copied().filter(|table| !tables.contains(table)).collect();
-            for &table in gone.iter().chain(tables) {
-                target.lock(id, Lockable::Record(table))?;
-            }
-            for table in gone {
-                target.meta.tables.remove(&table);
-                // Should it come back, a person has emptied it before.
-                target.empty(table);
-            }
-            for &table in tables {
-                let new = TableRecord { state: TableState::Pending, attempt: 0, synced: None };
-                target.meta.tables.entry(table).or_insert(new);
-            }
-            Reply::Done
-        }
+        Op::OpenGap { .. }
+        | Op::RecordMembers { .. }
+        | Op::EndRefresh { .. }
+        | Op::Release { .. }
+        | Op::ReportSeen { .. }
+        | Op::CarryOut { .. } => return members::record(target, id, op),
         Op::EndCopies { term } => {
             if !is_owner(target, id, term)? {
                 return Ok(Reply::NotOwner);
@@ -658,9 +703,9 @@ fn record(target: &mut Target, id: SessionId, op: &Op) -> Result<Reply, Blocked>
             Reply::Records(target.meta.clone())
         }
         Op::BeginCopy { term, table, attempt } => {
-            let step = |record: &mut TableRecord| {
-                *record =
-                    TableRecord { state: TableState::Copying, attempt: record.attempt + 1, synced: None };
+            let step = |record: &mut TableRow| {
+                (record.state, record.synced_lsn) = (TableState::Copying, None);
+                record.attempt += 1;
             };
             copy_step(target, id, term, table, attempt, step)?
         }
@@ -687,14 +732,17 @@ fn record(target: &mut Target, id: SessionId, op: &Op) -> Result<Reply, Blocked>
         }
         Op::IsReady { table, attempt, position } => {
             target.lock(id, Lockable::Record(table))?;
-            let wanted = TableRecord { state: TableState::Ready, attempt, synced: Some(position) };
-            Reply::Landed(target.meta.tables.get(&table) == Some(&wanted))
+            let found = target.meta.tables.get(&table);
+            let landed = found.is_some_and(|row| {
+                (row.state, row.attempt, row.synced_lsn) == (TableState::Ready, attempt, Some(position))
+            });
+            Reply::Landed(landed)
         }
         _ => Reply::Silent,
     })
 }
 
-fn is_owner(target: &mut Target, id: SessionId, term: i64) -> Result<bool, Blocked> {
+pub(crate) fn is_owner(target: &mut Target, id: SessionId, term: i64) -> Result<bool, Blocked> {
     Ok(target.share_owner(id)? == term || has(Fault::UnfencedStore))
 }
 
@@ -705,7 +753,7 @@ fn copy_step(
     term: i64,
     table: usize,
     attempt: i32,
-    write: impl FnOnce(&mut TableRecord),
+    write: impl FnOnce(&mut TableRow),
 ) -> Result<Reply, Blocked> {
     let owner = target.share_owner(id)?;
     target.lock(id, Lockable::Record(table))?;
@@ -716,7 +764,7 @@ fn copy_step(
     let over_ready = has(Fault::CopyOverReady) || has(Fault::LostCopyFailed) || unfenced;
     Ok(match target.meta.tables.get_mut(&table) {
         None => Reply::Copy(None),
-        Some(record) if record.state == TableState::Ready && !over_ready => match record.synced {
+        Some(record) if record.state == TableState::Ready && !over_ready => match record.synced_lsn {
             Some(synced) => Reply::Copy(Some(CopyStep::Ready { synced })),
             None => Reply::Copy(None),
         },

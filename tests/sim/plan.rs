@@ -3,6 +3,7 @@
 
 use pgsluice::apply::core::Bounds;
 
+use crate::alter::{self, Alteration, KINDS};
 use crate::random::Random;
 use crate::tables::{LATER, TABLES};
 use crate::world::{MS, SECOND, Time};
@@ -20,9 +21,16 @@ pub(crate) struct Config {
     pub(crate) keeps_still: bool,
     /// Some writes of the store arrive late.
     pub(crate) late_writes: bool,
+    /// Tables and publications change, and so do names.
+    pub(crate) publications_change: bool,
+    /// The publisher fails where a publication does not exist, as before version 18.
+    pub(crate) strict: bool,
+    pub(crate) auto_refresh: bool,
+    /// Between two looks at the publications.
+    pub(crate) looks: Time,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) enum Action {
     Transaction {
         seed: u64,
@@ -32,8 +40,18 @@ pub(crate) enum Action {
     Other,
     Reannounce(usize),
     AddColumn(usize),
-    Join(usize),
-    Leave(usize),
+    Alter(Alteration),
+    Ask(Wish),
+}
+
+/// What an operator asks for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wish {
+    /// One of the gaps.
+    Accept(u64),
+    /// The table of a gap, or any other one.
+    Resync(u64),
+    Refresh,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +103,18 @@ impl Strike {
             _ => true,
         }
     }
+
+    /// Whether publisher, slot and target may not belong together after it.
+    fn is_doubtful(self) -> bool {
+        matches!(
+            self,
+            Self::PublisherRestored(_)
+                | Self::PromotedBehind(_)
+                | Self::SlotDropped
+                | Self::SlotMadeAgain
+                | Self::RestoreTarget
+        )
+    }
 }
 
 pub(crate) fn plan(seed: u64) -> Plan {
@@ -92,6 +122,9 @@ pub(crate) fn plan(seed: u64) -> Plan {
     let mut config = config(&mut random);
     let mut actions = actions(&mut random);
     let mut strikes = strikes(&mut random, config.instances);
+    if seed.is_multiple_of(3) {
+        return changing(seed, config, actions, strikes, &mut random);
+    }
     match random.below(100) {
         // Large transactions with subtransactions, and streams that begin within them.
         0..20 => {
@@ -119,7 +152,7 @@ pub(crate) fn plan(seed: u64) -> Plan {
             config.memory = usize::try_from(random.between(1, 3)).unwrap_or(1);
             for joins in LATER..TABLES.len() {
                 if random.percent(50) {
-                    actions.push((random.below(300 * MS), Action::Join(joins)));
+                    actions.push((random.below(300 * MS), Action::Alter(Alteration::Join(joins))));
                 }
             }
             for _ in 0..2 {
@@ -169,6 +202,62 @@ pub(crate) fn plan(seed: u64) -> Plan {
     Plan { seed, config, actions, strikes }
 }
 
+/// Publications, tables and names that change. In each run only some kinds of that happen: where all of them do,
+/// every table ends with a gap.
+fn changing(
+    seed: u64,
+    mut config: Config,
+    mut actions: Vec<(Time, Action)>,
+    mut strikes: Vec<(u64, Strike)>,
+    random: &mut Random,
+) -> Plan {
+    config.publications_change = true;
+    config.strict = random.percent(50);
+    config.auto_refresh = random.percent(80);
+    config.looks = random.pick(&[100, 300, 1000]).unwrap_or(&300) * MS;
+    let span = random.between(300, 3000) * MS;
+    let kinds: Vec<u64> = (0..random.between(1, 3)).map(|_| random.below(KINDS)).collect();
+    for _ in 0..random.between(1, 5) {
+        let at = random.below(span);
+        let Some(&kind) = random.pick(&kinds) else { break };
+        let alteration = alter::any(kind, random);
+        let table = match &alteration {
+            Alteration::Leave(table) => Some(*table),
+            _ => None,
+        };
+        actions.push((at, Action::Alter(alteration)));
+        if let Some(table) = table.filter(|_| random.percent(60)) {
+            let later = if random.percent(50) { random.below(100) } else { random.below(2000) } * MS;
+            actions.push((at + later, Action::Alter(Alteration::Join(table))));
+        }
+    }
+    for _ in 0..random.below(3) {
+        let wish = match random.below(5) {
+            0..2 => Wish::Accept(random.next()),
+            2..4 => Wish::Resync(random.next()),
+            _ => Wish::Refresh,
+        };
+        actions.push((random.below(2 * span), Action::Ask(wish)));
+    }
+    // What others plant is not told from what a gap explains.
+    strikes.retain(|(_, strike)| !matches!(strike, Strike::Plant(_) | Strike::LockIsBroken));
+    if random.percent(75) {
+        strikes.retain(|(_, strike)| !strike.is_doubtful());
+    }
+    for _ in 0..random.below(3) {
+        let strike = match random.below(4) {
+            0 => Strike::EndWalsender,
+            1 => Strike::LockTable(random.index(TABLES.len()), random.between(50, 1500) * MS),
+            2 => Strike::PublisherRestarts,
+            _ => Strike::Crash(0),
+        };
+        strikes.push((random.between(60, 900), strike));
+    }
+    actions.sort_by_key(|(at, _)| *at);
+    strikes.sort_by_key(|(at, _)| *at);
+    Plan { seed, config, actions, strikes }
+}
+
 fn config(random: &mut Random) -> Config {
     let changes = *random.pick(&[2, 3, 4, 6, 1000]).unwrap_or(&4);
     Config {
@@ -180,6 +269,10 @@ fn config(random: &mut Random) -> Config {
         idle_interval: random.pick(&[0, 100, 1000]).unwrap_or(&0) * MS,
         keeps_still: random.percent(50),
         late_writes: random.percent(40),
+        publications_change: false,
+        strict: false,
+        auto_refresh: true,
+        looks: 500 * MS,
     }
 }
 
@@ -205,9 +298,9 @@ fn actions(random: &mut Random) -> Vec<(Time, Action)> {
     for joins in LATER..TABLES.len() {
         if random.percent(30) {
             let at = random.below(span);
-            actions.push((at, Action::Join(joins)));
+            actions.push((at, Action::Alter(Alteration::Join(joins))));
             if random.percent(20) {
-                actions.push((at + random.below(SECOND), Action::Leave(joins)));
+                actions.push((at + random.below(SECOND), Action::Alter(Alteration::Leave(joins))));
             }
         }
     }

@@ -1,20 +1,51 @@
 //! The publisher: tables, transactions, WAL, slot. What is committed is kept, so that the state at any
 //! position can be told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use pgsluice::pg::Lsn;
 
+use crate::catalog::Catalog;
 use crate::random::Random;
-use crate::tables::{Kind, LATER, LOG, Row, TABLES};
+use crate::tables::{Kind, LOG, Row, TABLES};
 
 /// One change, as WAL has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
-    Insert { table: usize, new: Row },
-    Update { table: usize, old: Row, new: Row },
-    Delete { table: usize, old: Row },
-    Truncate { tables: Vec<usize> },
+    Insert {
+        table: usize,
+        new: Row,
+    },
+    Update {
+        table: usize,
+        old: Row,
+        new: Row,
+    },
+    Delete {
+        table: usize,
+        old: Row,
+    },
+    Truncate {
+        tables: Vec<usize>,
+    },
+    /// Another table with these rows has taken its place. No walsender sends that.
+    Replace {
+        table: usize,
+        rows: Vec<Row>,
+    },
+}
+
+impl Change {
+    pub(crate) fn tables(&self) -> Vec<usize> {
+        match self {
+            Self::Insert { table, .. }
+            | Self::Update { table, .. }
+            | Self::Delete { table, .. }
+            | Self::Replace { table, .. } => vec![*table],
+            Self::Truncate { tables } => tables.clone(),
+        }
+    }
 }
 
 /// A record of WAL.
@@ -34,19 +65,9 @@ pub(crate) enum Record {
         top: u32,
         xids: Vec<u32>,
     },
-    Catalog(Catalog),
+    Catalog(Rc<Catalog>),
     /// Nothing that a slot decodes.
     Other,
-}
-
-/// What is published, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Catalog {
-    pub(crate) published: [bool; TABLES.len()],
-    /// Columns of each table.
-    pub(crate) width: [usize; TABLES.len()],
-    /// Changes with each ALTER TABLE: the table is described again.
-    pub(crate) version: [u32; TABLES.len()],
 }
 
 #[derive(Debug, Clone)]
@@ -61,7 +82,14 @@ pub(crate) struct Stored {
 pub(crate) struct Committed {
     pub(crate) at: Lsn,
     pub(crate) end: Lsn,
-    pub(crate) changes: Vec<Change>,
+    pub(crate) changes: Vec<Made>,
+}
+
+/// A change, and where it is in WAL.
+#[derive(Debug, Clone)]
+pub(crate) struct Made {
+    pub(crate) at: Lsn,
+    pub(crate) change: Change,
 }
 
 #[derive(Debug, Clone)]
@@ -80,7 +108,7 @@ struct Open {
     /// Subtransactions that are open, the innermost last.
     subs: Vec<Sub>,
     truncated: Vec<usize>,
-    changes: Vec<Change>,
+    changes: Vec<Made>,
     only_unpublished: bool,
     /// A large transaction that only inserts, and updates what it has inserted.
     logged: bool,
@@ -107,9 +135,15 @@ pub(crate) struct Publisher {
     /// Rows with everything in progress.
     live: [Vec<Row>; TABLES.len()],
     open: BTreeMap<u32, Open>,
-    next_xid: u32,
+    pub(crate) next_xid: u32,
+    next_oid: u32,
     marker: u16,
-    pub(crate) catalog: Catalog,
+    first_catalog: Rc<Catalog>,
+    pub(crate) catalog: Rc<Catalog>,
+    /// What a query sees of the catalog: a commit is in WAL before it can be seen.
+    pub(crate) visible: Rc<Catalog>,
+    /// Catalogs that cannot be seen yet, with the transactions that have made them.
+    unseen: VecDeque<(u32, Rc<Catalog>)>,
     pub(crate) slot: Option<Slot>,
     pub(crate) timeline: u32,
     /// The largest number that a timeline has had.
@@ -123,13 +157,8 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    pub(crate) fn new() -> Self {
-        let mut catalog =
-            Catalog { published: [true; TABLES.len()], width: [3; TABLES.len()], version: [0; TABLES.len()] };
-        for (at, kind) in TABLES.iter().enumerate() {
-            catalog.published[at] = at < LATER;
-            catalog.width[at] = if *kind == Kind::AllKey { 2 } else { 3 };
-        }
+    pub(crate) fn new(catalog: Catalog) -> Self {
+        let catalog = Rc::new(catalog);
         let start = Lsn::new(0x1000);
         Self {
             wal: Vec::new(),
@@ -138,8 +167,12 @@ impl Publisher {
             live: std::array::from_fn(|_| Vec::new()),
             open: BTreeMap::new(),
             next_xid: 700,
+            next_oid: 1000,
             marker: 0,
+            first_catalog: Rc::clone(&catalog),
+            visible: Rc::clone(&catalog),
             catalog,
+            unseen: VecDeque::new(),
             slot: None,
             timeline: 1,
             latest_timeline: 1,
@@ -167,24 +200,20 @@ impl Publisher {
     pub(crate) fn state_at(&self, position: Lsn) -> [Vec<Row>; TABLES.len()] {
         let mut state: [Vec<Row>; TABLES.len()] = std::array::from_fn(|_| Vec::new());
         for committed in self.committed.iter().take_while(|committed| committed.at < position) {
-            for change in &committed.changes {
-                perform(&mut state, change);
+            for made in &committed.changes {
+                perform(&mut state, &made.change);
             }
         }
         state
     }
 
-    pub(crate) fn catalog_at(&self, position: Lsn) -> Catalog {
-        let first = Self::new().catalog;
+    pub(crate) fn catalog_at(&self, position: Lsn) -> Rc<Catalog> {
         let before = self.wal.partition_point(|stored| stored.at < position);
-        self.wal[..before]
-            .iter()
-            .rev()
-            .find_map(|stored| match &stored.record {
-                Record::Catalog(catalog) => Some(catalog.clone()),
-                _ => None,
-            })
-            .unwrap_or(first)
+        let found = self.wal[..before].iter().rev().find_map(|stored| match &stored.record {
+            Record::Catalog(catalog) => Some(Rc::clone(catalog)),
+            _ => None,
+        });
+        found.unwrap_or_else(|| Rc::clone(&self.first_catalog))
     }
 
     /// Where decoding has to begin, so that every transaction that commits at or after `from` is whole.
@@ -219,9 +248,67 @@ impl Publisher {
         self.open.is_empty()
     }
 
-    pub(crate) fn change_catalog(&mut self, change: impl FnOnce(&mut Catalog), random: &mut Random) {
-        change(&mut self.catalog);
-        self.log(Record::Catalog(self.catalog.clone()), random);
+    /// A transaction changes the catalog. Returns where it commits.
+    pub(crate) fn change_catalog(&mut self, change: impl FnOnce(&mut Catalog), random: &mut Random) -> Lsn {
+        change(Rc::make_mut(&mut self.catalog));
+        let xid = self.next_xid;
+        self.next_xid += 1;
+        self.unseen.push_back((xid, Rc::clone(&self.catalog)));
+        self.log(Record::Catalog(Rc::clone(&self.catalog)), random).0
+    }
+
+    /// The oldest change of the catalog that cannot be seen yet can be seen now.
+    pub(crate) fn reveal(&mut self) {
+        if let Some((_, catalog)) = self.unseen.pop_front() {
+            self.visible = catalog;
+        }
+    }
+
+    fn reveal_all(&mut self) {
+        self.unseen.clear();
+        self.visible = Rc::clone(&self.catalog);
+    }
+
+    /// All older transactions have ended, and can be seen.
+    pub(crate) fn oldest_xid(&self) -> u32 {
+        let unseen = self.unseen.iter().map(|(xid, _)| *xid);
+        self.open.keys().copied().chain(unseen).min().unwrap_or(self.next_xid)
+    }
+
+    /// A number that no object has had.
+    pub(crate) fn new_oid(&mut self) -> u32 {
+        self.next_oid += 1;
+        self.next_oid
+    }
+
+    /// Whether a transaction in progress has a lock on the table.
+    pub(crate) fn is_locked(&self, table: usize) -> bool {
+        let has = |open: &Open| {
+            open.truncated.contains(&table)
+                || open.changes.iter().any(|made| made.change.tables().contains(&table))
+        };
+        self.open.values().any(has)
+    }
+
+    /// Another table with rows of its own takes the table's place. Returns where that commits.
+    pub(crate) fn replace(
+        &mut self,
+        table: usize,
+        change: impl FnOnce(&mut Catalog),
+        random: &mut Random,
+    ) -> Lsn {
+        self.live[table].clear();
+        for _ in 0..random.below(5) {
+            let lane = u16::try_from(random.below(u64::from(LANES))).unwrap_or(0);
+            let new = self.fresh(table, lane, random);
+            if self.fits(table, None, &new) {
+                self.live[table].push(new);
+            }
+        }
+        let at = self.change_catalog(change, random);
+        let change = Change::Replace { table, rows: self.live[table].clone() };
+        self.committed.push(Committed { at, end: self.end, changes: vec![Made { at, change }] });
+        at
     }
 
     // --- transactions ---------------------------------------------------------------------
@@ -271,8 +358,9 @@ impl Publisher {
         let Some(Sub { xid, before, within: mut xids }) = open.subs.pop() else { return };
         xids.push(xid);
         open.changes.truncate(before);
-        open.logged &= open.changes.iter().any(|change| matches!(change, Change::Insert { table: LOG, .. }))
-            || open.only_unpublished;
+        open.logged &=
+            open.changes.iter().any(|change| matches!(change.change, Change::Insert { table: LOG, .. }))
+                || open.only_unpublished;
         self.rebuild();
         self.log(Record::Abort { top, xids }, random);
     }
@@ -298,7 +386,7 @@ impl Publisher {
     fn rebuild(&mut self) {
         self.live = self.state_at(Lsn::new(u64::MAX));
         for open in self.open.values() {
-            open.changes.iter().for_each(|change| perform(&mut self.live, change));
+            open.changes.iter().for_each(|made| perform(&mut self.live, &made.change));
         }
     }
 
@@ -323,9 +411,9 @@ impl Publisher {
         let Some(open) = self.open.get_mut(&top) else { return };
         let xid = open.subs.last().map_or(open.xid, |sub| sub.xid);
         perform(&mut self.live, &change);
-        open.changes.push(change.clone());
-        let (at, _) = self.log(Record::Change { top, xid, change }, random);
+        let (at, _) = self.log(Record::Change { top, xid, change: change.clone() }, random);
         if let Some(open) = self.open.get_mut(&top) {
+            open.changes.push(Made { at, change });
             open.first.get_or_insert(at);
         }
     }
@@ -338,7 +426,7 @@ impl Publisher {
             return self.mark(top, random);
         }
         let tables: Vec<usize> = (1..TABLES.len())
-            .filter(|&table| !only_unpublished || !self.catalog.published[table])
+            .filter(|&table| !only_unpublished || !self.catalog.is_published(table))
             .filter(|table| self.open.values().all(|open| open.xid == top || !open.truncated.contains(table)))
             .collect();
         let Some(&table) = random.pick(&tables) else { return };
@@ -402,7 +490,7 @@ impl Publisher {
             _ => Some(small(random, 2)),
         };
         let b = (kind.width() > 2 && random.percent(70)).then(|| small(random, 3));
-        let c = (self.catalog.width[table] > 3 && random.percent(50)).then(|| small(random, 3));
+        let c = (self.catalog.tables[table].width > 3 && random.percent(50)).then(|| small(random, 3));
         [Some(id(lane, random)), a, b, c]
     }
 
@@ -421,10 +509,8 @@ impl Publisher {
                 .iter()
                 .any(|key| key.iter().all(|&at| row[at].is_some() && row[at] == new[at]))
         };
-        {
-            let mut others = others;
-            !others.any(clashes)
-        }
+        let mut others = others;
+        !others.any(clashes)
     }
 
     // --- faults ---------------------------------------------------------------------------
@@ -432,6 +518,7 @@ impl Publisher {
     /// Everything in progress is gone, and the slot is where it was last saved.
     pub(crate) fn restart(&mut self, random: &mut Random) {
         self.abort_all(random);
+        self.reveal_all();
         if let Some(slot) = &mut self.slot {
             slot.confirmed = slot.saved;
         }
@@ -448,6 +535,7 @@ impl Publisher {
         self.timeline = self.latest_timeline;
         self.started += 1;
         self.abort_all(random);
+        self.reveal_all();
         self.checkpoint = self.end;
         self.log(Record::Other, random);
     }
@@ -470,6 +558,7 @@ impl Publisher {
         self.open.clear();
         self.rebuild();
         self.catalog = self.catalog_at(Lsn::new(u64::MAX));
+        self.reveal_all();
         if let Some(slot) = &mut self.slot {
             slot.confirmed = slot.confirmed.min(self.end);
             slot.saved = slot.saved.min(self.end);
@@ -481,7 +570,7 @@ fn id(lane: u16, random: &mut Random) -> u16 {
     u16::try_from(random.below(u64::from(IDS / LANES))).unwrap_or(0) * LANES + lane
 }
 
-fn perform(state: &mut [Vec<Row>; TABLES.len()], change: &Change) {
+pub(crate) fn perform(state: &mut [Vec<Row>; TABLES.len()], change: &Change) {
     match change {
         Change::Insert { table, new } => state[*table].push(*new),
         Change::Update { table, old, new } => {
@@ -495,5 +584,6 @@ fn perform(state: &mut [Vec<Row>; TABLES.len()], change: &Change) {
             }
         }
         Change::Truncate { tables } => tables.iter().for_each(|&table| state[table].clear()),
+        Change::Replace { table, rows } => state[*table].clone_from(rows),
     }
 }

@@ -6,11 +6,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
+use crate::alter::{alter, redescribe, restore};
 use crate::faults::strike;
 use crate::link::Link;
-use crate::plan::{Action, Plan};
+use crate::plan::{Action, Plan, Wish};
 use crate::random::Random;
 use crate::service;
+use crate::target::Command;
 use crate::verdict::{self, Verdict};
 use crate::world::{Event, MS, Reason, SECOND, Shown, Time, World};
 
@@ -36,8 +38,7 @@ pub(crate) struct Run {
     steps: usize,
     acted: usize,
     struck: usize,
-    /// Tables that have left the publication.
-    left: Vec<usize>,
+    restored: bool,
 }
 
 pub(crate) fn run(plan: &Plan, tells: bool) -> Outcome {
@@ -49,7 +50,7 @@ pub(crate) fn run(plan: &Plan, tells: bool) -> Outcome {
         steps: 0,
         acted: 0,
         struck: 0,
-        left: Vec::new(),
+        restored: false,
     };
     run.begin();
     let ended = run.go();
@@ -86,6 +87,10 @@ impl Run {
                 return "violated";
             }
             if looks && self.is_over() {
+                if !std::mem::replace(&mut self.restored, true) {
+                    let mut random = Random::new(self.plan.seed, 6);
+                    restore(&mut self.world.borrow_mut(), &mut random);
+                }
                 let verdict = verdict::look(&mut self.world.borrow_mut());
                 if let Verdict::Over(how) = verdict {
                     return how;
@@ -104,7 +109,10 @@ impl Run {
 
     fn is_over(&self) -> bool {
         let world = self.world.borrow();
-        self.acted == self.plan.actions.len() && self.steps == 0 && world.publisher.is_quiet()
+        self.acted == self.plan.actions.len()
+            && self.steps == 0
+            && world.history.to_come == 0
+            && world.publisher.is_quiet()
     }
 
     fn happen(&mut self, event: Event) {
@@ -116,13 +124,19 @@ impl Run {
                 link.show(Shown::Standby);
                 self.tasks[instance] = Some(Box::pin(service::run(link)));
             }
+            Event::Alter(what) => {
+                let mut world = self.world.borrow_mut();
+                world.history.to_come -= 1;
+                let mut random = Random::new(self.plan.seed, 1000 + world.events);
+                alter(&mut world, what, &mut random);
+            }
             Event::Operator => verdict::repair(&mut self.world.borrow_mut()),
             event => self.world.borrow_mut().happen(event),
         }
     }
 
     fn act(&mut self, at: usize) {
-        let action = self.plan.actions[at].1;
+        let action = self.plan.actions[at].1.clone();
         self.acted += 1;
         let mut random = Random::new(self.plan.seed, 100 + at as u64);
         let mut world = self.world.borrow_mut();
@@ -137,30 +151,12 @@ impl Run {
                 return;
             }
             Action::Other => world.publisher.other(&mut random),
-            Action::Reannounce(table) => {
-                world.publisher.change_catalog(|catalog| catalog.version[table] += 1, &mut random);
-            }
-            Action::AddColumn(table) => world.publisher.change_catalog(
-                |catalog| {
-                    if catalog.width[table] == 3 {
-                        catalog.width[table] = 4;
-                    }
-                    catalog.version[table] += 1;
-                },
-                &mut random,
-            ),
-            // What was changed between leaving and joining again is not decoded, and a service that has not
-            // looked in between cannot know.
-            Action::Join(table) if self.left.contains(&table) => {}
-            Action::Join(table) => {
-                world.publisher.change_catalog(|catalog| catalog.published[table] = true, &mut random);
-            }
-            Action::Leave(table) => {
-                self.left.push(table);
-                world.publisher.change_catalog(|catalog| catalog.published[table] = false, &mut random);
-            }
+            Action::Reannounce(table) => redescribe(&mut world.publisher, table, false, &mut random),
+            Action::AddColumn(table) => redescribe(&mut world.publisher, table, true, &mut random),
+            Action::Alter(what) => return alter(world, what, &mut random),
+            Action::Ask(wish) => return ask(world, wish),
         }
-        world.tell(|| format!("publisher: {action:?}"));
+        world.tell(|| format!("publisher: {:?}", self.plan.actions[at].1));
         world.wake_walsenders();
     }
 
@@ -224,16 +220,40 @@ impl Run {
     fn attend(&mut self) {
         let mut world = self.world.borrow_mut();
         let paused = world.instances.iter().find_map(|instance| match instance.shown {
-            Shown::Paused(Reason::Conflict(lsn)) if !instance.resume && !instance.frozen => Some(lsn),
+            Shown::Paused(Reason::Conflict(lsn, table)) if !instance.resume && !instance.frozen => {
+                Some((lsn, table))
+            }
             _ => None,
         });
-        if let Some(lsn) = paused
-            && world.attended != Some(lsn)
+        if let Some((lsn, table)) = paused
+            && world.attended != Some((lsn, table))
         {
-            world.attended = Some(lsn);
-            verdict::conflict(&mut world, lsn);
+            world.attended = Some((lsn, table));
+            verdict::conflict(&mut world, lsn, table);
             let later = world.random.between(1, 300) * MS;
             world.after(later, Event::Operator);
         }
     }
+}
+
+/// An operator asks for something.
+fn ask(world: &mut World, wish: Wish) {
+    let gaps = world.target.meta.open_gaps();
+    let command = match wish {
+        Wish::Refresh => Command::Refresh,
+        Wish::Accept(pick) => match Random::new(pick, 3).pick(&gaps) {
+            Some(gap) => Command::Accept(gap.id),
+            None => return,
+        },
+        Wish::Resync(pick) => {
+            let tables: Vec<usize> = world.target.meta.tables.keys().copied().collect();
+            let table = match Random::new(pick, 3).pick(&gaps).and_then(|gap| gap.table.as_ref()) {
+                Some(name) => crate::tables::by_name(name),
+                None => *Random::new(pick, 4).pick(&tables).unwrap_or(&1),
+            };
+            Command::Resync(table)
+        }
+    };
+    world.target.meta.commands.push_back(command);
+    world.tell(|| format!("an operator asks: {command:?}"));
 }

@@ -1,14 +1,20 @@
 //! An instance: takes the lock, claims the subscription, and makes attempts, as `subscription::worker` and
 //! `subscription::attempt` do. The stream itself is in [`crate::stream`].
 
+use pgsluice::apply::core::Advance;
 use pgsluice::pg::Lsn;
+use pgsluice::store::{TableRow, TableState};
+use pgsluice::subscription::publication_record::Named;
+use pgsluice::subscription::publications::{Proof, Publications};
 
-use crate::link::{Connection, Link, Look, Lost, PublisherOp, PublisherReply};
+use crate::catalog::Published;
+use crate::link::{Connection, Link, Look, Lost, PublisherOp, PublisherReply, Snapshot};
 use crate::mutants::{Fault, has};
 use crate::ops::{CopyStep, Op, Reply};
 use crate::stream::{self, Streamed};
-use crate::tables::{Row, TABLES};
-use crate::target::{Meta, TableState, Witness};
+use crate::tables::{Row, named};
+use crate::take_up::{self, Ground, TakenUp};
+use crate::target::{Meta, Witness};
 use crate::world::{MS, Reason, SECOND, Shown, Time};
 
 /// What a worker remembers between attempts.
@@ -19,6 +25,28 @@ pub(crate) struct Memory {
     pub(crate) whole_until: Time,
     /// The last backing off, in milliseconds.
     backed_off: Time,
+    /// As the attempt took them up, and as last seen.
+    pub(crate) publications: Publications,
+    pub(crate) proof: Proof,
+    /// Publications that the walsender has found missing, each with the position that had been applied.
+    pub(crate) refused: Vec<(Lsn, String)>,
+}
+
+impl Memory {
+    pub(crate) fn refused_at(&self, applied: Option<Lsn>) -> Vec<String> {
+        let at = self.refused.iter().filter(|(at, _)| Some(*at) == applied);
+        at.map(|(_, name)| name.clone()).collect()
+    }
+
+    /// The walsender has found a publication missing. A new attempt asks for the others, unless it has done so.
+    pub(crate) fn refuse(&mut self, at: Lsn, name: String) -> Ended {
+        self.refused.retain(|(position, _)| *position == at);
+        if self.refused.iter().any(|(_, refused)| *refused == name) {
+            return Ended::Retry("the publication does not exist");
+        }
+        self.refused.push((at, name));
+        Ended::Restart
+    }
 }
 
 /// How an attempt ended.
@@ -62,6 +90,7 @@ async fn serve(link: &Link, memory: &mut Memory) -> Result<(), Ended> {
     };
     link.tell(|| format!("owns the subscription, term {term}"));
     loop {
+        carry_out(link, term).await?;
         link.show(Shown::Working);
         let ended = attempt(link, &main, term, memory).await;
         link.tell(|| format!("attempt ended: {ended:?}"));
@@ -78,6 +107,14 @@ async fn serve(link: &Link, memory: &mut Memory) -> Result<(), Ended> {
     }
 }
 
+/// Carries out what an operator has asked for.
+async fn carry_out(link: &Link, term: i64) -> Result<(), Ended> {
+    while link.is_asked() {
+        owned(&link.store(Op::CarryOut { term }).await?)?;
+    }
+    Ok(())
+}
+
 /// Waits for a person.
 async fn hold(link: &Link, main: &Connection, reason: Reason) -> Result<(), Ended> {
     link.show(Shown::Paused(reason));
@@ -86,7 +123,7 @@ async fn hold(link: &Link, main: &Connection, reason: Reason) -> Result<(), Ende
             return std::task::Poll::Ready(Err(Ended::TargetLost("while paused")));
         }
         let resumes = std::mem::take(&mut link.world.borrow_mut().instances[link.instance].resume);
-        if resumes {
+        if resumes || link.is_asked() {
             link.show(Shown::Working);
             return std::task::Poll::Ready(Ok(()));
         }
@@ -96,46 +133,81 @@ async fn hold(link: &Link, main: &Connection, reason: Reason) -> Result<(), Ende
 }
 
 async fn attempt(link: &Link, main: &Connection, term: i64, memory: &mut Memory) -> Result<(), Ended> {
+    memory.publications = Publications::default();
     let publisher = link.dial(false);
+    let catalog = match publisher.ask_publisher(PublisherOp::Published).await {
+        Ok(PublisherReply::Published(catalog)) => catalog,
+        _ => return Err(Ended::Retry("publisher")),
+    };
     let position = match main.ask(Op::TakeOver { term }).await? {
         Reply::Position(position) => position,
         _ => return Err(Ended::TargetLost("taken over")),
     };
     let meta = records(link.store(Op::EndCopies { term }).await?)?;
-    let seen = match publisher.ask_publisher(PublisherOp::Look).await {
+    let view = match publisher.ask_publisher(PublisherOp::Look).await {
         Ok(PublisherReply::Seen(seen)) => seen,
         _ => return Err(Ended::Retry("publisher")),
     };
-    if let Err(reason) = judge(&meta, position, &seen) {
+    if let Err(reason) = judge(&meta, position, &view) {
         return Err(certain(main, term, position, reason).await);
     }
-    owned(&link.store(Op::SetWitness { term, witness: witness(&seen), judged: true }).await?)?;
-    let published: Vec<usize> = (0..TABLES.len()).filter(|&table| seen.catalog.published[table]).collect();
-    owned(&link.store(Op::SyncTables { term, tables: published.clone() }).await?)?;
-    let from = match (position, seen.slot) {
+    owned(&link.store(Op::SetWitness { term, witness: witness(&view), judged: true }).await?)?;
+    let ground = Ground {
+        term,
+        catalog: &catalog,
+        view: &view,
+        applied: position.or(view.slot),
+        continues: position.is_some(),
+    };
+    let mut taken = take_up::take_up(link, main, &ground, meta, memory).await?;
+    let from = match (position, view.slot) {
         (Some(position), _) => position,
         (None, Some(confirmed)) => {
             owned(&main.ask(Op::CreateProgress { term, at: confirmed }).await?)?;
             confirmed
         }
         (None, None) => match publisher.ask_publisher(PublisherOp::CreateSlot).await {
-            Ok(PublisherReply::Snapshot { at, rows }) => {
-                owned(&main.ask(Op::CreateProgress { term, at }).await?)?;
-                first_rows(link, term, at, &rows, &published).await?;
-                at
+            Ok(PublisherReply::Snapshot(snapshot)) => {
+                owned(&main.ask(Op::CreateProgress { term, at: snapshot.at }).await?)?;
+                first_rows(link, term, &snapshot, &taken).await?;
+                taken.meta = records(link.store(Op::EndCopies { term }).await?)?;
+                snapshot.at
             }
             _ => return Err(Ended::Retry("slot")),
         },
     };
-    let meta = records(link.store(Op::EndCopies { term }).await?)?;
-    let start = stream::Start { term, from, seen: &seen, meta: &meta };
+    let (from, named) = passed_over(link, main, term, &taken, from, memory).await?;
+    let look_at = taken.let_go_at.max(named.again_at).filter(|at| *at > from);
+    let start = stream::Start { term, from, view: &view, taken: &taken, named, look_at };
     match stream::run(link, main, publisher, start, memory).await? {
         // Without its evidence there is no pause: against another owner's rows, nothing conflicts.
-        Streamed::Conflict(lsn) => match link.store(Op::OpenConflict { term }).await? {
-            Reply::Done => Err(Ended::Pause(Reason::Conflict(lsn))),
+        Streamed::Conflict(lsn, table) => match link.store(Op::OpenConflict { term }).await? {
+            Reply::Done => Err(Ended::Pause(Reason::Conflict(lsn, table))),
             _ => Err(Ended::TargetLost("not the owner")),
         },
         Streamed::Anew => Err(Ended::Restart),
+    }
+}
+
+/// Chooses the publications of the stream. If none of them existed for a while, the stream goes on behind that.
+async fn passed_over(
+    link: &Link,
+    main: &Connection,
+    term: i64,
+    taken: &TakenUp,
+    from: Lsn,
+    memory: &Memory,
+) -> Result<(Lsn, Named), Ended> {
+    let named = take_up::named(link, taken, from, &memory.refused_at(Some(from)));
+    match named.skip_to {
+        None if named.names.is_empty() => Err(Ended::Retry("no publication exists")),
+        None => Ok((from, named)),
+        Some(to) => {
+            let advance = Advance { from, to, commit_time_us: None, transactions: 0 };
+            owned(&main.ask(Op::PassOver { advance, term }).await?)?;
+            link.tell(|| format!("no publication existed, so the stream goes on from {to}"));
+            Ok((to, take_up::named(link, taken, to, &[])))
+        }
     }
 }
 
@@ -147,7 +219,7 @@ pub(crate) fn owned(reply: &Reply) -> Result<(), Ended> {
     }
 }
 
-fn records(reply: Reply) -> Result<Meta, Ended> {
+pub(crate) fn records(reply: Reply) -> Result<Meta, Ended> {
     match reply {
         Reply::Records(meta) => Ok(meta),
         _ => Err(Ended::TargetLost("not the owner")),
@@ -162,7 +234,7 @@ pub(crate) fn witness(seen: &Look) -> Witness {
 fn judge(meta: &Meta, position: Option<Lsn>, seen: &Look) -> Result<(), Reason> {
     let Some(applied) = position else {
         // A table's rows never land before the progress row is there: the target was restored.
-        let first = meta.tables.values().filter_map(|record| record.synced).min();
+        let first = meta.tables.values().filter_map(|record| record.synced_lsn).min();
         return match (first, seen.slot) {
             (Some(first), Some(confirmed)) if confirmed > first => Err(Reason::Diverged),
             (Some(_), None) => Err(Reason::SlotLost),
@@ -173,7 +245,7 @@ fn judge(meta: &Meta, position: Option<Lsn>, seen: &Look) -> Result<(), Reason> 
     if has(Fault::AlwaysTrusted) {
         return Ok(());
     }
-    let copied = meta.tables.values().filter_map(|record| record.synced).max();
+    let copied = meta.tables.values().filter_map(|record| record.synced_lsn).max();
     let furthest = copied.map_or(applied, |copied| copied.max(applied));
     let past = !has(Fault::PastNotCompared);
     if let Some(known) = meta.witness.filter(|_| past) {
@@ -220,22 +292,51 @@ pub(crate) async fn still_trusted(main: &Connection, term: i64, from: Lsn, seen:
 
 // --- copies -------------------------------------------------------------------------------------
 
-async fn first_rows(
-    link: &Link,
-    term: i64,
-    at: Lsn,
-    rows: &[Vec<Row>; TABLES.len()],
-    published: &[usize],
-) -> Result<(), Ended> {
-    for &table in published {
-        let attempt = match begin_copy(link, term, table, 0).await? {
+/// A table that is to be copied.
+#[derive(Debug, Clone)]
+pub(crate) struct Pending {
+    pub(crate) row: TableRow,
+    pub(crate) published: Published,
+}
+
+/// The tables that are to be copied.
+pub(crate) fn pending(taken: &TakenUp) -> Vec<Pending> {
+    let published = |row: &TableRow| {
+        let found = taken.published.iter().find(|table| Some(table.seen.oid) == row.source_oid);
+        found.filter(|_| row.left.is_none()).cloned()
+    };
+    let rows = taken.meta.tables.values().filter(|row| row.is_to_be_copied());
+    rows.filter_map(|row| Some(Pending { row: row.clone(), published: published(row)? })).collect()
+}
+
+impl Pending {
+    /// The rows that the copy reads; none if there is no table with this name.
+    pub(crate) fn rows(&self, snapshot: &Snapshot) -> Option<Vec<Row>> {
+        let (slot, way) = (self.published.slot, self.published.way);
+        if named(slot, snapshot.catalog.tables[slot].number) != self.row.source {
+            return None;
+        }
+        Some(snapshot.rows[slot].iter().filter(|row| way.has(row)).map(|row| way.cut(*row)).collect())
+    }
+
+    pub(crate) fn copy(&self, rows: Vec<Row>) -> Op {
+        let (table, into) = (self.published.slot, self.row.target.clone());
+        Op::Copy { table, into, rows, replaces: self.row.resync.is_some(), done: 0 }
+    }
+}
+
+async fn first_rows(link: &Link, term: i64, snapshot: &Snapshot, taken: &TakenUp) -> Result<(), Ended> {
+    for pending in pending(taken) {
+        let table = pending.published.slot;
+        let attempt = match begin_copy(link, term, table, pending.row.attempt).await? {
             CopyStep::Taken { attempt } => attempt,
             CopyStep::Ready { .. } => continue,
         };
         let target = link.dial(false);
         let copied = async {
-            done(&target.ask(Op::Copy { table, rows: rows[table].clone(), done: 0 }).await)?;
-            mark_ready(link, &target, term, table, attempt, at).await
+            let rows = pending.rows(snapshot).ok_or(Copied::Failed("there is no such table"))?;
+            done(&target.ask(pending.copy(rows)).await)?;
+            mark_ready(link, &target, term, table, attempt, snapshot.at).await
         };
         match copied.await {
             Ok(()) => {}

@@ -13,36 +13,44 @@ use std::time::Duration;
 use pgsluice::apply::core::{Core, Step};
 use pgsluice::apply::end::End;
 use pgsluice::apply::incoming::tables::Surroundings;
-use pgsluice::apply::{Applies, Member, Membership, Outcome};
-use pgsluice::pg::Lsn;
-use pgsluice::pgoutput::Format;
-use pgsluice::schema::ReplicationRole;
+use pgsluice::apply::{Member, Membership, Outcome};
+use pgsluice::pg::{Lsn, QualifiedName};
+use pgsluice::pgoutput::{Format, Message};
+use pgsluice::schema::{Operations, ReplicationRole};
+use pgsluice::subscription::followed;
+use pgsluice::subscription::publication_record::Named;
 
 use crate::link::{Connection, Link, Look, PublisherOp, PublisherReply};
 use crate::mutants::{Fault, has};
 use crate::ops::{Op, Reply};
-use crate::service::{Ended, Memory, hold_back, still_trusted};
+use crate::service::{Ended, Memory, Pending, hold_back, pending, still_trusted};
 use crate::table_sync::{self, Handed, Sync};
 use crate::tables;
-use crate::target::{Meta, TableState};
+use crate::take_up::TakenUp;
 use crate::walsender::Sent;
 use crate::world::{MS, SECOND, Shown, Time};
 
 pub(crate) struct Start<'a> {
     pub(crate) term: i64,
     pub(crate) from: Lsn,
-    pub(crate) seen: &'a Look,
-    pub(crate) meta: &'a Meta,
+    pub(crate) view: &'a Look,
+    pub(crate) taken: &'a TakenUp,
+    /// The publications that the stream is asked for.
+    pub(crate) named: Named,
+    /// Once the stream has passed this position, the publications are looked at again.
+    pub(crate) look_at: Option<Lsn>,
 }
 
 /// How a stream that did not fail ended.
 #[derive(Debug)]
 pub(crate) enum Streamed {
-    Conflict(Lsn),
+    /// Where its transaction commits, and its table.
+    Conflict(Lsn, usize),
     Anew,
 }
 
-type Syncing<'a> = Pin<Box<dyn Future<Output = Result<(usize, Lsn), (usize, i32, Ended)>> + 'a>>;
+type Synced = Result<(usize, Lsn), (Pending, i32, Ended)>;
+type Syncing<'a> = Pin<Box<dyn Future<Output = Synced> + 'a>>;
 
 struct Stream<'a> {
     link: &'a Link,
@@ -58,22 +66,30 @@ struct Stream<'a> {
     stamps: BTreeMap<usize, i64>,
     reported: Lsn,
     handed: Rc<RefCell<Handed>>,
-    /// When the tables that are published, and the witnesses, are looked at next.
+    /// When the publications and the witnesses are looked at next.
     looks: Time,
-    taken_up: [bool; tables::TABLES.len()],
-    conflict: Option<Lsn>,
+    /// A look that has not been answered.
+    looking: Option<(Connection, u64)>,
+    sources: BTreeMap<usize, QualifiedName>,
+    publications: Vec<String>,
+    look_at: Option<Lsn>,
+    /// The published operations, by OID.
+    today: BTreeMap<u32, Operations>,
+    conflict: Option<(Lsn, usize)>,
     /// The run of the publisher that was judged.
     started: u64,
 }
 
 enum Next {
-    Synced(Result<(usize, Lsn), (usize, i32, Ended)>),
+    Synced(Box<Synced>),
     Answer(Reply),
     Described(Reply),
     Message(Sent),
     Due,
     /// The table's synchronisation has moved, or time has passed.
     Looked,
+    Glanced(Option<PublisherReply>),
+    Asked,
     TargetLost,
     PublisherLost,
 }
@@ -87,16 +103,16 @@ pub(crate) async fn run(
 ) -> Result<Streamed, Ended> {
     let exact = memory.exact_until.filter(|until| *until >= start.from);
     memory.exact_until = exact;
-    let pending: VecDeque<(usize, i32)> = start
-        .meta
-        .tables
-        .iter()
-        .filter(|(_, record)| record.state != TableState::Ready)
-        .map(|(table, record)| (*table, record.attempt))
-        .collect();
+    let mut pending: VecDeque<Pending> = pending(start.taken).into();
+    let ready = pending.is_empty();
+    if !start.named.left_out.is_empty() && !has(Fault::SyncsWithoutPublication) {
+        pending.clear();
+    }
+    let skip = start.taken.meta.skip.filter(|skip| *skip >= start.from);
     let wanted = link.world.borrow().config.streaming;
-    let streaming = wanted && exact.is_none() && memory.whole_until <= link.now() && pending.is_empty();
-    let ask = PublisherOp::Start { from: start.from, streaming, permanent: true };
+    let streaming = wanted && exact.is_none() && memory.whole_until <= link.now() && ready && skip.is_none();
+    let publications = start.named.names.clone();
+    let ask = PublisherOp::Start { from: start.from, streaming, permanent: true, publications };
     match publisher.ask_publisher(ask).await {
         Ok(PublisherReply::Started) => {}
         _ => return Err(Ended::Retry("the slot is active, or the publisher is lost")),
@@ -106,11 +122,19 @@ pub(crate) async fn run(
         return Err(Ended::Retry("publisher"));
     };
     still_trusted(main, start.term, start.from, &seen).await?;
-    link.tell(|| format!("streams from {}, streaming {streaming}, exact until {exact:?}", start.from));
+    link.tell(|| {
+        let publications = start.named.names.join(" and ");
+        format!("streams {publications} from {}, streaming {streaming}, exact until {exact:?}", start.from)
+    });
     link.show(Shown::Streaming);
-    let better = wanted && !streaming && pending.is_empty();
-    let mut stream = Stream::new(link, main, publisher, &start, exact);
-    stream.run(pending, better, memory).await
+    let better = wanted && !streaming && ready && skip.is_none();
+    let mut stream = Stream::new(link, main, publisher, &start, (exact, skip));
+    let end = stream.run(pending, better, memory).await?;
+    // A table that has left and come back, or was replaced, may be the reason of a conflict.
+    if matches!(end, Streamed::Conflict(..)) && stream.has_changed(memory).await {
+        return Ok(Streamed::Anew);
+    }
+    Ok(end)
 }
 
 impl<'a> Stream<'a> {
@@ -119,22 +143,9 @@ impl<'a> Stream<'a> {
         main: &'a Connection,
         publisher: Connection,
         start: &Start<'_>,
-        exact_until: Option<Lsn>,
+        (exact_until, skip): (Option<Lsn>, Option<Lsn>),
     ) -> Self {
-        let mut members = Membership::new();
-        for (&table, record) in &start.meta.tables {
-            let position = if record.state == TableState::Ready { record.synced } else { None };
-            members.insert(
-                tables::name(table),
-                Member {
-                    catalog: Arc::new(tables::published(table, start.seen.catalog.width[table])),
-                    target: tables::name(table),
-                    coerced: BTreeSet::new(),
-                    oid: Some(tables::oid(table)),
-                    applies: Applies { position, ..Applies::default() },
-                },
-            );
-        }
+        let members = members(start);
         let surroundings =
             Surroundings { replication_role: ReplicationRole::Replica, role: "pgsluice".to_owned() };
         let (bounds, idle) = {
@@ -144,7 +155,7 @@ impl<'a> Stream<'a> {
         let begin = pgsluice::apply::Start {
             term: pgsluice::pg::Term::new(start.term),
             recorded: start.from,
-            skip: None,
+            skip,
             exact_until,
             format: Format::Text,
         };
@@ -164,9 +175,13 @@ impl<'a> Stream<'a> {
             reported: start.from,
             handed: Rc::new(RefCell::new(Handed::default())),
             looks: link.now() + 200 * MS,
-            taken_up: start.seen.catalog.published,
+            looking: None,
+            sources: start.taken.meta.tables.iter().map(|(at, row)| (*at, row.source.clone())).collect(),
+            publications: start.named.names.clone(),
+            look_at: start.look_at,
+            today: start.taken.published.iter().map(|table| (table.seen.oid, table.actions)).collect(),
             conflict: None,
-            started: start.seen.started,
+            started: start.view.started,
         }
     }
 
@@ -176,7 +191,7 @@ impl<'a> Stream<'a> {
 
     async fn run(
         &mut self,
-        mut pending: VecDeque<(usize, i32)>,
+        mut pending: VecDeque<Pending>,
         better: bool,
         memory: &mut Memory,
     ) -> Result<Streamed, Ended> {
@@ -186,15 +201,16 @@ impl<'a> Stream<'a> {
         loop {
             if syncing.is_none()
                 && self.link.now() >= sync_after
-                && let Some((table, attempt)) = pending.pop_front()
+                && let Some(pending) = pending.pop_front()
             {
                 *self.handed.borrow_mut() = Handed::default();
                 let (link, term, started) = (self.link.clone(), self.term, self.started);
-                let sync = Sync { link, term, table, attempt, started };
+                let (attempt, publications) = (pending.row.attempt, self.publications.clone());
+                let sync = Sync { link, term, pending, attempt, publications, started };
                 syncing = Some(Box::pin(table_sync::run(sync, Rc::clone(&self.handed))));
             }
-            if let Some(conflict) = self.perform(memory)? {
-                return Ok(Streamed::Conflict(conflict));
+            if let Some((lsn, table)) = self.perform(memory)? {
+                return Ok(Streamed::Conflict(lsn, table));
             }
             if self.may_end(syncing.is_some()) && self.is_to_end(better && pending.is_empty(), memory) {
                 return Ok(Streamed::Anew);
@@ -203,8 +219,8 @@ impl<'a> Stream<'a> {
             match next {
                 Next::Synced(ended) => {
                     syncing = None;
-                    if let Some((table, attempt)) = self.synced(ended).await? {
-                        pending.push_back((table, attempt));
+                    if let Some(again) = self.synced(*ended).await? {
+                        pending.push_back(again);
                         sync_after = self.link.now() + SECOND;
                         self.link.wake_at(sync_after);
                     }
@@ -222,13 +238,21 @@ impl<'a> Stream<'a> {
                 }
                 Next::Due => self.core.tick(self.moment()),
                 Next::Looked => {
-                    self.looks = self.link.now() + 500 * MS;
+                    let between = self.link.world.borrow().config.looks;
+                    self.looks = self.link.now() + between;
                     self.link.wake_at(self.looks);
                     self.watch();
                     self.hand_over(&mut syncing).await?;
                 }
+                Next::Glanced(reply) => self.glanced(reply, memory),
+                Next::Asked => return Ok(Streamed::Anew),
                 Next::TargetLost => return Err(Ended::TargetLost("main session")),
-                Next::PublisherLost => return Err(Ended::Retry("publisher lost")),
+                Next::PublisherLost => {
+                    return Err(match self.publisher.missing() {
+                        Some(name) => memory.refuse(self.reported, name),
+                        None => Ended::Retry("publisher lost"),
+                    });
+                }
             }
         }
     }
@@ -237,7 +261,7 @@ impl<'a> Stream<'a> {
         if let Some(sync) = syncing
             && let Poll::Ready(ended) = sync.as_mut().poll(context)
         {
-            return Poll::Ready(Next::Synced(ended));
+            return Poll::Ready(Next::Synced(Box::new(ended)));
         }
         if let Some(&token) = self.under_way.front()
             && let Some(reply) = self.main.reply(token)
@@ -256,6 +280,15 @@ impl<'a> Stream<'a> {
         }
         if self.core.due().is_some_and(|due| due <= self.moment()) {
             return Poll::Ready(Next::Due);
+        }
+        if self.link.is_asked() {
+            return Poll::Ready(Next::Asked);
+        }
+        if let Some((connection, token)) = &self.looking {
+            let told = connection.told(*token);
+            if told.is_some() || connection.is_lost() {
+                return Poll::Ready(Next::Glanced(told));
+            }
         }
         let moved = std::mem::take(&mut self.handed.borrow_mut().moved);
         if self.link.now() >= self.looks || moved {
@@ -287,7 +320,10 @@ impl<'a> Stream<'a> {
         while let Some(sent) = next {
             let now = self.moment();
             match sent {
-                Sent::Message(message) => self.core.take(message, now),
+                Sent::Message(message) => {
+                    self.hold_against_today(&message);
+                    self.core.take(message, now);
+                }
                 Sent::Keepalive { wal_end, wants_report } => self.core.keepalive(wal_end, wants_report, now),
             }
             let may = self.core.takes_messages() && !self.waits_for_sync() && !self.is_sync_due();
@@ -306,21 +342,20 @@ impl<'a> Stream<'a> {
     }
 
     fn is_to_end(&self, better: bool, memory: &Memory) -> bool {
-        let published = self.link.world.borrow().publisher.catalog.published;
-        let changed = published != self.taken_up && self.link.now() + 300 * MS >= self.looks;
+        let passed = self.look_at.is_some_and(|at| self.reported >= at);
+        let changed = passed || memory.publications.have_changed();
         let through = memory.exact_until.is_none_or(|until| self.reported > until);
         changed || (better && through && memory.whole_until <= self.link.now())
     }
 
     /// Carries out the core's steps, up to a conflict.
-    fn perform(&mut self, memory: &mut Memory) -> Result<Option<Lsn>, Ended> {
+    fn perform(&mut self, memory: &mut Memory) -> Result<Option<(Lsn, usize)>, Ended> {
         while let Some(step) = self.core.next_step() {
             match step {
                 Step::Tell(outcome) => self.outcome(outcome),
                 Step::End(end) => return Err(self.end(end, memory)),
                 Step::Forget { .. } => {}
                 Step::Describe { tables, reading: _ } => {
-                    let tables = tables.iter().map(tables::by_name).collect();
                     self.describing = Some(self.main.send(Op::Describe { tables }));
                 }
                 step => self.send(step),
@@ -365,9 +400,12 @@ impl<'a> Stream<'a> {
                 self.reported = self.reported.max(lsn);
                 self.publisher.report(self.reported);
             }
-            Outcome::Conflict(report) => self.conflict = Some(report.commit_lsn),
+            Outcome::Conflict(report) => {
+                self.conflict = Some((report.commit_lsn, tables::by_name(&report.target)));
+            }
             Outcome::FellBack { cause } => self.link.tell(|| format!("falls back: {cause}")),
-            Outcome::Planned { .. } | Outcome::Again(_) | Outcome::Stranger(_) => {}
+            Outcome::Stranger(_) => self.looks = self.link.now(),
+            Outcome::Planned { .. } | Outcome::Again(_) => {}
         }
     }
 
@@ -383,6 +421,9 @@ impl<'a> Stream<'a> {
                 Ended::Restart
             }
             End::AnotherWriter { .. } => Ended::TargetLost("another writer"),
+            End::Unfit(unfit) if unfit.misfits.iter().any(|misfit| self.is_renamed(&misfit.target)) => {
+                Ended::Retry("a target has been renamed")
+            }
             End::OutOfOrder(_) | End::Relation(_) | End::Unfit(_) | End::TooLarge(_) | End::Invariant(_) => {
                 self.link.world.borrow_mut().violated(format!("the core ends: {end:?}"));
                 Ended::Retry("the core ended")
@@ -390,8 +431,49 @@ impl<'a> Stream<'a> {
         }
     }
 
+    /// Whether the target has no table of this name any more.
+    fn is_renamed(&self, target: &QualifiedName) -> bool {
+        self.link.world.borrow().target.called(target).is_none()
+    }
+
+    /// A mutant holds today's operations against yesterday's change, and stops.
+    fn hold_against_today(&self, message: &Message) {
+        let (oid, operation) = match message {
+            Message::Insert(insert) => (insert.relation_oid, Operations::INSERT),
+            Message::Update(update) => (update.relation_oid, Operations::UPDATE),
+            Message::Delete(delete) => (delete.relation_oid, Operations::DELETE),
+            _ => return,
+        };
+        if has(Fault::TodaysOperations) && self.today.get(&oid).is_some_and(|today| !today.meet(operation)) {
+            self.link.world.borrow_mut().violated(format!("{message:?} is not published today"));
+        }
+    }
+
+    /// The monitor has looked at the publications.
+    fn glanced(&mut self, reply: Option<PublisherReply>, memory: &mut Memory) {
+        self.looking = None;
+        let Some(PublisherReply::Glance(look)) = reply else { return };
+        let fingerprint = look.fingerprint.clone();
+        if let Some(seen) = memory.proof.take(&memory.publications, look) {
+            self.link.note(Op::ReportSeen { term: self.term, seen });
+        }
+        memory.publications.seen = Some(fingerprint);
+    }
+
+    /// Looks at the publications once more.
+    async fn has_changed(&self, memory: &Memory) -> bool {
+        let reply = self.link.dial(false).ask_publisher(PublisherOp::Glance).await;
+        let Ok(PublisherReply::Glance(look)) = reply else { return false };
+        memory.publications.taken_up.as_ref().is_some_and(|taken_up| *taken_up != look.fingerprint)
+    }
+
     /// What the monitor records of the publisher now and then.
-    fn watch(&self) {
+    fn watch(&mut self) {
+        if self.looking.is_none() {
+            let connection = self.link.dial(false);
+            let token = connection.send_publisher(PublisherOp::Glance);
+            self.looking = Some((connection, token));
+        }
         let (seen, due) = {
             let mut world = self.link.world.borrow_mut();
             let due = world.random.percent(60);
@@ -432,32 +514,53 @@ impl<'a> Stream<'a> {
         self.handed.borrow_mut().finish = true;
         let ended = sync.as_mut().await;
         drop(sync);
-        if let Some((table, attempt)) = self.synced(ended).await? {
+        if let Some(again) = self.synced(ended).await? {
             // The next attempt takes it up again.
-            self.link.tell(|| format!("t{table} is not handed over, copy {attempt}"));
+            self.link.tell(|| format!("{} is not handed over", again.row.source));
             return Err(Ended::Retry("a table's hand-over failed"));
         }
         Ok(())
     }
 
     /// What has become of a table's sync. Returns the table if it has to be tried again.
-    async fn synced(
-        &mut self,
-        ended: Result<(usize, Lsn), (usize, i32, Ended)>,
-    ) -> Result<Option<(usize, i32)>, Ended> {
+    async fn synced(&mut self, ended: Synced) -> Result<Option<Pending>, Ended> {
         *self.handed.borrow_mut() = Handed::default();
         match ended {
             Ok((table, position)) => {
                 self.link.tell(|| format!("t{table} is synchronised at {position}"));
-                self.core.set_position(&tables::name(table), position);
+                if let Some(source) = self.sources.get(&table) {
+                    self.core.set_position(source, position);
+                }
                 Ok(None)
             }
-            Err((table, attempt, Ended::Retry(why))) if attempt > 0 => {
-                self.link.tell(|| format!("sync of t{table} failed: {why}"));
-                hold_back(self.link, self.term, table, attempt).await?;
-                Ok(Some((table, attempt)))
+            Err((mut pending, attempt, Ended::Retry(why))) if attempt > 0 => {
+                self.link.tell(|| format!("sync of {} failed: {why}", pending.row.source));
+                hold_back(self.link, self.term, pending.published.slot, attempt).await?;
+                pending.row.attempt = attempt;
+                Ok(Some(pending))
             }
             Err((_, _, ended)) => Err(ended),
         }
     }
+}
+
+/// The tables that the stream follows.
+fn members(start: &Start<'_>) -> Membership {
+    let TakenUp { meta, published, .. } = start.taken;
+    let gaps = meta.open_gaps();
+    let member = |(&table, row): (&usize, &pgsluice::store::TableRow)| {
+        let seen = published.iter().find(|published| published.slot == table);
+        let all = tables::TABLES[table].width();
+        let width = seen.map_or(all, |published| published.way.width.min(all));
+        let applies = followed::applies(row, &gaps, u64::from(start.view.unused_xid));
+        let member = Member {
+            catalog: Arc::new(tables::published(table, width)),
+            target: row.target.clone(),
+            coerced: BTreeSet::new(),
+            oid: row.source_oid,
+            applies,
+        };
+        (row.source.clone(), member)
+    };
+    meta.tables.iter().map(member).collect()
 }

@@ -9,12 +9,12 @@ use std::task::Poll;
 use pgsluice::apply::change::RowChange;
 use pgsluice::pg::Lsn;
 use pgsluice::pgoutput::Message;
+use pgsluice::store::TableState;
 
+use crate::catalog::Published;
 use crate::link::{Connection, Link, PublisherOp, PublisherReply};
 use crate::ops::{CopyStep, Op};
-use crate::service::{Copied, Ended, begin_copy, done, mark_ready};
-use crate::tables;
-use crate::target::TableState;
+use crate::service::{Copied, Ended, Pending, begin_copy, done, mark_ready};
 use crate::walsender::Sent;
 use crate::world::Time;
 
@@ -31,54 +31,55 @@ pub(crate) struct Handed {
 pub(crate) struct Sync {
     pub(crate) link: Link,
     pub(crate) term: i64,
-    pub(crate) table: usize,
+    pub(crate) pending: Pending,
     pub(crate) attempt: i32,
+    pub(crate) publications: Vec<String>,
     /// The run of the publisher that the attempt has judged.
     pub(crate) started: u64,
 }
 
-type Failed = (usize, i32, Ended);
+/// The copy's number, and why it failed.
+type Failed = (Pending, i32, Ended);
 
 /// Returns the table, and the position from which on the stream applies its changes.
 pub(crate) async fn run(sync: Sync, handed: Rc<RefCell<Handed>>) -> Result<(usize, Lsn), Failed> {
-    let Sync { link, term, table, attempt, started } = sync;
-    let attempt = match begin_copy(&link, term, table, attempt).await {
+    let table = sync.pending.published.slot;
+    let attempt = match begin_copy(&sync.link, sync.term, table, sync.attempt).await {
         Ok(CopyStep::Taken { attempt }) => attempt,
         Ok(CopyStep::Ready { synced }) => return Ok((table, synced)),
-        Err(ended) => return Err((table, 0, ended)),
+        Err(ended) => return Err((sync.pending, 0, ended)),
     };
-    match synchronise(&link, term, table, (attempt, started), &handed).await {
+    match synchronise(&sync, attempt, &handed).await {
         Ok(position) => Ok((table, position)),
-        Err(Copied::Failed(why)) => Err((table, attempt, Ended::Retry(why))),
-        Err(Copied::Unsettled) => Err((table, 0, Ended::Retry("unsettled"))),
+        Err(Copied::Failed(why)) => Err((sync.pending, attempt, Ended::Retry(why))),
+        Err(Copied::Unsettled) => Err((sync.pending, 0, Ended::Retry("unsettled"))),
     }
 }
 
-async fn synchronise(
-    link: &Link,
-    term: i64,
-    table: usize,
-    (attempt, started): (i32, u64),
-    handed: &Rc<RefCell<Handed>>,
-) -> Result<Lsn, Copied> {
+async fn synchronise(sync: &Sync, attempt: i32, handed: &Rc<RefCell<Handed>>) -> Result<Lsn, Copied> {
+    let Sync { link, term, pending, started, .. } = sync;
+    let (term, table) = (*term, pending.published.slot);
     let (target, publisher) = (link.dial(false), link.dial(false));
-    let Ok(PublisherReply::Snapshot { at, rows }) = publisher.ask_publisher(PublisherOp::TemporarySlot).await
+    let Ok(PublisherReply::Snapshot(snapshot)) = publisher.ask_publisher(PublisherOp::TemporarySlot).await
     else {
         return Err(Copied::Failed("no slot"));
     };
+    let at = snapshot.at;
     // A publisher that was started again has not been judged.
     match publisher.ask_publisher(PublisherOp::Look).await {
-        Ok(PublisherReply::Seen(seen)) if seen.started == started => {}
+        Ok(PublisherReply::Seen(seen)) if seen.started == *started => {}
         _ => return Err(Copied::Failed("the publisher was started again")),
     }
-    done(&target.ask(Op::Copy { table, rows: rows[table].clone(), done: 0 }).await)?;
+    let rows = pending.rows(&snapshot).ok_or(Copied::Failed("there is no such table"))?;
+    done(&target.ask(pending.copy(rows)).await)?;
     link.note(Op::SetState { term, table, attempt, state: TableState::CatchingUp });
-    let ask = PublisherOp::Start { from: at, streaming: false, permanent: false };
+    let publications = sync.publications.clone();
+    let ask = PublisherOp::Start { from: at, streaming: false, permanent: false, publications };
     let Ok(PublisherReply::Started) = publisher.ask_publisher(ask).await else {
         return Err(Copied::Failed("no stream"));
     };
     link.tell(|| format!("t{table} is copied at {at}, and catches up"));
-    let position = catch_up(link, &target, &publisher, table, at, handed).await?;
+    let position = catch_up(link, &target, &publisher, &pending.published, at, handed).await?;
     mark_ready(link, &target, term, table, attempt, position).await?;
     Ok(position)
 }
@@ -87,10 +88,11 @@ async fn catch_up(
     link: &Link,
     target: &Connection,
     publisher: &Connection,
-    table: usize,
+    published: &Published,
     from: Lsn,
     handed: &Rc<RefCell<Handed>>,
 ) -> Result<Lsn, Copied> {
+    let table = published.slot;
     let mut reached = from;
     let mut open = false;
     let mut changes = Vec::new();
@@ -126,14 +128,13 @@ async fn catch_up(
                 }
                 reached = reached.max(commit.end_lsn);
             }
-            Sent::Message(message) => changes.extend(change_of(message, table)),
+            Sent::Message(message) => changes.extend(change_of(message, published.seen.oid)),
         }
     }
 }
 
 /// None for a TRUNCATE.
-fn change_of(message: Message, table: usize) -> Option<Option<RowChange>> {
-    let oid = tables::oid(table);
+fn change_of(message: Message, oid: u32) -> Option<Option<RowChange>> {
     match message {
         Message::Insert(m) if m.relation_oid == oid => Some(Some(RowChange::Insert { new: m.new })),
         Message::Update(m) if m.relation_oid == oid => {

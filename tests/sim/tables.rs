@@ -84,16 +84,21 @@ impl Kind {
     }
 }
 
-pub(crate) fn name(table: usize) -> QualifiedName {
-    QualifiedName::new("public", format!("t{table}"))
+/// The name of a table, which has its place within `TABLES`. A renamed one has a number, too.
+pub(crate) fn named(table: usize, number: u32) -> QualifiedName {
+    let name = if number == 0 { format!("t{table}") } else { format!("t{table}_{number}") };
+    QualifiedName::new("public", name)
 }
 
+/// The first OID of a table on the publisher, and its OID on the target.
 pub(crate) fn oid(table: usize) -> u32 {
     100 + u32::try_from(table).unwrap_or(0)
 }
 
+/// The table's place within `TABLES`, whatever it is called.
 pub(crate) fn by_name(name: &QualifiedName) -> usize {
-    name.name[1..].parse().expect("a table of ours")
+    let digits = name.name[1..].split('_').next();
+    digits.and_then(|digits| digits.parse().ok()).expect("a table of ours")
 }
 
 /// A row of the wire, with these values; unchanged ones are marked.
@@ -138,14 +143,14 @@ pub(crate) fn cells(row: &Tuple) -> [Option<Cell>; 4] {
     cells
 }
 
-/// What the publisher says of a table.
-pub(crate) fn relation(table: usize, width: usize) -> Relation {
+/// What the publisher says of a table, whose OID and name are these.
+pub(crate) fn relation(table: usize, oid: u32, name: QualifiedName, width: usize) -> Relation {
     let kind = TABLES[table];
     let key = |at: usize| kind.is_full() || kind.key().contains(&at);
     Relation {
-        oid: oid(table),
-        schema: "public".to_owned(),
-        name: name(table).name,
+        oid,
+        schema: name.schema,
+        name: name.name,
         replica_identity: if kind.is_full() { ReplicaIdentity::Full } else { ReplicaIdentity::Default },
         columns: (0..width)
             .map(|at| RelationColumn {
@@ -164,9 +169,9 @@ fn builtin(name: &str) -> TypeName {
 
 /// What the publisher's catalog says of it.
 pub(crate) fn published(table: usize, width: usize) -> PublishedRelation {
-    let said = relation(table, width);
+    let said = relation(table, oid(table), named(table, 0), width);
     PublishedRelation {
-        name: name(table),
+        name: named(table, 0),
         identity: said.replica_identity,
         columns: said
             .columns
@@ -184,7 +189,7 @@ pub(crate) fn published(table: usize, width: usize) -> PublishedRelation {
 }
 
 /// What the target's catalog says of it.
-pub(crate) fn target(table: usize, stamp: i64) -> TargetTable {
+pub(crate) fn target(table: usize, name: QualifiedName, stamp: i64) -> TargetTable {
     let kind = TABLES[table];
     let column = |at: usize| TargetColumn {
         name: NAMES[at].to_owned(),
@@ -221,7 +226,7 @@ pub(crate) fn target(table: usize, stamp: i64) -> TargetTable {
     TargetTable {
         oid: oid(table),
         stamp,
-        name: name(table),
+        name,
         kind: TableKind::Table,
         family_oid: oid(table),
         root: None,

@@ -6,9 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use pgsluice::apply::core::Advance;
-use pgsluice::pg::Lsn;
+use pgsluice::gap::{Gap, GapSettled, Settlement};
+use pgsluice::pg::{Lsn, QualifiedName};
+use pgsluice::store::{TableRow, TableState};
+use pgsluice::subscription::publication_record::PublicationRecord;
 
-use crate::tables::{Cell, Row, TABLES};
+use crate::tables::{Cell, Row, TABLES, named};
 
 pub(crate) type SessionId = u32;
 
@@ -19,22 +22,6 @@ pub(crate) struct Stored {
     made: Option<SessionId>,
     /// The open transaction that has removed it.
     removed: Option<SessionId>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TableState {
-    Pending,
-    Copying,
-    CatchingUp,
-    Ready,
-}
-
-/// `pgsluice.table_sync`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TableRecord {
-    pub(crate) state: TableState,
-    pub(crate) attempt: i32,
-    pub(crate) synced: Option<Lsn>,
 }
 
 /// What is recorded of the publisher.
@@ -58,8 +45,44 @@ pub(crate) struct Meta {
     /// The owner's term.
     pub(crate) term: i64,
     pub(crate) progress: Option<Progress>,
-    pub(crate) tables: BTreeMap<usize, TableRecord>,
+    /// `pgsluice.table_sync`.
+    pub(crate) tables: BTreeMap<usize, TableRow>,
     pub(crate) witness: Option<Witness>,
+    /// `pgsluice.gap`.
+    pub(crate) gaps: Vec<Gap>,
+    pub(crate) publications: Vec<PublicationRecord>,
+    /// Up to here the publications are known to have been as recorded.
+    pub(crate) seen: Option<Lsn>,
+    /// An operator asked for the published tables to be taken up.
+    pub(crate) refresh: bool,
+    /// A transaction that is to be passed over.
+    pub(crate) skip: Option<Lsn>,
+    /// Commands that have not been carried out.
+    pub(crate) commands: VecDeque<Command>,
+}
+
+/// What an operator asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Command {
+    Resync(usize),
+    Accept(i64),
+    Refresh,
+}
+
+impl Meta {
+    pub(crate) fn open_gaps(&self) -> Vec<Gap> {
+        self.gaps.iter().filter(|gap| gap.settled.is_none()).cloned().collect()
+    }
+
+    pub(crate) fn settle(&mut self, table: &QualifiedName, resumed: Lsn) {
+        for gap in self.gaps.iter_mut().filter(|gap| gap.table.as_ref() == Some(table)) {
+            gap.settled.get_or_insert(settled(Settlement::Resynced, Some(resumed)));
+        }
+    }
+}
+
+pub(crate) fn settled(how: Settlement, resumed: Option<Lsn>) -> GapSettled {
+    GapSettled { at: jiff::Timestamp::UNIX_EPOCH, by: None, how, resumed }
 }
 
 /// What can be locked beside rows.
@@ -75,7 +98,8 @@ pub(crate) enum Lockable {
 #[derive(Debug, Clone, Copy)]
 enum Write {
     Progress(Progress),
-    Record(usize, TableRecord),
+    /// A copy is complete.
+    Ready(usize, Lsn),
 }
 
 #[derive(Debug, Default)]
@@ -107,6 +131,8 @@ pub(crate) struct Refused;
 #[derive(Debug, Default)]
 pub(crate) struct Target {
     pub(crate) tables: [Vec<Stored>; TABLES.len()],
+    /// The tables' names have these numbers.
+    pub(crate) numbers: [u32; TABLES.len()],
     pub(crate) stamps: [i64; TABLES.len()],
     pub(crate) meta: Meta,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
@@ -122,16 +148,29 @@ pub(crate) struct Target {
     pub(crate) terms: i64,
     /// Counts what has been committed.
     pub(crate) commits: u64,
+    /// Tables of which a person has accepted that they differ.
+    pub(crate) decided: [bool; TABLES.len()],
 }
 
 /// What a restore goes back to.
 #[derive(Debug, Clone)]
 pub(crate) struct Copy {
     tables: [Vec<Row>; TABLES.len()],
+    numbers: [u32; TABLES.len()],
     meta: Meta,
 }
 
 impl Target {
+    pub(crate) fn name(&self, table: usize) -> QualifiedName {
+        named(table, self.numbers[table])
+    }
+
+    /// The place of the table with this name, if there is one.
+    pub(crate) fn called(&self, name: &QualifiedName) -> Option<usize> {
+        let table = crate::tables::by_name(name);
+        (self.name(table) == *name).then_some(table)
+    }
+
     pub(crate) fn rows(&self, table: usize) -> Vec<Row> {
         self.tables[table].iter().filter(|stored| stored.made.is_none()).map(|stored| stored.row).collect()
     }
@@ -141,13 +180,23 @@ impl Target {
     }
 
     pub(crate) fn copy(&self) -> Copy {
-        Copy { tables: std::array::from_fn(|table| self.rows(table)), meta: self.meta.clone() }
+        Copy {
+            tables: std::array::from_fn(|table| self.rows(table)),
+            numbers: self.numbers,
+            meta: self.meta.clone(),
+        }
     }
 
     /// All sessions have ended.
     pub(crate) fn restore(&mut self, copy: &Copy) {
         for (rows, copied) in self.tables.iter_mut().zip(&copy.tables) {
             *rows = copied.iter().map(|&row| Stored { row, made: None, removed: None }).collect();
+        }
+        for table in 0..TABLES.len() {
+            if self.numbers[table] != copy.numbers[table] {
+                self.numbers[table] = copy.numbers[table];
+                self.stamps[table] += 1;
+            }
         }
         self.meta = copy.meta.clone();
     }
@@ -159,11 +208,6 @@ impl Target {
     pub(crate) fn take_row(&mut self, table: usize, row: &Row) -> bool {
         let at = self.tables[table].iter().position(|stored| stored.row == *row);
         at.map(|at| self.tables[table].remove(at)).is_some()
-    }
-
-    /// Takes out the rows that are committed.
-    pub(crate) fn empty(&mut self, table: usize) {
-        self.tables[table].retain(|stored| stored.made.is_some());
     }
 
     // --- transactions and locks -----------------------------------------------------------
@@ -224,8 +268,14 @@ impl Target {
                     self.meta.progress = Some(progress);
                     self.furthest = self.furthest.max(progress.applied);
                 }
-                Write::Record(table, record) => {
-                    self.meta.tables.insert(table, record);
+                Write::Ready(table, position) => {
+                    if let Some(row) = self.meta.tables.get_mut(&table) {
+                        row.state = TableState::Ready;
+                        row.synced_lsn = Some(position);
+                        row.resync = None;
+                        let source = row.source.clone();
+                        self.meta.settle(&source, position);
+                    }
                 }
             }
         }
@@ -300,8 +350,8 @@ impl Target {
         self.session(id).writes.push(Write::Progress(progress));
     }
 
-    pub(crate) fn write_record(&mut self, id: SessionId, table: usize, record: TableRecord) {
-        self.session(id).writes.push(Write::Record(table, record));
+    pub(crate) fn mark_ready(&mut self, id: SessionId, table: usize, position: Lsn) {
+        self.session(id).writes.push(Write::Ready(table, position));
     }
 
     // --- rows -----------------------------------------------------------------------------

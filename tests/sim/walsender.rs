@@ -4,8 +4,13 @@
 //! transaction that outgrows the memory is streamed in pieces if that was asked for and the start has been
 //! reached, and else its largest part is spilled; a subtransaction all of which was spilled when its
 //! transaction was streamed does not count as streamed, so that its abort is not announced.
+//!
+//! Each change is decoded with the catalog of its own moment: what is published, which operations, rows and columns,
+//! and what the table is called. Versions before 18 fail at a change of a moment at which a publication that they
+//! were asked for did not exist.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use pgsluice::pg::Lsn;
 use pgsluice::pgoutput::{
@@ -13,8 +18,11 @@ use pgsluice::pgoutput::{
     Truncate, Update,
 };
 
-use crate::publisher::{Catalog, Change, Publisher, Record, Stored};
-use crate::tables::{TABLES, oid, relation, tuple};
+use pgsluice::schema::Operations;
+
+use crate::catalog::{Catalog, Way};
+use crate::publisher::{Change, Publisher, Record, Stored};
+use crate::tables::{TABLES, named, relation, tuple};
 
 /// What a walsender sends.
 #[derive(Debug, Clone)]
@@ -24,13 +32,25 @@ pub(crate) enum Sent {
 }
 
 /// What was asked for at START_REPLICATION, and what the server is like.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) streaming: bool,
     /// Changes that are kept in memory.
     pub(crate) memory: usize,
     /// Whether a transaction without published changes is sent, as versions before 15 do.
     pub(crate) sends_empty: bool,
+    pub(crate) publications: Vec<String>,
+    /// Whether a publication that does not exist is a failure, as before version 18.
+    pub(crate) strict: bool,
+}
+
+/// What a Relation message says of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Description {
+    oid: u32,
+    number: u32,
+    width: usize,
+    version: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -54,7 +74,7 @@ struct Transaction {
     parts: BTreeMap<u32, Part>,
     streamed: bool,
     /// Relations described within its pieces, with their versions.
-    described: BTreeMap<usize, u32>,
+    described: BTreeMap<usize, Description>,
 }
 
 #[derive(Debug)]
@@ -66,10 +86,12 @@ pub(crate) struct Walsender {
     /// Everything before is sent.
     pub(crate) sent: Lsn,
     transactions: BTreeMap<u32, Transaction>,
-    catalogs: Vec<Catalog>,
-    /// The version of each relation that was described.
-    described: [Option<u32>; TABLES.len()],
+    catalogs: Vec<Rc<Catalog>>,
+    /// The last description of each relation.
+    described: [Option<Description>; TABLES.len()],
     out: Vec<Sent>,
+    /// The publication that did not exist.
+    pub(crate) missing: Option<String>,
 }
 
 impl Walsender {
@@ -86,24 +108,29 @@ impl Walsender {
             catalogs: vec![publisher.catalog_at(at)],
             described: [None; TABLES.len()],
             out: Vec::new(),
+            missing: None,
         }
     }
 
     pub(crate) fn is_idle(&self, publisher: &Publisher) -> bool {
-        self.next >= publisher.wal.len()
+        self.missing.is_some() || self.next >= publisher.wal.len()
     }
 
     /// Decodes a record.
     pub(crate) fn step(&mut self, publisher: &Publisher) -> Vec<Sent> {
-        let Some(stored) = publisher.wal.get(self.next) else { return Vec::new() };
+        let Some(stored) = publisher.wal.get(self.next).filter(|_| self.missing.is_none()) else {
+            return Vec::new();
+        };
         self.next += 1;
-        self.sent = stored.end;
         match &stored.record {
             Record::Other => {}
-            Record::Catalog(catalog) => self.catalogs.push(catalog.clone()),
+            Record::Catalog(catalog) => self.catalogs.push(Rc::clone(catalog)),
             Record::Change { top, xid, change } => self.queue(stored.at, *top, *xid, change),
             Record::Commit { top } => self.commit(*top, stored),
             Record::Abort { top, xids } => xids.iter().for_each(|&xid| self.abort(*top, xid)),
+        }
+        if self.missing.is_none() {
+            self.sent = stored.end;
         }
         std::mem::take(&mut self.out)
     }
@@ -140,11 +167,16 @@ impl Walsender {
         let first = !std::mem::replace(&mut transaction.streamed, true);
         // The top-level transaction counts, whether or not it has changes of its own.
         transaction.parts.entry(top).or_default().streamed = true;
+        let begin = self.out.len();
         self.out.push(Sent::Message(Message::StreamStart(StreamStart { xid: top, first })));
         for (xid, queued) in changes {
             self.send(&queued, Some((xid, &mut transaction.described)));
         }
-        self.out.push(Sent::Message(Message::StreamStop));
+        if self.missing.is_some() {
+            self.out.truncate(begin);
+        } else {
+            self.out.push(Sent::Message(Message::StreamStop));
+        }
         self.transactions.insert(top, transaction);
     }
 
@@ -158,6 +190,9 @@ impl Walsender {
         let commit = Commit { commit_lsn: stored.at, end_lsn: stored.end, commit_time: time };
         if streamed {
             self.stream(top);
+            if self.missing.is_some() {
+                return;
+            }
             self.out.push(Sent::Message(Message::StreamCommit(StreamCommit { xid: top, commit })));
             if let Some(transaction) = self.transactions.remove(&top) {
                 for (table, version) in transaction.described {
@@ -174,7 +209,9 @@ impl Walsender {
         for queued in &changes {
             self.send(queued, None);
         }
-        if self.out.len() > begin || (self.options.sends_empty && !changes.is_empty()) {
+        if self.missing.is_some() {
+            self.out.truncate(begin);
+        } else if self.out.len() > begin || (self.options.sends_empty && !changes.is_empty()) {
             let message = Begin { final_lsn: stored.at, commit_time: time, xid: top };
             self.out.insert(begin, Sent::Message(Message::Begin(message)));
             self.out.push(Sent::Message(Message::Commit(commit)));
@@ -193,38 +230,81 @@ impl Walsender {
         }
     }
 
-    fn describe(&mut self, table: usize, catalog: usize, within: Option<&mut BTreeMap<usize, u32>>) {
-        let (version, width) = (self.catalogs[catalog].version[table], self.catalogs[catalog].width[table]);
+    fn describe(
+        &mut self,
+        table: usize,
+        catalog: &Catalog,
+        width: usize,
+        within: Option<&mut BTreeMap<usize, Description>>,
+    ) {
+        let is = catalog.tables[table];
+        let description = Description { oid: is.oid, number: is.number, width, version: is.version };
         let before = match within {
-            Some(described) => described.insert(table, version),
-            None => self.described[table].replace(version),
+            Some(described) => described.insert(table, description),
+            None => self.described[table].replace(description),
         };
-        if before != Some(version) {
-            self.out.push(Sent::Message(Message::Relation(relation(table, width))));
+        if before != Some(description) {
+            let message = relation(table, is.oid, named(table, is.number), width);
+            self.out.push(Sent::Message(Message::Relation(message)));
         }
     }
 
-    fn send(&mut self, queued: &Queued, within: Option<(u32, &mut BTreeMap<usize, u32>)>) {
-        let catalog = self.catalogs[queued.catalog].clone();
-        let (xid, described) = match within {
+    fn send(&mut self, queued: &Queued, within: Option<(u32, &mut BTreeMap<usize, Description>)>) {
+        if self.missing.is_some() {
+            return;
+        }
+        let catalog = Rc::clone(&self.catalogs[queued.catalog]);
+        let (xid, mut described) = match within {
             Some((xid, described)) => (Some(xid), Some(described)),
             None => (None, None),
         };
-        let tables: Vec<usize> = match &queued.change {
-            Change::Insert { table, .. } | Change::Update { table, .. } | Change::Delete { table, .. } => {
-                vec![*table]
+        let asked = match catalog.asked(&self.options.publications, self.options.strict) {
+            Ok(asked) => asked,
+            Err(missing) => {
+                self.missing = Some(missing);
+                return;
             }
-            Change::Truncate { tables } => tables.clone(),
         };
-        let tables: Vec<usize> = tables.into_iter().filter(|&table| catalog.published[table]).collect();
-        if tables.is_empty() {
-            return;
+        let operation = operation(&queued.change);
+        let ways: Vec<(usize, Way)> = queued
+            .change
+            .tables()
+            .into_iter()
+            .filter_map(|table| Some((table, catalog.way(table, operation, &asked)?)))
+            .collect();
+        let Some(&(_, way)) = ways.first() else { return };
+        let Some(change) = filtered(&queued.change, way) else { return };
+        for &(table, way) in &ways {
+            self.describe(table, &catalog, way.width, described.as_deref_mut());
         }
-        let mut described = described;
-        for &table in &tables {
-            self.describe(table, queued.catalog, described.as_deref_mut());
-        }
-        self.out.push(Sent::Message(message(&queued.change, &tables, &catalog, xid)));
+        let oids: Vec<u32> = ways.iter().map(|(table, _)| catalog.tables[*table].oid).collect();
+        self.out.push(Sent::Message(message(&change, oids, way.width, xid)));
+    }
+}
+
+fn operation(change: &Change) -> Operations {
+    match change {
+        Change::Insert { .. } => Operations::INSERT,
+        Change::Update { .. } => Operations::UPDATE,
+        Change::Delete { .. } => Operations::DELETE,
+        Change::Truncate { .. } => Operations::TRUNCATE,
+        Change::Replace { .. } => Operations::NONE,
+    }
+}
+
+/// The change as the row filter lets it through.
+fn filtered(change: &Change, way: Way) -> Option<Change> {
+    match change {
+        Change::Insert { new, .. } => way.has(new).then(|| change.clone()),
+        Change::Delete { old, .. } => way.has(old).then(|| change.clone()),
+        Change::Update { table, old, new } => match (way.has(old), way.has(new)) {
+            (true, true) => Some(change.clone()),
+            (false, true) => Some(Change::Insert { table: *table, new: *new }),
+            (true, false) => Some(Change::Delete { table: *table, old: *old }),
+            (false, false) => None,
+        },
+        Change::Truncate { .. } => Some(change.clone()),
+        Change::Replace { .. } => None,
     }
 }
 
@@ -234,14 +314,14 @@ impl Transaction {
     }
 }
 
-fn message(change: &Change, tables: &[usize], catalog: &Catalog, xid: Option<u32>) -> Message {
+fn message(change: &Change, oids: Vec<u32>, width: usize, xid: Option<u32>) -> Message {
+    let relation_oid = oids.first().copied().unwrap_or(0);
     match change {
-        Change::Insert { table, new } => {
-            let new = tuple(new, catalog.width[*table], None, &[]);
-            Message::Insert(Insert { xid, relation_oid: oid(*table), new })
+        Change::Insert { new, .. } => {
+            Message::Insert(Insert { xid, relation_oid, new: tuple(new, width, None, &[]) })
         }
         Change::Update { table, old, new } => {
-            let (kind, width) = (TABLES[*table], catalog.width[*table]);
+            let kind = TABLES[*table];
             let moved = kind.key().iter().any(|&at| old[at] != new[at]);
             // A value that is stored apart, and did not change, is not sent; even ones are.
             let apart =
@@ -253,22 +333,19 @@ fn message(change: &Change, tables: &[usize], catalog: &Catalog, xid: Option<u32
                 (false, false) => OldRow::NotSent,
             };
             let new = tuple(new, width, None, unchanged);
-            Message::Update(Update { xid, relation_oid: oid(*table), old, new })
+            Message::Update(Update { xid, relation_oid, old, new })
         }
         Change::Delete { table, old } => {
-            let (kind, width) = (TABLES[*table], catalog.width[*table]);
+            let kind = TABLES[*table];
             let old = if kind.is_full() {
                 DeletedRow::Full(tuple(old, width, None, &[]))
             } else {
                 DeletedRow::Key(tuple(old, width, Some(kind.key()), &[]))
             };
-            Message::Delete(Delete { xid, relation_oid: oid(*table), old })
+            Message::Delete(Delete { xid, relation_oid, old })
         }
-        Change::Truncate { .. } => Message::Truncate(Truncate {
-            xid,
-            relation_oids: tables.iter().map(|&table| oid(table)).collect(),
-            cascade: false,
-            restart_seqs: false,
-        }),
+        Change::Truncate { .. } | Change::Replace { .. } => {
+            Message::Truncate(Truncate { xid, relation_oids: oids, cascade: false, restart_seqs: false })
+        }
     }
 }

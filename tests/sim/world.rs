@@ -4,16 +4,20 @@
 //! after each event; they change the world only through [`crate::link::Link`].
 
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use pgsluice::apply::core::Answer;
 use pgsluice::pg::Lsn;
+use pgsluice::schema::catalog::PublicationsLook;
 
-use crate::link::{Look, PublisherOp, PublisherReply};
+use crate::alter::Alteration;
+use crate::catalog::Catalog;
+use crate::link::{Look, PublisherOp, PublisherReply, Snapshot};
 use crate::ops::{Executed, Op, Reply, execute};
 use crate::plan::Config;
 use crate::publisher::{Publisher, Slot};
 use crate::random::Random;
-use crate::tables::Row;
+use crate::tables::{Row, TABLES};
 use crate::target::{Copy, Target};
 use crate::walsender::{Options, Sent, Walsender};
 
@@ -88,6 +92,10 @@ pub(crate) enum Event {
         instance: usize,
     },
     Operator,
+    /// A step of what is done to the publications and tables.
+    Alter(Alteration),
+    /// A change of the catalog can be seen.
+    Reveal,
 }
 
 #[derive(Debug, Default)]
@@ -107,6 +115,8 @@ pub(crate) struct Conn {
     /// Of the subscription's slot.
     pub(crate) permanent: bool,
     decoding: bool,
+    /// The publication at which the walsender failed.
+    pub(crate) missing: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +130,8 @@ pub(crate) enum Shown {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reason {
-    Conflict(Lsn),
+    /// Where its transaction commits, and its table.
+    Conflict(Lsn, usize),
     SlotLost,
     Diverged,
 }
@@ -174,7 +185,7 @@ pub(crate) struct World {
     pub(crate) confirmations: Vec<(Lsn, Lsn)>,
     pub(crate) target_copy: Option<(Copy, Vec<(usize, Row, Plant)>)>,
     /// The conflict that a person knows of.
-    pub(crate) attended: Option<Lsn>,
+    pub(crate) attended: Option<(Lsn, usize)>,
     /// The last conflict that was put right.
     pub(crate) repaired: Option<Lsn>,
     /// Whether a restore of the target has taken away what was planted.
@@ -184,6 +195,26 @@ pub(crate) struct World {
     /// The publisher began from an older copy, and was started again before anyone looked at it: that cannot be
     /// told any more.
     pub(crate) is_untold: bool,
+    pub(crate) history: History,
+}
+
+/// What has happened to the tables and publications.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    /// Something has happened to the table after which a gap or a conflict is no surprise.
+    pub(crate) touched: [bool; TABLES.len()],
+    /// A table that has left, and nothing else: where, and its columns.
+    pub(crate) left: [Option<(Lsn, usize)>; TABLES.len()],
+    /// It is being renamed on one side after the other.
+    pub(crate) renaming: [bool; TABLES.len()],
+    /// A publication has been missing for a while.
+    pub(crate) missed: bool,
+    /// Steps that are still to come.
+    pub(crate) to_come: usize,
+    /// The publications as the latest attempt has taken them up.
+    pub(crate) taken_up: Option<String>,
+    /// The end has been explained, and its gaps are being settled.
+    pub(crate) is_settling: bool,
 }
 
 /// What a stranger does to a row.
@@ -201,7 +232,7 @@ impl World {
             sequence: 0,
             queue: BTreeMap::new(),
             random: Random::new(seed, 1),
-            publisher: Publisher::new(),
+            publisher: Publisher::new(Catalog::new(config.publications_change)),
             target: Target::default(),
             conns: BTreeMap::new(),
             next_conn: 0,
@@ -224,6 +255,7 @@ impl World {
             is_unplanted: false,
             older_run: None,
             is_untold: false,
+            history: History::default(),
         }
     }
 
@@ -409,6 +441,7 @@ impl World {
                 }
             }
             Event::Keepalives => self.keepalives(),
+            Event::Reveal => self.publisher.reveal(),
             Event::StrangerLeaves { table } => {
                 if let Some(count) = self.target.strangers.get_mut(&table) {
                     *count -= 1;
@@ -422,7 +455,12 @@ impl World {
                 self.tell(|| format!("instance {instance} goes on"));
                 self.instances[instance].frozen = false;
             }
-            Event::Wake | Event::Act(_) | Event::Step { .. } | Event::Start { .. } | Event::Operator => {}
+            Event::Wake
+            | Event::Act(_)
+            | Event::Step { .. }
+            | Event::Start { .. }
+            | Event::Operator
+            | Event::Alter(_) => {}
         }
     }
 
@@ -579,6 +617,8 @@ impl World {
     fn answer_publisher(&mut self, conn: ConnId, token: u64, op: PublisherOp) {
         let reply = match op {
             PublisherOp::Look => PublisherReply::Seen(Box::new(self.look())),
+            PublisherOp::Published => PublisherReply::Published(Rc::clone(&self.publisher.visible)),
+            PublisherOp::Glance => PublisherReply::Glance(self.glance()),
             PublisherOp::CreateSlot => {
                 let at = self.publisher.end;
                 if self.publisher.slot.is_some() {
@@ -587,17 +627,38 @@ impl World {
                     self.publisher.slot = Some(Slot { confirmed: at, saved: at });
                     self.confirmations.push((at, at));
                     self.tell(|| format!("slot created at {at}"));
-                    PublisherReply::Snapshot { at, rows: Box::new(self.publisher.state_at(at)) }
+                    self.snapshot()
                 }
             }
-            PublisherOp::TemporarySlot => {
-                let at = self.publisher.end;
-                PublisherReply::Snapshot { at, rows: Box::new(self.publisher.state_at(at)) }
+            PublisherOp::TemporarySlot => self.snapshot(),
+            PublisherOp::Start { from, streaming, permanent, publications } => {
+                let options = Options {
+                    streaming,
+                    memory: self.config.memory,
+                    sends_empty: self.config.sends_empty,
+                    publications,
+                    strict: self.config.strict,
+                };
+                self.start(conn, from, permanent, options)
             }
-            PublisherOp::Start { from, streaming, permanent } => self.start(conn, from, streaming, permanent),
         };
         if let Some(at) = self.answer_at(conn) {
             self.schedule(at, Event::Told { conn, token, reply });
+        }
+    }
+
+    fn snapshot(&self) -> PublisherReply {
+        let at = self.publisher.end;
+        let (rows, catalog) = (self.publisher.state_at(at), Rc::clone(&self.publisher.catalog));
+        PublisherReply::Snapshot(Box::new(Snapshot { at, rows, catalog }))
+    }
+
+    pub(crate) fn glance(&self) -> PublicationsLook {
+        PublicationsLook {
+            fingerprint: self.publisher.visible.fingerprint(),
+            position: self.publisher.end,
+            next_xid: self.publisher.next_xid,
+            oldest_xid: self.publisher.oldest_xid(),
         }
     }
 
@@ -609,11 +670,11 @@ impl World {
             wal: self.publisher.end,
             checkpoint: self.publisher.checkpoint,
             slot: self.publisher.slot.as_ref().map(|slot| slot.confirmed),
-            catalog: self.publisher.catalog.clone(),
+            unused_xid: self.publisher.next_xid,
         }
     }
 
-    fn start(&mut self, conn: ConnId, from: Lsn, streaming: bool, permanent: bool) -> PublisherReply {
+    fn start(&mut self, conn: ConnId, from: Lsn, permanent: bool, options: Options) -> PublisherReply {
         let active = |other: &Conn| other.permanent && other.walsender.is_some();
         if permanent && self.conns.values().any(active) {
             return PublisherReply::Refused;
@@ -623,7 +684,6 @@ impl World {
             (None, true) => return PublisherReply::Refused,
             (_, false) => from,
         };
-        let options = Options { streaming, memory: self.config.memory, sends_empty: self.config.sends_empty };
         let walsender = Walsender::new(&self.publisher, confirmed, from, options);
         if let Some(open) = self.conns.get_mut(&conn) {
             open.walsender = Some(walsender);
@@ -663,8 +723,16 @@ impl World {
         for _ in 0..records {
             sent.extend(walsender.step(&self.publisher));
         }
+        let missing = walsender.missing.clone();
+        if let Some(name) = &missing {
+            open.missing = Some(name.clone());
+            self.tell(|| format!("walsender {conn}: publication \"{name}\" does not exist"));
+        }
+        let Some(walsender) = self.conns.get_mut(&conn).and_then(|open| open.walsender.as_mut()) else {
+            return;
+        };
         let idle = walsender.is_idle(&self.publisher);
-        if keepalive {
+        if keepalive && missing.is_none() {
             sent.push(Sent::Keepalive { wal_end: walsender.sent, wants_report });
         }
         if !sent.is_empty()
@@ -672,7 +740,10 @@ impl World {
         {
             self.schedule(at, Event::Deliver { conn, sent });
         }
-        if !idle {
+        if missing.is_some() {
+            let at = self.answer_at(conn).unwrap_or(self.now);
+            self.schedule(at, Event::ServerEnds { conn });
+        } else if !idle {
             self.wake_walsender(conn);
         }
     }
@@ -797,6 +868,18 @@ fn spelled(op: &Op) -> String {
         Op::Batch { batch, .. } => format!("batch of {} sets, {:?}", batch.sets.len(), batch.advance),
         Op::Row { table, change, index } => {
             format!("row {index} of {}: {}", table.plan.target, change.operation())
+        }
+        Op::OpenGap { gap, .. } => {
+            let table = gap.table.as_ref().map(ToString::to_string).unwrap_or_default();
+            format!("{} gap of {table}, {:?} to {:?}", gap.kind, gap.from, gap.to)
+        }
+        Op::RecordMembers { tables, .. } => {
+            let spelled = |table: &pgsluice::store::TableRecord| match table.left {
+                Some(left) => format!("{} (left at {})", table.source, left.lsn),
+                None => table.source.to_string(),
+            };
+            let tables: Vec<String> = tables.iter().map(spelled).collect();
+            format!("records {}", tables.join(", "))
         }
         _ => cut,
     }

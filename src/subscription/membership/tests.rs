@@ -196,6 +196,33 @@ fn a_publication_that_was_missing_proves_nothing() {
 }
 
 #[test]
+fn what_an_earlier_definition_left_out_may_be_missing_for_long() {
+    let defined = |set: fn(&mut Mark)| {
+        let mut marks = marks(1);
+        set(&mut marks.0[0]);
+        marks
+    };
+    let check = |was: Marks, is: Marks, expected: &str| {
+        let table = Recorded { marks: Some(was), ..recorded("t", 10, 1) };
+        let published = Seen { marks: is, ..seen("t", 10, 1) };
+        check(&[table], &[published], &[], &[&format!("t>t 10 Redefined gap {expected}")]);
+    };
+    let inserts = || defined(|mark| (mark.actions, mark.version) = (Operations::INSERT, "8".to_owned()));
+    // A copy has brought what was there; since then, updates and deletes were left out.
+    check(inserts(), marks(1), "operations 0/10..0/100");
+    check(marks(1), inserts(), "operations 0/60..0/100");
+    let filtered =
+        || defined(|mark| (mark.filter, mark.rows) = (Some("a > 1".to_owned()), vec!["table 2".to_owned()]));
+    // The copy left these rows out, too.
+    check(filtered(), marks(1), "row_filter -..0/100");
+    check(marks(1), filtered(), "row_filter 0/60..0/100");
+    let listed =
+        || defined(|mark| (mark.columns, mark.rows) = (Some(vec![1, 2]), vec!["table 2".to_owned()]));
+    check(listed(), marks(1), "columns -..0/100");
+    check(marks(1), listed(), "columns 0/60..0/100");
+}
+
+#[test]
 fn a_target_is_renamed_when_its_table_is() {
     let found = |tables: &[(&str, u32)]| -> TargetOids {
         tables.iter().map(|&(text, oid)| (name(text), oid)).collect()

@@ -6,12 +6,13 @@ use tracing::info;
 use crate::error::{Diagnosis, PauseReason};
 use crate::pg::{QualifiedName, quote_ident};
 use crate::schema::{Mapping, catalog};
-use crate::store::{Members, NewTables, TableNote, TableRecord, TableRow};
+use crate::store::{Members, NewTables, TableNote, TableRecord};
 use crate::subscription::context::Context;
 use crate::subscription::failure::Failure;
-use crate::subscription::membership::{
-    Change, Judged, Judgement, LetGo, Renamed, TargetOids, called, renamed,
+use crate::subscription::followed::{
+    Recording, Waiting, identify, is_as_recorded, recordings, targets_to_look_up,
 };
+use crate::subscription::membership::{Change, Judged, Judgement, TargetOids};
 use crate::subscription::publication_record::PublicationRecord;
 use crate::target::TargetSession;
 use crate::telemetry::GapFound;
@@ -43,15 +44,10 @@ pub(super) async fn write(
     let followed = judged.tables.iter().filter(|table| table.left.is_none()).map(|table| &table.source);
     let (mapping, notes) = Mapping::new(&subscription.tables, followed);
     warnings.extend(notes.iter().map(|note| note.diagnosis(&subscription.publications)));
-    let mut tables: Vec<(TableRecord, Option<&TableRow>)> =
-        judged.tables.iter().map(|table| of(table, &mapping, &known.tables)).collect();
+    let mut tables = recordings(judged, &mapping, &known.tables);
     identify_targets(session, &mut tables).await?;
-    let tables: Vec<TableRecord> = tables.into_iter().map(|(table, _)| table).collect();
-    let is_recorded = |table: &TableRecord| known.tables.iter().any(|row| is(row, table));
-    if tables.len() == known.tables.len()
-        && tables.iter().all(is_recorded)
-        && publications == known.publications
-    {
+    let tables: Vec<TableRecord> = tables.into_iter().map(|recording| recording.table).collect();
+    if is_as_recorded(&tables, &known.tables) && publications == known.publications {
         return Ok(Written::AsItWas);
     }
     let notes: Vec<TableNote> =
@@ -67,90 +63,16 @@ pub(super) async fn write(
     Ok(Written::Changed)
 }
 
-fn of<'a>(table: &Judgement, mapping: &Mapping, rows: &'a [TableRow]) -> (TableRecord, Option<&'a TableRow>) {
-    let row = table.recorded.as_ref().and_then(|recorded| rows.iter().find(|row| row.source == *recorded));
-    // The target of a table that has left is the one that it had.
-    let mapped = mapping.target(&table.source).filter(|_| table.left.is_none());
-    let target = mapped.or(row.map(|row| &row.target)).unwrap_or(&table.source);
-    let record = TableRecord {
-        recorded: table.recorded.clone(),
-        source: table.source.clone(),
-        target: target.clone(),
-        source_oid: table.oid,
-        target_oid: row.and_then(|row| row.target_oid),
-        marks: table.marks.clone(),
-        left: table.left,
-        held: table.gaps.first().filter(|_| table.recorded.is_none()).cloned(),
-    };
-    (record, row)
-}
-
-/// Whether the record has the table so.
-fn is(row: &TableRow, table: &TableRecord) -> bool {
-    row.source == table.source
-        && row.target == table.target
-        && row.source_oid == table.source_oid
-        && row.target_oid == table.target_oid
-        && row.marks == table.marks
-        && row.left == table.left
-}
-
-/// Looks up the targets whose OIDs are not on record, and those of tables that were renamed on the publisher. A table
-/// that leaves keeps its target, whatever that is called now.
-async fn identify_targets(
-    session: &TargetSession,
-    tables: &mut [(TableRecord, Option<&TableRow>)],
-) -> Result<(), Failure> {
-    let is_renamed = |table: &TableRecord| table.recorded.as_ref().is_some_and(|name| *name != table.source);
-    let (mut names, mut oids) = (Vec::new(), Vec::new());
-    for (table, row) in tables.iter() {
-        if leaves(table) {
-            names.push(table.target.clone());
-            oids.extend(table.target_oid);
-        }
-        let moved = row.is_some_and(|row| row.target != table.target);
-        if table.left.is_none() && (table.target_oid.is_none() || moved) {
-            names.push(table.target.clone());
-            if moved && is_renamed(table) {
-                names.extend(row.map(|row| row.target.clone()));
-                oids.extend(table.target_oid);
-            }
-        }
-    }
+/// Looks up the targets that are to be identified.
+async fn identify_targets(session: &TargetSession, tables: &mut [Recording<'_>]) -> Result<(), Failure> {
+    let (names, oids) = targets_to_look_up(tables);
     if names.is_empty() {
         return Ok(());
     }
     let found: TargetOids =
         catalog::target_oids(&***session.client(), &names, &oids).await?.into_iter().collect();
-    for (table, _) in tables.iter_mut().filter(|(table, _)| leaves(table)) {
-        if let Some(name) = table.target_oid.and_then(|oid| called(&found, oid)) {
-            table.target.clone_from(name);
-        }
-    }
-    let mut waiting = Vec::new();
-    for (table, row) in tables.iter_mut().filter(|(table, _)| table.left.is_none()) {
-        if let Some(row) = row.filter(|row| is_renamed(table) && row.target != table.target)
-            && let Renamed::NotYet(at) = renamed((&row.target, row.target_oid), &table.target, &found)
-        {
-            waiting.push(Waiting { source: table.source.clone(), at, to: table.target.clone() });
-        }
-        if let Some(&oid) = found.get(&table.target) {
-            table.target_oid = Some(oid);
-        }
-    }
+    let waiting = identify(tables, &found);
     if waiting.is_empty() { Ok(()) } else { Err(renamed_on_the_publisher(&waiting, &found)) }
-}
-
-/// Whether the table has left, and its changes may still come.
-fn leaves(table: &TableRecord) -> bool {
-    table.left.is_some_and(|left| left.gone == LetGo::NotYet)
-}
-
-/// A table that was renamed on the publisher, while its target was not.
-struct Waiting {
-    source: QualifiedName,
-    at: QualifiedName,
-    to: QualifiedName,
 }
 
 fn renamed_on_the_publisher(waiting: &[Waiting], found: &TargetOids) -> Failure {
