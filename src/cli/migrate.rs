@@ -35,7 +35,7 @@ mod tests {
         let applied = [AppliedMigration { version: 5, description: "plan_id" }];
         insta::assert_snapshot!(render(&applied), @r"
         applied 0005 plan_id
-        schema pgsluice is now at version 11
+        schema pgsluice is now at version 13
         ");
         insta::assert_snapshot!(render(&[]), @"schema pgsluice was already at version 11");
     }

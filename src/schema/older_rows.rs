@@ -236,7 +236,7 @@ mod tests {
         check(&column(Some("7"), Some("7")), &value("7"));
         let of_type = |name: &str, typmod, column| {
             let base_type = TypeName { schema: "pg_catalog".to_owned(), name: name.to_owned() };
-            TargetColumn { base_type, typmod, ..column }
+            TargetColumn { typmod, base_type, ..column }
         };
         let scale_of_4 = ((12 << 16) | 4) + 4;
         check(&of_type("numeric", scale_of_4, column(Some("1.5"), Some("1.5000"))), &value("1.5000"));

@@ -59,7 +59,7 @@ fn every_reason_is_explained() {
     retrying.extend(words("src/net/error.rs", "Step"));
     // One reason is not a `Cause`: the stream goes on, but the copy of one table does not.
     let because = "because(\"";
-    for word in read("src/subscription/worker.rs").split(because).skip(1) {
+    for word in read("src/subscription/worker/report.rs").split(because).skip(1) {
         retrying.insert(word.split('"').next().unwrap().to_owned());
     }
     assert_eq!(headings("Reasons of retrying"), retrying);

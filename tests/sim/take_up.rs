@@ -102,10 +102,18 @@ pub(crate) async fn take_up(
         owned(&link.store(Op::Release { term, position }).await?)?;
         meta = records(link.store(Op::EndCopies { term }).await?)?;
     }
-    link.world.borrow_mut().history.taken_up = Some(fingerprint);
+    note_taken_up(link, term, fingerprint);
     let let_go = meta.tables.values().filter_map(|row| row.left).filter(|left| left.gone == LetGo::NotYet);
     let let_go_at = let_go.map(|left| left.lsn).max();
     Ok(TakenUp { meta, published, publications, let_go_at })
+}
+
+/// What a former owner took up before it was frozen says nothing of the present.
+fn note_taken_up(link: &Link, term: i64, fingerprint: String) {
+    let mut world = link.world.borrow_mut();
+    if world.target.meta.term == term {
+        world.history.taken_up = Some(fingerprint);
+    }
 }
 
 /// The recorded tables that are not published, as far as they exist.
