@@ -37,6 +37,6 @@ mod tests {
         applied 0005 plan_id
         schema pgsluice is now at version 13
         ");
-        insta::assert_snapshot!(render(&[]), @"schema pgsluice was already at version 11");
+        insta::assert_snapshot!(render(&[]), @"schema pgsluice was already at version 13");
     }
 }

@@ -119,6 +119,16 @@ impl Marks {
         }
     }
 
+    /// In what this, the earlier definition, and the later one differ.
+    pub fn differences(&self, later: &Self) -> impl Iterator<Item = Redefined> {
+        let differ = [
+            (self.actions() != later.actions()).then_some(Redefined::Operations),
+            (self.filters() != later.filters()).then_some(Redefined::RowFilter),
+            (self.columns() != later.columns()).then_some(Redefined::Columns),
+        ];
+        differ.into_iter().flatten()
+    }
+
     /// Pairs each publication that was recorded with its mark as it is seen now, if it still exists by its name.
     fn pairs<'a>(&'a self, seen: &'a Self) -> impl Iterator<Item = (&'a Mark, &'a Mark)> {
         self.0.iter().filter_map(|was| {

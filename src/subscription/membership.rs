@@ -290,16 +290,25 @@ fn compare(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement 
         }
         (Continuity::Same, None) => follow(table, seen),
         (Continuity::Redefined(what), None) => {
-            let kind = |redefined: &Redefined| match redefined {
-                Redefined::Operations => GapKind::Operations,
-                Redefined::RowFilter => GapKind::RowFilter,
-                Redefined::Columns => GapKind::Columns,
-            };
-            let begins = |what: &Redefined| redefined_from(table, *what, seen, from);
-            let gaps = what.iter().map(|what| gap(table, kind(what), begins(what), None, observed)).collect();
+            let gaps = what.iter().map(|what| redefinition(table, *what, seen, from, observed)).collect();
             Judgement { change: Change::Redefined, gaps, ..follow(table, seen) }
         }
     }
+}
+
+fn redefinition(
+    table: &Recorded,
+    what: Redefined,
+    seen: &Seen,
+    from: Option<Lsn>,
+    observed: &Observed<'_>,
+) -> NewGap {
+    let kind = match what {
+        Redefined::Operations => GapKind::Operations,
+        Redefined::RowFilter => GapKind::RowFilter,
+        Redefined::Columns => GapKind::Columns,
+    };
+    gap(table, kind, redefined_from(table, what, seen, from), None, observed)
 }
 
 /// Where the changes begin that may be missing because of another definition. What the earlier one left out is not on
@@ -321,8 +330,12 @@ fn returned(
     facts: Option<String>,
     observed: &Observed<'_>,
 ) -> Judgement {
-    // One gap is enough to hold it: that one goes on.
-    let gaps = vec![gap(table, table.held.unwrap_or(kind), from, facts, observed)];
+    // One gap is enough to hold it: that one goes on. What the earlier definition left out is older than that.
+    let mut gaps = vec![gap(table, table.held.unwrap_or(kind), from, facts, observed)];
+    if let Some(was) = &table.marks {
+        let left_out = was.differences(&seen.marks).filter(|what| was.left_out(*what, &seen.marks));
+        gaps.extend(left_out.map(|what| redefinition(table, what, seen, from, observed)));
+    }
     Judgement { change: Change::Returns, gaps, ..follow(table, seen) }
 }
 
