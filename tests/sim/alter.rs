@@ -102,6 +102,8 @@ pub(crate) fn alter(world: &mut World, what: Alteration, random: &mut Random) {
                 return again(world, Alteration::TargetNamed(table, number));
             }
             world.history.renaming[table] = false;
+            // The publisher may have gone back meanwhile.
+            let number = world.publisher.catalog.tables[table].number;
             name_target(world, table, number);
         }
         what => alter_publication(world, what, random),
@@ -407,6 +409,17 @@ fn rename(world: &mut World, table: usize, first: Side, random: &mut Random) {
     } else {
         name_target(world, table, number);
         later(world, Alteration::Named(table, number), random);
+    }
+}
+
+/// A server has gone back: a person has the names on the target follow the publisher's.
+pub(crate) fn follow_names(world: &mut World, random: &mut Random) {
+    for table in 0..TABLES.len() {
+        let number = world.publisher.catalog.tables[table].number;
+        if world.target.numbers[table] != number && !world.history.renaming[table] {
+            world.history.renaming[table] = true;
+            later(world, Alteration::TargetNamed(table, number), random);
+        }
     }
 }
 

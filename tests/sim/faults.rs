@@ -3,6 +3,7 @@
 use pgsluice::pg::Lsn;
 use pgsluice::store::TableState;
 
+use crate::alter;
 use crate::plan::Strike;
 use crate::publisher::Slot;
 use crate::random::Random;
@@ -96,6 +97,7 @@ fn on_the_way(world: &mut World, what: Strike) {
             world.history.is_settling = false;
             let before = std::mem::replace(&mut world.planted, planted);
             world.is_unplanted |= before.len() > world.planted.len();
+            alter::follow_names(world, &mut Random::new(world.publisher.end.as_u64(), 6));
             world.is_doubtful = true;
         }
         _ => {}
@@ -185,6 +187,7 @@ fn at_publisher(world: &mut World, what: Strike) {
         }
         _ => {}
     }
+    alter::follow_names(world, &mut random);
     world.wake_walsenders();
 }
 
