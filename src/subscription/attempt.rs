@@ -191,10 +191,7 @@ async fn follow(
     if known.has_passed_conflict {
         context.store.resolve_applied(&context.owner, from).await?;
     }
-    let known_at_end =
-        members.values().flat_map(|member| [member.applies.position, member.applies.held_from]);
-    let known_at_end = known_at_end.flatten().max();
-    let choice = possible.choose(context, from, skip.max(known_at_end), ready);
+    let choice = possible.choose(context, from, skip.max(known_at_end(&members)), ready);
     let look_at = taken_up.let_go_at.max(named.again_at).filter(|at| *at > from);
     let begin = Begin {
         from,
@@ -207,6 +204,12 @@ async fn follow(
         look_at,
     };
     Box::pin(stream_on(context, session, publisher, replication, begin, link)).await
+}
+
+/// Up to this position, only the end of a transaction tells whether its changes apply.
+fn known_at_end(members: &Membership) -> Option<Lsn> {
+    let positions = members.values().flat_map(|member| [member.applies.position, member.applies.held_from]);
+    positions.flatten().max()
 }
 
 /// Finds out which options of the stream the tables allow, and adds the warnings of the target tables.

@@ -1,8 +1,8 @@
 //! Prepares the statements of sets, once for each table and kind of change, and binds rows to them.
 //!
 //! # Invariants
-//! - At most [`PREPARED_STATEMENTS_MAX`] statements are kept on the server, those that were used last. A batch
-//!   keeps its own until it has been sent.
+//! - At most [`PREPARED_STATEMENTS_MAX`] and [`SINGLE_STATEMENTS_MAX`] statements are kept on the server,
+//!   those that were used last. A batch keeps its own until it has been sent.
 //! - A table's statements are dropped when its definition has changed.
 
 use std::collections::HashMap;
@@ -17,21 +17,23 @@ use crate::apply::batches::single_statement::{SingleStatement, single_statement_
 use crate::apply::change::{Param, RowChange};
 use crate::apply::progress::advance_guarded_sql;
 use crate::apply::recent::Recent;
-use crate::apply::rows::plan::{RowStatement, plan_row};
+use crate::apply::rows::plan::plan_row;
 use crate::apply::sets::array::set_arrays;
 use crate::apply::sets::compact::{KeyRange, SetKind, SetRow, SetStep};
 use crate::apply::sets::copy_data::copy_data;
 use crate::apply::sets::row_search::RowSearch;
 use crate::apply::sets::sql::{self, Count};
 use crate::apply::stamp;
-use crate::apply::statement::{Sequences, Shape, truncate_sql};
+use crate::apply::statement::{ColumnSet, Sequences, Shape, truncate_sql};
 use crate::apply::{ApplyError, TableContext};
 use crate::net::PgClient;
 use crate::pgoutput::{Format, OldRow};
 use crate::schema::{CopyFormat, TablePlan, copy_in_sql};
 
-/// For sets, and again for batches of one statement. The server takes about 20 kB for each.
+/// For sets. The server takes about 20 kB for each.
 const PREPARED_STATEMENTS_MAX: usize = 16_384;
+/// For batches of one statement.
+const SINGLE_STATEMENTS_MAX: usize = 4096;
 /// Maximum number of statements that are being prepared.
 const PREPARING_MAX: usize = 128;
 
@@ -50,38 +52,14 @@ enum Form {
     Copy(CopyFormat),
 }
 
-/// How a set is to be sent.
-enum Planned {
-    Set(Form),
-    /// With the parameters of its row.
-    Row(Form, Vec<Param>),
-}
-
-impl Planned {
-    fn new(
-        table: &TableContext,
-        kind: &SetKind,
-        rows: &[SetRow],
-        range: Option<KeyRange>,
-        count: Count,
-    ) -> Self {
-        let Some((shape, mut params)) = single_row(table, kind, rows) else {
-            return Self::Set(Form::Set(kind.clone(), RowSearch::of(kind, range), count));
-        };
-        if sql::takes_count(kind, count) {
-            params.push(Param::Text(Bytes::from_static(b"1")));
-        }
-        Self::Row(Form::Row(shape, count), params)
-    }
-
-    fn form(&self) -> &Form {
-        match self {
-            Self::Set(form) | Self::Row(form, _) => form,
-        }
-    }
-}
-
 impl Form {
+    fn of(table: &TablePlan, kind: &SetKind, rows: &[SetRow], range: Option<KeyRange>, count: Count) -> Self {
+        match (rows, row_shape(table, kind)) {
+            ([_], Some(shape)) => Self::Row(shape, count),
+            _ => Self::Set(kind.clone(), RowSearch::of(kind, range), count),
+        }
+    }
+
     fn sql(&self, table: &TablePlan, format: Format) -> String {
         match self {
             Self::Set(kind, search, count) => sql::set_sql(table, kind, *search, *count, format),
@@ -91,24 +69,37 @@ impl Form {
     }
 }
 
-/// The statement of a set of one row, if its row is found by a key. Rows that sets refuse have none.
-fn single_row(table: &TableContext, kind: &SetKind, rows: &[SetRow]) -> Option<(Shape, Vec<Param>)> {
-    let [row] = rows else { return None };
-    let named = || row.identity.clone().map_or(OldRow::NotSent, OldRow::Key);
-    let change = match kind {
-        SetKind::Insert => RowChange::Insert { new: row.image.clone()? },
-        SetKind::Update(_) => RowChange::Update { old: named(), new: row.image.clone()? },
-        SetKind::Delete => RowChange::Delete { old: named() },
-        SetKind::UpdateFullRow { .. } | SetKind::DeleteFullRow { .. } | SetKind::Absent => return None,
+/// What the statement of one row of such a set does; none for rows that are not found by a key.
+fn row_shape(table: &TablePlan, kind: &SetKind) -> Option<Shape> {
+    let null = ColumnSet::default();
+    match kind {
+        SetKind::Insert => Some(Shape::Insert((0..table.columns.len()).collect())),
+        SetKind::Update(set) => {
+            Some(Shape::Update { set: set.clone(), kept: table.kept_columns().collect(), null })
+        }
+        SetKind::Delete => Some(Shape::Delete { null }),
+        SetKind::UpdateFullRow { .. } | SetKind::DeleteFullRow { .. } | SetKind::Absent => None,
+    }
+}
+
+/// The parameters of a statement of this shape; none if the row needs another one.
+fn row_params(
+    table: &TablePlan,
+    kind: &SetKind,
+    row: &SetRow,
+    shape: &Shape,
+    count: Count,
+) -> Option<Vec<Param>> {
+    let old = row.identity.clone().map_or(OldRow::NotSent, OldRow::Key);
+    let change = match (kind, &row.image) {
+        (SetKind::Insert, Some(new)) => RowChange::Insert { new: new.clone() },
+        (SetKind::Update(_), Some(new)) => RowChange::Update { old, new: new.clone() },
+        (SetKind::Delete, _) => RowChange::Delete { old },
+        _ => return None,
     };
-    let RowStatement { shape, params } = plan_row(&table.plan, &change).ok()?;
-    let is_set = match (kind, &shape) {
-        (SetKind::Update(set), Shape::Update { set: planned, null, .. }) => set == planned && null.is_empty(),
-        (SetKind::Delete, Shape::Delete { null }) => null.is_empty(),
-        (SetKind::Insert, Shape::Insert(_)) => true,
-        _ => false,
-    };
-    is_set.then_some((shape, params))
+    let planned = plan_row(table, &change).ok().filter(|planned| planned.shape == *shape)?;
+    let count = sql::takes_count(kind, count).then(|| Param::Text(Bytes::from_static(b"1")));
+    Some(planned.params.into_iter().chain(count).collect())
 }
 
 #[derive(Debug)]
@@ -143,7 +134,7 @@ impl Prepared {
             client,
             format,
             sets: Recent::new(PREPARED_STATEMENTS_MAX),
-            single: Recent::new(PREPARED_STATEMENTS_MAX),
+            single: Recent::new(SINGLE_STATEMENTS_MAX),
             progress: None,
             guard: None,
         }
@@ -161,8 +152,7 @@ impl Prepared {
         let mut missing = HashMap::new();
         for step in steps {
             let SetStep::Set { table, kind, rows, range } = step else { continue };
-            let planned = Planned::new(table, kind, rows, *range, counted_by(kind, counted));
-            let key = (table.id, planned.form().clone());
+            let key = (table.id, Form::of(&table.plan, kind, rows, *range, counted_by(kind, counted)));
             if !self.sets.contains(&key) {
                 let sql = key.1.sql(&table.plan, self.format);
                 missing.insert(key, sql);
@@ -218,13 +208,18 @@ impl Prepared {
         counted: Count,
     ) -> Result<Sendable, ApplyError> {
         let counted = counted_by(kind, counted);
-        let (statement, params) = match Planned::new(table, kind, rows, range, counted) {
-            Planned::Row(form, params) => (self.prepare(table, form).await?, params),
-            Planned::Set(form) => {
-                let statement = self.prepare(table, form).await?;
-                let params = bind(&statement, table, kind, rows, range, counted)?;
-                (statement, params)
-            }
+        let form = Form::of(&table.plan, kind, rows, range, counted);
+        let one_row = match (&form, rows) {
+            (Form::Row(shape, _), [row]) => row_params(&table.plan, kind, row, shape, counted),
+            _ => None,
+        };
+        let (statement, params) = if let Some(params) = one_row {
+            (self.prepare(table, form).await?, params)
+        } else {
+            let form = Form::Set(kind.clone(), RowSearch::of(kind, range), counted);
+            let statement = self.prepare(table, form).await?;
+            let params = bind(&statement, table, kind, rows, range, counted)?;
+            (statement, params)
         };
         let expected = (counted == Count::ByAnswer).then_some(rows.len() as u64);
         Ok(Sendable::Set { statement, params, search: RowSearch::of(kind, range), expected })

@@ -51,7 +51,7 @@ fn a_column_is_its_number_and_not_its_name() {
     check(&before, "id:>1 a:>2 v:>3", &look("id:1 a:2 v:3", 3), &[]);
     // Dropped, and another one has its name.
     check(&before, "id:>1 v:>3", &look("id:1 v:2", 3), &["v"]);
-    // The same, and the target's columns went along.
+    // Column v was dropped and a renamed to v on the publisher, and on the target, too.
     check(&before, "id:>1 v:>2", &look("id:1 v:2", 3), &[]);
     // Renamed on both sides; on the publisher only, to a column that the target had; on the target only.
     check(&before, "id:>1 b:>2 v:>3", &look("id:1 b:2 v:3", 3), &[]);
