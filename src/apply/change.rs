@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use crate::pgoutput::{OldRow, TextColumns, Tuple};
+use crate::pgoutput::{OldRow, TextColumns, Tuple, Value};
 use crate::schema::Operations;
 
 /// One row change as it was received. Cheap to clone: tuples share the message's bytes.
@@ -91,6 +91,17 @@ pub enum Param {
 }
 
 impl Param {
+    /// The parameter for a value of this row; none if it was not sent because it did not change.
+    #[must_use]
+    pub fn of(row: &Tuple, value: Value<'_>) -> Option<Self> {
+        match value {
+            Value::Null => Some(Self::Null),
+            Value::Unchanged => None,
+            Value::Text(bytes) => Some(Self::Text(row.share(bytes))),
+            Value::Binary(bytes) => Some(Self::Binary(row.share(bytes))),
+        }
+    }
+
     /// Bytes of the value.
     #[must_use]
     pub fn size_bytes(&self) -> usize {

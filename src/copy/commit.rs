@@ -25,8 +25,8 @@ use crate::target::{OpenError, TargetSession};
 /// The table's open gaps are settled with it.
 const MARK_READY: &str = as_owner!(
     ", marked AS (\
-        UPDATE pgsluice.table_sync t SET state = 'ready', synced_lsn = $5, rows_copied = $6, error = NULL, \
-            resync = NULL, updated_at = pg_catalog.clock_timestamp() FROM owner \
+        UPDATE pgsluice.table_sync t SET state = 'ready', synced_lsn = $5, copied_lsn = $8, rows_copied = $6, \
+            error = NULL, resync = NULL, updated_at = pg_catalog.clock_timestamp() FROM owner \
         WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4 AND t.attempt = $7 \
         AND t.state IN ('copying', 'catching_up') \
         RETURNING t.subscription, t.source_schema, t.source_table, t.resync_by\
@@ -57,21 +57,26 @@ const IS_READY: &str = "SELECT 1 FROM (SELECT t.state, t.attempt, t.synced_lsn F
 const ASK_TIMEOUT: Duration = Duration::from_secs(30);
 const ASK_POLL: Duration = Duration::from_millis(500);
 
-/// Marks the table `ready` from `position` on, within the open target transaction.
+/// Marks the table `ready` from `position` on, within the open target transaction. `snapshot` is the position of its
+/// copy's snapshot.
 pub async fn finish_table(
     target: &Client,
     owner: &Ownership,
     job: &CopyJob,
+    snapshot: Lsn,
     position: Lsn,
     rows: u64,
 ) -> Result<(), CopyError> {
     let (source, rows) = (&job.source, i64::try_from(rows).unwrap_or(i64::MAX));
     let on_target = CopyError::on(Side::Target);
     target.batch_execute(COMMIT_SOON).await.map_err(&on_target)?;
-    let position = PgLsn::from(position.as_u64());
+    let [snapshot, position] = [snapshot, position].map(|lsn| PgLsn::from(lsn.as_u64()));
     let (name, term) = (owner.name(), owner.term().as_i64());
     let marked = target
-        .execute(MARK_READY, &[&name, &term, &source.schema, &source.name, &position, &rows, &job.attempt])
+        .execute(
+            MARK_READY,
+            &[&name, &term, &source.schema, &source.name, &position, &rows, &job.attempt, &snapshot],
+        )
         .await
         .map_err(&on_target)?;
     if marked == 1 { Ok(()) } else { Err(CopyError::Superseded(source.clone())) }

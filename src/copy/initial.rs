@@ -134,7 +134,7 @@ async fn copy_one(
     target.client().batch_execute("BEGIN").await.map_err(&on_target)?;
     let rows = copy_rows(source, target, job).await?;
     settle_rows(target, job).await?;
-    finish_table(target.client(), &plan.owner, job, plan.position, rows).await?;
+    finish_table(target.client(), &plan.owner, job, plan.position, plan.position, rows).await?;
     let of = CommitOf::InitialCopy;
     commit(of, target, &plan.target, &plan.owner, job, plan.position).await?;
     info!(%subscription, relation = %job.source, rows, "table copied");

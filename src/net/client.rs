@@ -42,6 +42,9 @@ use crate::pg::{ImposedLimit, Secret, TimeLimits, quote_literal};
 /// Longest time for a graceful [`PgClient::close`].
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The first version that compiles queries. Those of the catalogs take less time than compiling them would.
+const JIT_SINCE: u32 = 110_000;
+
 /// The parameters that servers report at start-up (`GUC_REPORT`; protocol.sgml, "Asynchronous
 /// Operations"). The driver cannot list them; it only returns them by name.
 const REPORTED: [&str; 15] = [
@@ -388,8 +391,8 @@ fn driver_config(
     config
 }
 
-/// One round trip: nothing is found by its unqualified name, the settings asked for hold, and time-outs
-/// of the role or the database do not.
+/// One round trip: nothing is found by its unqualified name, nothing is compiled, the settings asked for hold, and
+/// time-outs of the role or the database do not.
 async fn set_up(client: &PgClient, options: &ClientOptions) -> Result<(), LoginError> {
     let refused = |error: tokio_postgres::Error| {
         let kind = match server_error(&error) {
@@ -404,6 +407,9 @@ async fn set_up(client: &PgClient, options: &ClientOptions) -> Result<(), LoginE
         client.batch_execute("SET standard_conforming_strings = on").await.map_err(refused)?;
     }
     let mut batch = String::from("SELECT pg_catalog.set_config('search_path', '', false)");
+    if client.server_version_num >= JIT_SINCE {
+        batch.push_str(", pg_catalog.set_config('jit', 'off', false)");
+    }
     for (name, value) in &options.settings {
         batch.push_str(", pg_catalog.set_config(");
         batch.push_str(&quote_literal(name));

@@ -24,7 +24,7 @@ use super::{
 
 /// A table without a copy number would be made `ready` without a copy if `copy_data` is off.
 const BEGIN_AGAIN: &str = "UPDATE pgsluice.table_sync t SET state = 'pending', attempt = t.attempt + 1, \
-    resync = $4, resync_by = $5, synced_lsn = NULL, error = NULL, rows_copied = 0, updated_at = now() \
+    resync = $4, resync_by = $5, synced_lsn = NULL, copied_lsn = NULL, error = NULL, rows_copied = 0, updated_at = now() \
     WHERE t.subscription = $1 AND t.source_schema = $2 AND t.source_table = $3 \
     RETURNING t.left_lsn IS NOT NULL";
 

@@ -51,6 +51,8 @@ pub struct TableRow {
     pub state: TableState,
     /// Changes that commit at or beyond this position apply.
     pub synced_lsn: Option<Lsn>,
+    /// The position of its copy's snapshot; none if it was not copied, or an older version did it.
+    pub copied_lsn: Option<Lsn>,
     /// The number of the latest copy; 0 before the first.
     pub attempt: i32,
     pub rows_copied: u64,
@@ -231,7 +233,7 @@ impl Store {
         self.run("begin a table's copy", async {
             let begun = sqlx::query_scalar(as_owner!(
                 " UPDATE pgsluice.table_sync t SET state = 'copying', attempt = t.attempt + 1, rows_copied = 0, \
-                 synced_lsn = NULL, error = NULL, updated_at = now() FROM owner \
+                 synced_lsn = NULL, copied_lsn = NULL, error = NULL, updated_at = now() FROM owner \
                  WHERE t.subscription = owner.name AND t.source_schema = $3 AND t.source_table = $4 \
                  AND t.attempt = $5 AND t.state <> 'ready' RETURNING t.attempt"
             ))
@@ -370,7 +372,7 @@ pub(super) async fn load(
 ) -> Result<HashMap<String, Vec<TableRow>>, StoreErrorKind> {
     let rows = sqlx::query(
         "SELECT subscription, source_schema, source_table, target_schema, target_table, state, \
-         synced_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, described, \
+         synced_lsn::pg_catalog.text, copied_lsn::pg_catalog.text, attempt, rows_copied, rows_estimated, error, exact_because, described, \
          updated_at, resync, \
          source_oid, target_oid, marks, left_from::pg_catalog.text, left_lsn::pg_catalog.text, left_xid, \
          let_go_at IS NOT NULL AS let_go FROM pgsluice.table_sync \
@@ -395,6 +397,7 @@ fn decode(row: &PgRow) -> Result<TableRow, sqlx::Error> {
         target: name("target_schema", "target_table")?,
         state: word(row, "state")?,
         synced_lsn: lsn(row, "synced_lsn")?,
+        copied_lsn: lsn(row, "copied_lsn")?,
         attempt: row.try_get("attempt")?,
         rows_copied: unsigned(row, "rows_copied")?.unwrap_or(0),
         rows_estimated: unsigned(row, "rows_estimated")?,

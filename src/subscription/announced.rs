@@ -36,6 +36,8 @@ const SHOWN_MAX: usize = 100;
 
 /// How long tables wait for a look at the publisher's columns that is not urgent, or that was in vain.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// A look that is not urgent waits so many times as long as the last one took: the stream waits for it.
+const LOOK_REST: u32 = 10;
 
 /// Maximum time of a look at the publisher's columns.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,6 +50,8 @@ pub(super) struct Announced<'a> {
     unjudged: BTreeMap<QualifiedName, Vec<Unjudged>>,
     /// When the publisher's columns are to be read.
     due: Option<Instant>,
+    /// How long a look that is not urgent waits.
+    interval: Duration,
     /// What is still to be written to the record.
     unwritten: HashMap<QualifiedName, PlannedTable>,
     texts: Vec<String>,
@@ -90,6 +94,7 @@ impl<'a> Announced<'a> {
             tables: tables.iter().map(|one| (one.row.source.clone(), table(one))).collect(),
             unjudged: BTreeMap::new(),
             due: None,
+            interval: LOOK_INTERVAL,
             unwritten: HashMap::new(),
             texts: Vec::new(),
         }
@@ -124,7 +129,7 @@ impl<'a> Announced<'a> {
     fn wait_for_look(&mut self, source: &QualifiedName, unjudged: Unjudged) {
         let recorded = self.tables.get(source).and_then(|table| table.recorded.as_ref());
         let is_as_recorded = recorded.is_none_or(|recorded| unjudged.description.is_as_recorded(recorded));
-        let delay = if is_as_recorded { LOOK_INTERVAL } else { Duration::ZERO };
+        let delay = if is_as_recorded { self.interval } else { Duration::ZERO };
         let due = Instant::now() + delay;
         self.due = Some(self.due.map_or(due, |former| former.min(due)));
         let waiting = self.unjudged.entry(source.clone()).or_default();
@@ -143,7 +148,9 @@ impl<'a> Announced<'a> {
     pub(super) async fn settle(&mut self, context: &Context) -> Result<(), Failure> {
         if self.due.is_some_and(|due| due <= Instant::now()) {
             self.due = None;
+            let began = Instant::now();
             let look = self.look().await?;
+            self.interval = LOOK_INTERVAL.max(began.elapsed() * LOOK_REST);
             let waiting = std::mem::take(&mut self.unjudged);
             for (source, descriptions) in waiting {
                 let oid = self.tables.get(&source).and_then(|table| table.oid);

@@ -26,7 +26,7 @@ pub fn recorded(row: &TableRow, gaps: &[Gap]) -> Recorded {
         oid: row.source_oid,
         marks: row.marks.clone(),
         left: row.left,
-        synced: row.synced_lsn,
+        copied: row.copied_lsn,
         held: gaps.iter().find(|gap| gap.holds_table(&row.source)).map(|gap| gap.kind),
         synchronised: match row.state {
             TableState::Ready | TableState::Paused | TableState::Left => Synchronised::Yes,

@@ -43,8 +43,9 @@ pub struct Recorded {
     pub marks: Option<Marks>,
     pub left: Option<Left>,
     pub synchronised: Synchronised,
-    /// Changes that commit at or beyond this position apply: the table was published then.
-    pub synced: Option<Lsn>,
+    /// The position of its copy's snapshot: the target has what was committed before. A stream that went on without a
+    /// missing publication proves nothing of what came between that and the position from which on its changes apply.
+    pub copied: Option<Lsn>,
     /// The kind of the gap that holds it; none if none does.
     pub held: Option<GapKind>,
 }
@@ -173,7 +174,7 @@ pub struct Judged {
 impl Recorded {
     /// Up to here it is known to have been published.
     fn published_up_to(&self, observed: &Observed<'_>) -> Option<Lsn> {
-        self.left.map_or(observed.seen.max(self.synced), |left| left.from)
+        self.left.map_or(observed.seen.max(self.copied), |left| left.from)
     }
 }
 
@@ -257,10 +258,7 @@ fn follow(table: &Recorded, seen: &Seen) -> Judgement {
 /// A table of an older version's record. What happened before cannot be judged, unless it was seen to leave.
 fn adopt(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
     match table.left {
-        Some(_) => {
-            let from = table.published_up_to(observed).or(observed.applied);
-            returned(table, seen, from, GapKind::Returned, None, observed)
-        }
+        Some(_) => returned(table, seen, table.published_up_to(observed), GapKind::Returned, None, observed),
         None => follow(table, seen),
     }
 }
@@ -279,7 +277,7 @@ fn compare(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement 
             continuity => continuity,
         }
     });
-    let from = table.published_up_to(observed).or(observed.applied);
+    let from = table.published_up_to(observed);
     match (continuity, table.left) {
         (Continuity::MadeAgain(name), _) => {
             let facts = format!("publication \"{name}\"");
@@ -317,7 +315,7 @@ fn redefined_from(table: &Recorded, what: Redefined, seen: &Seen, from: Option<L
     let was_left_out = table.marks.as_ref().is_some_and(|marks| marks.left_out(what, &seen.marks));
     match (was_left_out, what) {
         (false, _) => from,
-        (true, Redefined::Operations) => table.synced,
+        (true, Redefined::Operations) => table.copied,
         (true, Redefined::RowFilter | Redefined::Columns) => None,
     }
 }
@@ -342,8 +340,8 @@ fn returned(
 /// Changes of the former table that have not been applied are passed over, so the gap begins where they do.
 fn replaced(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
     let published = table.published_up_to(observed);
-    let both = published.zip(observed.applied).map(|(published, applied)| published.min(applied));
-    let from = both.or(published).or(observed.applied);
+    let from =
+        published.map(|published| observed.applied.map_or(published, |applied| published.min(applied)));
     let gaps = vec![gap(table, GapKind::Replaced, from, None, observed)];
     Judgement { change: Change::Replaced, gaps, ..follow(table, seen) }
 }
@@ -360,7 +358,7 @@ fn gap(
 
 fn leaving(table: &Recorded, observed: &Observed<'_>) -> Judgement {
     let named = || observed.others.iter().find(|(_, name)| *name == table.source).map(|&(oid, _)| oid);
-    let (from, lsn, xid) = (observed.seen.max(table.synced), observed.end, observed.unused_xid);
+    let (from, lsn, xid) = (observed.seen.max(table.copied), observed.end, observed.unused_xid);
     let mut left = table.left.unwrap_or(Left { from, lsn, xid, gone: LetGo::NotYet });
     let mut change = if table.left.is_some() { Change::Nothing } else { Change::Leaves };
     if left.gone == LetGo::NotYet && observed.applied.is_some_and(|applied| applied >= left.lsn) {

@@ -23,7 +23,6 @@ pub(super) const SETTINGS: &[(&str, &str)] = &[
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),
     ("enable_material", "off"),
-    ("jit", "off"),
     // With this memory, the rows of a batch's arrays are sorted without temporary files.
     ("work_mem", "16MB"),
     ("plan_cache_mode", "force_generic_plan"),

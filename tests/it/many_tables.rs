@@ -318,3 +318,48 @@ async fn a_conflict_in_the_first_of_many_tables_does_not_hold_up_the_others() {
         world.wait_same_rows("d199").await;
     }
 }
+
+/// The rows of a batch of many tables are counted by its answers, before its COMMIT is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_missing_in_one_of_many_tables_is_found_and_nothing_is_committed_behind_it() {
+    const TABLES: usize = 600;
+    let all = |statement: &str| {
+        format!("DO $$ BEGIN FOR i IN 1..{TABLES} LOOP EXECUTE format('{statement}', i); END LOOP; END $$")
+    };
+    let world = World::builder()
+        .both_sql(&all("CREATE TABLE t%s (id int PRIMARY KEY, n int)"))
+        .both_sql(&all("INSERT INTO t%s VALUES (1, 1), (2, 2)"))
+        .subscription_line("copy_data = false")
+        .start()
+        .await;
+    let service = world.run();
+    world.wait_state("streaming").await;
+    assert_eq!(service.sigterm().await, 0);
+    world.publisher.exec(all("INSERT INTO t%s VALUES (3, 3), (4, 4), (5, 5)")).await;
+    world.publisher.exec(all("UPDATE t%s SET n = 10 WHERE id = 1")).await;
+    world.publisher.exec(all("DELETE FROM t%s WHERE id = 2")).await;
+    world.target.exec("DELETE FROM t300 WHERE id = 1").await;
+    let _service = world.run();
+    let conflict = world.wait_conflict().await;
+    assert_eq!(
+        (&conflict["kind"], &conflict["target"]),
+        (&"update_missing".into(), &"public.t300".into()),
+        "{conflict:#}"
+    );
+    let rows = "SELECT string_agg(id || ' ' || n, ',' ORDER BY id) FROM";
+    for (table, expected) in
+        [("t1", "1 1,2 2,3 3,4 4,5 5"), ("t300", "2 2,3 3,4 4,5 5"), ("t600", "1 1,2 2,3 3,4 4,5 5")]
+    {
+        assert_eq!(
+            world.target.value(&format!("{rows} {table}")).await.as_deref(),
+            Some(expected),
+            "{table}"
+        );
+    }
+    world.target.exec("INSERT INTO t300 VALUES (1, 1)").await;
+    world.pgsluice(&["resume", &world.subscription]).await.expect(0);
+    world.wait_caught_up().await;
+    let check = "SELECT 1 / (count(*) = 4 AND min(id) = 1 AND sum(n) = 22)::int FROM t%s";
+    world.target.exec(all(check)).await;
+    world.wait_state("streaming").await;
+}

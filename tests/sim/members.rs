@@ -117,6 +117,7 @@ fn pending(table: &TableRecord) -> TableRow {
         target: table.target.clone(),
         state: TableState::Pending,
         synced_lsn: None,
+        copied_lsn: None,
         attempt: 0,
         rows_copied: 0,
         rows_estimated: None,
@@ -151,6 +152,7 @@ fn carry_out(target: &mut Target) {
         Some(Command::Resync(table)) => {
             if let Some(row) = meta.tables.get_mut(&table).filter(|row| row.left.is_none()) {
                 (row.state, row.synced_lsn, row.resync) = (TableState::Pending, None, Some(Resync::Replace));
+                row.copied_lsn = None;
                 row.attempt += 1;
             }
         }

@@ -152,6 +152,8 @@ pub(crate) enum Op {
         term: i64,
         table: usize,
         attempt: i32,
+        /// The position of the copy's snapshot.
+        snapshot: Lsn,
         position: Lsn,
     },
     Commit,
@@ -557,11 +559,11 @@ fn copy(target: &mut Target, id: SessionId, op: Op) -> Executed {
             Reply::Done
         }
         Op::CatchUp { table, changes, done } => return catch_up(target, id, table, changes, done),
-        Op::MarkReady { term, table, attempt, position } => {
+        Op::MarkReady { term, table, attempt, snapshot, position } => {
             let shared = target.share_owner(id);
             let locked = shared.and_then(|owner| target.lock(id, Lockable::Record(table)).map(|()| owner));
             let Ok(owner) = locked else {
-                return Executed::Blocked(Op::MarkReady { term, table, attempt, position });
+                return Executed::Blocked(Op::MarkReady { term, table, attempt, snapshot, position });
             };
             let is_ours = |record: &&TableRow| {
                 record.attempt == attempt
@@ -573,7 +575,7 @@ fn copy(target: &mut Target, id: SessionId, op: Op) -> Executed {
                 target.roll_back(id);
                 return Executed::Reply(Reply::Failed("the copy was superseded"));
             }
-            target.mark_ready(id, table, position);
+            target.mark_ready(id, table, snapshot, position);
             if let Some(session) = target.sessions.get_mut(&id) {
                 session.marked = true;
             }
@@ -704,7 +706,7 @@ fn record(target: &mut Target, id: SessionId, op: &Op) -> Result<Reply, Blocked>
         }
         Op::BeginCopy { term, table, attempt } => {
             let step = |record: &mut TableRow| {
-                (record.state, record.synced_lsn) = (TableState::Copying, None);
+                (record.state, record.synced_lsn, record.copied_lsn) = (TableState::Copying, None, None);
                 record.attempt += 1;
             };
             copy_step(target, id, term, table, attempt, step)?

@@ -336,7 +336,7 @@ async fn first_rows(link: &Link, term: i64, snapshot: &Snapshot, taken: &TakenUp
         let copied = async {
             let rows = pending.rows(snapshot).ok_or(Copied::Failed("there is no such table"))?;
             done(&target.ask(pending.copy(rows)).await)?;
-            mark_ready(link, &target, term, table, attempt, snapshot.at).await
+            mark_ready(link, &target, (term, table, attempt), snapshot.at, snapshot.at).await
         };
         match copied.await {
             Ok(()) => {}
@@ -394,12 +394,11 @@ pub(crate) async fn hold_back(link: &Link, term: i64, table: usize, attempt: i32
 pub(crate) async fn mark_ready(
     link: &Link,
     target: &Connection,
-    term: i64,
-    table: usize,
-    attempt: i32,
+    (term, table, attempt): (i64, usize, i32),
+    snapshot: Lsn,
     position: Lsn,
 ) -> Result<(), Copied> {
-    done(&target.ask(Op::MarkReady { term, table, attempt, position }).await)?;
+    done(&target.ask(Op::MarkReady { term, table, attempt, snapshot, position }).await)?;
     match target.ask(Op::Commit).await {
         Ok(Reply::Done) => return Ok(()),
         Ok(_) => return Err(Copied::Failed("rolled back")),

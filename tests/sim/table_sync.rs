@@ -80,7 +80,7 @@ async fn synchronise(sync: &Sync, attempt: i32, handed: &Rc<RefCell<Handed>>) ->
     };
     link.tell(|| format!("t{table} is copied at {at}, and catches up"));
     let position = catch_up(link, &target, &publisher, &pending.published, at, handed).await?;
-    mark_ready(link, &target, term, table, attempt, position).await?;
+    mark_ready(link, &target, (term, table, attempt), at, position).await?;
     Ok(position)
 }
 

@@ -99,7 +99,11 @@ pub(crate) enum Lockable {
 enum Write {
     Progress(Progress),
     /// A copy is complete.
-    Ready(usize, Lsn),
+    Ready {
+        table: usize,
+        snapshot: Lsn,
+        position: Lsn,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -268,10 +272,10 @@ impl Target {
                     self.meta.progress = Some(progress);
                     self.furthest = self.furthest.max(progress.applied);
                 }
-                Write::Ready(table, position) => {
+                Write::Ready { table, snapshot, position } => {
                     if let Some(row) = self.meta.tables.get_mut(&table) {
                         row.state = TableState::Ready;
-                        row.synced_lsn = Some(position);
+                        (row.synced_lsn, row.copied_lsn) = (Some(position), Some(snapshot));
                         row.resync = None;
                         let source = row.source.clone();
                         self.meta.settle(&source, position);
@@ -350,8 +354,8 @@ impl Target {
         self.session(id).writes.push(Write::Progress(progress));
     }
 
-    pub(crate) fn mark_ready(&mut self, id: SessionId, table: usize, position: Lsn) {
-        self.session(id).writes.push(Write::Ready(table, position));
+    pub(crate) fn mark_ready(&mut self, id: SessionId, table: usize, snapshot: Lsn, position: Lsn) {
+        self.session(id).writes.push(Write::Ready { table, snapshot, position });
     }
 
     // --- rows -----------------------------------------------------------------------------

@@ -14,20 +14,19 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio_postgres::Statement;
 
 use crate::apply::batches::single_statement::{SingleStatement, single_statement_sql};
-use crate::apply::change::{Param, RowChange};
+use crate::apply::change::Param;
 use crate::apply::progress::advance_guarded_sql;
 use crate::apply::recent::Recent;
-use crate::apply::rows::plan::plan_row;
 use crate::apply::sets::array::set_arrays;
 use crate::apply::sets::compact::{KeyRange, SetKind, SetRow, SetStep};
 use crate::apply::sets::copy_data::copy_data;
 use crate::apply::sets::row_search::RowSearch;
 use crate::apply::sets::sql::{self, Count};
 use crate::apply::stamp;
-use crate::apply::statement::{ColumnSet, Sequences, Shape, truncate_sql};
+use crate::apply::statement::{ColumnSet, Sequences, Shape, identity_columns, truncate_sql};
 use crate::apply::{ApplyError, TableContext};
 use crate::net::PgClient;
-use crate::pgoutput::{Format, OldRow};
+use crate::pgoutput::{Format, Tuple};
 use crate::schema::{CopyFormat, TablePlan, copy_in_sql};
 
 /// For sets. The server takes about 20 kB for each.
@@ -47,19 +46,24 @@ const COPY_ROWS_MIN: usize = 2048;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Form {
     Set(SetKind, RowSearch, Count),
-    /// A set of one row. Parsing and planning this takes a third of the time.
+    /// A row of a set of few rows. Parsing and planning this takes a third of the time.
     Row(Shape, Count),
     Copy(CopyFormat),
 }
 
-impl Form {
-    fn of(table: &TablePlan, kind: &SetKind, rows: &[SetRow], range: Option<KeyRange>, count: Count) -> Self {
-        match (rows, row_shape(table, kind)) {
-            ([_], Some(shape)) => Self::Row(shape, count),
-            _ => Self::Set(kind.clone(), RowSearch::of(kind, range), count),
-        }
-    }
+/// Maximum number of rows of a set that go by statements of one row, in a batch of many sets. Each row takes the
+/// server about 15 µs so, and planning a set's own statement 400 µs.
+const ROWS_SINGLY_MAX: usize = 16;
 
+/// How many tables a batch writes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Breadth {
+    Narrow,
+    /// So many that preparing their statements takes longer than carrying them out.
+    Wide,
+}
+
+impl Form {
     fn sql(&self, table: &TablePlan, format: Format) -> String {
         match self {
             Self::Set(kind, search, count) => sql::set_sql(table, kind, *search, *count, format),
@@ -82,24 +86,31 @@ fn row_shape(table: &TablePlan, kind: &SetKind) -> Option<Shape> {
     }
 }
 
-/// The parameters of a statement of this shape; none if the row needs another one.
-fn row_params(
-    table: &TablePlan,
-    kind: &SetKind,
-    row: &SetRow,
-    shape: &Shape,
-    count: Count,
-) -> Option<Vec<Param>> {
-    let old = row.identity.clone().map_or(OldRow::NotSent, OldRow::Key);
-    let change = match (kind, &row.image) {
-        (SetKind::Insert, Some(new)) => RowChange::Insert { new: new.clone() },
-        (SetKind::Update(_), Some(new)) => RowChange::Update { old, new: new.clone() },
-        (SetKind::Delete, _) => RowChange::Delete { old },
-        _ => return None,
+/// The parameters of the row's statement, as [`sql::one_row_sql`] wants them; none if the row needs another one.
+fn row_params(table: &TablePlan, kind: &SetKind, row: &SetRow, count: Count) -> Option<Vec<Param>> {
+    let (values, identity) = sql::parameters(table, kind);
+    let set = if let SetKind::Update(set) = kind { set.iter().count() } else { values.len() };
+    let (values, kept) = values.split_at(set);
+    let (image, named_by) = (row.image.as_ref(), row.named_by());
+    let sent = |row: Option<&Tuple>, column: usize| row.and_then(|row| Param::of(row, row.get(column)?));
+    let values = values.iter().map(|&column| sent(image, column));
+    let identity =
+        identity.into_iter().map(|column| sent(named_by, column).filter(|value| *value != Param::Null));
+    let kept = kept.iter().map(|&column| sent(image, column));
+    let count = sql::takes_count(kind, count).then(|| Some(Param::Text(Bytes::from_static(b"1"))));
+    values.chain(identity).chain(kept).chain(count).collect()
+}
+
+/// A set's kind, its rows, and the range of their keys.
+type Rows<'a> = (&'a SetKind, &'a [SetRow], Option<KeyRange>);
+
+/// Whether the rows may be written one after the other. Keys that change could meet in between.
+fn suits_rows(table: &TablePlan, kind: &SetKind, rows: &[SetRow]) -> bool {
+    let keys_stay = match kind {
+        SetKind::Update(set) => !identity_columns(table).into_iter().any(|column| set.contains(column)),
+        _ => true,
     };
-    let planned = plan_row(table, &change).ok().filter(|planned| planned.shape == *shape)?;
-    let count = sql::takes_count(kind, count).then(|| Param::Text(Bytes::from_static(b"1")));
-    Some(planned.params.into_iter().chain(count).collect())
+    keys_stay && rows.len() <= ROWS_SINGLY_MAX
 }
 
 #[derive(Debug)]
@@ -122,6 +133,12 @@ pub(crate) enum Sendable {
         params: Vec<Param>,
         search: RowSearch,
         /// The row count that the server must report; none if the statement checks it itself.
+        expected: Option<u64>,
+    },
+    /// A statement of one row, with the parameters of each row; the row count is as of `Set`.
+    Rows {
+        statement: Statement,
+        rows: Vec<Vec<Param>>,
         expected: Option<u64>,
     },
     /// A COPY statement, its data and the number of its rows.
@@ -148,11 +165,16 @@ impl Prepared {
 
     /// Prepares the statements that these steps lack, without waiting for each other. A batch that touches many
     /// tables for the first time would otherwise wait for as many round trips.
-    pub(crate) async fn steps(&mut self, steps: &[SetStep], counted: Count) -> Result<(), ApplyError> {
+    pub(crate) async fn steps(
+        &mut self,
+        steps: &[SetStep],
+        counted: Count,
+        breadth: Breadth,
+    ) -> Result<(), ApplyError> {
         let mut missing = HashMap::new();
         for step in steps {
             let SetStep::Set { table, kind, rows, range } = step else { continue };
-            let key = (table.id, Form::of(&table.plan, kind, rows, *range, counted_by(kind, counted)));
+            let key = (table.id, self.form(table, (kind, rows, *range), counted_by(kind, counted), breadth));
             if !self.sets.contains(&key) {
                 let sql = key.1.sql(&table.plan, self.format);
                 missing.insert(key, sql);
@@ -179,6 +201,7 @@ impl Prepared {
         &mut self,
         step: &SetStep,
         counted: Count,
+        breadth: Breadth,
         round_trip: Duration,
     ) -> Result<Sendable, ApplyError> {
         match step {
@@ -194,35 +217,55 @@ impl Prepared {
                 {
                     return self.copying(table, format, data, rows.len()).await;
                 }
-                self.set(table, kind, rows, *range, counted).await
+                self.set(table, (kind, rows, *range), counted_by(kind, counted), breadth).await
             }
+        }
+    }
+
+    /// The form of a set. Statements of one row are planned sooner, and take longer for each row.
+    fn form(
+        &self,
+        table: &TableContext,
+        (kind, rows, range): Rows<'_>,
+        counted: Count,
+        breadth: Breadth,
+    ) -> Form {
+        let set = Form::Set(kind.clone(), RowSearch::of(kind, range), counted);
+        let is_worth_it = match breadth {
+            Breadth::Narrow => rows.len() == 1,
+            Breadth::Wide => {
+                rows.len() == 1
+                    || (suits_rows(&table.plan, kind, rows) && !self.sets.contains(&(table.id, set.clone())))
+            }
+        };
+        match row_shape(&table.plan, kind) {
+            Some(shape) if is_worth_it => Form::Row(shape, counted),
+            _ => set,
         }
     }
 
     async fn set(
         &mut self,
         table: &TableContext,
-        kind: &SetKind,
-        rows: &[SetRow],
-        range: Option<KeyRange>,
+        set: Rows<'_>,
         counted: Count,
+        breadth: Breadth,
     ) -> Result<Sendable, ApplyError> {
-        let counted = counted_by(kind, counted);
-        let form = Form::of(&table.plan, kind, rows, range, counted);
-        let one_row = match (&form, rows) {
-            (Form::Row(shape, _), [row]) => row_params(&table.plan, kind, row, shape, counted),
-            _ => None,
-        };
-        let (statement, params) = if let Some(params) = one_row {
-            (self.prepare(table, form).await?, params)
-        } else {
-            let form = Form::Set(kind.clone(), RowSearch::of(kind, range), counted);
-            let statement = self.prepare(table, form).await?;
-            let params = bind(&statement, table, kind, rows, range, counted)?;
-            (statement, params)
-        };
-        let expected = (counted == Count::ByAnswer).then_some(rows.len() as u64);
-        Ok(Sendable::Set { statement, params, search: RowSearch::of(kind, range), expected })
+        let (kind, rows, range) = set;
+        let by_answer = counted == Count::ByAnswer;
+        let form = self.form(table, set, counted, breadth);
+        if let Form::Row(..) = form {
+            let params = |row| row_params(&table.plan, kind, row, counted);
+            if let Some(rows) = rows.iter().map(params).collect() {
+                let statement = self.prepare(table, form).await?;
+                return Ok(Sendable::Rows { statement, rows, expected: by_answer.then_some(1) });
+            }
+        }
+        let search = RowSearch::of(kind, range);
+        let statement = self.prepare(table, Form::Set(kind.clone(), search, counted)).await?;
+        let params = bind(&statement, table, kind, rows, range, counted)?;
+        let expected = by_answer.then_some(rows.len() as u64);
+        Ok(Sendable::Set { statement, params, search, expected })
     }
 
     async fn copying(

@@ -12,6 +12,9 @@
 //! failure is committed. The row counts of a slice may be compared here when its answers come, because the
 //! last slice, with the COMMIT, is sent only after all others have been answered. A long round trip costs
 //! latency, not throughput.
+//!
+//! A batch of very many sets is sent so, too, and its COMMIT follows when they have been answered: it takes the server
+//! longer to plan statements that count their rows than to wait for one round trip.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,7 +28,7 @@ use tokio_postgres::Statement;
 use tokio_postgres::types::PgLsn;
 
 use super::copy_in::CopyIn;
-use super::prepared::{Prepared, Sendable};
+use super::prepared::{Breadth, Prepared, Sendable};
 use super::single_statement::BoxedParam;
 use crate::apply::ApplyError;
 use crate::apply::change::Param;
@@ -44,6 +47,9 @@ use crate::target::TargetSession;
 /// Maximum number of rows in a batch that is sent as one statement. For larger ones, the round trips that it
 /// saves do not matter.
 const SINGLE_STATEMENT_ROWS_MAX: usize = 256;
+
+/// Minimum number of sets of a batch whose COMMIT is sent after their answers.
+const WIDE_SETS_MIN: usize = 512;
 
 /// Maximum number of sets whose statements are prepared together.
 const PREPARED_TOGETHER: usize = 1024;
@@ -129,24 +135,26 @@ impl BatchSender {
         if lost {
             return Err(self.client.lose().await.into());
         }
-        let answers = match self.single_statement(batch, alone).await? {
-            Some(answers) => answers,
-            None => self.statements(batch).await?,
-        };
-        let commits = batch.advance.is_some();
-        Ok(InFlight { answers, failed: None, sent: Instant::now(), commits })
+        match self.single_statement(batch, alone).await? {
+            Some(answers) => Ok(InFlight::new(answers, batch)),
+            None => self.statements(batch).await,
+        }
     }
 
-    async fn statements(&mut self, batch: &Batch) -> Result<VecDeque<Answer>, ApplyError> {
+    async fn statements(&mut self, batch: &Batch) -> Result<InFlight, ApplyError> {
         // Everything that can fail before sending comes first, so that a batch is sent completely or not at
         // all.
         let mut statements = Vec::with_capacity(batch.sets.len());
+        let breadth = if batch.sets.len() < WIDE_SETS_MIN { Breadth::Narrow } else { Breadth::Wide };
         // The COMMIT of slices is sent after their answers, so their row counts can be compared here.
-        let counted = if batch.advance.is_some() { Count::ByStatement } else { Count::ByAnswer };
+        let counted = match (batch.advance, breadth) {
+            (Some(_), Breadth::Narrow) => Count::ByStatement,
+            (None, _) | (_, Breadth::Wide) => Count::ByAnswer,
+        };
         for sets in batch.sets.chunks(PREPARED_TOGETHER) {
-            self.prepared.steps(sets, counted).await?;
+            self.prepared.steps(sets, counted, breadth).await?;
             for set in sets {
-                statements.push(self.prepared.step(set, counted, self.round_trip).await?);
+                statements.push(self.prepared.step(set, counted, breadth, self.round_trip).await?);
             }
         }
         let stamps = stamps(&batch.sets);
@@ -154,7 +162,8 @@ impl BatchSender {
             Some(advance) => Last::Commit(self.prepared.progress().await?, advance),
             None => Last::Guard(self.prepared.guard().await?),
         };
-        let mut answers = VecDeque::new();
+        let mut in_flight = InFlight::new(VecDeque::new(), batch);
+        let answers = &mut in_flight.answers;
         if batch.begins {
             answers.push_back(self.text("BEGIN".to_owned()));
         }
@@ -167,9 +176,20 @@ impl BatchSender {
                     answers.push_back(self.set(statement, params, expected));
                     answers.extend(settings.map(|_| self.text(PLAN_BY_KEY.to_owned())));
                 }
+                Sendable::Rows { statement, rows, expected } => {
+                    answers.extend(rows.into_iter().map(|row| self.set(statement.clone(), row, expected)));
+                }
                 Sendable::Copy(statement, data, rows) => answers.push_back(self.copy(statement, data, rows)),
             }
         }
+        if batch.advance.is_some() && counted == Count::ByAnswer && in_flight.fails().await {
+            // Without an answer that can be assigned, the session is not used any more.
+            if !matches!(in_flight.failed, Some(ApplyError::CopyRefused(_))) {
+                in_flight.answers.push_back(self.text("ROLLBACK".to_owned()));
+            }
+            return Ok(in_flight);
+        }
+        let answers = &mut in_flight.answers;
         match last {
             Last::Commit(statement, advance) => {
                 answers.push_back(self.advance(statement, advance, &stamps));
@@ -177,7 +197,7 @@ impl BatchSender {
             }
             Last::Guard(statement) => answers.push_back(self.guard(statement, stamps)),
         }
-        Ok(answers)
+        Ok(in_flight)
     }
 
     /// Sends the batch as one statement, if it is one set and no other batch is unanswered: a small transaction
@@ -276,8 +296,19 @@ pub(crate) enum Alone {
 }
 
 impl InFlight {
+    fn new(answers: VecDeque<Answer>, batch: &Batch) -> Self {
+        Self { answers, failed: None, sent: Instant::now(), commits: batch.advance.is_some() }
+    }
+
     /// Waits for all answers. Cancel-safe.
     pub(crate) async fn answered(&mut self) -> Answered {
+        self.fails().await;
+        let result = self.failed.take().map_or(Ok(()), Err);
+        Answered { result, took: self.sent.elapsed(), commits: self.commits }
+    }
+
+    /// Waits for all answers so far, and returns whether one of them is a failure. Cancel-safe.
+    async fn fails(&mut self) -> bool {
         while let Some(answer) = self.answers.front_mut() {
             let result = answer.answer().await;
             self.answers.pop_front();
@@ -292,8 +323,7 @@ impl InFlight {
                 }
             }
         }
-        let result = self.failed.take().map_or(Ok(()), Err);
-        Answered { result, took: self.sent.elapsed(), commits: self.commits }
+        self.failed.is_some()
     }
 }
 

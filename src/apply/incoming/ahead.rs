@@ -29,11 +29,9 @@ pub enum Reading {
     All,
 }
 
-/// Maximum age of a description that is used within the publisher's transaction in which it was read.
+/// Maximum age of a description that is used. The older it is, the more often the table has been altered since, and has to
+/// be planned again.
 const AGE_MAX: Duration = Duration::from_secs(10);
-/// Maximum age of a description that was read before. In that time, nobody alters a table and uses it, so plans
-/// hardly ever have to be made again.
-const AGE_MAX_BETWEEN: Duration = Duration::from_millis(100);
 /// Within this time after the last tables were described, announcements follow closely.
 const CLOSELY: Duration = Duration::from_secs(1);
 /// Number of tables that are described together at first.
@@ -51,8 +49,6 @@ pub(crate) struct Ahead {
     together: usize,
     /// When tables were last described.
     last: Option<Duration>,
-    /// When the publisher's transaction began to be received.
-    began: Duration,
     /// The last table that was described along with another one. The next ones come after it.
     reached: Option<QualifiedName>,
 }
@@ -64,18 +60,8 @@ impl Ahead {
             read: HashMap::new(),
             together: TABLES_MIN,
             last: None,
-            began: Duration::ZERO,
             reached: None,
         }
-    }
-
-    /// Notes that a transaction of the publisher begins.
-    pub(crate) fn begin(&mut self, now: Duration) {
-        self.began = now;
-    }
-
-    fn is_young(&self, came: Duration, now: Duration) -> bool {
-        now <= came + if came >= self.began { AGE_MAX } else { AGE_MAX_BETWEEN }
     }
 
     /// Takes the description of a table that has been announced, if there is one that can be used.
@@ -83,14 +69,12 @@ impl Ahead {
     pub(crate) fn take(&mut self, target: &QualifiedName, now: Duration) -> Option<Option<Arc<TargetTable>>> {
         self.unannounced.remove(target);
         let (came, description) = self.read.remove(target)?;
-        self.is_young(came, now).then_some(description)
+        (now <= came + AGE_MAX).then_some(description)
     }
 
     /// Returns the tables to be described now: this one first.
     pub(crate) fn together_with(&mut self, target: &QualifiedName, now: Duration) -> Vec<QualifiedName> {
-        let mut read = std::mem::take(&mut self.read);
-        read.retain(|_, (came, _)| self.is_young(*came, now));
-        self.read = read;
+        self.read.retain(|_, (came, _)| now <= *came + AGE_MAX);
         let closely = self.last.is_some_and(|last| now <= last + CLOSELY);
         self.together = if closely { (self.together * 4).min(TABLES_MAX) } else { TABLES_MIN };
         self.last = Some(now);
@@ -157,12 +141,10 @@ mod tests {
         let names = ahead.together_with(&table(0), seconds(0));
         assert_eq!(names, [table(0), table(1), table(2)]);
         ahead.note(absent(names), seconds(1));
-        assert!(ahead.take(&table(0), seconds(1) + AGE_MAX).is_some(), "in the same transaction");
+        assert!(ahead.take(&table(0), seconds(1) + AGE_MAX).is_some());
         assert!(ahead.take(&table(0), seconds(2)).is_none(), "it has been used");
-        ahead.begin(seconds(1) + AGE_MAX_BETWEEN);
-        assert!(ahead.take(&table(1), seconds(1) + AGE_MAX_BETWEEN).is_some());
-        assert!(ahead.take(&table(2), seconds(2)).is_none());
-        assert_eq!(ahead.together_with(&table(2), seconds(2)), [table(2)]);
+        assert!(ahead.take(&table(1), seconds(2) + AGE_MAX).is_none());
+        assert_eq!(ahead.together_with(&table(1), seconds(2) + AGE_MAX), [table(1), table(2)]);
     }
 
     /// Descriptions that become too old are read again, but only after those that have not been read at all.
@@ -171,8 +153,7 @@ mod tests {
         let mut ahead = Ahead::new((0..4000).map(table));
         let mut seen = BTreeSet::new();
         for look in 0..8 {
-            let now = AGE_MAX_BETWEEN * 2 * look;
-            ahead.begin(now);
+            let now = AGE_MAX * 2 * look;
             let names = ahead.together_with(&table(4000), now);
             seen.extend(names.iter().cloned());
             ahead.note(absent(names), now);
@@ -183,9 +164,9 @@ mod tests {
     #[test]
     fn announcements_that_come_now_and_then_read_few_others() {
         let mut ahead = Ahead::new((0..4000).map(table));
-        for number in 0..100 {
-            let now = seconds(2 * number as u64);
-            ahead.begin(now);
+        for number in 0..100_u32 {
+            let now = AGE_MAX * 2 * number;
+            let number = number as usize;
             assert!(ahead.take(&table(number), now).is_none());
             let names = ahead.together_with(&table(number), now);
             assert_eq!(names.len(), TABLES_MIN);

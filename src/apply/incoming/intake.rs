@@ -163,10 +163,7 @@ impl Intake {
                 self.change(m.relation_oid, m.xid, RowChange::Delete { old: m.old.into() }, Vec::new())
             }
             Message::Truncate(m) => self.truncate(m, Vec::new()),
-            Message::Begin(begin) => {
-                self.tables.begin(now);
-                self.begin(begin)
-            }
+            Message::Begin(begin) => self.begin(begin),
             Message::Commit(commit) => {
                 let Some(Receiving::Whole { changes, .. }) = self.receiving.take() else {
                     return Err(outside("COMMIT"));
@@ -184,9 +181,6 @@ impl Intake {
             Message::StreamStart(start) => {
                 if self.piece.replace(start.xid).is_some() || self.finishes_at().is_some() {
                     return Err(End::OutOfOrder("a stream start within something".to_owned()));
-                }
-                if self.receiving.is_none() {
-                    self.tables.begin(now);
                 }
                 Ok(Taken::Nothing)
             }

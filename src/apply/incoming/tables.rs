@@ -324,11 +324,6 @@ impl Tables {
         Ok(Announced::Describe { tables, reading: Reading::Changed })
     }
 
-    /// Notes that a transaction of the publisher begins.
-    pub(crate) fn begin(&mut self, now: Duration) {
-        self.ahead.begin(now);
-    }
-
     /// Whether a table has been announced whose target has not been described yet.
     pub(crate) fn awaits_description(&self) -> bool {
         self.awaited.is_some()

@@ -66,7 +66,7 @@ fn plan_insert(table: &TablePlan, new: &Tuple) -> Result<RowStatement, PlanError
     check_width(table, new)?;
     let mut params = Vec::with_capacity(table.columns.len());
     for (column, value) in table.columns.iter().zip(new) {
-        let param = param(new, value).ok_or_else(|| PlanError::UnchangedInInsert {
+        let param = Param::of(new, value).ok_or_else(|| PlanError::UnchangedInInsert {
             table: table.source.to_string(),
             column: column.source.clone(),
         })?;
@@ -88,7 +88,7 @@ fn plan_update(table: &TablePlan, change: &RowChange, new: &Tuple) -> Result<Row
         if column.identity_always && (kept.contains(i) || unchanged()) {
             continue;
         }
-        if let Some(value) = param(new, value) {
+        if let Some(value) = Param::of(new, value) {
             set.insert(i);
             params.push(value);
         }
@@ -107,7 +107,7 @@ fn plan_update(table: &TablePlan, change: &RowChange, new: &Tuple) -> Result<Row
 fn kept(table: &TablePlan, new: &Tuple, params: &mut Vec<Param>) -> ColumnSet {
     let mut kept = ColumnSet::default();
     for column in table.kept_columns() {
-        if let Some(value) = new.get(column).and_then(|value| param(new, value)) {
+        if let Some(value) = new.get(column).and_then(|value| Param::of(new, value)) {
             kept.insert(column);
             params.push(value);
         }
@@ -129,7 +129,7 @@ fn identity(table: &TablePlan, change: &RowChange) -> Result<(ColumnSet, Vec<Par
     let mut params = Vec::with_capacity(columns.len());
     let values: Vec<Value<'_>> = row.iter().collect();
     for i in columns {
-        match values.get(i).and_then(|&value| param(row, value)) {
+        match values.get(i).and_then(|&value| Param::of(row, value)) {
             Some(Param::Null) => null.insert(i),
             Some(value) => params.push(value),
             None => {
@@ -152,14 +152,4 @@ fn check_width(table: &TablePlan, row: &Tuple) -> Result<(), PlanError> {
         expected: table.columns.len(),
         found: row.len(),
     })
-}
-
-/// Returns the row's value as a parameter; none if it was not sent because it did not change.
-fn param(row: &Tuple, value: Value<'_>) -> Option<Param> {
-    match value {
-        Value::Null => Some(Param::Null),
-        Value::Unchanged => None,
-        Value::Text(bytes) => Some(Param::Text(row.share(bytes))),
-        Value::Binary(bytes) => Some(Param::Binary(row.share(bytes))),
-    }
 }

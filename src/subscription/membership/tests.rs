@@ -27,7 +27,7 @@ fn recorded(source: &str, oid: u32, row: u32) -> Recorded {
         marks: Some(marks(row)),
         left: None,
         synchronised: Synchronised::Yes,
-        synced: Some(Lsn::new(0x10)),
+        copied: Some(Lsn::new(0x10)),
         held: None,
     }
 }
@@ -132,8 +132,8 @@ fn a_table_that_comes_back_has_a_gap() {
     }
     let paused = held(table(), GapKind::Publication);
     check(&[paused], &[seen("t", 10, 2)], &[], &["t>t 10 Returns gap publication 0/60..0/100"]);
-    // It was synchronised after the last look that proves something.
-    let later = Recorded { synced: Some(Lsn::new(0x70)), ..table() };
+    // It was copied after the last look that proves something.
+    let later = Recorded { copied: Some(Lsn::new(0x70)), ..table() };
     check(&[later], &[seen("t", 10, 2)], &[], &["t>t 10 Returns gap returned 0/70..0/100"]);
     // One that is still to be copied has no rows that could be wrong.
     check(&[pending(table())], &[seen("t", 10, 2)], &[], &["t>t 10 Nothing"]);

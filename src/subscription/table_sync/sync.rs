@@ -98,7 +98,7 @@ impl Sync {
             position => position?,
         };
         let finished = async {
-            copy::finish_table(target.client(), &context.owner, &job, position, rows).await?;
+            copy::finish_table(target.client(), &context.owner, &job, from, position, rows).await?;
             copy::commit(CommitOf::TableSync, &target, &context.target, &context.owner, &job, position).await
         };
         let role = &subscription.publisher.user;

@@ -84,8 +84,8 @@ impl Bounds {
         let from = match row.left {
             Some(left) => left.from,
             // Since when the new table has been published besides is not known.
-            None if followed => row.synced_lsn.or(self.seen),
-            None => self.seen.max(row.synced_lsn),
+            None if followed => row.copied_lsn,
+            None => self.seen.max(row.copied_lsn),
         };
         let from = from.zip(self.applied).map(|(from, applied)| from.min(applied));
         Some(Occupant { source: &row.source, place, from })
