@@ -128,6 +128,12 @@ impl<'a> Applier<'a> {
         self.forward()
     }
 
+    /// As [`Core::caught_up`].
+    pub fn caught_up(&mut self) {
+        let now = self.now();
+        self.core.caught_up(now);
+    }
+
     /// Waits until the performer has answered or a time has come that the core waits for. Cancel-safe.
     ///
     /// # Errors

@@ -101,6 +101,9 @@ pub struct Subscription {
     pub origin: Origin,
     /// `synchronous_commit` of the target transactions that apply changes.
     pub synchronous_commit: SynchronousCommit,
+    /// How long the publisher may wait for us to read on while the target does not get anything done. Then the stream is
+    /// closed until it does.
+    pub stall_timeout: Duration,
     /// Largest row of the stream that is taken, bytes.
     pub max_value_bytes: usize,
     pub conflict_defaults: ConflictPolicies,

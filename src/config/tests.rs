@@ -68,6 +68,7 @@ fn what_is_not_configured_has_the_contract_s_default() {
         retry_conflict_interval: None,
         binary: Auto::Auto,
         streaming: Auto::Auto,
+        stall_timeout: Duration::from_secs(10),
         max_value_bytes: 1 << 30,
         two_phase: false,
         origin: Origin::Any,

@@ -350,7 +350,12 @@ async fn stream_on(
     }
     info!(subscription = %subscription.name, lsn = %from, values = ?choice.format, transactions = ?choice.transactions, "streaming");
     context.tell(Phase::Streaming).await;
-    let reader = link.insert(Reader::start(stream, from, publisher.wal_sender_timeout()));
+    let reader = link.insert(Reader::start(
+        stream,
+        from,
+        publisher.wal_sender_timeout(),
+        context.stalls.patience(subscription.stall_timeout, from),
+    ));
     let exact_until = context.exact_until;
     let start = Start { recorded: from, term, skip, exact_until, format: choice.format };
     let known = context.known_tables.clone();

@@ -1,6 +1,7 @@
 //! The context of an attempt: its subscription, the store, and the channels by which it reports to the worker.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
@@ -38,6 +39,8 @@ pub(super) struct Context {
     pub(super) exact_until: Option<Lsn>,
     /// For how long transactions are sent after their commit.
     pub(super) whole: Option<Whole>,
+    /// Where the target kept the publisher waiting.
+    pub(super) stalls: Stalls,
     /// Publications that the walsender has found missing, each with the position that had been applied.
     pub(super) refused: Vec<(Lsn, String)>,
     /// The warnings that were reported last.
@@ -48,6 +51,31 @@ pub(super) struct Context {
     pub(super) known_tables: watch::Sender<KnownTables>,
 }
 
+/// Where streams were closed because the target kept the publisher waiting. A transaction that is streamed again and
+/// again has to get through in the end.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Stalls {
+    at: Option<Lsn>,
+    /// How often at this position, one after the other.
+    times: u32,
+}
+
+impl Stalls {
+    /// Notes that a stream was closed, while this position was recorded.
+    pub(super) fn note(&mut self, at: Option<Lsn>) {
+        self.times = if self.at == at { self.times + 1 } else { 1 };
+        self.at = at;
+    }
+
+    /// How long the publisher may wait for a stream that begins at `from`: twice as long for each stream that has been
+    /// closed there but the first.
+    pub(super) fn patience(self, stall_timeout: Duration, from: Lsn) -> Duration {
+        const DOUBLINGS_MAX: u32 = 10;
+        let again = if self.at == Some(from) { self.times.saturating_sub(1) } else { 0 };
+        stall_timeout * 2_u32.pow(again.min(DOUBLINGS_MAX))
+    }
+}
+
 /// The progress of an attempt.
 #[derive(Debug)]
 pub(super) enum Phase {
@@ -55,6 +83,8 @@ pub(super) enum Phase {
     SlotWaits(Diagnosis),
     Copying,
     Streaming,
+    /// The target has got nothing done for so long that the stream was closed until it does.
+    Stalled(Diagnosis),
     /// A table's copy failed, and the others go on; none if no table's copy fails any more.
     TableHeldBack(Option<Diagnosis>),
 }

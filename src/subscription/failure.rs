@@ -296,6 +296,9 @@ impl From<ReadError> for Failure {
             ReadError::TooLarge(message) => {
                 End::TooLarge(LargeRow { message, table: None, column: None }).into()
             }
+            ReadError::Stalled(waited) => {
+                Self { cause: Cause::Target, ..Self::retry(findings::stalled(waited)) }
+            }
             ReadError::Ended => Self::retry(
                 Diagnosis::new("the publisher ended the replication stream")
                     .detail("it may be shutting down or restarting")

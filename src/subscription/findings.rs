@@ -18,6 +18,16 @@ pub(crate) fn no_look(within: Duration) -> Diagnosis {
     ))
 }
 
+/// The target kept the publisher waiting.
+pub(crate) fn stalled(waited: Duration) -> Diagnosis {
+    Diagnosis::new(format!("the target has got nothing done for {} s", waited.as_secs()))
+        .detail("the stream was closed, so that the publisher does not wait in a write")
+        .hint(
+            "it goes on by itself once the target answers; look for what holds it up in pg_stat_activity and \
+             pg_blocking_pids() there",
+        )
+}
+
 /// `wal_level` on the publisher, unless it is what logical decoding needs.
 pub(crate) fn wal_level(wal_level: &str) -> Option<Diagnosis> {
     if wal_level == "logical" {

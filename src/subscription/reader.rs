@@ -9,12 +9,17 @@
 //! It is a task of its own, so that it sends status updates while the target is busy or blocked, or the
 //! subscription is paused. When the queue is full it stops reading, but it still sends status updates. It
 //! reports a position as flushed only if its commit on the target is durable.
+//!
+//! # A publisher does not wait for long
+//! While nothing is read, the walsender waits in a write. If it is to end then, because the publisher stops or gives the
+//! slot up, it waits for its last message to be read, and the checkpointer waits for it. So the connection is closed if
+//! the target gets nothing done for [`Subscription::stall_timeout`](crate::config::Subscription::stall_timeout).
 
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use crate::pg::Lsn;
 use crate::pgoutput::{DecodeError, Decoder, LargeMessage, Message, Tally};
@@ -66,6 +71,9 @@ pub(super) enum ReadError {
     Ended,
     #[error("a row has {} bytes", .0.bytes)]
     TooLarge(LargeMessage),
+    /// Nothing could be handed over for this long, so the connection was closed.
+    #[error("the target got nothing done for {} s", .0.as_secs())]
+    Stalled(Duration),
 }
 
 /// The target's positions.
@@ -88,17 +96,28 @@ impl Done {
 pub(super) struct Reader {
     pub(super) chunks: mpsc::Receiver<Chunk>,
     done: watch::Sender<Done>,
+    /// When the target last got something done.
+    progressed: watch::Sender<Instant>,
+    /// For how long the publisher waited before the connection was closed because of that.
+    stalled: watch::Receiver<Option<Duration>>,
     received: watch::Receiver<Lsn>,
     task: Option<JoinHandle<ReadError>>,
 }
 
 impl Reader {
     /// Starts reading. `from` counts as durable; `wal_sender_timeout` is the publisher's (none if
-    /// it has switched it off).
-    pub(super) fn start(stream: ReplicationStream, from: Lsn, wal_sender_timeout: Option<Duration>) -> Self {
+    /// it has switched it off). `stall_timeout` is how long the publisher may wait for us to read on.
+    pub(super) fn start(
+        stream: ReplicationStream,
+        from: Lsn,
+        wal_sender_timeout: Option<Duration>,
+        stall_timeout: Duration,
+    ) -> Self {
         let (sender, chunks) = mpsc::channel(CHUNKS_MAX);
         let (done, done_seen) = watch::channel(Done::all(from));
         let (received_here, received) = watch::channel(from);
+        let (progressed, progress) = watch::channel(Instant::now());
+        let (stalled_here, stalled) = watch::channel(None);
         let status_interval = wal_sender_timeout
             .map_or(STATUS_INTERVAL_MAX, |t| STATUS_INTERVAL_MAX.min(t / STATUS_PER_TIMEOUT));
         let task = Task {
@@ -108,9 +127,27 @@ impl Reader {
             done: done_seen,
             received: received_here,
             status_interval,
+            stall_timeout,
+            progress,
+            stalled: stalled_here,
             broken: None,
         };
-        Self { chunks, done, received, task: Some(tokio::spawn(task.run())) }
+        Self { chunks, done, progressed, stalled, received, task: Some(tokio::spawn(task.run())) }
+    }
+
+    /// Notes that the target has got something done.
+    pub(super) fn note_progress(&self) {
+        self.progressed.send_replace(Instant::now());
+    }
+
+    /// Receives for how long the publisher waited, once the connection has been closed because of that.
+    pub(super) fn stalled(&self) -> watch::Receiver<Option<Duration>> {
+        self.stalled.clone()
+    }
+
+    /// Whether the connection was closed because the publisher waited.
+    pub(super) fn has_stalled(&self) -> bool {
+        self.stalled.borrow().is_some()
     }
 
     /// Reports positions to the publisher, at once if they have changed.
@@ -165,6 +202,9 @@ struct Task {
     done: watch::Receiver<Done>,
     received: watch::Sender<Lsn>,
     status_interval: Duration,
+    stall_timeout: Duration,
+    progress: watch::Receiver<Instant>,
+    stalled: watch::Sender<Option<Duration>>,
     /// Why nothing more can be read. The messages before are handed over first.
     broken: Option<ReadError>,
 }
@@ -177,6 +217,8 @@ enum Wake {
     Handed,
     /// A large chunk has been applied.
     Released,
+    /// Nothing has been read for as long as the publisher may wait, unless the target made progress.
+    StallDue,
     /// The reader has been dropped.
     Abandoned,
 }
@@ -195,7 +237,11 @@ impl Task {
         self.send_status().await?;
         let mut chunk = Chunk::default();
         let mut held: Option<oneshot::Receiver<()>> = None;
+        // When reading last stopped.
+        let mut stopped = Instant::now();
         loop {
+            let reads = chunk.events.is_empty() && held.is_none();
+            let stall_due = stopped.max(*self.progress.borrow()) + self.stall_timeout;
             if chunk.events.is_empty()
                 && let Some(broken) = self.broken.take()
             {
@@ -218,7 +264,8 @@ impl Task {
                     Err(_) => Wake::Abandoned,
                 },
                 () = released(&mut held), if held.is_some() => Wake::Released,
-                frame = self.stream.next(), if chunk.events.is_empty() && held.is_none() => Wake::Frame(frame),
+                () = sleep_until(stall_due), if !reads => Wake::StallDue,
+                frame = self.stream.next(), if reads => Wake::Frame(frame),
             };
             match wake {
                 Wake::Handed => {}
@@ -229,7 +276,13 @@ impl Task {
                     status.reset();
                 }
                 Wake::StatusDue => self.send_status().await?,
+                Wake::StallDue if *self.progress.borrow() + self.stall_timeout > Instant::now() => {}
+                Wake::StallDue => {
+                    self.stalled.send_replace(Some(self.stall_timeout));
+                    return Err(ReadError::Stalled(self.stall_timeout));
+                }
                 Wake::Frame(frame) => {
+                    stopped = Instant::now();
                     let gathered = match frame {
                         Ok(frame) => self.gather(frame, &mut chunk).await,
                         Err(error) => Err(error.into()),

@@ -2,6 +2,8 @@
 //! back, and takes in tables whose synchronisation has ended between two transactions.
 
 use std::collections::HashMap;
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
@@ -35,6 +37,8 @@ pub(super) enum StreamEnd {
     Restart(Restart, Failure),
     /// The publications have changed, or the stream has passed a change, and a new attempt takes that up.
     PublicationsChanged,
+    /// The target kept the publisher waiting, so the stream was closed; the target has answered since.
+    Stalled,
     /// Better options of the stream can be requested now, by a new attempt.
     AskForMore,
 }
@@ -56,8 +60,10 @@ enum Event {
     Look,
     /// The target has answered, or time has passed.
     Applied(Result<(), ApplyError>),
-    /// The reader has stopped.
+    /// The reader has stopped, and its last chunk has been taken.
     Ended,
+    /// The stream was closed, because the publisher waited for so long.
+    Stalled(Duration),
     Sync(SyncEvent),
     /// The target has flushed commits that did not wait for that.
     Flushed(Result<Lsn, StoreError>),
@@ -85,6 +91,7 @@ pub(super) async fn run(
     let mut stream = Stream::new(context, applier, tables, begun);
     stream.publish(reader);
     let mut publications = context.publications.subscribe();
+    let mut stall = reader.stalled();
     loop {
         let may_end = stream.may_begin_anew();
         let promptness = *context.promptness.borrow();
@@ -95,7 +102,8 @@ pub(super) async fn run(
         let ending = more_to_ask || passed || (may_end && publications.borrow().have_changed());
         let resume = stream.waits_for_sync();
         let busy = stream.applier.is_busy();
-        let open = !ending && resume.is_none() && stream.applier.takes_messages();
+        let stalled = stream.stalled;
+        let open = !ending && !stalled && resume.is_none() && stream.applier.takes_messages();
         let more = !stream.rest.as_slice().is_empty();
         let look = stream.announced.due();
         if open && !more {
@@ -113,10 +121,14 @@ pub(super) async fn run(
             }
             () = std::future::ready(()), if passed && !busy => Event::Anew(StreamEnd::PublicationsChanged),
             () = std::future::ready(()), if more_to_ask && !busy => Event::Anew(StreamEnd::AskForMore),
+            () = std::future::ready(()), if stalled && !busy => {
+                Event::Anew(StreamEnd::Stalled)
+            }
             () = sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => Event::Resume,
             () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => Event::Look,
             () = std::future::ready(()), if open && more => Event::Rest,
             chunk = reader.chunks.recv(), if open && !more => chunk.map_or(Event::Ended, Event::Chunk),
+            Ok(waited) = stall.wait_for(Option::is_some), if !stalled => Event::Stalled(waited.unwrap_or_default()),
         };
         let done = match event {
             Event::Chunk(chunk) => {
@@ -127,7 +139,15 @@ pub(super) async fn run(
             }
             Event::Rest => stream.take(reader).await,
             Event::Resume | Event::Look => Ok(()),
-            Event::Applied(applied) => applied.map_err(Failure::from),
+            Event::Applied(applied) => {
+                reader.note_progress();
+                applied.map_err(Failure::from)
+            }
+            Event::Stalled(waited) => {
+                stream.stalled = true;
+                context.tell(Phase::Stalled(findings::stalled(waited))).await;
+                Ok(())
+            }
             Event::Ended => match reader.end().await {
                 ReadError::TooLarge(message) => stream.applier.refuse(message).map_err(Failure::from),
                 error => return Err(error.into()),
@@ -156,6 +176,8 @@ struct Stream<'a> {
     syncs: TableSyncs,
     /// Received messages that have not been taken yet.
     rest: std::vec::IntoIter<StreamEvent>,
+    /// The stream was closed. What has been received is not taken any more, but streamed again.
+    stalled: bool,
     /// Of a large chunk: the reader goes on when this is dropped.
     hold: Option<oneshot::Sender<()>>,
     /// The target's positions.
@@ -181,6 +203,7 @@ impl<'a> Stream<'a> {
             applier,
             syncs,
             rest: Vec::new().into_iter(),
+            stalled: false,
             hold: None,
             done: Done::all(from),
             flushes: (context.subscription.synchronous_commit == SynchronousCommit::Off)
@@ -210,6 +233,9 @@ impl<'a> Stream<'a> {
             }
         }
         self.applier.quiet()?;
+        if self.rest.as_slice().is_empty() && reader.chunks.is_empty() {
+            self.applier.caught_up();
+        }
         self.hand_over().await?;
         self.publish(reader);
         Ok(())

@@ -32,7 +32,7 @@ use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 use self::waiting::commands_due;
 use super::attempt::{self, Ahead};
 use super::because::Because;
-use super::context::{Context, Phase};
+use super::context::{Context, Phase, Stalls};
 use super::failure::{Cause, Failure, Restart, TargetLink};
 use super::format::Whole;
 use super::monitor::{Monitor, MonitorEvent};
@@ -78,6 +78,8 @@ pub(crate) struct Worker {
     held_back: Option<Diagnosis>,
     /// For whom the publisher makes the subscription's new slot wait.
     slot_waits: Option<Diagnosis>,
+    /// The target holds the stream up.
+    stalled: Option<Diagnosis>,
     /// The owner of the lock, as far as is known.
     owner: Owner,
     /// The last conflict, so that it is recognised when it is met again.
@@ -155,6 +157,7 @@ impl Worker {
             snapshot,
             exact_until: None,
             whole: None,
+            stalls: Stalls::default(),
             refused: Vec::new(),
             warned: watch::Sender::new(Vec::new()),
             passed_over: watch::Sender::default(),
@@ -178,6 +181,7 @@ impl Worker {
             because: None,
             held_back: None,
             slot_waits: None,
+            stalled: None,
             owner: Owner::Other,
             last_conflict: None,
             schema: SchemaWatch::default(),
@@ -256,7 +260,7 @@ impl Worker {
         let Some(session) = self.session.take() else { return Event::LockHeldElsewhere };
         self.held_back = None;
         let event = Box::pin(self.attempt_with(&session)).await;
-        (self.slot_waits, self.look) = (None, Look::First);
+        (self.slot_waits, self.stalled, self.look) = (None, None, Look::First);
         self.context.snapshot.send_modify(|snapshot| snapshot.copies.clear());
         // The attempt may have been dropped within a transaction. If that cannot be rolled back in time, the
         // session is closed, which releases the lock.
@@ -326,6 +330,10 @@ impl Worker {
             Wake::Attempt(end) => Some(match *end {
                 Ok(StreamEnd::Conflict(report)) => self.on_conflict(&report).await,
                 Ok(StreamEnd::Restart(restart, failure)) => self.on_restart(restart, failure),
+                Ok(StreamEnd::Stalled) => {
+                    self.context.stalls.note(self.context.positions.borrow().applied);
+                    Event::RestartAsked
+                }
                 Ok(StreamEnd::PublicationsChanged | StreamEnd::AskForMore) => Event::RestartAsked,
                 Err(failure) => self.fail(failure),
             }),
@@ -337,6 +345,11 @@ impl Worker {
         let event = match phase {
             Phase::SlotWaits(diagnosis) => {
                 self.slot_waits = Some(diagnosis);
+                return self.report().await;
+            }
+            Phase::Stalled(diagnosis) => {
+                self.context.attention(None, &diagnosis);
+                self.stalled = Some(diagnosis);
                 return self.report().await;
             }
             Phase::Copying => Event::CopyStarted,

@@ -82,6 +82,8 @@ mod shared_rows;
 #[cfg(test)]
 mod soak;
 #[cfg(test)]
+mod stalls;
+#[cfg(test)]
 mod store;
 #[cfg(test)]
 #[expect(dead_code, reason = "made for the capabilities' tests, which arrive one after the other")]

@@ -244,6 +244,13 @@ impl Core {
         self.end_on_error(done);
     }
 
+    /// Everything that the publisher has sent has been taken.
+    pub fn caught_up(&mut self, now: Moment) {
+        if self.received().is_some() {
+            self.intake.tables.caught_up(now);
+        }
+    }
+
     /// Time has passed.
     pub fn tick(&mut self, now: Moment) {
         self.now = now;

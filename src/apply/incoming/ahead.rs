@@ -29,9 +29,11 @@ pub enum Reading {
     All,
 }
 
-/// Maximum age of a description that is used. The older it is, the more often the table has been altered since, and has to
-/// be planned again.
+/// Maximum age of a description that is used while the stream has not caught up since it was read.
 const AGE_MAX: Duration = Duration::from_secs(10);
+/// Maximum age of any other description. In that time, nobody alters a table and uses it, so plans hardly ever have to be
+/// made again.
+const AGE_MAX_CAUGHT_UP: Duration = Duration::from_millis(100);
 /// Within this time after the last tables were described, announcements follow closely.
 const CLOSELY: Duration = Duration::from_secs(1);
 /// Number of tables that are described together at first.
@@ -49,6 +51,8 @@ pub(crate) struct Ahead {
     together: usize,
     /// When tables were last described.
     last: Option<Duration>,
+    /// When the stream last had caught up with the publisher.
+    caught_up: Duration,
     /// The last table that was described along with another one. The next ones come after it.
     reached: Option<QualifiedName>,
 }
@@ -60,8 +64,18 @@ impl Ahead {
             read: HashMap::new(),
             together: TABLES_MIN,
             last: None,
+            caught_up: Duration::ZERO,
             reached: None,
         }
+    }
+
+    /// Notes that everything has been received, and no transaction is open.
+    pub(crate) fn caught_up(&mut self, now: Duration) {
+        self.caught_up = now;
+    }
+
+    fn is_young(&self, came: Duration, now: Duration) -> bool {
+        now <= came + if came >= self.caught_up { AGE_MAX } else { AGE_MAX_CAUGHT_UP }
     }
 
     /// Takes the description of a table that has been announced, if there is one that can be used.
@@ -69,12 +83,14 @@ impl Ahead {
     pub(crate) fn take(&mut self, target: &QualifiedName, now: Duration) -> Option<Option<Arc<TargetTable>>> {
         self.unannounced.remove(target);
         let (came, description) = self.read.remove(target)?;
-        (now <= came + AGE_MAX).then_some(description)
+        self.is_young(came, now).then_some(description)
     }
 
     /// Returns the tables to be described now: this one first.
     pub(crate) fn together_with(&mut self, target: &QualifiedName, now: Duration) -> Vec<QualifiedName> {
-        self.read.retain(|_, (came, _)| now <= *came + AGE_MAX);
+        let mut read = std::mem::take(&mut self.read);
+        read.retain(|_, (came, _)| self.is_young(*came, now));
+        self.read = read;
         let closely = self.last.is_some_and(|last| now <= last + CLOSELY);
         self.together = if closely { (self.together * 4).min(TABLES_MAX) } else { TABLES_MIN };
         self.last = Some(now);
@@ -137,14 +153,16 @@ mod tests {
 
     #[test]
     fn an_old_description_is_not_used() {
-        let mut ahead = Ahead::new((0..3).map(table));
+        let mut ahead = Ahead::new((0..4).map(table));
         let names = ahead.together_with(&table(0), seconds(0));
-        assert_eq!(names, [table(0), table(1), table(2)]);
+        assert_eq!(names, [table(0), table(1), table(2), table(3)]);
         ahead.note(absent(names), seconds(1));
         assert!(ahead.take(&table(0), seconds(1) + AGE_MAX).is_some());
         assert!(ahead.take(&table(0), seconds(2)).is_none(), "it has been used");
-        assert!(ahead.take(&table(1), seconds(2) + AGE_MAX).is_none());
-        assert_eq!(ahead.together_with(&table(1), seconds(2) + AGE_MAX), [table(1), table(2)]);
+        ahead.caught_up(seconds(1) + AGE_MAX_CAUGHT_UP);
+        assert!(ahead.take(&table(3), seconds(1) + AGE_MAX_CAUGHT_UP).is_some());
+        assert!(ahead.take(&table(1), seconds(2)).is_none());
+        assert_eq!(ahead.together_with(&table(1), seconds(2)), [table(1), table(2)]);
     }
 
     /// Descriptions that become too old are read again, but only after those that have not been read at all.
@@ -153,7 +171,8 @@ mod tests {
         let mut ahead = Ahead::new((0..4000).map(table));
         let mut seen = BTreeSet::new();
         for look in 0..8 {
-            let now = AGE_MAX * 2 * look;
+            let now = AGE_MAX_CAUGHT_UP * 2 * look;
+            ahead.caught_up(now);
             let names = ahead.together_with(&table(4000), now);
             seen.extend(names.iter().cloned());
             ahead.note(absent(names), now);
@@ -165,8 +184,9 @@ mod tests {
     fn announcements_that_come_now_and_then_read_few_others() {
         let mut ahead = Ahead::new((0..4000).map(table));
         for number in 0..100_u32 {
-            let now = AGE_MAX * 2 * number;
+            let now = seconds(2 * u64::from(number));
             let number = number as usize;
+            ahead.caught_up(now);
             assert!(ahead.take(&table(number), now).is_none());
             let names = ahead.together_with(&table(number), now);
             assert_eq!(names.len(), TABLES_MIN);

@@ -324,6 +324,11 @@ impl Tables {
         Ok(Announced::Describe { tables, reading: Reading::Changed })
     }
 
+    /// Notes that everything has been received, and no transaction is open.
+    pub(crate) fn caught_up(&mut self, now: Duration) {
+        self.ahead.caught_up(now);
+    }
+
     /// Whether a table has been announced whose target has not been described yet.
     pub(crate) fn awaits_description(&self) -> bool {
         self.awaited.is_some()

@@ -15,6 +15,9 @@ use crate::pg::{SlotName, SubscriptionName};
 
 /// Shortest interval: a shorter one would flood the log and the target.
 const RETRY_INTERVAL_MIN: Duration = Duration::from_secs(1);
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+const STALL_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+const STALL_TIMEOUT_MAX: Duration = Duration::from_hours(1);
 
 /// Smallest limit of a row: smaller ones would be reached by ordinary rows.
 const VALUE_BYTES_MIN: i64 = 1 << 20;
@@ -107,6 +110,7 @@ impl Validator<'_> {
             &path.key("synchronous_commit"),
             &SynchronousCommit::ALL.map(|setting| (setting.as_str(), Word::Means(setting))),
         );
+        let stall_timeout = self.stall_timeout(raw.stall_timeout.as_deref(), &path.key("stall_timeout"));
         let max_value_bytes = self.value_bytes(raw.max_value_bytes, &path.key("max_value_bytes"));
         let conflict_defaults = self.policies(&raw.conflict_defaults, &path.key("conflict_defaults"));
         let tables = self.tables(raw.tables, &path.key("tables"));
@@ -125,6 +129,7 @@ impl Validator<'_> {
             two_phase,
             origin: origin?,
             synchronous_commit: synchronous_commit?,
+            stall_timeout: stall_timeout?,
             max_value_bytes: max_value_bytes?,
             conflict_defaults: conflict_defaults?,
             tables: tables?,
@@ -200,14 +205,7 @@ impl Validator<'_> {
         if text == "off" {
             return Some(None);
         }
-        let Some(interval) = duration(text) else {
-            let primary = format!("\"{}\" is not a duration", text.escape_debug());
-            self.problem(
-                path,
-                Diagnosis::new(primary).hint("write \"off\", \"500ms\", \"5s\", \"2m\" or \"1h\""),
-            );
-            return None;
-        };
+        let interval = self.duration(text, path, "write \"off\", \"500ms\", \"5s\", \"2m\" or \"1h\"")?;
         if interval < RETRY_INTERVAL_MIN || interval > RETRY_INTERVAL_MAX {
             let problem = Diagnosis::new(format!("\"{text}\" is not between 1 second and 24 hours"))
                 .hint("\"off\" leaves conflicts to a person");
@@ -215,6 +213,28 @@ impl Validator<'_> {
             return None;
         }
         Some(Some(interval))
+    }
+
+    fn stall_timeout(&mut self, text: Option<&str>, path: &KeyPath) -> Option<Duration> {
+        let Some(text) = text else { return Some(STALL_TIMEOUT) };
+        let timeout = self.duration(text, path, "write \"5s\", \"30s\" or \"2m\"")?;
+        if timeout < STALL_TIMEOUT_MIN || timeout > STALL_TIMEOUT_MAX {
+            let problem = Diagnosis::new(format!("\"{text}\" is not between 1 second and 1 hour")).hint(
+                "so long the publisher's process waits in a write, and can neither end nor give its slot up",
+            );
+            self.problem(path, problem);
+            return None;
+        }
+        Some(timeout)
+    }
+
+    fn duration(&mut self, text: &str, path: &KeyPath, hint: &str) -> Option<Duration> {
+        let parsed = duration(text);
+        if parsed.is_none() {
+            let primary = format!("\"{}\" is not a duration", text.escape_debug());
+            self.problem(path, Diagnosis::new(primary).hint(hint));
+        }
+        parsed
     }
 
     /// Reads policies. The keys were checked before, so each one is a conflict type.

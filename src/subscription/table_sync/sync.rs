@@ -90,7 +90,8 @@ impl Sync {
             transactions: Transactions::Whole,
         };
         let stream = publisher.start(subscription, replication, &slot_name, from, wanted).await?;
-        let mut reader = Reader::start(stream, from, publisher.wal_sender_timeout());
+        let mut reader =
+            Reader::start(stream, from, publisher.wal_sender_timeout(), subscription.stall_timeout);
         let position = match self.catch_up(table, &target, &mut reader, from, &reports, finish).await {
             Err(failure) if failure.has_misfits() => {
                 return Err(with_facts(context, &target, &publisher, failure).await);
@@ -207,7 +208,11 @@ impl Sync {
             let _hold = chunk.hold;
             for event in chunk.events {
                 let position = match event {
-                    StreamEvent::Message(message) => catch_up.handle(message).await?,
+                    StreamEvent::Message(message) => {
+                        let handled = catch_up.handle(message).await?;
+                        reader.note_progress();
+                        handled
+                    }
                     StreamEvent::Keepalive { wal_end, .. } => {
                         catch_up.is_between_transactions().then_some(wal_end)
                     }

@@ -3,6 +3,7 @@
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::super::failure::Cause;
 use super::super::state::{Event, State};
 use super::waiting::STORE_TIMEOUT;
 use super::{Look, Owner, Worker};
@@ -49,6 +50,9 @@ impl Worker {
             State::Streaming => store::State::Streaming,
             State::Paused(_) => store::State::Paused,
         };
+        if let (store::State::Streaming, Some(diagnosis)) = (shown, &self.stalled) {
+            return Some(StateChange::new(store::State::Retrying).because(Cause::Target.as_str(), diagnosis));
+        }
         if let (store::State::Streaming, Some(diagnosis)) = (shown, &self.held_back) {
             return Some(StateChange::new(store::State::Retrying).because("copy", diagnosis));
         }

@@ -11,6 +11,7 @@ use tracing::{debug, info};
 use super::super::because::Because;
 use super::super::commands;
 use super::super::failure::Failure;
+use super::super::reader::Reader;
 use super::super::schema_watch::SCHEMA_FINGERPRINT;
 use super::super::snapshot::Link;
 use super::super::state::{Event, State};
@@ -65,6 +66,13 @@ impl Worker {
             }
             if let Some(event) = self.wait(HOLD_POLL).await {
                 return event;
+            }
+            if self.link.as_ref().is_some_and(Reader::has_stalled) {
+                info!(
+                    subscription = self.context.name(),
+                    "the stream is closed while the subscription is paused, so that the publisher does not wait in a write"
+                );
+                self.link = None;
             }
             if retry_at.is_some_and(|at| Instant::now() >= at) {
                 return Event::RetryDue;
