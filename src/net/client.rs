@@ -42,9 +42,6 @@ use crate::pg::{ImposedLimit, Secret, TimeLimits, quote_literal};
 /// Longest time for a graceful [`PgClient::close`].
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The first version that compiles queries. Those of the catalogs take less time than compiling them would.
-const JIT_SINCE: u32 = 110_000;
-
 /// The parameters that servers report at start-up (`GUC_REPORT`; protocol.sgml, "Asynchronous
 /// Operations"). The driver cannot list them; it only returns them by name.
 const REPORTED: [&str; 15] = [
@@ -407,7 +404,8 @@ async fn set_up(client: &PgClient, options: &ClientOptions) -> Result<(), LoginE
         client.batch_execute("SET standard_conforming_strings = on").await.map_err(refused)?;
     }
     let mut batch = String::from("SELECT pg_catalog.set_config('search_path', '', false)");
-    if client.server_version_num >= JIT_SINCE {
+    // Queries of the catalogs take less time than compiling them would, which servers do from version 11 on.
+    if client.server_version_num >= 110_000 {
         batch.push_str(", pg_catalog.set_config('jit', 'off', false)");
     }
     for (name, value) in &options.settings {

@@ -17,10 +17,7 @@ use crate::config::SynchronousCommit;
 use crate::error::{Diagnosis, Disposition};
 use crate::gap::Gap;
 use crate::pg::Lsn;
-use crate::replication::{
-    CreatedSlot, ReplicationConnection, ReplicationStream, SlotLifetime, SlotSnapshot, SlotSpec, StreamError,
-    SystemIdentity,
-};
+use crate::replication::{ReplicationConnection, ReplicationStream, StreamError, SystemIdentity};
 use crate::schema::catalog::{self, CatalogError};
 use crate::store::SubscriptionRow;
 use crate::target::TargetSession;
@@ -39,7 +36,7 @@ use super::publisher::{Published, Publisher, Reached, Reaching, Wanted};
 use super::reader::{ReadError, Reader};
 use super::sharing;
 use super::slot::{self, OnMissing, SlotPlan, SlotView};
-use super::slot_wait::{Progress, SlotCreation};
+use super::slot_wait;
 use super::stream::{self, Begun, StreamEnd};
 use super::table_sync::TableSyncs;
 use super::take_up::{
@@ -169,7 +166,7 @@ async fn follow(
             (from, Vec::new())
         }
         SlotPlan::Create => {
-            let slot = create_slot(context, publisher, &mut replication).await?;
+            let slot = slot_wait::create(context, publisher, &mut replication).await?;
             // Warnings are reported after the slot exists, so that attempts that fail before do not repeat
             // them.
             report_warnings(context, session, warnings, &known.warnings).await?;
@@ -470,33 +467,4 @@ async fn report_warnings(
         return Ok(());
     }
     Ok(context.store.set_warnings(&context.owner, &texts).await?)
-}
-
-pub(super) async fn create_slot(
-    context: &Context,
-    publisher: &Publisher,
-    replication: &mut ReplicationConnection,
-) -> Result<CreatedSlot, Failure> {
-    let spec = SlotSpec {
-        name: context.subscription.slot.clone(),
-        lifetime: SlotLifetime::Permanent,
-        snapshot: SlotSnapshot::Export,
-        two_phase: false,
-        failover: false,
-    };
-    let mut creation = SlotCreation::begin(replication, &spec, &publisher.client);
-    let slot = loop {
-        match creation.next().await {
-            Progress::Waits(diagnosis) => {
-                context.attention(None, &diagnosis);
-                context.tell(Phase::SlotWaits(diagnosis)).await;
-            }
-            Progress::Ended(created) => break created?,
-        }
-    };
-    info!(
-        subscription = context.name(), slot = %slot.name, lsn = %slot.consistent_point,
-        "created replication slot \"{}\" on the publisher", slot.name
-    );
-    Ok(slot)
 }

@@ -12,11 +12,11 @@ use crate::store::{OpenedGap, PassedOver};
 use crate::target::TargetSession;
 use crate::telemetry::GapFound;
 
-use super::attempt::create_slot;
 use super::context::Context;
 use super::failure::{About, Failure};
 use super::publisher::Publisher;
 use super::slot::{self, SlotView};
+use super::slot_wait;
 
 /// Records a gap, and pauses its table if it holds it. Returns none if the table is still to be copied, or not
 /// one of the subscription's: there is no gap then.
@@ -139,7 +139,7 @@ pub(super) async fn renew_slot(
         None if !subscription.create_slot => return Ok(view),
         None => {}
     }
-    create_slot(context, publisher, replication).await?;
+    slot_wait::create(context, publisher, replication).await?;
     Ok(slot::settled_view(&publisher.client, &subscription.slot).await?)
 }
 

@@ -6,11 +6,19 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use tracing::info;
+
 use crate::error::Diagnosis;
 use crate::net::PgClient;
 use crate::pg::SlotName;
-use crate::replication::{CommandError, CreatedSlot, ReplicationConnection, SlotSpec};
+use crate::replication::{
+    CommandError, CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec,
+};
 use crate::schema::catalog;
+
+use super::context::{Context, Phase};
+use super::failure::Failure;
+use super::publisher::Publisher;
 
 /// How often it is looked for whom a creation waits. Most are done before the first look.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
@@ -68,4 +76,34 @@ async fn next_wait(publisher: &PgClient, slot: &SlotName, told: Option<&Diagnosi
             return found;
         }
     }
+}
+
+/// Creates the subscription's slot. While the publisher makes it wait, the state says for whom.
+pub(super) async fn create(
+    context: &Context,
+    publisher: &Publisher,
+    replication: &mut ReplicationConnection,
+) -> Result<CreatedSlot, Failure> {
+    let spec = SlotSpec {
+        name: context.subscription.slot.clone(),
+        lifetime: SlotLifetime::Permanent,
+        snapshot: SlotSnapshot::Export,
+        two_phase: false,
+        failover: false,
+    };
+    let mut creation = SlotCreation::begin(replication, &spec, &publisher.client);
+    let slot = loop {
+        match creation.next().await {
+            Progress::Waits(diagnosis) => {
+                context.attention(None, &diagnosis);
+                context.tell(Phase::SlotWaits(diagnosis)).await;
+            }
+            Progress::Ended(created) => break created?,
+        }
+    };
+    info!(
+        subscription = context.name(), slot = %slot.name, lsn = %slot.consistent_point,
+        "created replication slot \"{}\" on the publisher", slot.name
+    );
+    Ok(slot)
 }

@@ -131,30 +131,12 @@ pub(super) async fn run(
             Ok(waited) = stall.wait_for(Option::is_some), if !stalled => Event::Stalled(waited.unwrap_or_default()),
         };
         let done = match event {
-            Event::Chunk(chunk) => {
-                Received { subscription: context.name(), tally: chunk.received }.emit();
-                stream.rest = chunk.events.into_iter();
-                stream.hold = chunk.hold;
-                stream.take(reader).await
-            }
-            Event::Rest => stream.take(reader).await,
-            Event::Resume | Event::Look => Ok(()),
-            Event::Applied(applied) => {
-                reader.note_progress();
-                applied.map_err(Failure::from)
-            }
-            Event::Stalled(waited) => {
-                stream.stalled = true;
-                context.tell(Phase::Stalled(findings::stalled(waited))).await;
-                Ok(())
-            }
             Event::Ended => match reader.end().await {
                 ReadError::TooLarge(message) => stream.applier.refuse(message).map_err(Failure::from),
                 error => return Err(error.into()),
             },
-            Event::Sync(event) => stream.on_sync(event).await,
-            Event::Flushed(flushed) => stream.on_flushed(flushed, reader),
             Event::Anew(end) => return Ok(end),
+            event => stream.on_event(event, reader).await,
         };
         if let Some(end) = stream.outcomes(reader).await? {
             return Ok(end);
@@ -213,6 +195,31 @@ impl<'a> Stream<'a> {
             announced,
             choice,
             look_at,
+        }
+    }
+
+    /// Handles an event that does not end the stream by itself.
+    async fn on_event(&mut self, event: Event, reader: &Reader) -> Result<(), Failure> {
+        match event {
+            Event::Chunk(chunk) => {
+                Received { subscription: self.context.name(), tally: chunk.received }.emit();
+                self.rest = chunk.events.into_iter();
+                self.hold = chunk.hold;
+                self.take(reader).await
+            }
+            Event::Rest => self.take(reader).await,
+            Event::Applied(applied) => {
+                reader.note_progress();
+                Ok(applied?)
+            }
+            Event::Stalled(waited) => {
+                self.stalled = true;
+                self.context.tell(Phase::Stalled(findings::stalled(waited))).await;
+                Ok(())
+            }
+            Event::Sync(event) => self.on_sync(event).await,
+            Event::Flushed(flushed) => self.on_flushed(flushed, reader),
+            Event::Resume | Event::Look | Event::Ended | Event::Anew(_) => Ok(()),
         }
     }
 

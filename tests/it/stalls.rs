@@ -14,14 +14,17 @@ const SOON: Duration = Duration::from_secs(10);
 fn world() -> Builder {
     World::builder()
         .servers(Servers::Separate)
-        .both_sql("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY)")
+        .both_sql(
+            "CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t ALTER v SET STORAGE EXTERNAL; \
+                   CREATE TABLE other (id int PRIMARY KEY)",
+        )
         .subscription_line("stall_timeout = \"2s\"")
         .publisher_setting("wal_sender_timeout", "0")
 }
 
-/// Rows of 17 MB, which are more than all buffers between the two servers hold.
+/// Rows of 16 MB, which are more than all buffers between the two servers hold.
 fn rows(from: u32) -> String {
-    format!("INSERT INTO t SELECT g, repeat(md5(g::text), 64) FROM generate_series({from}, {from} + 8499) g")
+    format!("INSERT INTO t SELECT g, repeat(md5(g::text), 60) FROM generate_series({from}, {from} + 8499) g")
 }
 
 /// Waits until no walsender of the subscription is left.
