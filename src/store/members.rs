@@ -149,7 +149,8 @@ async fn remove_absent(
     name: &str,
     tables: &[TableRecord],
 ) -> Result<Vec<QualifiedName>, StoreErrorKind> {
-    let kept: Vec<&QualifiedName> = tables.iter().map(recorded).collect();
+    // A new table may have the name of one that goes.
+    let kept: Vec<&QualifiedName> = tables.iter().filter_map(|table| table.recorded.as_ref()).collect();
     let rows: Vec<(String, String)> = sqlx::query_as(
         "DELETE FROM pgsluice.table_sync t WHERE t.subscription = $1 AND NOT EXISTS \
          (SELECT FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS w (s, t) \

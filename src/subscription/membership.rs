@@ -171,6 +171,13 @@ pub struct Judged {
     pub strangers: Vec<QualifiedName>,
 }
 
+impl Observed<'_> {
+    /// Finds a recorded table's new target to be occupied.
+    fn occupied_by(&self, table: &Recorded, seen: &Seen) -> Option<&Occupied> {
+        self.occupied.iter().find(|of| of.oid == seen.oid && table.source != seen.name)
+    }
+}
+
 impl Recorded {
     /// Up to here it is known to have been published.
     fn published_up_to(&self, observed: &Observed<'_>) -> Option<Lsn> {
@@ -194,6 +201,10 @@ pub fn judge(recorded: &[Recorded], observed: &Observed<'_>, new: NewTables) -> 
     for table in recorded {
         let same = table.oid.and_then(|oid| by_oid.get(&oid).copied());
         let judgement = match (same, successor(&table.source), table.synchronised) {
+            (Some(seen), _, Synchronised::No) if let Some(occupied) = observed.occupied_by(table, seen) => {
+                judged.removed.push(table.source.clone());
+                Some(held_off(seen, occupied, observed))
+            }
             // Its copy brings everything.
             (Some(seen), _, Synchronised::No | Synchronised::Again)
             | (None, Some(seen), Synchronised::No | Synchronised::Again) => Some(follow(table, seen)),
@@ -428,13 +439,19 @@ pub struct Occupant<'a> {
     pub from: Option<Lsn>,
 }
 
-/// Judges a new table with this OID by the tables that are recorded. A switch of `publish_via_partition_root` shows so:
+/// Judges a new table with this OID by the tables that are recorded; `own` is its record's name, if it has one already. A switch of `publish_via_partition_root` shows so:
 /// the root comes in place of its partitions, or the other way round, with the same rows. So does a partition that was
 /// detached.
 #[must_use]
-pub fn occupied(oid: u32, new: &Place, recorded: &[Occupant<'_>]) -> Option<Occupied> {
+pub fn occupied(
+    oid: u32,
+    new: &Place,
+    own: Option<&QualifiedName>,
+    recorded: &[Occupant<'_>],
+) -> Option<Occupied> {
+    let others = recorded.iter().filter(|occupant| Some(occupant.source) != own);
     let found: Vec<(Sharing, &Occupant<'_>)> =
-        recorded.iter().filter_map(|occupant| Some((new.shares_with(occupant.place)?, occupant))).collect();
+        others.filter_map(|occupant| Some((new.shares_with(occupant.place)?, occupant))).collect();
     let &(sharing, first) = found.first()?;
     let writer = Writer { subscription: None, source: first.source.clone(), target: first.place.clone() };
     let mut facts = writer.in_words(sharing);

@@ -388,6 +388,29 @@ async fn a_table_that_was_renamed_on_both_sides_and_replaced_is_held() {
     resync(&world, &["r"], None).await;
 }
 
+/// It was seen under another name first, and could not be copied there. The name that it gets back has the former table's
+/// rows on the target.
+#[tokio::test]
+async fn a_replaced_table_that_gets_its_name_later_is_not_copied_on_top() {
+    let world = all_tables().start().await;
+    let service = world.run();
+    world.wait_same_rows("t").await;
+    assert_eq!(service.sigterm().await, 0);
+    let replace =
+        "CREATE TABLE r (id int PRIMARY KEY, v text); INSERT INTO r VALUES (7, 'new'); DROP TABLE t";
+    world.publisher.exec(replace).await;
+    let service = world.run();
+    wait_table(&world, "public.r", "pending").await;
+    assert_eq!(service.sigterm().await, 0);
+    world.publisher.exec("ALTER TABLE r RENAME TO t; INSERT INTO t VALUES (8, 'later')").await;
+    let _service = world.run();
+    wait_gaps(&world, &["occupied|t|t|t"]).await;
+    world.wait_state("streaming").await;
+    assert_eq!(world.target.lines("SELECT * FROM t").await, ["1|one"]);
+    world.pgsluice(&["resync", &world.subscription, "public.t"]).await.expect(0);
+    world.wait_same_rows("t").await;
+}
+
 /// The look that misses the table is the first one after its target was renamed as well.
 #[tokio::test]
 async fn a_table_that_was_renamed_on_both_sides_and_left_is_applied() {

@@ -431,8 +431,10 @@ async fn tables_come_go_and_are_copied_under_a_fence() {
     let first = [table("widgets", "widget"), table("B \"x\"", "b")];
     let changes = store.record_members(&owner, &members(&first, NewTables::Copy)).await.unwrap();
     assert_eq!((changes.added.len(), changes.removed.len()), (2, 0));
+    let known = |table: TableRecord| TableRecord { recorded: Some(table.source.clone()), ..table };
+    let again = first.map(known);
     assert_eq!(
-        store.record_members(&owner, &members(&first, NewTables::Copy)).await.unwrap(),
+        store.record_members(&owner, &members(&again, NewTables::Copy)).await.unwrap(),
         TableChanges::default()
     );
 
@@ -455,7 +457,7 @@ async fn tables_come_go_and_are_copied_under_a_fence() {
         PlannedTable { source: widgets(), described: now.clone(), exact_because: Some("triggers fire") };
     store.set_planned(&owner, &[planned]).await.unwrap();
 
-    let second = [table("widgets", "other"), table("gadgets", "gadgets")];
+    let second = [known(table("widgets", "other")), table("gadgets", "gadgets")];
     let ready = NewTables::Ready { synced_lsn: Lsn::new(7) };
     let changes = store.record_members(&owner, &members(&second, ready)).await.unwrap();
     assert_eq!(changes.added, [QualifiedName::new("public", "gadgets")]);

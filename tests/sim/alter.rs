@@ -390,9 +390,13 @@ fn set_member(world: &mut World, table: usize, random: &mut Random, set: impl Fn
     });
 }
 
-/// Whether the table can be renamed now.
+/// Whether the table can be renamed now. The model has one record for each table, and none for a former one besides: one
+/// that was replaced keeps its name until that has been seen.
 fn begins_to_rename(world: &mut World, table: usize) -> bool {
-    let free = !world.history.renaming[table] && !world.publisher.is_locked(table);
+    let oid = world.publisher.catalog.tables[table].oid;
+    let record = world.target.meta.tables.get(&table);
+    let is_known = record.is_none_or(|row| row.source_oid.is_none_or(|recorded| recorded == oid));
+    let free = is_known && !world.history.renaming[table] && !world.publisher.is_locked(table);
     world.history.renaming[table] |= free;
     free
 }

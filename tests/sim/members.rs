@@ -91,9 +91,7 @@ fn open(target: &mut Target, id: SessionId, new: &NewGap) -> Result<(), Blocked>
 /// Makes the record have exactly these tables. One that is renamed keeps its gaps.
 fn write(target: &mut Target, tables: &[TableRecord]) {
     let meta = &mut target.meta;
-    meta.tables.retain(|_, row| {
-        tables.iter().any(|table| *table.recorded.as_ref().unwrap_or(&table.source) == row.source)
-    });
+    meta.tables.retain(|_, row| tables.iter().any(|table| table.recorded.as_ref() == Some(&row.source)));
     for table in tables {
         if let Some(recorded) = table.recorded.as_ref().filter(|recorded| **recorded != table.source) {
             let open = meta.gaps.iter_mut().filter(|gap| gap.settled.is_none());

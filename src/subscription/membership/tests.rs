@@ -290,7 +290,7 @@ fn a_new_table_is_not_copied_on_top_of_others_rows() {
     let check = |new: &Place, recorded: &[(&QualifiedName, &Place, Option<Lsn>)]| {
         let recorded: Vec<Occupant<'_>> =
             recorded.iter().map(|&(source, place, from)| Occupant { source, place, from }).collect();
-        occupied(9, new, &recorded).map(|found| (found.from.map(Lsn::as_u64), found.facts))
+        occupied(9, new, None, &recorded).map(|found| (found.from.map(Lsn::as_u64), found.facts))
     };
     // The root comes in place of its partitions.
     let found = check(&root, &[(&l, &low, at(5)), (&h, &high, at(4))]);
@@ -323,4 +323,10 @@ fn a_new_table_whose_target_is_occupied_is_held() {
     let judged = judge(&[], &observed, NewTables::Follow);
     let verdicts: Vec<String> = judged.tables.iter().map(told).collect();
     assert_eq!(verdicts, ["->r 30 Joins gap occupied 0/60..0/100"]);
+    // It was recorded under another name, and not copied; now it has the name, and the target, of one that left.
+    let recorded = [left(recorded("r", 10, 1), 0x40, LetGo::Done), pending(recorded("u", 30, 3))];
+    let judged = judge(&recorded, &observed, NewTables::Leave);
+    let verdicts: Vec<String> = judged.tables.iter().map(told).collect();
+    assert_eq!(verdicts, ["->r 30 Joins gap occupied 0/60..0/100"]);
+    assert_eq!(judged.removed, [name("u"), name("r")]);
 }

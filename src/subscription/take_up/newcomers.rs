@@ -1,4 +1,5 @@
-//! Looks at the targets of tables that are published and not recorded: whether other tables have brought rows there.
+//! Looks at the targets of tables that are published and not recorded, or recorded under another name and still to be
+//! copied: whether other tables have brought rows there.
 
 use std::collections::HashMap;
 
@@ -35,7 +36,15 @@ pub(super) async fn find(
         rows.iter().any(|row| row.source_oid == Some(seen.oid))
             || rows.iter().any(|row| row.source_oid.is_none() && row.source == seen.name)
     };
-    let new: Vec<&Seen> = seen.iter().filter(|seen| !is_recorded(seen)).collect();
+    let to_be_copied = |seen: &&Seen| {
+        rows.iter().any(|row| {
+            row.source_oid == Some(seen.oid)
+                && row.source != seen.name
+                && row.is_to_be_copied()
+                && row.resync.is_none()
+        })
+    };
+    let new: Vec<&Seen> = seen.iter().filter(|seen| !is_recorded(seen) || to_be_copied(seen)).collect();
     if new.is_empty() || rows.is_empty() {
         return Ok(Newcomers::default());
     }
@@ -63,7 +72,9 @@ pub(super) async fn find(
             bounds.occupant(row, place?, is_followed)
         })
         .collect();
-    let judged = |seen: &&Seen| membership::occupied(seen.oid, place_of(&seen.name)?, &occupants);
+    let own = |oid: u32| rows.iter().find(|row| row.source_oid == Some(oid)).map(|row| &row.source);
+    let judged =
+        |seen: &&Seen| membership::occupied(seen.oid, place_of(&seen.name)?, own(seen.oid), &occupants);
     Ok(Newcomers { heirs, occupied: new.iter().filter_map(judged).collect() })
 }
 
