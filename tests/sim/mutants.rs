@@ -65,6 +65,15 @@ pub(crate) enum Mutant {
     Both(Mutation, Fault),
 }
 
+/// The mutants that few runs find, with a run that does. The test suite tries that one first; `scripts/sim --mutants` counts.
+pub(crate) const RARE: [(Mutant, u64); 5] = [
+    (Mutant::Model(Fault::SyncsWithoutPublication), 7392),
+    (Mutant::Model(Fault::LateWitness), 4629),
+    (Mutant::Model(Fault::TermsGoBack), 2158),
+    (Mutant::Model(Fault::GapsBehindTheRecord), 672),
+    (Mutant::Core(Mutation::ReplayReversed), 610),
+];
+
 pub(crate) const MUTANTS: [Mutant; 33] = [
     Mutant::Core(Mutation::ReplayUnderWay),
     Mutant::Core(Mutation::PiecesIgnorePositions),
