@@ -43,6 +43,11 @@ pub enum CopyError {
     /// Rows of the table may be hidden from the snapshot.
     #[error("{0} was rewritten on the publisher after the snapshot of its copy was taken")]
     Rewritten(QualifiedName),
+    /// What was to be copied is not what the snapshot has.
+    #[error(
+        "{0} was renamed, or its columns were changed, on the publisher before the snapshot of its copy was taken"
+    )]
+    Changed(QualifiedName),
     /// The row was refused before it was read.
     #[error(
         "a row of {table} has {bytes} bytes as the publisher sends it, more than max_value_bytes ({bytes_max})"
@@ -91,6 +96,9 @@ impl CopyError {
             Self::Rewritten(_) => Diagnosis::new(copying)
                 .detail(format!("{self} (ALTER TABLE, TRUNCATE or VACUUM FULL), and that hides its rows"))
                 .hint("it is copied again by itself, under a new snapshot"),
+            Self::Changed(_) => Diagnosis::new(copying)
+                .detail(self.to_string())
+                .hint("it is copied again by itself, as it is now"),
             Self::TooLarge { .. } => Diagnosis::new(copying)
                 .detail(self.to_string())
                 .hint("raise max_value_bytes of the subscription and reload the configuration (SIGHUP)"),

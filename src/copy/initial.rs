@@ -28,10 +28,20 @@ const COPY_WORKERS: usize = COPY_ORIGINS_MAX;
 /// Maximum number of results in the channel.
 const RESULTS_MAX: usize = 16;
 
+/// A table of the publisher as it was when its copy was planned.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SeenSource {
+    pub oid: u32,
+    /// The numbers and names of all columns, also those that are not published, in the order of the numbers.
+    pub columns: Vec<(i16, String)>,
+}
+
 /// One table to copy.
 #[derive(Debug, Clone)]
 pub struct CopyJob {
     pub source: QualifiedName,
+    /// What the publisher's table has to be in the snapshot.
+    pub seen: SeenSource,
     pub commands: CopyCommands,
     /// What happens with the rows that the target table has.
     pub existing: Existing,
@@ -176,6 +186,7 @@ mod tests {
     fn large_and_unknown_tables_go_first() {
         let job = |(name, estimated)| CopyJob {
             source: QualifiedName::new("public", name),
+            seen: SeenSource::default(),
             commands: CopyCommands::default(),
             existing: Existing::Keep,
             attempt: 1,

@@ -36,5 +36,5 @@ pub use command::CopyCommands;
 pub use commit::{CommitOf, commit, finish_table};
 pub use error::{CopyError, Side};
 pub use existing::Existing;
-pub use initial::{CopyJob, CopyPlan, CopyResult, run};
+pub use initial::{CopyJob, CopyPlan, CopyResult, SeenSource, run};
 pub use transfer::{copy_rows, settle_rows};

@@ -4,17 +4,22 @@
 //! ALTER TABLE with a new type writes all rows anew, as rows of its own transaction. An older snapshot sees none
 //! of them, and the copy would be empty; the publisher does not stream them either. TRUNCATE, VACUUM FULL and
 //! CLUSTER make a new file, too, and are not told apart. From the COPY on, its lock keeps the file.
+//!
+//! # Why the table itself is compared
+//! COPY finds the table by its name, as it is then, and the columns were named when the copy was planned. Until its
+//! snapshot, which may be much later, other columns may have come, whose values are neither copied nor streamed, or the
+//! table may have been renamed, and another one may have its name.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio_postgres::types::Type;
-use tokio_postgres::{Client, CopyInSink};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, CopyInSink, Row};
 use tracing::debug;
 
 use super::command::extra_messages;
-use super::initial::CopyJob;
+use super::initial::{CopyJob, SeenSource};
 use super::{CopyError, Side};
 use crate::net::{Meter, PgClient};
 use crate::target::TargetSession;
@@ -29,6 +34,13 @@ const REWRITTEN: &str = "WITH RECURSIVE tree (oid) AS (SELECT pg_catalog.to_regc
         UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid) \
     SELECT 1 FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid \
     WHERE c.relfilenode <> 0 AND c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid) LIMIT 1";
+
+/// Whether `$1` names the table `$2` now, and the columns that the transaction's snapshot sees.
+const SEEN: &str = "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid = $2 AS same, \
+    ARRAY(SELECT a.attnum FROM pg_catalog.pg_attribute a WHERE a.attrelid = $2 AND a.attnum > 0 \
+        AND NOT a.attisdropped ORDER BY a.attnum) AS numbers, \
+    ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a WHERE a.attrelid = $2 AND a.attnum > 0 \
+        AND NOT a.attisdropped ORDER BY a.attnum) AS names";
 
 /// Copies the table's rows from `source` (whose transaction has the snapshot) to `target` (whose transaction is
 /// open). Returns the number of rows copied. [`settle_rows`] has to follow; `source` is not needed for that, so its
@@ -57,6 +69,7 @@ async fn transfer(
         None => CopyError::publisher(error),
     };
     let metered = source.meter().map(Meter::rows);
+    expect_seen(source, job).await?;
     let format = job.commands.format(source, target).await?;
     debug!(relation = %job.source, %format, "COPY to COPY");
     let rows = source.copy_out(&job.commands.copy_out(format)).await.map_err(&from_publisher)?;
@@ -101,9 +114,24 @@ async fn transfer(
     if !rewritten.map_err(&from_publisher)?.is_empty() {
         return Err(CopyError::Rewritten(job.source.clone()));
     }
+    // From the COPY on, its lock keeps the name.
+    expect_seen(source, job).await?;
     let count = messages.saturating_sub(extra_messages(format));
     copied.store(count, Ordering::Relaxed);
     Ok(count)
+}
+
+/// Fails unless the table is the one whose copy was planned.
+async fn expect_seen(source: &PgClient, job: &CopyJob) -> Result<(), CopyError> {
+    let name = job.source.quoted();
+    let seen = [(&name as &(dyn ToSql + Sync), Type::TEXT), (&job.seen.oid, Type::OID)];
+    let now = source.query_typed_one(SEEN, &seen).await.map_err(CopyError::publisher)?;
+    if is_as_seen(&now, &job.seen) { Ok(()) } else { Err(CopyError::Changed(job.source.clone())) }
+}
+
+fn is_as_seen(now: &Row, seen: &SeenSource) -> bool {
+    let (same, numbers, names): (Option<bool>, Vec<i16>, Vec<String>) = (now.get(0), now.get(1), now.get(2));
+    same == Some(true) && numbers.into_iter().zip(names).eq(seen.columns.iter().cloned())
 }
 
 async fn send(mut sink: std::pin::Pin<&mut CopyInSink<Bytes>>, piece: Bytes) -> Result<(), CopyError> {

@@ -52,13 +52,15 @@ pub(super) const LOCK_ONE: &str =
 
 const SELECT_ONE: &str = concat!("SELECT ", columns!(), " FROM pgsluice.gap g WHERE g.id = $1");
 
-/// `xmax` is 0 in a row that was inserted rather than updated. A gap without a known end stays so.
+/// `xmax` is 0 in a row that was inserted rather than updated. A gap without a known beginning or end stays so.
 const OPEN: &str = concat!(
     "INSERT INTO pgsluice.gap AS g (subscription, source_schema, source_table, kind, holds, from_lsn, to_lsn, \
          since, detail) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
      ON CONFLICT (subscription, coalesce(source_schema, ''), coalesce(source_table, ''), kind) \
          WHERE settled_at IS NULL DO UPDATE \
-     SET to_lsn = greatest(g.to_lsn, excluded.to_lsn), detail = coalesce(excluded.detail, g.detail) RETURNING ",
+     SET from_lsn = CASE WHEN g.from_lsn <= excluded.from_lsn THEN g.from_lsn \
+             WHEN g.from_lsn > excluded.from_lsn THEN excluded.from_lsn END, \
+         to_lsn = greatest(g.to_lsn, excluded.to_lsn), detail = coalesce(excluded.detail, g.detail) RETURNING ",
     columns!(),
     ", xmax = 0 AS is_new"
 );

@@ -164,7 +164,8 @@ impl Failure {
     /// Converts the error of a table's copy; `role` reads the table on the publisher.
     pub(super) fn of_copy(error: &CopyError, source: &QualifiedName, role: &str) -> Self {
         let cause = match error {
-            CopyError::Unsettled(_) | CopyError::Superseded(_) => Cause::Record,
+            // The next attempt looks at the tables again.
+            CopyError::Unsettled(_) | CopyError::Superseded(_) | CopyError::Changed(_) => Cause::Record,
             CopyError::ConnectPublisher(_)
             | CopyError::OpenTarget(_)
             | CopyError::Connection(..)

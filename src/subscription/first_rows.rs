@@ -96,6 +96,7 @@ pub(super) async fn copy_job(context: &Context, table: &mut PendingTable) -> Res
     let existing = Existing::new(table.resync, &table.plan);
     Ok(CopyStart::Job(Box::new(CopyJob {
         source: source.clone(),
+        seen: table.seen.clone(),
         commands: CopyCommands::new(&table.published, &existing.destination(&table.plan), binary),
         existing,
         attempt,

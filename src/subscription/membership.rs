@@ -172,9 +172,10 @@ pub struct Judged {
 }
 
 impl Observed<'_> {
-    /// Finds a recorded table's new target to be occupied.
+    /// Finds the target of a table that was renamed, or comes back, to be occupied.
     fn occupied_by(&self, table: &Recorded, seen: &Seen) -> Option<&Occupied> {
-        self.occupied.iter().find(|of| of.oid == seen.oid && table.source != seen.name)
+        let is_other = table.source != seen.name || table.left.is_some();
+        self.occupied.iter().find(|of| of.oid == seen.oid && is_other)
     }
 }
 
@@ -201,7 +202,9 @@ pub fn judge(recorded: &[Recorded], observed: &Observed<'_>, new: NewTables) -> 
     for table in recorded {
         let same = table.oid.and_then(|oid| by_oid.get(&oid).copied());
         let judgement = match (same, successor(&table.source), table.synchronised) {
-            (Some(seen), _, Synchronised::No) if let Some(occupied) = observed.occupied_by(table, seen) => {
+            (Some(seen), _, Synchronised::No | Synchronised::Again)
+                if let Some(occupied) = observed.occupied_by(table, seen) =>
+            {
                 judged.removed.push(table.source.clone());
                 Some(held_off(seen, occupied, observed))
             }

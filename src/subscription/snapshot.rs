@@ -219,10 +219,12 @@ pub fn target_unavailable(diagnosis: &Diagnosis) -> Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::copy::SeenSource;
     use crate::copy::{CopyCommands, Existing};
 
     fn job(table: &str) -> CopyJob {
         CopyJob {
+            seen: SeenSource::default(),
             source: QualifiedName::new("public", table),
             commands: CopyCommands::default(),
             existing: Existing::Keep,

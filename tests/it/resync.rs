@@ -302,3 +302,71 @@ async fn a_merge_that_waits_on_the_target_holds_up_no_ddl_on_the_publisher() {
     let rows = "SELECT id, v, note FROM t ORDER BY id";
     assert_eq!(world.target.lines(rows).await, world.publisher.lines(rows).await);
 }
+
+/// Waits until the slot of a copy waits for a transaction.
+async fn wait_for_slot(world: &World) {
+    let waits = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CREATE_REPLICATION_SLOT%' AND wait_event_type = 'Lock'";
+    until("a slot waits", async || world.publisher.value(waits).await).await;
+}
+
+/// The values are neither in the stream, because they are older than the snapshot, nor among the columns of the copy that
+/// was planned.
+#[tokio::test]
+async fn a_column_that_comes_while_a_copy_waits_is_copied() {
+    let world = World::builder()
+        .both_sql("CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY, v text)")
+        .publisher_sql("INSERT INTO a VALUES (1, 'one'); INSERT INTO b VALUES (1, 'one')")
+        .start()
+        .await;
+    let holder = world.publisher.session().await;
+    holder.batch("BEGIN; SELECT txid_current()").await.unwrap();
+    let _service = world.run();
+    // The first copy waits.
+    wait_for_slot(&world).await;
+    let change = |table: &str| {
+        format!(
+            "ALTER TABLE {table} ADD COLUMN w text; INSERT INTO {table} VALUES (2, 'two'); UPDATE {table} SET w = 'new'"
+        )
+    };
+    world.target.exec("ALTER TABLE a ADD COLUMN w text").await;
+    world.publisher.exec(change("a")).await;
+    holder.batch("COMMIT").await.unwrap();
+    world.wait_same_rows("a").await;
+    world.wait_same_rows("b").await;
+    world.wait_state("streaming").await;
+    // A copy of a running stream waits.
+    holder.batch("BEGIN; SELECT txid_current()").await.unwrap();
+    world.pgsluice(&["resync", &world.subscription, "public.b"]).await.expect(0);
+    wait_for_slot(&world).await;
+    world.target.exec("ALTER TABLE b ADD COLUMN w text").await;
+    world.publisher.exec(change("b")).await;
+    holder.batch("COMMIT").await.unwrap();
+    world.wait_same_rows("b").await;
+    world.wait_state("streaming").await;
+}
+
+/// COPY would find the other table under the name.
+#[tokio::test]
+async fn tables_that_exchange_their_names_while_a_copy_waits_keep_their_rows() {
+    let world = World::builder()
+        .both_sql("CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY, v text)")
+        .publisher_sql("INSERT INTO a VALUES (1, 'of a'); INSERT INTO b VALUES (2, 'of b')")
+        .start()
+        .await;
+    let _service = world.run();
+    world.wait_same_rows("a").await;
+    world.wait_same_rows("b").await;
+    world.wait_state("streaming").await;
+    let swap = "ALTER TABLE a RENAME TO c; ALTER TABLE b RENAME TO a; ALTER TABLE c RENAME TO b";
+    let holder = world.publisher.session().await;
+    holder.batch("BEGIN; SELECT txid_current()").await.unwrap();
+    world.pgsluice(&["resync", &world.subscription, "public.a"]).await.expect(0);
+    wait_for_slot(&world).await;
+    holder.batch(&format!("{swap}; COMMIT")).await.unwrap();
+    world.wait_paused("schema").await;
+    world.target.exec(swap).await;
+    world.wait_state("streaming").await;
+    world.wait_same_rows("a").await;
+    world.wait_same_rows("b").await;
+    assert_eq!(world.target.lines("SELECT * FROM b").await, ["1|of a"]);
+}

@@ -284,3 +284,46 @@ async fn a_table_of_two_subscriptions_is_not_synchronised_again() {
     }
     assert_eq!(service.sigterm().await, 0);
 }
+
+/// It was asked for when it was harmless, and failed; now it would take the rows of a table that has joined since.
+#[tokio::test]
+async fn a_synchronisation_that_waits_is_refused_once_it_would_take_the_rows_of_others() {
+    if publisher_binaries().major() < VIA_ROOT_SINCE {
+        return;
+    }
+    let world = start(builder(" PRIMARY KEY"), true).await;
+    let _service = world.run();
+    world.wait_same_rows("r").await;
+    world.publisher.exec("INSERT INTO r VALUES (102, 'bad')").await;
+    world.wait_same_rows("r").await;
+    world.target.exec("ALTER TABLE high ADD CONSTRAINT nope CHECK (v <> 'bad') NOT VALID").await;
+    world.pgsluice(&["resync", &world.subscription, "public.r"]).await.expect(0);
+    let error = "SELECT error::text FROM pgsluice.table_sync WHERE source_table = 'r'";
+    let fails = |with: &'static str| {
+        let world = &world;
+        async move {
+            until(with, async || {
+                let told = world.target.value(error).await.unwrap_or_default();
+                if told.contains(with) { Ok(()) } else { Err(told) }
+            })
+            .await;
+        }
+    };
+    fails("nope").await;
+    world
+        .publisher
+        .exec("ALTER TABLE r DETACH PARTITION low; ALTER PUBLICATION my_publication ADD TABLE low")
+        .await;
+    wait_gaps(&world, &["occupied|low|t|t"]).await;
+    let number = world.target.value("SELECT id FROM pgsluice.gap WHERE settled_at IS NULL").await.unwrap();
+    world.pgsluice(&["accept", &world.subscription, "--gap", &number]).await.expect(0);
+    wait_table(&world, "public.low", "ready").await;
+    world.target.exec("ALTER TABLE high DROP CONSTRAINT nope").await;
+    fails("has rows of other tables").await;
+    world.publisher.exec("INSERT INTO low VALUES (3, 'three')").await;
+    until("the row has come", async || {
+        world.target.value("SELECT 1 FROM low WHERE id = 3").await.ok_or("not yet".to_owned())
+    })
+    .await;
+    assert_eq!(world.target.lines("SELECT id FROM low ORDER BY 1").await, ["1", "3"]);
+}

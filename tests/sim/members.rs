@@ -67,6 +67,7 @@ fn open(target: &mut Target, id: SessionId, new: &NewGap) -> Result<(), Blocked>
     let same =
         |gap: &&mut Gap| gap.settled.is_none() && gap.table.as_ref() == Some(name) && gap.kind == new.kind;
     if let Some(known) = meta.gaps.iter_mut().find(same) {
+        known.from = known.from.min(new.from);
         known.to = known.to.max(new.to);
         return Ok(());
     }

@@ -21,6 +21,7 @@ use crate::subscription::format::Transactions;
 use crate::subscription::misfits::with_facts;
 use crate::subscription::publisher::{self, Encoding, Publisher, Wanted};
 use crate::subscription::reader::{Done, ReadError, Reader, StreamEvent};
+use crate::subscription::sharing;
 use crate::subscription::slot;
 use crate::subscription::slot_wait::{Progress, SlotCreation};
 use crate::subscription::take_up::{PendingTable, compare_again};
@@ -60,6 +61,12 @@ impl Sync {
         };
         if let Err(failure) = compare_again(&target, table).await {
             return Err(with_facts(context, &target, &publisher, failure).await);
+        }
+        if table.resync.is_some() {
+            // It was asked for before, and other tables may have brought rows since.
+            let source = std::slice::from_ref(&table.published.relation.name);
+            let shared = sharing::of_resync(context, &target, source).await;
+            shared.map_err(|refused| Failure::retry(refused.diagnosis))?;
         }
         let job = match copy_job(context, table).await? {
             CopyStart::Job(job) => job,

@@ -1,5 +1,5 @@
-//! Looks at the targets of tables that are published and not recorded, or recorded under another name and still to be
-//! copied: whether other tables have brought rows there.
+//! Looks at the targets of tables that are published and not recorded, and of those that are still to be copied and were
+//! renamed, or come back: whether other tables have brought rows there.
 
 use std::collections::HashMap;
 
@@ -39,9 +39,8 @@ pub(super) async fn find(
     let to_be_copied = |seen: &&Seen| {
         rows.iter().any(|row| {
             row.source_oid == Some(seen.oid)
-                && row.source != seen.name
                 && row.is_to_be_copied()
-                && row.resync.is_none()
+                && (row.source != seen.name || row.left.is_some())
         })
     };
     let new: Vec<&Seen> = seen.iter().filter(|seen| !is_recorded(seen) || to_be_copied(seen)).collect();
