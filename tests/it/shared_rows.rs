@@ -314,7 +314,8 @@ async fn a_synchronisation_that_waits_is_refused_once_it_would_take_the_rows_of_
         .publisher
         .exec("ALTER TABLE r DETACH PARTITION low; ALTER PUBLICATION my_publication ADD TABLE low")
         .await;
-    wait_gaps(&world, &["occupied|low|t|t"]).await;
+    // Since when the rows are the same is not known, because the other copy has not been made.
+    wait_gaps(&world, &["occupied|low|t|∅"]).await;
     let number = world.target.value("SELECT id FROM pgsluice.gap WHERE settled_at IS NULL").await.unwrap();
     world.pgsluice(&["accept", &world.subscription, "--gap", &number]).await.expect(0);
     wait_table(&world, "public.low", "ready").await;

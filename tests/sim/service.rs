@@ -310,10 +310,11 @@ pub(crate) fn pending(taken: &TakenUp) -> Vec<Pending> {
 }
 
 impl Pending {
-    /// The rows that the copy reads; none if there is no table with this name.
+    /// The rows that the copy reads; none if the table does not have this name, or another one has it.
     pub(crate) fn rows(&self, snapshot: &Snapshot) -> Option<Vec<Row>> {
         let (slot, way) = (self.published.slot, self.published.way);
-        if named(slot, snapshot.catalog.tables[slot].number) != self.row.source {
+        let found = &snapshot.catalog.tables[slot];
+        if named(slot, found.number) != self.row.source || found.oid != self.published.seen.oid {
             return None;
         }
         Some(snapshot.rows[slot].iter().filter(|row| way.has(row)).map(|row| way.cut(*row)).collect())
