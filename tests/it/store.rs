@@ -1020,6 +1020,39 @@ async fn what_was_passed_over_after_a_gap_was_accepted_is_another_gap() {
     }
 }
 
+/// What was not shown is not accepted.
+#[tokio::test]
+async fn a_gap_that_has_grown_since_it_was_shown_is_not_accepted() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let owner = owned(&store).await;
+    let tables = [table(&widgets(), &widgets())];
+    let ready = NewTables::Ready { synced_lsn: Lsn::new(7) };
+    store.record_members(&owner, &members(&tables, ready)).await.unwrap();
+    let operations = |from: u64, to: u64| NewGap {
+        from: Some(Lsn::new(from)),
+        to: Some(Lsn::new(to)),
+        ..gap_of(Some(widgets()), GapKind::Operations)
+    };
+    let Some(OpenedGap::New(gap)) = store.open_gap(&owner, &operations(0x20, 0x30)).await.unwrap() else {
+        panic!()
+    };
+    store.open_gap(&owner, &operations(0x10, 0x40)).await.unwrap();
+    let range = |gap: &Gap| (gap.from, gap.to);
+    let grown = store.subscription(NAME).await.unwrap().unwrap().gaps;
+    assert_eq!(
+        range(&grown[0]),
+        (Some(Lsn::new(0x10)), Some(Lsn::new(0x40))),
+        "it begins and ends where both do"
+    );
+    let command = store.submit(NAME, Verb::Accept, &json!({}), "ann").await.unwrap();
+    store.take_commands(&owner).await.unwrap();
+    let refused = store.accept_gap(&owner, command, gap.id, Some(Lsn::new(0x30)), "ann").await.unwrap_err();
+    assert!(refused.to_string().contains("further than it did when it was shown"), "{refused}");
+    store.accept_gap(&owner, command, gap.id, Some(Lsn::new(0x40)), "ann").await.unwrap();
+    assert_eq!(store.subscription(NAME).await.unwrap().unwrap().gaps, []);
+}
+
 /// A new table that is not to be copied begins with its gap.
 #[tokio::test]
 async fn a_new_table_may_be_held() {
