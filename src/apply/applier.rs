@@ -19,6 +19,14 @@ use crate::pgoutput::{LargeMessage, Message};
 use crate::schema::catalog::KnownTables;
 use crate::target::TargetSession;
 
+/// Why [`Applier::next`] has returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// The target has answered.
+    Answered,
+    TimePassed,
+}
+
 type Performing<'a> = Pin<Box<dyn Future<Output = Result<(), ApplyError>> + Send + 'a>>;
 
 /// Applies one subscription's stream through one session. Dropping it leaves the session's transaction open;
@@ -139,19 +147,22 @@ impl<'a> Applier<'a> {
     /// # Errors
     /// As for [`Self::take`]; also if the connection is lost, or if the target refuses a statement for a reason
     /// that is no conflict.
-    pub async fn next(&mut self) -> Result<(), ApplyError> {
+    pub async fn next(&mut self) -> Result<Next, ApplyError> {
         let due = self.core.due().map(|due| self.began + due);
         tokio::select! {
             biased;
             heard = self.heard.recv() => match heard {
                 Some(Heard::Answer(answer)) => self.core.answered(answer, self.now()),
                 Some(Heard::Described(description)) => self.core.described(description, self.now()),
-                None => return (&mut self.performing).await,
+                None => return (&mut self.performing).await.map(|()| Next::Answered),
             },
             ended = &mut self.performing => ended?,
-            () = sleep_until(due.unwrap_or(self.began)), if due.is_some() => self.core.tick(self.now()),
+            () = sleep_until(due.unwrap_or(self.began)), if due.is_some() => {
+                self.core.tick(self.now());
+                return self.forward().map(|()| Next::TimePassed);
+            }
         }
-        self.forward()
+        self.forward().map(|()| Next::Answered)
     }
 
     fn now(&self) -> Moment {

@@ -35,7 +35,7 @@ mod stamp;
 pub mod statement;
 pub mod table;
 
-pub use applier::Applier;
+pub use applier::{Applier, Next};
 pub use error::{ApplyError, FailedChange};
 pub use incoming::tables::{Applies, Member, Membership};
 pub use outcome::{Applied, How, Outcome, Start};

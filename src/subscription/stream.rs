@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
 
-use crate::apply::{Applied, Applier, ApplyError, How, Outcome};
+use crate::apply::{Applied, Applier, ApplyError, How, Next, Outcome};
 use crate::config::SynchronousCommit;
 use crate::conflict::ConflictReport;
 use crate::error::{Diagnosis, PauseReason};
@@ -59,7 +59,7 @@ enum Event {
     /// Descriptions of tables are to be judged.
     Look,
     /// The target has answered, or time has passed.
-    Applied(Result<(), ApplyError>),
+    Applied(Result<Next, ApplyError>),
     /// The reader has stopped, and its last chunk has been taken.
     Ended,
     /// The stream was closed, because the publisher waited for so long.
@@ -209,8 +209,10 @@ impl<'a> Stream<'a> {
             }
             Event::Rest => self.take(reader).await,
             Event::Applied(applied) => {
-                reader.note_progress();
-                Ok(applied?)
+                if applied? == Next::Answered {
+                    reader.note_progress();
+                }
+                Ok(())
             }
             Event::Stalled(waited) => {
                 self.stalled = true;
