@@ -25,6 +25,8 @@
 //! - A partition that was attached with rows, or detached, below a table that is published via its root.
 //! - Changes between two looks that leave no trace in the catalog's rows.
 
+mod targets;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
@@ -32,6 +34,8 @@ use crate::gap::{GapKind, NewGap};
 use crate::pg::{Lsn, QualifiedName};
 use crate::schema::sharing::{Place, Sharing, Writer};
 use crate::schema::{Continuity, Marks, Redefined};
+
+pub use self::targets::{Renamed, TargetOids, called, renamed};
 
 /// What the record says of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -464,41 +468,6 @@ pub fn occupied(
     let known = found.iter().all(|(_, occupant)| occupant.from.is_some());
     let from = found.iter().filter_map(|(_, occupant)| occupant.from).min().filter(|_| known);
     Some(Occupied { oid, from, facts })
-}
-
-/// The target's tables, by name, as far as they matter.
-pub type TargetOids = HashMap<QualifiedName, u32>;
-
-/// The name of the target's table with this OID, if it was looked up.
-#[must_use]
-pub fn called(found: &TargetOids, oid: u32) -> Option<&QualifiedName> {
-    found.iter().find(|(_, found)| **found == oid).map(|(name, _)| name)
-}
-
-/// Where the target has a table whose name on the publisher has changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Renamed {
-    /// At its new name, or nowhere else.
-    Followed,
-    /// Still at this name.
-    NotYet(QualifiedName),
-}
-
-/// Whether the target's table has been renamed as the publisher's was. `recorded` is the target's name and, if it is
-/// known, its OID on record.
-#[must_use]
-pub fn renamed(
-    recorded: (&QualifiedName, Option<u32>),
-    target: &QualifiedName,
-    found: &TargetOids,
-) -> Renamed {
-    let (former, oid) = recorded;
-    match oid.and_then(|oid| called(found, oid)) {
-        Some(name) if name == target => Renamed::Followed,
-        Some(name) => Renamed::NotYet(name.clone()),
-        None if !found.contains_key(target) && found.contains_key(former) => Renamed::NotYet(former.clone()),
-        None => Renamed::Followed,
-    }
 }
 
 #[cfg(test)]
