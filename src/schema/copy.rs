@@ -87,7 +87,7 @@ mod tests {
                 publications: Vec::new(),
                 marks: Marks::default(),
                 row_filters: filters.iter().map(|&filter| filter.to_owned()).collect(),
-                last_number: 2,
+                all_columns: Vec::new(),
                 has_generated,
                 rows_estimated: None,
             };

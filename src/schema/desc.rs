@@ -102,8 +102,8 @@ pub struct PublishedTable {
     pub marks: Marks,
     /// A row is copied if it satisfies any of these expressions; none means every row.
     pub row_filters: Vec<String>,
-    /// The largest attribute number of its columns, including those that are not published.
-    pub last_number: i16,
+    /// The numbers and names of its columns, including those that are not published, in the order of the numbers.
+    pub all_columns: Vec<(i16, String)>,
     /// Whether stored generated columns are published (18+), which `COPY table` would refuse.
     pub has_generated: bool,
     /// The planner's estimate before row filters; `None` if the table was never analyzed.

@@ -303,13 +303,6 @@ fn changed_type(before: &SeenColumn, now: &SeenColumn) -> Option<Why> {
 }
 
 impl TableLook {
-    /// The numbers and names of the columns.
-    #[must_use]
-    pub fn named(&self) -> Vec<(i16, String)> {
-        let named = |column: &LookedColumn| Some((column.seen.number?, column.seen.name.clone()));
-        self.columns.iter().filter_map(named).collect()
-    }
-
     /// The number of the column of this name.
     #[must_use]
     pub fn number_of(&self, name: &str) -> Option<i16> {

@@ -153,7 +153,7 @@ async fn follow(
     let taken_up = take_up_tables(context, session, &ground, published, known.members, &mut warnings).await?;
     let tables = &taken_up.tables;
     let mut pending = compare_pending(session, tables, &mut warnings).await?;
-    let copied_as = record_described(context, publisher, &mut pending).await?;
+    let copied_as = record_described(context, publisher, &pending).await?;
     let possible = survey(context, session, publisher, tables, &mut warnings).await?;
     let (from, copied) = match plan {
         SlotPlan::Continue { from } => {

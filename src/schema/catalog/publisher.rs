@@ -340,11 +340,13 @@ fn assemble(
             Err(Contradiction::ColumnLists) => lists.push(relation.name.clone()),
             Err(Contradiction::GeneratedColumns) => generated.push(relation.name.clone()),
             Ok(sent) => {
-                let last_number =
-                    attributes.iter().map(|attribute| attribute.number).max().unwrap_or_default();
+                let named = |(attribute, column): &(Attribute, PublishedColumn)| {
+                    (attribute.number, column.name.clone())
+                };
+                let all_columns = all.iter().map(named).collect();
                 let sent: Vec<_> =
                     all.into_iter().filter(|(attribute, _)| sent.contains(&attribute.number)).collect();
-                tables.push(table(facts, relation, resolved, sent, last_number));
+                tables.push(table(facts, relation, resolved, sent, all_columns));
             }
         }
     }
@@ -363,7 +365,7 @@ fn table(
     relation: &Relation,
     resolved: Resolved,
     sent: Vec<(Attribute, PublishedColumn)>,
-    last_number: i16,
+    all_columns: Vec<(i16, String)>,
 ) -> PublishedTable {
     PublishedTable {
         marks: facts.marks(relation),
@@ -373,7 +375,7 @@ fn table(
         publications: resolved.publications.iter().map(|&at| facts.publications[at].name.clone()).collect(),
         row_filters: resolved.row_filters,
         rows_estimated: resolved.rows_estimated,
-        last_number,
+        all_columns,
         has_generated: sent.iter().any(|(attribute, _)| attribute.generated != Generated::No),
         relation: PublishedRelation {
             name: relation.name.clone(),

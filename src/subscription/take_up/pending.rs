@@ -7,7 +7,6 @@ use crate::copy::SeenSource;
 use crate::error::Diagnosis;
 use crate::pg::QualifiedName;
 use crate::schema::catalog;
-use crate::schema::redefined::TableLook;
 use crate::schema::{self, Comparison, Misfit, Pairing, PublishedTable, SeenTable, TablePlan, TargetTable};
 use crate::store::Resync;
 use crate::subscription::context::Context;
@@ -57,7 +56,7 @@ pub(in crate::subscription) async fn compare_pending(
             let member = Member { applies: Applies::default(), ..member(table) };
             let (published, attempt) = (published.clone(), table.row.attempt);
             let (resync, compared) = (table.row.resync, target.clone());
-            let seen = SeenSource { oid: published.oid, columns: Vec::new() };
+            let seen = SeenSource { oid: published.oid, columns: published.all_columns.clone() };
             pending.push(PendingTable { published, member, plan, attempt, resync, seen, compared });
         }
     }
@@ -99,11 +98,11 @@ fn compare_for_copy(
 }
 
 /// Records what the tables are like that are about to be copied, and returns it. Later descriptions are compared with
-/// that, and so is the snapshot of the copy.
+/// that.
 pub(in crate::subscription) async fn record_described(
     context: &Context,
     publisher: &Publisher,
-    pending: &mut [PendingTable],
+    pending: &[PendingTable],
 ) -> Result<HashMap<QualifiedName, SeenTable>, Failure> {
     if pending.is_empty() {
         return Ok(HashMap::new());
@@ -111,17 +110,13 @@ pub(in crate::subscription) async fn record_described(
     let oids: Vec<u32> = pending.iter().map(|table| table.published.oid).collect();
     let client = &publisher.client;
     let look = catalog::look_at_columns(&**client, client.server_version_num(), &oids).await?;
-    let seen = |table: &mut PendingTable| {
-        let PublishedTable { relation, last_number, oid, .. } = &table.published;
+    let seen = |table: &PendingTable| {
+        let PublishedTable { relation, all_columns, oid, .. } = &table.published;
         let look = look.tables.get(oid);
-        let columns = look.map(TableLook::named).unwrap_or_default();
-        // If a column came between the two looks, no snapshot is to be found fitting.
-        if columns.last().map_or(0, |(number, _)| *number) == *last_number {
-            table.seen.columns = columns;
-        }
-        (relation.name.clone(), SeenTable::to_be_copied(relation, *last_number, look, &table.compared))
+        let last_number = all_columns.last().map_or(0, |(number, _)| *number);
+        (relation.name.clone(), SeenTable::to_be_copied(relation, last_number, look, &table.compared))
     };
-    let described: Vec<_> = pending.iter_mut().map(seen).collect();
+    let described: Vec<_> = pending.iter().map(seen).collect();
     context.store.set_described(&context.owner, &described).await?;
     Ok(described.into_iter().collect())
 }
