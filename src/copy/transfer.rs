@@ -19,7 +19,7 @@ use tokio_postgres::{Client, CopyInSink, Row};
 use tracing::debug;
 
 use super::command::extra_messages;
-use super::initial::{CopyJob, SeenSource};
+use super::initial::CopyJob;
 use super::{CopyError, Side};
 use crate::net::{Meter, PgClient};
 use crate::target::TargetSession;
@@ -28,12 +28,13 @@ use crate::target::TargetSession;
 /// each row.
 const PIECE_BYTES: usize = 128 << 10;
 
-/// One row if a file of the table `$1` is not the one that the transaction's snapshot sees; of its partitions'
-/// files, too. `pg_relation_filenode` looks at the catalog as it is now.
-const REWRITTEN: &str = "WITH RECURSIVE tree (oid) AS (SELECT pg_catalog.to_regclass($1)::pg_catalog.oid \
+/// Whether `$1` names the table `$2` now, and whether its file, or that of a partition, is not the one that the
+/// transaction's snapshot sees. `to_regclass` and `pg_relation_filenode` look at the catalog as it is now.
+const NOW: &str = "WITH RECURSIVE tree (oid) AS (SELECT $2::pg_catalog.oid \
         UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid) \
-    SELECT 1 FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid \
-    WHERE c.relfilenode <> 0 AND c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid) LIMIT 1";
+    SELECT pg_catalog.to_regclass($1)::pg_catalog.oid = $2 AS same, \
+        EXISTS (SELECT FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid \
+            WHERE c.relfilenode <> 0 AND c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid)) AS rewritten";
 
 /// Whether `$1` names the table `$2` now, and the columns that the transaction's snapshot sees.
 const SEEN: &str = "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid = $2 AS same, \
@@ -110,28 +111,34 @@ async fn transfer(
         send(sink.as_mut(), piece.freeze()).await?;
     }
     sink.finish().await.map_err(CopyError::on(Side::Target))?;
-    let rewritten = source.query_typed(REWRITTEN, &[(&job.source.quoted(), Type::TEXT)]).await;
-    if !rewritten.map_err(&from_publisher)?.is_empty() {
+    // From the COPY on, its lock keeps name and file.
+    let now = ask(source, NOW, job).await?;
+    if now.get::<_, Option<bool>>("same") != Some(true) {
+        return Err(CopyError::Changed(job.source.clone()));
+    }
+    if now.get("rewritten") {
         return Err(CopyError::Rewritten(job.source.clone()));
     }
-    // From the COPY on, its lock keeps the name.
-    expect_seen(source, job).await?;
     let count = messages.saturating_sub(extra_messages(format));
     copied.store(count, Ordering::Relaxed);
     Ok(count)
 }
 
-/// Fails unless the table is the one whose copy was planned.
+/// Fails unless the table is the one whose copy was planned. Its name may still be given to another one.
 async fn expect_seen(source: &PgClient, job: &CopyJob) -> Result<(), CopyError> {
-    let name = job.source.quoted();
-    let seen = [(&name as &(dyn ToSql + Sync), Type::TEXT), (&job.seen.oid, Type::OID)];
-    let now = source.query_typed_one(SEEN, &seen).await.map_err(CopyError::publisher)?;
-    if is_as_seen(&now, &job.seen) { Ok(()) } else { Err(CopyError::Changed(job.source.clone())) }
+    let now = ask(source, SEEN, job).await?;
+    let (same, numbers, names): (Option<bool>, Vec<i16>, Vec<String>) = (now.get(0), now.get(1), now.get(2));
+    if same == Some(true) && numbers.into_iter().zip(names).eq(job.seen.columns.iter().cloned()) {
+        return Ok(());
+    }
+    Err(CopyError::Changed(job.source.clone()))
 }
 
-fn is_as_seen(now: &Row, seen: &SeenSource) -> bool {
-    let (same, numbers, names): (Option<bool>, Vec<i16>, Vec<String>) = (now.get(0), now.get(1), now.get(2));
-    same == Some(true) && numbers.into_iter().zip(names).eq(seen.columns.iter().cloned())
+/// Runs a query about the table: `$1` is its name, `$2` its OID.
+async fn ask(source: &PgClient, sql: &str, job: &CopyJob) -> Result<Row, CopyError> {
+    let name = job.source.quoted();
+    let parameters = [(&name as &(dyn ToSql + Sync), Type::TEXT), (&job.seen.oid, Type::OID)];
+    source.query_typed_one(sql, &parameters).await.map_err(CopyError::publisher)
 }
 
 async fn send(mut sink: std::pin::Pin<&mut CopyInSink<Bytes>>, piece: Bytes) -> Result<(), CopyError> {

@@ -60,20 +60,6 @@ pub struct ResyncWish<'a> {
     pub by: &'a str,
 }
 
-/// Why a gap cannot be accepted that reaches further than it did when it was shown. One of the slot ends where a slot can go
-/// on; what is missing behind the position that was shown is a gap of its own then.
-fn has_grown(gap: &Gap, shown: Option<Lsn>) -> Option<Diagnosis> {
-    let (to, shown) = gap.to.zip(shown).filter(|(to, shown)| to > shown && !gap.holds_all())?;
-    let (id, name) = (gap.id, &gap.subscription);
-    Some(
-        Diagnosis::new(format!("gap {id} reaches further than it did when it was shown"))
-            .detail(format!(
-                "it was shown up to {shown}, and reaches up to {to}: what was not shown is not accepted"
-            ))
-            .hint(format!("look at it again (pgsluice status {name}), then ask again")),
-    )
-}
-
 impl Store {
     /// Records that tables are to be synchronised again, and answers the command. A command that has been
     /// answered changes nothing.
@@ -158,11 +144,7 @@ impl Store {
             if !answer(&mut tx, command, &reply).await? {
                 return Ok((reply, gap));
             }
-            let refusal = match refuse(&mut tx, &gap).await? {
-                None => has_grown(&gap, up_to),
-                refusal => refusal,
-            };
-            if let Some(refusal) = refusal {
+            if let Some(refusal) = refuse(&mut tx, &gap).await?.or_else(|| has_grown(&gap, up_to)) {
                 return Err(StoreErrorKind::CommandRefused(refusal));
             }
             let accept = if gap.holds_all() { ACCEPT_LATER } else { ACCEPT };
@@ -253,6 +235,20 @@ pub(super) fn no_gap(name: &str, id: i64) -> StoreErrorKind {
     let refusal = Diagnosis::new(format!("there is no gap {id} of {name}"))
         .hint(format!("\"pgsluice status {name}\" lists its gaps"));
     StoreErrorKind::CommandRefused(refusal)
+}
+
+/// Why a gap cannot be accepted that reaches further than it did when it was shown. One of the slot ends where a slot can go
+/// on; what is missing behind the position that was shown is a gap of its own then.
+fn has_grown(gap: &Gap, shown: Option<Lsn>) -> Option<Diagnosis> {
+    let (to, shown) = gap.to.zip(shown).filter(|(to, shown)| to > shown && !gap.holds_all())?;
+    let (id, name) = (gap.id, &gap.subscription);
+    Some(
+        Diagnosis::new(format!("gap {id} reaches further than it did when it was shown"))
+            .detail(format!(
+                "it was shown up to {shown}, and reaches up to {to}: what was not shown is not accepted"
+            ))
+            .hint(format!("look at it again (pgsluice status {name}), then ask again")),
+    )
 }
 
 /// Why the gap cannot be accepted; none if it can.

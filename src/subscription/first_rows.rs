@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::copy::{self, CopyCommands, CopyJob, CopyPlan, Existing};
+use crate::copy::{self, CopyCommands, CopyJob, CopyPlan, Existing, SeenSource};
 use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName};
 use crate::replication::CreatedSlot;
@@ -96,7 +96,7 @@ pub(super) async fn copy_job(context: &Context, table: &mut PendingTable) -> Res
     let existing = Existing::new(table.resync, &table.plan);
     Ok(CopyStart::Job(Box::new(CopyJob {
         source: source.clone(),
-        seen: table.seen.clone(),
+        seen: SeenSource { oid: table.published.oid, columns: table.published.all_columns.clone() },
         commands: CopyCommands::new(&table.published, &existing.destination(&table.plan), binary),
         existing,
         attempt,

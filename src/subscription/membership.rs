@@ -446,9 +446,9 @@ pub struct Occupant<'a> {
     pub from: Option<Lsn>,
 }
 
-/// Judges a new table with this OID by the tables that are recorded; `own` is its record's name, if it has one already. A switch of `publish_via_partition_root` shows so:
-/// the root comes in place of its partitions, or the other way round, with the same rows. So does a partition that was
-/// detached.
+/// Judges a new table with this OID by the tables that are recorded; `own` is its record's name, if it has one already.
+/// A switch of `publish_via_partition_root` shows so: the root comes in place of its partitions, or the other way round,
+/// with the same rows. So does a partition that was detached.
 #[must_use]
 pub fn occupied(
     oid: u32,

@@ -67,8 +67,6 @@ enum Event {
     Sync(SyncEvent),
     /// The target has flushed commits that did not wait for that.
     Flushed(Result<Lsn, StoreError>),
-    /// Everything sent has been answered, and a new attempt is to begin.
-    Anew(StreamEnd),
 }
 
 /// Where and how a stream begins.
@@ -117,13 +115,11 @@ pub(super) async fn run(
             flushed = next_flush(&mut stream.flushes) => Event::Flushed(flushed),
             applied = stream.applier.next() => Event::Applied(applied),
             Ok(_) = publications.wait_for(Publications::have_changed), if may_end && !busy => {
-                Event::Anew(StreamEnd::PublicationsChanged)
+                return Ok(StreamEnd::PublicationsChanged);
             }
-            () = std::future::ready(()), if passed && !busy => Event::Anew(StreamEnd::PublicationsChanged),
-            () = std::future::ready(()), if more_to_ask && !busy => Event::Anew(StreamEnd::AskForMore),
-            () = std::future::ready(()), if stalled && !busy => {
-                Event::Anew(StreamEnd::Stalled)
-            }
+            () = std::future::ready(()), if passed && !busy => return Ok(StreamEnd::PublicationsChanged),
+            () = std::future::ready(()), if more_to_ask && !busy => return Ok(StreamEnd::AskForMore),
+            () = std::future::ready(()), if stalled && !busy => return Ok(StreamEnd::Stalled),
             () = sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => Event::Resume,
             () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => Event::Look,
             () = std::future::ready(()), if open && more => Event::Rest,
@@ -131,12 +127,22 @@ pub(super) async fn run(
             Ok(waited) = stall.wait_for(Option::is_some), if !stalled => Event::Stalled(waited.unwrap_or_default()),
         };
         let done = match event {
+            Event::Chunk(chunk) => {
+                Received { subscription: context.name(), tally: chunk.received }.emit();
+                stream.rest = chunk.events.into_iter();
+                stream.hold = chunk.hold;
+                stream.take(reader).await
+            }
+            Event::Rest => stream.take(reader).await,
+            Event::Resume | Event::Look => Ok(()),
+            Event::Applied(applied) => on_applied(applied, reader),
+            Event::Stalled(waited) => stream.on_stalled(waited).await,
             Event::Ended => match reader.end().await {
                 ReadError::TooLarge(message) => stream.applier.refuse(message).map_err(Failure::from),
                 error => return Err(error.into()),
             },
-            Event::Anew(end) => return Ok(end),
-            event => stream.on_event(event, reader).await,
+            Event::Sync(event) => stream.on_sync(event).await,
+            Event::Flushed(flushed) => stream.on_flushed(flushed, reader),
         };
         if let Some(end) = stream.outcomes(reader).await? {
             return Ok(end);
@@ -150,6 +156,13 @@ async fn next_flush(flushes: &mut Option<Flushes>) -> Result<Lsn, StoreError> {
         Some(flushes) => flushes.next().await,
         None => std::future::pending().await,
     }
+}
+
+fn on_applied(applied: Result<Next, ApplyError>, reader: &Reader) -> Result<(), Failure> {
+    if applied? == Next::Answered {
+        reader.note_progress();
+    }
+    Ok(())
 }
 
 struct Stream<'a> {
@@ -198,31 +211,11 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Handles an event that does not end the stream by itself.
-    async fn on_event(&mut self, event: Event, reader: &Reader) -> Result<(), Failure> {
-        match event {
-            Event::Chunk(chunk) => {
-                Received { subscription: self.context.name(), tally: chunk.received }.emit();
-                self.rest = chunk.events.into_iter();
-                self.hold = chunk.hold;
-                self.take(reader).await
-            }
-            Event::Rest => self.take(reader).await,
-            Event::Applied(applied) => {
-                if applied? == Next::Answered {
-                    reader.note_progress();
-                }
-                Ok(())
-            }
-            Event::Stalled(waited) => {
-                self.stalled = true;
-                self.context.tell(Phase::Stalled(findings::stalled(waited))).await;
-                Ok(())
-            }
-            Event::Sync(event) => self.on_sync(event).await,
-            Event::Flushed(flushed) => self.on_flushed(flushed, reader),
-            Event::Resume | Event::Look | Event::Ended | Event::Anew(_) => Ok(()),
-        }
+    /// What was sent to the target is waited for, and nothing more is taken.
+    async fn on_stalled(&mut self, waited: Duration) -> Result<(), Failure> {
+        self.stalled = true;
+        self.context.tell(Phase::Stalled(findings::stalled(waited))).await;
+        Ok(())
     }
 
     /// Takes the chunk's messages, up to the end of a transaction after which something else is to be done. A

@@ -15,7 +15,12 @@ const TABLES: usize = 4000;
 const TRANSACTION_MAX: Duration = Duration::from_secs(30);
 
 fn for_all(statement: &str) -> String {
-    format!("DO $$ BEGIN FOR i IN 1..{TABLES} LOOP EXECUTE format({statement}, i); END LOOP; END $$")
+    for_each(TABLES, statement)
+}
+
+/// Runs the statement for each of so many tables; `%s` is the table's number.
+fn for_each(tables: usize, statement: &str) -> String {
+    format!("DO $$ BEGIN FOR i IN 1..{tables} LOOP EXECUTE format('{statement}', i); END LOOP; END $$")
 }
 
 /// The number of times that the target was asked to describe tables, and for their fingerprints.
@@ -45,7 +50,7 @@ async fn thousands_of_tables_are_described_together_and_once() {
     let mut world = World::builder()
         .target_setting("log_statement", "all")
         .target_setting("max_locks_per_transaction", "512")
-        .both_sql(&for_all("'CREATE TABLE t%s (id int PRIMARY KEY, n int)'"))
+        .both_sql(&for_all("CREATE TABLE t%s (id int PRIMARY KEY, n int)"))
         .subscription_line("copy_data = false")
         .start()
         .await;
@@ -56,7 +61,7 @@ async fn thousands_of_tables_are_described_together_and_once() {
     let mut seen = log.len();
     let mut touch = async |world: &mut World, id: usize| {
         let began = Instant::now();
-        world.publisher.exec(for_all(&format!("'INSERT INTO t%s VALUES ({id}, 1)'"))).await;
+        world.publisher.exec(for_all(&format!("INSERT INTO t%s VALUES ({id}, 1)"))).await;
         world.wait_caught_up().await;
         let took = began.elapsed();
         println!("transaction {id} over {TABLES} tables: {took:?}");
@@ -81,7 +86,7 @@ async fn thousands_of_tables_are_described_together_and_once() {
     assert_eq!(touch(&mut world, 4).await.0, 1, "one of them has changed");
 
     // It fails with a division by zero at the first table that has other rows.
-    let check = "'SELECT 1 / (count(*) = 4 AND min(id) = 1 AND max(id) = 4)::int FROM t%s'";
+    let check = "SELECT 1 / (count(*) = 4 AND min(id) = 1 AND max(id) = 4)::int FROM t%s";
     world.target.exec(for_all(check)).await;
     assert_eq!(world.target.lines("SELECT DISTINCT note FROM t17").await, ["ours"]);
 }
@@ -239,9 +244,7 @@ async fn tables_made_again_between_attempts_are_other_tables() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ddl_in_the_middle_of_transactions_over_many_tables_changes_nothing() {
     const ALTERED: usize = 400;
-    let all = |statement: &str| {
-        format!("DO $$ BEGIN FOR i IN 1..{ALTERED} LOOP EXECUTE format('{statement}', i); END LOOP; END $$")
-    };
+    let all = |statement: &str| for_each(ALTERED, statement);
     let world = World::builder()
         .target_setting("max_locks_per_transaction", "512")
         .both_sql(&all("CREATE TABLE t%s (id int PRIMARY KEY, n int)"))
@@ -323,9 +326,7 @@ async fn a_conflict_in_the_first_of_many_tables_does_not_hold_up_the_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_is_missing_in_one_of_many_tables_is_found_and_nothing_is_committed_behind_it() {
     const TABLES: usize = 600;
-    let all = |statement: &str| {
-        format!("DO $$ BEGIN FOR i IN 1..{TABLES} LOOP EXECUTE format('{statement}', i); END LOOP; END $$")
-    };
+    let all = |statement: &str| for_each(TABLES, statement);
     let world = World::builder()
         .both_sql(&all("CREATE TABLE t%s (id int PRIMARY KEY, n int)"))
         .both_sql(&all("INSERT INTO t%s VALUES (1, 1), (2, 2)"))

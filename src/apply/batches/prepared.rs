@@ -59,7 +59,7 @@ const ROWS_SINGLY_MAX: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Breadth {
     Narrow,
-    /// So many that preparing their statements takes longer than carrying them out.
+    /// Preparing the statements of these tables takes longer than carrying them out.
     Wide,
 }
 
@@ -102,7 +102,7 @@ fn row_params(table: &TablePlan, kind: &SetKind, row: &SetRow, count: Count) -> 
 }
 
 /// A set's kind, its rows, and the range of their keys.
-type Rows<'a> = (&'a SetKind, &'a [SetRow], Option<KeyRange>);
+type SetParts<'a> = (&'a SetKind, &'a [SetRow], Option<KeyRange>);
 
 /// Whether the rows may be written one after the other. Keys that change could meet in between.
 fn suits_rows(table: &TablePlan, kind: &SetKind, rows: &[SetRow]) -> bool {
@@ -226,28 +226,22 @@ impl Prepared {
     fn form(
         &self,
         table: &TableContext,
-        (kind, rows, range): Rows<'_>,
+        (kind, rows, range): SetParts<'_>,
         counted: Count,
         breadth: Breadth,
     ) -> Form {
         let set = Form::Set(kind.clone(), RowSearch::of(kind, range), counted);
-        let is_worth_it = match breadth {
-            Breadth::Narrow => rows.len() == 1,
-            Breadth::Wide => {
-                rows.len() == 1
-                    || (suits_rows(&table.plan, kind, rows) && !self.sets.contains(&(table.id, set.clone())))
-            }
-        };
-        match row_shape(&table.plan, kind) {
-            Some(shape) if is_worth_it => Form::Row(shape, counted),
-            _ => set,
+        let few = || breadth == Breadth::Wide && suits_rows(&table.plan, kind, rows);
+        if rows.len() == 1 || (few() && !self.sets.contains(&(table.id, set.clone()))) {
+            return row_shape(&table.plan, kind).map_or(set, |shape| Form::Row(shape, counted));
         }
+        set
     }
 
     async fn set(
         &mut self,
         table: &TableContext,
-        set: Rows<'_>,
+        set: SetParts<'_>,
         counted: Count,
         breadth: Breadth,
     ) -> Result<Sendable, ApplyError> {

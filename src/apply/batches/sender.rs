@@ -146,11 +146,10 @@ impl BatchSender {
         // all.
         let mut statements = Vec::with_capacity(batch.sets.len());
         let breadth = if batch.sets.len() < WIDE_SETS_MIN { Breadth::Narrow } else { Breadth::Wide };
-        // The COMMIT of slices is sent after their answers, so their row counts can be compared here.
-        let counted = match (batch.advance, breadth) {
-            (Some(_), Breadth::Narrow) => Count::ByStatement,
-            (None, _) | (_, Breadth::Wide) => Count::ByAnswer,
-        };
+        let commits_later = batch.advance.is_some() && breadth == Breadth::Wide;
+        // Where COMMIT is sent after the answers, as that of slices is, row counts can be compared here.
+        let counted =
+            if batch.advance.is_none() || commits_later { Count::ByAnswer } else { Count::ByStatement };
         for sets in batch.sets.chunks(PREPARED_TOGETHER) {
             self.prepared.steps(sets, counted, breadth).await?;
             for set in sets {
@@ -182,7 +181,7 @@ impl BatchSender {
                 Sendable::Copy(statement, data, rows) => answers.push_back(self.copy(statement, data, rows)),
             }
         }
-        if batch.advance.is_some() && counted == Count::ByAnswer && in_flight.fails().await {
+        if commits_later && in_flight.fails().await {
             // Without an answer that can be assigned, the session is not used any more.
             if !matches!(in_flight.failed, Some(ApplyError::CopyRefused(_))) {
                 in_flight.answers.push_back(self.text("ROLLBACK".to_owned()));

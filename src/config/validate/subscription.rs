@@ -13,11 +13,34 @@ use crate::error::Diagnosis;
 use crate::pg::conninfo::Host;
 use crate::pg::{SlotName, SubscriptionName};
 
-/// Shortest interval: a shorter one would flood the log and the target.
-const RETRY_INTERVAL_MIN: Duration = Duration::from_secs(1);
-const STALL_TIMEOUT: Duration = Duration::from_secs(10);
-const STALL_TIMEOUT_MIN: Duration = Duration::from_secs(1);
-const STALL_TIMEOUT_MAX: Duration = Duration::from_hours(1);
+/// A key whose value is a duration within bounds.
+struct Bounded {
+    min: Duration,
+    max: Duration,
+    /// The bounds in words.
+    range: &'static str,
+    /// What to write instead of something that is no duration.
+    forms: &'static str,
+    /// About the bounds.
+    hint: &'static str,
+}
+
+/// A shorter interval would flood the log and the target; a longer one is practically "off".
+const RETRY_INTERVAL: Bounded = Bounded {
+    min: Duration::from_secs(1),
+    max: Duration::from_hours(24),
+    range: "1 second and 24 hours",
+    forms: "write \"off\", \"500ms\", \"5s\", \"2m\" or \"1h\"",
+    hint: "\"off\" leaves conflicts to a person",
+};
+
+const STALL_TIMEOUT: Bounded = Bounded {
+    min: Duration::from_secs(1),
+    max: Duration::from_hours(1),
+    range: "1 second and 1 hour",
+    forms: "write \"5s\", \"30s\" or \"2m\"",
+    hint: "so long the publisher's process waits in a write, and can neither end nor give its slot up",
+};
 
 /// Smallest limit of a row: smaller ones would be reached by ordinary rows.
 const VALUE_BYTES_MIN: i64 = 1 << 20;
@@ -27,9 +50,6 @@ const VALUE_BYTES_MAX: i64 = 1 << 30;
 
 /// By default, a row takes this part of the memory that the process may use, because it is there up to three times.
 const VALUE_PART_OF_MEMORY: u64 = 4;
-
-/// Longest interval: a longer one is practically "off".
-const RETRY_INTERVAL_MAX: Duration = Duration::from_hours(24);
 
 impl Validator<'_> {
     pub(super) fn subscriptions(&mut self, raw: Vec<RawSubscription>) -> Option<Vec<Subscription>> {
@@ -110,7 +130,8 @@ impl Validator<'_> {
             &path.key("synchronous_commit"),
             &SynchronousCommit::ALL.map(|setting| (setting.as_str(), Word::Means(setting))),
         );
-        let stall_timeout = self.stall_timeout(raw.stall_timeout.as_deref(), &path.key("stall_timeout"));
+        let timeout = raw.stall_timeout.as_deref().unwrap_or("10s");
+        let stall_timeout = self.duration(timeout, &path.key("stall_timeout"), &STALL_TIMEOUT);
         let max_value_bytes = self.value_bytes(raw.max_value_bytes, &path.key("max_value_bytes"));
         let conflict_defaults = self.policies(&raw.conflict_defaults, &path.key("conflict_defaults"));
         let tables = self.tables(raw.tables, &path.key("tables"));
@@ -205,36 +226,20 @@ impl Validator<'_> {
         if text == "off" {
             return Some(None);
         }
-        let interval = self.duration(text, path, "write \"off\", \"500ms\", \"5s\", \"2m\" or \"1h\"")?;
-        if interval < RETRY_INTERVAL_MIN || interval > RETRY_INTERVAL_MAX {
-            let problem = Diagnosis::new(format!("\"{text}\" is not between 1 second and 24 hours"))
-                .hint("\"off\" leaves conflicts to a person");
-            self.problem(path, problem);
-            return None;
-        }
-        Some(Some(interval))
+        self.duration(text, path, &RETRY_INTERVAL).map(Some)
     }
 
-    fn stall_timeout(&mut self, text: Option<&str>, path: &KeyPath) -> Option<Duration> {
-        let Some(text) = text else { return Some(STALL_TIMEOUT) };
-        let timeout = self.duration(text, path, "write \"5s\", \"30s\" or \"2m\"")?;
-        if timeout < STALL_TIMEOUT_MIN || timeout > STALL_TIMEOUT_MAX {
-            let problem = Diagnosis::new(format!("\"{text}\" is not between 1 second and 1 hour")).hint(
-                "so long the publisher's process waits in a write, and can neither end nor give its slot up",
-            );
-            self.problem(path, problem);
-            return None;
-        }
-        Some(timeout)
-    }
-
-    fn duration(&mut self, text: &str, path: &KeyPath, hint: &str) -> Option<Duration> {
-        let parsed = duration(text);
-        if parsed.is_none() {
-            let primary = format!("\"{}\" is not a duration", text.escape_debug());
-            self.problem(path, Diagnosis::new(primary).hint(hint));
-        }
-        parsed
+    fn duration(&mut self, text: &str, path: &KeyPath, bounded: &Bounded) -> Option<Duration> {
+        let Bounded { min, max, range, forms, hint } = *bounded;
+        let problem = match duration(text) {
+            None => Diagnosis::new(format!("\"{}\" is not a duration", text.escape_debug())).hint(forms),
+            Some(found) if found < min || found > max => {
+                Diagnosis::new(format!("\"{text}\" is not between {range}")).hint(hint)
+            }
+            found => return found,
+        };
+        self.problem(path, problem);
+        None
     }
 
     /// Reads policies. The keys were checked before, so each one is a conflict type.

@@ -63,10 +63,7 @@ impl Sync {
             return Err(with_facts(context, &target, &publisher, failure).await);
         }
         if table.resync.is_some() {
-            // It was asked for before, and other tables may have brought rows since.
-            let source = std::slice::from_ref(&table.published.relation.name);
-            let shared = sharing::of_resync(context, &target, source).await;
-            shared.map_err(|refused| Failure::retry(refused.diagnosis))?;
+            self.expect_own_rows(table, &target).await?;
         }
         let job = match copy_job(context, table).await? {
             CopyStart::Job(job) => job,
@@ -116,6 +113,13 @@ impl Sync {
             debug!(subscription = %subscription.name, %error, "a sync's session ended early");
         }
         Ok(position)
+    }
+
+    /// Refuses a synchronisation that was asked for before other tables brought rows into its target.
+    async fn expect_own_rows(&self, table: &PendingTable, target: &TargetSession) -> Result<(), Failure> {
+        let source = std::slice::from_ref(&table.published.relation.name);
+        let shared = sharing::of_resync(&self.context, target, source).await;
+        shared.map(drop).map_err(|refused| Failure::retry(refused.diagnosis))
     }
 
     /// Creates the temporary slot. While the publisher makes it wait, the table's record says for whom.

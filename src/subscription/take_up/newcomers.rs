@@ -32,18 +32,13 @@ pub(super) async fn find(
     seen: &[Seen],
 ) -> Result<Newcomers, Failure> {
     let rows = &known.tables;
-    let is_recorded = |seen: &&Seen| {
-        rows.iter().any(|row| row.source_oid == Some(seen.oid))
-            || rows.iter().any(|row| row.source_oid.is_none() && row.source == seen.name)
+    let recorded: HashMap<u32, &TableRow> =
+        rows.iter().filter_map(|row| Some((row.source_oid?, row))).collect();
+    let is_new = |seen: &&Seen| match recorded.get(&seen.oid) {
+        Some(row) => row.is_to_be_copied() && (row.source != seen.name || row.left.is_some()),
+        None => !rows.iter().any(|row| row.source_oid.is_none() && row.source == seen.name),
     };
-    let to_be_copied = |seen: &&Seen| {
-        rows.iter().any(|row| {
-            row.source_oid == Some(seen.oid)
-                && row.is_to_be_copied()
-                && (row.source != seen.name || row.left.is_some())
-        })
-    };
-    let new: Vec<&Seen> = seen.iter().filter(|seen| !is_recorded(seen) || to_be_copied(seen)).collect();
+    let new: Vec<&Seen> = seen.iter().filter(is_new).collect();
     if new.is_empty() || rows.is_empty() {
         return Ok(Newcomers::default());
     }
@@ -71,7 +66,7 @@ pub(super) async fn find(
             bounds.occupant(row, place?, is_followed)
         })
         .collect();
-    let own = |oid: u32| rows.iter().find(|row| row.source_oid == Some(oid)).map(|row| &row.source);
+    let own = |oid: u32| recorded.get(&oid).map(|row| &row.source);
     let judged =
         |seen: &&Seen| membership::occupied(seen.oid, place_of(&seen.name)?, own(seen.oid), &occupants);
     Ok(Newcomers { heirs, occupied: new.iter().filter_map(judged).collect() })

@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, HashMap};
 
 use crate::apply::{Applies, Member, Membership};
-use crate::copy::SeenSource;
 use crate::error::Diagnosis;
 use crate::pg::QualifiedName;
 use crate::schema::catalog;
@@ -26,8 +25,6 @@ pub(in crate::subscription) struct PendingTable {
     pub(in crate::subscription) attempt: i32,
     /// How the copy treats the rows that the target table has; none if the table joins.
     pub(in crate::subscription) resync: Option<Resync>,
-    /// The publisher's table, as the copy is to find it.
-    pub(in crate::subscription) seen: SeenSource,
     /// The target's table.
     compared: TargetTable,
 }
@@ -56,8 +53,7 @@ pub(in crate::subscription) async fn compare_pending(
             let member = Member { applies: Applies::default(), ..member(table) };
             let (published, attempt) = (published.clone(), table.row.attempt);
             let (resync, compared) = (table.row.resync, target.clone());
-            let seen = SeenSource { oid: published.oid, columns: published.all_columns.clone() };
-            pending.push(PendingTable { published, member, plan, attempt, resync, seen, compared });
+            pending.push(PendingTable { published, member, plan, attempt, resync, compared });
         }
     }
     if misfits.is_empty() { Ok(pending) } else { Err(schema_failure(&misfits)) }

@@ -91,6 +91,8 @@ impl Stage {
             .servers(Servers::Separate)
             .both_sql(&tables())
             .publisher_sql(&rows())
+            // Locks and stalls of the faults last longer than that.
+            .subscription_line("stall_timeout = \"1s\"")
             .publisher_setting("wal_sender_timeout", "10s")
             .publisher_setting("deadlock_timeout", "100ms");
         if publisher_binaries().major() >= FIRST_MAJOR_WITH_WORK_MEM {
