@@ -59,6 +59,16 @@ impl PublishedRelation {
         }
         self
     }
+
+    /// Whether its columns have the names and types of those in the catalog.
+    #[must_use]
+    pub fn has_columns_of(&self, catalog: &Self) -> bool {
+        self.columns.len() == catalog.columns.len()
+            && self.columns.iter().zip(&catalog.columns).all(|(column, known)| {
+                let typmod = column.domain.is_some() || column.typmod == known.typmod;
+                column.name == known.name && column.ty == known.ty && typmod
+            })
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -307,16 +307,18 @@ impl Tables {
             let known = self.relations.insert(oid, Known::Foreign);
             return Ok(if known.is_none() { Announced::Stranger(name) } else { Announced::Nothing });
         };
-        let (name, target) = (name.clone(), member.target.clone());
+        let (name, target, catalog) = (name.clone(), member.target.clone(), Arc::clone(&member.catalog));
         let published = self.cache.note_relation(message)?;
         if let Some(Known::Member { published: known, .. }) = self.relations.get(&oid)
             && Arc::ptr_eq(known, &published)
         {
             return Ok(Announced::Again(name));
         }
+        // DDL may have come since a description was read. If a change does not fit, a new one decides. Where the
+        // publisher's table has changed, the target's has probably changed, too, and older rows are judged by both.
+        let read = self.ahead.take(&target, now).filter(|_| published.has_columns_of(&catalog));
         let awaited = Awaited { oid, name, published };
-        // DDL may have come since a description was read. If a change does not fit, a new one decides.
-        if let Some(read) = self.ahead.take(&target, now) {
+        if let Some(read) = read {
             return Ok(self.plan(awaited, read.as_deref()).map_or(Announced::Nothing, Announced::Planned));
         }
         self.awaited = Some(awaited);
@@ -437,6 +439,8 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pgoutput::RelationColumn;
+    use crate::schema::ReplicaIdentity;
 
     #[test]
     fn changes_are_judged_by_commit_and_by_transaction() {
@@ -463,5 +467,40 @@ mod tests {
         check(left, 4, Finish::Beyond(lsn(100)), Yes);
         check(left, u32::MAX, Finish::At(lsn(100)), Yes);
         check(Applies { left_xid: Some(u32::MAX), ..followed }, 3, Finish::At(lsn(100)), No);
+    }
+
+    #[test]
+    fn a_table_that_has_changed_is_described_when_it_is_announced() {
+        const INT4: u32 = 23;
+        const TEXT: u32 = 25;
+        let relation = |oid: u32, name: &str, type_oid| Relation {
+            oid,
+            schema: "public".to_owned(),
+            name: name.to_owned(),
+            replica_identity: ReplicaIdentity::Default,
+            columns: vec![RelationColumn { key: true, name: "c".to_owned(), type_oid, typmod: -1 }],
+        };
+        let catalog = |oid, name| {
+            let known = RelationCache::default().note_relation(relation(oid, name, INT4));
+            let member = Member {
+                oid: Some(oid),
+                catalog: known.unwrap(),
+                target: QualifiedName::new("public", name),
+                coerced: BTreeSet::new(),
+                applies: Applies::default(),
+            };
+            (member.target.clone(), member)
+        };
+        for (type_oid, is_described) in [(INT4, false), (TEXT, true)] {
+            let surroundings =
+                Surroundings { replication_role: ReplicationRole::Replica, role: String::new() };
+            let mut tables = Tables::new([catalog(1, "a"), catalog(2, "b")].into(), surroundings);
+            let first = tables.announce(relation(1, "a", INT4), Duration::ZERO).unwrap();
+            let Announced::Describe { tables: names, .. } = first else { panic!("{first:?}") };
+            assert_eq!(names.len(), 2, "b is read ahead");
+            tables.describe(names.into_iter().map(|name| (name, None)).collect(), Duration::ZERO).unwrap();
+            let second = tables.announce(relation(2, "b", type_oid), Duration::ZERO).unwrap();
+            assert_eq!(matches!(second, Announced::Describe { .. }), is_described, "{second:?}");
+        }
     }
 }
