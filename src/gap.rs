@@ -46,6 +46,8 @@ pub enum GapKind {
     Occupied,
     /// Changes were passed over that were committed after a gap had been accepted.
     PassedOver,
+    /// The table has left, and so has a publication by which transactions that were open then have changed it.
+    LastChanges,
 }
 
 /// What a gap stops until it is settled.
@@ -134,7 +136,7 @@ pub enum WayOut {
 }
 
 impl GapKind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::SlotGone,
         Self::SlotLost,
         Self::SlotAhead,
@@ -148,6 +150,7 @@ impl GapKind {
         Self::Redefined,
         Self::Occupied,
         Self::PassedOver,
+        Self::LastChanges,
     ];
 
     #[must_use]
@@ -166,6 +169,7 @@ impl GapKind {
             Self::Redefined => "redefined",
             Self::Occupied => "occupied",
             Self::PassedOver => "passed_over",
+            Self::LastChanges => "last_changes",
         }
     }
 
@@ -181,9 +185,12 @@ impl GapKind {
             | Self::Returned
             | Self::Replaced
             | Self::Occupied => Hold::Until,
-            Self::Operations | Self::RowFilter | Self::Columns | Self::Redefined | Self::PassedOver => {
-                Hold::Nothing
-            }
+            Self::Operations
+            | Self::RowFilter
+            | Self::Columns
+            | Self::Redefined
+            | Self::PassedOver
+            | Self::LastChanges => Hold::Nothing,
         }
     }
 
@@ -215,6 +222,9 @@ impl GapKind {
             Self::PassedOver => {
                 format!("{what} may lack changes: they were committed after a gap had been accepted")
             }
+            Self::LastChanges => {
+                format!("{what} may lack its last changes: it has left, and so has its publication")
+            }
         }
     }
 
@@ -227,6 +237,7 @@ impl GapKind {
             | Self::Publication
             | Self::Returned
             | Self::PassedOver => "changes that were committed",
+            Self::LastChanges => "changes that were made before it left and committed",
             Self::Diverged => "changes of another history that were committed",
             Self::Replaced => "rows that came into the new table, and changes that were committed,",
             Self::Operations => "changes of the operations that were not published, committed",
@@ -272,11 +283,11 @@ impl Gap {
     #[must_use]
     pub const fn ways_out(&self) -> &'static [WayOut] {
         match (&self.table, self.kind) {
+            (Some(_), GapKind::LastChanges) | (None, GapKind::PassedOver) => &[WayOut::Accept],
             (Some(_), _) => &[WayOut::Resync, WayOut::Merge, WayOut::Accept],
             (None, GapKind::SlotGone | GapKind::SlotLost | GapKind::SlotAhead) => {
                 &[WayOut::Accept, WayOut::StartOver]
             }
-            (None, GapKind::PassedOver) => &[WayOut::Accept],
             // There is no position from which both have the same history.
             (None, _) => &[WayOut::StartOver],
         }

@@ -57,8 +57,10 @@ const CREATE: &str = as_owner!(
      SELECT owner.name, $3, $2, 0, pg_catalog.clock_timestamp() FROM owner ON CONFLICT (subscription) DO NOTHING"
 );
 
-const TAKE_OVER: &str =
-    "UPDATE pgsluice.progress SET term = $2 WHERE subscription = $1 AND term <= $2 RETURNING applied_lsn";
+const TAKE_OVER: &str = as_owner!(
+    " UPDATE pgsluice.progress p SET term = $2 FROM owner \
+     WHERE p.subscription = owner.name AND p.term <= $2 RETURNING p.applied_lsn"
+);
 
 const IDLE: &str = "UPDATE pgsluice.progress SET applied_lsn = $4, updated_at = pg_catalog.clock_timestamp() \
     WHERE subscription = $1 AND term = $2 AND applied_lsn = $3";

@@ -3,6 +3,9 @@
 //! # Why a lock is not enough
 //! A process that was stopped, or cut off, learns late that its lock is gone, and what it has sent may
 //! arrive later still. So each take-over counts, and each write says which one it belongs to.
+//!
+//! A take-over holds in the run of the server in which it was made. Its lock ends with that, and a server that comes up
+//! again, or another one behind the same address, may have an older state of the record with the same term.
 
 use std::fmt;
 
@@ -33,7 +36,7 @@ impl fmt::Display for Term {
 }
 
 /// Puts a statement behind a CTE `owner`, which has one row, with the subscription as `name`, if the
-/// subscription `$1` is owned under the term `$2`, and none otherwise.
+/// subscription `$1` is owned under the term `$2` since the server was started, and none otherwise.
 ///
 /// The row stays locked until the transaction ends, and a take-over changes it: either the take-over waits
 /// for the transaction, or the statement sees the new term. A CTE that locks rows is not inlined, and is
@@ -42,7 +45,8 @@ macro_rules! as_owner {
     ($statement:literal) => {
         concat!(
             "WITH owner AS (SELECT o.subscription AS name FROM pgsluice.owner o \
-             WHERE o.subscription = $1 AND o.term = $2 FOR SHARE)",
+             WHERE o.subscription = $1 AND o.term = $2 \
+                 AND o.server_started_at = pg_catalog.pg_postmaster_start_time() FOR SHARE)",
             $statement
         )
     };

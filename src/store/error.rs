@@ -48,7 +48,7 @@ pub enum StoreErrorKind {
     Foreign {
         version: i64,
     },
-    /// Another instance has taken the subscription over. Nothing was written.
+    /// Another instance has taken the subscription over, or the target is in another run. Nothing was written.
     NotOwner {
         subscription: String,
     },
@@ -178,8 +178,12 @@ impl StoreError {
                     .hint("run the pgsluice that installed it, or drop schema pgsluice to start over")
             }
             K::NotOwner { subscription } => {
-                Diagnosis::new(format!("another instance has taken over subscription \"{subscription}\""))
-                    .detail(format!("while trying to {}; nothing was written", self.action))
+                Diagnosis::new(format!("this instance no longer owns subscription \"{subscription}\""))
+                    .detail(format!(
+                        "another one has taken it over, or the target was restarted; while trying to {}, and nothing was \
+                         written",
+                        self.action
+                    ))
                     .hint("this instance lets go and stands by")
             }
             K::CopySuperseded { source } => {

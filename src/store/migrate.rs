@@ -26,7 +26,7 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_mins(5);
 pub(super) const ACTION: &str = "migrate schema pgsluice";
 
 /// Every version of schema `pgsluice`: number, description, SQL.
-const MIGRATIONS: [(i64, &str, &str); 14] = [
+const MIGRATIONS: [(i64, &str, &str); 15] = [
     (1, "subscriptions", include_str!("../../migrations/0001_subscriptions.sql")),
     (2, "conflicts", include_str!("../../migrations/0002_conflicts.sql")),
     (3, "commands", include_str!("../../migrations/0003_commands.sql")),
@@ -41,6 +41,7 @@ const MIGRATIONS: [(i64, &str, &str); 14] = [
     (12, "column numbers", include_str!("../../migrations/0012_column_numbers.sql")),
     (13, "accepted", include_str!("../../migrations/0013_accepted.sql")),
     (14, "copied", include_str!("../../migrations/0014_copied.sql")),
+    (15, "server runs", include_str!("../../migrations/0015_server_runs.sql")),
 ];
 
 /// The version of schema `pgsluice` that this pgsluice works with.

@@ -2,6 +2,7 @@
 //!
 //! # Invariants
 //! - A take-over increases the term, in the transaction that reads the subscription's record.
+//! - A take-over holds until the server ends: a restored one may have the same term.
 //! - A write of an owner checks its term in the same statement or transaction, under a lock of the row that a
 //!   take-over changes. So a write of a former owner is refused, however late it comes.
 //! - A transaction locks the owner's row before any other row of the subscription, so that there are no
@@ -57,10 +58,11 @@ const REGISTER: &str = "INSERT INTO pgsluice.subscription (name, slot, publicati
 
 /// The clock makes terms differ that were given out before and after the target was restored from a backup,
 /// in which a counter goes back: an instance that wrote before must not be taken for the owner.
-const TAKE_OVER: &str = "INSERT INTO pgsluice.owner AS o (subscription, term, instance) \
-    VALUES ($1, (EXTRACT(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::pg_catalog.int8, $2) \
+const TAKE_OVER: &str = "INSERT INTO pgsluice.owner AS o (subscription, term, instance, server_started_at) \
+    VALUES ($1, (EXTRACT(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::pg_catalog.int8, $2, \
+        pg_catalog.pg_postmaster_start_time()) \
     ON CONFLICT (subscription) DO UPDATE SET term = greatest(o.term + 1, excluded.term), \
-    instance = excluded.instance, since = now() RETURNING term";
+    instance = excluded.instance, server_started_at = excluded.server_started_at, since = now() RETURNING term";
 
 const REPORT_OWNER: &str = "UPDATE pgsluice.subscription SET slot = $2, publications = $3, instance = $4, \
     reported_at = now() WHERE name = $1";

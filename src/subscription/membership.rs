@@ -110,8 +110,11 @@ pub struct Observed<'a> {
     pub seen: Option<Lsn>,
     /// The recorded position.
     pub applied: Option<Lsn>,
-    /// Publications that the publisher has found missing within the stream.
+    /// Publications that were missing in the stream since the last look, or are so at the recorded position.
     pub refused: &'a [String],
+    /// Everything that transactions have written which were open at the recorded position lies behind this one
+    /// (`restart_lsn` of the slot); none if that is not known.
+    pub restart: Option<Lsn>,
 }
 
 /// A new table whose target has rows of recorded tables.
@@ -389,8 +392,22 @@ fn leaving(table: &Recorded, observed: &Observed<'_>) -> Judgement {
         marks: table.marks.clone(),
         left: Some(left),
         change,
-        gaps: Vec::new(),
+        gaps: last_changes(table, left, observed).into_iter().collect(),
     }
+}
+
+/// Before version 18, a stream cannot ask for a publication where it no longer exists. What transactions changed before
+/// that, and before the table left, is not sent then if they commit behind it.
+fn last_changes(table: &Recorded, left: Left, observed: &Observed<'_>) -> Option<NewGap> {
+    let mark = table.marks.as_ref()?.0.iter().find(|mark| observed.refused.contains(&mark.name))?;
+    let may_be_open = observed.restart.is_none_or(|restart| restart < left.lsn);
+    let facts = format!(
+        "publication \"{}\" no longer exists, so that nothing is sent of transactions which changed the table before and \
+         committed later",
+        mark.name
+    );
+    let gap = gap(table, GapKind::LastChanges, observed.applied, Some(facts), observed);
+    (may_be_open && table.held.is_none()).then_some(NewGap { to: None, ..gap })
 }
 
 /// A table that has left keeps its recorded name, unless another one has that now.

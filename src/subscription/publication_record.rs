@@ -24,10 +24,31 @@ pub struct PublicationRecord {
     pub since: Option<Lsn>,
     /// It did not exist, or was not asked for any more, from this position on at the latest.
     pub until: Option<Lsn>,
+    /// It existed when it was recorded, and the stream goes on from this position without it.
+    #[serde(default)]
+    pub left_out: Option<Lsn>,
 }
 
 /// A publication at a look: its OID, name and version.
 pub type Sight<'a> = (u32, &'a str, &'a str);
+
+/// Publications that may have been missing in the stream since the last look, although they exist.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unsent {
+    pub names: Vec<String>,
+    /// Where that began; none if there are none.
+    pub from: Option<Lsn>,
+}
+
+/// Finds the publications without which the stream has gone on up to the recorded position, or is `refused` there.
+#[must_use]
+pub fn unsent(recorded: &[PublicationRecord], applied: Option<Lsn>, refused: &[String]) -> Unsent {
+    let went_on = |record: &&PublicationRecord| record.left_out.is_some_and(|from| applied > Some(from));
+    let left_out: Vec<&PublicationRecord> = recorded.iter().filter(went_on).collect();
+    let names = refused.iter().chain(left_out.iter().map(|record| &record.name)).cloned().collect();
+    let here = applied.filter(|_| !refused.is_empty());
+    Unsent { names, from: left_out.iter().filter_map(|record| record.left_out).chain(here).min() }
+}
 
 /// The record after a look that ended at `end`. What the stream has passed is forgotten. `refused` are those that the
 /// walsender has found missing at the recorded position: a transaction that had begun before one was made may commit
@@ -40,6 +61,7 @@ pub fn update(
     end: Lsn,
     applied: Option<Lsn>,
     refused: &[String],
+    server_version_num: u32,
 ) -> Vec<PublicationRecord> {
     let mut records: Vec<PublicationRecord> = Vec::new();
     for name in configured {
@@ -57,6 +79,7 @@ pub fn update(
             {
                 PublicationRecord {
                     since: known.since.filter(|since| applied < Some(*since)),
+                    left_out: None,
                     ..known.clone()
                 }
             }
@@ -67,9 +90,11 @@ pub fn update(
                 version: version.to_owned(),
                 since: (!recorded.is_empty()).then_some(end),
                 until: None,
+                left_out: None,
             },
             (Some(known), None) => {
-                PublicationRecord { until: Some(known.until.unwrap_or(end)), ..known.clone() }
+                let until = Some(known.until.unwrap_or(end));
+                PublicationRecord { until, left_out: None, ..known.clone() }
             }
             (None, None) => PublicationRecord {
                 name: name.clone(),
@@ -77,15 +102,34 @@ pub fn update(
                 version: String::new(),
                 since: None,
                 until: Some(if recorded.is_empty() { Lsn::ZERO } else { end }),
+                left_out: None,
             },
         });
     }
     let former = recorded.iter().filter(|record| !configured.contains(&record.name));
     records.extend(former.filter_map(|record| {
         let until = record.until.unwrap_or(end);
-        (applied < Some(until)).then(|| PublicationRecord { until: Some(until), ..record.clone() })
+        let former = PublicationRecord { until: Some(until), left_out: None, ..record.clone() };
+        (applied < Some(until)).then_some(former)
     }));
+    if let Some(from) = applied {
+        note_left_out(&mut records, configured, server_version_num, from, refused);
+    }
     records
+}
+
+/// A stream without any publication is none: the next one begins where they exist, and lacks nothing from there on.
+fn note_left_out(
+    records: &mut [PublicationRecord],
+    configured: &[String],
+    server_version_num: u32,
+    from: Lsn,
+    refused: &[String],
+) {
+    let Named { skip_to, left_out, .. } = named(records, configured, server_version_num, from, refused);
+    for record in records.iter_mut().filter(|record| skip_to.is_none() && left_out.contains(&record.name)) {
+        record.left_out = Some(from);
+    }
 }
 
 /// The publications of a stream.
@@ -140,7 +184,14 @@ mod tests {
 
     fn record(name: &str, oid: u32, since: Option<u64>, until: Option<u64>) -> PublicationRecord {
         let (since, until) = (since.map(Lsn::new), until.map(Lsn::new));
-        PublicationRecord { name: name.to_owned(), oid: Some(oid), version: "7".to_owned(), since, until }
+        PublicationRecord {
+            name: name.to_owned(),
+            oid: Some(oid),
+            version: "7".to_owned(),
+            since,
+            until,
+            left_out: None,
+        }
     }
 
     fn strings(names: &[&str]) -> Vec<String> {
@@ -155,7 +206,7 @@ mod tests {
                      applied,
                      expected: &[PublicationRecord]| {
             let (end, applied) = (Lsn::new(50), Some(Lsn::new(applied)));
-            let found = update(recorded, &strings(configured), seen, end, applied, &[]);
+            let found = update(recorded, &strings(configured), seen, end, applied, &[], 170_000);
             assert_eq!(found, expected, "{recorded:?}");
         };
         let p = record("p", 1, None, None);
@@ -190,11 +241,40 @@ mod tests {
         let known = record("p", 1, Some(20), None);
         let sight = (1, "p", "7");
         let (configured, refused) = (strings(&["p"]), strings(&["p"]));
-        let again =
-            update(from_ref(&known), &configured, &[sight], Lsn::new(50), Some(Lsn::new(30)), &refused);
+        let again = update(
+            from_ref(&known),
+            &configured,
+            &[sight],
+            Lsn::new(50),
+            Some(Lsn::new(30)),
+            &refused,
+            170_000,
+        );
         assert_eq!(again, [record("p", 1, Some(50), None)]);
         let named = named(&again, &configured, 170_000, Lsn::new(30), &refused);
         assert_eq!((named.names.len(), named.skip_to), (0, Some(Lsn::new(50))));
+    }
+
+    /// The next look comes once the stream is behind the one that saw the publication again, and goes further.
+    #[test]
+    fn a_publication_that_was_left_out_is_known_at_the_next_look() {
+        let again = [PublicationRecord { left_out: Some(Lsn::new(30)), ..record("p", 1, Some(50), None) }];
+        let found = |applied, refused: &[&str]| {
+            let Unsent { names, from } = unsent(&again, Some(Lsn::new(applied)), &strings(refused));
+            (names, from.map(Lsn::as_u64))
+        };
+        assert_eq!(found(30, &["p"]), (strings(&["p"]), Some(30)));
+        assert_eq!(found(30, &[]), (strings(&[]), None));
+        assert_eq!(found(70, &[]), (strings(&["p"]), Some(30)));
+        let (sight, configured) = ((1, "p", "7"), strings(&["p"]));
+        let seen = update(&again, &configured, &[sight], Lsn::new(80), Some(Lsn::new(70)), &[], 170_000);
+        assert_eq!(seen, [record("p", 1, None, None)]);
+        // Another one keeps the stream going meanwhile.
+        let (known, both) = ([record("p", 1, None, None), record("q", 2, None, None)], strings(&["p", "q"]));
+        let sights = [(3, "p", "9"), (2, "q", "7")];
+        let found =
+            update(&known, &both, &sights, Lsn::new(50), Some(Lsn::new(30)), &strings(&["p"]), 170_000);
+        assert_eq!(found.iter().map(|one| one.left_out).collect::<Vec<_>>(), [Some(Lsn::new(30)), None]);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use super::gaps;
 use super::membership::{self, Observed, Seen, judge};
 use super::publication_record::{self, Named, PublicationRecord, Sight};
 use super::publisher::{Published, Publisher};
-use super::slot::{SlotPlan, SlotView};
+use super::slot::{SlotInfo, SlotPlan, SlotView};
 
 pub(super) use pending::{PendingTable, compare_again, compare_pending, record_described, still_pending};
 
@@ -125,6 +125,7 @@ pub(super) async fn take_up_tables(
         others.iter().map(|table| (table.oid, table.relation.name.clone())).collect();
     let Newcomers { heirs, occupied } = newcomers::find(context, session, ground, &known, &seen).await?;
     let publications = sighted(subscription, ground, &known, &found);
+    let unsent = publication_record::unsent(&known.publications, ground.applied(), ground.refused);
     let observed = Observed {
         published: &seen,
         others: &names,
@@ -132,9 +133,10 @@ pub(super) async fn take_up_tables(
         occupied: &occupied,
         end: ground.view.end(),
         unused_xid: ground.view.unused_xid,
-        seen: known.seen,
+        seen: known.seen.map(|seen| unsent.from.map_or(seen, |from| seen.min(from))),
         applied: ground.applied(),
-        refused: ground.refused,
+        refused: &unsent.names,
+        restart: ground.view.slot.as_ref().and_then(SlotInfo::restart_lsn),
     };
     let continues = matches!(ground.plan, SlotPlan::Continue { .. });
     let judged = judge(
@@ -189,6 +191,7 @@ fn sighted(
         ground.view.end(),
         ground.applied(),
         ground.refused,
+        ground.publisher.client.server_version_num(),
     )
 }
 

@@ -449,12 +449,12 @@ impl Worker {
         Event::Failed(failure.disposition)
     }
 
-    /// Closes the session, because another instance has taken the subscription over, and tries to take the
-    /// lock again.
+    /// Closes the session, because another instance has taken the subscription over, or the target is in another run,
+    /// and tries to take the lock again.
     fn deposed(&mut self) -> Event {
         info!(
             subscription = self.context.name(),
-            "another instance has taken the subscription over, letting go"
+            "this instance no longer owns the subscription, letting go"
         );
         self.session = None;
         self.lose_target();

@@ -616,7 +616,49 @@ async fn one_of_several_publications_that_does_not_exist_is_a_warning() {
         wait_table(&world, "public.late", "left").await;
         world.wait_same_rows("late").await;
         world.wait_state("streaming").await;
-        assert!(gaps(&world).await.is_empty(), "{major}");
+        // Before version 18, changes of transactions that were open then are not sent.
+        let kinds: Vec<String> =
+            gaps(&world).await.iter().filter_map(|gap| gap.split('|').next()).map(str::to_owned).collect();
+        assert_eq!(kinds, if major < 18 { vec!["last_changes"] } else { Vec::new() }, "{major}");
+    }
+}
+
+/// A transaction changes a table before it leaves, and commits where its former publication is missing.
+#[tokio::test]
+async fn the_last_changes_of_a_table_arrive_or_are_a_gap() {
+    for binaries in publishers() {
+        let major = binaries.major();
+        let world = two_tables().publisher_binaries(binaries).start().await;
+        world.publisher.exec("CREATE PUBLICATION other FOR TABLE k").await;
+        subscribe(&world, &["my_publication", "other"]);
+        let _service = world.run();
+        world.wait_same_rows("t").await;
+        let open = world.publisher.session().await;
+        open.batch("BEGIN; INSERT INTO t VALUES (2, 'before it left')").await.unwrap();
+        world.publisher.exec("ALTER PUBLICATION my_publication DROP TABLE t").await;
+        wait_table(&world, "public.t", "left").await;
+        world.publisher.exec("DROP PUBLICATION my_publication").await;
+        open.batch("INSERT INTO k VALUES (1); COMMIT").await.unwrap();
+        world.wait_same_rows("k").await;
+        if major < 18 {
+            until("there is a gap", async || {
+                let found = gaps(&world).await;
+                if found == ["last_changes|t|f|∅"] { Ok(()) } else { Err(format!("{found:?}")) }
+            })
+            .await;
+            let view = world.status().await.unwrap();
+            let text = view.json.to_string();
+            assert!(text.contains("public.t may lack its last changes"), "{text}");
+            world.pgsluice(&["accept", &world.subscription, "--gap", "1"]).await.expect(0);
+            until("it is accepted", async || {
+                let found = gaps(&world).await;
+                if found.is_empty() { Ok(()) } else { Err(format!("{found:?}")) }
+            })
+            .await;
+        } else {
+            world.wait_same_rows("t").await;
+        }
+        world.wait_state("streaming").await;
     }
 }
 

@@ -62,6 +62,8 @@ pub(crate) struct Look {
     pub(crate) slot: Option<Lsn>,
     /// The next transaction identifier.
     pub(crate) unused_xid: u32,
+    /// The slot's `restart_lsn`.
+    pub(crate) restart: Option<Lsn>,
 }
 
 /// The connection is lost.

@@ -570,7 +570,8 @@ fn copy(target: &mut Target, id: SessionId, op: Op) -> Executed {
                     && matches!(record.state, TableState::Copying | TableState::CatchingUp)
             };
             let record = target.meta.tables.get(&table);
-            let accepted = (owner == term && record.filter(is_ours).is_some()) || has(Fault::UnfencedCopy);
+            let accepted =
+                (owner == Some(term) && record.filter(is_ours).is_some()) || has(Fault::UnfencedCopy);
             if !accepted || record.is_none() {
                 target.roll_back(id);
                 return Executed::Reply(Reply::Failed("the copy was superseded"));
@@ -659,12 +660,14 @@ fn record(target: &mut Target, id: SessionId, op: &Op) -> Result<Reply, Blocked>
                 target.meta.term = target.meta.term.max(target.terms + 1);
             }
             target.terms = target.meta.term;
+            target.meta.run = target.run;
             Reply::Claimed { term: target.meta.term }
         }
         Op::TakeOver { term } => {
+            let is_owner = is_owner(target, id, term)?;
             target.lock(id, Lockable::Progress)?;
             match target.meta.progress {
-                Some(found) if found.term <= term || has(Fault::UnfencedStore) => {
+                Some(found) if is_owner && (found.term <= term || has(Fault::UnfencedStore)) => {
                     target.write_progress(id, Progress { applied: found.applied, term });
                     Reply::Position(Some(found.applied))
                 }
@@ -675,7 +678,7 @@ fn record(target: &mut Target, id: SessionId, op: &Op) -> Result<Reply, Blocked>
         Op::CreateProgress { term, at } => {
             let owner = target.share_owner(id)?;
             target.lock(id, Lockable::Progress)?;
-            if owner != term || target.meta.progress.is_some() {
+            if owner != Some(term) || target.meta.progress.is_some() {
                 return Ok(Reply::NotOwner);
             }
             target.write_progress(id, Progress { applied: at, term });
@@ -745,7 +748,7 @@ fn record(target: &mut Target, id: SessionId, op: &Op) -> Result<Reply, Blocked>
 }
 
 pub(crate) fn is_owner(target: &mut Target, id: SessionId, term: i64) -> Result<bool, Blocked> {
-    Ok(target.share_owner(id)? == term || has(Fault::UnfencedStore))
+    Ok(target.share_owner(id)? == Some(term) || has(Fault::UnfencedStore))
 }
 
 /// Writes over a copy's record, if the copy is the latest, and the table is not ready.
@@ -760,7 +763,7 @@ fn copy_step(
     let owner = target.share_owner(id)?;
     target.lock(id, Lockable::Record(table))?;
     let unfenced = has(Fault::UnfencedStore);
-    if owner != term && !unfenced {
+    if owner != Some(term) && !unfenced {
         return Ok(Reply::NotOwner);
     }
     let over_ready = has(Fault::CopyOverReady) || has(Fault::LostCopyFailed) || unfenced;

@@ -216,6 +216,11 @@ impl Publisher {
         found.unwrap_or_else(|| Rc::clone(&self.first_catalog))
     }
 
+    /// The position of the record at which decoding begins.
+    pub(crate) fn restart_lsn(&self, confirmed: Lsn) -> Lsn {
+        self.wal.get(self.restart_for(confirmed)).map_or(self.end, |stored| stored.at)
+    }
+
     /// Where decoding has to begin, so that every transaction that commits at or after `from` is whole.
     pub(crate) fn restart_for(&self, from: Lsn) -> usize {
         let mut first: BTreeMap<u32, usize> = BTreeMap::new();

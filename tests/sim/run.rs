@@ -38,7 +38,6 @@ pub(crate) struct Run {
     steps: usize,
     acted: usize,
     struck: usize,
-    restored: bool,
 }
 
 pub(crate) fn run(plan: &Plan, tells: bool) -> Outcome {
@@ -50,7 +49,6 @@ pub(crate) fn run(plan: &Plan, tells: bool) -> Outcome {
         steps: 0,
         acted: 0,
         struck: 0,
-        restored: false,
     };
     run.begin();
     let ended = run.go();
@@ -87,10 +85,9 @@ impl Run {
                 return "violated";
             }
             if looks && self.is_over() {
-                if !std::mem::replace(&mut self.restored, true) {
-                    let mut random = Random::new(self.plan.seed, 6);
-                    restore(&mut self.world.borrow_mut(), &mut random);
-                }
+                // Again, because a server may be restored or promoted afterwards.
+                let mut random = Random::new(self.plan.seed, 6);
+                restore(&mut self.world.borrow_mut(), &mut random);
                 let verdict = verdict::look(&mut self.world.borrow_mut());
                 if let Verdict::Over(how) = verdict {
                     return how;

@@ -105,7 +105,7 @@ pub(crate) async fn run(
     memory.exact_until = exact;
     let mut pending: VecDeque<Pending> = pending(start.taken).into();
     let ready = pending.is_empty();
-    if !start.named.left_out.is_empty() && !has(Fault::SyncsWithoutPublication) {
+    if !start.named.left_out.is_empty() {
         pending.clear();
     }
     let skip = start.taken.meta.skip.filter(|skip| *skip >= start.from);

@@ -1,6 +1,7 @@
 //! What an attempt follows, as `subscription::take_up`: the real code judges the recorded tables by a look at the
 //! publications. Here are the questions and the writes between which it decides.
 
+use pgsluice::gap::{GapKind, NewGap};
 use pgsluice::pg::Lsn;
 use pgsluice::schema::{Mapping, Marks};
 use pgsluice::store::TableRow;
@@ -60,7 +61,10 @@ pub(crate) async fn take_up(
     let rows: Vec<TableRow> = meta.tables.values().cloned().collect();
     let gaps = meta.open_gaps();
     let refused = memory.refused_at(applied);
-    let publications = sighted(&meta, catalog, (view.wal, applied), &refused);
+    let publications = sighted(link, &meta, catalog, (view.wal, applied), &refused);
+    let known: &[PublicationRecord] = if has(Fault::LeftOutIsForgotten) { &[] } else { &meta.publications };
+    let unsent = publication_record::unsent(known, applied, &refused);
+    let known = meta.seen.map(|seen| unsent.from.map_or(seen, |from| seen.min(from)));
     let judged = {
         let others = others(catalog, &rows, &seen);
         let targets: Vec<_> = rows.iter().map(|row| (&row.source, row.source_oid, row.target_oid)).collect();
@@ -72,9 +76,10 @@ pub(crate) async fn take_up(
             occupied: &[],
             end: if has(Fault::GapEndsEarly) { applied.unwrap_or(view.wal) } else { view.wal },
             unused_xid: u64::from(view.unused_xid),
-            seen: if has(Fault::LookProvesItself) { Some(view.wal) } else { meta.seen },
+            seen: if has(Fault::LookProvesItself) { Some(view.wal) } else { known },
             applied,
-            refused: &refused,
+            refused: &unsent.names,
+            restart: view.restart,
         };
         let auto_refresh = link.world.borrow().config.auto_refresh;
         let recorded: Vec<Recorded> =
@@ -128,6 +133,7 @@ fn others(catalog: &Catalog, rows: &[TableRow], seen: &[Seen]) -> Vec<(u32, pgsl
 }
 
 fn sighted(
+    link: &Link,
     meta: &Meta,
     catalog: &Catalog,
     (end, applied): (Lsn, Option<Lsn>),
@@ -140,11 +146,24 @@ fn sighted(
         .collect();
     let sights: Vec<Sight<'_>> =
         found.iter().map(|(oid, name, version)| (*oid, *name, version.as_str())).collect();
-    publication_record::update(&meta.publications, &configured(), &sights, end, applied, refused)
+    publication_record::update(
+        &meta.publications,
+        &configured(),
+        &sights,
+        end,
+        applied,
+        refused,
+        version(link),
+    )
+}
+
+fn version(link: &Link) -> u32 {
+    if link.world.borrow().config.strict { 170_000 } else { 180_000 }
 }
 
 async fn open_gaps(link: &Link, term: i64, judged: &Judged) -> Result<(), Ended> {
-    for gap in judged.tables.iter().flat_map(|table| &table.gaps) {
+    let told = |gap: &&NewGap| gap.kind != GapKind::LastChanges || !has(Fault::LastChangesUntold);
+    for gap in judged.tables.iter().flat_map(|table| &table.gaps).filter(told) {
         owned(&link.store(Op::OpenGap { term, gap: gap.clone() }).await?)?;
     }
     Ok(())
@@ -176,8 +195,7 @@ async fn record(
 
 /// Chooses the publications for a stream that begins at `from`.
 pub(crate) fn named(link: &Link, taken: &TakenUp, from: Lsn, refused: &[String]) -> Named {
-    let version = if link.world.borrow().config.strict { 170_000 } else { 180_000 };
-    publication_record::named(&taken.publications, &configured(), version, from, refused)
+    publication_record::named(&taken.publications, &configured(), version(link), from, refused)
 }
 
 // --- mutants ------------------------------------------------------------------------------------

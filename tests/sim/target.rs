@@ -11,6 +11,7 @@ use pgsluice::pg::{Lsn, QualifiedName};
 use pgsluice::store::{TableRow, TableState};
 use pgsluice::subscription::publication_record::PublicationRecord;
 
+use crate::mutants::{Fault, has};
 use crate::tables::{Cell, Row, TABLES, named};
 
 pub(crate) type SessionId = u32;
@@ -44,6 +45,8 @@ pub(crate) struct Progress {
 pub(crate) struct Meta {
     /// The owner's term.
     pub(crate) term: i64,
+    /// The run of the server in which it took over.
+    pub(crate) run: u32,
     pub(crate) progress: Option<Progress>,
     /// `pgsluice.table_sync`.
     pub(crate) tables: BTreeMap<usize, TableRow>,
@@ -139,6 +142,8 @@ pub(crate) struct Target {
     pub(crate) numbers: [u32; TABLES.len()],
     pub(crate) stamps: [i64; TABLES.len()],
     pub(crate) meta: Meta,
+    /// Counts the server's runs.
+    pub(crate) run: u32,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     /// Exclusive locks, and shared ones of the owner's row.
     locks: BTreeMap<Lockable, SessionId>,
@@ -203,6 +208,7 @@ impl Target {
             }
         }
         self.meta = copy.meta.clone();
+        self.run += 1;
     }
 
     pub(crate) fn put_row(&mut self, table: usize, row: Row) {
@@ -244,12 +250,14 @@ impl Target {
     }
 
     /// Reads the owner's row under a shared lock.
-    pub(crate) fn share_owner(&mut self, id: SessionId) -> Result<i64, Blocked> {
+    /// Locks the owner's row, and returns its term; none if the owner took over in another run of the server.
+    pub(crate) fn share_owner(&mut self, id: SessionId) -> Result<Option<i64>, Blocked> {
         if self.locks.get(&Lockable::Owner).is_some_and(|holder| *holder != id) {
             return Err(Blocked);
         }
         self.shares.insert(id);
-        Ok(self.meta.term)
+        let holds = self.meta.run == self.run || has(Fault::OwnerInEveryRun);
+        Ok(holds.then_some(self.meta.term))
     }
 
     fn unlock(&mut self, id: SessionId) {

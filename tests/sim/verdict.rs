@@ -1,7 +1,7 @@
 //! Whether a run ended well: everything applied exactly once, or a gap on record that covers what differs, or paused
 //! for the right reason.
 
-use pgsluice::gap::{Gap, Hold};
+use pgsluice::gap::{Gap, GapKind, Hold};
 use pgsluice::pg::Lsn;
 use pgsluice::store::TableState;
 
@@ -127,7 +127,10 @@ fn explain(world: &mut World) {
 fn explain_left(world: &mut World, table: usize) {
     let Some((left, width)) = world.history.left[table] else { return };
     let row = world.target.meta.tables.get(&table);
+    let is_told =
+        |gap: &Gap| gap.kind == GapKind::LastChanges && gap.table.as_ref().map(by_name) == Some(table);
     if world.is_doubtful
+        || world.target.meta.open_gaps().iter().any(is_told)
         || world.target.decided[table]
         || world.planted.iter().any(|(planted, ..)| *planted == table)
         || row.is_some_and(|row| row.state != TableState::Ready)

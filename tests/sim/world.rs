@@ -671,6 +671,7 @@ impl World {
             checkpoint: self.publisher.checkpoint,
             slot: self.publisher.slot.as_ref().map(|slot| slot.confirmed),
             unused_xid: self.publisher.next_xid,
+            restart: self.publisher.slot.as_ref().map(|slot| self.publisher.restart_lsn(slot.confirmed)),
         }
     }
 

@@ -69,11 +69,10 @@ fn told(judgement: &Judgement) -> String {
 }
 
 /// A look at position 0x100, with 0x60 as recorded and 0x50 applied.
-fn look(recorded: &[Recorded], published: &[Seen], others: &[(u32, &str)], new: NewTables) -> Judged {
-    let others: Vec<_> = others.iter().map(|&(oid, text)| (oid, name(text))).collect();
-    let observed = Observed {
+const fn seeing(published: &[Seen]) -> Observed<'_> {
+    Observed {
         published,
-        others: &others,
+        others: &[],
         heirs: &[],
         occupied: &[],
         end: Lsn::new(0x100),
@@ -81,7 +80,13 @@ fn look(recorded: &[Recorded], published: &[Seen], others: &[(u32, &str)], new: 
         seen: Some(Lsn::new(0x60)),
         applied: Some(Lsn::new(0x50)),
         refused: &[],
-    };
+        restart: None,
+    }
+}
+
+fn look(recorded: &[Recorded], published: &[Seen], others: &[(u32, &str)], new: NewTables) -> Judged {
+    let others: Vec<_> = others.iter().map(|&(oid, text)| (oid, name(text))).collect();
+    let observed = Observed { others: &others, ..seeing(published) };
     judge(recorded, &observed, new)
 }
 
@@ -184,20 +189,33 @@ fn a_name_belongs_to_the_table_that_has_it_now() {
 fn a_publication_that_was_missing_proves_nothing() {
     let published = [seen("t", 10, 1)];
     let refused = ["p".to_owned()];
-    let observed = Observed {
-        published: &published,
-        others: &[],
-        heirs: &[],
-        occupied: &[],
-        end: Lsn::new(0x100),
-        unused_xid: 99,
-        seen: None,
-        applied: Some(Lsn::new(0x50)),
-        refused: &refused,
-    };
+    let observed = Observed { seen: None, refused: &refused, ..seeing(&published) };
     let judged = judge(&[recorded("t", 10, 1)], &observed, NewTables::Follow);
     let found: Vec<String> = judged.tables.iter().map(told).collect();
     assert_eq!(found, ["t>t 10 Returns gap publication 0/10..0/100"]);
+}
+
+/// Transactions that had changed the table before it left may commit where the publication is missing.
+#[test]
+fn a_table_whose_publication_was_refused_may_lack_its_last_changes() {
+    let refused = ["p".to_owned()];
+    let found = |table: &Recorded, refused: &[String], restart: Option<u64>| {
+        let observed = Observed { refused, restart: restart.map(Lsn::new), ..seeing(&[]) };
+        let judged = judge(std::slice::from_ref(table), &observed, NewTables::Follow);
+        judged.tables.iter().map(told).collect::<Vec<_>>().join(", ")
+    };
+    let check = |table: &Recorded, refused: &[String], restart, gap: &str| {
+        let found = found(table, refused, restart);
+        assert_eq!(found.split_once(" gap ").map_or("", |(_, gap)| gap), gap, "{found}");
+    };
+    let followed = recorded("t", 10, 1);
+    let gone = left(followed.clone(), 0x30, LetGo::Done);
+    check(&followed, &refused, Some(0x40), "last_changes 0/50..-");
+    check(&gone, &refused, Some(0x20), "last_changes 0/50..-");
+    check(&gone, &refused, None, "last_changes 0/50..-");
+    check(&gone, &refused, Some(0x30), "");
+    check(&gone, &[], Some(0x20), "");
+    check(&held(gone, GapKind::Returned), &refused, None, "");
 }
 
 #[test]
@@ -258,17 +276,7 @@ fn a_table_that_takes_anothers_target_replaces_it() {
     let published = [seen("r", 30, 3), seen("u", 20, 2)];
     let found = heirs(&[(&t, Some(10), Some(1)), (&u, Some(20), Some(2))], &published, target);
     assert_eq!(found, [(t.clone(), 30)]);
-    let observed = Observed {
-        published: &published,
-        others: &[],
-        heirs: &found,
-        occupied: &[],
-        end: Lsn::new(0x100),
-        unused_xid: 99,
-        seen: Some(Lsn::new(0x60)),
-        applied: Some(Lsn::new(0x50)),
-        refused: &[],
-    };
+    let observed = Observed { heirs: &found, ..seeing(&published) };
     let judged = judge(&[recorded("t", 10, 1), recorded("u", 20, 2)], &observed, NewTables::Follow);
     let verdicts: Vec<String> = judged.tables.iter().map(told).collect();
     assert_eq!(verdicts, ["t>r 30 Replaced gap replaced 0/50..0/100", "u>u 20 Nothing"]);
@@ -309,17 +317,7 @@ fn a_new_table_is_not_copied_on_top_of_others_rows() {
 fn a_new_table_whose_target_is_occupied_is_held() {
     let published = [seen("r", 30, 3)];
     let found = [Occupied { oid: 30, from: Some(Lsn::new(0x60)), facts: "why".to_owned() }];
-    let observed = Observed {
-        published: &published,
-        others: &[],
-        heirs: &[],
-        occupied: &found,
-        end: Lsn::new(0x100),
-        unused_xid: 99,
-        seen: Some(Lsn::new(0x60)),
-        applied: Some(Lsn::new(0x50)),
-        refused: &[],
-    };
+    let observed = Observed { occupied: &found, ..seeing(&published) };
     let judged = judge(&[], &observed, NewTables::Follow);
     let verdicts: Vec<String> = judged.tables.iter().map(told).collect();
     assert_eq!(verdicts, ["->r 30 Joins gap occupied 0/60..0/100"]);
