@@ -48,6 +48,8 @@ pub enum GapKind {
     PassedOver,
     /// The table has left, and so has a publication by which transactions that were open then have changed it.
     LastChanges,
+    /// The table's target is another table than the one that has its rows.
+    OtherTarget,
 }
 
 /// What a gap stops until it is settled.
@@ -136,7 +138,7 @@ pub enum WayOut {
 }
 
 impl GapKind {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::SlotGone,
         Self::SlotLost,
         Self::SlotAhead,
@@ -151,6 +153,7 @@ impl GapKind {
         Self::Occupied,
         Self::PassedOver,
         Self::LastChanges,
+        Self::OtherTarget,
     ];
 
     #[must_use]
@@ -170,6 +173,7 @@ impl GapKind {
             Self::Occupied => "occupied",
             Self::PassedOver => "passed_over",
             Self::LastChanges => "last_changes",
+            Self::OtherTarget => "other_target",
         }
     }
 
@@ -190,7 +194,8 @@ impl GapKind {
             | Self::Columns
             | Self::Redefined
             | Self::PassedOver
-            | Self::LastChanges => Hold::Nothing,
+            | Self::LastChanges
+            | Self::OtherTarget => Hold::Nothing,
         }
     }
 
@@ -225,6 +230,7 @@ impl GapKind {
             Self::LastChanges => {
                 format!("{what} may lack its last changes: it has left, and so has its publication")
             }
+            Self::OtherTarget => format!("{what} may lack rows: its target is another table than before"),
         }
     }
 
@@ -238,6 +244,7 @@ impl GapKind {
             | Self::Returned
             | Self::PassedOver => "changes that were committed",
             Self::LastChanges => "changes that were made before it left and committed",
+            Self::OtherTarget => "rows that were committed",
             Self::Diverged => "changes of another history that were committed",
             Self::Replaced => "rows that came into the new table, and changes that were committed,",
             Self::Operations => "changes of the operations that were not published, committed",

@@ -53,6 +53,7 @@ const SUBSCRIPTION: &[Key] = &[
     key("origin", Shape::Text),
     key("synchronous_commit", Shape::Text),
     key("stall_timeout", Shape::Text),
+    key("peer_timeout", Shape::Text),
     key("max_value_bytes", Shape::Number),
     key("conflict_defaults", Shape::Table(CONFLICT_TYPES)),
     key("tables", Shape::Tables(TABLE)),

@@ -104,6 +104,8 @@ pub struct Subscription {
     /// How long the publisher may wait for us to read on while the target does not get anything done. Then the stream is
     /// closed until it does.
     pub stall_timeout: Duration,
+    /// After this time without a sign of life, a connection to the publisher or the target counts as dead.
+    pub peer_timeout: Duration,
     /// Largest row of the stream that is taken, bytes.
     pub max_value_bytes: usize,
     pub conflict_defaults: ConflictPolicies,

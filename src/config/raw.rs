@@ -47,6 +47,7 @@ pub(super) struct RawSubscription {
     pub(super) origin: Option<String>,
     pub(super) synchronous_commit: Option<String>,
     pub(super) stall_timeout: Option<String>,
+    pub(super) peer_timeout: Option<String>,
     pub(super) max_value_bytes: Option<i64>,
     pub(super) conflict_defaults: BTreeMap<String, String>,
     pub(super) tables: Vec<RawTable>,

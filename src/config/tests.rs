@@ -69,6 +69,7 @@ fn what_is_not_configured_has_the_contract_s_default() {
         binary: Auto::Auto,
         streaming: Auto::Auto,
         stall_timeout: Duration::from_secs(10),
+        peer_timeout: Duration::from_secs(30),
         max_value_bytes: 1 << 30,
         two_phase: false,
         origin: Origin::Any,

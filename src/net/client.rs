@@ -25,14 +25,15 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
-use tokio_postgres::error::DbError;
 use tokio_postgres::tls::TlsConnect;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, SimpleQueryMessage};
 use tracing::debug;
 
+use super::activity::Activity;
 use super::error::{ConnectError, ConnectErrorKind, Purpose, Step};
 use super::establish::{Login, LoginError, establish};
 use super::metered::{Meter, Metered};
+use super::server_error::{from_db_error, server_error};
 use super::stream::Encryption;
 use super::{Dialed, pooler, server_version_num};
 use crate::error::ServerError;
@@ -87,6 +88,7 @@ pub struct PgClient {
     host: Host,
     encryption: Encryption,
     meter: Option<Arc<Meter>>,
+    activity: Arc<Activity>,
 }
 
 /// Why a connection ended.
@@ -112,39 +114,6 @@ impl Ended {
 /// `target_session_attrs`. `connect_timeout` bounds the time for each host.
 pub async fn client(info: &ConnInfo, options: &ClientOptions) -> Result<PgClient, ConnectError> {
     establish(info, &SqlLogin(StartUp { info, options })).await
-}
-
-/// Returns the server's error in full; `None` for other errors (I/O, conversions).
-#[must_use]
-pub fn server_error(error: &tokio_postgres::Error) -> Option<ServerError> {
-    error.as_db_error().map(from_db_error)
-}
-
-/// Largest text of an error that is kept, bytes. Some messages quote the whole value that was refused.
-const TEXT_BYTES_MAX: usize = 8 << 10;
-
-fn clipped(text: &str) -> String {
-    if text.len() <= TEXT_BYTES_MAX {
-        return text.to_owned();
-    }
-    format!("{}…", &text[..text.floor_char_boundary(TEXT_BYTES_MAX)])
-}
-
-fn from_db_error(db: &DbError) -> ServerError {
-    let owned = |text: Option<&str>| text.map(clipped);
-    ServerError {
-        severity: db.severity().to_owned(),
-        code: db.code().code().to_owned(),
-        message: clipped(db.message()),
-        detail: owned(db.detail()),
-        hint: owned(db.hint()),
-        context: owned(db.where_()),
-        schema: owned(db.schema()),
-        table: owned(db.table()),
-        column: owned(db.column()),
-        data_type: owned(db.datatype()),
-        constraint: owned(db.constraint()),
-    }
 }
 
 impl PgClient {
@@ -177,6 +146,12 @@ impl PgClient {
     #[must_use]
     pub fn meter(&self) -> Option<&Meter> {
         self.meter.as_deref()
+    }
+
+    /// For how long nothing has been sent or received.
+    #[must_use]
+    pub fn quiet_for(&self) -> Duration {
+        self.activity.quiet_for()
     }
 
     /// Returns why the connection ended; `None` while it lasts.
@@ -314,7 +289,8 @@ impl Login for StartUp<'_> {
         let encryption = stream.encryption();
         let config = driver_config(self.info, password, self.options, encryption);
         let meter = self.options.copied_row_bytes_max.map(|max| Arc::new(Meter::new(max)));
-        let stream = Metered::new(stream, meter.clone());
+        let activity = Arc::<Activity>::default();
+        let stream = Metered::new(stream, meter.clone(), Arc::clone(&activity));
         let (client, connection) =
             config.connect_raw(stream, Negotiated).await.map_err(|error| login_error(error, password))?;
         let parameters: Vec<(&'static str, String)> = REPORTED
@@ -327,7 +303,17 @@ impl Login for StartUp<'_> {
             LoginError::new(Step::Database, ConnectErrorKind::Protocol(what))
         })?;
         let (driver, ended) = drive(connection);
-        Ok(PgClient { client, driver, ended, parameters, server_version_num, host, encryption, meter })
+        Ok(PgClient {
+            client,
+            driver,
+            ended,
+            parameters,
+            server_version_num,
+            host,
+            encryption,
+            meter,
+            activity,
+        })
     }
 }
 

@@ -20,6 +20,7 @@ use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{self, TlsStream};
 
+use super::activity::Activity;
 use super::stream::NetStream;
 
 /// Bytes of rows that are read before those before them are used. A larger row is read alone.
@@ -151,18 +152,25 @@ impl Place {
 pub(super) struct Metered {
     stream: NetStream,
     meter: Option<(Arc<Meter>, Place)>,
+    activity: Arc<Activity>,
 }
 
 impl Metered {
-    pub(super) fn new(stream: NetStream, meter: Option<Arc<Meter>>) -> Self {
-        Self { stream, meter: meter.map(|meter| (meter, Place::default())) }
+    pub(super) fn new(stream: NetStream, meter: Option<Arc<Meter>>, activity: Arc<Activity>) -> Self {
+        Self { stream, meter: meter.map(|meter| (meter, Place::default())), activity }
     }
 }
 
 impl AsyncRead for Metered {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, meter } = self.get_mut();
-        let Some((meter, place)) = meter else { return Pin::new(stream).poll_read(cx, buf) };
+        let Self { stream, meter, activity } = self.get_mut();
+        let Some((meter, place)) = meter else {
+            let read = Pin::new(stream).poll_read(cx, buf);
+            if read.is_ready() {
+                activity.note();
+            }
+            return read;
+        };
         if place.is_between_messages() && !meter.has_room() {
             meter.reader.register(cx.waker());
             // Rows may have been used in between.
@@ -181,6 +189,9 @@ impl AsyncRead for Metered {
             buf.advance(bytes);
             read
         };
+        if read.is_ready() {
+            activity.note();
+        }
         let passed = place.pass(&buf.filled()[before..], |kind, bytes| {
             if kind == COPY_DATA && bytes > meter.row_bytes_max {
                 meter.refused.store(bytes, Ordering::Release);
@@ -200,7 +211,12 @@ impl AsyncRead for Metered {
 
 impl AsyncWrite for Metered {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        let Self { stream, activity, .. } = self.get_mut();
+        let written = Pin::new(stream).poll_write(cx, buf);
+        if written.is_ready() {
+            activity.note();
+        }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -259,7 +275,7 @@ mod tests {
         const LARGE: usize = 2 * UNUSED_BYTES_MAX;
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let meter = Arc::new(Meter::new(3 * LARGE));
-        let mut stream = Metered::new(NetStream::Unix(ours), Some(Arc::clone(&meter)));
+        let mut stream = Metered::new(NetStream::Unix(ours), Some(Arc::clone(&meter)), Arc::default());
         let writer = tokio::spawn(async move {
             for body in [LARGE, LARGE, 4 * LARGE] {
                 if theirs.write_all(&message(COPY_DATA, body)).await.is_err() {

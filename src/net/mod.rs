@@ -17,6 +17,7 @@
 //!
 //! Callers do retries and back-off; `config` reads the environment.
 
+mod activity;
 mod binding;
 mod client;
 mod error;
@@ -25,16 +26,18 @@ mod explain;
 mod metered;
 mod paced;
 mod pooler;
+mod server_error;
 mod socket;
 mod stream;
 mod tls;
 mod verify;
 mod version;
 
-pub use client::{ClientOptions, Ended, PgClient, client, server_error};
+pub use client::{ClientOptions, Ended, PgClient, client};
 pub use error::{ConnectError, ConnectErrorKind, Purpose, Step, TlsSetupError};
 pub(crate) use establish::{Login, LoginError, establish};
 pub use metered::{Meter, Rows};
+pub use server_error::server_error;
 pub use stream::{Encryption, NetStream};
 pub(crate) use version::server_version_num;
 

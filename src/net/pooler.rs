@@ -10,16 +10,19 @@
 //! "BackendKeyData"); a pooler announces numbers of its own. All this happens before anything is set in the
 //! session: in transaction mode, a setting stays with the backend, which serves other applications next.
 
+use std::sync::Arc;
+
 use std::io;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::client::{Negotiated, PgClient, server_error};
+use super::client::{Negotiated, PgClient};
 use super::error::{ConnectErrorKind, Step};
 use super::establish::LoginError;
 use super::metered::Metered;
+use super::server_error::server_error;
 use super::stream::NetStream;
 
 /// How often the second session begins a transaction. A pool that takes its backends in turn may leave the
@@ -77,7 +80,7 @@ async fn announced(client: &Client) -> io::Result<i32> {
     let (near, mut far) = UnixStream::pair()?;
     client
         .cancel_token()
-        .cancel_query_raw(Metered::new(NetStream::Unix(near), None), Negotiated)
+        .cancel_query_raw(Metered::new(NetStream::Unix(near), None, Arc::default()), Negotiated)
         .await
         .map_err(io::Error::other)?;
     let mut request = [0; CANCEL_REQUEST_BYTES];

@@ -144,7 +144,32 @@ pub enum TargetSessionAttrs {
     Primary,
 }
 
+/// Whether the time is bounded for which data that was sent may stay unacknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unacknowledged {
+    Bounded,
+    /// The system's limit holds. A server that reads nothing, because it waits for a lock, does acknowledge; but
+    /// `TCP_USER_TIMEOUT` counts that as nothing once its window is full (`tcp_probe_timer` in Linux).
+    Unbounded,
+}
+
 impl ConnInfo {
+    /// Completes the TCP settings that the connection string does not have, so that a host that is gone is noticed within
+    /// about `timeout`.
+    #[must_use]
+    pub fn noticing_within(mut self, timeout: Duration, unacknowledged: Unacknowledged) -> Self {
+        const PROBES: u32 = 3;
+        if let Some(keepalives) = &mut self.keepalives {
+            keepalives.idle.get_or_insert(timeout / 2);
+            keepalives.interval.get_or_insert((timeout / 2 / PROBES).max(Duration::from_secs(1)));
+            keepalives.count.get_or_insert(PROBES);
+        }
+        if unacknowledged == Unacknowledged::Bounded {
+            self.tcp_user_timeout.get_or_insert(timeout);
+        }
+        self
+    }
+
     /// Returns the password for `host`.
     #[must_use]
     pub fn password_for<'a>(&'a self, host: &'a Host) -> Option<&'a Secret> {

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Operations;
+use crate::pg::Lsn;
 
 /// How each publication publishes a table, in the order in which the subscription names the publications.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub struct Mark {
     pub filter: Option<String>,
     /// The column list as attribute numbers; none if all columns are published.
     pub columns: Option<Vec<i16>>,
+    /// It was seen first at the look that ended here; none if the table was synchronised after that.
+    #[serde(default)]
+    pub since: Option<Lsn>,
 }
 
 /// Something that has changed of what is published of a table.
@@ -106,6 +110,17 @@ impl Marks {
             changes.push(Redefined::Columns);
         }
         if changes.is_empty() { Continuity::Broken } else { Continuity::Redefined(changes) }
+    }
+
+    /// These marks, which were seen at a look that ended at `end`, with what is recorded of when each was seen first.
+    #[must_use]
+    pub fn first_seen(mut self, recorded: &Self, end: Lsn) -> Self {
+        for mark in &mut self.0 {
+            let known =
+                recorded.0.iter().find(|was| was.publication == mark.publication && was.shares_row(mark));
+            mark.since = known.map_or(Some(end), |was| was.since);
+        }
+        self
     }
 
     /// Whether this, the earlier definition, leaves out something that the later one publishes, or may do so: then
@@ -194,6 +209,7 @@ mod tests {
             rows: rows.iter().map(|&row| row.to_owned()).collect(),
             filter: None,
             columns: None,
+            since: None,
         }
     }
 

@@ -241,6 +241,7 @@ impl Publications {
                 rows: self.member_rows(publication, relation, &ancestors),
                 filter: member.filter(|_| !whole).and_then(|member| member.filter.clone()),
                 columns: member.filter(|_| !publication.all_tables).and_then(|member| member.columns.clone()),
+                since: None,
             }
         };
         Marks(published.map(mark).collect())

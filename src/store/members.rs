@@ -116,7 +116,8 @@ impl Store {
             let (name, mut tx) = (owner.name(), self.pool.begin().await?);
             owner::require(&mut tx, owner).await?;
             let known: Option<i32> = sqlx::query_scalar(
-                "UPDATE pgsluice.subscription SET publication_record = $2 WHERE name = $1 RETURNING 1",
+                "UPDATE pgsluice.subscription SET publication_record = $2, \
+                 record_oid = 'pgsluice.table_sync'::pg_catalog.regclass WHERE name = $1 RETURNING 1",
             )
             .bind(name)
             .bind(Json(members.publications))

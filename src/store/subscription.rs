@@ -80,6 +80,8 @@ pub struct Positions {
     pub retained_bytes: Option<u64>,
     /// Up to here the publications are known to be as recorded. An unknown one leaves the recorded value.
     pub publications_seen: Option<Lsn>,
+    /// The process ID of the stream's walsender on the publisher. An unknown one leaves the recorded value.
+    pub walsender: Option<i32>,
 }
 
 /// How far the subscription has been applied; written by `apply` alone.
@@ -124,6 +126,9 @@ pub struct SubscriptionRow {
     pub publisher: Option<PublisherRecord>,
     /// What is known of the publications' past.
     pub publication_record: Vec<PublicationRecord>,
+    /// Whether the OIDs of the tables' targets were recorded in this database, and not in one of which this one is a
+    /// dump. None where an older version recorded them.
+    pub is_same_database: Option<bool>,
     /// The tables, sorted by their name on the publisher.
     pub tables: Vec<TableRow>,
     /// The open gaps, oldest first.
@@ -145,7 +150,8 @@ const SELECT: &str = "\
            s.publisher_timeline_start::pg_catalog.text, s.publisher_started_at, s.publisher_is_standby, \
            s.publisher_wal_lsn::pg_catalog.text AS witnessed_wal, s.publisher_next_xid, \
            s.slot_restart_lsn::pg_catalog.text, s.publisher_seen_at, s.distrusted_started_at, \
-           s.publication_record, s.publications_seen_lsn::pg_catalog.text, s.refresh, s.refresh_command, \
+           s.publication_record, s.record_oid = 'pgsluice.table_sync'::pg_catalog.regclass AS same_database, \
+           s.publications_seen_lsn::pg_catalog.text, s.walsender_pid, s.refresh, s.refresh_command, \
            EXISTS (SELECT FROM pgsluice.conflict c \
                WHERE c.subscription = s.name AND c.resolved_at IS NULL AND c.commit_lsn < p.applied_lsn) AS passed \
     FROM pgsluice.subscription s LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
@@ -173,7 +179,8 @@ const SET_DISABLED: &str = "UPDATE pgsluice.subscription SET state = $2, reason 
 const REPORT_POSITIONS: &str = as_owner!(
     " UPDATE pgsluice.subscription s SET received_lsn = $3, flushed_lsn = $4, publisher_lsn = $5, \
      lag_bytes = $6, lag_seconds = $7, wal_status = $8, retained_bytes = $9, \
-     publications_seen_lsn = greatest(s.publications_seen_lsn, $10), reported_at = now() \
+     publications_seen_lsn = greatest(s.publications_seen_lsn, $10), \
+     walsender_pid = coalesce($11, s.walsender_pid), reported_at = now() \
      FROM owner WHERE s.name = owner.name"
 );
 
@@ -248,6 +255,7 @@ impl Store {
                 .bind(positions.wal_status.as_deref())
                 .bind(positions.retained_bytes.map(saturate))
                 .bind(positions.publications_seen)
+                .bind(positions.walsender)
                 .execute(&self.pool)
                 .await?;
             owner::met(&self.pool, done.rows_affected(), owner).await
@@ -382,6 +390,7 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
             wal_status: row.try_get("wal_status")?,
             retained_bytes: unsigned(row, "retained_bytes")?,
             publications_seen: lsn(row, "publications_seen_lsn")?,
+            walsender: row.try_get("walsender_pid")?,
         },
         warnings: row.try_get::<Json<Vec<String>>, _>("warnings")?.0,
         instance: row.try_get("instance")?,
@@ -390,6 +399,7 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
         progress,
         has_passed_conflict: row.try_get("passed")?,
         publisher: publisher::decode(row)?,
+        is_same_database: row.try_get("same_database")?,
         publication_record: row.try_get::<Json<Vec<PublicationRecord>>, _>("publication_record")?.0,
         tables: Vec::new(),
         gaps: Vec::new(),

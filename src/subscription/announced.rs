@@ -149,7 +149,7 @@ impl<'a> Announced<'a> {
         if self.due.is_some_and(|due| due <= Instant::now()) {
             self.due = None;
             let began = Instant::now();
-            let look = self.look().await?;
+            let look = self.look(LOOK_TIMEOUT.min(context.subscription.peer_timeout)).await?;
             self.interval = LOOK_INTERVAL.max(began.elapsed() * LOOK_REST);
             let waiting = std::mem::take(&mut self.unjudged);
             for (source, descriptions) in waiting {
@@ -168,13 +168,13 @@ impl<'a> Announced<'a> {
     }
 
     /// Reads the publisher's columns of the tables that wait.
-    async fn look(&self) -> Result<ColumnsLook, Failure> {
+    async fn look(&self, within: Duration) -> Result<ColumnsLook, Failure> {
         let client = &self.publisher.client;
         let oids: Vec<u32> = self.unjudged.keys().filter_map(|source| self.tables.get(source)?.oid).collect();
         let look = catalog::look_at_columns(&**client, client.server_version_num(), &oids);
-        match timeout(LOOK_TIMEOUT, look).await {
+        match timeout(within, look).await {
             Ok(look) => Ok(look?),
-            Err(_) => Err(Failure::retry(findings::no_look(LOOK_TIMEOUT)).because_of(Cause::Connection)),
+            Err(_) => Err(Failure::retry(findings::no_look(within)).because_of(Cause::Connection)),
         }
     }
 

@@ -33,7 +33,7 @@ use super::misfits::with_facts;
 use super::publication_record::Named;
 use super::publications::Publications;
 use super::publisher::{Published, Publisher, Reached, Reaching, Wanted};
-use super::reader::{ReadError, Reader};
+use super::reader::{Patience, ReadError, Reader};
 use super::sharing;
 use super::slot::{self, OnMissing, SlotPlan, SlotView};
 use super::slot_wait;
@@ -144,6 +144,8 @@ async fn follow(
     let subscription = &context.subscription;
     let placed = place_in_stream(context, session, publisher, &mut replication, &identity, &known).await;
     let (plan, view) = placed.map_err(|failure| failure.with_gap_since(known.record.applied_at))?;
+    let former = context.positions.borrow().walsender.or(known.walsender);
+    slot::end_former_walsender(&publisher.client, &subscription.slot, &view, former).await?;
     let term = context.owner.term();
     let mut warnings = Vec::new();
     let published = published?;
@@ -341,9 +343,10 @@ async fn stream_on(
     }
     let wanted = Wanted { publications, format: choice.format, transactions: choice.transactions };
     let mut stream = publisher.start(subscription, replication, &subscription.slot, from, wanted).await?;
-    if let Err(failure) = still_holds(&publisher.client, subscription, &view, from).await {
+    match still_holds(&publisher.client, subscription, &view, from).await {
+        Ok(walsender) => context.positions.send_modify(|positions| positions.walsender = walsender),
         // The walsender may have ended at the first change, and then it has said why.
-        return Err(refusal(&mut stream).await.unwrap_or(failure));
+        Err(failure) => return Err(refusal(&mut stream).await.unwrap_or(failure)),
     }
     info!(subscription = %subscription.name, lsn = %from, values = ?choice.format, transactions = ?choice.transactions, "streaming");
     context.tell(Phase::Streaming).await;
@@ -351,7 +354,10 @@ async fn stream_on(
         stream,
         from,
         publisher.wal_sender_timeout(),
-        context.stalls.patience(subscription.stall_timeout, from),
+        Patience {
+            stall: context.stalls.patience(subscription.stall_timeout, from),
+            silence: context.silences.patience(subscription.peer_timeout, from),
+        },
     ));
     let exact_until = context.exact_until;
     let start = Start { recorded: from, term, skip, exact_until, format: choice.format };
@@ -430,6 +436,8 @@ struct Recorded {
     skip: Option<Lsn>,
     has_passed_conflict: bool,
     warnings: Vec<String>,
+    /// The process ID of the last stream's walsender.
+    walsender: Option<i32>,
 }
 
 impl Recorded {
@@ -440,6 +448,7 @@ impl Recorded {
             skip: row.skip_lsn,
             has_passed_conflict: row.has_passed_conflict,
             warnings: row.warnings,
+            walsender: row.positions.walsender,
         })
     }
 }

@@ -41,6 +41,8 @@ pub(super) struct Context {
     pub(super) whole: Option<Whole>,
     /// Where the target kept the publisher waiting.
     pub(super) stalls: Stalls,
+    /// Where the publisher sent nothing.
+    pub(super) silences: Stalls,
     /// Publications that the walsender has found missing, each with the position that had been applied.
     pub(super) refused: Vec<(Lsn, String)>,
     /// The warnings that were reported last.
@@ -51,7 +53,7 @@ pub(super) struct Context {
     pub(super) known_tables: watch::Sender<KnownTables>,
 }
 
-/// Where streams were closed because the target kept the publisher waiting. A transaction that is streamed again and
+/// Where streams were closed because the target kept the publisher waiting, or because nothing came. A transaction that is streamed again and
 /// again has to get through in the end.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Stalls {
@@ -67,12 +69,12 @@ impl Stalls {
         self.at = at;
     }
 
-    /// How long the publisher may wait for a stream that begins at `from`: twice as long for each stream that has been
+    /// How long one side may wait in a stream that begins at `from`: twice as long for each stream that has been
     /// closed there but the first.
-    pub(super) fn patience(self, stall_timeout: Duration, from: Lsn) -> Duration {
+    pub(super) fn patience(self, timeout: Duration, from: Lsn) -> Duration {
         const DOUBLINGS_MAX: u32 = 10;
         let again = if self.at == Some(from) { self.times.saturating_sub(1) } else { 0 };
-        stall_timeout * 2_u32.pow(again.min(DOUBLINGS_MAX))
+        timeout * 2_u32.pow(again.min(DOUBLINGS_MAX))
     }
 }
 

@@ -3,21 +3,22 @@
 use jiff::Timestamp;
 
 use crate::apply::ApplyError;
-use crate::apply::end::{End, LargeRow, Unfit};
+use crate::apply::end::{End, Unfit};
 use crate::copy::CopyError;
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
 use crate::gap::{GapKind, NewGap};
 use crate::net::{ConnectError, Ended, Step};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::DecodeError;
-use crate::replication::{CommandError, Fault, StreamError};
+use crate::replication::{CommandError, Fault};
 use crate::schema::catalog::{CatalogError, Side};
 use crate::schema::{Misfit, MisfitFacts};
 use crate::store::{StoreError, StoreErrorKind};
 use crate::target::{OpenError, TargetError};
 
 use super::findings;
-use super::reader::ReadError;
+
+mod reading;
 
 /// The failure of an attempt, with what is done about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,7 +226,7 @@ impl Failure {
         Self::target_lost(connection_lost(why))
     }
 
-    fn target_lost(diagnosis: Diagnosis) -> Self {
+    pub(super) fn target_lost(diagnosis: Diagnosis) -> Self {
         Self { target: TargetLink::Lost, ..Self::of(Disposition::Retry, diagnosis, Cause::Target) }
     }
 }
@@ -275,37 +276,6 @@ impl From<DecodeError> for Failure {
                 .detail(error.to_string())
                 .hint("nothing of this transaction was applied; please report this with the publisher's version"),
         )
-    }
-}
-
-impl From<ReadError> for Failure {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::Stream(error) => {
-                let fault = error.fault();
-                let restart = match (&error, fault) {
-                    (StreamError::Server(server), Some(Fault::PublicationMissing)) => {
-                        Some(Box::new(Restart::PublicationMissing(server.message.clone())))
-                    }
-                    _ => None,
-                };
-                let failure = Self::of(error.disposition(), error.diagnosis(), Cause::of(fault));
-                Self { restart, ..failure.with_gap_of(fault) }
-            }
-            ReadError::Decode(error) => error.into(),
-            // Which row it is has not been found out.
-            ReadError::TooLarge(message) => {
-                End::TooLarge(LargeRow { message, table: None, column: None }).into()
-            }
-            ReadError::Stalled(waited) => {
-                Self { cause: Cause::Target, ..Self::retry(findings::stalled(waited)) }
-            }
-            ReadError::Ended => Self::retry(
-                Diagnosis::new("the publisher ended the replication stream")
-                    .detail("it may be shutting down or restarting")
-                    .hint("streaming goes on by itself once the publisher is back"),
-            ),
-        }
     }
 }
 

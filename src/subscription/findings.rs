@@ -28,6 +28,15 @@ pub(crate) fn stalled(waited: Duration) -> Diagnosis {
         )
 }
 
+/// Nothing has come from the publisher, not even a keepalive that was asked for.
+pub(crate) fn silent_publisher(waited: Duration) -> Diagnosis {
+    Diagnosis::new(format!("the publisher has sent nothing for {} s", waited.as_secs()))
+        .detail(
+            "it did not answer a request for a keepalive, so the connection counts as dead (peer_timeout)",
+        )
+        .hint("streaming goes on by itself once the publisher answers; look at the network between")
+}
+
 /// `wal_level` on the publisher, unless it is what logical decoding needs.
 pub(crate) fn wal_level(wal_level: &str) -> Option<Diagnosis> {
     if wal_level == "logical" {

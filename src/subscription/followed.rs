@@ -2,13 +2,13 @@
 //! judgement is recorded. Without I/O: `take_up` reads and writes, and the simulator does so in its models.
 
 use crate::apply::Applies;
-use crate::gap::Gap;
+use crate::gap::{Gap, GapKind};
 use crate::pg::{Lsn, QualifiedName};
 use crate::schema::Mapping;
 use crate::store::{TableRecord, TableRow, TableState};
 
 use super::membership::{
-    Judged, Judgement, LetGo, NewTables, Recorded, Renamed, Synchronised, TargetOids, called, renamed,
+    Judged, Judgement, NewTables, Recorded, Renamed, Synchronised, TargetOids, called, renamed,
 };
 
 /// What happens to tables that are published and not recorded. `continues`: the stream goes on from a recorded
@@ -28,6 +28,7 @@ pub fn recorded(row: &TableRow, gaps: &[Gap]) -> Recorded {
         left: row.left,
         copied: row.copied_lsn,
         held: gaps.iter().find(|gap| gap.holds_table(&row.source)).map(|gap| gap.kind),
+        other_target: None,
         synchronised: match row.state {
             TableState::Ready | TableState::Paused | TableState::Left => Synchronised::Yes,
             _ if row.resync.is_some() => Synchronised::Again,
@@ -87,12 +88,13 @@ fn recording<'a>(table: &Judgement, mapping: &Mapping, rows: &'a [TableRow]) -> 
     // The target of a table that has left is the one that it had.
     let mapped = mapping.target(&table.source).filter(|_| table.left.is_none());
     let target = mapped.or(row.map(|row| &row.target)).unwrap_or(&table.source);
+    let goes_elsewhere = table.gaps.iter().any(|gap| gap.kind == GapKind::OtherTarget);
     let record = TableRecord {
         recorded: table.recorded.clone(),
         source: table.source.clone(),
         target: target.clone(),
         source_oid: table.oid,
-        target_oid: row.and_then(|row| row.target_oid),
+        target_oid: row.and_then(|row| row.target_oid).filter(|_| !goes_elsewhere),
         marks: table.marks.clone(),
         left: table.left,
         held: table.gaps.first().filter(|_| table.recorded.is_none()).cloned(),
@@ -120,7 +122,8 @@ pub fn is_as_recorded(tables: &[TableRecord], rows: &[TableRow]) -> bool {
 pub fn targets_to_look_up(tables: &[Recording<'_>]) -> (Vec<QualifiedName>, Vec<u32>) {
     let (mut names, mut oids) = (Vec::new(), Vec::new());
     for Recording { table, row } in tables {
-        if leaves(table) {
+        // Changes of transactions that were open when it left may still come, also once it has been let go.
+        if table.left.is_some() {
             names.push(table.target.clone());
             oids.extend(table.target_oid);
         }
@@ -146,10 +149,10 @@ pub struct Waiting {
     pub to: QualifiedName,
 }
 
-/// Notes the targets by their OIDs. A table that leaves keeps its target, whatever that is called now. Returns the
+/// Notes the targets by their OIDs. A table that has left keeps its target, whatever that is called now. Returns the
 /// tables whose targets have still to be renamed.
 pub fn identify(tables: &mut [Recording<'_>], found: &TargetOids) -> Vec<Waiting> {
-    for Recording { table, .. } in tables.iter_mut().filter(|recording| leaves(&recording.table)) {
+    for Recording { table, .. } in tables.iter_mut().filter(|recording| recording.table.left.is_some()) {
         if let Some(name) = table.target_oid.and_then(|oid| called(found, oid)) {
             table.target.clone_from(name);
         }
@@ -170,9 +173,4 @@ pub fn identify(tables: &mut [Recording<'_>], found: &TargetOids) -> Vec<Waiting
 
 fn is_renamed(table: &TableRecord) -> bool {
     table.recorded.as_ref().is_some_and(|name| *name != table.source)
-}
-
-/// Whether the table has left, and its changes may still come.
-fn leaves(table: &TableRecord) -> bool {
-    table.left.is_some_and(|left| left.gone == LetGo::NotYet)
 }

@@ -25,17 +25,17 @@
 //! - A partition that was attached with rows, or detached, below a table that is published via its root.
 //! - Changes between two looks that leave no trace in the catalog's rows.
 
+mod occupancy;
 mod targets;
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
 
 use crate::gap::{GapKind, NewGap};
 use crate::pg::{Lsn, QualifiedName};
-use crate::schema::sharing::{Place, Sharing, Writer};
-use crate::schema::{Continuity, Marks, Redefined};
+use crate::schema::{Continuity, Mark, Marks, Redefined};
 
-pub use self::targets::{Renamed, TargetOids, called, renamed};
+pub use self::occupancy::{Occupant, Occupied, heirs, occupied};
+pub use self::targets::{Renamed, TargetOids, called, other_target, renamed};
 
 /// What the record says of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub struct Recorded {
     pub copied: Option<Lsn>,
     /// The kind of the gap that holds it; none if none does.
     pub held: Option<GapKind>,
+    /// Why its target is not the one that has its rows, in words; none if it is.
+    pub other_target: Option<String>,
 }
 
 /// Whether the target has the table's rows.
@@ -117,17 +119,6 @@ pub struct Observed<'a> {
     pub restart: Option<Lsn>,
 }
 
-/// A new table whose target has rows of recorded tables.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Occupied {
-    /// Its OID on the publisher.
-    pub oid: u32,
-    /// Its changes that commit after this position may have been passed over; none if that is not known.
-    pub from: Option<Lsn>,
-    /// How it shares rows with which table, in words.
-    pub facts: String,
-}
-
 /// What becomes of tables that are published and not recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NewTables {
@@ -179,6 +170,21 @@ pub struct Judged {
 }
 
 impl Observed<'_> {
+    /// Whether the stream sends everything that the mark publishes. It goes on without the publications that are
+    /// refused, so that also what was synchronised since may lack changes. Another publication that the table is in
+    /// since later brings nothing of what open transactions have changed before.
+    fn is_sent(&self, mark: &Mark) -> bool {
+        let was_seen = |since: Lsn| self.restart.is_some_and(|restart| since <= restart);
+        let is_old = self.refused.is_empty() || mark.since.is_none_or(was_seen);
+        !self.refused.contains(&mark.name) && is_old
+    }
+
+    /// The refused publication that may have published the table.
+    fn refused_of(&self, marks: &Marks) -> Option<&String> {
+        let of_table = marks.0.iter().find_map(|mark| self.refused.iter().find(|name| **name == mark.name));
+        of_table.or_else(|| self.refused.first())
+    }
+
     /// Finds the target of a table that was renamed, or comes back, to be occupied.
     fn occupied_by(&self, table: &Recorded, seen: &Seen) -> Option<&Occupied> {
         let is_other = table.source != seen.name || table.left.is_some();
@@ -217,8 +223,13 @@ pub fn judge(recorded: &[Recorded], observed: &Observed<'_>, new: NewTables) -> 
             }
             // Its copy brings everything.
             (Some(seen), _, Synchronised::No | Synchronised::Again)
-            | (None, Some(seen), Synchronised::No | Synchronised::Again) => Some(follow(table, seen)),
-            (Some(seen), _, Synchronised::Yes) => Some(compare(table, seen, observed)),
+            | (None, Some(seen), Synchronised::No | Synchronised::Again) => {
+                Some(follow(table, seen, observed))
+            }
+            (Some(seen), _, Synchronised::Yes) => {
+                let compared = compare(table, seen, observed);
+                Some(Judgement { gaps: with_other_target(compared.gaps, table, observed), ..compared })
+            }
             (None, Some(seen), Synchronised::Yes) if table.oid.is_none() => {
                 Some(adopt(table, seen, observed))
             }
@@ -272,27 +283,31 @@ fn held_off(seen: &Seen, occupied: &Occupied, observed: &Observed<'_>) -> Judgem
 }
 
 /// The table as it is seen now.
-fn follow(table: &Recorded, seen: &Seen) -> Judgement {
-    Judgement { recorded: Some(table.source.clone()), change: Change::Nothing, ..joins(seen) }
+fn follow(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
+    let marks = match (&table.marks, table.synchronised) {
+        (Some(recorded), Synchronised::Yes) => seen.marks.clone().first_seen(recorded, observed.end),
+        // Its copy begins once everything has ended that is older.
+        _ => seen.marks.clone(),
+    };
+    let (recorded, marks) = (Some(table.source.clone()), Some(marks));
+    Judgement { recorded, marks, change: Change::Nothing, ..joins(seen) }
 }
 
 /// A table of an older version's record. What happened before cannot be judged, unless it was seen to leave.
 fn adopt(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
     match table.left {
         Some(_) => returned(table, seen, table.published_up_to(observed), GapKind::Returned, None, observed),
-        None => follow(table, seen),
+        None => follow(table, seen, observed),
     }
 }
 
 fn compare(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement {
     let continuity = table.marks.as_ref().map_or(Continuity::Same, |recorded| {
-        // The stream goes on without it for a while, so that also what was synchronised since may lack changes.
-        let refused = |name: &String| observed.refused.contains(name);
-        let kept = recorded.0.iter().filter(|mark| !refused(&mark.name)).cloned().collect();
+        let kept = recorded.0.iter().filter(|mark| observed.is_sent(mark)).cloned().collect();
         match seen.marks.since(&Marks(kept)) {
             // It is the same one, but it did not exist under its name all the time.
-            Continuity::Broken => match recorded.0.iter().find(|mark| refused(&mark.name)) {
-                Some(mark) => Continuity::MadeAgain(mark.name.clone()),
+            Continuity::Broken => match observed.refused_of(recorded) {
+                Some(name) => Continuity::MadeAgain(name.clone()),
                 None => Continuity::Broken,
             },
             continuity => continuity,
@@ -307,12 +322,20 @@ fn compare(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement 
         (Continuity::Broken, _) | (_, Some(_)) => {
             returned(table, seen, from, GapKind::Returned, None, observed)
         }
-        (Continuity::Same, None) => follow(table, seen),
+        (Continuity::Same, None) => follow(table, seen, observed),
         (Continuity::Redefined(what), None) => {
             let gaps = what.iter().map(|what| redefinition(table, *what, seen, from, observed)).collect();
-            Judgement { change: Change::Redefined, gaps, ..follow(table, seen) }
+            Judgement { change: Change::Redefined, gaps, ..follow(table, seen, observed) }
         }
     }
+}
+
+/// Adds the gap of a table that goes into another target than before.
+fn with_other_target(mut gaps: Vec<NewGap>, table: &Recorded, observed: &Observed<'_>) -> Vec<NewGap> {
+    let facts = table.other_target.clone();
+    let found = facts.map(|facts| gap(table, GapKind::OtherTarget, None, Some(facts), observed));
+    gaps.extend(found.map(|gap| NewGap { to: observed.applied, ..gap }));
+    gaps
 }
 
 fn redefinition(
@@ -355,7 +378,7 @@ fn returned(
         let left_out = was.differences(&seen.marks).filter(|what| was.left_out(*what, &seen.marks));
         gaps.extend(left_out.map(|what| redefinition(table, what, seen, from, observed)));
     }
-    Judgement { change: Change::Returns, gaps, ..follow(table, seen) }
+    Judgement { change: Change::Returns, gaps, ..follow(table, seen, observed) }
 }
 
 /// Changes of the former table that have not been applied are passed over, so the gap begins where they do.
@@ -364,7 +387,7 @@ fn replaced(table: &Recorded, seen: &Seen, observed: &Observed<'_>) -> Judgement
     let from =
         published.map(|published| observed.applied.map_or(published, |applied| published.min(applied)));
     let gaps = vec![gap(table, GapKind::Replaced, from, None, observed)];
-    Judgement { change: Change::Replaced, gaps, ..follow(table, seen) }
+    Judgement { change: Change::Replaced, gaps, ..follow(table, seen, observed) }
 }
 
 fn gap(
@@ -428,63 +451,6 @@ fn release_names(judged: &mut Judged, observed: &Observed<'_>) {
             judged.tables.push(table);
         }
     }
-}
-
-/// Finds published tables that are new, and would go into the target of a recorded table that is not published any
-/// more: it was renamed on both sides, and another one took its place. `target` returns the OID of the target that a
-/// published table is to have; `recorded` are the records with the OIDs of table and target.
-///
-/// A target that another published table goes into as well is nobody's alone.
-pub fn heirs(
-    recorded: &[(&QualifiedName, Option<u32>, Option<u32>)],
-    published: &[Seen],
-    target: impl Fn(&QualifiedName) -> Option<u32>,
-) -> Vec<(QualifiedName, u32)> {
-    let is_published = |oid: &Option<u32>| published.iter().any(|seen| Some(seen.oid) == *oid);
-    let (follows, gone): (Vec<_>, Vec<_>) = recorded.iter().partition(|(_, oid, _)| is_published(oid));
-    let former = |target: u32| {
-        let of = |(_, _, recorded): &&(_, _, Option<u32>)| *recorded == Some(target);
-        gone.iter().copied().find(of).filter(|_| !follows.iter().copied().any(|record| of(&record)))
-    };
-    let is_new = |seen: &&Seen| {
-        !recorded.iter().any(|(_, oid, _)| *oid == Some(seen.oid))
-            && !gone.iter().any(|(name, _, _)| **name == seen.name)
-    };
-    let new = published.iter().filter(is_new);
-    new.filter_map(|seen| Some((former(target(&seen.name)?)?.0.clone(), seen.oid))).collect()
-}
-
-/// A recorded table whose rows are in its target, or are about to be.
-#[derive(Debug, Clone, Copy)]
-pub struct Occupant<'a> {
-    pub source: &'a QualifiedName,
-    pub place: &'a Place,
-    /// Up to here nothing of its rows was published by other tables; none if that is not known.
-    pub from: Option<Lsn>,
-}
-
-/// Judges a new table with this OID by the tables that are recorded; `own` is its record's name, if it has one already.
-/// A switch of `publish_via_partition_root` shows so: the root comes in place of its partitions, or the other way round,
-/// with the same rows. So does a partition that was detached.
-#[must_use]
-pub fn occupied(
-    oid: u32,
-    new: &Place,
-    own: Option<&QualifiedName>,
-    recorded: &[Occupant<'_>],
-) -> Option<Occupied> {
-    let others = recorded.iter().filter(|occupant| Some(occupant.source) != own);
-    let found: Vec<(Sharing, &Occupant<'_>)> =
-        others.filter_map(|occupant| Some((new.shares_with(occupant.place)?, occupant))).collect();
-    let &(sharing, first) = found.first()?;
-    let writer = Writer { subscription: None, source: first.source.clone(), target: first.place.clone() };
-    let mut facts = writer.in_words(sharing);
-    if found.len() > 1 {
-        let _ = write!(facts, "; the same holds for {} more", found.len() - 1);
-    }
-    let known = found.iter().all(|(_, occupant)| occupant.from.is_some());
-    let from = found.iter().filter_map(|(_, occupant)| occupant.from).min().filter(|_| known);
-    Some(Occupied { oid, from, facts })
 }
 
 #[cfg(test)]

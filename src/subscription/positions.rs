@@ -39,6 +39,8 @@ pub struct StreamPositions {
     pub received: Option<Lsn>,
     pub applied: Option<Lsn>,
     pub flushed: Option<Lsn>,
+    /// The process ID of the walsender of the last stream.
+    pub walsender: Option<i32>,
 }
 
 /// Computes the lag in seconds from samples of the publisher's position.

@@ -83,12 +83,13 @@ pub fn update(
                     ..known.clone()
                 }
             }
-            // In the first record, no position has been missed.
+            // In the first record, no position has been missed, unless the walsender has told so before: the target may
+            // have been restored since.
             (_, Some(&(oid, _, version))) => PublicationRecord {
                 name: name.clone(),
                 oid: Some(oid),
                 version: version.to_owned(),
-                since: (!recorded.is_empty()).then_some(end),
+                since: (!recorded.is_empty() || refused.contains(name)).then_some(end),
                 until: None,
                 left_out: None,
             },
@@ -217,6 +218,9 @@ mod tests {
         let altered = PublicationRecord { version: "8".to_owned(), ..record("p", 1, Some(50), None) };
         check(from_ref(&p), &["p"], &[(1, "p", "8")], 10, &[altered]);
         check(from_ref(&p), &["p"], &[], 10, &[record("p", 1, None, Some(50))]);
+        let first =
+            update(&[], &strings(&["p"]), &[(1, "p", "7")], Lsn::new(50), None, &strings(&["p"]), 170_000);
+        assert_eq!(first, [record("p", 1, Some(50), None)]);
         check(&[record("p", 1, None, Some(20))], &["p"], &[], 30, &[record("p", 1, None, Some(20))]);
         check(&[record("p", 1, Some(20), None)], &["p"], &[(1, "p", "7")], 20, from_ref(&p));
         // Renamed, and the configuration follows.

@@ -14,6 +14,10 @@
 //! While nothing is read, the walsender waits in a write. If it is to end then, because the publisher stops or gives the
 //! slot up, it waits for its last message to be read, and the checkpointer waits for it. So the connection is closed if
 //! the target gets nothing done for [`Subscription::stall_timeout`](crate::config::Subscription::stall_timeout).
+//!
+//! # A silent publisher
+//! While it is read and nothing comes for half of [`Subscription::peer_timeout`](crate::config::Subscription::peer_timeout),
+//! the publisher is asked for a keepalive. If it still sends nothing, the connection counts as dead.
 
 use std::time::{Duration, SystemTime};
 
@@ -74,6 +78,18 @@ pub(super) enum ReadError {
     /// Nothing could be handed over for this long, so the connection was closed.
     #[error("the target got nothing done for {} s", .0.as_secs())]
     Stalled(Duration),
+    /// Nothing came for this long, although the publisher was asked for a keepalive.
+    #[error("the publisher sent nothing for {} s", .0.as_secs())]
+    Silent(Duration),
+}
+
+/// For how long each side may wait for the other.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// How long the publisher may wait for us to read on.
+    pub(super) stall: Duration,
+    /// How long the publisher may send nothing.
+    pub(super) silence: Duration,
 }
 
 /// The target's positions.
@@ -106,12 +122,12 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Starts reading. `from` counts as durable; `wal_sender_timeout` is the publisher's (none if
-    /// it has switched it off). `stall_timeout` is how long the publisher may wait for us to read on.
+    /// it has switched it off).
     pub(super) fn start(
         stream: ReplicationStream,
         from: Lsn,
         wal_sender_timeout: Option<Duration>,
-        stall_timeout: Duration,
+        patience: Patience,
     ) -> Self {
         let (sender, chunks) = mpsc::channel(CHUNKS_MAX);
         let (done, done_seen) = watch::channel(Done::all(from));
@@ -127,7 +143,7 @@ impl Reader {
             done: done_seen,
             received: received_here,
             status_interval,
-            stall_timeout,
+            patience,
             progress,
             stalled: stalled_here,
             broken: None,
@@ -202,7 +218,7 @@ struct Task {
     done: watch::Receiver<Done>,
     received: watch::Sender<Lsn>,
     status_interval: Duration,
-    stall_timeout: Duration,
+    patience: Patience,
     progress: watch::Receiver<Instant>,
     stalled: watch::Sender<Option<Duration>>,
     /// Why nothing more can be read. The messages before are handed over first.
@@ -219,6 +235,8 @@ enum Wake {
     Released,
     /// Nothing has been read for as long as the publisher may wait, unless the target made progress.
     StallDue,
+    /// Nothing has come for as long as the publisher may be silent before it is asked, or altogether.
+    SilenceDue,
     /// The reader has been dropped.
     Abandoned,
 }
@@ -234,14 +252,16 @@ impl Task {
     async fn read(&mut self) -> Result<(), ReadError> {
         let mut status = interval_at(Instant::now() + self.status_interval, self.status_interval);
         status.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.send_status().await?;
+        self.send_status(Reply::NotNeeded).await?;
         let mut chunk = Chunk::default();
         let mut held: Option<oneshot::Receiver<()>> = None;
-        // When reading last stopped.
-        let mut stopped = Instant::now();
+        // When reading last stopped, and when something last came or reading went on.
+        let (mut stopped, mut heard) = (Instant::now(), Instant::now());
+        let mut asked = Reply::NotNeeded;
         loop {
             let reads = chunk.events.is_empty() && held.is_none();
-            let stall_due = stopped.max(*self.progress.borrow()) + self.stall_timeout;
+            let stall_due = stopped.max(*self.progress.borrow()) + self.patience.stall;
+            let silence_due = heard + self.patience.silence / if asked == Reply::Requested { 1 } else { 2 };
             if chunk.events.is_empty()
                 && let Some(broken) = self.broken.take()
             {
@@ -265,24 +285,32 @@ impl Task {
                 },
                 () = released(&mut held), if held.is_some() => Wake::Released,
                 () = sleep_until(stall_due), if !reads => Wake::StallDue,
+                () = sleep_until(silence_due), if reads => Wake::SilenceDue,
                 frame = self.stream.next(), if reads => Wake::Frame(frame),
             };
             match wake {
-                Wake::Handed => {}
-                Wake::Released => held = None,
+                Wake::Handed => heard = Instant::now(),
+                Wake::Released => (held, heard) = (None, Instant::now()),
                 Wake::Abandoned => return Ok(()),
                 Wake::Progress => {
-                    self.send_status().await?;
+                    self.send_status(Reply::NotNeeded).await?;
                     status.reset();
                 }
-                Wake::StatusDue => self.send_status().await?,
-                Wake::StallDue if *self.progress.borrow() + self.stall_timeout > Instant::now() => {}
+                Wake::StatusDue => self.send_status(Reply::NotNeeded).await?,
+                Wake::StallDue if *self.progress.borrow() + self.patience.stall > Instant::now() => {}
                 Wake::StallDue => {
-                    self.stalled.send_replace(Some(self.stall_timeout));
-                    return Err(ReadError::Stalled(self.stall_timeout));
+                    self.stalled.send_replace(Some(self.patience.stall));
+                    return Err(ReadError::Stalled(self.patience.stall));
+                }
+                Wake::SilenceDue if asked == Reply::Requested => {
+                    return Err(ReadError::Silent(self.patience.silence));
+                }
+                Wake::SilenceDue => {
+                    asked = Reply::Requested;
+                    self.send_status(asked).await?;
                 }
                 Wake::Frame(frame) => {
-                    stopped = Instant::now();
+                    (stopped, heard, asked) = (Instant::now(), Instant::now(), Reply::NotNeeded);
                     let gathered = match frame {
                         Ok(frame) => self.gather(frame, &mut chunk).await,
                         Err(error) => Err(error.into()),
@@ -310,7 +338,7 @@ impl Task {
                     received = Some(wal_end);
                     chunk.events.push(StreamEvent::Keepalive { wal_end, reply });
                     if reply == Reply::Requested {
-                        self.send_status().await?;
+                        self.send_status(Reply::NotNeeded).await?;
                     }
                 }
                 Frame::End => return Err(ReadError::Ended),
@@ -338,12 +366,12 @@ impl Task {
         }
     }
 
-    async fn send_status(&mut self) -> Result<(), ReadError> {
+    async fn send_status(&mut self, reply: Reply) -> Result<(), ReadError> {
         let Done { applied, durable } = *self.done.borrow_and_update();
         // PostgreSQL's subscriber, too, reports the received position as written.
         let write = applied.max(*self.received.borrow());
         let clock_us = micros_since_2000(SystemTime::now());
-        let feedback = Feedback { write, flush: durable, apply: applied, clock_us, reply: Reply::NotNeeded };
+        let feedback = Feedback { write, flush: durable, apply: applied, clock_us, reply };
         Ok(self.stream.send_status(&feedback).await?)
     }
 }

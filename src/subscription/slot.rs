@@ -177,6 +177,27 @@ pub(crate) async fn end_abandoned_creations(client: &PgClient, slot: &SlotName) 
     ended.map_err(catalog::publisher_query("abandoned slots"))
 }
 
+/// Terminates a walsender of this role, if it uses the slot.
+const END_WALSENDER: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) \
+    FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
+    WHERE s.slot_name = $1::pg_catalog.text AND s.active_pid = $2 AND a.usename = session_user";
+
+/// Ends the walsender of the subscription's last stream, if it still uses the slot: its host, or the network between, may
+/// be gone without a word. The caller must hold the subscription's lock.
+pub(super) async fn end_former_walsender(
+    client: &PgClient,
+    slot: &SlotName,
+    view: &SlotView,
+    former: Option<i32>,
+) -> Result<(), CatalogError> {
+    let active = view.slot.as_ref().and_then(|slot| slot.active_pid);
+    let Some(pid) = former.filter(|pid| active == Some(*pid)) else { return Ok(()) };
+    let ended = client.execute(END_WALSENDER, &[&slot.as_str(), &pid]).await;
+    let ended = ended.map_err(catalog::publisher_query("the former walsender"))?;
+    info!(%slot, pid, ended, "the walsender of the former stream still used the slot, and has been ended");
+    Ok(())
+}
+
 /// Reads the publisher's position and the slot, after a short time for former connections to finish creating
 /// it.
 pub(super) async fn settled_view(client: &PgClient, slot: &SlotName) -> Result<SlotView, CatalogError> {

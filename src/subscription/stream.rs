@@ -39,6 +39,8 @@ pub(super) enum StreamEnd {
     PublicationsChanged,
     /// The target kept the publisher waiting, so the stream was closed; the target has answered since.
     Stalled,
+    /// The publisher has sent nothing for too long.
+    Silent(Failure),
     /// Better options of the stream can be requested now, by a new attempt.
     AskForMore,
 }
@@ -139,6 +141,7 @@ pub(super) async fn run(
             Event::Stalled(waited) => stream.on_stalled(waited).await,
             Event::Ended => match reader.end().await {
                 ReadError::TooLarge(message) => stream.applier.refuse(message).map_err(Failure::from),
+                silent @ ReadError::Silent(_) => return Ok(StreamEnd::Silent(silent.into())),
                 error => return Err(error.into()),
             },
             Event::Sync(event) => stream.on_sync(event).await,

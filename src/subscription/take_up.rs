@@ -4,6 +4,7 @@
 //! the same gaps are found again.
 
 mod newcomers;
+mod other_targets;
 mod pending;
 mod record;
 
@@ -55,6 +56,8 @@ pub(super) struct Known {
     /// The open gaps.
     pub(super) gaps: Vec<Gap>,
     pub(super) publications: Vec<PublicationRecord>,
+    /// As [`SubscriptionRow::is_same_database`].
+    pub(super) is_same_database: Option<bool>,
     /// Up to here the publications are known to have been as recorded.
     pub(super) seen: Option<Lsn>,
     /// An operator asked for the published tables to be taken up, by the command with this number.
@@ -67,6 +70,7 @@ impl Known {
             tables: std::mem::take(&mut row.tables),
             gaps: std::mem::take(&mut row.gaps),
             publications: std::mem::take(&mut row.publication_record),
+            is_same_database: row.is_same_database,
             seen: row.positions.publications_seen,
             refresh: row.refresh,
         }
@@ -124,6 +128,8 @@ pub(super) async fn take_up_tables(
     let names: Vec<(u32, QualifiedName)> =
         others.iter().map(|table| (table.oid, table.relation.name.clone())).collect();
     let Newcomers { heirs, occupied } = newcomers::find(context, session, ground, &known, &seen).await?;
+    let mut recorded: Vec<_> = known.tables.iter().map(|row| recorded(row, &known.gaps)).collect();
+    other_targets::note(context, session, &known, &seen, &mut recorded).await?;
     let publications = sighted(subscription, ground, &known, &found);
     let unsent = publication_record::unsent(&known.publications, ground.applied(), ground.refused);
     let observed = Observed {
@@ -140,7 +146,7 @@ pub(super) async fn take_up_tables(
     };
     let continues = matches!(ground.plan, SlotPlan::Continue { .. });
     let judged = judge(
-        &known.tables.iter().map(|row| recorded(row, &known.gaps)).collect::<Vec<_>>(),
+        &recorded,
         &observed,
         followed::new_tables(continues, subscription.auto_refresh, known.refresh.is_some()),
     );

@@ -176,13 +176,13 @@ pub(super) async fn still_holds(
     subscription: &Subscription,
     before: &SlotView,
     from: Lsn,
-) -> Result<(), Failure> {
+) -> Result<Option<i32>, Failure> {
     let now = slot::view(client, &subscription.slot).await?;
     let same_run =
         (now.role, now.timeline, now.started_at) == (before.role, before.timeline, before.started_at);
     let slot = now.slot.as_ref().filter(|slot| slot.active_pid.is_some()).map(SlotInfo::seen);
     if same_run && slot.is_some_and(|slot| slot.confirmed.is_some_and(|confirmed| confirmed <= from)) {
-        return Ok(());
+        return Ok(now.slot.and_then(|slot| slot.active_pid));
     }
     let diagnosis = Diagnosis::new(format!(
         "replication slot \"{}\" or its server changed while the stream was being started",

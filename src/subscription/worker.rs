@@ -13,6 +13,7 @@ mod report;
 mod waiting;
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
@@ -23,7 +24,7 @@ use tracing::{debug, error, info, warn};
 use crate::config::Subscription;
 use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::pg::Lsn;
-use crate::pg::conninfo::ConnInfo;
+use crate::pg::conninfo::{ConnInfo, Unacknowledged};
 use crate::running::Running;
 use crate::store::{Command, Ownership, StateChange, Store};
 use crate::target::TargetSession;
@@ -89,6 +90,8 @@ pub(crate) struct Worker {
     reported: Option<StateChange>,
     /// The position at which a changed target table last caused a new attempt.
     restarted_at: Option<Lsn>,
+    /// The process ID of a target session that was given up because it showed no sign of life.
+    abandoned: Option<i32>,
     stood_by: Option<StoodBy>,
     /// The last removal of a subscription of this name when this worker began to ask for its lock.
     removal: Option<i64>,
@@ -131,6 +134,8 @@ enum Wake {
     Phase(Phase),
     Due,
     Attempt(Box<Result<StreamEnd, Failure>>),
+    /// The session on the target shows no sign of life.
+    TargetLost(Diagnosis),
 }
 
 impl Worker {
@@ -147,8 +152,8 @@ impl Worker {
         let (monitor_sender, monitor_events) = mpsc::channel(EVENTS_MAX);
         let context = Context {
             owner: Ownership::none(subscription.name.clone()),
+            target: target.noticing_within(subscription.peer_timeout, Unacknowledged::Unbounded),
             subscription: Arc::new(subscription),
-            target,
             store: store.clone(),
             positions: watch::Sender::new(StreamPositions::default()),
             promptness: watch::Sender::new(Promptness::default()),
@@ -158,6 +163,7 @@ impl Worker {
             exact_until: None,
             whole: None,
             stalls: Stalls::default(),
+            silences: Stalls::default(),
             refused: Vec::new(),
             warned: watch::Sender::new(Vec::new()),
             passed_over: watch::Sender::default(),
@@ -188,6 +194,7 @@ impl Worker {
             look: Look::First,
             reported: None,
             restarted_at: None,
+            abandoned: None,
             stood_by: None,
             removal: None,
             created_at: None,
@@ -287,6 +294,7 @@ impl Worker {
         let ahead = std::mem::take(&mut self.ahead);
         let event = {
             let mut attempt = Running::new(attempt::run(&context, session, ahead, &mut link));
+            let mut lost = pin!(session.lost(context.subscription.peer_timeout));
             loop {
                 let wake = tokio::select! {
                     biased;
@@ -295,6 +303,10 @@ impl Worker {
                     Some(event) = self.monitor_events.recv() => Wake::Monitor(event),
                     Some(phase) = self.phases.recv() => Wake::Phase(phase),
                     end = attempt.end() => Wake::Attempt(Box::new(end)),
+                    diagnosis = &mut lost => {
+                        self.abandoned = Some(session.pid());
+                        Wake::TargetLost(diagnosis)
+                    }
                 };
                 // The attempt goes on meanwhile: it may hold the session of the store that the handler waits for.
                 if let Some(event) = attempt.beside(Box::pin(self.on_wake(wake))).await {
@@ -334,9 +346,14 @@ impl Worker {
                     self.context.stalls.note(self.context.positions.borrow().applied);
                     Event::RestartAsked
                 }
+                Ok(StreamEnd::Silent(failure)) => {
+                    self.context.silences.note(self.context.positions.borrow().applied);
+                    self.fail(failure)
+                }
                 Ok(StreamEnd::PublicationsChanged | StreamEnd::AskForMore) => Event::RestartAsked,
                 Err(failure) => self.fail(failure),
             }),
+            Wake::TargetLost(diagnosis) => Some(self.fail(Failure::target_lost(diagnosis))),
             Wake::Due => None,
         }
     }

@@ -6,6 +6,7 @@
 //! - The session that writes holds the subscription's advisory lock: if the connection is lost, so is the lock.
 //! - Nothing here decides to retry or to pause.
 
+mod alive;
 mod error;
 mod origin;
 mod session;

@@ -45,6 +45,13 @@ const END_COPIES: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_
     IN ($1::pg_catalog.text::pg_catalog.name::pg_catalog.text, $2::pg_catalog.text::pg_catalog.name::pg_catalog.text) \
     AND a.wait_event IS DISTINCT FROM 'SyncRep'";
 
+/// As [`END_COPIES`], for the session with this process ID.
+const END_FORMER: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
+    WHERE a.pid = $2 AND a.datname = pg_catalog.current_database() AND a.usename = session_user \
+    AND pg_catalog.pg_has_role(a.usesysid, 'USAGE') \
+    AND a.application_name = $1::pg_catalog.text::pg_catalog.name::pg_catalog.text \
+    AND a.wait_event IS DISTINCT FROM 'SyncRep'";
+
 /// Whether a transaction is open. Within a block, a later statement's time is not the transaction's; a statement
 /// that is a transaction by itself has the same. That holds for the simple protocol, where a statement is one message.
 const IN_TRANSACTION: &str =
@@ -131,6 +138,15 @@ impl TargetSession {
         &self.client
     }
 
+    pub(super) const fn conninfo(&self) -> &ConnInfo {
+        &self.conninfo
+    }
+
+    /// The backend's process ID.
+    pub const fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// Measures the time of a round trip, which decides whether batches use COPY. The shortest of a few
     /// counts, because a busy server answers late.
     pub async fn time_round_trip(&mut self) -> Result<(), TargetError> {
@@ -183,6 +199,12 @@ impl TargetSession {
     pub async fn end_copies(&self, subscription: &SubscriptionName) -> Result<u64, TargetError> {
         let [copy, sync] = ["copy", "sync"].map(|work| format!("{subscription} {work}"));
         Ok(self.client.execute(END_COPIES, &[&copy, &sync]).await?)
+    }
+
+    /// Terminates a former session of this role, which was given up without a word from its server: it may still hold the
+    /// subscription's lock.
+    pub async fn end_former(&self, pid: i32, application_name: &str) -> Result<u64, TargetError> {
+        Ok(self.client.execute(END_FORMER, &[&application_name, &pid]).await?)
     }
 
     /// Rolls back the transaction that an ended attempt left open. A statement that still runs, or waits for

@@ -49,6 +49,8 @@ mod in_progress;
 #[cfg(test)]
 mod large_values;
 #[cfg(test)]
+mod liveness;
+#[cfg(test)]
 mod logs;
 #[cfg(test)]
 mod many_tables;
@@ -64,6 +66,8 @@ mod open_transaction;
 mod operations;
 #[cfg(test)]
 mod operations_page;
+#[cfg(test)]
+mod other_targets;
 #[cfg(test)]
 mod poolers;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::config::path::KeyPath;
 use crate::config::raw::RawSubscription;
 use crate::config::{Auto, ConflictPolicies, ConflictPolicy, Origin, Subscription, SynchronousCommit};
 use crate::error::Diagnosis;
-use crate::pg::conninfo::Host;
+use crate::pg::conninfo::{Host, Unacknowledged};
 use crate::pg::{SlotName, SubscriptionName};
 
 /// A key whose value is a duration within bounds.
@@ -40,6 +40,14 @@ const STALL_TIMEOUT: Bounded = Bounded {
     range: "1 second and 1 hour",
     forms: "write \"5s\", \"30s\" or \"2m\"",
     hint: "so long the publisher's process waits in a write, and can neither end nor give its slot up",
+};
+
+const PEER_TIMEOUT: Bounded = Bounded {
+    min: Duration::from_secs(4),
+    max: Duration::from_hours(1),
+    range: "4 seconds and 1 hour",
+    forms: "write \"10s\", \"30s\" or \"2m\"",
+    hint: "a shorter time would take a busy server for a dead one, and a longer one leaves a dead one unnoticed",
 };
 
 /// Smallest limit of a row: smaller ones would be reached by ordinary rows.
@@ -132,12 +140,14 @@ impl Validator<'_> {
         );
         let timeout = raw.stall_timeout.as_deref().unwrap_or("10s");
         let stall_timeout = self.duration(timeout, &path.key("stall_timeout"), &STALL_TIMEOUT);
+        let timeout = raw.peer_timeout.as_deref().unwrap_or("30s");
+        let peer_timeout = self.duration(timeout, &path.key("peer_timeout"), &PEER_TIMEOUT);
         let max_value_bytes = self.value_bytes(raw.max_value_bytes, &path.key("max_value_bytes"));
         let conflict_defaults = self.policies(&raw.conflict_defaults, &path.key("conflict_defaults"));
         let tables = self.tables(raw.tables, &path.key("tables"));
         Some(Subscription {
             name: name?,
-            publisher: publisher?,
+            publisher: publisher?.noticing_within(peer_timeout?, Unacknowledged::Bounded),
             publications: publications?,
             slot: slot?,
             create_slot: raw.create_slot.unwrap_or(true),
@@ -151,6 +161,7 @@ impl Validator<'_> {
             origin: origin?,
             synchronous_commit: synchronous_commit?,
             stall_timeout: stall_timeout?,
+            peer_timeout: peer_timeout?,
             max_value_bytes: max_value_bytes?,
             conflict_defaults: conflict_defaults?,
             tables: tables?,

@@ -1,4 +1,5 @@
-//! Whether the targets of tables that were renamed have been renamed, too. Pure.
+//! Whether a table's target is still the one that has its rows: it may have been renamed with it, or without it, and
+//! another table may have its name. Pure.
 
 use std::collections::HashMap;
 
@@ -36,5 +37,25 @@ pub fn renamed(
         Some(name) => Renamed::NotYet(name.clone()),
         None if !found.contains_key(target) && found.contains_key(former) => Renamed::NotYet(former.clone()),
         None => Renamed::Followed,
+    }
+}
+
+/// Finds out that a table goes into another target than the one with this OID, which has its rows. `target` is the name of
+/// the one that it is to go into. Returns the facts: a sentence without a full stop.
+///
+/// While a target has still to be renamed with its table, nothing goes into it.
+#[must_use]
+pub fn other_target(
+    oid: u32,
+    target: &QualifiedName,
+    is_renamed: bool,
+    found: &TargetOids,
+) -> Option<String> {
+    let now = found.get(target)?;
+    match called(found, oid) {
+        _ if *now == oid => None,
+        Some(_) if is_renamed => None,
+        Some(former) => Some(format!("it goes into {target} now, and its rows are in {former}")),
+        None => Some(format!("{target} on the target was made again, and the former one was dropped")),
     }
 }

@@ -1,6 +1,9 @@
 //! Looks at the publications and their verdicts, as a table of cases.
 
+use std::fmt::Write as _;
+
 use super::*;
+use crate::schema::sharing::Place;
 use crate::schema::{Mark, Operations};
 
 fn name(text: &str) -> QualifiedName {
@@ -16,6 +19,7 @@ fn marks(row: u32) -> Marks {
         rows: vec![format!("table {row}")],
         filter: None,
         columns: None,
+        since: None,
     }])
 }
 
@@ -29,6 +33,7 @@ fn recorded(source: &str, oid: u32, row: u32) -> Recorded {
         synchronised: Synchronised::Yes,
         copied: Some(Lsn::new(0x10)),
         held: None,
+        other_target: None,
     }
 }
 
@@ -216,6 +221,35 @@ fn a_table_whose_publication_was_refused_may_lack_its_last_changes() {
     check(&gone, &refused, Some(0x30), "");
     check(&gone, &[], Some(0x20), "");
     check(&held(gone, GapKind::Returned), &refused, None, "");
+}
+
+/// Another publication has the table since a short time ago: what open transactions changed before that is not its own.
+#[test]
+fn a_publication_that_has_a_table_since_later_proves_nothing_of_the_time_before() {
+    let refused = ["gone".to_owned()];
+    let found = |since: Option<u64>, restart, refused: &[String]| {
+        let mut marks = marks(1);
+        marks.0[0].since = since.map(Lsn::new);
+        let table = Recorded { marks: Some(marks), ..recorded("t", 10, 1) };
+        let published = [seen("t", 10, 1)];
+        let observed = Observed { refused, restart: Some(Lsn::new(restart)), ..seeing(&published) };
+        let judged = judge(&[table], &observed, NewTables::Follow);
+        judged.tables.iter().map(told).collect::<Vec<_>>().join(", ")
+    };
+    let gap = "t>t 10 Returns gap publication 0/60..0/100";
+    assert_eq!(found(Some(0x40), 0x30, &refused), gap);
+    for (since, restart, refused) in
+        [(Some(0x40), 0x40, &refused[..]), (None, 0x30, &refused), (Some(0x40), 0x30, &[])]
+    {
+        assert_eq!(found(since, restart, refused), "t>t 10 Nothing", "{since:?} {restart}");
+    }
+    // It is carried on by the rows that stay.
+    let later = Marks(vec![
+        Mark { name: "q".to_owned(), publication: 2, ..marks(2).0.remove(0) },
+        marks(1).0.remove(0),
+    ]);
+    let first = later.first_seen(&marks(1), Lsn::new(0x90));
+    assert_eq!(first.0.iter().map(|mark| mark.since).collect::<Vec<_>>(), [Some(Lsn::new(0x90)), None]);
 }
 
 #[test]

@@ -20,12 +20,16 @@ use crate::subscription::first_rows::{CopyStart, copy_job};
 use crate::subscription::format::Transactions;
 use crate::subscription::misfits::with_facts;
 use crate::subscription::publisher::{self, Encoding, Publisher, Wanted};
-use crate::subscription::reader::{Done, ReadError, Reader, StreamEvent};
+use crate::subscription::reader::{Done, Patience, ReadError, Reader, StreamEvent};
 use crate::subscription::sharing;
 use crate::subscription::slot;
 use crate::subscription::slot_wait::{Progress, SlotCreation};
 use crate::subscription::take_up::{PendingTable, compare_again};
 use crate::target::{OriginUse, TargetSession};
+
+/// A table's stream may be silent so many times as long as the main one. An old publisher decodes a very large transaction
+/// without a word, and the table would be copied again.
+const SILENCE_FACTOR: u32 = 10;
 
 /// What a synchronisation tells the queue.
 pub(super) enum Report {
@@ -94,8 +98,9 @@ impl Sync {
             transactions: Transactions::Whole,
         };
         let stream = publisher.start(subscription, replication, &slot_name, from, wanted).await?;
-        let mut reader =
-            Reader::start(stream, from, publisher.wal_sender_timeout(), subscription.stall_timeout);
+        let silence = subscription.peer_timeout * SILENCE_FACTOR;
+        let patience = Patience { stall: subscription.stall_timeout, silence };
+        let mut reader = Reader::start(stream, from, publisher.wal_sender_timeout(), patience);
         let position = match self.catch_up(table, &target, &mut reader, from, &reports, finish).await {
             Err(failure) if failure.has_misfits() => {
                 return Err(with_facts(context, &target, &publisher, failure).await);

@@ -45,9 +45,15 @@ pub(super) async fn write(
     let (mapping, notes) = Mapping::new(&subscription.tables, followed);
     warnings.extend(notes.iter().map(|note| note.diagnosis(&subscription.publications)));
     let mut tables = recordings(judged, &mapping, &known.tables);
+    if known.is_same_database == Some(false) {
+        for recording in &mut tables {
+            recording.table.target_oid = None;
+        }
+    }
     identify_targets(session, &mut tables).await?;
     let tables: Vec<TableRecord> = tables.into_iter().map(|recording| recording.table).collect();
-    if is_as_recorded(&tables, &known.tables) && publications == known.publications {
+    let is_as_recorded = is_as_recorded(&tables, &known.tables) && publications == known.publications;
+    if is_as_recorded && known.is_same_database == Some(true) {
         return Ok(Written::AsItWas);
     }
     let notes: Vec<TableNote> =

@@ -72,6 +72,11 @@ impl Worker {
             self.removal = Some(self.store.last_removal(subscription.name.as_str()).await?);
         }
         let Some(session) = &mut self.session else { return Ok(None) };
+        if let Some(pid) = self.abandoned {
+            let ended = session.end_former(pid, &format!("pgsluice {}", subscription.name)).await?;
+            info!(subscription = %subscription.name, pid, ended, "the target session that did not answer is ended");
+            self.abandoned = None;
+        }
         let lock = session.try_lock(lock_key(subscription.name.as_str())).await?;
         self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Up);
         if lock == Lock::HeldElsewhere {

@@ -3,6 +3,7 @@
 //! ```text
 //! client ──▶ proxy ──▶ server     cut     every connection ends now
 //!        ◀──       ◀──            stall   nothing is accepted or forwarded, connections stay open
+//!                                 strand  those connections never forward again, others do
 //!                                 mute    what the client says arrives, answers vanish
 //!                                 lose    the next COMMIT arrives, its answer vanishes, then a cut
 //! ```
@@ -38,6 +39,8 @@ struct Orders {
     flow: Flow,
     /// How often everything was cut. A connection that was there before the last cut ends.
     cuts: u64,
+    /// How often connections were stranded. One that was there before forwards nothing any more.
+    strandings: u64,
 }
 
 /// What connections have in common.
@@ -62,7 +65,7 @@ impl FaultyProxy {
     pub(crate) async fn start(to: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("a bound socket has an address").port();
-        let (orders, receiver) = watch::channel(Orders { flow: Flow::Open, cuts: 0 });
+        let (orders, receiver) = watch::channel(Orders { flow: Flow::Open, cuts: 0, strandings: 0 });
         let shared = Arc::new(Shared::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, to, receiver, Arc::clone(&shared)));
@@ -76,6 +79,11 @@ impl FaultyProxy {
     /// Ends every connection.
     pub(crate) fn cut(&self) {
         self.orders.send_modify(|orders| orders.cuts += 1);
+    }
+
+    /// Forwards nothing more of the connections that there are, which stay open. Others come through.
+    pub(crate) fn strand(&self) {
+        self.orders.send_modify(|orders| orders.strandings += 1);
     }
 
     /// Forwards nothing and accepts nothing, until [`FaultyProxy::open`].
@@ -146,17 +154,22 @@ async fn connection(
     shared: Arc<Shared>,
 ) {
     let line = Line { muted: AtomicBool::new(false), answered: Notify::new(), shared };
-    let cuts = orders.borrow().cuts;
+    let Orders { cuts, strandings, .. } = *orders.borrow();
     let (client_reads, client_writes) = client.into_split();
     let (server_reads, server_writes) = server.into_split();
     let requests = line.requests(client_reads, server_writes, orders.clone());
     let answers = line.answers(server_reads, client_writes, orders.clone());
-    let both = async { tokio::join!(requests, answers) };
+    // Both sockets stay open while this is there, also when it is not polled any more.
+    let mut both = std::pin::pin!(async { tokio::join!(requests, answers) });
+    let mut stranded = orders.clone();
     tokio::select! {
-        _ = both => {}
-        () = line.answered.notified() => {}
-        _ = async { orders.wait_for(|orders| orders.cuts > cuts).await.map(|_| ()) } => {}
+        biased;
+        _ = async { orders.wait_for(|orders| orders.cuts > cuts).await.map(|_| ()) } => return,
+        _ = stranded.wait_for(|orders| orders.strandings > strandings) => {}
+        _ = &mut both => return,
+        () = line.answered.notified() => return,
     }
+    let _ = orders.wait_for(|orders| orders.cuts > cuts).await;
 }
 
 /// What both directions of a connection know.

@@ -1,0 +1,109 @@
+//! A connection that shows no sign of life counts as dead after `peer_timeout`; one of a server that is slow, or waits for a
+//! lock, does not.
+//!
+//! The proxy between keeps the sockets open, so TCP notices nothing, as with a proxy that has lost what is behind it.
+
+use std::time::{Duration, Instant};
+
+use crate::support::faulty_proxy::FaultyProxy;
+use crate::support::wait::until;
+use crate::support::world::{PUBLISHER_ROLE, Servers, TARGET_ROLE, World, conninfo_through};
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+const PEER_TIMEOUT: Duration = Duration::from_secs(4);
+/// A time-out, the end of what is left of the former connection, and a new start, on a slow machine.
+const SOON: Duration = Duration::from_secs(25);
+
+async fn world() -> World {
+    World::builder()
+        .servers(Servers::Separate)
+        .both_sql(T)
+        .subscription_line("peer_timeout = \"4s\"")
+        // Nobody else ends what has lost its client.
+        .publisher_setting("wal_sender_timeout", "0")
+        .start()
+        .await
+}
+
+async fn arrives_soon(world: &World, row: u32) {
+    let began = Instant::now();
+    world.publisher.exec(format!("INSERT INTO t VALUES ({row})")).await;
+    world.wait_same_rows("t").await;
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    world.wait_state("streaming").await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_silent_is_begun_again() {
+    let world = world().await;
+    let proxy = FaultyProxy::start(world.publisher.port).await;
+    let through = conninfo_through(&world.publisher, PUBLISHER_ROLE, proxy.port());
+    let service = world.run_with(&[("PGSLUICE__SUBSCRIPTIONS__0__PUBLISHER", &through)]);
+    world.wait_state("streaming").await;
+    arrives_soon(&world, 1).await;
+    for row in 2..=3 {
+        // After a table's first changes, its columns are looked at over another connection.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        proxy.strand();
+        arrives_soon(&world, row).await;
+    }
+    let log = service.log();
+    assert!(log.contains("the publisher has sent nothing for 4 s"), "{log}");
+    assert!(
+        log.contains("the walsender of the former stream still used the slot, and has been ended"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn a_target_session_that_is_cut_off_is_opened_again() {
+    let world = world().await;
+    let proxy = FaultyProxy::start(world.target.port).await;
+    let through = conninfo_through(&world.target, TARGET_ROLE, proxy.port());
+    let service = world.run_with(&[("PGSLUICE__TARGET__URL", &through)]);
+    world.wait_state("streaming").await;
+    arrives_soon(&world, 1).await;
+    for row in 2..=3 {
+        proxy.strand();
+        arrives_soon(&world, row).await;
+    }
+    assert!(service.log().contains("the target has not answered for"), "{}", service.log());
+}
+
+/// Also while nothing is sent: the lock on the subscription is not held by a session that is cut off.
+#[tokio::test]
+async fn an_idle_target_session_that_is_cut_off_is_noticed() {
+    let world = world().await;
+    let proxy = FaultyProxy::start(world.target.port).await;
+    let through = conninfo_through(&world.target, TARGET_ROLE, proxy.port());
+    let service = world.run_with(&[("PGSLUICE__TARGET__URL", &through)]);
+    world.wait_state("streaming").await;
+    proxy.strand();
+    until("it is noticed", async || {
+        let log = service.log();
+        if log.contains("the target has not answered for") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    arrives_soon(&world, 1).await;
+}
+
+#[tokio::test]
+async fn a_target_that_is_locked_for_long_is_not_taken_for_dead() {
+    let world = world().await;
+    let service = world.run();
+    world.wait_state("streaming").await;
+    let sessions = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pgsluice sub%'";
+    let before = world.target.lines(sessions).await;
+    let locker = world.target.session().await;
+    locker.batch("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    // More than the buffers between hold.
+    world
+        .publisher
+        .exec("INSERT INTO t SELECT g, repeat(md5(g::text), 60) FROM generate_series(1, 8500) g")
+        .await;
+    tokio::time::sleep(PEER_TIMEOUT * 4).await;
+    assert_eq!(world.target.lines(sessions).await, before, "{}", service.log());
+    locker.batch("COMMIT").await.unwrap();
+    world.wait_same_rows("t").await;
+    assert!(!service.log().contains("the target has not answered for"), "{}", service.log());
+}
