@@ -114,6 +114,8 @@ pub struct Observed<'a> {
     pub applied: Option<Lsn>,
     /// Publications that were missing in the stream since the last look, or are so at the recorded position.
     pub refused: &'a [String],
+    /// Publications that the stream is not asked for any more, because they do not exist.
+    pub unasked: &'a [String],
     /// Everything that transactions have written which were open at the recorded position lies behind this one
     /// (`restart_lsn` of the slot); none if that is not known.
     pub restart: Option<Lsn>,
@@ -422,7 +424,9 @@ fn leaving(table: &Recorded, observed: &Observed<'_>) -> Judgement {
 /// Before version 18, a stream cannot ask for a publication where it no longer exists. What transactions changed before
 /// that, and before the table left, is not sent then if they commit behind it.
 fn last_changes(table: &Recorded, left: Left, observed: &Observed<'_>) -> Option<NewGap> {
-    let mark = table.marks.as_ref()?.0.iter().find(|mark| observed.refused.contains(&mark.name))?;
+    let is_missing =
+        |mark: &&Mark| observed.refused.iter().chain(observed.unasked).any(|name| *name == mark.name);
+    let mark = table.marks.as_ref()?.0.iter().find(is_missing)?;
     let may_be_open = observed.restart.is_none_or(|restart| restart < left.lsn);
     let facts = format!(
         "publication \"{}\" no longer exists, so that nothing is sent of transactions which changed the table before and \

@@ -40,6 +40,20 @@ pub struct Unsent {
     pub from: Option<Lsn>,
 }
 
+/// The configured publications that the stream is not asked for any more at the recorded position, because they do not exist.
+#[must_use]
+pub fn unasked(
+    records: &[PublicationRecord],
+    configured: &[String],
+    server_version_num: u32,
+    applied: Option<Lsn>,
+) -> Vec<String> {
+    let is_passed = |record: &&PublicationRecord| record.until.is_some_and(|until| applied >= Some(until));
+    let missing = records.iter().filter(|record| configured.contains(&record.name)).filter(is_passed);
+    let is_tolerated = server_version_num >= TOLERATED_SINCE;
+    missing.filter(|_| !is_tolerated).map(|record| record.name.clone()).collect()
+}
+
 /// Finds the publications without which the stream has gone on up to the recorded position, or is `refused` there.
 #[must_use]
 pub fn unsent(recorded: &[PublicationRecord], applied: Option<Lsn>, refused: &[String]) -> Unsent {
@@ -270,6 +284,13 @@ mod tests {
         assert_eq!(found(30, &["p"]), (strings(&["p"]), Some(30)));
         assert_eq!(found(30, &[]), (strings(&[]), None));
         assert_eq!(found(70, &[]), (strings(&["p"]), Some(30)));
+        let missing = [record("p", 1, None, Some(50))];
+        for (applied, version, expected) in
+            [(50, 170_000, &["p"][..]), (49, 170_000, &[]), (50, 180_000, &[])]
+        {
+            let found = unasked(&missing, &strings(&["p"]), version, Some(Lsn::new(applied)));
+            assert_eq!(found, strings(expected), "{applied} {version}");
+        }
         let (sight, configured) = ((1, "p", "7"), strings(&["p"]));
         let seen = update(&again, &configured, &[sight], Lsn::new(80), Some(Lsn::new(70)), &[], 170_000);
         assert_eq!(seen, [record("p", 1, None, None)]);

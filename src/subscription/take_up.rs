@@ -132,6 +132,9 @@ pub(super) async fn take_up_tables(
     other_targets::note(context, session, &known, &seen, &mut recorded).await?;
     let publications = sighted(subscription, ground, &known, &found);
     let unsent = publication_record::unsent(&known.publications, ground.applied(), ground.refused);
+    let version = ground.publisher.client.server_version_num();
+    let unasked =
+        publication_record::unasked(&publications, &subscription.publications, version, ground.applied());
     let observed = Observed {
         published: &seen,
         others: &names,
@@ -142,6 +145,7 @@ pub(super) async fn take_up_tables(
         seen: known.seen.map(|seen| unsent.from.map_or(seen, |from| seen.min(from))),
         applied: ground.applied(),
         refused: &unsent.names,
+        unasked: &unasked,
         restart: ground.view.slot.as_ref().and_then(SlotInfo::restart_lsn),
     };
     let continues = matches!(ground.plan, SlotPlan::Continue { .. });

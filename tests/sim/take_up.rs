@@ -69,6 +69,7 @@ pub(crate) async fn take_up(
         let others = others(catalog, &rows, &seen);
         let targets: Vec<_> = rows.iter().map(|row| (&row.source, row.source_oid, row.target_oid)).collect();
         let heirs = heirs(&targets, &seen, |source| oids.get(source).copied());
+        let unasked = publication_record::unasked(&publications, &configured(), version(link), applied);
         let observed = Observed {
             published: &seen,
             others: &others,
@@ -79,6 +80,7 @@ pub(crate) async fn take_up(
             seen: if has(Fault::LookProvesItself) { Some(view.wal) } else { known },
             applied,
             refused: &unsent.names,
+            unasked: &unasked,
             restart: view.restart,
         };
         let auto_refresh = link.world.borrow().config.auto_refresh;

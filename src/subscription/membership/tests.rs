@@ -85,6 +85,7 @@ const fn seeing(published: &[Seen]) -> Observed<'_> {
         seen: Some(Lsn::new(0x60)),
         applied: Some(Lsn::new(0x50)),
         refused: &[],
+        unasked: &[],
         restart: None,
     }
 }
@@ -220,6 +221,8 @@ fn a_table_whose_publication_was_refused_may_lack_its_last_changes() {
     check(&gone, &refused, None, "last_changes 0/50..-");
     check(&gone, &refused, Some(0x30), "");
     check(&gone, &[], Some(0x20), "");
+    let unasked = Observed { unasked: &refused, restart: Some(Lsn::new(0x20)), ..seeing(&[]) };
+    assert_eq!(judge(std::slice::from_ref(&gone), &unasked, NewTables::Follow).tables[0].gaps.len(), 1);
     check(&held(gone, GapKind::Returned), &refused, None, "");
 }
 
