@@ -5,11 +5,6 @@ ALTER TABLE pgsluice.owner ADD COLUMN server_started_at timestamptz;
 
 COMMENT ON COLUMN pgsluice.owner.server_started_at IS 'When the server had been started that the instance took the subscription over on. Ownership ends with that run of the server: a restored one has the same term. Null if an older version took it over.';
 
--- A former owner's stream may hold the slot long after its host has vanished.
-ALTER TABLE pgsluice.subscription ADD COLUMN walsender_pid integer;
-
-COMMENT ON COLUMN pgsluice.subscription.walsender_pid IS 'Process ID on the publisher of the walsender of the last stream. Who streams next ends it, if it still uses the slot.';
-
 -- A target that was restored from a dump has other OIDs, and so has this schema.
 ALTER TABLE pgsluice.subscription ADD COLUMN record_oid oid;
 

@@ -80,8 +80,6 @@ pub struct Positions {
     pub retained_bytes: Option<u64>,
     /// Up to here the publications are known to be as recorded. An unknown one leaves the recorded value.
     pub publications_seen: Option<Lsn>,
-    /// The process ID of the stream's walsender on the publisher. An unknown one leaves the recorded value.
-    pub walsender: Option<i32>,
 }
 
 /// How far the subscription has been applied; written by `apply` alone.
@@ -151,7 +149,7 @@ const SELECT: &str = "\
            s.publisher_wal_lsn::pg_catalog.text AS witnessed_wal, s.publisher_next_xid, \
            s.slot_restart_lsn::pg_catalog.text, s.publisher_seen_at, s.distrusted_started_at, \
            s.publication_record, s.record_oid = 'pgsluice.table_sync'::pg_catalog.regclass AS same_database, \
-           s.publications_seen_lsn::pg_catalog.text, s.walsender_pid, s.refresh, s.refresh_command, \
+           s.publications_seen_lsn::pg_catalog.text, s.refresh, s.refresh_command, \
            EXISTS (SELECT FROM pgsluice.conflict c \
                WHERE c.subscription = s.name AND c.resolved_at IS NULL AND c.commit_lsn < p.applied_lsn) AS passed \
     FROM pgsluice.subscription s LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
@@ -179,8 +177,7 @@ const SET_DISABLED: &str = "UPDATE pgsluice.subscription SET state = $2, reason 
 const REPORT_POSITIONS: &str = as_owner!(
     " UPDATE pgsluice.subscription s SET received_lsn = $3, flushed_lsn = $4, publisher_lsn = $5, \
      lag_bytes = $6, lag_seconds = $7, wal_status = $8, retained_bytes = $9, \
-     publications_seen_lsn = greatest(s.publications_seen_lsn, $10), \
-     walsender_pid = coalesce($11, s.walsender_pid), reported_at = now() \
+     publications_seen_lsn = greatest(s.publications_seen_lsn, $10), reported_at = now() \
      FROM owner WHERE s.name = owner.name"
 );
 
@@ -255,7 +252,6 @@ impl Store {
                 .bind(positions.wal_status.as_deref())
                 .bind(positions.retained_bytes.map(saturate))
                 .bind(positions.publications_seen)
-                .bind(positions.walsender)
                 .execute(&self.pool)
                 .await?;
             owner::met(&self.pool, done.rows_affected(), owner).await
@@ -390,7 +386,6 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
             wal_status: row.try_get("wal_status")?,
             retained_bytes: unsigned(row, "retained_bytes")?,
             publications_seen: lsn(row, "publications_seen_lsn")?,
-            walsender: row.try_get("walsender_pid")?,
         },
         warnings: row.try_get::<Json<Vec<String>>, _>("warnings")?.0,
         instance: row.try_get("instance")?,

@@ -61,6 +61,8 @@ pub(super) struct Announced<'a> {
 struct Table {
     /// Its OID on the publisher.
     oid: Option<u32>,
+    /// The OID of the target that has its rows, as recorded.
+    target_oid: Option<u32>,
     /// What the record has of it; none before the first description.
     recorded: Option<SeenTable>,
     /// Why it is applied row by row, as recorded.
@@ -85,6 +87,7 @@ impl<'a> Announced<'a> {
     ) -> Self {
         let table = |table: &PreparedTable| Table {
             oid: table.row.source_oid.or_else(|| table.published.as_ref().map(|published| published.oid)),
+            target_oid: table.row.target_oid,
             recorded: copied.get(&table.row.source).cloned().or_else(|| table.row.described.clone()),
             exact_because: table.row.exact_because.clone(),
             last: None,
@@ -109,6 +112,11 @@ impl<'a> Announced<'a> {
         warnings: &[Warning],
         received: Lsn,
     ) -> Result<(), Failure> {
+        let target_oid = self.tables.get(source).and_then(|table| table.target_oid);
+        if target_oid.is_some_and(|oid| oid != description.target_oid) {
+            // The attempt's start finds out what that means.
+            return Err(Failure::target_changed(source.clone()));
+        }
         self.tell(context, source, warnings.iter().map(Warning::diagnosis).collect()).await?;
         if let Some(table) = self.tables.get_mut(source) {
             table.last = Some((description.clone(), exact_because));

@@ -144,7 +144,7 @@ async fn follow(
     let subscription = &context.subscription;
     let placed = place_in_stream(context, session, publisher, &mut replication, &identity, &known).await;
     let (plan, view) = placed.map_err(|failure| failure.with_gap_since(known.record.applied_at))?;
-    let former = context.positions.borrow().walsender.or(known.walsender);
+    let former = context.positions.borrow().walsender;
     slot::end_former_walsender(&publisher.client, &subscription.slot, &view, former).await?;
     let term = context.owner.term();
     let mut warnings = Vec::new();
@@ -436,8 +436,6 @@ struct Recorded {
     skip: Option<Lsn>,
     has_passed_conflict: bool,
     warnings: Vec<String>,
-    /// The process ID of the last stream's walsender.
-    walsender: Option<i32>,
 }
 
 impl Recorded {
@@ -448,7 +446,6 @@ impl Recorded {
             skip: row.skip_lsn,
             has_passed_conflict: row.has_passed_conflict,
             warnings: row.warnings,
-            walsender: row.positions.walsender,
         })
     }
 }

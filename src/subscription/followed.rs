@@ -94,7 +94,10 @@ fn recording<'a>(table: &Judgement, mapping: &Mapping, rows: &'a [TableRow]) -> 
         source: table.source.clone(),
         target: target.clone(),
         source_oid: table.oid,
-        target_oid: row.and_then(|row| row.target_oid).filter(|_| !goes_elsewhere),
+        // Rows that are still to be copied go into whatever has the name then.
+        target_oid: row
+            .filter(|row| !goes_elsewhere && !row.is_to_be_copied())
+            .and_then(|row| row.target_oid),
         marks: table.marks.clone(),
         left: table.left,
         held: table.gaps.first().filter(|_| table.recorded.is_none()).cloned(),

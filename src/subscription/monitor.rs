@@ -261,7 +261,6 @@ impl Monitor {
             wal_status: slot.and_then(|slot| slot.wal_status.clone()),
             retained_bytes: publisher.zip(slot).and_then(|(lsn, slot)| slot.retained_bytes(lsn)),
             publications_seen,
-            walsender: stream.walsender,
         };
         self.snapshot.send_modify(|snapshot| {
             snapshot.positions.clone_from(&positions);

@@ -39,7 +39,8 @@ pub struct StreamPositions {
     pub received: Option<Lsn>,
     pub applied: Option<Lsn>,
     pub flushed: Option<Lsn>,
-    /// The process ID of the walsender of the last stream.
+    /// The process ID of the walsender of this process's last stream. It is not kept in the database: a copy of that would
+    /// end the walsender of the one that it was made from.
     pub walsender: Option<i32>,
 }
 

@@ -182,7 +182,7 @@ const END_WALSENDER: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) \
     FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
     WHERE s.slot_name = $1::pg_catalog.text AND s.active_pid = $2 AND a.usename = session_user";
 
-/// Ends the walsender of the subscription's last stream, if it still uses the slot: its host, or the network between, may
+/// Ends the walsender of this process's last stream, if it still uses the slot: its host, or the network between, may
 /// be gone without a word. The caller must hold the subscription's lock.
 pub(super) async fn end_former_walsender(
     client: &PgClient,

@@ -90,8 +90,10 @@ pub(crate) struct Worker {
     reported: Option<StateChange>,
     /// The position at which a changed target table last caused a new attempt.
     restarted_at: Option<Lsn>,
-    /// The process ID of a target session that was given up because it showed no sign of life.
-    abandoned: Option<i32>,
+    /// The process ID of the last target session.
+    session_pid: Option<i32>,
+    /// Those of former ones whose servers may not know that they have been given up: they may hold the lock.
+    abandoned: Vec<i32>,
     stood_by: Option<StoodBy>,
     /// The last removal of a subscription of this name when this worker began to ask for its lock.
     removal: Option<i64>,
@@ -194,7 +196,8 @@ impl Worker {
             look: Look::First,
             reported: None,
             restarted_at: None,
-            abandoned: None,
+            session_pid: None,
+            abandoned: Vec::new(),
             stood_by: None,
             removal: None,
             created_at: None,
@@ -303,10 +306,7 @@ impl Worker {
                     Some(event) = self.monitor_events.recv() => Wake::Monitor(event),
                     Some(phase) = self.phases.recv() => Wake::Phase(phase),
                     end = attempt.end() => Wake::Attempt(Box::new(end)),
-                    diagnosis = &mut lost => {
-                        self.abandoned = Some(session.pid());
-                        Wake::TargetLost(diagnosis)
-                    }
+                    diagnosis = &mut lost => Wake::TargetLost(diagnosis),
                 };
                 // The attempt goes on meanwhile: it may hold the session of the store that the handler waits for.
                 if let Some(event) = attempt.beside(Box::pin(self.on_wake(wake))).await {

@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use pgsluice::demo::cluster::StopMode;
+
 use crate::support::faulty_proxy::FaultyProxy;
 use crate::support::wait::until;
 use crate::support::world::{PUBLISHER_ROLE, Servers, TARGET_ROLE, World, conninfo_through};
@@ -106,4 +108,45 @@ async fn a_target_that_is_locked_for_long_is_not_taken_for_dead() {
     locker.batch("COMMIT").await.unwrap();
     world.wait_same_rows("t").await;
     assert!(!service.log().contains("the target has not answered for"), "{}", service.log());
+}
+
+/// What is left of a session that was given up, in whatever state, is ended: it would hold the lock on the subscription.
+#[tokio::test]
+async fn a_paused_or_waiting_subscription_whose_session_is_cut_off_goes_on() {
+    let mut world = world().await;
+    let proxy = FaultyProxy::start(world.target.port).await;
+    let through = conninfo_through(&world.target, TARGET_ROLE, proxy.port());
+    let _service = world.run_with(&[("PGSLUICE__TARGET__URL", &through)]);
+    world.wait_state("streaming").await;
+    world.pgsluice(&["pause", &world.subscription]).await.expect(0);
+    world.wait_paused("operator").await;
+    proxy.strand();
+    tokio::time::sleep(PEER_TIMEOUT).await;
+    world.pgsluice(&["resume", &world.subscription]).await;
+    arrives_soon(&world, 1).await;
+
+    world.publisher_server().stop(StopMode::Fast).await.unwrap();
+    world.wait_state("retrying").await;
+    proxy.strand();
+    tokio::time::sleep(PEER_TIMEOUT).await;
+    world.publisher_server().launch().await.unwrap();
+    arrives_soon(&world, 2).await;
+}
+
+#[tokio::test]
+async fn a_standby_whose_session_is_cut_off_takes_over() {
+    let world = world().await;
+    let owner = world.run();
+    world.wait_state("streaming").await;
+    let proxy = FaultyProxy::start(world.target.port).await;
+    let through = conninfo_through(&world.target, TARGET_ROLE, proxy.port());
+    let standby = world.run_with(&[("PGSLUICE__TARGET__URL", &through)]);
+    until("it stands by", async || {
+        let log = standby.log();
+        if log.contains("standby: another instance applies") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    proxy.strand();
+    assert_eq!(owner.sigterm().await, 0);
+    arrives_soon(&world, 1).await;
 }

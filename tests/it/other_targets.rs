@@ -114,3 +114,49 @@ async fn a_target_that_was_restored_from_a_dump_is_not_another_one() {
     let _service = world.run();
     wait_gaps(&world, GAP).await;
 }
+
+/// Statements find a table by its name: what has that name now is another table, whatever the plans were made for.
+#[tokio::test]
+async fn a_target_that_changes_places_with_another_table_gets_nothing_of_its_changes_unseen() {
+    let world = World::builder()
+        .both_sql("CREATE TABLE t (id int PRIMARY KEY, v numeric)")
+        .target_sql("CREATE TABLE narrow (id int PRIMARY KEY, v numeric(12,0)); CREATE TABLE former (a int)")
+        .start()
+        .await;
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    world.publisher.exec("INSERT INTO t VALUES (1, 1.25)").await;
+    world.wait_same_rows("t").await;
+    let swap = "BEGIN; DROP TABLE IF EXISTS former; ALTER TABLE t RENAME TO former; \
+                ALTER TABLE narrow RENAME TO t; GRANT ALL ON t TO pgsluice_apply; COMMIT";
+    world.target.exec(swap).await;
+    for id in 2..=4 {
+        world.publisher.exec(format!("INSERT INTO t VALUES ({id}, {id})")).await;
+    }
+    wait_gaps(&world, GAP).await;
+    assert_eq!(facts(&world).await, "it goes into public.t now, and its rows are in public.former");
+    world.wait_caught_up().await;
+    assert_eq!(world.target.lines("SELECT id FROM former").await, ["1"]);
+    assert_eq!(world.target.lines("SELECT id FROM t ORDER BY 1").await, ["2", "3", "4"]);
+}
+
+/// The rows that were copied are in the present table.
+#[tokio::test]
+async fn a_target_that_was_made_again_before_it_was_copied_into_is_no_gap() {
+    let world = one_row().await;
+    let service = world.run();
+    world.wait_same_rows("t").await;
+    world.pgsluice(&["pause", &world.subscription]).await.expect(0);
+    world.target.exec(AGAIN).await;
+    world.pgsluice(&["resync", &world.subscription, "public.t"]).await.expect(0);
+    world.pgsluice(&["resume", &world.subscription]).await.expect(0);
+    world.wait_same_rows("t").await;
+    world.wait_state("streaming").await;
+    world.publisher.exec("INSERT INTO t VALUES (2, 'two')").await;
+    world.wait_same_rows("t").await;
+    assert_eq!(service.sigterm().await, 0);
+    let _service = world.run();
+    world.publisher.exec("INSERT INTO t VALUES (3, 'three')").await;
+    world.wait_same_rows("t").await;
+    assert_eq!(world.target.lines("SELECT kind FROM pgsluice.gap").await, [""; 0]);
+}

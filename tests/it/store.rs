@@ -354,7 +354,6 @@ async fn a_subscription_reports_where_it_stands() {
         wal_status: Some("reserved".to_owned()),
         retained_bytes: Some(1 << 24),
         publications_seen: Some(Lsn::new(0x16B_3600)),
-        walsender: Some(7),
     };
     store.report_positions(&owner, &positions).await.unwrap();
 

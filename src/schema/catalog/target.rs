@@ -75,7 +75,7 @@ pub async fn target_tables<C: GenericClient + Sync>(
 ///
 /// The expression sums up the transactions that wrote the catalog's rows of columns, indexes, triggers
 /// and rules: DDL replaces such rows with younger ones. TRUNCATE, ANALYZE, VACUUM and new partitions
-/// leave them alone.
+/// leave them alone. The name belongs to it, because statements find the table by that.
 #[must_use]
 pub fn table_stamp_sql(oid: &str) -> String {
     let sum = |catalog: &str, key: &str| {
@@ -86,7 +86,10 @@ pub fn table_stamp_sql(oid: &str) -> String {
     };
     format!(
         "({} OPERATOR(pg_catalog.+) COALESCE({}, 0) OPERATOR(pg_catalog.+) COALESCE({}, 0) \
-         OPERATOR(pg_catalog.+) COALESCE({}, 0))::pg_catalog.int8",
+         OPERATOR(pg_catalog.+) COALESCE({}, 0) OPERATOR(pg_catalog.+) \
+         (SELECT pg_catalog.hashtext(s.relname::pg_catalog.text)::pg_catalog.int8 \
+             OPERATOR(pg_catalog.+) s.relnamespace::pg_catalog.int8 \
+          FROM pg_catalog.pg_class s WHERE s.oid OPERATOR(pg_catalog.=) {oid}))::pg_catalog.int8",
         sum("pg_attribute", "attrelid"),
         sum("pg_index", "indrelid"),
         sum("pg_trigger", "tgrelid"),

@@ -45,7 +45,7 @@ pub(super) async fn write(
     let (mapping, notes) = Mapping::new(&subscription.tables, followed);
     warnings.extend(notes.iter().map(|note| note.diagnosis(&subscription.publications)));
     let mut tables = recordings(judged, &mapping, &known.tables);
-    if known.is_same_database == Some(false) {
+    if known.is_same_database != Some(true) {
         for recording in &mut tables {
             recording.table.target_oid = None;
         }

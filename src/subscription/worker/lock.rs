@@ -3,19 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::super::attempt::Ahead;
 use super::super::because::Because;
 use super::super::failure::Failure;
+use super::super::findings;
 use super::super::publisher::Reaching;
 use super::super::snapshot::Link;
 use super::super::state::{Event, State};
 use super::{Owner, StoodBy, Worker};
 use crate::config::SynchronousCommit;
 use crate::error::{Diagnosis, PauseReason};
+use crate::pg::SubscriptionName;
 use crate::store::{self, Desired, Registration, lock_key};
-use crate::target::{Lock, OriginUse, TargetSession};
+use crate::target::{Lock, OriginUse, TargetError, TargetSession};
+
 /// How often a standby tries to take the lock.
 const LOCK_POLL: Duration = Duration::from_secs(1);
 
@@ -66,19 +70,20 @@ impl Worker {
             if subscription.synchronous_commit != SynchronousCommit::On {
                 session.set_synchronous_commit(subscription.synchronous_commit.as_str()).await?;
             }
+            self.abandoned.extend(self.session_pid.replace(session.pid()));
             self.session = Some(session);
         }
         if self.removal.is_none() {
             self.removal = Some(self.store.last_removal(subscription.name.as_str()).await?);
         }
         let Some(session) = &mut self.session else { return Ok(None) };
-        if let Some(pid) = self.abandoned {
-            let ended = session.end_former(pid, &format!("pgsluice {}", subscription.name)).await?;
-            info!(subscription = %subscription.name, pid, ended, "the target session that did not answer is ended");
-            self.abandoned = None;
-        }
-        let lock = session.try_lock(lock_key(subscription.name.as_str())).await?;
+        let within = subscription.peer_timeout;
+        let tried = timeout(within, try_lock(session, &subscription.name, &mut self.abandoned)).await;
+        let lock = tried.map_err(|_elapsed| Failure::target_lost(findings::silent_target(within)))??;
         self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Up);
+        if let (Lock::HeldElsewhere, Some(pid)) = (lock, self.abandoned.first()) {
+            return Err(Failure::target_lost(findings::former_session(*pid)));
+        }
         if lock == Lock::HeldElsewhere {
             return Ok(None);
         }
@@ -171,4 +176,22 @@ fn recorded(row: &store::SubscriptionRow) -> Because {
         },
         conflict_id: row.conflict_id,
     }
+}
+
+/// Ends what is left of the worker's former sessions, and tries to take the lock. `former` keeps those that have not ended
+/// yet.
+async fn try_lock(
+    session: &TargetSession,
+    name: &SubscriptionName,
+    former: &mut Vec<i32>,
+) -> Result<Lock, TargetError> {
+    let mut left = Vec::new();
+    for &pid in former.iter() {
+        if session.end_former(pid, &format!("pgsluice {name}")).await? > 0 {
+            info!(subscription = %name, pid, "a former session was still there on the target, and has been told to end");
+            left.push(pid);
+        }
+    }
+    *former = left;
+    session.try_lock(lock_key(name.as_str())).await
 }
