@@ -194,7 +194,8 @@ impl<'a> Performer<'a> {
         }
         match sent {
             Ok(in_flight) => self.under_way.push_back(UnderWay::Batch(in_flight)),
-            Err(error @ ApplyError::Connection(_)) => return Err(error),
+            // Earlier answers come first: a COPY that was refused closes the connection, and they tell why.
+            Err(error @ ApplyError::Connection(_)) if self.under_way.is_empty() => return Err(error),
             Err(error) => {
                 if let Some(refused) = error.server_error() {
                     tracing::warn!(
