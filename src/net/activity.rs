@@ -9,18 +9,28 @@ pub(super) struct Activity {
     began: Instant,
     /// Nanoseconds since then.
     last: AtomicU64,
+    bytes: AtomicU64,
 }
 
 impl Default for Activity {
     fn default() -> Self {
-        Self { began: Instant::now(), last: AtomicU64::new(0) }
+        Self { began: Instant::now(), last: AtomicU64::new(0), bytes: AtomicU64::new(0) }
     }
 }
 
 impl Activity {
     /// Notes that bytes were sent, which the system has taken, or received.
-    pub(super) fn note(&self) {
+    pub(super) fn note(&self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
         self.last.store(self.now(), Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// How many bytes have been sent and received.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// For how long nothing has moved.

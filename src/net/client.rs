@@ -154,6 +154,12 @@ impl PgClient {
         self.activity.quiet_for()
     }
 
+    /// How many bytes have been sent and received.
+    #[must_use]
+    pub fn bytes_moved(&self) -> u64 {
+        self.activity.bytes()
+    }
+
     /// Returns why the connection ended; `None` while it lasts.
     #[must_use]
     pub fn closed_error(&self) -> Option<Ended> {

@@ -164,48 +164,55 @@ impl Metered {
 impl AsyncRead for Metered {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { stream, meter, activity } = self.get_mut();
-        let Some((meter, place)) = meter else {
-            let read = Pin::new(stream).poll_read(cx, buf);
-            if read.is_ready() {
-                activity.note();
-            }
-            return read;
-        };
-        if place.is_between_messages() && !meter.has_room() {
-            meter.reader.register(cx.waker());
-            // Rows may have been used in between.
-            if !meter.has_room() {
-                return Poll::Pending;
-            }
-        }
         let before = buf.filled().len();
-        let read = if meter.has_room() {
-            Pin::new(stream).poll_read(cx, buf)
-        } else {
-            let bytes_max = place.left().min(BOUNDED_READ_BYTES).min(buf.remaining());
-            let mut bounded = ReadBuf::new(buf.initialize_unfilled_to(bytes_max));
-            let read = Pin::new(stream).poll_read(cx, &mut bounded);
-            let bytes = bounded.filled().len();
-            buf.advance(bytes);
-            read
+        let read = match meter {
+            Some((meter, place)) => poll_metered(stream, meter, place, cx, buf),
+            None => Pin::new(stream).poll_read(cx, buf),
         };
-        if read.is_ready() {
-            activity.note();
+        activity.note(buf.filled().len() - before);
+        read
+    }
+}
+
+/// Reads no further than the meter has room for.
+fn poll_metered(
+    stream: &mut NetStream,
+    meter: &Meter,
+    place: &mut Place,
+    cx: &mut Context<'_>,
+    buf: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    if place.is_between_messages() && !meter.has_room() {
+        meter.reader.register(cx.waker());
+        // Rows may have been used in between.
+        if !meter.has_room() {
+            return Poll::Pending;
         }
-        let passed = place.pass(&buf.filled()[before..], |kind, bytes| {
-            if kind == COPY_DATA && bytes > meter.row_bytes_max {
-                meter.refused.store(bytes, Ordering::Release);
-                return Err(io::Error::other("a row is larger than the limit"));
-            }
-            if kind == COPY_DATA {
-                meter.unused_bytes.fetch_add(bytes, Ordering::AcqRel);
-            }
-            Ok(())
-        });
-        match passed {
-            Ok(()) => read,
-            Err(refused) => Poll::Ready(Err(refused)),
+    }
+    let before = buf.filled().len();
+    let read = if meter.has_room() {
+        Pin::new(stream).poll_read(cx, buf)
+    } else {
+        let bytes_max = place.left().min(BOUNDED_READ_BYTES).min(buf.remaining());
+        let mut bounded = ReadBuf::new(buf.initialize_unfilled_to(bytes_max));
+        let read = Pin::new(stream).poll_read(cx, &mut bounded);
+        let bytes = bounded.filled().len();
+        buf.advance(bytes);
+        read
+    };
+    let passed = place.pass(&buf.filled()[before..], |kind, bytes| {
+        if kind == COPY_DATA && bytes > meter.row_bytes_max {
+            meter.refused.store(bytes, Ordering::Release);
+            return Err(io::Error::other("a row is larger than the limit"));
         }
+        if kind == COPY_DATA {
+            meter.unused_bytes.fetch_add(bytes, Ordering::AcqRel);
+        }
+        Ok(())
+    });
+    match passed {
+        Ok(()) => read,
+        Err(refused) => Poll::Ready(Err(refused)),
     }
 }
 
@@ -213,8 +220,8 @@ impl AsyncWrite for Metered {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let Self { stream, activity, .. } = self.get_mut();
         let written = Pin::new(stream).poll_write(cx, buf);
-        if written.is_ready() {
-            activity.note();
+        if let Poll::Ready(Ok(bytes)) = &written {
+            activity.note(*bytes);
         }
         written
     }

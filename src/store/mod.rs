@@ -83,6 +83,9 @@ const LIMITS: TimeLimits =
     TimeLimits { statement: Some(STATEMENT_TIMEOUT), idle_in_transaction: Some(STATEMENT_TIMEOUT) };
 /// Maximum time of one operation, also if the network drops packets.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum time in which a session of the pool answers that has been idle. All of them together take less than
+/// [`ACQUIRE_TIMEOUT`].
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum time for a session's ping before it returns to the pool.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -243,7 +246,15 @@ fn pool(options: PgConnectOptions, wanted: TargetSessionAttrs, connections_max: 
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .after_connect(move |session, _| Box::pin(prepare(session, wanted)))
-        // Without a time-out, a session that does not answer would occupy its place in the pool.
+        // Without a time-out, a session that does not answer would occupy its place in the pool, and the operation that is
+        // given it would wait for as long as it may wait for any.
+        .test_before_acquire(false)
+        .before_acquire(|session, _| {
+            Box::pin(async move {
+                let answer = tokio::time::timeout(ANSWER_TIMEOUT, session.ping()).await;
+                answer.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map(|()| true)
+            })
+        })
         .after_release(|session, _| {
             Box::pin(async move {
                 let fit = tokio::time::timeout(RELEASE_TIMEOUT, is_outside_transaction(session)).await;

@@ -53,8 +53,8 @@ pub(super) struct Context {
     pub(super) known_tables: watch::Sender<KnownTables>,
 }
 
-/// Where streams were closed because the target kept the publisher waiting, or because nothing came. A transaction that is streamed again and
-/// again has to get through in the end.
+/// Where streams were closed because the target kept the publisher waiting, or because nothing came. A transaction that is
+/// streamed again and again has to get through in the end.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Stalls {
     at: Option<Lsn>,

@@ -37,13 +37,6 @@ pub(crate) fn silent_publisher(waited: Duration) -> Diagnosis {
         .hint("streaming goes on by itself once the publisher answers; look at the network between")
 }
 
-/// A session on the target has not answered.
-pub(crate) fn silent_target(waited: Duration) -> Diagnosis {
-    Diagnosis::new(format!("the target has not answered for {} s", waited.as_secs()))
-        .detail("so the connection counts as dead (peer_timeout)")
-        .hint("it goes on by itself once the target answers; look at the network between")
-}
-
 /// What is left of a former session on the target.
 pub(crate) fn former_session(pid: i32) -> Diagnosis {
     Diagnosis::new("a former session of this process still holds the lock on the subscription")

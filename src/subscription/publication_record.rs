@@ -40,6 +40,14 @@ pub struct Unsent {
     pub from: Option<Lsn>,
 }
 
+impl Unsent {
+    /// The position up to which the publications are `proven` to be as recorded, as far as they were sent.
+    #[must_use]
+    pub fn bound(&self, proven: Option<Lsn>) -> Option<Lsn> {
+        proven.map(|proven| self.from.map_or(proven, |from| proven.min(from)))
+    }
+}
+
 /// The configured publications that the stream is not asked for any more at the recorded position, because they do not exist.
 #[must_use]
 pub fn unasked(

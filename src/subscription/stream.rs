@@ -102,8 +102,7 @@ pub(super) async fn run(
         let ending = more_to_ask || passed || (may_end && publications.borrow().have_changed());
         let resume = stream.waits_for_sync();
         let busy = stream.applier.is_busy();
-        let stalled = stream.stalled;
-        let open = !ending && !stalled && resume.is_none() && stream.applier.takes_messages();
+        let open = !ending && !stream.stalled && resume.is_none() && stream.applier.takes_messages();
         let more = !stream.rest.as_slice().is_empty();
         let look = stream.announced.due();
         if open && !more {
@@ -121,12 +120,12 @@ pub(super) async fn run(
             }
             () = std::future::ready(()), if passed && !busy => return Ok(StreamEnd::PublicationsChanged),
             () = std::future::ready(()), if more_to_ask && !busy => return Ok(StreamEnd::AskForMore),
-            () = std::future::ready(()), if stalled && !busy => return Ok(StreamEnd::Stalled),
+            () = std::future::ready(()), if stream.stalled && !busy => return Ok(StreamEnd::Stalled),
             () = sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => Event::Resume,
             () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => Event::Look,
             () = std::future::ready(()), if open && more => Event::Rest,
             chunk = reader.chunks.recv(), if open && !more => chunk.map_or(Event::Ended, Event::Chunk),
-            Ok(waited) = stall.wait_for(Option::is_some), if !stalled => Event::Stalled(waited.unwrap_or_default()),
+            Ok(waited) = stall.wait_for(Option::is_some), if !stream.stalled => Event::Stalled(waited.unwrap_or_default()),
         };
         let done = match event {
             Event::Chunk(chunk) => {

@@ -101,6 +101,10 @@ pub(super) struct Ground<'a> {
 }
 
 impl Ground<'_> {
+    fn version(&self) -> u32 {
+        self.publisher.client.server_version_num()
+    }
+
     /// The position from which on the stream goes on; none before the slot exists.
     fn applied(&self) -> Option<Lsn> {
         match self.plan {
@@ -132,9 +136,8 @@ pub(super) async fn take_up_tables(
     other_targets::note(context, session, &known, &seen, &mut recorded).await?;
     let publications = sighted(subscription, ground, &known, &found);
     let unsent = publication_record::unsent(&known.publications, ground.applied(), ground.refused);
-    let version = ground.publisher.client.server_version_num();
-    let unasked =
-        publication_record::unasked(&publications, &subscription.publications, version, ground.applied());
+    let configured = &subscription.publications;
+    let unasked = publication_record::unasked(&publications, configured, ground.version(), ground.applied());
     let observed = Observed {
         published: &seen,
         others: &names,
@@ -142,7 +145,7 @@ pub(super) async fn take_up_tables(
         occupied: &occupied,
         end: ground.view.end(),
         unused_xid: ground.view.unused_xid,
-        seen: known.seen.map(|seen| unsent.from.map_or(seen, |from| seen.min(from))),
+        seen: unsent.bound(known.seen),
         applied: ground.applied(),
         refused: &unsent.names,
         unasked: &unasked,
@@ -201,7 +204,7 @@ fn sighted(
         ground.view.end(),
         ground.applied(),
         ground.refused,
-        ground.publisher.client.server_version_num(),
+        ground.version(),
     )
 }
 

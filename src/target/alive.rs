@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::session::TargetSession;
 use crate::error::Diagnosis;
@@ -40,6 +40,7 @@ impl TargetSession {
                 sleep(left).await;
                 continue;
             }
+            let asked = Instant::now();
             let lost = match self.sign_of_life(part).await {
                 Sign::Alive => {
                     sleep(part * 2).await;
@@ -49,9 +50,7 @@ impl TargetSession {
                 Sign::Ended => "its server has no such session any more",
                 Sign::Unreached => "its server waits for what was sent to it long ago",
             };
-            return Diagnosis::new(format!("the target has not answered for {} s", quiet.as_secs()))
-                .detail(format!("{lost}, so the connection counts as dead (peer_timeout)"))
-                .hint("apply goes on by itself once the target answers; look at the network between");
+            return no_answer(quiet + asked.elapsed(), lost);
         }
     }
 
@@ -69,12 +68,14 @@ impl TargetSession {
         }
     }
 
-    /// Whether something comes from the session, or is taken from it, in this time.
+    /// Whether the session answers in this time, or anything else than the question moves.
     async fn answers_within(&self, patience: Duration) -> bool {
-        let quiet = self.client().quiet_for();
+        /// Its type, its length and an empty string.
+        const QUESTION_BYTES: u64 = 6;
+        let before = self.client().bytes_moved();
         // It waits behind statements that are under way.
         let asked = timeout(patience, self.client().batch_execute("")).await;
-        asked.is_ok() || self.client().quiet_for() < quiet.min(patience)
+        asked.is_ok() || self.client().bytes_moved() > before + QUESTION_BYTES
     }
 
     async fn waits_for_its_client(&self) -> Result<Option<bool>, Unasked> {
@@ -95,6 +96,14 @@ impl TargetSession {
         let row = client.query_opt(DOES, &[&self.pid()]).await.map_err(|_| Unasked::NoServer)?;
         Ok(row.map(|row| row.get::<_, Option<bool>>(0).unwrap_or_default()))
     }
+}
+
+/// A session on the target has not answered for so long. `why` says what else was found.
+#[must_use]
+pub fn no_answer(waited: Duration, why: &str) -> Diagnosis {
+    Diagnosis::new(format!("the target has not answered for {} s", waited.as_secs()))
+        .detail(format!("{why}, so the connection counts as dead (peer_timeout)"))
+        .hint("apply goes on by itself once the target answers; look at the network between")
 }
 
 /// Why the server could not be asked.

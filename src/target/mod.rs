@@ -12,6 +12,7 @@ mod origin;
 mod session;
 mod settings;
 
+pub use alive::no_answer;
 pub use error::{OpenError, TargetError, too_old};
 pub use origin::{COPY_ORIGINS_MAX, OriginLack, OriginUse, no_origin};
 pub use session::{Lock, TargetSession, no_replica_role};

@@ -37,20 +37,28 @@ const NOTICE_A_DEAD_CLIENT: &str = "SET client_connection_check_interval = '2s'"
 const CANCEL: &str = "SELECT pg_catalog.pg_cancel_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
     WHERE a.pid = $1 AND a.state <> 'idle' AND a.wait_event IS DISTINCT FROM 'SyncRep'";
 
-/// Terminates this role's sessions with these application names, which the server shortens to 63 bytes. A role
-/// that works as another one (`ALTER ROLE … SET role`) may not be allowed to.
-const END_COPIES: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
-    WHERE a.datname = pg_catalog.current_database() AND a.usename = session_user \
-    AND pg_catalog.pg_has_role(a.usesysid, 'USAGE') AND a.application_name \
-    IN ($1::pg_catalog.text::pg_catalog.name::pg_catalog.text, $2::pg_catalog.text::pg_catalog.name::pg_catalog.text) \
-    AND a.wait_event IS DISTINCT FROM 'SyncRep'";
+/// Terminates those of this role's sessions for which the condition holds. A role that works as another one (`ALTER ROLE …
+/// SET role`) may not be allowed to.
+macro_rules! end_own_sessions {
+    ($condition:literal) => {
+        concat!(
+            "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
+             WHERE a.datname = pg_catalog.current_database() AND a.usename = session_user \
+             AND pg_catalog.pg_has_role(a.usesysid, 'USAGE') AND a.wait_event IS DISTINCT FROM 'SyncRep' AND ",
+            $condition
+        )
+    };
+}
 
-/// As [`END_COPIES`], for the session with this process ID.
-const END_FORMER: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
-    WHERE a.pid = $2 AND a.datname = pg_catalog.current_database() AND a.usename = session_user \
-    AND pg_catalog.pg_has_role(a.usesysid, 'USAGE') \
-    AND a.application_name = $1::pg_catalog.text::pg_catalog.name::pg_catalog.text \
-    AND a.wait_event IS DISTINCT FROM 'SyncRep'";
+/// Those with one of these application names, which the server shortens to 63 bytes.
+const END_COPIES: &str = end_own_sessions!(
+    "a.application_name IN ($1::pg_catalog.text::pg_catalog.name::pg_catalog.text, \
+                            $2::pg_catalog.text::pg_catalog.name::pg_catalog.text)"
+);
+
+/// The one with this process ID, if it has the application name of the session that asks.
+const END_FORMER: &str =
+    end_own_sessions!("a.pid = $1 AND a.application_name = pg_catalog.current_setting('application_name')");
 
 /// Whether a transaction is open. Within a block, a later statement's time is not the transaction's; a statement
 /// that is a transaction by itself has the same. That holds for the simple protocol, where a statement is one message.
@@ -201,10 +209,10 @@ impl TargetSession {
         Ok(self.client.execute(END_COPIES, &[&copy, &sync]).await?)
     }
 
-    /// Terminates a former session of this role, which was given up without a word from its server: it may still hold the
-    /// subscription's lock.
-    pub async fn end_former(&self, pid: i32, application_name: &str) -> Result<u64, TargetError> {
-        Ok(self.client.execute(END_FORMER, &[&application_name, &pid]).await?)
+    /// Terminates a former session of the same name, which was given up without a word from its server: it may still hold
+    /// the subscription's lock.
+    pub async fn end_former(&self, pid: i32) -> Result<u64, TargetError> {
+        Ok(self.client.execute(END_FORMER, &[&pid]).await?)
     }
 
     /// Rolls back the transaction that an ended attempt left open. A statement that still runs, or waits for

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use pgsluice::demo::cluster::StopMode;
 
 use crate::support::faulty_proxy::FaultyProxy;
+use crate::support::service::Service;
 use crate::support::wait::until;
 use crate::support::world::{PUBLISHER_ROLE, Servers, TARGET_ROLE, World, conninfo_through};
 
@@ -27,6 +28,24 @@ async fn world() -> World {
         .await
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Publisher,
+    Target,
+}
+
+/// Starts a service that reaches one side through a proxy.
+async fn run_through(world: &World, side: Side) -> (FaultyProxy, Service) {
+    let (database, role, variable) = match side {
+        Side::Publisher => (&world.publisher, PUBLISHER_ROLE, "PGSLUICE__SUBSCRIPTIONS__0__PUBLISHER"),
+        Side::Target => (&world.target, TARGET_ROLE, "PGSLUICE__TARGET__URL"),
+    };
+    let proxy = FaultyProxy::start(database.port).await;
+    let through = conninfo_through(database, role, proxy.port());
+    let service = world.run_with(&[(variable, &through)]);
+    (proxy, service)
+}
+
 async fn arrives_soon(world: &World, row: u32) {
     let began = Instant::now();
     world.publisher.exec(format!("INSERT INTO t VALUES ({row})")).await;
@@ -38,9 +57,7 @@ async fn arrives_soon(world: &World, row: u32) {
 #[tokio::test]
 async fn a_stream_that_is_silent_is_begun_again() {
     let world = world().await;
-    let proxy = FaultyProxy::start(world.publisher.port).await;
-    let through = conninfo_through(&world.publisher, PUBLISHER_ROLE, proxy.port());
-    let service = world.run_with(&[("PGSLUICE__SUBSCRIPTIONS__0__PUBLISHER", &through)]);
+    let (proxy, service) = run_through(&world, Side::Publisher).await;
     world.wait_state("streaming").await;
     arrives_soon(&world, 1).await;
     for row in 2..=3 {
@@ -60,9 +77,7 @@ async fn a_stream_that_is_silent_is_begun_again() {
 #[tokio::test]
 async fn a_target_session_that_is_cut_off_is_opened_again() {
     let world = world().await;
-    let proxy = FaultyProxy::start(world.target.port).await;
-    let through = conninfo_through(&world.target, TARGET_ROLE, proxy.port());
-    let service = world.run_with(&[("PGSLUICE__TARGET__URL", &through)]);
+    let (proxy, service) = run_through(&world, Side::Target).await;
     world.wait_state("streaming").await;
     arrives_soon(&world, 1).await;
     for row in 2..=3 {
@@ -76,9 +91,7 @@ async fn a_target_session_that_is_cut_off_is_opened_again() {
 #[tokio::test]
 async fn an_idle_target_session_that_is_cut_off_is_noticed() {
     let world = world().await;
-    let proxy = FaultyProxy::start(world.target.port).await;
-    let through = conninfo_through(&world.target, TARGET_ROLE, proxy.port());
-    let service = world.run_with(&[("PGSLUICE__TARGET__URL", &through)]);
+    let (proxy, service) = run_through(&world, Side::Target).await;
     world.wait_state("streaming").await;
     proxy.strand();
     until("it is noticed", async || {
@@ -114,9 +127,7 @@ async fn a_target_that_is_locked_for_long_is_not_taken_for_dead() {
 #[tokio::test]
 async fn a_paused_or_waiting_subscription_whose_session_is_cut_off_goes_on() {
     let mut world = world().await;
-    let proxy = FaultyProxy::start(world.target.port).await;
-    let through = conninfo_through(&world.target, TARGET_ROLE, proxy.port());
-    let _service = world.run_with(&[("PGSLUICE__TARGET__URL", &through)]);
+    let (proxy, _service) = run_through(&world, Side::Target).await;
     world.wait_state("streaming").await;
     world.pgsluice(&["pause", &world.subscription]).await.expect(0);
     world.wait_paused("operator").await;
@@ -138,12 +149,11 @@ async fn a_standby_whose_session_is_cut_off_takes_over() {
     let world = world().await;
     let owner = world.run();
     world.wait_state("streaming").await;
-    let proxy = FaultyProxy::start(world.target.port).await;
-    let through = conninfo_through(&world.target, TARGET_ROLE, proxy.port());
-    let standby = world.run_with(&[("PGSLUICE__TARGET__URL", &through)]);
+    let (proxy, standby) = run_through(&world, Side::Target).await;
+    // It has read the record by then: a question that is under way is given up after 30 s only.
     until("it stands by", async || {
         let log = standby.log();
-        if log.contains("standby: another instance applies") { Ok(()) } else { Err(log) }
+        if log.contains("state=Standby") { Ok(()) } else { Err(log) }
     })
     .await;
     proxy.strand();

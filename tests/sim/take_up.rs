@@ -64,7 +64,6 @@ pub(crate) async fn take_up(
     let publications = sighted(link, &meta, catalog, (view.wal, applied), &refused);
     let known: &[PublicationRecord] = if has(Fault::LeftOutIsForgotten) { &[] } else { &meta.publications };
     let unsent = publication_record::unsent(known, applied, &refused);
-    let known = meta.seen.map(|seen| unsent.from.map_or(seen, |from| seen.min(from)));
     let judged = {
         let others = others(catalog, &rows, &seen);
         let targets: Vec<_> = rows.iter().map(|row| (&row.source, row.source_oid, row.target_oid)).collect();
@@ -77,7 +76,7 @@ pub(crate) async fn take_up(
             occupied: &[],
             end: if has(Fault::GapEndsEarly) { applied.unwrap_or(view.wal) } else { view.wal },
             unused_xid: u64::from(view.unused_xid),
-            seen: if has(Fault::LookProvesItself) { Some(view.wal) } else { known },
+            seen: if has(Fault::LookProvesItself) { Some(view.wal) } else { unsent.bound(meta.seen) },
             applied,
             refused: &unsent.names,
             unasked: &unasked,

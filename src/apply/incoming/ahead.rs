@@ -6,7 +6,8 @@
 //!
 //! # Invariants
 //! - A description is used at most once, only while it is young, and only for a table whose columns are those that
-//!   the publisher's catalog had when the attempt began. DDL that comes between is found by the stamp that every transaction compares before its COMMIT (`apply::stamp`).
+//!   the publisher's catalog had when the attempt began. DDL that comes between is found by the stamp that every
+//!   transaction compares before its COMMIT (`apply::stamp`).
 //! - Every table is described at most once before its announcement, unless its description has become too old.
 
 use std::collections::{BTreeSet, HashMap};

@@ -8,7 +8,7 @@ use crate::schema::{Mapping, catalog};
 use crate::store::TableRow;
 use crate::subscription::context::Context;
 use crate::subscription::failure::Failure;
-use crate::subscription::membership::{Recorded, Seen, TargetOids, called, other_target};
+use crate::subscription::membership::{Recorded, Seen, TargetOids, other_target};
 use crate::target::TargetSession;
 
 use super::Known;
@@ -34,7 +34,7 @@ pub(super) async fn note(
     }
     let mut found = look_up(session, &[], &oids).await?;
     let elsewhere: Vec<&Followed<'_>> =
-        followed.iter().filter(|table| called(&found, table.oid) != Some(table.target)).collect();
+        followed.iter().filter(|table| found.get(table.target) != Some(&table.oid)).collect();
     if elsewhere.is_empty() {
         return Ok(());
     }

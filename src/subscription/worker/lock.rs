@@ -18,10 +18,11 @@ use crate::config::SynchronousCommit;
 use crate::error::{Diagnosis, PauseReason};
 use crate::pg::SubscriptionName;
 use crate::store::{self, Desired, Registration, lock_key};
-use crate::target::{Lock, OriginUse, TargetError, TargetSession};
+use crate::target::{Lock, OriginUse, TargetError, TargetSession, no_answer};
 
 /// How often a standby tries to take the lock.
 const LOCK_POLL: Duration = Duration::from_secs(1);
+const NOT_LOCKED: &str = "the request for the lock on the subscription waits";
 
 impl Worker {
     pub(super) async fn await_lock(&mut self) -> Event {
@@ -79,7 +80,7 @@ impl Worker {
         let Some(session) = &mut self.session else { return Ok(None) };
         let within = subscription.peer_timeout;
         let tried = timeout(within, try_lock(session, &subscription.name, &mut self.abandoned)).await;
-        let lock = tried.map_err(|_elapsed| Failure::target_lost(findings::silent_target(within)))??;
+        let lock = tried.map_err(|_elapsed| Failure::target_lost(no_answer(within, NOT_LOCKED)))??;
         self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Up);
         if let (Lock::HeldElsewhere, Some(pid)) = (lock, self.abandoned.first()) {
             return Err(Failure::target_lost(findings::former_session(*pid)));
@@ -187,7 +188,7 @@ async fn try_lock(
 ) -> Result<Lock, TargetError> {
     let mut left = Vec::new();
     for &pid in former.iter() {
-        if session.end_former(pid, &format!("pgsluice {name}")).await? > 0 {
+        if session.end_former(pid).await? > 0 {
             info!(subscription = %name, pid, "a former session was still there on the target, and has been told to end");
             left.push(pid);
         }
