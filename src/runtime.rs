@@ -26,7 +26,8 @@ use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::http::Server;
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::SubscriptionName;
-use crate::store::{Registration, State, Store, StoreError, Verb, lock_key};
+use crate::store::{Registration, State, Store, StoreError, Verb};
+use crate::subscription::findings::obstructed;
 use crate::subscription::{Board, Wish, Worker, end_abandoned_creations, target_unavailable};
 use crate::target::{Lock, TargetSession};
 use crate::telemetry::{self, Attention, Bars};
@@ -420,9 +421,15 @@ async fn take_over(
         .map_err(|error| failed(error.into()))?;
     let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
     loop {
-        match session.try_lock(lock_key(name.as_str())).await {
+        match session.try_lock(name).await {
             Ok(Lock::Held) => return Ok(session),
             Ok(Lock::HeldElsewhere) if tokio::time::Instant::now() < deadline => {
+                if let Some(pid) =
+                    session.end_silent_owner(name).await.map_err(|error| failed(error.into()))?
+                {
+                    warn!(subscription = %name, pid, "the owner has shown no sign of life, so its session on the target has been ended");
+                    continue;
+                }
                 let id = store.submit(name.as_str(), Verb::Drop, &serde_json::json!({}), "drop").await?;
                 store.wait_answer(id, LET_GO_ANSWER).await?;
                 tokio::time::sleep(LET_GO_POLL).await;
@@ -437,6 +444,10 @@ async fn take_over(
                     ))
                     .hint("stop that service, then drop the subscription"),
                 ));
+            }
+            Ok(Lock::Obstructed(outsider)) => {
+                store.withdraw_drops(name.as_str()).await?;
+                return Err(Failure::new(Exit::No, obstructed(&outsider)));
             }
             Err(error) => return Err(failed(error.into())),
         }

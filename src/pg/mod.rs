@@ -3,6 +3,7 @@
 //! Pure: no socket, clock, environment or driver. Values are validated once, when they are made. This
 //! is the only module that quotes an identifier.
 
+mod advisory;
 pub mod conninfo;
 mod hash;
 mod ident;
@@ -14,6 +15,7 @@ mod term;
 mod time_limits;
 mod timeline;
 
+pub use advisory::{LOCKS_OF_A_SUBSCRIPTION, MIGRATION_LOCK_KEY, lock_key, lock_keys};
 pub use ident::{quote_ident, quote_literal};
 pub use lsn::{Lsn, ParseLsnError};
 pub use name::{ParseNameError, QualifiedName, SlotName, SubscriptionName};

@@ -18,15 +18,16 @@ use serde::Serialize;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{Connection as _, Executor as _, PgConnection, SqlSafeStr as _};
 
-use super::{Store, StoreError, StoreErrorKind, lock, lost};
+use super::{Store, StoreError, StoreErrorKind, lost};
 use crate::boundary;
+use crate::pg::MIGRATION_LOCK_KEY;
 
 /// Maximum time of waiting for other instances' migrations, and of a migration.
 const MIGRATION_TIMEOUT: Duration = Duration::from_mins(5);
 pub(super) const ACTION: &str = "migrate schema pgsluice";
 
 /// Every version of schema `pgsluice`: number, description, SQL.
-const MIGRATIONS: [(i64, &str, &str); 15] = [
+const MIGRATIONS: [(i64, &str, &str); 16] = [
     (1, "subscriptions", include_str!("../../migrations/0001_subscriptions.sql")),
     (2, "conflicts", include_str!("../../migrations/0002_conflicts.sql")),
     (3, "commands", include_str!("../../migrations/0003_commands.sql")),
@@ -42,6 +43,7 @@ const MIGRATIONS: [(i64, &str, &str); 15] = [
     (13, "accepted", include_str!("../../migrations/0013_accepted.sql")),
     (14, "copied", include_str!("../../migrations/0014_copied.sql")),
     (15, "server runs", include_str!("../../migrations/0015_server_runs.sql")),
+    (16, "take over", include_str!("../../migrations/0016_take_over.sql")),
 ];
 
 /// The version of schema `pgsluice` that this pgsluice works with.
@@ -108,7 +110,7 @@ async fn upgrade(session: &mut PgConnection) -> Result<Vec<AppliedMigration>, St
     let limit = format!("SET statement_timeout = {}", MIGRATION_TIMEOUT.as_millis());
     session.execute(sqlx::AssertSqlSafe(limit)).await?;
     sqlx::query("SELECT pg_catalog.pg_advisory_lock($1)")
-        .bind(lock::MIGRATION_LOCK_KEY)
+        .bind(MIGRATION_LOCK_KEY)
         .execute(&mut *session)
         .await?;
     let before = installed(session).await?;

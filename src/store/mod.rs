@@ -9,7 +9,7 @@
 //!
 //! # Invariants
 //! - The progress row is never written here: `apply` moves it in the transaction of the rows.
-//! - A subscription's rows are written by the instance that holds its advisory lock ([`lock_key`]). A standby
+//! - A subscription's rows are written by the instance that holds its advisory lock. A standby
 //!   writes nothing, and a former owner's writes are refused ([`Ownership`]). Operators write only `desired`,
 //!   `skip_lsn` and commands.
 //! - Values that must agree are written in one transaction: a conflict and its pause, a state and its event,
@@ -62,10 +62,9 @@ pub use error::{SkipRefusal, StoreError, StoreErrorKind};
 pub use event::{EventKind, EventRow};
 pub use gap::{OpenedGap, PassedOver, ReleasedTable};
 pub use intervention::ResyncWish;
-pub use lock::lock_key;
 pub use members::{Members, NewTables, TableChanges, TableNote, TableOfOther, TableRecord};
 pub use migrate::{AppliedMigration, SCHEMA_VERSION};
-pub use owner::Ownership;
+pub use owner::{Claim, Ownership, Walsender};
 pub use state::{Desired, Refresh, Resync, State, TableState};
 pub use status::{GapStatus, SlotStatus, StatusDocument, SubscriptionStatus, TableStatus};
 pub use subscription::{Positions, Progress, Registration, StateChange, SubscriptionRow};

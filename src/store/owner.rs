@@ -8,14 +8,34 @@
 //! - A transaction locks the owner's row before any other row of the subscription, so that there are no
 //!   deadlocks.
 
+use jiff::Timestamp;
 use sqlx::postgres::PgPool;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection, Row as _};
 
 use crate::boundary;
 use crate::pg::{SubscriptionName, Term, as_owner};
 
+use super::codec::Time;
+use super::columns::time;
 use super::subscription::{load, unknown};
 use super::{Registration, Store, StoreError, StoreErrorKind, SubscriptionRow, lost};
+
+/// The walsender of a stream: its process on the publisher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Walsender {
+    pub pid: i32,
+    pub started_at: Timestamp,
+}
+
+/// What a take-over found.
+#[derive(Debug)]
+pub struct Claim {
+    pub owner: Ownership,
+    pub row: SubscriptionRow,
+    /// The walsender of the former owner's last stream. It is known only if that owner took the subscription over in this
+    /// run of the server, so that a copy of the database knows nothing of the walsender of the one that it was made from.
+    pub walsender: Option<Walsender>,
+}
 
 /// The term of an owner: its holder owns the subscription, or did when it took the subscription over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +82,13 @@ const TAKE_OVER: &str = "INSERT INTO pgsluice.owner AS o (subscription, term, in
     VALUES ($1, (EXTRACT(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::pg_catalog.int8, $2, \
         pg_catalog.pg_postmaster_start_time()) \
     ON CONFLICT (subscription) DO UPDATE SET term = greatest(o.term + 1, excluded.term), \
-    instance = excluded.instance, server_started_at = excluded.server_started_at, since = now() RETURNING term";
+    instance = excluded.instance, server_started_at = excluded.server_started_at, since = now(), \
+    walsender_pid = CASE WHEN o.server_started_at = excluded.server_started_at THEN o.walsender_pid END, \
+    walsender_started_at = CASE WHEN o.server_started_at = excluded.server_started_at THEN o.walsender_started_at END \
+    RETURNING term, walsender_pid, walsender_started_at";
+
+const NOTE_WALSENDER: &str = "UPDATE pgsluice.owner SET walsender_pid = $3, walsender_started_at = $4 \
+    WHERE subscription = $1 AND term = $2 AND server_started_at = pg_catalog.pg_postmaster_start_time()";
 
 const REPORT_OWNER: &str = "UPDATE pgsluice.subscription SET slot = $2, publications = $3, instance = $4, \
     reported_at = now() WHERE name = $1";
@@ -80,25 +106,40 @@ impl Store {
         &self,
         registration: Registration<'_>,
         instance: &str,
-    ) -> Result<(Ownership, SubscriptionRow), StoreError> {
+    ) -> Result<Claim, StoreError> {
         self.run("take the subscription over", async {
             let name = registration.name.as_str();
             let mut session = self.pool.acquire().await?;
-            let term = take_over(&mut session, registration, instance).await?;
+            let (term, walsender) = take_over(&mut session, registration, instance).await?;
             let row = load(&mut session, Some(name)).await?.pop().ok_or_else(|| unknown(name))?;
-            let ownership = Ownership { subscription: registration.name.clone(), term };
-            Ok((ownership, row))
+            let owner = Ownership { subscription: registration.name.clone(), term };
+            Ok(Claim { owner, row, walsender })
+        })
+        .await
+    }
+
+    /// Records the walsender of the owner's stream, so that the next owner can end it.
+    pub async fn note_walsender(&self, owner: &Ownership, walsender: Walsender) -> Result<(), StoreError> {
+        self.run("record the walsender", async {
+            let done = sqlx::query(NOTE_WALSENDER)
+                .bind(owner.name())
+                .bind(owner.term().as_i64())
+                .bind(walsender.pid)
+                .bind(Time(walsender.started_at))
+                .execute(&self.pool)
+                .await?;
+            if done.rows_affected() == 0 { Err(owner.refused()) } else { Ok(()) }
         })
         .await
     }
 }
 
-/// Increases the term, and records the new owner.
+/// Increases the term, and records the new owner. Returns the former owner's walsender, too.
 async fn take_over(
     session: &mut PgConnection,
     registration: Registration<'_>,
     instance: &str,
-) -> Result<Term, StoreErrorKind> {
+) -> Result<(Term, Option<Walsender>), StoreErrorKind> {
     let name = registration.name.as_str();
     let mut tx = session.begin().await?;
     sqlx::query(REGISTER)
@@ -107,7 +148,7 @@ async fn take_over(
         .bind(registration.publications)
         .execute(&mut *tx)
         .await?;
-    let term: i64 = sqlx::query_scalar(TAKE_OVER).bind(name).bind(instance).fetch_one(&mut *tx).await?;
+    let taken = sqlx::query(TAKE_OVER).bind(name).bind(instance).fetch_one(&mut *tx).await?;
     sqlx::query(REPORT_OWNER)
         .bind(name)
         .bind(registration.slot.as_str())
@@ -117,7 +158,9 @@ async fn take_over(
         .await?;
     sqlx::query(COMMANDS_LEFT).bind(name).execute(&mut *tx).await?;
     boundary::deed!("subscription::claim", tx.commit().await, Err(lost()))?;
-    Ok(Term::new(term))
+    let (pid, started_at) = (taken.try_get("walsender_pid")?, time(&taken, "walsender_started_at")?);
+    let walsender = Option::zip(pid, started_at).map(|(pid, started_at)| Walsender { pid, started_at });
+    Ok((Term::new(taken.try_get("term")?), walsender))
 }
 
 /// Fails unless the term is the latest one, and prevents take-overs until the transaction ends. It must be the

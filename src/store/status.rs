@@ -16,6 +16,10 @@ use super::{Resync, State, SubscriptionRow, TableRow, TableState};
 
 /// The reason that is shown while no service runs.
 const NOT_RUNNING: &str = "not_running";
+/// The reason that is shown while the instance that has the lock reports nothing.
+const SILENT: &str = "silent";
+const SILENT_HINT: &str = "look at that process and its host, and restart it if it hangs; a second instance would take the \
+    subscription over by itself";
 const START_HINT: &str = "start it with \"pgsluice run\"";
 
 /// Every subscription's status.
@@ -160,6 +164,8 @@ impl SubscriptionStatus {
         };
         if !live && !at_rest {
             status.not_running(row.reported_at);
+        } else if live && row.is_silent {
+            status.silent(row);
         }
         status
     }
@@ -203,6 +209,24 @@ impl SubscriptionStatus {
         });
         self.hint = Some(START_HINT.to_owned());
         self.since = reported_at;
+        self.conflict_id = None;
+    }
+}
+
+impl SubscriptionStatus {
+    /// The instance that has the lock hangs, or is cut off. A pause stays what it is.
+    fn silent(&mut self, row: &SubscriptionRow) {
+        self.running = false;
+        if self.state == State::Paused {
+            return;
+        }
+        self.state = State::Retrying;
+        self.reason = Some(SILENT.to_owned());
+        let instance = row.instance.as_deref().unwrap_or("the instance");
+        let since = row.reported_at.map(|at| format!(" since {at:.0}")).unwrap_or_default();
+        self.detail =
+            Some(format!("{instance} holds the subscription's lock, and has reported nothing{since}"));
+        self.hint = Some(SILENT_HINT.to_owned());
         self.conflict_id = None;
     }
 }

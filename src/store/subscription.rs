@@ -15,10 +15,11 @@ use crate::subscription::trust::PublisherRecord;
 
 use super::codec::Time;
 use super::columns::{lsn, saturate, time, unsigned, word};
+use super::lock::Held;
 use super::publisher;
 use super::table::{self, TableRow};
 use super::{
-    Desired, EventKind, Ownership, Refresh, State, Store, StoreError, StoreErrorKind, event, gap, lock, lost,
+    Desired, EventKind, Ownership, Refresh, State, Store, StoreError, StoreErrorKind, event, gap, lost,
     owner, spelling,
 };
 
@@ -116,6 +117,8 @@ pub struct SubscriptionRow {
     pub instance: Option<String>,
     /// When that instance last wrote.
     pub reported_at: Option<Timestamp>,
+    /// Whether that is longer ago than an instance that works would leave it.
+    pub is_silent: bool,
     pub created_at: Timestamp,
     pub progress: Option<Progress>,
     /// An open conflict's transaction has been applied, because the write that settles the conflict was lost.
@@ -143,7 +146,7 @@ const SELECT: &str = "\
            s.conflict_id, s.state_since, s.desired, s.skip_lsn::pg_catalog.text, \
            s.received_lsn::pg_catalog.text, s.flushed_lsn::pg_catalog.text, \
            s.publisher_lsn::pg_catalog.text, s.lag_bytes, s.lag_seconds, s.wal_status, s.retained_bytes, \
-           s.warnings, s.instance, s.reported_at, s.created_at, p.applied_lsn::pg_catalog.text, \
+           s.warnings, s.instance, s.reported_at, s.reported_at < now() - interval '15 seconds' AS silent, s.created_at, p.applied_lsn::pg_catalog.text, \
            p.commit_time, p.transactions, p.updated_at, s.publisher_timeline, \
            s.publisher_timeline_start::pg_catalog.text, s.publisher_started_at, s.publisher_is_standby, \
            s.publisher_wal_lsn::pg_catalog.text AS witnessed_wal, s.publisher_next_xid, \
@@ -229,7 +232,7 @@ impl Store {
     pub async fn set_disabled(&self, name: &str) -> Result<(), StoreError> {
         self.run("report the subscription as disabled", async {
             let mut session = self.pool.acquire().await?;
-            if !lock::held(&mut session).await?.contains(&lock::lock_key(name)) {
+            if !Held::read(&mut session).await?.has(name) {
                 let disabled = State::Disabled.as_str();
                 sqlx::query(SET_DISABLED).bind(name).bind(disabled).execute(&mut *session).await?;
             }
@@ -316,12 +319,12 @@ pub(super) async fn load(
     let mut rows = rows.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
     let mut tables = table::load(&mut tx, name).await?;
     let mut gaps = gap::load(&mut tx, name).await?;
-    let held = lock::held(&mut tx).await?;
+    let held = Held::read(&mut tx).await?;
     tx.commit().await?;
     for row in &mut rows {
         row.tables = tables.remove(&row.name).unwrap_or_default();
         row.gaps = gaps.remove(&row.name).unwrap_or_default();
-        row.owned = held.contains(&lock::lock_key(&row.name));
+        row.owned = held.has(&row.name);
     }
     Ok(rows)
 }
@@ -390,6 +393,7 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
         warnings: row.try_get::<Json<Vec<String>>, _>("warnings")?.0,
         instance: row.try_get("instance")?,
         reported_at: time(row, "reported_at")?,
+        is_silent: row.try_get::<Option<bool>, _>("silent")?.unwrap_or_default(),
         created_at: row.try_get::<Time, _>("created_at")?.0,
         progress,
         has_passed_conflict: row.try_get("passed")?,

@@ -9,6 +9,7 @@ use crate::error::Diagnosis;
 use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_ident};
 use crate::pgoutput::{LargeMessage, LargeValue};
 use crate::schema::catalog::MissingPublications;
+use crate::target::Outsider;
 
 /// The publisher did not say in time what columns its tables have.
 pub(crate) fn no_look(within: Duration) -> Diagnosis {
@@ -42,6 +43,18 @@ pub(crate) fn former_session(pid: i32) -> Diagnosis {
     Diagnosis::new("a former session of this process still holds the lock on the subscription")
         .detail(format!("its backend on the target has process ID {pid}, and was told to end (pg_terminate_backend)"))
         .hint("it goes on by itself once that backend has ended; if its process is stopped, let it go on or kill it")
+}
+
+/// Sessions that are not pgsluice's hold all locks of the subscription.
+pub(crate) fn obstructed(outsider: &Outsider) -> Diagnosis {
+    let Outsider { role, pid } = outsider;
+    Diagnosis::new("the locks of the subscription are held by sessions that are not pgsluice's")
+        .detail(format!(
+            "one is of role \"{role}\", with process ID {pid} on the target, which has called pg_advisory_lock"
+        ))
+        .hint(format!(
+            "end those sessions, for example by SELECT pg_terminate_backend({pid}); it goes on by itself after that"
+        ))
 }
 
 /// `wal_level` on the publisher, unless it is what logical decoding needs.

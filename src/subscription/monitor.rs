@@ -20,7 +20,7 @@ use crate::config::Subscription;
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::{Lsn, TimeLimits};
 use crate::schema::catalog::{self, PublicationsLook};
-use crate::store::{HEAD_START, Ownership, Positions, Store};
+use crate::store::{HEAD_START, Ownership, Positions, Store, Walsender};
 
 use super::positions::{LagClock, Promptness, StreamPositions};
 use super::publications::{Look as Asked, Proof, Publications};
@@ -34,6 +34,8 @@ use super::witnesses::Waiting;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How often the publications are read.
 const PUBLICATIONS_INTERVAL: Duration = Duration::from_secs(3);
+/// Time after which a worker that has not got to run counts as hanging.
+const WORKER_PATIENCE: Duration = Duration::from_secs(3);
 /// Maximum time of one round of queries.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum delay after a failed round. The delay begins with the interval and is doubled each time, because
@@ -62,6 +64,8 @@ pub(super) struct Monitor {
     pub(super) positions_wanted: watch::Sender<Promptness>,
     pub(super) events: mpsc::Sender<MonitorEvent>,
     pub(super) snapshot: watch::Sender<Snapshot>,
+    /// When the worker last got to run.
+    pub(super) worker: watch::Receiver<Instant>,
 }
 
 /// What one round reads.
@@ -176,13 +180,22 @@ impl Monitor {
         }
     }
 
-    /// Records what was found, the latest if the target was slow. What the publisher has proven is recorded
-    /// again only after it has changed, or if it could not be recorded.
-    async fn record(&self, mut findings: watch::Receiver<Found>) {
-        let mut recorded = None;
-        while findings.changed().await.is_ok() {
-            let Found { positions, proven } = findings.borrow_and_update().clone();
+    /// Records every second what was found, because that also shows that this owner lives: the latest if the target was
+    /// slow, the same again if the publisher is. What the publisher has proven is recorded again only after it has changed,
+    /// or if it could not be recorded.
+    async fn record(&self, findings: watch::Receiver<Found>) {
+        let (mut recorded, mut noted) = (None, None);
+        let mut ticks = interval_at(Instant::now() + HEAD_START, INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if self.worker.borrow().elapsed() > WORKER_PATIENCE {
+                // The worker hangs, so another instance is to take the subscription over.
+                continue;
+            }
+            let Found { positions, proven } = findings.borrow().clone();
             self.report(&positions).await;
+            self.note_walsender(&mut noted).await;
             let Some(proven) = proven.filter(|proven| recorded != Some(*proven)) else { continue };
             match self.store.raise_witnesses(&self.owner, proven.0, &proven.1).await {
                 Ok(()) => recorded = Some(proven),
@@ -190,6 +203,18 @@ impl Monitor {
                     let subscription = &self.subscription.name;
                     debug!(%subscription, %error, "what was seen of the publisher not recorded");
                 }
+            }
+        }
+    }
+
+    /// Records the walsender of the stream for the next owner.
+    async fn note_walsender(&self, noted: &mut Option<Walsender>) {
+        let walsender = self.positions.borrow().walsender;
+        let Some(walsender) = walsender.filter(|walsender| *noted != Some(*walsender)) else { return };
+        match self.store.note_walsender(&self.owner, walsender).await {
+            Ok(()) => *noted = Some(walsender),
+            Err(error) => {
+                debug!(subscription = %self.subscription.name, %error, "the walsender is not recorded");
             }
         }
     }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::pg::Lsn;
+use crate::store::Walsender;
 
 /// Maximum number of samples of the publisher's position: those of an hour with one each second.
 const SAMPLES_MAX: usize = 3600;
@@ -39,9 +40,8 @@ pub struct StreamPositions {
     pub received: Option<Lsn>,
     pub applied: Option<Lsn>,
     pub flushed: Option<Lsn>,
-    /// The process ID of the walsender of this process's last stream. It is not kept in the database: a copy of that would
-    /// end the walsender of the one that it was made from.
-    pub walsender: Option<i32>,
+    /// The walsender of the subscription's last stream, as far as is known.
+    pub walsender: Option<Walsender>,
 }
 
 /// Computes the lag in seconds from samples of the publisher's position.

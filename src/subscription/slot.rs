@@ -15,6 +15,7 @@ use crate::gap::GapKind;
 use crate::net::PgClient;
 use crate::pg::{Lsn, SlotName, SubscriptionName, fnv1a};
 use crate::schema::catalog::{self, CatalogError};
+use crate::store::Walsender;
 
 use super::failure::Failure;
 use super::trust::{Role, SlotHealth, SlotSeen, start_over};
@@ -22,6 +23,9 @@ use super::trust::{Role, SlotHealth, SlotSeen, start_over};
 /// How often a slot is read that is still being created; the number of attempts is bounded, too.
 const CREATION_POLL: Duration = Duration::from_millis(100);
 const CREATION_POLLS_MAX: u32 = 30;
+/// How often a former walsender is told to end, and the time between.
+const ENDINGS_MAX: u32 = 20;
+const ENDING_POLL: Duration = Duration::from_millis(50);
 
 /// Columns of `pg_replication_slots`, as far as the publisher's version has them.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -60,6 +64,8 @@ pub(crate) struct SlotView {
     /// When the postmaster started.
     pub started_at: Timestamp,
     pub slot: Option<SlotInfo>,
+    /// The process that uses the slot.
+    pub walsender: Option<Walsender>,
 }
 
 /// The decision about the slot.
@@ -147,7 +153,11 @@ impl SlotInfo {
 /// Reads the publisher's position and the slot.
 pub(crate) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView, CatalogError> {
     let row = catalog::slot_row(&**client, slot).await?;
+    let slot: Option<SlotInfo> = row.slot.and_then(|json| serde_json::from_str(&json).ok());
+    let user_started_at = row.user_started_us.and_then(|us| Timestamp::from_microsecond(us).ok());
+    let walsender = slot.as_ref().and_then(|slot| slot.active_pid).zip(user_started_at);
     Ok(SlotView {
+        walsender: walsender.map(|(pid, started_at)| Walsender { pid, started_at }),
         publisher_lsn: row.position,
         role: if row.in_recovery { Role::Standby } else { Role::Primary },
         inserted: row.inserted,
@@ -155,7 +165,7 @@ pub(crate) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView,
         next_xid: row.next_xid,
         unused_xid: row.unused_xid,
         started_at: Timestamp::from_microsecond(row.started_us).unwrap_or_default(),
-        slot: row.slot.and_then(|json| serde_json::from_str(&json).ok()),
+        slot,
     })
 }
 
@@ -182,19 +192,28 @@ const END_WALSENDER: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) \
     FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
     WHERE s.slot_name = $1::pg_catalog.text AND s.active_pid = $2 AND a.usename = session_user";
 
-/// Ends the walsender of this process's last stream, if it still uses the slot: its host, or the network between, may
-/// be gone without a word. The caller must hold the subscription's lock.
+/// Ends the walsender of the subscription's last stream, if it still uses the slot: who used it may hang, and its host, or
+/// the network between, may be gone without a word. The caller must hold the subscription's lock.
+///
+/// It is told to end until it has: if its client reads nothing, it stops at the message by which it says so.
 pub(super) async fn end_former_walsender(
     client: &PgClient,
     slot: &SlotName,
     view: &SlotView,
-    former: Option<i32>,
+    former: Option<Walsender>,
 ) -> Result<(), CatalogError> {
-    let active = view.slot.as_ref().and_then(|slot| slot.active_pid);
-    let Some(pid) = former.filter(|pid| active == Some(*pid)) else { return Ok(()) };
-    let ended = client.execute(END_WALSENDER, &[&slot.as_str(), &pid]).await;
-    let ended = ended.map_err(catalog::publisher_query("the former walsender"))?;
-    info!(%slot, pid, ended, "the walsender of the former stream still used the slot, and has been ended");
+    let Some(former) = former.filter(|former| view.walsender == Some(*former)) else { return Ok(()) };
+    for asked in 0..ENDINGS_MAX {
+        let ended = client.execute(END_WALSENDER, &[&slot.as_str(), &former.pid]).await;
+        if ended.map_err(catalog::publisher_query("the former walsender"))? == 0 {
+            break;
+        }
+        if asked == 0 {
+            let pid = former.pid;
+            info!(%slot, pid, "the walsender of the former stream still used the slot, and has been ended");
+        }
+        tokio::time::sleep(ENDING_POLL).await;
+    }
     Ok(())
 }
 

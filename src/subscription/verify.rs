@@ -13,7 +13,7 @@ use crate::net::PgClient;
 use crate::pg::{Lsn, TimelineHistory};
 use crate::replication::{CommandErrorKind, ReplicationConnection, SystemIdentity};
 use crate::schema::catalog;
-use crate::store::{SubscriptionRow, TableRow, TableState};
+use crate::store::{SubscriptionRow, TableRow, TableState, Walsender};
 use crate::target::TargetSession;
 
 use super::context::Context;
@@ -176,13 +176,13 @@ pub(super) async fn still_holds(
     subscription: &Subscription,
     before: &SlotView,
     from: Lsn,
-) -> Result<Option<i32>, Failure> {
+) -> Result<Option<Walsender>, Failure> {
     let now = slot::view(client, &subscription.slot).await?;
     let same_run =
         (now.role, now.timeline, now.started_at) == (before.role, before.timeline, before.started_at);
     let slot = now.slot.as_ref().filter(|slot| slot.active_pid.is_some()).map(SlotInfo::seen);
     if same_run && slot.is_some_and(|slot| slot.confirmed.is_some_and(|confirmed| confirmed <= from)) {
-        return Ok(now.slot.and_then(|slot| slot.active_pid));
+        return Ok(now.walsender);
     }
     let diagnosis = Diagnosis::new(format!(
         "replication slot \"{}\" or its server changed while the stream was being started",

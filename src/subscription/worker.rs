@@ -8,6 +8,7 @@
 //!
 //! `lock` takes the lock and the ownership; `waiting` handles the time between attempts; `report` shows the state.
 
+mod beat;
 mod lock;
 mod report;
 mod waiting;
@@ -30,13 +31,14 @@ use crate::store::{Command, Ownership, StateChange, Store};
 use crate::target::TargetSession;
 use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
+use self::beat::Beat;
 use self::waiting::commands_due;
 use super::attempt::{self, Ahead};
 use super::because::Because;
 use super::context::{Context, Phase, Stalls};
 use super::failure::{Cause, Failure, Restart, TargetLink};
 use super::format::Whole;
-use super::monitor::{Monitor, MonitorEvent};
+use super::monitor::MonitorEvent;
 use super::positions::{Promptness, StreamPositions};
 use super::publications::Publications;
 use super::reader::Reader;
@@ -69,6 +71,7 @@ pub(crate) struct Worker {
     monitor_events: mpsc::Receiver<MonitorEvent>,
     monitor_sender: mpsc::Sender<MonitorEvent>,
     monitor: JoinSet<()>,
+    beat: Beat,
     session: Option<TargetSession>,
     link: Option<Reader>,
     /// Work that was started before the next attempt.
@@ -182,6 +185,7 @@ impl Worker {
             monitor_events,
             monitor_sender,
             monitor: JoinSet::new(),
+            beat: Beat::default(),
             session: None,
             link: None,
             ahead: Ahead::default(),
@@ -206,7 +210,15 @@ impl Worker {
     }
 
     /// Runs until asked to shut down.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(self) {
+        let beat = self.beat.clone();
+        tokio::select! {
+            () = Box::pin(self.work()) => {}
+            () = beat.go_on() => {}
+        }
+    }
+
+    async fn work(mut self) {
         let mut action = Action::AwaitLock;
         while action != Action::Finish {
             let event = match (self.report().await, action) {
@@ -241,22 +253,6 @@ impl Worker {
                 self.lose_target();
                 Action::AwaitLock
             }
-        }
-    }
-
-    fn start_monitor(&mut self) {
-        if self.monitor.is_empty() {
-            let monitor = Monitor {
-                subscription: Arc::clone(&self.context.subscription),
-                store: self.store.clone(),
-                owner: self.context.owner.clone(),
-                positions: self.context.positions.subscribe(),
-                publications: self.context.publications.clone(),
-                positions_wanted: self.context.promptness.clone(),
-                events: self.monitor_sender.clone(),
-                snapshot: self.context.snapshot.clone(),
-            };
-            self.monitor.spawn(monitor.run());
         }
     }
 

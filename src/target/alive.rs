@@ -18,6 +18,10 @@ const DOES: &str = "SELECT a.wait_event_type = 'Client' AND a.wait_event = 'Clie
     FROM pg_catalog.pg_stat_activity a \
     WHERE a.pid = $1 AND a.usename = session_user AND a.datname = pg_catalog.current_database()";
 
+/// After this time without anything sent or received, the session is asked something. It is short, because the owner of a
+/// subscription shows by it that it lives (`lock`).
+const QUIET_MAX: Duration = Duration::from_secs(1);
+
 /// What was found out about a session that is quiet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sign {
@@ -36,11 +40,14 @@ impl TargetSession {
         let part = peer_timeout / 4;
         loop {
             let quiet = self.client().quiet_for();
-            if let Some(left) = (part * 2).checked_sub(quiet).filter(|left| !left.is_zero()) {
+            let asked = Instant::now();
+            if let Some(left) = QUIET_MAX.checked_sub(quiet).filter(|left| !left.is_zero()) {
                 sleep(left).await;
                 continue;
             }
-            let asked = Instant::now();
+            if self.answers_within(part * 3).await {
+                continue;
+            }
             let lost = match self.sign_of_life(part).await {
                 Sign::Alive => {
                     sleep(part * 2).await;
@@ -54,11 +61,8 @@ impl TargetSession {
         }
     }
 
-    /// Asks the session itself, then its server about it; each question may take `patience`.
+    /// Asks the server about a session that does not answer; each question may take `patience`.
     async fn sign_of_life(&self, patience: Duration) -> Sign {
-        if self.answers_within(patience).await {
-            return Sign::Alive;
-        }
         match timeout(patience, self.waits_for_its_client()).await {
             Err(_) | Ok(Err(Unasked::NoServer)) => Sign::NoServer,
             Ok(Ok(Some(false)) | Err(Unasked::Refused)) => Sign::Alive,

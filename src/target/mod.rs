@@ -8,11 +8,13 @@
 
 mod alive;
 mod error;
+mod lock;
 mod origin;
 mod session;
 mod settings;
 
 pub use alive::no_answer;
 pub use error::{OpenError, TargetError, too_old};
+pub use lock::{LEASE, Lock, Outsider};
 pub use origin::{COPY_ORIGINS_MAX, OriginLack, OriginUse, no_origin};
-pub use session::{Lock, TargetSession, no_replica_role};
+pub use session::{TargetSession, no_replica_role};

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row, SimpleQueryMessage};
 
 use super::error::{OpenError, TargetError, too_old};
@@ -49,6 +48,8 @@ macro_rules! end_own_sessions {
         )
     };
 }
+
+pub(super) use end_own_sessions;
 
 /// Those with one of these application names, which the server shortens to 63 bytes.
 const END_COPIES: &str = end_own_sessions!(
@@ -191,13 +192,6 @@ impl TargetSession {
         Ok(())
     }
 
-    /// Takes the subscription's advisory lock for as long as this connection lives.
-    pub async fn try_lock(&self, key: i64) -> Result<Lock, TargetError> {
-        let sql = "SELECT pg_catalog.pg_try_advisory_lock($1)";
-        let row = self.client.query_typed_one(sql, &[(&key, Type::INT8)]).await?;
-        Ok(if row.try_get(0)? { Lock::Held } else { Lock::HeldElsewhere })
-    }
-
     /// Terminates the sessions in which former owners of the subscription copy tables. The new owner needs
     /// their locks and origins, which a stopped process would keep, and none of them could commit any more.
     /// Returns their number.
@@ -285,13 +279,6 @@ pub fn no_replica_role(role: &str) -> Diagnosis {
              GRANT SET ON PARAMETER session_replication_role TO {};",
             quote_ident(role)
         ))
-}
-
-/// The result of trying to take the advisory lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lock {
-    Held,
-    HeldElsewhere,
 }
 
 /// Returns the session's role, backend and database.

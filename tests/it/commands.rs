@@ -131,7 +131,7 @@ async fn a_drop_that_nobody_waits_for_is_not_obeyed() {
 async fn a_standby_that_began_before_the_subscription_was_known_does_not_make_it_anew() {
     let world = builder().start().await;
     world.pgsluice(&["migrate"]).await.expect(0);
-    let key = pgsluice::store::lock_key(&world.subscription);
+    let key = pgsluice::pg::lock_key(&world.subscription);
     let holder = world.target.session().await;
     holder.batch(&format!("SELECT pg_advisory_lock({key})")).await.unwrap();
     let services = [world.run(), world.run()];

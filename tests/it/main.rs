@@ -93,6 +93,8 @@ mod store;
 #[expect(dead_code, reason = "made for the capabilities' tests, which arrive one after the other")]
 mod support;
 #[cfg(test)]
+mod take_over;
+#[cfg(test)]
 mod target_ddl;
 #[cfg(test)]
 mod tidy;

@@ -23,7 +23,7 @@ use pgsluice::store::{
     Answer, ConflictFilter, Desired, EventKind, Members, NewTables, OpenedGap, Outcome, Ownership,
     PassedOver, PlannedTable, Positions, Refresh, Registration, ReleasedTable, Resync, ResyncWish,
     SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError,
-    StoreErrorKind, TableChanges, TableRecord, TableState, TableStep, Verb, lock_key,
+    StoreErrorKind, TableChanges, TableRecord, TableState, TableStep, Verb,
 };
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -195,7 +195,7 @@ async fn claim(store: &Store, instance: &str) -> Result<Ownership, StoreError> {
         slot: &NAME.parse::<SlotName>().unwrap(),
         publications: &["my_publication".to_owned()],
     };
-    store.claim_subscription(registration, instance).await.map(|(owner, _)| owner)
+    store.claim_subscription(registration, instance).await.map(|claim| claim.owner)
 }
 
 fn widgets() -> QualifiedName {
@@ -728,7 +728,11 @@ async fn the_owner_is_who_holds_the_lock() {
     assert!(!store.is_owned(NAME).await.unwrap());
     let mut apply = database.admin().await;
     for name in [NAME, "another"] {
-        sqlx::query("select pg_advisory_lock($1)").bind(lock_key(name)).execute(&mut apply).await.unwrap();
+        sqlx::query("select pg_advisory_lock($1)")
+            .bind(pgsluice::pg::lock_key(name))
+            .execute(&mut apply)
+            .await
+            .unwrap();
     }
     assert!(store.is_owned(NAME).await.unwrap());
     assert!(store.subscription(NAME).await.unwrap().unwrap().owned);
@@ -1080,7 +1084,11 @@ async fn the_status_document_is_the_contracts() {
     let database = Database::create().await;
     let store = database.with_subscription().await;
     let mut apply = database.admin().await;
-    sqlx::query("select pg_advisory_lock($1)").bind(lock_key(NAME)).execute(&mut apply).await.unwrap();
+    sqlx::query("select pg_advisory_lock($1)")
+        .bind(pgsluice::pg::lock_key(NAME))
+        .execute(&mut apply)
+        .await
+        .unwrap();
     apply
         .execute("insert into pgsluice.progress values ('my_subscription', '0/16B3748', now(), 3)")
         .await

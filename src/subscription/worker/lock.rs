@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
-use tracing::{debug, info};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
 
 use super::super::attempt::Ahead;
 use super::super::because::Because;
-use super::super::failure::Failure;
+use super::super::failure::{Cause, Failure};
 use super::super::findings;
+use super::super::monitor::Monitor;
 use super::super::publisher::Reaching;
 use super::super::snapshot::Link;
 use super::super::state::{Event, State};
@@ -17,11 +18,14 @@ use super::{Owner, StoodBy, Worker};
 use crate::config::SynchronousCommit;
 use crate::error::{Diagnosis, PauseReason};
 use crate::pg::SubscriptionName;
-use crate::store::{self, Desired, Registration, lock_key};
-use crate::target::{Lock, OriginUse, TargetError, TargetSession, no_answer};
+use crate::store::{self, Claim, Desired, Registration};
+use crate::target::{LEASE, Lock, OriginUse, TargetError, TargetSession, no_answer};
 
 /// How often a standby tries to take the lock.
 const LOCK_POLL: Duration = Duration::from_secs(1);
+/// How often the session of an owner that is silent is told to end before the next poll, and the time between.
+const SILENT_ENDINGS_MAX: u32 = 5;
+const SILENT_ENDING_POLL: Duration = Duration::from_millis(50);
 const NOT_LOCKED: &str = "the request for the lock on the subscription waits";
 
 impl Worker {
@@ -82,11 +86,15 @@ impl Worker {
         let tried = timeout(within, try_lock(session, &subscription.name, &mut self.abandoned)).await;
         let lock = tried.map_err(|_elapsed| Failure::target_lost(no_answer(within, NOT_LOCKED)))??;
         self.context.snapshot.send_modify(|snapshot| snapshot.target = Link::Up);
-        if let (Lock::HeldElsewhere, Some(pid)) = (lock, self.abandoned.first()) {
+        if let (Lock::HeldElsewhere, Some(pid)) = (&lock, self.abandoned.first()) {
             return Err(Failure::target_lost(findings::former_session(*pid)));
         }
-        if lock == Lock::HeldElsewhere {
-            return Ok(None);
+        match lock {
+            Lock::Held => {}
+            Lock::HeldElsewhere => return Ok(None),
+            Lock::Obstructed(outsider) => {
+                return Err(Failure::retry(findings::obstructed(&outsider)).because_of(Cause::Target));
+            }
         }
         let removal = self.store.last_removal(subscription.name.as_str()).await?;
         if self.removal.is_some_and(|known| removal > known) {
@@ -126,8 +134,12 @@ impl Worker {
             slot: &subscription.slot,
             publications: &subscription.publications,
         };
-        let (owner, row) = self.store.claim_subscription(registration, &self.instance).await?;
+        let Claim { owner, row, walsender } =
+            self.store.claim_subscription(registration, &self.instance).await?;
         self.context.owner = owner;
+        if walsender.is_some() {
+            self.context.positions.send_modify(|positions| positions.walsender = walsender);
+        }
         self.created_at = Some(row.created_at);
         if self.stood_by.take().is_some() {
             info!(subscription = self.context.name(), "the other instance has gone, taking over");
@@ -139,6 +151,23 @@ impl Worker {
         self.monitor.shutdown().await;
         self.start_monitor();
         Ok(row)
+    }
+
+    fn start_monitor(&mut self) {
+        if self.monitor.is_empty() {
+            let monitor = Monitor {
+                subscription: Arc::clone(&self.context.subscription),
+                store: self.store.clone(),
+                owner: self.context.owner.clone(),
+                positions: self.context.positions.subscribe(),
+                publications: self.context.publications.clone(),
+                positions_wanted: self.context.promptness.clone(),
+                events: self.monitor_sender.clone(),
+                snapshot: self.context.snapshot.clone(),
+                worker: self.beat.subscribe(),
+            };
+            self.monitor.spawn(monitor.run());
+        }
     }
 
     /// Returns the event that the record causes for its new owner.
@@ -179,8 +208,8 @@ fn recorded(row: &store::SubscriptionRow) -> Because {
     }
 }
 
-/// Ends what is left of the worker's former sessions, and tries to take the lock. `former` keeps those that have not ended
-/// yet.
+/// Ends what is left of the worker's former sessions and of an owner that is silent, and tries to take the lock. `former`
+/// keeps those that have not ended yet.
 async fn try_lock(
     session: &TargetSession,
     name: &SubscriptionName,
@@ -194,5 +223,17 @@ async fn try_lock(
         }
     }
     *former = left;
-    session.try_lock(lock_key(name.as_str())).await
+    for _ in 0..SILENT_ENDINGS_MAX {
+        let lock = session.try_lock(name).await?;
+        if lock != Lock::HeldElsewhere {
+            return Ok(lock);
+        }
+        let Some(pid) = session.end_silent_owner(name).await? else { break };
+        warn!(
+            subscription = %name, pid,
+            "the owner has shown no sign of life for {} s, so its session on the target has been ended", LEASE.as_secs()
+        );
+        sleep(SILENT_ENDING_POLL).await;
+    }
+    Ok(Lock::HeldElsewhere)
 }

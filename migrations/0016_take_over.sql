@@ -1,0 +1,6 @@
+-- What a new owner needs to end what a former one has left behind that hangs, or whose host is gone.
+
+ALTER TABLE pgsluice.owner ADD COLUMN walsender_pid int, ADD COLUMN walsender_started_at timestamptz;
+
+COMMENT ON COLUMN pgsluice.owner.walsender_pid IS 'Process ID of the walsender on the publisher that sends, or last sent, the stream. The next owner ends it if it still uses the slot.';
+COMMENT ON COLUMN pgsluice.owner.walsender_started_at IS 'When that walsender was started, by which it is told from a later process with this ID.';
