@@ -8,6 +8,7 @@
 //! The HTTP service binds its address first, and answers while the service waits for the target.
 //! Nothing here knows what a worker does. Every task belongs to a set that is joined or aborted.
 
+mod removal;
 mod side;
 
 use std::collections::HashMap;
@@ -18,32 +19,24 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+pub use self::removal::drop_subscription;
+pub(crate) use self::removal::unknown;
 use self::side::Side;
 
-use crate::boundary;
 use crate::config::{Config, Subscription};
 use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::http::Server;
-use crate::net::{self, ClientOptions, PgClient};
+
 use crate::pg::SubscriptionName;
-use crate::store::{Registration, State, Store, StoreError, Verb};
-use crate::subscription::findings::obstructed;
-use crate::subscription::{Board, Wish, Worker, end_abandoned_creations, target_unavailable};
-use crate::target::{Lock, TargetSession};
+use crate::store::{Registration, State, Store, StoreError};
+use crate::subscription::{Board, Reports, Shared, Wish, Worker, target_unavailable};
 use crate::telemetry::{self, Attention, Bars};
 
 /// Longest time for workers to stop, and then again for the other tasks.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval between attempts to open the target's store.
 const TARGET_RETRY: Duration = Duration::from_secs(2);
-/// Longest time that `drop` waits for a running service to release the subscription.
-const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
-const LET_GO_POLL: Duration = Duration::from_millis(200);
-/// Longest wait for one instance's answer that it releases the subscription.
-const LET_GO_ANSWER: Duration = Duration::from_secs(3);
 const NOT_TAKEN_OVER: &str = "the configuration was not taken over; the service goes on with the old one";
-/// SQLSTATE of a slot that is still active.
-const OBJECT_IN_USE: &str = "55006";
 
 fn signals_failed(error: &std::io::Error) -> Failure {
     Failure::new(Exit::No, Diagnosis::new("signals cannot be received").detail(error.to_string()))
@@ -59,7 +52,7 @@ struct Signals {
 enum Woken {
     Stop,
     Reload,
-    Commands,
+    Commands(String),
     WorkerEnded(SubscriptionName),
 }
 
@@ -110,11 +103,11 @@ pub async fn run(
     side.store_opened(&store);
     let mut service = Service::new(config, store, board);
     service.start_all().await;
-    let mut commands = service.store.listen();
+    let mut commands = service.shared.store.listen();
     loop {
         let woken = tokio::select! {
             signal = signals.next() => signal,
-            _ = commands.recv() => Woken::Commands,
+            name = commands.recv() => Woken::Commands(name),
             Some(name) = service.ended() => Woken::WorkerEnded(name),
         };
         match woken {
@@ -123,7 +116,7 @@ pub async fn run(
                 Some(config) => service.reload(config).await,
                 None => warn!("{NOT_TAKEN_OVER}"),
             },
-            Woken::Commands => service.signal.send_modify(|count| *count = count.wrapping_add(1)),
+            Woken::Commands(name) => service.signal(&name),
             Woken::WorkerEnded(name) => info!(subscription = %name, "subscription let go"),
         }
     }
@@ -207,26 +200,38 @@ async fn open_store(config: &Config, board: &Board) -> Store {
 /// The running workers.
 struct Service {
     config: Config,
-    store: Store,
-    instance: String,
-    signal: watch::Sender<u64>,
+    shared: Shared,
     board: Board,
-    workers: HashMap<SubscriptionName, watch::Sender<Wish>>,
+    workers: HashMap<SubscriptionName, Strings>,
     tasks: JoinSet<SubscriptionName>,
+    /// Reports the positions of all subscriptions.
+    reporting: JoinSet<()>,
+}
+
+/// What tells a worker something.
+struct Strings {
+    wish: watch::Sender<Wish>,
+    /// Changes when commands may have come.
+    signal: watch::Sender<u64>,
 }
 
 impl Service {
     fn new(config: Config, store: Store, board: Board) -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let instance = format!("{} (pid {})", host.trim(), std::process::id());
-        Self {
-            config,
-            store,
-            instance,
-            signal: watch::Sender::new(0),
-            board,
-            workers: HashMap::new(),
-            tasks: JoinSet::new(),
+        let target = config.target.conninfo.clone();
+        let shared = Shared { target, store, instance, reports: Reports::default() };
+        let mut reporting = JoinSet::new();
+        let Shared { reports, store, .. } = shared.clone();
+        reporting.spawn(async move { reports.run(&store).await });
+        Self { config, shared, board, workers: HashMap::new(), tasks: JoinSet::new(), reporting }
+    }
+
+    /// Has a worker look for commands.
+    fn signal(&self, name: &str) {
+        let worker = name.parse::<SubscriptionName>().ok().and_then(|name| self.workers.get(&name));
+        if let Some(worker) = worker {
+            worker.signal.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
 
@@ -247,17 +252,15 @@ impl Service {
             }
             return;
         }
-        let wish = watch::Sender::new(Wish::Run);
+        let (wish, signal) = (watch::Sender::new(Wish::Run), watch::Sender::new(0));
         let worker = Worker::new(
             subscription,
-            self.config.target.conninfo.clone(),
-            self.store.clone(),
-            self.instance.clone(),
+            self.shared.clone(),
             wish.subscribe(),
-            self.signal.subscribe(),
+            signal.subscribe(),
             self.board.add(&name, State::Starting),
         );
-        self.workers.insert(name.clone(), wish);
+        self.workers.insert(name.clone(), Strings { wish, signal });
         self.tasks.spawn(async move {
             Box::pin(worker.run()).await;
             name
@@ -265,14 +268,15 @@ impl Service {
     }
 
     async fn report_disabled(&self, subscription: &Subscription) -> Result<(), StoreError> {
-        self.store
+        self.shared
+            .store
             .register_subscription(Registration {
                 name: &subscription.name,
                 slot: &subscription.slot,
                 publications: &subscription.publications,
             })
             .await?;
-        self.store.set_disabled(subscription.name.as_str()).await?;
+        self.shared.store.set_disabled(subscription.name.as_str()).await?;
         Ok(())
     }
 
@@ -323,14 +327,15 @@ impl Service {
         let names: Vec<SubscriptionName> = self.workers.keys().cloned().collect();
         self.stop(&names).await;
         self.tasks.shutdown().await;
-        self.store.close().await;
+        self.reporting.shutdown().await;
+        self.shared.store.close().await;
     }
 
     /// Asks workers to stop, and waits for them for at most [`STOP_TIMEOUT`].
     async fn stop(&mut self, names: &[SubscriptionName]) {
         for name in names {
-            if let Some(wish) = self.workers.get(name) {
-                wish.send_replace(Wish::ShutDown);
+            if let Some(worker) = self.workers.get(name) {
+                worker.wish.send_replace(Wish::ShutDown);
             }
         }
         let stopped = async {
@@ -343,142 +348,5 @@ impl Service {
         if tokio::time::timeout(STOP_TIMEOUT, stopped).await.is_err() {
             warn!("workers did not stop within {} s and are ended", STOP_TIMEOUT.as_secs());
         }
-    }
-}
-
-/// Removes a subscription: its slot on the publisher and its state in the target. The target's rows
-/// stay. A running service is asked to release it only after the publisher has been reached, so that a
-/// drop that cannot be finished changes nothing.
-pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Result<(), Failure> {
-    let store = Store::connect(&config.target.conninfo).await?;
-    store.require_schema().await?;
-    let configured = config.subscriptions.iter().find(|known| known.name == *name);
-    let known = store.subscription(name.as_str()).await?.is_some();
-    let subscription = match (configured, known) {
-        (Some(subscription), true) => subscription,
-        (Some(_), false) => {
-            return Err(Failure::new(
-                Exit::No,
-                Diagnosis::new(format!("subscription \"{name}\" has never run: there is nothing to drop")),
-            ));
-        }
-        (None, true) => {
-            return Err(Failure::new(
-                Exit::Usage,
-                Diagnosis::new(format!("subscription \"{name}\" is not in the configuration"))
-                    .detail("its slot can only be removed with the publisher's address")
-                    .hint(format!(
-                        "put it back into the configuration (enabled = false), then \"pgsluice drop {name}\""
-                    )),
-            ));
-        }
-        (None, false) => return Err(unknown(name)),
-    };
-    let publisher = net::client(&subscription.publisher, &ClientOptions::default())
-        .await
-        .map_err(|error| Failure::new(Exit::Unreachable, error.diagnosis()))?;
-    let session = take_over(&store, config, name).await?;
-    // A process that has lost the lock, but was stopped, does not end its copies itself.
-    if let Err(error) = session.end_copies(name).await {
-        warn!(subscription = %name, %error, "copies of former owners may still run on the target");
-    }
-    drop_slot(&publisher, subscription).await?;
-    if let Err(error) = session.drop_origins(name).await {
-        // Harmless but for the room that they take.
-        warn!(subscription = %name, %error, "replication origins named pgsluice:…:{name} stay on the target");
-    }
-    store.remove_subscription(name.as_str()).await?;
-    drop(session);
-    store.close().await;
-    Ok(())
-}
-
-/// The error for a name that neither the configuration nor the target knows.
-pub(crate) fn unknown(name: &SubscriptionName) -> Failure {
-    let diagnosis = Diagnosis::new(format!("there is no subscription \"{name}\""))
-        .detail("neither the configuration nor the target's state knows it")
-        .hint("\"pgsluice status\" lists them");
-    Failure::new(Exit::Usage, diagnosis)
-}
-
-/// Takes the subscription's lock after asking its holder to release it. The first holder is the
-/// instance that applies. A standby instance may take the lock before this process, and is then asked
-/// as well.
-async fn take_over(
-    store: &Store,
-    config: &Config,
-    name: &SubscriptionName,
-) -> Result<TargetSession, Failure> {
-    let failed = |failure: crate::subscription::Failure| {
-        let exit = match failure.disposition {
-            Disposition::Retry => Exit::Unreachable,
-            Disposition::Pause(_) => Exit::No,
-        };
-        Failure::new(exit, failure.diagnosis)
-    };
-    let session = TargetSession::open(&config.target.conninfo, &format!("pgsluice drop {name}"))
-        .await
-        .map_err(|error| failed(error.into()))?;
-    let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
-    loop {
-        match session.try_lock(name).await {
-            Ok(Lock::Held) => return Ok(session),
-            Ok(Lock::HeldElsewhere) if tokio::time::Instant::now() < deadline => {
-                if let Some(pid) =
-                    session.end_silent_owner(name).await.map_err(|error| failed(error.into()))?
-                {
-                    warn!(subscription = %name, pid, "the owner has shown no sign of life, so its session on the target has been ended");
-                    continue;
-                }
-                let id = store.submit(name.as_str(), Verb::Drop, &serde_json::json!({}), "drop").await?;
-                store.wait_answer(id, LET_GO_ANSWER).await?;
-                tokio::time::sleep(LET_GO_POLL).await;
-            }
-            Ok(Lock::HeldElsewhere) => {
-                // It must not be let go of later, when nobody drops it any more.
-                store.withdraw_drops(name.as_str()).await?;
-                return Err(Failure::new(
-                    Exit::No,
-                    Diagnosis::new(format!(
-                        "another instance of pgsluice runs \"{name}\" and does not let go of it"
-                    ))
-                    .hint("stop that service, then drop the subscription"),
-                ));
-            }
-            Ok(Lock::Obstructed(outsider)) => {
-                store.withdraw_drops(name.as_str()).await?;
-                return Err(Failure::new(Exit::No, obstructed(&outsider)));
-            }
-            Err(error) => return Err(failed(error.into())),
-        }
-    }
-}
-
-const DROP_SLOT: &str = "SELECT pg_catalog.pg_drop_replication_slot(s.slot_name) \
-    FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1::pg_catalog.text";
-
-/// Drops the replication slot; one that is not there is no error.
-async fn drop_slot(client: &PgClient, subscription: &Subscription) -> Result<(), Failure> {
-    end_abandoned_creations(client, &subscription.slot)
-        .await
-        .map_err(|error| Failure::new(Exit::Unreachable, error.diagnosis()))?;
-    let slot = subscription.slot.as_str();
-    let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
-    loop {
-        // The walsender may need a moment to notice that its subscriber has gone.
-        let dropped = boundary::deed!(
-            "drop::slot",
-            client.execute(DROP_SLOT, &[&slot]).await,
-            Err(client.lose().await)
-        );
-        let Err(error) = dropped else { return Ok(()) };
-        let Some(server) = net::server_error(&error) else {
-            return Err(Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string())));
-        };
-        if server.code == OBJECT_IN_USE && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(LET_GO_POLL).await;
-            continue;
-        }
-        return Err(Failure::new(Exit::No, server.diagnosis()));
     }
 }

@@ -288,7 +288,7 @@ impl Drop for Service {
     }
 }
 
-async fn stop(mut process: Guarded) -> Result<()> {
+pub(crate) async fn stop(mut process: Guarded) -> Result<()> {
     process.signal(Signal::Terminate)?;
     match process.wait(STOP_PATIENCE).await? {
         Some(status) if status.success() => Ok(()),

@@ -19,6 +19,7 @@ mod latency;
 mod measure;
 mod report;
 mod stand;
+mod subscriptions;
 mod workload;
 
 use std::error::Error;
@@ -53,6 +54,9 @@ struct Arguments {
     /// Runs this command once pgsluice has started, with its process id for {}: a profiler.
     #[arg(long)]
     profile: Option<String>,
+    /// Measures so many subscriptions in one process instead: how long they take to stream, and what they cost.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    subscriptions: Option<u32>,
     /// `cargo bench` passes it; it has no effect.
     #[arg(long, hide = true)]
     bench: bool,
@@ -61,6 +65,10 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if let Some(subscriptions) = arguments.subscriptions {
+        println!("{}", Box::pin(subscriptions::run(subscriptions.try_into()?)).await?);
+        return Ok(());
+    }
     let (workloads, latency) = chosen(&arguments.workloads)?;
     let stand = Stand::start().await?;
     let mut report = Report::new(&stand, arguments.scale, arguments.rounds);

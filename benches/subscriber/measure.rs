@@ -61,9 +61,9 @@ impl Cpu {
     }
 }
 
-/// Reads /proc/PID/stat: after the command's name in parentheses, utime and stime are the 12th and 13th
+/// Returns the CPU time of a process. Reads /proc/PID/stat: after the command's name in parentheses, utime and stime are the 12th and 13th
 /// field (proc(5)).
-fn cpu_time(pid: u32) -> Option<Duration> {
+pub(crate) fn cpu_time(pid: u32) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
     let mut ticks = fields.split_ascii_whitespace().skip(11).map(str::parse::<u32>);

@@ -42,8 +42,8 @@ const SIGNALS_MAX: usize = 64;
 const DROP_PATIENCE: Duration = Duration::from_secs(30);
 /// How often an answer is looked for, in case its notification was lost.
 const ANSWER_POLL: Duration = Duration::from_secs(1);
-/// Time without a notification after which the listener checks its connection.
-const HEARTBEAT: Duration = Duration::from_secs(30);
+/// How often commands are looked for, in case their notification was lost.
+const COMMAND_POLL: Duration = Duration::from_secs(1);
 /// Delay before sessions are opened that only watch (the monitor, the listener): they would slow down the
 /// attempts that begin at the same time.
 pub const HEAD_START: Duration = Duration::from_millis(200);
@@ -271,7 +271,7 @@ impl Store {
     }
 
     /// Listens for commands on a session of its own, which is opened again whenever it is lost. It begins after
-    /// [`HEAD_START`]; commands that have come until then are reported by [`Signal::Any`].
+    /// [`HEAD_START`], with the commands that have come until then.
     pub fn listen(&self) -> CommandSignal {
         let (sender, receiver) = mpsc::channel(SIGNALS_MAX);
         let task = tokio::spawn(signals(self.clone(), sender));
@@ -292,27 +292,23 @@ impl Store {
     }
 }
 
-/// Reports that there may be commands. Dropping it ends the listener.
+/// Reports the names of subscriptions that may have commands. Dropping it ends the listener.
 #[derive(Debug)]
 pub struct CommandSignal {
-    receiver: mpsc::Receiver<Signal>,
+    receiver: mpsc::Receiver<String>,
     task: JoinHandle<()>,
 }
 
-/// The subscriptions that may have commands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Signal {
-    /// This subscription's.
-    Subscription(String),
-    /// Every subscription: listening has just begun or begun again, and notifications may have been missed.
-    Any,
-}
+/// The subscriptions with commands that nobody has taken, and those with commands that were taken seconds ago and are not
+/// answered.
+const PENDING: &str = "SELECT DISTINCT c.subscription FROM pgsluice.command c WHERE c.done_at IS NULL \
+    AND (c.taken_at IS NULL OR c.taken_at < now() - interval '5 seconds')";
 
 impl CommandSignal {
     /// Waits for the next signal. Cancel-safe: nothing is lost if the future is dropped.
     ///
-    /// While the target is unreachable it only waits; the caller's polls find commands.
-    pub async fn recv(&mut self) -> Signal {
+    /// While the target is unreachable it only waits.
+    pub async fn recv(&mut self) -> String {
         match self.receiver.recv().await {
             Some(signal) => signal,
             // The task ends only with this value.
@@ -328,37 +324,38 @@ impl Drop for CommandSignal {
 }
 
 /// Listens, and opens a new session whenever one is lost, until the receiver is dropped.
-async fn signals(store: Store, sender: mpsc::Sender<Signal>) {
+async fn signals(store: Store, sender: mpsc::Sender<String>) {
     sleep(HEAD_START).await;
     while !sender.is_closed() {
         if let Ok(listener) = store.listener(COMMAND_CHANNEL).await {
-            if sender.send(Signal::Any).await.is_err() {
-                return;
-            }
             forward(listener, &sender).await;
         }
         sleep(RELISTEN_DELAY).await;
     }
 }
 
-/// Forwards signals until the session is lost or does not answer.
-async fn forward(mut listener: PgListener, sender: &mpsc::Sender<Signal>) {
+/// Forwards the names of subscriptions until the session is lost or does not answer. It begins with a look for commands,
+/// because notifications may have been missed.
+async fn forward(mut listener: PgListener, sender: &mpsc::Sender<String>) {
     loop {
-        let signal = match timeout(HEARTBEAT, listener.try_recv()).await {
-            Ok(Ok(Some(notification))) => Signal::Subscription(notification.payload().to_owned()),
-            // sqlx has lost the session and opened another one on the same host.
-            Ok(Ok(None)) => Signal::Any,
-            Ok(Err(_)) => return,
-            Err(_) => {
-                let ping = sqlx::query("SELECT 1").execute(&mut listener);
-                match timeout(RELEASE_TIMEOUT, ping).await {
-                    Ok(Ok(_)) => continue,
-                    Ok(Err(_)) | Err(_) => return,
-                }
+        let looked = sqlx::query_scalar(PENDING).fetch_all(&mut listener);
+        let Ok(Ok(pending)) = timeout(RELEASE_TIMEOUT, looked).await else { return };
+        let next_look = Instant::now() + COMMAND_POLL;
+        for name in pending {
+            if sender.send(name).await.is_err() {
+                return;
             }
-        };
-        if sender.send(signal).await.is_err() {
-            return;
+        }
+        loop {
+            let name = match timeout_at(next_look, listener.try_recv()).await {
+                Ok(Ok(Some(notification))) => notification.payload().to_owned(),
+                // sqlx has lost the session and opened another one on the same host; or it is time for a look.
+                Ok(Ok(None)) | Err(_) => break,
+                Ok(Err(_)) => return,
+            };
+            if sender.send(name).await.is_err() {
+                return;
+            }
         }
     }
 }

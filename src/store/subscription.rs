@@ -14,7 +14,7 @@ use crate::subscription::publication_record::PublicationRecord;
 use crate::subscription::trust::PublisherRecord;
 
 use super::codec::Time;
-use super::columns::{lsn, saturate, time, unsigned, word};
+use super::columns::{lsn, time, unsigned, word};
 use super::lock::Held;
 use super::publisher;
 use super::table::{self, TableRow};
@@ -177,13 +177,6 @@ const SET_STATE: &str = as_owner!(
 const SET_DISABLED: &str = "UPDATE pgsluice.subscription SET state = $2, reason = NULL, detail = NULL, \
     hint = NULL, conflict_id = NULL, reported_at = now(), state_since = now() WHERE name = $1 AND state <> $2";
 
-const REPORT_POSITIONS: &str = as_owner!(
-    " UPDATE pgsluice.subscription s SET received_lsn = $3, flushed_lsn = $4, publisher_lsn = $5, \
-     lag_bytes = $6, lag_seconds = $7, wal_status = $8, retained_bytes = $9, \
-     publications_seen_lsn = greatest(s.publications_seen_lsn, $10), reported_at = now() \
-     FROM owner WHERE s.name = owner.name"
-);
-
 impl Store {
     /// Inserts the subscription, or updates its slot and publications.
     pub async fn register_subscription(&self, registration: Registration<'_>) -> Result<(), StoreError> {
@@ -237,27 +230,6 @@ impl Store {
                 sqlx::query(SET_DISABLED).bind(name).bind(disabled).execute(&mut *session).await?;
             }
             Ok(())
-        })
-        .await
-    }
-
-    /// Writes positions in one small UPDATE. It is meant to be called about every second.
-    pub async fn report_positions(&self, owner: &Ownership, positions: &Positions) -> Result<(), StoreError> {
-        self.run("report the subscription's positions", async {
-            let done = sqlx::query(REPORT_POSITIONS)
-                .bind(owner.name())
-                .bind(owner.term().as_i64())
-                .bind(positions.received_lsn)
-                .bind(positions.flushed_lsn)
-                .bind(positions.publisher_lsn)
-                .bind(positions.lag_bytes.map(saturate))
-                .bind(positions.lag_seconds)
-                .bind(positions.wal_status.as_deref())
-                .bind(positions.retained_bytes.map(saturate))
-                .bind(positions.publications_seen)
-                .execute(&self.pool)
-                .await?;
-            owner::met(&self.pool, done.rows_affected(), owner).await
         })
         .await
     }

@@ -25,6 +25,7 @@ use crate::store::{HEAD_START, Ownership, Positions, Store, Walsender};
 use super::positions::{LagClock, Promptness, StreamPositions};
 use super::publications::{Look as Asked, Proof, Publications};
 use super::publisher::monitor_options;
+use super::reports::{Reports, Told};
 use super::slot::{self, SlotView};
 use super::snapshot::{Link, Snapshot};
 use super::trust::Witnesses;
@@ -34,8 +35,6 @@ use super::witnesses::Waiting;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How often the publications are read.
 const PUBLICATIONS_INTERVAL: Duration = Duration::from_secs(3);
-/// Time after which a worker that has not got to run counts as hanging.
-const WORKER_PATIENCE: Duration = Duration::from_secs(3);
 /// Maximum time of one round of queries.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum delay after a failed round. The delay begins with the interval and is doubled each time, because
@@ -64,6 +63,8 @@ pub(super) struct Monitor {
     pub(super) positions_wanted: watch::Sender<Promptness>,
     pub(super) events: mpsc::Sender<MonitorEvent>,
     pub(super) snapshot: watch::Sender<Snapshot>,
+    /// The reports of all subscriptions of this process.
+    pub(super) reports: Reports,
     /// When the worker last got to run.
     pub(super) worker: watch::Receiver<Instant>,
 }
@@ -180,21 +181,21 @@ impl Monitor {
         }
     }
 
-    /// Records every second what was found, because that also shows that this owner lives: the latest if the target was
-    /// slow, the same again if the publisher is. What the publisher has proven is recorded again only after it has changed,
-    /// or if it could not be recorded.
-    async fn record(&self, findings: watch::Receiver<Found>) {
+    /// Passes what was found on to the target. What the publisher has proven is recorded again only after it has changed, or
+    /// if it could not be recorded.
+    async fn record(&self, mut findings: watch::Receiver<Found>) {
         let (mut recorded, mut noted) = (None, None);
-        let mut ticks = interval_at(Instant::now() + HEAD_START, INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reporter = self.reports.enter(self.owner.clone(), self.worker.clone());
         loop {
-            ticks.tick().await;
-            if self.worker.borrow().elapsed() > WORKER_PATIENCE {
-                // The worker hangs, so another instance is to take the subscription over.
-                continue;
+            tokio::select! {
+                told = reporter.told() => {
+                    self.on_told(told).await;
+                    continue;
+                }
+                changed = findings.changed() => if changed.is_err() { return },
             }
-            let Found { positions, proven } = findings.borrow().clone();
-            self.report(&positions).await;
+            let Found { positions, proven } = findings.borrow_and_update().clone();
+            reporter.put(positions);
             self.note_walsender(&mut noted).await;
             let Some(proven) = proven.filter(|proven| recorded != Some(*proven)) else { continue };
             match self.store.raise_witnesses(&self.owner, proven.0, &proven.1).await {
@@ -204,6 +205,18 @@ impl Monitor {
                     debug!(%subscription, %error, "what was seen of the publisher not recorded");
                 }
             }
+        }
+    }
+
+    async fn on_told(&self, told: Told) {
+        let link = match told {
+            Told::NotYet => return,
+            Told::Written | Told::NotOwner => Link::Up,
+            Told::Failed => Link::Down,
+        };
+        self.snapshot.send_modify(|snapshot| snapshot.target = link);
+        if told == Told::NotOwner {
+            let _ = self.events.send(MonitorEvent::NotOwner).await;
         }
     }
 
@@ -292,17 +305,5 @@ impl Monitor {
             snapshot.publisher = if view.is_some() { Link::Up } else { Link::Down };
         });
         positions
-    }
-
-    async fn report(&self, positions: &Positions) {
-        let reported = self.store.report_positions(&self.owner, positions).await;
-        self.snapshot.send_modify(|snapshot| snapshot.target = Link::of(&reported));
-        if let Err(error) = reported {
-            // The worker notices a lost target by its own connection and reports that.
-            debug!(subscription = %self.subscription.name, %error, "positions not reported");
-            if error.is_not_owner() {
-                let _ = self.events.send(MonitorEvent::NotOwner).await;
-            }
-        }
     }
 }

@@ -42,6 +42,7 @@ use super::monitor::MonitorEvent;
 use super::positions::{Promptness, StreamPositions};
 use super::publications::Publications;
 use super::reader::Reader;
+use super::reports::Reports;
 use super::schema_watch::SchemaWatch;
 use super::snapshot::{Link, Snapshot};
 use super::state::{Action, Event, State, step};
@@ -57,7 +58,16 @@ pub(crate) enum Wish {
     ShutDown,
 }
 
-/// The parts from which a worker is created.
+/// What the workers of a process have in common.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) target: ConnInfo,
+    pub(crate) store: Store,
+    pub(crate) instance: String,
+    pub(crate) reports: Reports,
+}
+
+/// One subscription's worker.
 pub(crate) struct Worker {
     context: Context,
     store: Store,
@@ -71,6 +81,7 @@ pub(crate) struct Worker {
     monitor_events: mpsc::Receiver<MonitorEvent>,
     monitor_sender: mpsc::Sender<MonitorEvent>,
     monitor: JoinSet<()>,
+    reports: Reports,
     beat: Beat,
     session: Option<TargetSession>,
     link: Option<Reader>,
@@ -146,13 +157,12 @@ enum Wake {
 impl Worker {
     pub(crate) fn new(
         subscription: Subscription,
-        target: ConnInfo,
-        store: Store,
-        instance: String,
+        shared: Shared,
         wish: watch::Receiver<Wish>,
         signal: watch::Receiver<u64>,
         snapshot: watch::Sender<Snapshot>,
     ) -> Self {
+        let Shared { target, store, instance, reports } = shared;
         let (phase_sender, phases) = mpsc::channel(EVENTS_MAX);
         let (monitor_sender, monitor_events) = mpsc::channel(EVENTS_MAX);
         let context = Context {
@@ -185,6 +195,7 @@ impl Worker {
             monitor_events,
             monitor_sender,
             monitor: JoinSet::new(),
+            reports,
             beat: Beat::default(),
             session: None,
             link: None,
@@ -295,10 +306,11 @@ impl Worker {
             let mut attempt = Running::new(attempt::run(&context, session, ahead, &mut link));
             let mut lost = pin!(session.lost(context.subscription.peer_timeout));
             loop {
+                let is_reported = self.is_reported();
                 let wake = tokio::select! {
                     biased;
                     _ = self.wish.changed() => Wake::Wish,
-                    () = commands_due(&mut self.signal) => Wake::Commands,
+                    () = commands_due(&mut self.signal, is_reported) => Wake::Commands,
                     Some(event) = self.monitor_events.recv() => Wake::Monitor(event),
                     Some(phase) = self.phases.recv() => Wake::Phase(phase),
                     end = attempt.end() => Wake::Attempt(Box::new(end)),
@@ -460,26 +472,6 @@ impl Worker {
         }
         self.because = Some(Because { reason, diagnosis: failure.diagnosis, conflict_id: None });
         Event::Failed(failure.disposition)
-    }
-
-    /// Closes the session, because another instance has taken the subscription over, or the target is in another run,
-    /// and tries to take the lock again.
-    fn deposed(&mut self) -> Event {
-        info!(
-            subscription = self.context.name(),
-            "this instance no longer owns the subscription, letting go"
-        );
-        self.session = None;
-        self.lose_target();
-        Event::LockHeldElsewhere
-    }
-
-    /// Closes the session and the stream: without the target nothing can be confirmed to the publisher.
-    fn lose_target(&mut self) {
-        self.owner = Owner::Other;
-        self.link = None;
-        // The next owner finds these commands unanswered.
-        self.taken.clear();
     }
 
     async fn shut_down(&mut self) {

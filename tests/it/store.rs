@@ -22,8 +22,8 @@ use pgsluice::schema::{SeenColumn, SeenTable};
 use pgsluice::store::{
     Answer, ConflictFilter, Desired, EventKind, Members, NewTables, OpenedGap, Outcome, Ownership,
     PassedOver, PlannedTable, Positions, Refresh, Registration, ReleasedTable, Resync, ResyncWish,
-    SCHEMA_VERSION, Signal, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError,
-    StoreErrorKind, TableChanges, TableRecord, TableState, TableStep, Verb,
+    SCHEMA_VERSION, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError, StoreErrorKind,
+    TableChanges, TableRecord, TableState, TableStep, Verb,
 };
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -190,8 +190,12 @@ async fn owned(store: &Store) -> Ownership {
 }
 
 async fn claim(store: &Store, instance: &str) -> Result<Ownership, StoreError> {
+    claim_named(store, NAME, instance).await
+}
+
+async fn claim_named(store: &Store, name: &str, instance: &str) -> Result<Ownership, StoreError> {
     let registration = Registration {
-        name: &NAME.parse::<SubscriptionName>().unwrap(),
+        name: &name.parse::<SubscriptionName>().unwrap(),
         slot: &NAME.parse::<SlotName>().unwrap(),
         publications: &["my_publication".to_owned()],
     };
@@ -355,7 +359,7 @@ async fn a_subscription_reports_where_it_stands() {
         retained_bytes: Some(1 << 24),
         publications_seen: Some(Lsn::new(0x16B_3600)),
     };
-    store.report_positions(&owner, &positions).await.unwrap();
+    reported(&store, &owner, &positions).await;
 
     let row = store.subscription(NAME).await.unwrap().unwrap();
     assert_eq!(row.positions, positions);
@@ -374,6 +378,42 @@ async fn a_subscription_reports_where_it_stands() {
             "{error:?}"
         );
     }
+}
+
+async fn reported(store: &Store, owner: &Ownership, positions: &Positions) {
+    let reported = store.report_positions(&[(owner, positions)]).await.unwrap();
+    assert_eq!((reported.written.len(), reported.refused.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_report_is_held_up_by_nobodys_lock() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let mut owners = vec![claim(&store, "one").await.unwrap()];
+    for name in ["locked", "of_others", "owner_locked"] {
+        owners.push(claim_named(&store, name, "one").await.unwrap());
+    }
+    claim_named(&store, "of_others", "other").await.unwrap();
+    let mut admin = database.admin().await;
+    admin
+        .execute(
+            "begin; select from pgsluice.subscription where name = 'locked' for update; \
+             select from pgsluice.owner where subscription = 'owner_locked' for update",
+        )
+        .await
+        .unwrap();
+    let positions = Positions { lag_bytes: Some(7), ..Positions::default() };
+    let reports: Vec<_> = owners.iter().map(|owner| (owner, &positions)).collect();
+    let began = Instant::now();
+    let reported = store.report_positions(&reports).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!(reported.written, [NAME.parse().unwrap()]);
+    assert_eq!(reported.refused, ["of_others".parse().unwrap()]);
+    admin.execute("rollback").await.unwrap();
+    assert_eq!(store.report_positions(&reports).await.unwrap().written.len(), 3);
+    let lag = |row: Option<pgsluice::store::SubscriptionRow>| row.unwrap().positions.lag_bytes;
+    assert_eq!(lag(store.subscription("locked").await.unwrap()), Some(7));
+    assert_eq!(lag(store.subscription("of_others").await.unwrap()), None);
 }
 
 #[tokio::test]
@@ -546,7 +586,6 @@ fn writes<'a>(store: &'a Store, owner: &'a Ownership, conflict: i64, command: i6
     writes! {
         set_publisher("1");
         set_state(&StateChange::new(State::Copying));
-        report_positions(&Positions { lag_bytes: Some(1), ..Positions::default() });
         set_warnings(&["late".to_owned()]);
         clear_skip(report().commit_lsn);
         record_members(&members(&[], NewTables::Copy));
@@ -748,12 +787,16 @@ async fn a_command_reaches_the_service_at_once_and_its_answer_the_asker() {
     let store = database.with_subscription().await;
     let owner = owned(&store).await;
     let mut signal = store.listen();
-    assert_eq!(bounded(signal.recv()).await, Signal::Any);
+    // It is found by the first look, after which notifications come.
+    let first = store.submit(NAME, Verb::Pause, &json!({}), "ann@host").await.unwrap();
+    assert_eq!(bounded(signal.recv()).await, NAME);
+    assert_eq!(store.take_commands(&owner).await.unwrap().len(), 1);
+    store.answer(&owner, first, &Answer::done("paused")).await.unwrap();
 
     let asker = store.clone();
     let asked = Instant::now();
     let id = asker.submit(NAME, Verb::Pause, &json!({}), "ann@host").await.unwrap();
-    assert_eq!(bounded(signal.recv()).await, Signal::Subscription(NAME.to_owned()));
+    assert_eq!(bounded(signal.recv()).await, NAME);
     assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
     assert_eq!(store.subscription(NAME).await.unwrap().unwrap().desired, Desired::Pause);
 
@@ -801,8 +844,11 @@ async fn commands_wait_for_a_service_and_the_last_wish_counts() {
 async fn listening_survives_a_lost_session() {
     let database = Database::create().await;
     let store = database.with_subscription().await;
+    let owner = owned(&store).await;
     let mut signal = store.listen();
-    assert_eq!(bounded(signal.recv()).await, Signal::Any);
+    store.submit(NAME, Verb::Refresh, &json!({}), "ann").await.unwrap();
+    assert_eq!(bounded(signal.recv()).await, NAME);
+    assert_eq!(store.take_commands(&owner).await.unwrap().len(), 1);
     database
         .admin()
         .await
@@ -812,14 +858,13 @@ async fn listening_survives_a_lost_session() {
         )
         .await
         .unwrap();
-    assert_eq!(bounded(signal.recv()).await, Signal::Any);
     // The pool's sessions were ended as well; at most one operation reports that, and none hangs.
     let mut submitted = store.submit(NAME, Verb::Pause, &json!({}), "ann").await;
     if submitted.is_err() {
         submitted = store.submit(NAME, Verb::Pause, &json!({}), "ann").await;
     }
     submitted.unwrap();
-    assert_eq!(bounded(signal.recv()).await, Signal::Subscription(NAME.to_owned()));
+    assert_eq!(bounded(signal.recv()).await, NAME);
 }
 
 #[tokio::test]
@@ -1106,7 +1151,7 @@ async fn the_status_document_is_the_contracts() {
         wal_status: Some("reserved".to_owned()),
         ..Positions::default()
     };
-    store.report_positions(&owner, &positions).await.unwrap();
+    reported(&store, &owner, &positions).await;
     store.set_state(&owner, &StateChange::new(State::Streaming)).await.unwrap();
 
     let mut document = StatusDocument::new(&store.subscriptions().await.unwrap(), [("new", State::Starting)]);
@@ -1213,7 +1258,7 @@ async fn an_operation_that_is_given_up_leaves_no_transaction_behind() {
         // In a transaction that was left open this would succeed, and nobody would commit it.
         let received_lsn = Some(Lsn::new(step));
         let positions = Positions { received_lsn, ..Positions::default() };
-        store.report_positions(&owner, &positions).await.unwrap();
+        reported(&store, &owner, &positions).await;
         let recorded = "SELECT (received_lsn - '0/0')::int8 FROM pgsluice.subscription";
         let recorded: i64 = sqlx::query_scalar(recorded).fetch_one(&mut admin).await.unwrap();
         assert_eq!(u64::try_from(recorded).unwrap(), step, "it was given up after {} waits", step % 15);
@@ -1228,7 +1273,7 @@ async fn operations_can_be_spawned() {
         store.require_schema().await?;
         let owner = claim(&store, "host/1").await?;
         store.set_state(&owner, &StateChange::new(State::Copying)).await?;
-        store.report_positions(&owner, &Positions::default()).await?;
+        store.report_positions(&[(&owner, &Positions::default())]).await?;
         store.record_members(&owner, &members(&[], NewTables::Copy)).await?;
         store.set_warnings(&owner, &[]).await?;
         let id = store.open_conflict(&owner, &report()).await?;

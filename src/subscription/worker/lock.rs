@@ -121,6 +121,26 @@ impl Worker {
         Ok(Some(event))
     }
 
+    /// Closes the session, because another instance has taken the subscription over, or the target is in another run,
+    /// and tries to take the lock again.
+    pub(super) fn deposed(&mut self) -> Event {
+        info!(
+            subscription = self.context.name(),
+            "this instance no longer owns the subscription, letting go"
+        );
+        self.session = None;
+        self.lose_target();
+        Event::LockHeldElsewhere
+    }
+
+    /// Closes the session and the stream: without the target nothing can be confirmed to the publisher.
+    pub(super) fn lose_target(&mut self) {
+        self.owner = Owner::Other;
+        self.link = None;
+        // The next owner finds these commands unanswered.
+        self.taken.clear();
+    }
+
     fn dropped(&self) -> Event {
         info!(subscription = self.context.name(), "dropped while standing by; restart to start over");
         Event::ShutdownAsked
@@ -164,6 +184,7 @@ impl Worker {
                 positions_wanted: self.context.promptness.clone(),
                 events: self.monitor_sender.clone(),
                 snapshot: self.context.snapshot.clone(),
+                reports: self.reports.clone(),
                 worker: self.beat.subscribe(),
             };
             self.monitor.spawn(monitor.run());

@@ -38,6 +38,11 @@ impl Worker {
         None
     }
 
+    /// Whether the target has the state, or does not get it from this instance.
+    pub(super) fn is_reported(&self) -> bool {
+        self.owner != Owner::Us || self.reported == self.state_change()
+    }
+
     /// Returns the state to report; none once the worker has stopped.
     fn state_change(&self) -> Option<StateChange> {
         let shown = match self.state {

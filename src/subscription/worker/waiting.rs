@@ -18,8 +18,8 @@ use super::super::state::{Event, State};
 use super::{Look, Owner, Wake, Worker};
 use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::store::{self, Answer, Command, StateChange, StoreError, Verb};
-/// How often commands are looked for, in case their notification was lost.
-const COMMAND_POLL: Duration = Duration::from_secs(1);
+/// How often a state is reported again that the target has not taken.
+const REPORT_AGAIN: Duration = Duration::from_secs(1);
 /// Maximum time of waiting for the store. Meanwhile the worker does not hear the monitor. Commands that were taken
 /// without our knowing are taken again by a later look.
 pub(super) const STORE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -132,10 +132,11 @@ impl Worker {
     pub(super) async fn wait(&mut self, delay: Duration) -> Option<Event> {
         let due = Instant::now() + delay;
         loop {
+            let is_reported = self.is_reported();
             let wake = tokio::select! {
                 biased;
                 _ = self.wish.changed() => Wake::Wish,
-                () = commands_due(&mut self.signal) => Wake::Commands,
+                () = commands_due(&mut self.signal, is_reported) => Wake::Commands,
                 Some(event) = self.monitor_events.recv() => Wake::Monitor(event),
                 // Phases of an attempt that has ended are dropped.
                 Some(_) = self.phases.recv() => continue,
@@ -285,10 +286,17 @@ impl Worker {
     }
 }
 
-/// Waits until commands should be looked for: after a notification, or after [`COMMAND_POLL`].
-pub(super) async fn commands_due(signal: &mut watch::Receiver<u64>) {
-    if let Ok(Err(_)) = tokio::time::timeout(COMMAND_POLL, signal.changed()).await {
-        // The sender has been dropped, which happens at the end of the process; polling goes on.
-        tokio::time::sleep(COMMAND_POLL).await;
+/// Waits until commands should be looked for, or a state that the target has not taken is to be reported again.
+pub(super) async fn commands_due(signal: &mut watch::Receiver<u64>, is_reported: bool) {
+    let signalled = async {
+        if signal.changed().await.is_err() {
+            // The sender has been dropped, which happens at the end of the process.
+            std::future::pending::<()>().await;
+        }
+    };
+    if is_reported {
+        signalled.await;
+    } else {
+        drop(tokio::time::timeout(REPORT_AGAIN, signalled).await);
     }
 }
