@@ -29,7 +29,7 @@ use crate::http::Server;
 
 use crate::pg::SubscriptionName;
 use crate::store::{Registration, State, Store, StoreError};
-use crate::subscription::{Board, Reports, Shared, Wish, Worker, target_unavailable};
+use crate::subscription::{Board, Reports, Shared, Turns, Wish, Worker, target_unavailable};
 use crate::telemetry::{self, Attention, Bars};
 
 /// Longest time for workers to stop, and then again for the other tasks.
@@ -173,7 +173,7 @@ fn announce_waiting(config: &Config, board: &Board, diagnosis: &Diagnosis) {
 /// Opens the store, waiting for the target if need be, and upgrades schema `pgsluice`.
 async fn open_store(config: &Config, board: &Board) -> Store {
     loop {
-        match Store::open(&config.target.conninfo).await {
+        match Store::open(&config.target.conninfo, config.subscriptions.len()).await {
             Ok((store, applied)) => {
                 for migration in applied {
                     info!(version = migration.version, "schema pgsluice: {}", migration.description);
@@ -220,7 +220,7 @@ impl Service {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let instance = format!("{} (pid {})", host.trim(), std::process::id());
         let target = config.target.conninfo.clone();
-        let shared = Shared { target, store, instance, reports: Reports::default() };
+        let shared = Shared { target, store, instance, reports: Reports::default(), turns: Turns::default() };
         let mut reporting = JoinSet::new();
         let Shared { reports, store, .. } = shared.clone();
         reporting.spawn(async move { reports.run(&store).await });

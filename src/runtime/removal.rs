@@ -1,17 +1,16 @@
-//! Removes a subscription: takes it over from the service that runs it, then drops its slot and its state.
+//! The command `drop`: takes a subscription over from the service that runs it, and removes it.
 
 use std::time::Duration;
 
 use tracing::warn;
 
-use crate::boundary;
-use crate::config::{Config, Subscription};
+use crate::config::Config;
 use crate::error::{Diagnosis, Disposition, Exit, Failure};
-use crate::net::{self, ClientOptions, PgClient};
+use crate::net::{self, ClientOptions};
 use crate::pg::SubscriptionName;
 use crate::store::{Store, Verb};
-use crate::subscription::end_abandoned_creations;
 use crate::subscription::findings::obstructed;
+use crate::subscription::{self, remove};
 use crate::target::{Lock, TargetSession};
 
 /// Longest time that `drop` waits for a running service to release the subscription.
@@ -19,8 +18,6 @@ const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
 const LET_GO_POLL: Duration = Duration::from_millis(200);
 /// Longest wait for one instance's answer that it releases the subscription.
 const LET_GO_ANSWER: Duration = Duration::from_secs(3);
-/// SQLSTATE of a slot that is still active.
-const OBJECT_IN_USE: &str = "55006";
 
 /// Removes a subscription: its slot on the publisher and its state in the target. The target's rows
 /// stay. A running service is asked to release it only after the publisher has been reached, so that a
@@ -54,16 +51,7 @@ pub async fn drop_subscription(config: &Config, name: &SubscriptionName) -> Resu
         .await
         .map_err(|error| Failure::new(Exit::Unreachable, error.diagnosis()))?;
     let session = take_over(&store, config, name).await?;
-    // A process that has lost the lock, but was stopped, does not end its copies itself.
-    if let Err(error) = session.end_copies(name).await {
-        warn!(subscription = %name, %error, "copies of former owners may still run on the target");
-    }
-    drop_slot(&publisher, subscription).await?;
-    if let Err(error) = session.drop_origins(name).await {
-        // Harmless but for the room that they take.
-        warn!(subscription = %name, %error, "replication origins named pgsluice:…:{name} stay on the target");
-    }
-    store.remove_subscription(name.as_str()).await?;
+    remove(&store, subscription, &publisher, &session).await.map_err(failed)?;
     drop(session);
     store.close().await;
     Ok(())
@@ -85,13 +73,6 @@ async fn take_over(
     config: &Config,
     name: &SubscriptionName,
 ) -> Result<TargetSession, Failure> {
-    let failed = |failure: crate::subscription::Failure| {
-        let exit = match failure.disposition {
-            Disposition::Retry => Exit::Unreachable,
-            Disposition::Pause(_) => Exit::No,
-        };
-        Failure::new(exit, failure.diagnosis)
-    };
     let session = TargetSession::open(&config.target.conninfo, &format!("pgsluice drop {name}"))
         .await
         .map_err(|error| failed(error.into()))?;
@@ -130,31 +111,10 @@ async fn take_over(
     }
 }
 
-const DROP_SLOT: &str = "SELECT pg_catalog.pg_drop_replication_slot(s.slot_name) \
-    FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1::pg_catalog.text";
-
-/// Drops the replication slot; one that is not there is no error.
-async fn drop_slot(client: &PgClient, subscription: &Subscription) -> Result<(), Failure> {
-    end_abandoned_creations(client, &subscription.slot)
-        .await
-        .map_err(|error| Failure::new(Exit::Unreachable, error.diagnosis()))?;
-    let slot = subscription.slot.as_str();
-    let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;
-    loop {
-        // The walsender may need a moment to notice that its subscriber has gone.
-        let dropped = boundary::deed!(
-            "drop::slot",
-            client.execute(DROP_SLOT, &[&slot]).await,
-            Err(client.lose().await)
-        );
-        let Err(error) = dropped else { return Ok(()) };
-        let Some(server) = net::server_error(&error) else {
-            return Err(Failure::new(Exit::Unreachable, Diagnosis::new(error.to_string())));
-        };
-        if server.code == OBJECT_IN_USE && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(LET_GO_POLL).await;
-            continue;
-        }
-        return Err(Failure::new(Exit::No, server.diagnosis()));
-    }
+fn failed(failure: subscription::Failure) -> Failure {
+    let exit = match failure.disposition {
+        Disposition::Retry => Exit::Unreachable,
+        Disposition::Pause(_) => Exit::No,
+    };
+    Failure::new(exit, failure.diagnosis)
 }

@@ -73,8 +73,11 @@ pub use subscription::{Positions, Progress, Registration, StateChange, Subscript
 pub use table::{PlannedTable, TableRow, TableStep};
 pub use wal::WalPositions;
 
-/// Maximum number of sessions of one store, without its listener.
+/// Maximum number of sessions of a store that serves one subscription, without its listener.
 const CONNECTIONS_MAX: u32 = 3;
+/// Number of subscriptions that have another session together, and the maximum number of sessions.
+const SUBSCRIPTIONS_OF_A_CONNECTION: usize = 8;
+const CONNECTIONS_OF_MANY_MAX: u32 = 24;
 /// Maximum time of waiting for a free session.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum time of one statement on the server.
@@ -113,7 +116,7 @@ impl Store {
     ///
     /// It neither migrates nor checks the schema ([`Store::require_schema`]).
     pub async fn connect(target: &ConnInfo) -> Result<Self, StoreError> {
-        let (store, session) = Self::reach(target).await?;
+        let (store, session) = Self::reach(target, CONNECTIONS_MAX).await?;
         end(session).await;
         Ok(store)
     }
@@ -121,8 +124,15 @@ impl Store {
     /// As [`Store::connect`], then brings schema `pgsluice` up to date as [`Store::migrate`] does, in the
     /// session that was opened first. The pool's first session, which a service needs next, is opened at the
     /// same time.
-    pub async fn open(target: &ConnInfo) -> Result<(Self, Vec<AppliedMigration>), StoreError> {
-        let (store, mut session) = Self::reach(target).await?;
+    ///
+    /// It has more sessions for more subscriptions.
+    pub async fn open(
+        target: &ConnInfo,
+        subscriptions: usize,
+    ) -> Result<(Self, Vec<AppliedMigration>), StoreError> {
+        let more = u32::try_from(subscriptions / SUBSCRIPTIONS_OF_A_CONNECTION).unwrap_or(u32::MAX);
+        let connections_max = CONNECTIONS_MAX.saturating_add(more).min(CONNECTIONS_OF_MANY_MAX);
+        let (store, mut session) = Self::reach(target, connections_max).await?;
         // If the pool's session cannot be opened, the next operation reports that.
         let (applied, _) = tokio::join!(store.migrate_in(&mut session), store.pool.acquire());
         end(session).await;
@@ -131,12 +141,12 @@ impl Store {
 
     /// Returns a store and the session by which the target was reached. The pool opens its own sessions when
     /// needed.
-    async fn reach(target: &ConnInfo) -> Result<(Self, PgConnection), StoreError> {
+    async fn reach(target: &ConnInfo, connections_max: u32) -> Result<(Self, PgConnection), StoreError> {
         let routes: Arc<[Route]> = options::routes(target)
             .map_err(|diagnosis| StoreError::new(CONNECT, StoreErrorKind::Unsupported(diagnosis)))?
             .into();
         let (route, session) = first_open(&routes).await?;
-        let pool = pool(route.options, route.session, CONNECTIONS_MAX);
+        let pool = pool(route.options, route.session, connections_max);
         Ok((Self { pool, routes }, session))
     }
 

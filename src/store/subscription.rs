@@ -127,6 +127,8 @@ pub struct SubscriptionRow {
     pub publisher: Option<PublisherRecord>,
     /// What is known of the publications' past.
     pub publication_record: Vec<PublicationRecord>,
+    /// Somebody has begun to remove the subscription.
+    pub is_being_removed: bool,
     /// Whether the OIDs of the tables' targets were recorded in this database, and not in one of which this one is a
     /// dump. None where an older version recorded them.
     pub is_same_database: Option<bool>,
@@ -153,6 +155,7 @@ const SELECT: &str = "\
            s.slot_restart_lsn::pg_catalog.text, s.publisher_seen_at, s.distrusted_started_at, \
            s.publication_record, s.record_oid = 'pgsluice.table_sync'::pg_catalog.regclass AS same_database, \
            s.publications_seen_lsn::pg_catalog.text, s.refresh, s.refresh_command, \
+           s.removal_began_at IS NOT NULL AS being_removed, \
            EXISTS (SELECT FROM pgsluice.conflict c \
                WHERE c.subscription = s.name AND c.resolved_at IS NULL AND c.commit_lsn < p.applied_lsn) AS passed \
     FROM pgsluice.subscription s LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
@@ -257,6 +260,30 @@ impl Store {
         .execute(&self.pool)
         .await?;
         owner::met(&self.pool, done.rows_affected(), owner).await
+    }
+
+    /// Records that the subscription is about to be removed.
+    pub async fn begin_removal(&self, name: &str) -> Result<(), StoreError> {
+        self.run("record that the subscription is removed", async {
+            let begun = "UPDATE pgsluice.subscription SET removal_began_at = coalesce(removal_began_at, now()) \
+                WHERE name = $1";
+            let done = boundary::deed!(
+                "drop::begin",
+                sqlx::query(begun).bind(name).execute(&self.pool).await,
+                Err(lost())
+            )?;
+            found(done.rows_affected(), name)
+        })
+        .await
+    }
+
+    /// Records that the subscription stays after all.
+    pub async fn abandon_removal(&self, name: &str) -> Result<(), StoreError> {
+        self.run("record that the subscription stays", async {
+            let stays = "UPDATE pgsluice.subscription SET removal_began_at = NULL WHERE name = $1";
+            found(sqlx::query(stays).bind(name).execute(&self.pool).await?.rows_affected(), name)
+        })
+        .await
     }
 
     /// Deletes the subscription with its progress, tables, conflicts and commands. Its events stay. The slot
@@ -370,6 +397,7 @@ fn decode(row: &PgRow) -> Result<SubscriptionRow, sqlx::Error> {
         progress,
         has_passed_conflict: row.try_get("passed")?,
         publisher: publisher::decode(row)?,
+        is_being_removed: row.try_get("being_removed")?,
         is_same_database: row.try_get("same_database")?,
         publication_record: row.try_get::<Json<Vec<PublicationRecord>>, _>("publication_record")?.0,
         tables: Vec::new(),

@@ -32,6 +32,7 @@ use crate::target::TargetSession;
 use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
 use self::beat::Beat;
+use self::lock::{AskedFor, StoodBy};
 use self::waiting::commands_due;
 use super::attempt::{self, Ahead};
 use super::because::Because;
@@ -47,6 +48,7 @@ use super::schema_watch::SchemaWatch;
 use super::snapshot::{Link, Snapshot};
 use super::state::{Action, Event, State, step};
 use super::stream::StreamEnd;
+use super::turns::{Turn, Turns};
 
 /// Maximum number of phases and of monitor events in their channels.
 const EVENTS_MAX: usize = 16;
@@ -65,6 +67,7 @@ pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) instance: String,
     pub(crate) reports: Reports,
+    pub(crate) turns: Turns,
 }
 
 /// One subscription's worker.
@@ -82,6 +85,9 @@ pub(crate) struct Worker {
     monitor_sender: mpsc::Sender<MonitorEvent>,
     monitor: JoinSet<()>,
     reports: Reports,
+    turns: Turns,
+    /// This worker's turn to start.
+    turn: Option<Turn>,
     beat: Beat,
     session: Option<TargetSession>,
     link: Option<Reader>,
@@ -109,6 +115,7 @@ pub(crate) struct Worker {
     /// Those of former ones whose servers may not know that they have been given up: they may hold the lock.
     abandoned: Vec<i32>,
     stood_by: Option<StoodBy>,
+    asked_for: AskedFor,
     /// The last removal of a subscription of this name when this worker began to ask for its lock.
     removal: Option<i64>,
     /// When the subscription that this instance last owned was created.
@@ -116,13 +123,6 @@ pub(crate) struct Worker {
     /// The last conflict that was logged. A conflict that is met repeatedly is logged once, and once more
     /// after each resume by an operator.
     conflict_said: Option<i64>,
-}
-
-/// The subscription that another instance applies.
-#[derive(Debug, Clone, Copy)]
-struct StoodBy {
-    /// When that subscription was created; none where it was not known yet.
-    created_at: Option<jiff::Timestamp>,
 }
 
 /// The owner of the subscription.
@@ -162,7 +162,7 @@ impl Worker {
         signal: watch::Receiver<u64>,
         snapshot: watch::Sender<Snapshot>,
     ) -> Self {
-        let Shared { target, store, instance, reports } = shared;
+        let Shared { target, store, instance, reports, turns } = shared;
         let (phase_sender, phases) = mpsc::channel(EVENTS_MAX);
         let (monitor_sender, monitor_events) = mpsc::channel(EVENTS_MAX);
         let context = Context {
@@ -196,6 +196,8 @@ impl Worker {
             monitor_sender,
             monitor: JoinSet::new(),
             reports,
+            turns,
+            turn: None,
             beat: Beat::default(),
             session: None,
             link: None,
@@ -214,6 +216,7 @@ impl Worker {
             session_pid: None,
             abandoned: Vec::new(),
             stood_by: None,
+            asked_for: AskedFor::No,
             removal: None,
             created_at: None,
             conflict_said: None,
@@ -274,10 +277,13 @@ impl Worker {
             self.ahead = Ahead::default();
             return event;
         }
+        if let Some(event) = self.take_turn().await {
+            return event;
+        }
         let Some(session) = self.session.take() else { return Event::LockHeldElsewhere };
         self.held_back = None;
         let event = Box::pin(self.attempt_with(&session)).await;
-        (self.slot_waits, self.stalled, self.look) = (None, None, Look::First);
+        (self.turn, self.slot_waits, self.stalled, self.look) = (None, None, None, Look::First);
         self.context.snapshot.send_modify(|snapshot| snapshot.copies.clear());
         // The attempt may have been dropped within a transaction. If that cannot be rolled back in time, the
         // session is closed, which releases the lock.
@@ -367,6 +373,7 @@ impl Worker {
     }
 
     async fn on_phase(&mut self, phase: Phase) -> Option<Event> {
+        self.turn = None;
         let event = match phase {
             Phase::SlotWaits(diagnosis) => {
                 self.slot_waits = Some(diagnosis);

@@ -130,6 +130,7 @@ boundaries! {
     tables_to_synchronise_again_are_recorded: "table::resync" Resync;
     table_is_synchronised_again: "table_sync::commit" Resync;
     wish_to_take_up_tables_is_recorded: "table::refresh" Refresh;
+    removal_is_begun: "drop::begin" Drop;
     slot_is_dropped: "drop::slot" Drop;
     state_is_removed: "drop::state" Drop;
 }

@@ -1,8 +1,11 @@
 //! What operators ask for is carried out once and in order, also if processes die meanwhile; what a `drop` leaves is
 //! nothing, and a `drop` that has failed changes nothing later.
 
+use std::time::Duration;
+
 use pgsluice::demo::process::Signal;
 
+use crate::support::cli;
 use crate::support::service::Service;
 use crate::support::wait::until;
 use crate::support::world::{Builder, Servers, World};
@@ -112,6 +115,57 @@ async fn a_drop_ends_the_copies_of_an_owner_that_was_stopped() {
     until("it has heard", async || service.log().contains("dropped while standing by")).await;
     assert_eq!(service.sigterm().await, 0);
     assert_eq!(world.target.value("SELECT count(*) FROM t").await.as_deref(), Some("0"));
+}
+
+/// `drop` that is killed at this place.
+async fn drop_dies(world: &World, boundary: &str) {
+    let mut command = tokio::process::Command::from(cli::executable());
+    command.arg("--config").arg(&world.config).args(["drop", &world.subscription]).kill_on_drop(true);
+    command.env("FAILPOINTS", format!("{boundary}=1*return(crash)"));
+    let output = tokio::time::timeout(Duration::from_mins(1), command.output()).await.unwrap().unwrap();
+    assert_eq!(output.status.code(), None, "{output:?}");
+}
+
+/// Nobody is left to drop it, and nothing has been removed.
+#[tokio::test]
+async fn a_drop_that_dies_before_it_has_begun_changes_nothing() {
+    let world = builder().start().await;
+    let service = world.run();
+    world.wait_state("streaming").await;
+    drop_dies(&world, "drop::begin::before").await;
+    world.publisher.exec("INSERT INTO t VALUES (1000, 'after')").await;
+    world.wait_same_rows("t").await;
+    world.wait_state("streaming").await;
+    assert_eq!(service.sigterm().await, 0);
+}
+
+/// The slot may be gone, so that there is no way back.
+#[tokio::test]
+async fn a_drop_that_dies_half_way_is_finished_by_the_service() {
+    for boundary in ["drop::begin::after", "drop::slot::after"] {
+        let world = builder().start().await;
+        let service = world.run();
+        world.wait_state("streaming").await;
+        drop_dies(&world, boundary).await;
+        until("it is dropped", async || {
+            let log = service.log();
+            log.contains("dropped while standing by").then_some(()).ok_or(log)
+        })
+        .await;
+        assert_eq!(
+            world.target.value("SELECT count(*) FROM pgsluice.subscription").await.as_deref(),
+            Some("0")
+        );
+        assert_eq!(
+            world.target.lines("SELECT roname FROM pg_replication_origin").await,
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            world.publisher.lines("SELECT slot_name FROM pg_replication_slots").await,
+            Vec::<String>::new()
+        );
+        assert_eq!(service.sigterm().await, 0);
+    }
 }
 
 #[tokio::test]

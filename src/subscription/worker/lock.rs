@@ -11,16 +11,20 @@ use super::super::because::Because;
 use super::super::failure::{Cause, Failure};
 use super::super::findings;
 use super::super::monitor::Monitor;
-use super::super::publisher::Reaching;
+use super::super::publisher::{Reaching, monitor_options};
+use super::super::removal::remove;
 use super::super::snapshot::Link;
 use super::super::state::{Event, State};
-use super::{Owner, StoodBy, Worker};
+use super::{Owner, Worker};
 use crate::config::SynchronousCommit;
 use crate::error::{Diagnosis, PauseReason};
+use crate::net;
 use crate::pg::SubscriptionName;
 use crate::store::{self, Claim, Desired, Registration};
 use crate::target::{LEASE, Lock, OriginUse, TargetError, TargetSession, no_answer};
 
+/// For how long the lock is left to who has asked for it.
+const LET_GO: Duration = Duration::from_secs(3);
 /// How often a standby tries to take the lock.
 const LOCK_POLL: Duration = Duration::from_secs(1);
 /// How often the session of an owner that is silent is told to end before the next poll, and the time between.
@@ -28,12 +32,41 @@ const SILENT_ENDINGS_MAX: u32 = 5;
 const SILENT_ENDING_POLL: Duration = Duration::from_millis(50);
 const NOT_LOCKED: &str = "the request for the lock on the subscription waits";
 
+/// The subscription that another instance applies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StoodBy {
+    /// When that subscription was created; none where it was not known yet.
+    created_at: Option<jiff::Timestamp>,
+}
+
+/// Whether a `drop` has asked for the lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum AskedFor {
+    Yes,
+    #[default]
+    No,
+}
+
 impl Worker {
     pub(super) async fn await_lock(&mut self) -> Event {
+        if std::mem::take(&mut self.asked_for) == AskedFor::Yes {
+            // Who asked takes the lock now. If it does not go on, the subscription does.
+            self.session = None;
+            self.stand_by().await;
+            if let Some(event) = self.wait(LET_GO).await {
+                return event;
+            }
+        }
         loop {
+            if self.session.is_none()
+                && let Some(event) = self.take_turn().await
+            {
+                return event;
+            }
             match self.try_lock().await {
                 Ok(Some(event)) => return event,
                 Ok(None) => {
+                    self.turn = None;
                     if self.stood_by.is_none() {
                         info!(subscription = self.context.name(), "standby: another instance applies");
                         self.stand_by().await;
@@ -44,7 +77,7 @@ impl Worker {
                 }
                 Err(failure) => {
                     // The take-over is incomplete, so it begins again with a new session.
-                    self.session = None;
+                    (self.session, self.turn) = (None, None);
                     return self.fail(failure);
                 }
             }
@@ -110,6 +143,10 @@ impl Worker {
         let reaching = Reaching::begin(Arc::clone(&subscription), session);
         session.set_origin(&subscription.name, OriginUse::Apply).await?;
         let row = self.claim().await?;
+        if row.is_being_removed {
+            self.remove().await?;
+            return Ok(Some(self.dropped()));
+        }
         if let Some(session) = &self.session {
             let ended = session.end_copies(&subscription.name).await?;
             debug!(subscription = %subscription.name, ended, "copies of former owners are ended");
@@ -139,6 +176,17 @@ impl Worker {
         self.link = None;
         // The next owner finds these commands unanswered.
         self.taken.clear();
+    }
+
+    /// Goes on with a removal that somebody has begun and not finished.
+    async fn remove(&mut self) -> Result<(), Failure> {
+        let subscription = Arc::clone(&self.context.subscription);
+        info!(subscription = %subscription.name, "a drop that was begun is carried on");
+        self.monitor.shutdown().await;
+        let publisher = net::client(&subscription.publisher, &monitor_options(&subscription)).await?;
+        let Some(session) = &mut self.session else { return Ok(()) };
+        session.release_origin().await?;
+        remove(&self.store, &subscription, &publisher, session).await
     }
 
     fn dropped(&self) -> Event {

@@ -15,6 +15,7 @@ use super::super::reader::Reader;
 use super::super::schema_watch::SCHEMA_FINGERPRINT;
 use super::super::snapshot::Link;
 use super::super::state::{Event, State};
+use super::lock::AskedFor;
 use super::{Look, Owner, Wake, Worker};
 use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::store::{self, Answer, Command, StateChange, StoreError, Verb};
@@ -128,6 +129,25 @@ impl Worker {
         }
     }
 
+    /// Waits for this worker's turn to start, or until an event ends the wait.
+    pub(super) async fn take_turn(&mut self) -> Option<Event> {
+        let turns = self.turns.clone();
+        while self.turn.is_none() {
+            let wake = tokio::select! {
+                biased;
+                turn = turns.take() => {
+                    self.turn = Some(turn);
+                    return None;
+                }
+                _ = self.wish.changed() => Wake::Wish,
+            };
+            if let Some(event) = self.on_wake(wake).await {
+                return Some(event);
+            }
+        }
+        None
+    }
+
     /// Waits for `delay`, or until an event ends the wait.
     pub(super) async fn wait(&mut self, delay: Duration) -> Option<Event> {
         let due = Instant::now() + delay;
@@ -237,7 +257,10 @@ impl Worker {
             Verb::Resolve => self.on_resolve(&command.args, &command.created_by).await,
             Verb::Refresh | Verb::Resync | Verb::Accept => self.on_intervention(command).await,
             // The command line takes the lock next, and removes the slot and the state.
-            Verb::Drop => (Answer::done("let go"), Some(Event::ShutdownAsked)),
+            Verb::Drop => {
+                self.asked_for = AskedFor::Yes;
+                (Answer::done("let go"), Some(Event::LockHeldElsewhere))
+            }
         }
     }
 
