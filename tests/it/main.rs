@@ -88,6 +88,8 @@ mod soak;
 #[cfg(test)]
 mod stalls;
 #[cfg(test)]
+mod state_locks;
+#[cfg(test)]
 mod store;
 #[cfg(test)]
 #[expect(dead_code, reason = "made for the capabilities' tests, which arrive one after the other")]
