@@ -25,6 +25,8 @@ mod copy;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod endings;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod faults_network;
