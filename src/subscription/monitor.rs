@@ -33,8 +33,12 @@ use super::witnesses::Waiting;
 
 /// How often positions are read and reported.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How often the publications are read.
+/// Minimum and maximum time between two looks at the publications.
 const PUBLICATIONS_INTERVAL: Duration = Duration::from_secs(3);
+const PUBLICATIONS_INTERVAL_MAX: Duration = Duration::from_mins(1);
+/// The time between two looks is at least this number of times as long as a look takes: where many subscriptions look at
+/// thousands of tables, all their looks together must not keep the publisher busy.
+const LOOKS_APART: u32 = 100;
 /// Maximum time of one round of queries.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum delay after a failed round. The delay begins with the interval and is doubled each time, because
@@ -118,7 +122,8 @@ impl Monitor {
         let mut session: Option<PgClient> = None;
         let mut lag = LagClock::default();
         let mut waiting = Waiting::default();
-        let (mut published_at, mut proof, mut proven_up_to) = (Instant::now(), Proof::default(), None);
+        let (mut look_at, mut proof, mut proven_up_to) =
+            (started + PUBLICATIONS_INTERVAL, Proof::default(), None);
         let (mut pause, mut not_before) = (INTERVAL, Instant::now());
         let mut reached = self.publications.subscribe();
         let mut asks = self.publications.subscribe();
@@ -143,7 +148,7 @@ impl Monitor {
                 found.send_modify(|found| found.positions = positions);
                 continue;
             }
-            let due = asked || published_at.elapsed() >= PUBLICATIONS_INTERVAL;
+            let (due, began) = (asked || Instant::now() >= look_at, Instant::now());
             let look = if due { Look::PublicationsToo } else { Look::Positions };
             // They are read before the publisher's position, so that they do not lie beyond it.
             let stream = *self.positions.borrow();
@@ -164,7 +169,7 @@ impl Monitor {
                 }
             };
             if let Some(now) = round.as_ref().and_then(|round| round.published.clone()) {
-                published_at = Instant::now();
+                look_at = Instant::now() + until_next_look(began.elapsed());
                 proven_up_to = proof.take(&self.publications.borrow(), now.clone()).or(proven_up_to);
                 self.publications.send_if_modified(|publications| {
                     let changed = publications.seen.replace(now.fingerprint);
@@ -306,4 +311,9 @@ impl Monitor {
         });
         positions
     }
+}
+
+/// The time until the next look at the publications, after one that took so long.
+fn until_next_look(took: Duration) -> Duration {
+    (took * LOOKS_APART).clamp(PUBLICATIONS_INTERVAL, PUBLICATIONS_INTERVAL_MAX)
 }

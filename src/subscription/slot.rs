@@ -64,8 +64,6 @@ pub(crate) struct SlotView {
     /// When the postmaster started.
     pub started_at: Timestamp,
     pub slot: Option<SlotInfo>,
-    /// The process that uses the slot.
-    pub walsender: Option<Walsender>,
 }
 
 /// The decision about the slot.
@@ -153,11 +151,7 @@ impl SlotInfo {
 /// Reads the publisher's position and the slot.
 pub(crate) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView, CatalogError> {
     let row = catalog::slot_row(&**client, slot).await?;
-    let slot: Option<SlotInfo> = row.slot.and_then(|json| serde_json::from_str(&json).ok());
-    let user_started_at = row.user_started_us.and_then(|us| Timestamp::from_microsecond(us).ok());
-    let walsender = slot.as_ref().and_then(|slot| slot.active_pid).zip(user_started_at);
     Ok(SlotView {
-        walsender: walsender.map(|(pid, started_at)| Walsender { pid, started_at }),
         publisher_lsn: row.position,
         role: if row.in_recovery { Role::Standby } else { Role::Primary },
         inserted: row.inserted,
@@ -165,8 +159,16 @@ pub(crate) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView,
         next_xid: row.next_xid,
         unused_xid: row.unused_xid,
         started_at: Timestamp::from_microsecond(row.started_us).unwrap_or_default(),
-        slot,
+        slot: row.slot.and_then(|json| serde_json::from_str(&json).ok()),
     })
+}
+
+/// Reads which walsender uses the slot.
+pub(super) async fn walsender(client: &PgClient, slot: &SlotName) -> Result<Option<Walsender>, CatalogError> {
+    let user = catalog::slot_user(&**client, slot).await?;
+    Ok(user.and_then(|(pid, started_us)| {
+        Some(Walsender { pid, started_at: Timestamp::from_microsecond(started_us).ok()? })
+    }))
 }
 
 /// Terminates walsenders of this role that are creating this slot, or one for a table of its subscription. A
@@ -202,7 +204,11 @@ pub(super) async fn end_former_walsender(
     view: &SlotView,
     former: Option<Walsender>,
 ) -> Result<(), CatalogError> {
-    let Some(former) = former.filter(|former| view.walsender == Some(*former)) else { return Ok(()) };
+    let active = view.slot.as_ref().and_then(|slot| slot.active_pid);
+    let Some(former) = former.filter(|former| active == Some(former.pid)) else { return Ok(()) };
+    if walsender(client, slot).await? != Some(former) {
+        return Ok(());
+    }
     for asked in 0..ENDINGS_MAX {
         let ended = client.execute(END_WALSENDER, &[&slot.as_str(), &former.pid]).await;
         if ended.map_err(catalog::publisher_query("the former walsender"))? == 0 {

@@ -177,12 +177,15 @@ pub(super) async fn still_holds(
     before: &SlotView,
     from: Lsn,
 ) -> Result<Option<Walsender>, Failure> {
-    let now = slot::view(client, &subscription.slot).await?;
+    let (now, walsender) = tokio::try_join!(
+        slot::view(client, &subscription.slot),
+        slot::walsender(client, &subscription.slot)
+    )?;
     let same_run =
         (now.role, now.timeline, now.started_at) == (before.role, before.timeline, before.started_at);
     let slot = now.slot.as_ref().filter(|slot| slot.active_pid.is_some()).map(SlotInfo::seen);
     if same_run && slot.is_some_and(|slot| slot.confirmed.is_some_and(|confirmed| confirmed <= from)) {
-        return Ok(now.walsender);
+        return Ok(walsender);
     }
     let diagnosis = Diagnosis::new(format!(
         "replication slot \"{}\" or its server changed while the stream was being started",

@@ -81,7 +81,6 @@ mod tests {
             unused_xid: next_xid,
             started_at: Timestamp::UNIX_EPOCH,
             slot: Some(serde_json::from_value(slot).unwrap()),
-            walsender: None,
         }
     }
 

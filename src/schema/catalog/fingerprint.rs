@@ -10,7 +10,8 @@ use crate::pg::Lsn;
 
 /// A text that changes with the history of the publications and their tables: a row that was written again or
 /// replaced by another one has another `xmin` or OID, whatever it holds. Tables of another pgsluice's state are
-/// left out.
+/// left out. The tables are looked up one by one (`LIMIT 1`): hundreds of subscriptions ask for the few of theirs among
+/// thousands, for which the planner would read all of `pg_class`.
 ///
 /// The position and the next transaction identifier are read in this order, and after the snapshot was taken.
 fn sql(server_version_num: u32) -> String {
@@ -34,12 +35,16 @@ fn sql(server_version_num: u32) -> String {
          (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', r.oid, r.prpubid, r.prrelid), ',' ORDER BY r.oid) \
           FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
           WHERE p.pubname = ANY ($1)), {schemas}\
-         (SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I %I %s %s', t.pubname, t.schemaname, t.tablename, c.oid, \
-              i.xmin::pg_catalog.text), ',' ORDER BY t.pubname, t.schemaname, t.tablename, i.inhparent) \
-          FROM pg_catalog.pg_publication_tables t JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname \
-          JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename \
-          LEFT JOIN pg_catalog.pg_inherits i ON i.inhrelid = c.oid AND c.relispartition \
-          WHERE t.pubname = ANY ($1) AND t.schemaname <> 'pgsluice'))), \
+         (SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I %I %s %s', t.pubname, t.schemaname, t.tablename, t.oid, \
+              t.partitioned), ',' ORDER BY t.pubname, t.schemaname, t.tablename) \
+          FROM (SELECT p.pubname, c.schemaname, c.tablename, c.oid, c.partitioned FROM pg_catalog.pg_publication p, \
+                  LATERAL pg_catalog.pg_get_publication_tables(p.pubname::pg_catalog.text) g, \
+                  LATERAL (SELECT n.nspname AS schemaname, c.relname AS tablename, c.oid, CASE WHEN c.relispartition \
+                          THEN (SELECT pg_catalog.string_agg(i.xmin::pg_catalog.text, ' ' ORDER BY i.inhparent) \
+                              FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid) END AS partitioned \
+                      FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                      WHERE c.oid = g.relid LIMIT 1) c \
+              WHERE p.pubname = ANY ($1)) t WHERE t.schemaname <> 'pgsluice'))), \
          (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
             ELSE pg_catalog.pg_current_wal_insert_lsn() END)::pg_catalog.text, \
          pg_catalog.age('3'::pg_catalog.xid), \

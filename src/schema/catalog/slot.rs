@@ -20,10 +20,7 @@ const VIEW: &str = "SELECT r, (CASE WHEN r THEN pg_catalog.pg_last_wal_replay_ls
     (pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time()) * 1000000)::pg_catalog.int8, \
     (SELECT pg_catalog.row_to_json(s)::pg_catalog.text FROM pg_catalog.pg_replication_slots s \
         WHERE s.slot_name = $1::pg_catalog.text), \
-    pg_catalog.age('3'::pg_catalog.xid), \
-    (SELECT pg_catalog.round(pg_catalog.date_part('epoch', a.backend_start) * 1000000)::pg_catalog.int8 \
-        FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
-        WHERE s.slot_name = $1::pg_catalog.text) \
+    pg_catalog.age('3'::pg_catalog.xid) \
     FROM pg_catalog.pg_is_in_recovery() r";
 
 const LAST_CHECKPOINT: &str =
@@ -47,8 +44,26 @@ pub struct SlotRow {
     /// When the postmaster started, µs since the Unix epoch.
     pub started_us: i64,
     pub slot: Option<String>,
-    /// When the process that uses the slot was started, µs since the Unix epoch; none also if that is another role's.
-    pub user_started_us: Option<i64>,
+}
+
+/// The process that uses a slot, and when it was started, µs since the Unix epoch.
+const USER: &str = "SELECT a.pid, \
+        pg_catalog.round(pg_catalog.date_part('epoch', a.backend_start) * 1000000)::pg_catalog.int8 \
+    FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
+    WHERE s.slot_name = $1::pg_catalog.text AND a.backend_start IS NOT NULL";
+
+/// Reads which process uses the slot, and when it was started, µs since the Unix epoch; none also if that is another
+/// role's.
+///
+/// # Errors
+/// A failed query.
+pub async fn slot_user<C: GenericClient + Sync>(
+    client: &C,
+    slot: &SlotName,
+) -> Result<Option<(i32, i64)>, CatalogError> {
+    let rows = client.query_typed(USER, &[(&slot.as_str(), Type::TEXT)]).await.map_err(failed)?;
+    let decode = |row: &Row| Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?));
+    rows.first().map(decode).transpose().map_err(failed)
 }
 
 /// Reads the publisher's position, and the slot as JSON if it exists.
@@ -77,7 +92,6 @@ fn decode(row: &Row) -> Result<SlotRow, tokio_postgres::Error> {
         unused_xid: next_xid + u64::from(begun),
         started_us: row.try_get(5)?,
         slot: row.try_get(6)?,
-        user_started_us: row.try_get(8)?,
     })
 }
 

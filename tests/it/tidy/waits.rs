@@ -16,6 +16,10 @@ const ENDINGS: &[&str] = &[
     "STALL_MAX",
 ];
 
+fn is_source(path: &str) -> bool {
+    path.strip_prefix("src/").is_some_and(|path| path.strip_suffix(".rs").is_some())
+}
+
 /// `module::NAME` and its value, for every constant of a source file that bounds a wait.
 fn bounds_of(path: &str, text: &str) -> Vec<(String, String)> {
     let module =
@@ -45,7 +49,7 @@ fn the_table_of_waits_is_that_of_the_sources() {
     let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| ")).collect();
     let mut wrong = Vec::new();
     let mut known = 0;
-    for path in tracked_files().iter().filter(|path| path.starts_with("src/") && path.ends_with(".rs")) {
+    for path in tracked_files().iter().filter(|path| is_source(path)) {
         // The demonstration is no part of the service.
         if path.starts_with("src/demo/") {
             continue;
