@@ -1,8 +1,9 @@
 //! Bounds the number of connections and ends silent ones.
 //!
 //! A client that sends its request byte by byte, or does not read its answer, could hold a connection
-//! for ever. So a connection ends when nothing has been written to it for [`SILENCE_MAX`]; what the
-//! client sends does not extend the time. A client that asks less often connects again.
+//! for ever. So the first request's head must have come within [`HEAD_MAX`], and later a connection ends when
+//! nothing has been written to it for [`SILENCE_MAX`]; what the client sends does not extend the time. A client
+//! that asks less often connects again. `places` decides who is closed if there are too many.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -14,27 +15,31 @@ use std::time::Duration;
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
-/// Largest number of connections; further ones wait in the system's backlog.
-const CONNECTIONS_MAX: usize = 64;
+use super::BODY_BYTES_MAX;
+use super::places::{Place, Places};
+
+/// Maximum time from the beginning of a connection to the end of its first request's head.
+const HEAD_MAX: Duration = Duration::from_secs(5);
 /// A connection ends if nothing is written to it for this time.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// Largest request head together with the body of the request before it, bytes.
+const HEAD_BYTES_MAX: usize = BODY_BYTES_MAX + (16 << 10);
 /// Wait after a failed accept, for instance if no file descriptors are left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(500);
 
-/// A listener with a bounded number of connections.
+/// A listener with a bounded number of connections. None waits to be accepted.
 #[derive(Debug)]
 pub(super) struct Bounded {
     listener: TcpListener,
-    places: Arc<Semaphore>,
+    places: Places,
 }
 
 impl Bounded {
     pub(super) async fn bind(address: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        Ok(Self { listener, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)) })
+        Ok(Self { listener, places: Places::new() })
     }
 
     pub(super) fn address(&self) -> io::Result<SocketAddr> {
@@ -47,10 +52,12 @@ impl Listener for Bounded {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Connection, SocketAddr) {
-        let place = Arc::clone(&self.places).acquire_owned().await.ok();
+        // First, the connection that was accepted before this one reads its request: a flood of connections must not
+        // take its place before that.
+        tokio::task::yield_now().await;
         loop {
             match self.listener.accept().await {
-                Ok((stream, peer)) => return (Connection::new(stream, place), peer),
+                Ok((stream, peer)) => return (Connection::new(stream, self.places.take(peer.ip())), peer),
                 Err(error) => {
                     tracing::debug!(%error, "no connection accepted");
                     tokio::time::sleep(ACCEPT_RETRY).await;
@@ -64,23 +71,56 @@ impl Listener for Bounded {
     }
 }
 
-/// A connection with its permit and its timer.
+/// Finds the end of a request's head: an empty line after a line that is not empty.
+#[derive(Debug, Default)]
+struct Head {
+    has_begun: bool,
+    has_characters: bool,
+    bytes: usize,
+}
+
+impl Head {
+    /// Returns whether a head ends in `bytes`; an error if it is too large. A body counts as the beginning of the
+    /// next head.
+    fn pass(&mut self, bytes: &[u8]) -> io::Result<bool> {
+        let mut ends = false;
+        for byte in bytes {
+            self.bytes += 1;
+            match byte {
+                b'\n' if self.has_characters => self.has_characters = false,
+                b'\n' if self.has_begun => {
+                    ends = true;
+                    *self = Self::default();
+                }
+                b'\n' | b'\r' => {}
+                _ => (self.has_begun, self.has_characters) = (true, true),
+            }
+        }
+        if self.bytes > HEAD_BYTES_MAX {
+            return Err(io::Error::other("the head of a request is too large"));
+        }
+        Ok(ends)
+    }
+}
+
+/// A connection with its place and its timer.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
     silence: Pin<Box<Sleep>>,
-    /// Held for as long as the connection lives. It is never `None`, since the semaphore is not closed.
-    _place: Option<OwnedSemaphorePermit>,
+    head: Head,
+    place: Arc<Place>,
 }
 
 impl Connection {
-    fn new(stream: TcpStream, place: Option<OwnedSemaphorePermit>) -> Self {
-        Self { stream, silence: Box::pin(tokio::time::sleep(SILENCE_MAX)), _place: place }
+    fn new(stream: TcpStream, place: Arc<Place>) -> Self {
+        Self { stream, silence: Box::pin(tokio::time::sleep(HEAD_MAX)), head: Head::default(), place }
     }
 
-    /// Returns an error once the connection has been silent for too long; registers a wake-up for that
-    /// moment.
-    fn check_silence(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    /// Returns an error once the connection has been silent for too long, or has lost its place; registers a
+    /// wake-up for that moment.
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        self.place.check(cx.waker())?;
         match self.silence.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
             Poll::Pending => Ok(()),
@@ -89,9 +129,19 @@ impl Connection {
 
     fn written(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if matches!(result, Poll::Ready(Ok(1..))) {
+            self.place.answered();
             self.silence.as_mut().reset(Instant::now() + SILENCE_MAX);
         }
         result
+    }
+
+    /// Looks at what was read.
+    fn came(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.head.pass(bytes)? {
+            self.place.asked();
+            self.silence.as_mut().reset(Instant::now() + SILENCE_MAX);
+        }
+        Ok(())
     }
 }
 
@@ -101,14 +151,17 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check_silence(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        self.check(cx)?;
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.came(&buf.filled()[before..])?;
+        read
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.check_silence(cx)?;
+        self.check(cx)?;
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.written(result)
     }
@@ -130,7 +183,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check_silence(cx)?;
+        self.check(cx)?;
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.written(result)
     }
@@ -146,7 +199,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (client, served) = tokio::join!(TcpStream::connect(address), listener.accept());
-        (Connection::new(served.unwrap().0, None), client.unwrap())
+        let place = Places::new().take(address.ip());
+        (Connection::new(served.unwrap().0, place), client.unwrap())
     }
 
     #[tokio::test]
@@ -170,5 +224,43 @@ mod tests {
         served.silence.as_mut().reset(short);
         served.write_all(b"HTTP/1.1 200 OK").await.unwrap();
         assert!(served.silence.deadline() > short);
+    }
+
+    #[test]
+    fn a_head_ends_at_an_empty_line() {
+        let check = |parts: &[&str], expected: &[bool]| {
+            let mut head = Head::default();
+            let found: Vec<_> = parts.iter().map(|part| head.pass(part.as_bytes()).unwrap()).collect();
+            assert_eq!(found, expected, "{parts:?}");
+        };
+        check(&["GET / HTTP/1.1\r\n\r\n"], &[true]);
+        check(&["GET / HTTP/1.1\r", "\n\r", "\n", "GET"], &[false, false, true, false]);
+        check(&["\r\n\r\nGET / HTTP/1.1\n", "a: b\n", "\n"], &[false, false, true]);
+        check(&["GET / HTTP/1.1\r\nX-Slow: "], &[false]);
+        let mut head = Head::default();
+        assert!(!head.pass(&vec![b'x'; HEAD_BYTES_MAX]).unwrap());
+        assert!(head.pass(b"x").is_err());
+    }
+
+    #[tokio::test]
+    async fn whole_requests_have_more_time() {
+        let (mut served, mut client) = pair().await;
+        let first = served.silence.deadline();
+        client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        let mut buf = [0; 64];
+        let bytes = served.read(&mut buf).await.unwrap();
+        assert_eq!((bytes, served.silence.deadline()), (16, first), "a part of a head changes nothing");
+        client.write_all(b"\r\n").await.unwrap();
+        assert_eq!(served.read(&mut buf).await.unwrap(), 2);
+        assert!(served.silence.deadline() > first + HEAD_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_loses_its_place_ends() {
+        let (mut served, _client) = pair().await;
+        let place = Arc::clone(&served.place);
+        let mut buf = [0; 8];
+        let (read, ()) = tokio::join!(served.read(&mut buf), async { place.lose() });
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }
 }

@@ -7,6 +7,7 @@
 //! - The service reads snapshots and the store's rows; it never touches a worker's state.
 //! - On addresses other than loopback only `/healthz` and `/readyz` answer without the token.
 //! - The number of connections, the silence on one, a request's time and a body's size are bounded.
+//! - A new connection always gets a place, so `/healthz` answers whatever other clients do.
 //!
 //! `probe` is a client: it asks a running service whether it answers. There is no TLS here; where it is
 //! needed, a proxy in front provides it.
@@ -16,6 +17,7 @@ mod guard;
 mod health;
 mod listener;
 mod metrics;
+mod places;
 mod probe;
 mod subscriptions;
 mod token;

@@ -1,16 +1,18 @@
 //! The HTTP service of a real `pgsluice run`: access, and its answers while servers are down.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pgsluice::demo::cluster::StopMode;
 use pgsluice::demo::process::{Guarded, Signal};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::cli;
 use crate::support::http::{get, get_with, send};
 use crate::support::service::Service;
-use crate::support::wait::{until, until_within};
+use crate::support::wait::until;
 use crate::support::world::{Servers, World};
 
 const TABLE: &str = "CREATE TABLE widgets (id int PRIMARY KEY, name text)";
@@ -211,30 +213,114 @@ async fn away_from_loopback_everything_but_health_needs_the_token() {
     assert_eq!(service.sigterm().await, 0);
 }
 
+/// Clients that begin a request and never finish it. Each connects again as soon as it is closed.
+struct SlowClients {
+    clients: tokio::task::JoinSet<()>,
+    closed: Arc<AtomicUsize>,
+}
+
+impl SlowClients {
+    async fn start(port: u16, address: &str, count: usize) -> Self {
+        let closed = Arc::new(AtomicUsize::new(0));
+        let connected = Arc::new(AtomicUsize::new(0));
+        let mut clients = tokio::task::JoinSet::new();
+        for _ in 0..count {
+            let (closed, connected) = (Arc::clone(&closed), Arc::clone(&connected));
+            let source = format!("{address}:0").parse().unwrap();
+            clients.spawn(async move {
+                loop {
+                    let socket = TcpSocket::new_v4().unwrap();
+                    socket.bind(source).unwrap();
+                    let Ok(mut stream) = socket.connect(([127, 0, 0, 1], port).into()).await else {
+                        continue;
+                    };
+                    let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").await;
+                    connected.fetch_add(1, Ordering::Relaxed);
+                    let _ = stream.read_to_end(&mut Vec::new()).await;
+                    closed.fetch_add(1, Ordering::Relaxed);
+                    // Slow, but not a flood.
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            });
+        }
+        until("all slow clients have connected", async || connected.load(Ordering::Relaxed) >= count).await;
+        Self { clients, closed }
+    }
+}
+
+/// Asks for health and readiness for some seconds; each answer has to come at once.
+async fn answers_at_once(port: u16) {
+    const ANSWER_MAX: Duration = Duration::from_secs(2);
+    const ROUNDS: u32 = 60;
+    for round in 0..ROUNDS {
+        for path in ["/healthz", "/readyz"] {
+            let answer = tokio::time::timeout(ANSWER_MAX, get(port, path)).await;
+            answer
+                .unwrap_or_else(|_| panic!("{path} does not answer, round {round}"))
+                .unwrap_or_else(|error| panic!("{path}: {error}, round {round}"))
+                .expect(200);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The health check comes from the same address as the slow clients, as it may behind address translation.
 #[tokio::test]
-async fn slow_and_many_clients_keep_nobody_else_out() {
-    const CLIENTS: usize = 100;
+async fn slow_clients_do_not_keep_health_from_answering() {
+    const CLIENTS: usize = 300;
     let world = world(Servers::Shared).await;
     let service = world.run();
     wait_ready(&service).await;
+    let slow = SlowClients::start(service.http_port, "127.0.0.1", CLIENTS).await;
+    answers_at_once(service.http_port).await;
+    let mut check = tokio::process::Command::from(cli::executable());
+    check.arg("--config").arg(&world.config).arg("healthcheck");
+    check.env("PGSLUICE__SERVICE__LISTEN", format!("127.0.0.1:{}", service.http_port));
+    let checked = check.output().await.unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+    assert!(slow.closed.load(Ordering::Relaxed) >= CLIENTS, "connections that send no request stay open");
+    drop(slow.clients);
+    assert_eq!(service.sigterm().await, 0);
+}
 
-    // More connections than the limit, none of which ever sends a complete request.
-    let mut slow = Vec::new();
-    for _ in 0..CLIENTS {
-        let mut stream = TcpStream::connect(("127.0.0.1", service.http_port)).await.unwrap();
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").await.unwrap();
-        slow.push(stream);
+#[tokio::test]
+async fn slow_clients_of_one_address_close_no_connection_of_another() {
+    const CLIENTS: usize = 300;
+    let world = world(Servers::Shared).await;
+    let service = world.run();
+    wait_ready(&service).await;
+    let mut kept = TcpStream::connect(("127.0.0.1", service.http_port)).await.unwrap();
+    let slow = SlowClients::start(service.http_port, "127.0.0.2", CLIENTS).await;
+    for _ in 0..40 {
+        kept.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut answer = [0; 4096];
+        let bytes = kept.read(&mut answer).await.unwrap();
+        assert!(
+            answer[..bytes].starts_with(b"HTTP/1.1 200"),
+            "{}",
+            String::from_utf8_lossy(&answer[..bytes])
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let deadline = Duration::from_secs(50);
-    until_within(deadline, "somebody else is answered", async || {
-        get(service.http_port, "/healthz").await.map(|_| ())
-    })
-    .await;
-    let mut rest = Vec::new();
-    let ended = tokio::time::timeout(deadline, slow[0].read_to_end(&mut rest)).await;
-    assert!(ended.is_ok(), "a connection that sends no request stays open");
-
+    answers_at_once(service.http_port).await;
     // These connections do not keep the service from stopping.
+    assert_eq!(service.sigterm().await, 0);
+    drop(slow);
+}
+
+/// Nothing else connects, so only the deadline can close it.
+#[tokio::test]
+async fn a_request_that_is_never_finished_is_given_up() {
+    let world = world(Servers::Shared).await;
+    let service = world.run();
+    wait_ready(&service).await;
+    let mut slow = TcpStream::connect(("127.0.0.1", service.http_port)).await.unwrap();
+    slow.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").await.unwrap();
+    let began = std::time::Instant::now();
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(10), slow.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok(), "a connection that sends no request stays open");
+    assert!(began.elapsed() > Duration::from_secs(3), "{:?}", began.elapsed());
     assert_eq!(service.sigterm().await, 0);
 }
 
