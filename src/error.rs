@@ -8,6 +8,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::shown;
+
 /// An operator's text, in PostgreSQL's three parts. `primary` is one sentence without a full stop;
 /// `detail` holds facts; `hint` says what to do next: a command, a configuration line or DDL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,6 +174,8 @@ impl Failure {
 
 /// An error response of a PostgreSQL server, with every field that an operator can use
 /// (PostgreSQL's `protocol.sgml`, "Error and Notice Message Fields").
+///
+/// Its texts are as long as they are kept ([`crate::text::kept`]); what is logged and shown is shorter.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct ServerError {
     /// `ERROR`, `FATAL` or `PANIC`.
@@ -191,11 +195,18 @@ pub struct ServerError {
 
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} (SQLSTATE {})", self.severity, self.message, self.code)
+        write!(f, "{}: {}", self.severity, self.primary())
     }
 }
 
 impl std::error::Error for ServerError {}
+
+/// Joins a detail and a context.
+fn joined(detail: Option<String>, context: Option<String>) -> Option<String> {
+    let context = context.map(|context| format!("context: {context}"));
+    let parts: Vec<String> = detail.into_iter().chain(context).collect();
+    (!parts.is_empty()).then(|| parts.join("\n"))
+}
 
 impl ServerError {
     /// What to do about [`Self::is_name_lost_in_function`].
@@ -209,24 +220,29 @@ impl ServerError {
         let hint = if self.is_name_lost_in_function() {
             Some(Self::NAME_LOST.to_owned())
         } else {
-            self.hint.clone()
+            self.hint.as_deref().map(shown)
         };
-        let primary = format!("{} (SQLSTATE {})", self.message, self.code);
+        let primary = self.primary();
         let logged_as = match &self.context {
             _ if self.may_quote_values() => Some(self.to_code()),
             // A context may quote statements with their values.
             Some(_) => Some(primary.clone()),
             None => None,
         };
-        Diagnosis { primary, detail: self.detail_with_context(), hint, logged_as }
+        let detail = joined(self.detail.as_deref().map(shown), self.context.as_deref().map(shown));
+        Diagnosis { primary, detail, hint, logged_as }
     }
 
-    /// The detail, and where it failed.
+    /// The message with its SQLSTATE, as it is logged and shown.
+    #[must_use]
+    pub fn primary(&self) -> String {
+        format!("{} (SQLSTATE {})", shown(&self.message), self.code)
+    }
+
+    /// The detail, and where it failed, as they are kept as evidence.
     #[must_use]
     pub fn detail_with_context(&self) -> Option<String> {
-        let context = self.context.as_ref().map(|context| format!("context: {context}"));
-        let parts: Vec<String> = self.detail.iter().cloned().chain(context).collect();
-        (!parts.is_empty()).then(|| parts.join("\n"))
+        joined(self.detail.clone(), self.context.clone())
     }
 
     /// Whether a function or trigger of the target did not find a name (a function, operator, table, type or

@@ -31,4 +31,5 @@ pub mod store;
 pub mod subscription;
 pub mod target;
 pub mod telemetry;
+pub mod text;
 pub mod words;

@@ -1,7 +1,8 @@
 //! Formats answers for a terminal: colours appear only on a terminal, control characters never.
 //!
 //! Texts hold a publisher's values and a server's messages. Escape sequences in them would reach the
-//! operator's terminal, so [`plain`] makes control characters visible first.
+//! operator's terminal, so [`plain`] makes control characters visible first. What is written passes through
+//! [`safe`] at the end, which lets nothing through but colours and line breaks.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, IsTerminal as _, Write as _};
@@ -11,6 +12,7 @@ use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle, presets};
 use jiff::Timestamp;
 
 use crate::error::{Diagnosis, Exit, Failure};
+use crate::text::{self, LineBreaks};
 
 /// Largest width of a table; the cells of wider ones are wrapped.
 const TABLE_WIDTH: u16 = 120;
@@ -32,7 +34,7 @@ pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
 /// Writes to stdout. A closed pipe (`| head`) is not a failure.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = anstream::stdout().lock();
-    written(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
+    written(stdout.write_all(safe(text).as_bytes()).and_then(|()| stdout.flush()))
 }
 
 fn written(result: std::io::Result<()>) -> Result<(), Failure> {
@@ -99,17 +101,17 @@ pub(super) fn print_json(document: &impl serde::Serialize) -> Result<(), Failure
         Failure::new(Exit::No, diagnosis)
     })?;
     text.push('\n');
-    print(&text)
+    print(&text::json(&text))
 }
 
 /// Writes a failure to stderr. If that fails, only the exit code is left to report it.
 pub(super) fn report(diagnosis: &Diagnosis) {
-    let _ = anstream::stderr().lock().write_all(failure_text(diagnosis).as_bytes());
+    let _ = anstream::stderr().lock().write_all(safe(&failure_text(diagnosis)).as_bytes());
 }
 
 /// Writes a warning to stderr: something to look at that does not stop the command.
 pub(super) fn report_warning(diagnosis: &Diagnosis) {
-    let _ = anstream::stderr().lock().write_all(told(BUSY, "warning", diagnosis).as_bytes());
+    let _ = anstream::stderr().lock().write_all(safe(&told(BUSY, "warning", diagnosis)).as_bytes());
 }
 
 pub(super) fn failure_text(diagnosis: &Diagnosis) -> String {
@@ -136,26 +138,42 @@ pub(super) fn field(text: &mut String, name: &str, value: &str) {
 
 /// Makes control characters visible, line breaks included.
 pub(super) fn plain(text: &str) -> String {
-    escape(text, char::is_control)
+    text::escaped(text, LineBreaks::Escaped)
 }
 
 /// Makes control characters visible, but keeps the lines of a text that has several.
 fn plain_lines(text: &str) -> String {
-    escape(text, |c| c.is_control() && c != '\n')
+    text::escaped(text, LineBreaks::Kept)
 }
 
-fn escape(text: &str, hidden: impl Fn(char) -> bool) -> String {
+/// Escapes what a value has brought that was not made visible before: everything hidden except for line breaks,
+/// tabs and the colours of this module.
+fn safe(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if hidden(c) || is_bidi(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let length = if let Some(colour) = colour(rest) {
+            out.push_str(colour);
+            colour.len()
+        } else if text::is_hidden(c) && !matches!(c, '\n' | '\t') {
+            out.extend(c.escape_default());
+            c.len_utf8()
+        } else {
+            out.push(c);
+            c.len_utf8()
+        };
+        rest = &rest[length..];
     }
     out
 }
 
-/// Whether the character changes the direction of text. Such a character could make one value look like
-/// another.
-const fn is_bidi(c: char) -> bool {
-    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// Returns the sequence at the beginning of `text` if it only sets or ends a colour or a weight of this module.
+fn colour(text: &str) -> Option<&str> {
+    let end = text.strip_prefix("\x1b[")?.find('m')? + "\x1b[".len();
+    let is_ours = text["\x1b[".len()..end]
+        .split(';')
+        .all(|number| matches!(number, "0" | "1" | "2" | "31" | "32" | "33"));
+    is_ours.then(|| &text[..=end])
 }
 
 /// Creates a table with these headings whose cells are wrapped rather than cut.
@@ -237,5 +255,19 @@ mod tests {
         assert_eq!(bytes(72), "72 B");
         assert_eq!(time("2024-02-29T12:00:00.9Z".parse().unwrap()), "2024-02-29 12:00:00 UTC");
         assert_eq!(plain("a\tb\u{202e}c"), "a\\tb\\u{202e}c");
+    }
+
+    #[test]
+    fn only_colours_reach_the_terminal() {
+        let ours = format!("{BAD}bad{BAD:#} {DIM}dim{DIM:#}\n\tnext\n");
+        assert_eq!(safe(&ours), ours);
+        assert_eq!(
+            safe("a\x1b[2J\x1b]0;title\x07\u{202e}\x1b[8mb\rc"),
+            r"a\u{1b}[2J\u{1b}]0;title\u{7}\u{202e}\u{1b}[8mb\rc"
+        );
+        for style in [BOLD, DIM, GOOD, BUSY, BAD] {
+            let text = format!("{style}x{style:#}");
+            assert_eq!(safe(&text), text);
+        }
     }
 }

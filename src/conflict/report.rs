@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::ServerError;
 use crate::pg::{Lsn, QualifiedName};
+use crate::text::shown;
 
 use super::{ConflictKind, Operation};
 
@@ -79,7 +80,7 @@ impl ConflictReport {
         if let Some(constraint) = &self.constraint {
             let _ = write!(line, ", constraint {constraint}");
         }
-        let _ = write!(line, ": {}", self.message);
+        let _ = write!(line, ": {}", shown(&self.message));
         line
     }
 

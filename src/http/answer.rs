@@ -1,11 +1,28 @@
-//! Answers to refused requests: one JSON document with primary, detail and hint.
+//! Answers in JSON; those to refused requests have primary, detail and hint.
 
-use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::error::Diagnosis;
+use crate::text;
+
+/// A JSON document. Characters that would not be shown as themselves are escaped in it, so that it can be printed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        let json = [(header::CONTENT_TYPE, "application/json")];
+        match serde_json::to_string(&self.0) {
+            Ok(document) => (json, text::json(&document)).into_response(),
+            Err(error) => {
+                tracing::error!(%error, "an answer cannot be written as JSON");
+                StatusCode::INTERNAL_SERVER_ERROR.into_response()
+            }
+        }
+    }
+}
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]

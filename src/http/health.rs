@@ -1,12 +1,13 @@
 //! `/healthz` answers while the process runs. `/readyz` answers whether every subscription works.
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use serde::Serialize;
 
 use super::Sources;
+use super::answer::Json;
 use super::guard::Guard;
 use crate::subscription::Snapshot;
 

@@ -5,12 +5,11 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 
 use super::Sources;
-use super::answer::Refusal;
+use super::answer::{Json, Refusal};
 use crate::error::Diagnosis;
 use crate::store::{SlotStatus, StatusDocument, SubscriptionRow, SubscriptionStatus};
 use crate::subscription::Snapshot;

@@ -13,6 +13,8 @@
 //! - `sslmode`, `sslnegotiation` and `channel_binding` have their meaning in libpq.
 //! - Nothing is set in an SQL session before it is known to have a backend of its own, because a pooler in
 //!   transaction mode would give that backend, and what is set in it, to other applications.
+//! - Before a server has admitted the session, its messages are at most 64 KiB long; afterwards `sizes` has a bound for
+//!   each kind.
 //! - A password is only sent to the server: no error, log line or `Debug` output holds it.
 //!
 //! Callers do retries and back-off; `config` reads the environment.
@@ -27,6 +29,7 @@ mod metered;
 mod paced;
 mod pooler;
 mod server_error;
+mod sizes;
 mod socket;
 mod stream;
 mod tls;
@@ -38,6 +41,8 @@ pub use error::{ConnectError, ConnectErrorKind, Purpose, Step, TlsSetupError};
 pub(crate) use establish::{Login, LoginError, establish};
 pub use metered::{Meter, Rows};
 pub use server_error::server_error;
+pub use sizes::Oversize;
+pub(crate) use sizes::{HEADER_BYTES, Handling, MESSAGE_BYTES_MAX, Shortener, Sizes};
 pub use stream::{Encryption, NetStream};
 pub(crate) use version::server_version_num;
 

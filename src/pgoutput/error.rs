@@ -66,6 +66,8 @@ pub enum Problem {
     Unterminated,
     #[error("name is not UTF-8")]
     NotUtf8,
+    #[error("name of {bytes} bytes")]
+    LongName { bytes: usize },
     #[error("{} where {expected} belongs", Byte(*.found))]
     Unexpected { found: u8, expected: &'static str },
     #[error("unknown flags {flags:#04x}")]

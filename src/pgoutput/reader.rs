@@ -4,6 +4,9 @@ use super::envelope::MessageKind;
 use super::error::{DecodeError, Field, Malformed, Problem};
 use crate::pg::Lsn;
 
+/// Longest name, bytes. Those of relations have 63 (`NAMEDATALEN`), those of origins up to an index entry's size.
+const NAME_BYTES_MAX: usize = 8 << 10;
+
 /// Reads integers in network byte order, strings and bytes, always forward.
 #[derive(Debug)]
 pub(super) struct Reader<'a> {
@@ -105,10 +108,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads a name: a string that has to be UTF-8.
+    /// Reads a name: a string of bounded length that has to be UTF-8.
     pub(super) fn name(&mut self, field: Field) -> Result<String, DecodeError> {
         let offset = self.offset();
         let text = self.raw_string(field)?;
+        if text.len() > NAME_BYTES_MAX {
+            return Err(self.malformed(field, offset, Problem::LongName { bytes: text.len() }));
+        }
         match std::str::from_utf8(text) {
             Ok(name) => Ok(name.to_owned()),
             Err(_) => Err(self.malformed(field, offset, Problem::NotUtf8)),

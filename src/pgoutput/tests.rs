@@ -159,6 +159,8 @@ fn errors_name_message_field_and_place() {
     assert_snapshot!(error(b"C\x01"), @"Commit message, flags at byte 1: unknown flags 0x01");
     assert_snapshot!(error(b"O\0\0\0\0\0\0\0\0upstream"), @"Origin message, origin name at byte 9: string without its terminating zero byte");
     assert_snapshot!(error(b"R\0\0\0\x01public\0w\xfcnsche\0"), @"Relation message, relation name at byte 12: name is not UTF-8");
+    let long = [b"R\0\0\0\x01public\0", &vec![b'x'; 8193][..], b"\0"].concat();
+    assert_snapshot!(error(&long), @"Relation message, relation name at byte 12: name of 8193 bytes");
     assert_snapshot!(error(b"R\0\0\0\x01public\0widgets\0x"), @"Relation message, replica identity at byte 20: 'x' where 'd', 'n', 'f' or 'i' belongs");
     assert_snapshot!(error(b"R\0\0\0\x01public\0widgets\0d\xff\xff\x01id\0"), @"Relation message, number of columns at byte 21: announces 65535 items, more than the 4 bytes left can hold");
     assert_snapshot!(error(b"R\0\0\0\x01public\0widgets\0d\0\x01\x01id\0\0\0\0\x17\xff\xff"), @"Relation message, column 1, type modifier at byte 31: needs 4 bytes, 2 left");

@@ -14,18 +14,19 @@
 //!   flush continues where the last one stopped.
 //! - `input` grows as bytes arrive, to at most four times as much, and a large buffer is released as soon as
 //!   the message that needed it was taken.
-//! - A message that is larger than the caller takes is refused when its beginning has arrived.
+//! - A message that is too large for its kind and the phase is refused by its header, and one that is larger than the
+//!   caller takes when its beginning has arrived.
 //! - A message whose body is kept keeps its whole read buffer (128 KiB, or its own size).
 
 use std::collections::BTreeMap;
 use std::io;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::wire::{self, Message, Split, WireError};
 use crate::error::ServerError;
-use crate::net::NetStream;
+use crate::net::{HEADER_BYTES, Handling, MESSAGE_BYTES_MAX, NetStream, Shortener, Sizes};
 
 /// Size of the read buffer, bytes, which bounds one system call.
 const READ_BYTES: usize = 128 * 1024;
@@ -62,6 +63,11 @@ pub(super) enum ChannelError {
 pub(super) struct Channel {
     stream: NetStream,
     input: BytesMut,
+    sizes: Sizes,
+    /// Whether the message at the beginning of `input` has been judged by its header.
+    is_judged: bool,
+    /// A message that is taken with shortened texts.
+    shortener: Option<Shortener>,
     /// Largest message that is taken, bytes.
     message_bytes_max: usize,
     /// Bytes that the socket has not taken yet. Callers append complete messages, then flush.
@@ -77,7 +83,10 @@ impl Channel {
         Self {
             stream,
             input: BytesMut::with_capacity(READ_BYTES),
-            message_bytes_max: wire::MESSAGE_BYTES_MAX + 1,
+            sizes: Sizes::default(),
+            is_judged: false,
+            shortener: None,
+            message_bytes_max: MESSAGE_BYTES_MAX + 1,
             output: BytesMut::new(),
             parameters: BTreeMap::new(),
             notice: None,
@@ -118,7 +127,7 @@ impl Channel {
                 Split::Partial { total }
                     if total > self.message_bytes_max && self.input.len() >= HEAD_BYTES =>
                 {
-                    let head = Bytes::copy_from_slice(&self.input[wire::HEADER_BYTES..HEAD_BYTES]);
+                    let head = Bytes::copy_from_slice(&self.input[HEADER_BYTES..HEAD_BYTES]);
                     return Err(ChannelError::TooLarge {
                         bytes: total,
                         bytes_max: self.message_bytes_max,
@@ -158,8 +167,22 @@ impl Channel {
         self.stream.shutdown().await.map_err(ChannelError::Io)
     }
 
+    /// Takes the next message off `input`. It is judged before memory is taken for it.
     fn split(&mut self) -> Result<Split, ChannelError> {
-        let split = wire::split(&mut self.input)?;
+        if !self.is_judged
+            && let Some((tag, total)) = wire::header(&self.input)?
+        {
+            if self.sizes.next(tag, total).map_err(WireError::from)? == Handling::Shortened {
+                self.input.advance(HEADER_BYTES);
+                self.shortener = Some(Shortener::new(tag, total - HEADER_BYTES));
+            }
+            self.is_judged = true;
+        }
+        let split = match self.shortener.take() {
+            Some(shortener) => self.shorten(shortener),
+            None => wire::split(&mut self.input)?,
+        };
+        self.is_judged &= !matches!(split, Split::Complete(_));
         if let Split::Complete(message) = &split
             && message.body.len() > READ_BYTES
         {
@@ -168,6 +191,18 @@ impl Channel {
             self.input = fresh;
         }
         Ok(split)
+    }
+
+    /// Gives what has come of a message with long texts to the shortener.
+    fn shorten(&mut self, mut shortener: Shortener) -> Split {
+        let taken = shortener.feed(&self.input);
+        self.input.advance(taken);
+        if shortener.left() == 0 {
+            return Split::Complete(Message { tag: shortener.tag(), body: shortener.body().into() });
+        }
+        self.shortener = Some(shortener);
+        // What comes next is taken as it comes.
+        Split::Partial { total: self.input.len() + 1 }
     }
 
     /// Records notices and parameter reports, and passes on other messages.
@@ -229,7 +264,10 @@ mod tests {
 
     fn pair() -> (Channel, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Channel::new(NetStream::Unix(ours)), theirs)
+        let mut channel = Channel::new(NetStream::Unix(ours));
+        // ReadyForQuery ends the start-up.
+        channel.sizes.next(b'Z', 6).unwrap();
+        (channel, theirs)
     }
 
     fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -291,7 +329,7 @@ mod tests {
         let refused = channel.receive().await;
         let Err(ChannelError::TooLarge { bytes, bytes_max, head }) = refused else { panic!("{refused:?}") };
         assert_eq!((bytes, bytes_max), ((3 << 20) + 1, 1 << 20));
-        assert_eq!(head.len(), HEAD_BYTES - wire::HEADER_BYTES);
+        assert_eq!(head.len(), HEAD_BYTES - HEADER_BYTES);
         assert!(channel.input.capacity() <= 2 * READ_BYTES, "{}", channel.input.capacity());
         drop(writer.await.unwrap());
     }
@@ -333,5 +371,36 @@ mod tests {
         assert_eq!(channel.take_notice().unwrap().message, "crash");
         assert_eq!(channel.buffered().unwrap().unwrap().body, "two");
         assert!(channel.buffered().unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn before_authentication_a_length_alone_is_refused() {
+        let (ours, mut server) = UnixStream::pair().unwrap();
+        let mut channel = Channel::new(NetStream::Unix(ours));
+        server.write_all(&[b'R', 0x3f, 0xff, 0xff, 0xf0]).await.unwrap();
+        let refused = channel.receive().await;
+        assert!(matches!(refused, Err(ChannelError::Wire(WireError::Oversize(_)))), "{refused:?}");
+        assert!(channel.input.capacity() <= READ_BYTES);
+    }
+
+    #[tokio::test]
+    async fn a_long_error_is_shortened_while_it_comes() {
+        const LONG: usize = 50 << 20;
+        let (mut channel, mut server) = pair();
+        let mut body = vec![b'M'];
+        body.resize(LONG, b'x');
+        body.extend(b"\0C22P02\0\0");
+        let mut bytes = message(b'E', &body);
+        bytes.extend(message(b'Z', b"I"));
+        let writer = tokio::spawn(async move {
+            server.write_all(&bytes).await.unwrap();
+            server
+        });
+        let error = wire::server_error(&channel.receive().await.unwrap());
+        assert!(error.message.starts_with("xxx") && error.message.len() < 100_000, "{}", error.message.len());
+        assert_eq!(error.code, "22P02");
+        assert!(channel.input.capacity() <= 4 * READ_BYTES, "{}", channel.input.capacity());
+        assert_eq!(channel.receive().await.unwrap().tag, b'Z');
+        drop(writer.await.unwrap());
     }
 }

@@ -29,7 +29,8 @@ use super::wire::{self, Row, WireError};
 use crate::boundary;
 use crate::error::ServerError;
 use crate::net::{
-    ConnectError, ConnectErrorKind, Dialed, Login, LoginError, Purpose, Step, establish, server_version_num,
+    ConnectError, ConnectErrorKind, Dialed, Login, LoginError, MESSAGE_BYTES_MAX, Purpose, Step, establish,
+    server_version_num,
 };
 use crate::pg::conninfo::{ConnInfo, Host, TargetSessionAttrs};
 use crate::pg::{ImposedLimit, Lsn, SlotName, TimeLimits, TimelineHistory};
@@ -191,7 +192,10 @@ impl ReplicationConnection {
         let broken = |error| CommandError::channel(command, error);
         let message = self.channel.receive().await.map_err(broken)?;
         match message.tag {
-            b'W' => Ok(ReplicationStream::new(self.channel)),
+            b'W' => {
+                self.channel.limit_messages(MESSAGE_BYTES_MAX + 1);
+                Ok(ReplicationStream::new(self.channel))
+            }
             b'E' => Err(CommandError::new(
                 command,
                 CommandErrorKind::Server(Box::new(wire::server_error(&message))),
@@ -307,6 +311,7 @@ impl Login for ReplicationLogin<'_> {
         self.start_up(&mut channel).await?;
         authenticate(&mut channel, self.info, self.info.password_for(&host)).await?;
         until_ready(&mut channel).await?;
+        channel.limit_messages(RESULT_BYTES_MAX);
         let version = channel.parameter("server_version").unwrap_or("");
         let server_version_num = server_version_num(version).ok_or_else(|| {
             let what = format!("server_version is \"{}\"", version.escape_debug());

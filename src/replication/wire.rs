@@ -6,13 +6,8 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::error::ServerError;
-
-/// Largest message that a server can send, bytes: `PQ_LARGE_MESSAGE_LIMIT`, which is PostgreSQL's
-/// `MaxAllocSize` less one.
-pub(super) const MESSAGE_BYTES_MAX: usize = 0x3fff_fffe;
-
-/// Size of the type byte and the length word.
-pub(super) const HEADER_BYTES: usize = 5;
+use crate::net::{HEADER_BYTES, MESSAGE_BYTES_MAX, Oversize};
+use crate::text::kept_bytes;
 
 /// A message of the server: its type and everything after the length word.
 #[derive(Debug)]
@@ -30,6 +25,8 @@ pub enum WireError {
     Truncated { tag: u8, field: &'static str },
     #[error("an unexpected message of type {} came while {during}", .tag.escape_ascii())]
     Unexpected { tag: u8, during: &'static str },
+    #[error(transparent)]
+    Oversize(#[from] Oversize),
     #[error("the field {field} does not hold {expected}")]
     Value { field: &'static str, expected: &'static str },
 }
@@ -44,15 +41,20 @@ pub(super) enum Split {
     },
 }
 
+/// The header of the first message in the buffer: its type, and its size with the header in bytes.
+pub(super) fn header(buffer: &[u8]) -> Result<Option<(u8, usize)>, WireError> {
+    let Some(&[tag, a, b, c, d]) = buffer.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+    let length = u32::from_be_bytes([a, b, c, d]);
+    match usize::try_from(length) {
+        Ok(bytes) if (4..=MESSAGE_BYTES_MAX).contains(&bytes) => Ok(Some((tag, bytes + 1))),
+        _ => Err(WireError::Length { tag, length }),
+    }
+}
+
 /// Takes the first message off the buffer, or returns how long it will be.
 pub(super) fn split(buffer: &mut BytesMut) -> Result<Split, WireError> {
-    let Some(&[tag, a, b, c, d]) = buffer.first_chunk::<HEADER_BYTES>() else {
+    let Some((tag, total)) = header(buffer)? else {
         return Ok(Split::Partial { total: HEADER_BYTES });
-    };
-    let length = u32::from_be_bytes([a, b, c, d]);
-    let total = match usize::try_from(length) {
-        Ok(bytes) if (4..=MESSAGE_BYTES_MAX).contains(&bytes) => bytes + 1,
-        _ => return Err(WireError::Length { tag, length }),
     };
     if buffer.len() < total {
         return Ok(Split::Partial { total });
@@ -147,7 +149,7 @@ pub(super) fn parameter_status(message: &Message) -> Result<(String, String), Wi
 }
 
 /// Reads an `ErrorResponse` or `NoticeResponse`. It never fails: of a malformed one it returns what
-/// could be read. Before `client_encoding` is set, texts may have any encoding.
+/// could be read, and of long texts the beginning. Before `client_encoding` is set, texts may have any encoding.
 pub(super) fn server_error(message: &Message) -> ServerError {
     let mut error = ServerError::default();
     let mut reader = Reader::new(message);
@@ -156,7 +158,7 @@ pub(super) fn server_error(message: &Message) -> ServerError {
             break;
         }
         let Ok(value) = reader.cstr("field value") else { break };
-        let value = lossy(&value);
+        let value = kept_bytes(&value);
         match field {
             // 'V' is never localized (9.6 and later) and comes after 'S', so it wins.
             b'S' | b'V' => error.severity = value,

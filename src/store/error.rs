@@ -6,7 +6,9 @@ use sqlx::migrate::MigrateError;
 use sqlx::postgres::PgDatabaseError;
 
 use crate::error::{Diagnosis, Disposition, Exit, Failure, PauseReason, ServerError};
+use crate::net::{self, ConnectError};
 use crate::pg::{Lsn, QualifiedName};
+use crate::text::kept;
 
 /// A failed operation on the state, with what was being done and why it failed.
 #[derive(Debug)]
@@ -299,6 +301,30 @@ pub(super) fn connecting(endpoint: &str, error: sqlx::Error) -> StoreErrorKind {
     }
 }
 
+/// Converts an error of the session that meets a server first.
+pub(super) fn meeting(endpoint: &str, error: ConnectError) -> StoreErrorKind {
+    use net::ConnectErrorKind as K;
+    let endpoint = endpoint.to_owned();
+    if let Some(server) = error.server_error() {
+        return StoreErrorKind::Refused { endpoint, server: Box::new(server.clone()) };
+    }
+    let (step, is_transient, diagnosis) = (error.step, error.is_transient(), error.diagnosis());
+    let told = || {
+        std::io::Error::other(match &diagnosis.detail {
+            Some(detail) => format!("{}: {detail}", diagnosis.primary),
+            None => diagnosis.primary.clone(),
+        })
+    };
+    let source = match *error.kind {
+        K::Pooled => return StoreErrorKind::Unsupported(diagnosis),
+        K::Connect(source) | K::Resolve(source) | K::Lost(source) => source.into(),
+        K::TimedOut(_) => std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
+        _ if step == net::Step::Tls && !is_transient => sqlx::Error::Tls(Box::new(told())),
+        _ => told().into(),
+    };
+    StoreErrorKind::Unreachable { endpoint, source }
+}
+
 /// Whether the operation may succeed on another server, or on the same one a moment later.
 pub(super) fn is_of_the_connection(kind: &StoreErrorKind) -> bool {
     match kind {
@@ -321,11 +347,11 @@ fn is_read_only(server: &ServerError) -> bool {
 }
 
 fn server_error(error: &PgDatabaseError) -> ServerError {
-    let owned = |text: Option<&str>| text.map(str::to_owned);
+    let owned = |text: Option<&str>| text.map(kept);
     ServerError {
         severity: format!("{:?}", error.severity()).to_uppercase(),
-        code: error.code().to_owned(),
-        message: error.message().to_owned(),
+        code: kept(error.code()),
+        message: kept(error.message()),
         detail: owned(error.detail()),
         hint: owned(error.hint()),
         context: owned(error.r#where()),
@@ -381,7 +407,7 @@ fn refused_diagnosis(endpoint: &str, server: &ServerError) -> Diagnosis {
         _ => "check [target] url and the target server's log",
     };
     Diagnosis::new(format!("the target at {endpoint} refused the connection"))
-        .detail(format!("{} (SQLSTATE {})", server.message, server.code))
+        .detail(server.primary())
         .hint(server.hint.as_deref().unwrap_or(hint))
 }
 

@@ -220,8 +220,8 @@ async fn first_open(routes: &[Route]) -> Result<(Route, PgConnection), StoreErro
 async fn open(route: &Route) -> Result<PgConnection, StoreErrorKind> {
     let connecting = |error| error::connecting(&route.endpoint, error);
     let work = async {
+        meet(route).await?;
         let mut session = route.options.connect().await.map_err(connecting)?;
-        refuse_pooler(route).await?;
         prepare(&mut session, route.session).await.map_err(connecting)?;
         Ok(session)
     };
@@ -229,27 +229,13 @@ async fn open(route: &Route) -> Result<PgConnection, StoreErrorKind> {
     tokio::time::timeout(route.timeout, work).await.unwrap_or_else(|_| Err(timed_out()))
 }
 
-/// Fails if a pooler would give what a session sets to other applications. sqlx cannot tell, so a session of
-/// [`net`] is asked.
-async fn refuse_pooler(route: &Route) -> Result<(), StoreErrorKind> {
+/// Opens a session of [`net`] and closes it. sqlx takes messages of any size before authentication, and cannot tell a
+/// pooler that would give what a session sets to other applications. So another session meets the server before it.
+async fn meet(route: &Route) -> Result<(), StoreErrorKind> {
     let options = net::ClientOptions::default();
-    let error = match Box::pin(net::client(&route.conninfo, &options)).await {
-        Ok(client) => {
-            client.close().await;
-            return Ok(());
-        }
-        Err(error) => error,
-    };
-    if matches!(*error.kind, net::ConnectErrorKind::Pooled) {
-        return Err(StoreErrorKind::Unsupported(error.diagnosis()));
-    }
-    let endpoint = route.endpoint.clone();
-    Err(match error.server_error() {
-        Some(server) => StoreErrorKind::Refused { endpoint, server: Box::new(server.clone()) },
-        None => {
-            StoreErrorKind::Unreachable { endpoint, source: sqlx::Error::Io(std::io::Error::other(error)) }
-        }
-    })
+    let client = Box::pin(net::client(&route.conninfo, &options)).await;
+    client.map_err(|error| error::meeting(&route.endpoint, error))?.close().await;
+    Ok(())
 }
 
 fn pool(options: PgConnectOptions, wanted: TargetSessionAttrs, connections_max: u32) -> PgPool {

@@ -3,6 +3,8 @@
 //! Warnings and errors with identical text pass a few times a minute; the others are counted, and the
 //! next one that passes tells their number (`repeated`). Events below the level of a warning always
 //! pass. The number of remembered texts is bounded.
+//!
+//! Every line passes here, so this is where lines of JSON are escaped.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,6 +17,9 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
+
+use super::fields::FIELD_CHARS_MAX;
+use crate::text::json_cut;
 
 /// Number of identical events that pass within [`WINDOW`].
 const BURST: u32 = 3;
@@ -105,11 +110,11 @@ where
     fn format_event(
         &self,
         context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
+        writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
         if *event.metadata().level() > Level::WARN {
-            return self.inner.format_event(context, writer, event);
+            return self.write(context, writer, event, 0);
         }
         let text = fingerprint(event);
         // A panic elsewhere must not end logging: the state is usable after it.
@@ -118,13 +123,37 @@ where
         drop(memory);
         match verdict {
             Verdict::HoldBack => Ok(()),
-            Verdict::Pass { repeated: 0 } => self.inner.format_event(context, writer, event),
-            Verdict::Pass { repeated } => {
-                let mut line = String::new();
-                self.inner.format_event(context, Writer::new(&mut line), event)?;
-                writer.write_str(&self.line.with_count(&line, repeated))
-            }
+            Verdict::Pass { repeated } => self.write(context, writer, event, repeated),
         }
+    }
+}
+
+impl<F> Limited<F> {
+    fn write<S, N>(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+        repeated: u64,
+    ) -> fmt::Result
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+        N: for<'a> FormatFields<'a> + 'static,
+        F: FormatEvent<S, N>,
+    {
+        if repeated == 0 && self.line == Line::Text {
+            return self.inner.format_event(context, writer, event);
+        }
+        let mut line = String::new();
+        self.inner.format_event(context, Writer::new(&mut line), event)?;
+        if self.line == Line::Json {
+            // The fields of text are escaped one by one (`fields`); JSON is escaped as a document.
+            line = json_cut(&line, FIELD_CHARS_MAX);
+        }
+        if repeated > 0 {
+            line = self.line.with_count(&line, repeated);
+        }
+        writer.write_str(&line)
     }
 }
 
@@ -190,6 +219,54 @@ mod tests {
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
+    }
+
+    /// Logs one hostile event in a format, and returns the log.
+    fn log_of(line: Line) -> String {
+        use tracing_subscriber::fmt::format::{JsonFields, format};
+        use tracing_subscriber::prelude::*;
+        const HOSTILE: &str = "a\n2024-01-01T00:00:00Z ERROR forged\r\x1b[2J\u{9b}31m\u{202e}drow\u{2028}";
+        let long = "x".repeat(1 << 20);
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let log = || {
+            let error = std::io::Error::other(HOSTILE);
+            tracing::info!(relation = %HOSTILE, text = HOSTILE, debug = ?HOSTILE, %error, long, "{HOSTILE}");
+            tracing::warn!(error = &error as &dyn std::error::Error, "failed");
+        };
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || writer.clone()).with_ansi(false);
+        let registry = tracing_subscriber::registry();
+        match line {
+            Line::Text => {
+                let format = Limited::new(format().with_ansi(false), line);
+                let layer = layer.event_format(format).fmt_fields(super::super::fields::TextFields);
+                tracing::subscriber::with_default(registry.with(layer), log);
+            }
+            Line::Json => {
+                let format = Limited::new(format().json().flatten_event(true), line);
+                let layer = layer.event_format(format).fmt_fields(JsonFields::new());
+                tracing::subscriber::with_default(registry.with(layer), log);
+            }
+        }
+        String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn whatever_a_field_holds_an_event_is_one_line() {
+        for line in [Line::Text, Line::Json] {
+            let log = log_of(line);
+            assert_eq!(log.lines().count(), 2, "{line:?}: {log}");
+            assert!(!log.chars().any(|c| crate::text::is_hidden(c) && c != '\n'), "{line:?}: {log}");
+            assert!(log.contains("xxx…") && log.len() < 2 * FIELD_CHARS_MAX, "{line:?}: {}", log.len());
+        }
+        let text = log_of(Line::Text);
+        assert!(
+            text.contains(r"relation=a\n2024-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{9b}31m\u{202e}drow"),
+            "{text}"
+        );
+        let first = log_of(Line::Json).lines().next().unwrap().to_owned();
+        let event: serde_json::Value = serde_json::from_str(&first).unwrap();
+        assert!(event["relation"].as_str().unwrap().contains("\u{202e}drow"), "{first}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{EnvFilter, fmt::format};
 
+use super::fields::TextFields;
 use super::limit::{Limited, Line};
 use super::progress::Bars;
 use crate::config::LogFormat;
@@ -32,7 +33,7 @@ pub fn start(log_format: LogFormat) -> Option<Bars> {
     let started = match log_format {
         LogFormat::Text => {
             let text = Limited::new(format().with_ansi(colours), Line::Text);
-            let layer = fmt::layer().with_ansi(colours).event_format(text);
+            let layer = fmt::layer().with_ansi(colours).event_format(text).fmt_fields(TextFields);
             registry.with(layer.with_writer(Stderr)).try_init()
         }
         LogFormat::Json => {

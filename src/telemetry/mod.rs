@@ -9,12 +9,15 @@
 //! - Names of metrics and labels are constants in `names`, where each is described once.
 //! - Log fields have fixed names: `subscription`, `relation`, `lsn`, `xid`, `conflict`, `reason`, and a
 //!   diagnosis' `error`, `detail` and `hint`; `repeated` counts identical messages that were held back.
+//! - Whatever a name or a message holds, an event is one line, without control characters of its own (`fields` for
+//!   text, `limit` for JSON).
 //! - Row values and secrets are never passed to this module. A diagnosis that may quote values has
 //!   another text for the log (`error::Diagnosis::logged_as`).
 //!
 //! This module decides nothing and serves nothing; `http` answers `/metrics`.
 
 mod event;
+mod fields;
 mod limit;
 mod logging;
 mod metrics;

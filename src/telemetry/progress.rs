@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::metrics::CopyGauges;
+use crate::text::{LineBreaks, escaped};
 
 /// Largest number of bars; a copy handles few tables at the same time.
 const BARS_MAX: usize = 8;
@@ -33,7 +34,7 @@ impl Bars {
     pub fn update<'a>(&self, copies: impl Iterator<Item = (&'a str, &'a CopyGauges)>) {
         let wanted: BTreeMap<String, &CopyGauges> = copies
             .filter(|(_, copy)| !copy.is_ended && copy.rows > 0)
-            .map(|(subscription, copy)| (format!("{subscription}: {}", copy.table), copy))
+            .map(|(subscription, copy)| (shown(subscription, copy), copy))
             .take(BARS_MAX)
             .collect();
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
@@ -64,6 +65,11 @@ impl Bars {
     pub(super) fn above<T>(&self, write: impl FnOnce() -> T) -> T {
         self.multi.suspend(write)
     }
+}
+
+/// A bar's name.
+fn shown(subscription: &str, copy: &CopyGauges) -> String {
+    escaped(&format!("{subscription}: {}", copy.table), LineBreaks::Escaped)
 }
 
 fn bar(name: &str, copy: &CopyGauges) -> ProgressBar {

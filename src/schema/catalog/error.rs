@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::error::{Diagnosis, Disposition, PauseReason, ServerError};
+use crate::net;
 use crate::pg::{QualifiedName, quote_ident};
 
 /// The server whose catalog was read.
@@ -69,19 +70,7 @@ impl CatalogError {
     #[must_use]
     pub fn server_error(&self) -> Option<ServerError> {
         let Self::Query { source, .. } = self else { return None };
-        source.as_db_error().map(|error| ServerError {
-            severity: error.severity().to_owned(),
-            code: error.code().code().to_owned(),
-            message: error.message().to_owned(),
-            detail: error.detail().map(str::to_owned),
-            hint: error.hint().map(str::to_owned),
-            context: error.where_().map(str::to_owned),
-            schema: error.schema().map(str::to_owned),
-            table: error.table().map(str::to_owned),
-            column: error.column().map(str::to_owned),
-            data_type: error.datatype().map(str::to_owned),
-            constraint: error.constraint().map(str::to_owned),
-        })
+        net::server_error(source)
     }
 
     #[must_use]

@@ -50,6 +50,7 @@ const PURE: &[&str] = &[
     "check::tables",
     "error",
     "gap",
+    "text",
     "words",
 ];
 /// Submodules of these that are not pure.
@@ -85,7 +86,7 @@ const HOMES_REASON: &str = "one dependency has one home, so that replacing it to
 
 /// The layers, lowest first. A module may use its own layer and those below.
 const LAYERS: &[&[&str]] = &[
-    &["pg", "error", "words", "boundary", "mutation", "running"],
+    &["pg", "error", "text", "words", "boundary", "mutation", "running"],
     &[
         "pgoutput",
         "conflict",
@@ -120,7 +121,7 @@ const LAYERS: &[&[&str]] = &[
     &["main", "lib"],
 ];
 const LAYERS_REASON: &str = "dependencies point down: main, cli, demo, runtime; http, subscription and check; the \
-                             shell; the pure core; pg, error, words and boundary";
+                             shell; the pure core; pg, error, text, words and boundary";
 
 /// Paths that `http` must not use.
 const WORKERS: &[&str] = &["subscription::worker", "subscription::Worker"];
