@@ -124,6 +124,31 @@ want_tools() {
     find_promtool || note "promtool is not there: Prometheus' own opinion of metrics and rules is not asked"
 }
 
+# What could not be checked. It is told at the end, where it is not overlooked.
+unchecked=()
+skip() {
+    note "$*"
+    unchecked+=("$*")
+}
+
+tell_unchecked() {
+    [[ ${#unchecked[@]} -gt 0 ]] || return 0
+    say "NOT CHECKED:"
+    local what
+    for what in "${unchecked[@]}"; do printf '   ! %s\n' "$what" >&2; done
+}
+
+# find_cargo_tool NAME: puts a subcommand of cargo on the PATH. Building one takes minutes, so that is only done if
+# PGSLUICE_BUILD_TOOLS is set, and once: it stays in target/tools.
+find_cargo_tool() {
+    local tools=$root/target/tools
+    PATH=$tools/bin:$PATH
+    have "$1" && return
+    [[ -n ${PGSLUICE_BUILD_TOOLS:-} ]] || return 1
+    note "building $1"
+    cargo install --quiet --locked --root "$tools" "$1" >&2
+}
+
 # Puts promtool on the PATH.
 find_promtool() {
     have promtool && return

@@ -49,10 +49,41 @@ pub(super) fn way(
     for step in WAY.into_iter().take_while(|step| failed.is_none_or(|failed| *step < failed)) {
         findings.ok(step.into(), passed(step, info, outcome));
     }
-    if let Err(error) = outcome {
-        findings.fail(error.step.into(), error.diagnosis());
-        note_reach(findings, error);
+    match outcome {
+        Ok((host, encryption)) => exposed_password(findings, Step::Tls, info, host, encryption),
+        Err(error) => {
+            findings.fail(error.step.into(), error.diagnosis());
+            note_reach(findings, error);
+        }
     }
+}
+
+/// Warns of a password that is used over the network without TLS.
+pub(super) fn exposed_password(
+    findings: &mut Findings,
+    step: Step,
+    info: &ConnInfo,
+    host: &Host,
+    encryption: Encryption,
+) {
+    if encryption == Encryption::Tls || !info.exposes_password(host) {
+        return;
+    }
+    let primary = format!(
+        "the password of role \"{}\" is used on {} without TLS (sslmode={})",
+        info.user,
+        host.address,
+        info.tls.mode.as_str()
+    );
+    findings.warn(
+        step,
+        Diagnosis::new(primary)
+            .detail("the server may ask for it in clear text, and others on the network may read or guess it")
+            .hint(
+                "set ssl = on on that server and use sslmode=verify-full; service.password_requires_tls = true \
+                 refuses such a connection",
+            ),
+    );
 }
 
 fn passed(step: net::Step, info: &ConnInfo, outcome: Result<(&Host, Encryption), &ConnectError>) -> String {

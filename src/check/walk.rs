@@ -305,6 +305,7 @@ fn judge_target(
         }
     };
     verdict::target(findings, Ok((target.client.host(), facts)));
+    verdict::exposed_password(findings, Step::Target, info, target.client.host(), target.client.encryption());
     sessions::time_limits(findings, Side::Target, &info.user, &target.imposed);
     let recorded = judge_state(findings, info, facts, &target.state);
     judge_sessions(findings, Side::Target, info, &target.sessions, &recorded);

@@ -34,8 +34,12 @@ pub(super) static ROOT: Shape = Shape::Table(&[
     key("subscriptions", Shape::Tables(SUBSCRIPTION)),
 ]);
 
-const SERVICE: &[Key] =
-    &[key("listen", Shape::Text), key("api_token_file", Shape::Text), key("log_format", Shape::Text)];
+const SERVICE: &[Key] = &[
+    key("listen", Shape::Text),
+    key("api_token_file", Shape::Text),
+    key("log_format", Shape::Text),
+    key("password_requires_tls", Shape::Flag),
+];
 
 const SUBSCRIPTION: &[Key] = &[
     key("name", Shape::Text),

@@ -223,6 +223,16 @@ impl Config {
         }
     }
 
+    /// Reads a configuration without a file, an environment or a home directory: for its fuzz target.
+    ///
+    /// # Errors
+    ///
+    /// Returns every problem at once.
+    #[doc(hidden)]
+    pub fn from_text(text: &str) -> Result<Self, ConfigErrors> {
+        load_text(text, &Surroundings::none(), Report::default())
+    }
+
     #[must_use]
     pub fn subscription(&self, name: &SubscriptionName) -> Option<&Subscription> {
         self.subscriptions.iter().find(|subscription| subscription.name == *name)

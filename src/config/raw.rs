@@ -21,6 +21,7 @@ pub(super) struct RawService {
     pub(super) listen: Option<String>,
     pub(super) api_token_file: Option<String>,
     pub(super) log_format: Option<String>,
+    pub(super) password_requires_tls: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

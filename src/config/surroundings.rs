@@ -25,6 +25,11 @@ pub(super) struct Surroundings {
 }
 
 impl Surroundings {
+    /// No surroundings at all.
+    pub(super) fn none() -> Self {
+        Self { env: BTreeMap::new(), os_user: None, files: DefaultFiles::default(), memory_bytes: None }
+    }
+
     /// Reads the surroundings of this process, with the given environment.
     pub(super) fn of_process(env: BTreeMap<String, String>) -> Self {
         let uid = fs::metadata("/proc/self").map(|process| process.uid()).ok();

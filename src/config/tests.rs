@@ -308,3 +308,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_password_requires_tls_if_that_is_set() {
+    use crate::pg::conninfo::Passwords;
+    let with = |setting: &str, publisher: &str| {
+        let text = MINIMAL.replace("host=db-master", publisher);
+        load(&format!("[service]\n{setting}\n{text}"), &[])
+    };
+    let remote = "password=hunter2 host=db-master";
+    let config = with("", remote).unwrap();
+    assert_eq!(config.subscriptions[0].publisher.tls.passwords, Passwords::OverAnyConnection);
+    let config = with("password_requires_tls = true", remote).unwrap();
+    assert_eq!(config.subscriptions[0].publisher.tls.passwords, Passwords::OverTlsOnly);
+    assert_eq!(config.target.conninfo.tls.passwords, Passwords::OverTlsOnly);
+    let plain = "password=hunter2 sslmode=disable host";
+    assert!(with("password_requires_tls = false", &format!("{plain}=db-master")).is_ok());
+    for harmless in [format!("{plain}=localhost"), "sslmode=disable host=db-master".to_owned()] {
+        assert!(with("password_requires_tls = true", &harmless).is_ok(), "{harmless}");
+    }
+    let refused =
+        with("password_requires_tls = true", &format!("{plain}=db-master")).unwrap_err().to_string();
+    assert_snapshot!(refused, @r"
+    the configuration has a problem
+    pgsluice.toml:9:1: subscriptions[0].publisher: sslmode=disable with a password for db-master, and service.password_requires_tls
+      detail: a log-in without TLS lets others on the network learn the password
+      hint: use sslmode=verify-full with sslrootcert, or leave the password out
+    ");
+}

@@ -13,6 +13,7 @@ use super::raw::{ConnectionString, RawConfig, RawService, RawTarget};
 use super::surroundings::Surroundings;
 use super::{Config, LogFormat, Service, Target};
 use crate::error::Diagnosis;
+use crate::pg::conninfo::{ConnInfo, Passwords, SslMode};
 use crate::pg::{nearest, one_of};
 
 /// Loopback, so that other machines reach the API only if that is configured.
@@ -27,7 +28,11 @@ pub(super) fn validate(
     surroundings: &Surroundings,
     report: Report,
 ) -> Result<Config, ConfigErrors> {
-    let mut validator = Validator { surroundings, report, warnings: Vec::new() };
+    let passwords = match raw.service.password_requires_tls {
+        Some(true) => Passwords::OverTlsOnly,
+        Some(false) | None => Passwords::OverAnyConnection,
+    };
+    let mut validator = Validator { surroundings, passwords, report, warnings: Vec::new() };
     let service = validator.service(raw.service);
     let target = validator.target(&raw.target);
     let subscriptions = validator.subscriptions(raw.subscriptions);
@@ -44,6 +49,7 @@ pub(super) fn validate(
 /// value.
 struct Validator<'a> {
     surroundings: &'a Surroundings,
+    passwords: Passwords,
     report: Report,
     warnings: Vec<Diagnosis>,
 }
@@ -149,8 +155,25 @@ impl Validator<'_> {
         text: &ConnectionString,
         called: &Called<'_>,
         path: &KeyPath,
-    ) -> Option<crate::pg::conninfo::ConnInfo> {
-        connection(text, called, path, self.surroundings, &mut self.report, &mut self.warnings)
+    ) -> Option<ConnInfo> {
+        let mut info =
+            connection(text, called, path, self.surroundings, &mut self.report, &mut self.warnings)?;
+        info.tls.passwords = self.passwords;
+        let exposed = info.hosts.iter().find(|host| info.requires_tls(host));
+        if info.tls.mode == SslMode::Disable
+            && let Some(host) = exposed
+        {
+            let primary = format!(
+                "sslmode=disable with a password for {}, and service.password_requires_tls",
+                host.address
+            );
+            let problem = Diagnosis::new(primary)
+                .detail("a log-in without TLS lets others on the network learn the password")
+                .hint("use sslmode=verify-full with sslrootcert, or leave the password out");
+            self.problem(path, problem);
+            return None;
+        }
+        Some(info)
     }
 }
 

@@ -277,9 +277,9 @@ fn drive(mut connection: Connection<Metered, Metered>) -> (Driver, watch::Receiv
 }
 
 /// Starts a session up, and sets nothing in it.
-struct StartUp<'a> {
-    info: &'a ConnInfo,
-    options: &'a ClientOptions,
+pub(super) struct StartUp<'a> {
+    pub(super) info: &'a ConnInfo,
+    pub(super) options: &'a ClientOptions,
 }
 
 impl Login for StartUp<'_> {

@@ -93,6 +93,7 @@ pub(super) struct Facts {
     /// The address that was tried, once the name was resolved.
     pub(super) address: Option<IpAddr>,
     pub(super) encryption: Encryption,
+    pub(super) sslmode: &'static str,
 }
 
 /// What went wrong. It never contains secrets.
@@ -127,6 +128,9 @@ pub enum ConnectErrorKind {
     Setting(#[source] Box<ServerError>),
     #[error("the server asks for a password and none is configured")]
     PasswordMissing,
+    /// Nothing was sent, because the log-in could show the password to others on the network.
+    #[error("the password may only be used with TLS, and the connection has none")]
+    PasswordWithoutTls,
     #[error("the server asks for {0} authentication, which is not supported")]
     AuthUnsupported(String),
     #[error("channel binding is required and was not used")]
@@ -202,6 +206,7 @@ impl ConnectError {
             | K::TlsSetup(_)
             | K::DirectTlsRefused(_)
             | K::PasswordMissing
+            | K::PasswordWithoutTls
             | K::AuthUnsupported(_)
             | K::ChannelBindingMissing
             | K::Scram(_)
@@ -248,6 +253,7 @@ impl ConnectError {
             | K::TlsAnswer
             | K::TlsHandshake(_)
             | K::DirectTlsRefused(_)
+            | K::PasswordWithoutTls
             | K::Lost(_)
             | K::Closed
             | K::Protocol(_)
@@ -256,10 +262,10 @@ impl ConnectError {
     }
 
     /// Whether `sslmode` allow or prefer should try again with or without encryption: the handshake
-    /// failed, or pg_hba.conf rejected this kind of connection.
+    /// failed, pg_hba.conf rejected this kind of connection, or the password may not be used with it.
     pub(super) fn may_try_other_encryption(&self) -> bool {
         match &*self.kind {
-            ConnectErrorKind::TlsHandshake(_) => true,
+            ConnectErrorKind::TlsHandshake(_) | ConnectErrorKind::PasswordWithoutTls => true,
             ConnectErrorKind::Server(error) => error.code == "28000",
             _ => false,
         }
@@ -274,6 +280,7 @@ impl Facts {
             purpose,
             address: None,
             encryption: Encryption::None,
+            sslmode: info.tls.mode.as_str(),
         }
     }
 }

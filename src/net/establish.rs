@@ -9,6 +9,7 @@
 //! (libpq.sgml, "Specifying Multiple Hosts").
 //!
 //! # Invariants
+//! - Where a password needs TLS (`service.password_requires_tls`), no log-in begins without.
 //! - `connect_timeout` bounds each host as a whole. Several addresses share it evenly, so that one that
 //!   drops packets does not use up the time of the next.
 //! - The error returned is that of the attempt that got furthest; it lists the others.
@@ -204,6 +205,9 @@ impl<'a> Attempt<'a> {
         deadline: Instant,
     ) -> Result<L::Session, ConnectError> {
         self.facts.encryption = stream.encryption();
+        if self.facts.encryption == Encryption::None && self.info.requires_tls(self.host) {
+            return Err(self.error(Step::Tls, ConnectErrorKind::PasswordWithoutTls));
+        }
         let dialed = Dialed { stream, host: self.host.clone() };
         match timeout_at(deadline, login.log_in(dialed)).await {
             Ok(Ok(session)) => Ok(session),

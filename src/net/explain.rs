@@ -40,6 +40,7 @@ pub(super) fn diagnosis(error: &ConnectError) -> Diagnosis {
             Diagnosis::new(format!("{at} asks for a password for role \"{}\", and none is configured", error.facts.user))
                 .hint("add password= or passfile= to the connection string, or a line to the file that PGPASSFILE names")
         }
+        K::PasswordWithoutTls => password_without_tls(&at, error.facts.sslmode),
         K::AuthUnsupported(method) => {
             Diagnosis::new(format!("{at} asks for {method} authentication, which pgsluice does not support"))
                 .hint("let pg_hba.conf use scram-sha-256, md5, password, cert or trust for this role and address")
@@ -180,6 +181,14 @@ fn lost(at: &str, source: &io::Error) -> Diagnosis {
             Diagnosis::new(format!("the connection to {at} broke during start-up")).detail(source.to_string())
         }
     }
+}
+
+fn password_without_tls(at: &str, sslmode: &str) -> Diagnosis {
+    Diagnosis::new(format!("the connection to {at} is not encrypted, and service.password_requires_tls is set"))
+        .detail(format!(
+            "sslmode={sslmode}, and the server does not offer TLS or was not asked for it; the password was not used"
+        ))
+        .hint("on that server, set ssl = on with a certificate, and use sslmode=verify-full")
 }
 
 fn session_attrs(wanted: TargetSessionAttrs, at: &str) -> Diagnosis {

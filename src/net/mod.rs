@@ -64,6 +64,15 @@ pub async fn dial(info: &ConnInfo) -> Result<Dialed, ConnectError> {
     establish(info, &Reach).await
 }
 
+/// Starts a session up on a stream, without a set-up: for the fuzz target of start-up messages.
+#[doc(hidden)]
+pub async fn client_over(stream: NetStream, info: &ConnInfo) -> Result<PgClient, Box<ConnectErrorKind>> {
+    let options = ClientOptions::default();
+    let start_up = client::StartUp { info, options: &options };
+    let host = info.hosts.first().cloned().ok_or(ConnectErrorKind::NoAddress)?;
+    start_up.log_in(Dialed { stream, host }).await.map_err(|error| error.kind)
+}
+
 /// A log-in that does nothing.
 struct Reach;
 

@@ -89,6 +89,7 @@ mod tests {
                 root_cert: RootCert::None,
                 client_cert: None,
                 channel_binding: ChannelBinding::Prefer,
+                passwords: crate::pg::conninfo::Passwords::OverAnyConnection,
             },
             connect_timeout: Duration::from_secs(5),
             application_name: None,

@@ -94,6 +94,14 @@ pub struct TlsSettings {
     /// PEM files with the client's certificate and key.
     pub client_cert: Option<(PathBuf, PathBuf)>,
     pub channel_binding: ChannelBinding,
+    pub passwords: Passwords,
+}
+
+/// Over which connections to other machines a password may be used. libpq has no such parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passwords {
+    OverAnyConnection,
+    OverTlsOnly,
 }
 
 /// Value of `sslrootcert`.
@@ -176,6 +184,19 @@ impl ConnInfo {
         host.password.as_ref().or(self.password.as_ref())
     }
 
+    /// Whether logging in on `host` without TLS would let others on the network learn the password. A server asks for
+    /// it in clear text or as MD5, or lets it be guessed from the messages of SCRAM; a client cannot know which before.
+    #[must_use]
+    pub fn exposes_password(&self, host: &Host) -> bool {
+        self.password_for(host).is_some() && !host.address.is_local()
+    }
+
+    /// Whether the connection to `host` must be encrypted because of its password.
+    #[must_use]
+    pub fn requires_tls(&self, host: &Host) -> bool {
+        self.tls.passwords == Passwords::OverTlsOnly && self.exposes_password(host)
+    }
+
     /// Returns the parts that may be logged and shown, never a password and never `options`, such as
     /// `host=db-master port=5432 user=sammy dbname=example sslmode=prefer`.
     pub fn redacted(&self) -> impl fmt::Display + '_ {
@@ -208,6 +229,22 @@ impl fmt::Display for Redacted<'_> {
             quote_value(&conninfo.dbname),
             conninfo.tls.mode.as_str()
         )
+    }
+}
+
+impl HostAddress {
+    /// Whether what is sent there stays on this machine: a socket's directory, a loopback address, or `localhost`
+    /// (RFC 6761). Other names are not looked up for this.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Unix(_) => true,
+            Self::Tcp { hostaddr: Some(address), .. } => address.to_canonical().is_loopback(),
+            Self::Tcp { name, hostaddr: None } => match name.parse::<IpAddr>() {
+                Ok(address) => address.to_canonical().is_loopback(),
+                Err(_) => name.strip_suffix('.').unwrap_or(name).eq_ignore_ascii_case("localhost"),
+            },
+        }
     }
 }
 

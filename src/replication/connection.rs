@@ -29,8 +29,8 @@ use super::wire::{self, Row, WireError};
 use crate::boundary;
 use crate::error::ServerError;
 use crate::net::{
-    ConnectError, ConnectErrorKind, Dialed, Login, LoginError, MESSAGE_BYTES_MAX, Purpose, Step, establish,
-    server_version_num,
+    ConnectError, ConnectErrorKind, Dialed, Login, LoginError, MESSAGE_BYTES_MAX, NetStream, Purpose, Step,
+    establish, server_version_num,
 };
 use crate::pg::conninfo::{ConnInfo, Host, TargetSessionAttrs};
 use crate::pg::{ImposedLimit, Lsn, SlotName, TimeLimits, TimelineHistory};
@@ -96,6 +96,18 @@ impl ReplicationConnection {
     /// Connects to the first host that fits, and authenticates; `connect_timeout` bounds each host.
     pub async fn connect(info: &ConnInfo, options: &SessionOptions) -> Result<Self, ConnectError> {
         establish(info, &ReplicationLogin { info, options }).await
+    }
+
+    /// Starts a session up on a stream: for the fuzz target of start-up messages.
+    #[doc(hidden)]
+    pub async fn over(
+        stream: NetStream,
+        info: &ConnInfo,
+        options: &SessionOptions,
+    ) -> Result<Self, Box<ConnectErrorKind>> {
+        let host = info.hosts.first().cloned().ok_or(ConnectErrorKind::NoAddress)?;
+        let login = ReplicationLogin { info, options };
+        login.log_in(Dialed { stream, host }).await.map_err(|error| error.kind)
     }
 
     /// Returns the publisher's version as a number: 150018 for 15.18.

@@ -10,6 +10,7 @@
 //! | `sslmode=verify-full` with a root certificate | the system's authorities are trusted besides the file |
 //! | `sslmode=allow` | plain first, then TLS, as two attempts |
 //! | `sslmode=prefer` | TLS if the server offers it, then plain, as two attempts |
+//! | `sslmode=allow` or `prefer`, where a password needs TLS | TLS only |
 //! | `sslnegotiation=direct` | negotiated: every server that takes the one takes the other |
 //! | `channel_binding=require` | refused: sqlx has no SCRAM-SHA-256-PLUS |
 //! | `options` | settings (`-c name=value`, `--name=value`) only; others are refused |
@@ -47,7 +48,11 @@ pub(super) fn routes(target: &ConnInfo) -> Result<Vec<Route>, Diagnosis> {
     let mut routes = Vec::new();
     for host in &target.hosts {
         let base = base_options(target, host, &settings);
-        for mode in ssl_modes(target.tls.mode, host) {
+        let mode = match target.tls.mode {
+            SslMode::Allow | SslMode::Prefer if target.requires_tls(host) => SslMode::Require,
+            mode => mode,
+        };
+        for mode in ssl_modes(mode, host) {
             routes.push(Route {
                 options: base.clone().ssl_mode(*mode),
                 endpoint: endpoint(host),
@@ -186,7 +191,7 @@ fn split(options: &str) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::pg::Secret;
-    use crate::pg::conninfo::SslNegotiation;
+    use crate::pg::conninfo::{Passwords, SslNegotiation};
 
     fn target(hosts: &[(&str, Option<&str>)], mode: SslMode) -> ConnInfo {
         ConnInfo {
@@ -210,6 +215,7 @@ mod tests {
                 root_cert: RootCert::None,
                 client_cert: None,
                 channel_binding: ChannelBinding::Prefer,
+                passwords: Passwords::OverAnyConnection,
             },
             connect_timeout: Duration::from_secs(5),
             application_name: None,
@@ -237,6 +243,19 @@ mod tests {
         b:5432 (10.0.0.2) 10.0.0.2 Require
         ");
         assert_eq!(routes[0].options.get_application_name(), Some("pgsluice state"));
+    }
+
+    #[test]
+    fn a_password_that_needs_tls_is_not_used_without() {
+        let modes = |host: &str, mode: SslMode| {
+            let mut target = target(&[(host, None)], mode);
+            target.tls.passwords = Passwords::OverTlsOnly;
+            let routes = routes(&target).unwrap();
+            routes.iter().map(|route| format!("{:?}", route.options.get_ssl_mode())).collect::<Vec<_>>()
+        };
+        assert_eq!(modes("db", SslMode::Allow), ["Require"]);
+        assert_eq!(modes("db", SslMode::Prefer), ["Require"]);
+        assert_eq!(modes("localhost", SslMode::Allow), ["Disable", "Require"]);
     }
 
     #[test]

@@ -256,3 +256,39 @@ async fn a_connection_limit_is_told_beforehand() {
     assert!(told.contains("the database's connection limit is 8"), "{told}");
     assert!(told.contains("ALTER DATABASE"), "{told}");
 }
+
+/// 0.0.0.0 leads to this machine, but is not an address of it.
+#[tokio::test]
+async fn a_password_that_is_used_without_tls_is_warned_of_or_refused() {
+    let world = World::builder().both_sql(WIDGETS).start().await;
+    let local = std::fs::read_to_string(&world.config).unwrap();
+    let remote = local.replace("host=127.0.0.1", "host=0.0.0.0");
+    let config = world.dir().join("remote.toml");
+    let check = async |text: &str| {
+        std::fs::write(&config, text).unwrap();
+        Checked::from(crate::support::cli::run(&config, &["check", "--json"]).await)
+    };
+    let found = check(&local).await;
+    assert_eq!(found.step("tls")["status"], "ok", "{found:?}");
+
+    let found = check(&remote).await;
+    assert_eq!(found.outcome.code, 0, "{found:?}");
+    for (step, role) in [("tls", PUBLISHER_ROLE), ("target", TARGET_ROLE)] {
+        let told = found.told_warning(step);
+        let primary =
+            format!("the password of role \"{role}\" is used on 0.0.0.0 without TLS (sslmode=prefer)");
+        assert!(told.starts_with(&primary) && told.contains("service.password_requires_tls"), "{told}");
+    }
+
+    let strict = format!("[service]\npassword_requires_tls = true\n{remote}");
+    let found = check(&strict).await;
+    assert_eq!(found.outcome.code, 1, "{found:?}");
+    for step in ["tls", "target"] {
+        let told = found.told(step);
+        assert!(told.contains("is not encrypted, and service.password_requires_tls is set"), "{told}");
+    }
+    // With a mode that never has TLS, nothing starts.
+    std::fs::write(&config, strict.replace("host=0.0.0.0", "host=0.0.0.0 sslmode=disable")).unwrap();
+    let refused = crate::support::cli::run(&config, &["run"]).await.expect(2);
+    assert!(refused.stderr.contains("sslmode=disable with a password for 0.0.0.0"), "{refused:?}");
+}

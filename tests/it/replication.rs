@@ -2,5 +2,7 @@
 
 mod cluster;
 mod connecting;
+mod middle;
 mod pki;
 mod streaming;
+mod trust;

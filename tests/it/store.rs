@@ -113,6 +113,7 @@ impl Cluster {
                 root_cert: RootCert::None,
                 client_cert: None,
                 channel_binding: ChannelBinding::Prefer,
+                passwords: pgsluice::pg::conninfo::Passwords::OverAnyConnection,
             },
             connect_timeout: Duration::from_secs(5),
             application_name: None,

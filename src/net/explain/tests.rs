@@ -12,6 +12,7 @@ fn failed(step: Step, kind: ConnectErrorKind, purpose: Purpose) -> ConnectError 
         port: 5432,
         kind: Box::new(kind),
         facts: Box::new(Facts {
+            sslmode: "prefer",
             user: "sammy".to_owned(),
             dbname: "example".to_owned(),
             purpose,

@@ -169,6 +169,7 @@ fn tls_settings_follow_libpq() {
             root_cert: RootCert::None,
             client_cert: None,
             channel_binding: ChannelBinding::Prefer,
+            passwords: Passwords::OverAnyConnection,
         }
     );
     let system = tls("sslrootcert=system sslnegotiation=direct");
@@ -453,4 +454,38 @@ proptest! {
     fn no_password_file_makes_the_search_panic(file in any::<String>()) {
         let _ = password_for(&file, &tcp("db", 5432), "example", "sammy");
     }
+}
+
+#[test]
+fn a_password_is_exposed_on_the_network_only() {
+    let exposes = |text: &str| {
+        let info = conninfo(text);
+        info.exposes_password(&info.hosts[0])
+    };
+    for local in [
+        "host=localhost password=x",
+        "host=LocalHost. password=x",
+        "host=127.0.0.2 password=x",
+        "host=::1 password=x",
+        "host=/run/postgresql password=x",
+        "host=db hostaddr=127.0.0.1 password=x",
+        "host=db",
+    ] {
+        assert!(!exposes(local), "{local}");
+    }
+    for remote in [
+        "host=db password=x",
+        "host=10.0.0.1 password=x",
+        "host=0.0.0.0 password=x",
+        "host=localhost hostaddr=10.0.0.1 password=x",
+        "host=localhost.example password=x",
+        "host=127.0.0.1.example password=x",
+    ] {
+        assert!(exposes(remote), "{remote}");
+    }
+    let mut several = conninfo("host=127.0.0.1,db");
+    several.hosts[1].password = Some(Secret::new("x"));
+    assert!(!several.requires_tls(&several.hosts[1]), "by default, no password requires TLS");
+    several.tls.passwords = Passwords::OverTlsOnly;
+    assert!(!several.requires_tls(&several.hosts[0]) && several.requires_tls(&several.hosts[1]));
 }

@@ -13,8 +13,8 @@ use nix::unistd::{Pid, User, geteuid};
 use pgsluice::net::{ClientOptions, PgClient, client};
 use pgsluice::pg::Secret;
 use pgsluice::pg::conninfo::{
-    ChannelBinding, ConnInfo, Host, HostAddress, RootCert, SslMode, SslNegotiation, TargetSessionAttrs,
-    TlsSettings,
+    ChannelBinding, ConnInfo, Host, HostAddress, Passwords, RootCert, SslMode, SslNegotiation,
+    TargetSessionAttrs, TlsSettings,
 };
 use tempfile::TempDir;
 
@@ -133,6 +133,7 @@ pub(crate) fn info(port: u16, user: &str, password: Option<&str>) -> ConnInfo {
             root_cert: RootCert::None,
             client_cert: None,
             channel_binding: ChannelBinding::Prefer,
+            passwords: Passwords::OverAnyConnection,
         },
         connect_timeout: Duration::from_secs(20),
         application_name: None,

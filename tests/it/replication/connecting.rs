@@ -45,7 +45,7 @@ CREATE DATABASE closed;
 REVOKE CONNECT ON DATABASE closed FROM PUBLIC;
 ";
 
-async fn cluster(pki: &Pki) -> Cluster {
+pub(super) async fn cluster(pki: &Pki) -> Cluster {
     let conf = "ssl = on\nssl_cert_file = 'server.pem'\nssl_key_file = 'server.key'\nssl_ca_file = 'ca.pem'";
     let files =
         [("server.pem", &*pki.server_pem), ("server.key", &*pki.server_key_pem), ("ca.pem", &*pki.ca_pem)];
@@ -57,20 +57,20 @@ async fn cluster(pki: &Pki) -> Cluster {
     cluster
 }
 
-fn session() -> SessionOptions {
+pub(super) fn session() -> SessionOptions {
     SessionOptions { application_name: "walk".to_owned(), client_encoding: "UTF8".to_owned() }
 }
 
-async fn sql(info: &ConnInfo) -> Result<PgClient, ConnectError> {
+pub(super) async fn sql(info: &ConnInfo) -> Result<PgClient, ConnectError> {
     client(info, &ClientOptions::default()).await
 }
 
-async fn replication(info: &ConnInfo) -> Result<ReplicationConnection, ConnectError> {
+pub(super) async fn replication(info: &ConnInfo) -> Result<ReplicationConnection, ConnectError> {
     ReplicationConnection::connect(info, &session()).await
 }
 
 /// Checks that both kinds of connection succeed, and whether they are encrypted.
-async fn admitted(info: &ConnInfo, encrypted: &str) {
+pub(super) async fn admitted(info: &ConnInfo, encrypted: &str) {
     let question = "SELECT ssl::text FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()";
     let client = sql(info).await.unwrap_or_else(|e| panic!("{}", e.diagnosis()));
     let row = client.query_one(question, &[]).await.unwrap();
@@ -94,12 +94,12 @@ async fn refused(info: &ConnInfo) -> String {
     from_sql
 }
 
-fn tls(info: ConnInfo, mode: SslMode) -> ConnInfo {
+pub(super) fn tls(info: ConnInfo, mode: SslMode) -> ConnInfo {
     let tls = pgsluice::pg::conninfo::TlsSettings { mode, ..info.tls };
     ConnInfo { tls, ..info }
 }
 
-fn verified(pki: &Pki, info: ConnInfo, mode: SslMode, name: &str) -> ConnInfo {
+pub(super) fn verified(pki: &Pki, info: ConnInfo, mode: SslMode, name: &str) -> ConnInfo {
     let mut info = tls(info, mode);
     info.tls.root_cert = RootCert::File(pki.ca_file());
     info.hosts[0].address =

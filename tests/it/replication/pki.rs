@@ -28,6 +28,20 @@ impl Pki {
         Self { ca_pem, server_pem: server.pem(), server_key_pem: server_key.serialize_pem(), dir, issuer }
     }
 
+    /// Returns certificate and key of another server for `localhost`, which `change` may alter.
+    pub(crate) fn server(&self, change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = named("server", &["localhost"]);
+        change(&mut params);
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
+    /// Returns a certificate for `localhost` that nobody but its own key has signed, and that key.
+    pub(crate) fn self_signed() -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        (named("server", &["localhost"]).self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
     pub(crate) fn ca_file(&self) -> PathBuf {
         self.write("ca.pem", &self.ca_pem)
     }

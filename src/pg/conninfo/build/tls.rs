@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::super::{ChannelBinding, RootCert, SslMode, SslNegotiation, TlsSettings};
+use super::super::{ChannelBinding, Passwords, RootCert, SslMode, SslNegotiation, TlsSettings};
 use super::{Builder, DefaultFiles};
 use crate::error::Diagnosis;
 
@@ -47,7 +47,8 @@ impl Builder {
             )
             .unwrap_or(ChannelBinding::Prefer);
         let client_cert = self.client_cert(files);
-        let tls = TlsSettings { mode, negotiation, root_cert, client_cert, channel_binding };
+        let passwords = Passwords::OverAnyConnection;
+        let tls = TlsSettings { mode, negotiation, root_cert, client_cert, channel_binding, passwords };
         if given_mode.is_some() || self.get("sslmode").is_none() {
             self.check_tls(&tls);
         }
