@@ -1,7 +1,7 @@
 //! Bounds the number of connections and ends silent ones.
 //!
 //! A client that sends its request byte by byte, or does not read its answer, could hold a connection
-//! for ever. So the first request's head must have come within [`HEAD_MAX`], and later a connection ends when
+//! for ever. So the first request's head must have come within [`HEAD_TIMEOUT`], and later a connection ends when
 //! nothing has been written to it for [`SILENCE_MAX`]; what the client sends does not extend the time. A client
 //! that asks less often connects again. `places` decides who is closed if there are too many.
 
@@ -21,7 +21,7 @@ use super::BODY_BYTES_MAX;
 use super::places::{Place, Places};
 
 /// Maximum time from the beginning of a connection to the end of its first request's head.
-const HEAD_MAX: Duration = Duration::from_secs(5);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection ends if nothing is written to it for this time.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// Largest request head together with the body of the request before it, bytes.
@@ -114,7 +114,7 @@ pub(super) struct Connection {
 
 impl Connection {
     fn new(stream: TcpStream, place: Arc<Place>) -> Self {
-        Self { stream, silence: Box::pin(tokio::time::sleep(HEAD_MAX)), head: Head::default(), place }
+        Self { stream, silence: Box::pin(tokio::time::sleep(HEAD_TIMEOUT)), head: Head::default(), place }
     }
 
     /// Returns an error once the connection has been silent for too long, or has lost its place; registers a
@@ -252,7 +252,7 @@ mod tests {
         assert_eq!((bytes, served.silence.deadline()), (16, first), "a part of a head changes nothing");
         client.write_all(b"\r\n").await.unwrap();
         assert_eq!(served.read(&mut buf).await.unwrap(), 2);
-        assert!(served.silence.deadline() > first + HEAD_MAX);
+        assert!(served.silence.deadline() > first + HEAD_TIMEOUT);
     }
 
     #[tokio::test]
