@@ -41,7 +41,7 @@ pub use publisher_settings::{
     PublisherFacts, PublisherSettings, has_synchronous_standbys, publisher_facts, publisher_settings,
 };
 pub use sessions::{LimitedBy, SessionLimit, session_limit};
-pub use slot::{SlotRow, last_checkpoint, slot_row};
+pub use slot::{SlotRow, last_checkpoint, slot_row, slot_user};
 pub use slot_wait::slot_waits_for;
 pub use target::{TargetFacts, table_stamp_sql, target_facts, target_tables};
 pub use target_columns::target_column_types;
