@@ -470,7 +470,7 @@ impl History {
 
     async fn open_gaps(&self, table: &str) -> Result<Vec<String>, String> {
         let sql = format!(
-            "SELECT kind, from_lsn, to_lsn FROM pgsluice.gap WHERE subscription = '{0}' AND settled_at IS NULL \
+            "SELECT kind, from_lsn, to_lsn, detail FROM pgsluice.gap WHERE subscription = '{0}' AND settled_at IS NULL \
              AND (source_table IS NULL OR (source_schema = '{0}' AND source_table = '{table}'))",
             self.name
         );
