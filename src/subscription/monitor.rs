@@ -35,10 +35,10 @@ use super::witnesses::Waiting;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Minimum and maximum time between two looks at the publications.
 const PUBLICATIONS_INTERVAL: Duration = Duration::from_secs(3);
-const PUBLICATIONS_INTERVAL_MAX: Duration = Duration::from_mins(1);
+const PUBLICATIONS_INTERVAL_MAX: Duration = Duration::from_secs(15);
 /// The time between two looks is at least this number of times as long as a look takes: where many subscriptions look at
 /// thousands of tables, all their looks together must not keep the publisher busy.
-const LOOKS_APART: u32 = 100;
+const LOOKS_APART: u32 = 20;
 /// Maximum time of one round of queries.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum delay after a failed round. The delay begins with the interval and is doubled each time, because

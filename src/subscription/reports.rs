@@ -42,7 +42,8 @@ pub(crate) struct Reports(Arc<Mutex<BTreeMap<SubscriptionName, Entry>>>);
 #[derive(Debug)]
 struct Entry {
     owner: Ownership,
-    positions: Positions,
+    /// None until the monitor has looked for the first time; what is recorded stays until then.
+    positions: Option<Positions>,
     /// When the subscription's worker last got to run.
     worker: watch::Receiver<Instant>,
     told: watch::Sender<Told>,
@@ -83,7 +84,7 @@ impl Reports {
     pub(super) fn enter(&self, owner: Ownership, worker: watch::Receiver<Instant>) -> Reporter {
         let told = watch::Sender::new(Told::NotYet);
         let receiver = told.subscribe();
-        let entry = Entry { owner: owner.clone(), positions: Positions::default(), worker, told };
+        let entry = Entry { owner: owner.clone(), positions: None, worker, told };
         self.entries().insert(owner.subscription().clone(), entry);
         Reporter { reports: self.clone(), owner, told: receiver }
     }
@@ -91,7 +92,8 @@ impl Reports {
     fn due(&self) -> Vec<(Ownership, Positions)> {
         let lives = |entry: &&Entry| entry.worker.borrow().elapsed() < WORKER_PATIENCE;
         let entries = self.entries();
-        entries.values().filter(lives).map(|entry| (entry.owner.clone(), entry.positions.clone())).collect()
+        let report = |entry: &Entry| Some((entry.owner.clone(), entry.positions.clone()?));
+        entries.values().filter(lives).filter_map(report).collect()
     }
 
     fn tell(&self, owner: &Ownership, told: Told) {
@@ -120,7 +122,7 @@ impl Reporter {
         if let Some(entry) = self.reports.entries().get_mut(self.owner.subscription())
             && entry.owner == self.owner
         {
-            entry.positions = positions;
+            entry.positions = Some(positions);
         }
     }
 

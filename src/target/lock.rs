@@ -42,10 +42,12 @@ const HOLDERS: &str = "SELECT (l.classid::pg_catalog.int8 << 32) | l.objid::pg_c
         AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
         AND (l.classid::pg_catalog.int8 << 32) | l.objid::pg_catalog.int8 = ANY($1)";
 
-/// Ends this session, if it is this role's, waits for its client, and has been quiet for `$2` seconds, as have the reports
-/// of its subscription `$3`. A session that works or waits for a lock is not quiet, however long it does.
+/// Ends this session, if it is a service's of this role, waits for its client, and has been quiet for `$2` seconds, as have
+/// the reports of its subscription `$3`. A session that works or waits for a lock is not quiet, however long it does. A
+/// `drop` holds the lock without reports, in a session of another name.
 const END_SILENT: &str = end_own_sessions!(
     "a.pid = $1 AND a.wait_event_type = 'Client' \
+     AND a.application_name = $4::pg_catalog.text::pg_catalog.name::pg_catalog.text \
      AND a.state_change < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2) \
      AND NOT EXISTS (SELECT FROM pgsluice.subscription s WHERE s.name = $3::pg_catalog.text \
          AND s.reported_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2))"
@@ -102,8 +104,10 @@ impl TargetSession {
     /// Ends the session of an owner that has shown no sign of life for [`LEASE`]. Returns its process ID, if there was one.
     pub async fn end_silent_owner(&self, name: &SubscriptionName) -> Result<Option<i32>, TargetError> {
         for holder in self.holders(name).await?.iter().filter(|holder| !holder.is_outside()) {
-            let lease = LEASE.as_secs_f64();
-            if self.client().execute(END_SILENT, &[&holder.pid, &lease, &name.as_str()]).await? > 0 {
+            let (lease, session) = (LEASE.as_secs_f64(), application_name(name));
+            let ended =
+                self.client().execute(END_SILENT, &[&holder.pid, &lease, &name.as_str(), &session]).await?;
+            if ended > 0 {
                 return Ok(Some(holder.pid));
             }
         }
@@ -134,6 +138,12 @@ impl Holder {
     fn is_outside(&self) -> bool {
         self.side == Side::Outside
     }
+}
+
+/// The `application_name` of the session by which a service holds the subscription's lock, and applies.
+#[must_use]
+pub fn application_name(subscription: &SubscriptionName) -> String {
+    format!("pgsluice {subscription}")
 }
 
 const TRY_LOCK: &str = "SELECT pg_catalog.pg_try_advisory_lock($1)";

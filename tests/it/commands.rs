@@ -117,13 +117,32 @@ async fn a_drop_ends_the_copies_of_an_owner_that_was_stopped() {
     assert_eq!(world.target.value("SELECT count(*) FROM t").await.as_deref(), Some("0"));
 }
 
-/// `drop` that is killed at this place.
-async fn drop_dies(world: &World, boundary: &str) {
+/// The exit code of a `drop` with this failpoint, and what it said.
+async fn dropped_with(world: &World, failpoint: &str) -> (Option<i32>, String) {
     let mut command = tokio::process::Command::from(cli::executable());
     command.arg("--config").arg(&world.config).args(["drop", &world.subscription]).kill_on_drop(true);
-    command.env("FAILPOINTS", format!("{boundary}=1*return(crash)"));
+    command.env("FAILPOINTS", failpoint);
     let output = tokio::time::timeout(Duration::from_mins(1), command.output()).await.unwrap().unwrap();
-    assert_eq!(output.status.code(), None, "{output:?}");
+    (output.status.code(), format!("{output:?}"))
+}
+
+/// `drop` that is killed at this place.
+async fn drop_dies(world: &World, boundary: &str) {
+    let (code, said) = dropped_with(world, &format!("{boundary}=1*return(crash)")).await;
+    assert_eq!(code, None, "{said}");
+}
+
+/// A `drop` holds the lock without a sign of life, and is no silent owner.
+#[tokio::test]
+async fn a_drop_that_takes_long_is_left_alone() {
+    let world = builder().start().await;
+    let service = world.run();
+    world.wait_state("streaming").await;
+    let (code, said) = dropped_with(&world, "drop::slot::before=1*sleep(7000)").await;
+    assert_eq!(code, Some(0), "{said}");
+    let log = service.log();
+    assert!(!log.contains("shown no sign of life") && !log.contains("is carried on"), "{log}");
+    assert_eq!(service.sigterm().await, 0);
 }
 
 /// Nobody is left to drop it, and nothing has been removed.

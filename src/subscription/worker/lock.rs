@@ -21,7 +21,7 @@ use crate::error::{Diagnosis, PauseReason};
 use crate::net;
 use crate::pg::SubscriptionName;
 use crate::store::{self, Claim, Desired, Registration};
-use crate::target::{LEASE, Lock, OriginUse, TargetError, TargetSession, no_answer};
+use crate::target::{LEASE, Lock, OriginUse, TargetError, TargetSession, application_name, no_answer};
 
 /// For how long the lock is left to who has asked for it.
 const LET_GO: Duration = Duration::from_secs(3);
@@ -101,7 +101,7 @@ impl Worker {
     async fn try_lock(&mut self) -> Result<Option<Event>, Failure> {
         let subscription = Arc::clone(&self.context.subscription);
         if self.session.is_none() {
-            let name = format!("pgsluice {}", subscription.name);
+            let name = application_name(&subscription.name);
             let mut session = TargetSession::open(&self.context.target, &name).await?;
             session.time_round_trip().await?;
             // The session's settings have "on".

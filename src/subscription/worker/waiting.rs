@@ -49,6 +49,7 @@ impl Worker {
     /// Waits while the subscription is paused: answers commands, keeps the lock, and checks whether the
     /// reason has passed.
     pub(super) async fn hold(&mut self) -> Event {
+        self.turn = None;
         let retry_at = match self.state {
             State::Paused(PauseReason::Conflict) => {
                 self.context.subscription.retry_conflict_interval.map(|every| Instant::now() + every)
