@@ -26,7 +26,6 @@ use self::side::Side;
 use crate::config::{Config, Subscription};
 use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::http::Server;
-
 use crate::pg::SubscriptionName;
 use crate::store::{Registration, State, Store, StoreError};
 use crate::subscription::{Board, Reports, Shared, Turns, Wish, Worker, target_unavailable};
@@ -202,14 +201,14 @@ struct Service {
     config: Config,
     shared: Shared,
     board: Board,
-    workers: HashMap<SubscriptionName, Strings>,
+    workers: HashMap<SubscriptionName, Handle>,
     tasks: JoinSet<SubscriptionName>,
     /// Reports the positions of all subscriptions.
     reporting: JoinSet<()>,
 }
 
-/// What tells a worker something.
-struct Strings {
+/// The channels by which a worker is told something.
+struct Handle {
     wish: watch::Sender<Wish>,
     /// Changes when commands may have come.
     signal: watch::Sender<u64>,
@@ -260,7 +259,7 @@ impl Service {
             signal.subscribe(),
             self.board.add(&name, State::Starting),
         );
-        self.workers.insert(name.clone(), Strings { wish, signal });
+        self.workers.insert(name.clone(), Handle { wish, signal });
         self.tasks.spawn(async move {
             Box::pin(worker.run()).await;
             name

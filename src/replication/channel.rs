@@ -59,15 +59,24 @@ pub(super) enum ChannelError {
     },
 }
 
+/// The message at the beginning of the input.
+#[derive(Debug, Default)]
+enum Begun {
+    /// Its header has not come.
+    #[default]
+    Nothing,
+    /// It has been judged by its header, which is still in the input.
+    Whole,
+    /// It is taken with shortened texts, and its header is gone.
+    Shortened(Shortener),
+}
+
 #[derive(Debug)]
 pub(super) struct Channel {
     stream: NetStream,
     input: BytesMut,
     sizes: Sizes,
-    /// Whether the message at the beginning of `input` has been judged by its header.
-    is_judged: bool,
-    /// A message that is taken with shortened texts.
-    shortener: Option<Shortener>,
+    begun: Begun,
     /// Largest message that is taken, bytes.
     message_bytes_max: usize,
     /// Bytes that the socket has not taken yet. Callers append complete messages, then flush.
@@ -84,8 +93,7 @@ impl Channel {
             stream,
             input: BytesMut::with_capacity(READ_BYTES),
             sizes: Sizes::default(),
-            is_judged: false,
-            shortener: None,
+            begun: Begun::Nothing,
             message_bytes_max: MESSAGE_BYTES_MAX + 1,
             output: BytesMut::new(),
             parameters: BTreeMap::new(),
@@ -167,30 +175,37 @@ impl Channel {
         self.stream.shutdown().await.map_err(ChannelError::Io)
     }
 
-    /// Takes the next message off `input`. It is judged before memory is taken for it.
+    /// Takes the next message off `input`.
     fn split(&mut self) -> Result<Split, ChannelError> {
-        if !self.is_judged
-            && let Some((tag, total)) = wire::header(&self.input)?
-        {
-            if self.sizes.next(tag, total).map_err(WireError::from)? == Handling::Shortened {
-                self.input.advance(HEADER_BYTES);
-                self.shortener = Some(Shortener::new(tag, total - HEADER_BYTES));
-            }
-            self.is_judged = true;
+        if matches!(self.begun, Begun::Nothing) {
+            self.begun = self.begin()?;
         }
-        let split = match self.shortener.take() {
-            Some(shortener) => self.shorten(shortener),
-            None => wire::split(&mut self.input)?,
-        };
-        self.is_judged &= !matches!(split, Split::Complete(_));
-        if let Split::Complete(message) = &split
-            && message.body.len() > READ_BYTES
-        {
-            let mut fresh = BytesMut::with_capacity(READ_BYTES.max(self.input.len()));
-            fresh.extend_from_slice(&self.input);
-            self.input = fresh;
+        if let Begun::Shortened(shortener) = std::mem::take(&mut self.begun) {
+            return Ok(self.shorten(shortener));
+        }
+        let split = wire::split(&mut self.input)?;
+        match &split {
+            Split::Partial { .. } if self.input.len() >= HEADER_BYTES => self.begun = Begun::Whole,
+            Split::Complete(message) if message.body.len() > READ_BYTES => {
+                let mut fresh = BytesMut::with_capacity(READ_BYTES.max(self.input.len()));
+                fresh.extend_from_slice(&self.input);
+                self.input = fresh;
+            }
+            Split::Partial { .. } | Split::Complete(_) => {}
         }
         Ok(split)
+    }
+
+    /// Judges the next message by its header, before memory is taken for it.
+    fn begin(&mut self) -> Result<Begun, WireError> {
+        let Some((tag, total)) = wire::header(&self.input)? else { return Ok(Begun::Nothing) };
+        Ok(match self.sizes.next(tag, total)? {
+            Handling::Whole => Begun::Whole,
+            Handling::Shortened => {
+                self.input.advance(HEADER_BYTES);
+                Begun::Shortened(Shortener::new(tag, total - HEADER_BYTES))
+            }
+        })
     }
 
     /// Gives what has come of a message with long texts to the shortener.
@@ -200,7 +215,7 @@ impl Channel {
         if shortener.left() == 0 {
             return Split::Complete(Message { tag: shortener.tag(), body: shortener.body().into() });
         }
-        self.shortener = Some(shortener);
+        self.begun = Begun::Shortened(shortener);
         // What comes next is taken as it comes.
         Split::Partial { total: self.input.len() + 1 }
     }

@@ -211,9 +211,7 @@ impl SubscriptionStatus {
         self.since = reported_at;
         self.conflict_id = None;
     }
-}
 
-impl SubscriptionStatus {
     /// The instance that has the lock hangs, or is cut off. A pause stays what it is.
     fn silent(&mut self, row: &SubscriptionRow) {
         self.running = false;

@@ -148,7 +148,8 @@ const SELECT: &str = "\
            s.conflict_id, s.state_since, s.desired, s.skip_lsn::pg_catalog.text, \
            s.received_lsn::pg_catalog.text, s.flushed_lsn::pg_catalog.text, \
            s.publisher_lsn::pg_catalog.text, s.lag_bytes, s.lag_seconds, s.wal_status, s.retained_bytes, \
-           s.warnings, s.instance, s.reported_at, s.reported_at < now() - interval '15 seconds' AS silent, s.created_at, p.applied_lsn::pg_catalog.text, \
+           s.warnings, s.instance, s.reported_at, s.reported_at < now() - interval '15 seconds' AS silent, \
+           s.created_at, p.applied_lsn::pg_catalog.text, \
            p.commit_time, p.transactions, p.updated_at, s.publisher_timeline, \
            s.publisher_timeline_start::pg_catalog.text, s.publisher_started_at, s.publisher_is_standby, \
            s.publisher_wal_lsn::pg_catalog.text AS witnessed_wal, s.publisher_next_xid, \

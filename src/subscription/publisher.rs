@@ -41,7 +41,8 @@ const NO_HIDDEN_ROWS: (&str, &str) = ("row_security", "off");
 /// Maximum time of waiting for a slot that a former walsender still holds.
 const SLOT_RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 const SLOT_RELEASE_POLL: Duration = Duration::from_millis(100);
-const OBJECT_IN_USE: &str = "55006";
+/// SQLSTATE of a slot that is still active.
+pub(super) const OBJECT_IN_USE: &str = "55006";
 
 /// The protocol version that the module `pgoutput` decodes.
 const PROTO_VERSION: u32 = 2;

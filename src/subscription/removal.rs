@@ -16,13 +16,12 @@ use crate::store::Store;
 use crate::target::TargetSession;
 
 use super::failure::Failure;
+use super::publisher::OBJECT_IN_USE;
 use super::slot::end_abandoned_creations;
 
 /// Maximum time of waiting for a walsender that still uses the slot.
 const SLOT_TIMEOUT: Duration = Duration::from_secs(15);
 const SLOT_POLL: Duration = Duration::from_millis(200);
-/// SQLSTATE of a slot that is still active.
-const OBJECT_IN_USE: &str = "55006";
 
 const DROP_SLOT: &str = "SELECT pg_catalog.pg_drop_replication_slot(s.slot_name) \
     FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1::pg_catalog.text";

@@ -83,7 +83,7 @@ pub(super) async fn admitted(info: &ConnInfo, encrypted: &str) {
 
 /// Checks that both kinds fail for the same reason, and returns step and diagnosis with a constant
 /// port.
-async fn refused(info: &ConnInfo) -> String {
+pub(super) async fn refused(info: &ConnInfo) -> String {
     let say = |error: &ConnectError| {
         let text = format!("[{}] {}", error.step, error.diagnosis());
         info.hosts.iter().fold(text, |text, host| text.replace(&host.port.to_string(), "PORT"))

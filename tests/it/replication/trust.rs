@@ -1,12 +1,11 @@
 //! Which certificates of a server are trusted, and where a password is used, by both kinds of connection and by that for
 //! the state.
 
-use pgsluice::net::ConnectError;
 use pgsluice::pg::conninfo::{ConnInfo, HostAddress, Passwords, SslMode};
 use pgsluice::store::Store;
 
 use super::cluster::Cluster;
-use super::connecting::{admitted, cluster, replication, sql, tls, verified};
+use super::connecting::{self, admitted, cluster, tls, verified};
 use super::pki::Pki;
 
 /// A server whose certificate and key are these.
@@ -18,13 +17,7 @@ async fn serving(pki: &Pki, certificate: &str, key: &str) -> Cluster {
 
 /// Checks that every kind of connection refuses, and returns what the two say that name the step.
 async fn refused(info: &ConnInfo) -> String {
-    let say = |error: &ConnectError| {
-        let text = format!("[{}] {}", error.step, error.diagnosis());
-        info.hosts.iter().fold(text, |text, host| text.replace(&host.port.to_string(), "PORT"))
-    };
-    let from_sql = say(&sql(info).await.expect_err("SQL is refused"));
-    let from_replication = say(&replication(info).await.expect_err("replication is refused"));
-    assert_eq!(from_sql, from_replication);
+    let from_sql = connecting::refused(info).await;
     assert!(Store::connect(info).await.is_err(), "the connection for the state is refused: {from_sql}");
     from_sql
 }
