@@ -32,6 +32,29 @@ pub fn lock_keys(name: &str) -> [i64; LOCKS_OF_A_SUBSCRIPTION] {
     })
 }
 
+/// A query of who holds one-argument advisory locks in this database: `key`, `pid`, `who`, and `is_ours`, whether that is a
+/// session whose role may write to schema `pgsluice`. A prepared transaction has no `pid`; it is `who` by its name, and never
+/// a service's. A session that has ended since counts as ours.
+///
+/// `pg_locks` shows a key in two halves (PostgreSQL's `lockfuncs.c`: `classid` high, `objid` low, `objsubid` 1). Only the
+/// lock on its own identifier tells which prepared transaction holds one.
+macro_rules! lock_holders {
+    () => {
+        "SELECT (l.classid::pg_catalog.int8 << 32) | l.objid::pg_catalog.int8 AS key, l.pid, \
+             coalesce(CASE WHEN l.pid IS NOT NULL THEN a.usename::pg_catalog.text ELSE \
+                 (SELECT x.gid FROM pg_catalog.pg_locks t JOIN pg_catalog.pg_prepared_xacts x \
+                      ON x.transaction = t.transactionid \
+                  WHERE t.pid IS NULL AND t.virtualtransaction = l.virtualtransaction LIMIT 1) END, '') AS who, \
+             l.pid IS NOT NULL \
+                 AND coalesce(pg_catalog.has_table_privilege(a.usesysid, 'pgsluice.owner', 'UPDATE'), true) AS is_ours \
+         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
+         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.database = \
+             (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())"
+    };
+}
+
+pub(crate) use lock_holders;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,6 +24,7 @@ pub use term::Term;
 pub use time_limits::{ImposedLimit, TimeLimits, imposed_limits};
 pub use timeline::{HISTORY_BYTES_MAX, Switch, TimelineError, TimelineHistory};
 
+pub(crate) use advisory::lock_holders;
 pub(crate) use hash::fnv1a;
 pub(crate) use nearest::{nearest, one_of};
 pub(crate) use term::as_owner;

@@ -11,7 +11,7 @@ use crate::pg::SubscriptionName;
 use crate::store::{Store, Verb};
 use crate::subscription::findings::obstructed;
 use crate::subscription::{self, remove};
-use crate::target::{Lock, TargetSession};
+use crate::target::{Lock, TargetSession, drop_application_name};
 
 /// Longest time that `drop` waits for a running service to release the subscription.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
@@ -73,7 +73,7 @@ async fn take_over(
     config: &Config,
     name: &SubscriptionName,
 ) -> Result<TargetSession, Failure> {
-    let session = TargetSession::open(&config.target.conninfo, &format!("pgsluice drop {name}"))
+    let session = TargetSession::open(&config.target.conninfo, &drop_application_name(name))
         .await
         .map_err(|error| failed(error.into()))?;
     let deadline = tokio::time::Instant::now() + LET_GO_TIMEOUT;

@@ -33,7 +33,7 @@ pub struct Claim {
     pub owner: Ownership,
     pub row: SubscriptionRow,
     /// The walsender of the former owner's last stream. It is known only if that owner took the subscription over in this
-    /// run of the server, so that a copy of the database knows nothing of the walsender of the one that it was made from.
+    /// database and in this run of its server: a copy knows nothing of the walsender of the one that it was made from.
     pub walsender: Option<Walsender>,
 }
 
@@ -83,15 +83,17 @@ const TAKE_OVER: &str = "INSERT INTO pgsluice.owner AS o (subscription, term, in
         pg_catalog.pg_postmaster_start_time()) \
     ON CONFLICT (subscription) DO UPDATE SET term = greatest(o.term + 1, excluded.term), \
     instance = excluded.instance, server_started_at = excluded.server_started_at, since = now(), \
-    walsender_pid = CASE WHEN o.server_started_at = excluded.server_started_at THEN o.walsender_pid END, \
-    walsender_started_at = CASE WHEN o.server_started_at = excluded.server_started_at THEN o.walsender_started_at END \
+    (walsender_pid, walsender_started_at, walsender_noted_in) = (SELECT o.walsender_pid, o.walsender_started_at, d.oid \
+        FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database() \
+            AND d.oid = o.walsender_noted_in AND o.server_started_at = excluded.server_started_at) \
     RETURNING term, walsender_pid, walsender_started_at";
 
-const NOTE_WALSENDER: &str = "UPDATE pgsluice.owner SET walsender_pid = $3, walsender_started_at = $4 \
+const NOTE_WALSENDER: &str = "UPDATE pgsluice.owner SET walsender_pid = $3, walsender_started_at = $4, \
+    walsender_noted_in = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
     WHERE subscription = $1 AND term = $2 AND server_started_at = pg_catalog.pg_postmaster_start_time()";
 
 const REPORT_OWNER: &str = "UPDATE pgsluice.subscription SET slot = $2, publications = $3, instance = $4, \
-    reported_at = now() WHERE name = $1";
+    reported_at = pg_catalog.clock_timestamp() WHERE name = $1";
 
 const COMMANDS_LEFT: &str = "UPDATE pgsluice.command SET taken_at = NULL \
     WHERE subscription = $1 AND done_at IS NULL AND taken_at IS NOT NULL";

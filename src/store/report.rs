@@ -24,7 +24,7 @@ const REPORT: &str = "WITH quick AS (SELECT pg_catalog.set_config('synchronous_c
     UPDATE pgsluice.subscription s SET received_lsn = r.received_lsn, flushed_lsn = r.flushed_lsn, \
         publisher_lsn = r.publisher_lsn, lag_bytes = r.lag_bytes, lag_seconds = r.lag_seconds, \
         wal_status = r.wal_status, retained_bytes = r.retained_bytes, \
-        publications_seen_lsn = greatest(s.publications_seen_lsn, r.publications_seen_lsn), reported_at = now() \
+        publications_seen_lsn = greatest(s.publications_seen_lsn, r.publications_seen_lsn), reported_at = pg_catalog.clock_timestamp() \
     FROM quick, free JOIN report r ON r.name = free.name WHERE s.name = free.name RETURNING s.name";
 
 /// Those of the reports `$1` whose subscription another instance has taken over.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::apply::end::LargeRow;
 use crate::error::Diagnosis;
-use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_ident};
+use crate::pg::{Lsn, QualifiedName, SubscriptionName, quote_ident, quote_literal};
 use crate::pgoutput::{LargeMessage, LargeValue};
 use crate::schema::catalog::MissingPublications;
 use crate::target::Outsider;
@@ -45,16 +45,23 @@ pub(crate) fn former_session(pid: i32) -> Diagnosis {
         .hint("it goes on by itself once that backend has ended; if its process is stopped, let it go on or kill it")
 }
 
-/// Sessions that are not pgsluice's hold all locks of the subscription.
+/// Sessions and prepared transactions that are not pgsluice's hold all locks of the subscription.
 pub(crate) fn obstructed(outsider: &Outsider) -> Diagnosis {
-    let Outsider { role, pid } = outsider;
+    let (one, end) = match outsider {
+        Outsider::Session { role, pid } => (
+            format!(
+                "one is of role \"{role}\", with process ID {pid} on the target, which has called pg_advisory_lock"
+            ),
+            format!("SELECT pg_terminate_backend({pid})"),
+        ),
+        Outsider::Prepared { transaction } => (
+            format!("one is held by a prepared transaction on the target, \"{transaction}\""),
+            format!("ROLLBACK PREPARED {}", quote_literal(transaction)),
+        ),
+    };
     Diagnosis::new("the locks of the subscription are held by sessions that are not pgsluice's")
-        .detail(format!(
-            "one is of role \"{role}\", with process ID {pid} on the target, which has called pg_advisory_lock"
-        ))
-        .hint(format!(
-            "end those sessions, for example by SELECT pg_terminate_backend({pid}); it goes on by itself after that"
-        ))
+        .detail(one)
+        .hint(format!("end those sessions, for example by {end}; it goes on by itself after that"))
 }
 
 /// `wal_level` on the publisher, unless it is what logical decoding needs.

@@ -7,14 +7,16 @@
 
 use std::time::Duration;
 
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 
 use super::error::TargetError;
 use super::session::{TargetSession, end_own_sessions};
-use crate::pg::{SubscriptionName, lock_keys};
+use crate::pg::{SubscriptionName, lock_holders, lock_keys};
 
 /// For how long an owner may show no sign of life before its session is ended. Owners show one every second.
 pub const LEASE: Duration = Duration::from_secs(3);
+/// The same for a `drop`, which shows none while it waits for the publisher.
+const DROP_LEASE: Duration = Duration::from_secs(20);
 
 /// The result of trying to take the lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,46 +28,61 @@ pub enum Lock {
     Obstructed(Outsider),
 }
 
-/// A session that holds a lock of the subscription although its role may not write to schema `pgsluice`.
+/// Who holds a lock of the subscription, and is no service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outsider {
-    pub role: String,
-    pub pid: i32,
+pub enum Outsider {
+    /// A session whose role may not write to schema `pgsluice`.
+    Session {
+        role: String,
+        pid: i32,
+    },
+    Prepared {
+        transaction: String,
+    },
 }
 
-/// Who holds locks with these keys, except for this session. The session may have ended since.
-const HOLDERS: &str = "SELECT (l.classid::pg_catalog.int8 << 32) | l.objid::pg_catalog.int8, l.pid, \
-        coalesce(a.usename::pg_catalog.text, ''), \
-        coalesce(pg_catalog.has_table_privilege(a.usesysid, 'pgsluice.owner', 'UPDATE'), true) \
-    FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-    WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.pid <> pg_catalog.pg_backend_pid() \
-        AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
-        AND (l.classid::pg_catalog.int8 << 32) | l.objid::pg_catalog.int8 = ANY($1)";
-
-/// Ends this session, if it is a service's of this role, waits for its client, and has been quiet for `$2` seconds, as have
-/// the reports of its subscription `$3`. A session that works or waits for a lock is not quiet, however long it does. A
-/// `drop` holds the lock without reports, in a session of another name.
-const END_SILENT: &str = end_own_sessions!(
-    "a.pid = $1 AND a.wait_event_type = 'Client' \
-     AND a.application_name = $4::pg_catalog.text::pg_catalog.name::pg_catalog.text \
-     AND a.state_change < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2) \
-     AND NOT EXISTS (SELECT FROM pgsluice.subscription s WHERE s.name = $3::pg_catalog.text \
-         AND s.reported_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2))"
+/// Who holds locks with these keys, except for this session.
+const HOLDERS: &str = concat!(
+    "SELECT h.key, h.pid, h.who, h.is_ours FROM (",
+    lock_holders!(),
+    ") h WHERE h.pid IS DISTINCT FROM pg_catalog.pg_backend_pid() AND h.key = ANY($1)"
 );
 
-/// A session that holds one of a subscription's locks.
-struct Holder {
-    key: i64,
-    pid: i32,
-    role: String,
-    side: Side,
+/// The sessions of this role that hold locks with the keys `$1`, wait for their client, and have been quiet for as long as
+/// the application name `$2` or `$4` may be, `$3` or `$5` seconds, as have the reports of the subscription `$6` for `$3`. A
+/// session that works or waits for a lock is not quiet, however long it does.
+macro_rules! silent {
+    () => {
+        concat!(
+            "a.pid IN (SELECT h.pid FROM (",
+            lock_holders!(),
+            ") h WHERE h.is_ours AND h.key = ANY($1)) AND a.wait_event_type = 'Client' \
+             AND a.state_change < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => CASE a.application_name \
+                 WHEN $2::pg_catalog.text::pg_catalog.name::pg_catalog.text THEN $3::pg_catalog.float8 \
+                 WHEN $4::pg_catalog.text::pg_catalog.name::pg_catalog.text THEN $5::pg_catalog.float8 END) \
+             AND NOT EXISTS (SELECT FROM pgsluice.subscription s WHERE s.name = $6::pg_catalog.text \
+                 AND s.reported_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $3))"
+        )
+    };
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
-    /// It may write to schema `pgsluice`.
-    Ours,
-    Outside,
+/// Whether there is a silent session. It changes nothing, because standbys ask it every second.
+const HAS_SILENT: &str =
+    concat!("SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE ", silent!(), ")");
+
+/// Ends the silent sessions, unless somebody has locked a row that a report writes: then it could not come.
+const END_SILENT: &str = end_own_sessions!(concat!(
+    silent!(),
+    " AND (SELECT count(*) FROM pgsluice.owner o WHERE o.subscription = $6) = (SELECT count(*) FROM \
+         (SELECT FROM pgsluice.owner o WHERE o.subscription = $6 FOR SHARE SKIP LOCKED) free) \
+     AND (SELECT count(*) FROM pgsluice.subscription s WHERE s.name = $6) = (SELECT count(*) FROM \
+         (SELECT FROM pgsluice.subscription s WHERE s.name = $6 FOR NO KEY UPDATE SKIP LOCKED) free)"
+));
+
+/// Who holds one of a subscription's locks; an outsider if it is no service.
+struct Holder {
+    key: i64,
+    outsider: Option<Outsider>,
 }
 
 impl TargetSession {
@@ -88,30 +105,37 @@ impl TargetSession {
             holders = self.holders(name).await?;
         }
         let ours = holders.iter().any(|holder| !holder.is_outside());
-        match (taken, holders.pop()) {
+        match (taken, holders.pop().and_then(|holder| holder.outsider)) {
             (Some(_), _) if !ours => Ok(Lock::Held),
             (Some(key), _) => {
                 self.client().query_typed_one(UNLOCK, &[(&key, Type::INT8)]).await?;
                 Ok(Lock::HeldElsewhere)
             }
-            (None, Some(holder)) if !ours => {
-                Ok(Lock::Obstructed(Outsider { role: holder.role, pid: holder.pid }))
-            }
+            (None, Some(outsider)) if !ours => Ok(Lock::Obstructed(outsider)),
             (None, _) => Ok(Lock::HeldElsewhere),
         }
     }
 
-    /// Ends the session of an owner that has shown no sign of life for [`LEASE`]. Returns its process ID, if there was one.
+    /// Ends the session of an owner that has shown no sign of life for [`LEASE`], or of a `drop` for longer. Returns its
+    /// process ID, if there was one.
     pub async fn end_silent_owner(&self, name: &SubscriptionName) -> Result<Option<i32>, TargetError> {
-        for holder in self.holders(name).await?.iter().filter(|holder| !holder.is_outside()) {
-            let (lease, session) = (LEASE.as_secs_f64(), application_name(name));
-            let ended =
-                self.client().execute(END_SILENT, &[&holder.pid, &lease, &name.as_str(), &session]).await?;
-            if ended > 0 {
-                return Ok(Some(holder.pid));
-            }
+        let keys = lock_keys(name.as_str()).to_vec();
+        let (service, drop) = (application_name(name), drop_application_name(name));
+        let (lease, drop_lease) = (LEASE.as_secs_f64(), DROP_LEASE.as_secs_f64());
+        let name = name.as_str();
+        let parameters: [(&(dyn ToSql + Sync), Type); 6] = [
+            (&keys, Type::INT8_ARRAY),
+            (&service, Type::TEXT),
+            (&lease, Type::FLOAT8),
+            (&drop, Type::TEXT),
+            (&drop_lease, Type::FLOAT8),
+            (&name, Type::TEXT),
+        ];
+        if !self.client().query_typed_one(HAS_SILENT, &parameters).await?.try_get::<_, bool>(0)? {
+            return Ok(None);
         }
-        Ok(None)
+        let ended = self.client().query_typed(END_SILENT, &parameters).await?;
+        Ok(ended.first().map(|row| row.try_get(0)).transpose()?)
     }
 
     async fn try_key(&self, key: i64) -> Result<bool, TargetError> {
@@ -123,12 +147,12 @@ impl TargetSession {
         let keys = lock_keys(name.as_str()).to_vec();
         let rows = self.client().query_typed(HOLDERS, &[(&keys, Type::INT8_ARRAY)]).await?;
         let decoded = rows.iter().map(|row| {
-            Ok(Holder {
-                key: row.try_get(0)?,
-                pid: row.try_get(1)?,
-                role: row.try_get(2)?,
-                side: if row.try_get(3)? { Side::Ours } else { Side::Outside },
-            })
+            let (pid, who) = (row.try_get::<_, Option<i32>>(1)?, row.try_get(2)?);
+            let outsider = || match pid {
+                Some(pid) => Outsider::Session { role: who, pid },
+                None => Outsider::Prepared { transaction: who },
+            };
+            Ok(Holder { key: row.try_get(0)?, outsider: (!row.try_get::<_, bool>(3)?).then(outsider) })
         });
         Ok(decoded.collect::<Result<_, tokio_postgres::Error>>()?)
     }
@@ -136,7 +160,7 @@ impl TargetSession {
 
 impl Holder {
     fn is_outside(&self) -> bool {
-        self.side == Side::Outside
+        self.outsider.is_some()
     }
 }
 
@@ -144,6 +168,12 @@ impl Holder {
 #[must_use]
 pub fn application_name(subscription: &SubscriptionName) -> String {
     format!("pgsluice {subscription}")
+}
+
+/// The `application_name` of the session in which `drop` holds the subscription's lock.
+#[must_use]
+pub fn drop_application_name(subscription: &SubscriptionName) -> String {
+    format!("pgsluice drop {subscription}")
 }
 
 const TRY_LOCK: &str = "SELECT pg_catalog.pg_try_advisory_lock($1)";

@@ -15,6 +15,6 @@ mod settings;
 
 pub use alive::no_answer;
 pub use error::{OpenError, TargetError, too_old};
-pub use lock::{LEASE, Lock, Outsider, application_name};
+pub use lock::{LEASE, Lock, Outsider, application_name, drop_application_name};
 pub use origin::{COPY_ORIGINS_MAX, OriginLack, OriginUse, no_origin};
 pub use session::{TargetSession, no_replica_role};

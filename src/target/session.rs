@@ -36,15 +36,15 @@ const NOTICE_A_DEAD_CLIENT: &str = "SET client_connection_check_interval = '2s'"
 const CANCEL: &str = "SELECT pg_catalog.pg_cancel_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
     WHERE a.pid = $1 AND a.state <> 'idle' AND a.wait_event IS DISTINCT FROM 'SyncRep'";
 
-/// Terminates those of this role's sessions for which the condition holds. A role that works as another one (`ALTER ROLE …
+/// Terminates those of this role's sessions for which the condition holds, and returns their process IDs. A role that works as another one (`ALTER ROLE …
 /// SET role`) may not be allowed to.
 macro_rules! end_own_sessions {
-    ($condition:literal) => {
+    ($($condition:tt)+) => {
         concat!(
-            "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
+            "SELECT a.pid, pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
              WHERE a.datname = pg_catalog.current_database() AND a.usename = session_user \
              AND pg_catalog.pg_has_role(a.usesysid, 'USAGE') AND a.wait_event IS DISTINCT FROM 'SyncRep' AND ",
-            $condition
+            $($condition)+
         )
     };
 }

@@ -7,7 +7,7 @@ use pgsluice::demo::process::Signal;
 
 use crate::support::cli;
 use crate::support::service::Service;
-use crate::support::wait::until;
+use crate::support::wait::{until, until_within};
 use crate::support::world::{Builder, Servers, World};
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, note text)";
@@ -142,6 +142,31 @@ async fn a_drop_that_takes_long_is_left_alone() {
     assert_eq!(code, Some(0), "{said}");
     let log = service.log();
     assert!(!log.contains("shown no sign of life") && !log.contains("is carried on"), "{log}");
+    assert_eq!(service.sigterm().await, 0);
+}
+
+/// But not for ever: one that hangs is ended, and its work is finished.
+#[tokio::test]
+async fn a_drop_that_hangs_is_finished_by_the_service() {
+    let world = builder().start().await;
+    let service = world.run();
+    world.wait_state("streaming").await;
+    let mut command = tokio::process::Command::from(cli::executable());
+    command.arg("--config").arg(&world.config).args(["drop", &world.subscription]).kill_on_drop(true);
+    command.env("FAILPOINTS", "drop::slot::before=1*sleep(120000)");
+    let hangs = command.spawn().unwrap();
+    until_within(Duration::from_mins(1), "it is dropped", async || {
+        let log = service.log();
+        log.contains("dropped while standing by").then_some(()).ok_or(log)
+    })
+    .await;
+    assert!(service.log().contains("a drop that was begun is carried on"), "{}", service.log());
+    assert_eq!(world.target.value("SELECT count(*) FROM pgsluice.subscription").await.as_deref(), Some("0"));
+    assert_eq!(
+        world.publisher.lines("SELECT slot_name FROM pg_replication_slots").await,
+        Vec::<String>::new()
+    );
+    drop(hangs);
     assert_eq!(service.sigterm().await, 0);
 }
 

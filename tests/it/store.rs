@@ -23,7 +23,7 @@ use pgsluice::store::{
     Answer, ConflictFilter, Desired, EventKind, Members, NewTables, OpenedGap, Outcome, Ownership,
     PassedOver, PlannedTable, Positions, Refresh, Registration, ReleasedTable, Resync, ResyncWish,
     SCHEMA_VERSION, SkipRefusal, State, StateChange, StatusDocument, Store, StoreError, StoreErrorKind,
-    TableChanges, TableRecord, TableState, TableStep, Verb,
+    TableChanges, TableRecord, TableState, TableStep, Verb, Walsender,
 };
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -384,6 +384,36 @@ async fn a_subscription_reports_where_it_stands() {
 async fn reported(store: &Store, owner: &Ownership, positions: &Positions) {
     let reported = store.report_positions(&[(owner, positions)]).await.unwrap();
     assert_eq!((reported.written.len(), reported.refused.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn the_walsender_is_known_in_the_database_and_the_run_in_which_it_was_noted() {
+    let database = Database::create().await;
+    let store = database.with_subscription().await;
+    let claim = async || {
+        let registration = Registration {
+            name: &NAME.parse::<SubscriptionName>().unwrap(),
+            slot: &NAME.parse::<SlotName>().unwrap(),
+            publications: &["my_publication".to_owned()],
+        };
+        store.claim_subscription(registration, "host/1").await.unwrap()
+    };
+    let mut admin = database.admin().await;
+    let walsender = Walsender { pid: 4711, started_at: "2026-01-02T03:04:05.678901Z".parse().unwrap() };
+    let first = claim().await;
+    assert_eq!(first.walsender, None);
+    store.note_walsender(&first.owner, walsender).await.unwrap();
+    let second = claim().await;
+    assert_eq!(second.walsender, Some(walsender));
+    assert!(store.note_walsender(&first.owner, walsender).await.unwrap_err().is_not_owner());
+    // It stays until the new owner streams.
+    let third = claim().await;
+    assert_eq!(third.walsender, Some(walsender));
+    for copied in ["walsender_noted_in = 1", "server_started_at = server_started_at - interval '1 day'"] {
+        store.note_walsender(&claim().await.owner, walsender).await.unwrap();
+        admin.execute(sqlx::AssertSqlSafe(format!("update pgsluice.owner set {copied}"))).await.unwrap();
+        assert_eq!(claim().await.walsender, None, "{copied}");
+    }
 }
 
 #[tokio::test]

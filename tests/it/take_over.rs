@@ -179,6 +179,22 @@ async fn an_owner_that_waits_keeps_its_subscription() {
     assert_eq!(owner.log().matches("this instance no longer owns").count(), 0, "{}", owner.log());
 }
 
+/// A report cannot come while somebody has locked the row that it writes: then nobody knows whether the owner lives.
+#[tokio::test]
+async fn an_owner_whose_report_is_locked_out_is_judged_after_that() {
+    for row in ["SELECT FROM pgsluice.subscription FOR UPDATE", "SELECT FROM pgsluice.owner FOR UPDATE"] {
+        let world = world().await;
+        let (mut owner, standby) = pair(&world, world.run()).await;
+        let locker = lock(&world, row).await;
+        owner.signal(Signal::Freeze);
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert!(!standby.log().contains(SILENT), "{row}: {}", standby.log());
+        locker.close().await;
+        taken_over_soon(&world, &standby, 2).await;
+        owner.signal(Signal::Kill);
+    }
+}
+
 /// A copy of the target has the same record of the walsender, which is not its own.
 #[tokio::test]
 async fn a_copy_of_the_target_does_not_end_the_stream() {
@@ -195,6 +211,38 @@ async fn a_copy_of_the_target_does_not_end_the_stream() {
     world.publisher.exec("INSERT INTO t VALUES (2)").await;
     world.wait_same_rows("t").await;
     assert_eq!(world.publisher.value(walsender).await, before, "{}", other.log());
+}
+
+/// A prepared transaction has no process, and stays when the server is restarted.
+#[tokio::test]
+async fn a_prepared_transaction_that_holds_a_lock_does_not_stop_it() {
+    let world = World::builder()
+        .servers(Servers::Separate)
+        .both_sql(T)
+        .target_setting("max_prepared_transactions", "8")
+        .start()
+        .await;
+    let hold = async |number: usize, key: i64| {
+        let session = world.target.session().await;
+        let sql = format!("BEGIN; SELECT pg_advisory_xact_lock({key}); PREPARE TRANSACTION 'held {number}'");
+        session.batch(&sql).await.unwrap();
+    };
+    let [first, others @ ..] = lock_keys(&world.subscription);
+    hold(0, first).await;
+    let owner = world.run();
+    world.wait_state("streaming").await;
+    world.publisher.exec("INSERT INTO t VALUES (1)").await;
+    world.wait_same_rows("t").await;
+    assert_eq!(owner.sigterm().await, 0);
+    for (number, key) in (1..).zip(others) {
+        hold(number, key).await;
+    }
+    let obstructed = world.run();
+    logged(&obstructed, "ROLLBACK PREPARED 'held ").await;
+    for number in 0..=others.len() {
+        world.target.exec(format!("ROLLBACK PREPARED 'held {number}'")).await;
+    }
+    world.wait_state("streaming").await;
 }
 
 /// Anybody who can connect can take an advisory lock.
