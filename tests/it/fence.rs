@@ -305,13 +305,26 @@ async fn end_backends(world: &World, applications: &str) {
     world.publisher.query_text("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots").await;
 }
 
-/// All that instances write, but for what a living owner reports every second.
+/// All that instances write, but for what an owner reports at any time though nothing happens: that it lives, and the
+/// position up to which there was nothing to apply.
 const WRITTEN: &str = "SELECT jsonb_build_array(\
     (SELECT jsonb_agg(to_jsonb(t) - 'updated_at' ORDER BY source_table) FROM pgsluice.table_sync t), \
     (SELECT jsonb_agg(to_jsonb(o)) FROM pgsluice.owner o), \
-    (SELECT jsonb_agg(to_jsonb(p) - 'updated_at') FROM pgsluice.progress p), \
+    (SELECT jsonb_agg(to_jsonb(p) - 'updated_at' - 'applied_lsn') FROM pgsluice.progress p), \
     (SELECT jsonb_agg(to_jsonb(e) ORDER BY id) FROM pgsluice.event e), \
     (SELECT jsonb_agg(jsonb_build_array(state, reason, detail, instance, warnings)) FROM pgsluice.subscription))";
+
+/// What is written once the owner has told all that it had to tell: nothing changes for longer than it reports behind.
+async fn settled(world: &World) -> Option<String> {
+    let mut last = world.target.value(WRITTEN).await;
+    until("the owner writes nothing more", async || {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let now = world.target.value(WRITTEN).await;
+        now == std::mem::replace(&mut last, now.clone())
+    })
+    .await;
+    last
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_owner_that_wakes_up_late_writes_nothing() {
@@ -341,7 +354,7 @@ async fn an_owner_that_wakes_up_late_writes_nothing() {
         world.wait_same_rows(name).await;
     }
     world.wait_caught_up().await;
-    let before = world.target.value(WRITTEN).await;
+    let before = settled(&world).await;
     former.signal(Signal::Thaw);
     until("it has noticed", async || {
         let log = former.log();
