@@ -12,7 +12,6 @@ use tokio::time::{Instant, sleep_until};
 
 use super::core::{Bounds, Core, Moment, Step};
 use super::performer::{Heard, Performer};
-use super::rows::evidence::surroundings;
 use super::{ApplyError, Membership, Outcome, Start};
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
 use crate::pgoutput::{LargeMessage, Message};
@@ -60,7 +59,7 @@ impl<'a> Applier<'a> {
         let (answers, heard) = mpsc::unbounded_channel();
         let performer = Performer::new(session, subscription.clone(), start, known, answers);
         Self {
-            core: Core::new(subscription, members, surroundings(session), start, Bounds::default()),
+            core: Core::new(subscription, members, session.surroundings(), start, Bounds::default()),
             performing: Box::pin(performer.run(steps_taken)),
             steps,
             heard,
@@ -152,17 +151,31 @@ impl<'a> Applier<'a> {
         tokio::select! {
             biased;
             heard = self.heard.recv() => match heard {
-                Some(Heard::Answer(answer)) => self.core.answered(answer, self.now()),
-                Some(Heard::Described(description)) => self.core.described(description, self.now()),
+                Some(heard) => self.hear(heard),
                 None => return (&mut self.performing).await.map(|()| Next::Answered),
             },
-            ended = &mut self.performing => ended?,
+            ended = &mut self.performing => {
+                // What it told at last comes first: a COPY that was refused closes the connection, and its answer says
+                // why.
+                while let Ok(heard) = self.heard.try_recv() {
+                    self.hear(heard);
+                    self.forward()?;
+                }
+                return ended.map(|()| Next::Answered);
+            }
             () = sleep_until(due.unwrap_or(self.began)), if due.is_some() => {
                 self.core.tick(self.now());
                 return self.forward().map(|()| Next::TimePassed);
             }
         }
         self.forward().map(|()| Next::Answered)
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::Answer(answer) => self.core.answered(answer, self.now()),
+            Heard::Described(description) => self.core.described(description, self.now()),
+        }
     }
 
     fn now(&self) -> Moment {

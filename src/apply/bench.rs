@@ -81,6 +81,7 @@ pub(crate) fn plan(table: &str, columns: &[&str]) -> TablePlan {
         target_stamp: 0,
         target_family_oid: 1,
         target_root: None,
+        run_as: None,
         kind: TableKind::Table,
         columns: columns.iter().enumerate().map(|(at, name)| column(name, at == 0)).collect(),
         target_columns: columns.iter().map(|&name| name.to_owned()).collect(),

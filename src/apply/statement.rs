@@ -231,6 +231,20 @@ fn typed_parameter(column: &ColumnPlan, parameter: usize) -> String {
     format!("${parameter}::{}.{}", quote_ident(&ty.schema), quote_ident(&ty.name))
 }
 
+/// Makes the session write as `role` until its transaction ends, or, with none, as the role that it is otherwise.
+#[must_use]
+pub fn run_as_sql(role: Option<&str>) -> String {
+    role.map_or_else(|| "RESET ROLE".to_owned(), |role| format!("SET LOCAL ROLE {}", quote_ident(role)))
+}
+
+/// The role as which these tables are truncated together: that of all of them, or else the session's own.
+#[must_use]
+pub fn common_role<'a>(tables: impl IntoIterator<Item = &'a TablePlan>) -> Option<&'a str> {
+    let mut roles = tables.into_iter().map(|table| table.run_as.as_deref());
+    let first = roles.next().flatten();
+    first.filter(|_| roles.all(|role| role == first))
+}
+
 /// Returns one TRUNCATE for all tables of a message, so that foreign keys between them are no obstacle.
 /// CASCADE is left out: the message lists every table that the publisher has truncated.
 #[must_use]

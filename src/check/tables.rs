@@ -6,7 +6,7 @@ use crate::error::Diagnosis;
 use crate::pg::QualifiedName;
 use crate::schema::render::type_sql;
 use crate::schema::{
-    ColumnDefault, Comparison, Misfit, MisfitKind, Pairing, PublishedTable, ReplicationRole, TargetTable,
+    ColumnDefault, Comparison, Misfit, MisfitKind, Pairing, PublishedTable, Surroundings, TargetTable,
     Warning, WarningKind, compare,
 };
 use crate::subscription::schema_failure;
@@ -23,16 +23,15 @@ pub(super) struct Pair<'a> {
     pub coerced: &'a BTreeSet<String>,
 }
 
-/// Compares all pairs. `role` is the target's role.
-pub(super) fn compare_all(pairs: &[Pair<'_>], session: ReplicationRole, role: &str) -> Vec<Comparison> {
+/// Compares all pairs.
+pub(super) fn compare_all(pairs: &[Pair<'_>], surroundings: &Surroundings) -> Vec<Comparison> {
     let compared = |pair: &Pair<'_>| {
         compare(&Pairing {
             published: &pair.published.relation,
             actions: pair.published.actions,
             target_name: pair.target_name,
             target: pair.target,
-            session,
-            role,
+            surroundings,
             coerced: pair.coerced,
         })
     };
@@ -160,6 +159,7 @@ fn said(name: &str, compared: &Comparison) -> Option<(Status, Option<String>)> {
             | WarningKind::ConstantUnique { .. }
             | WarningKind::CheckRefusesNull { .. }
             | WarningKind::ActsOnReplicated { .. }
+            | WarningKind::OwnersCode { .. }
             | WarningKind::LeafKey { .. }
             | WarningKind::NoKey
             | WarningKind::NoReplicaIdentity => None,

@@ -15,7 +15,9 @@ use crate::replication::{CommandError, ReplicationConnection, SessionOptions, Sy
 use crate::schema::catalog::{
     self, CatalogError, PublisherFacts, SessionLimit, Side, TargetFacts, UnselectableTable,
 };
-use crate::schema::{Comparison, Mapping, Misfit, PublishedTable, ReplicationRole, TargetTable};
+use crate::schema::{
+    Comparison, Mapping, Misfit, PublishedTable, ReplicationRole, Surroundings, TargetTable,
+};
 use crate::store::{Store, StoreErrorKind, TableOfOther};
 use crate::subscription::misfits::standings;
 use crate::subscription::sharing::Rows;
@@ -448,8 +450,10 @@ async fn judge_tables(
             coerced: subscription.coerced(&published.relation.name),
         })
         .collect();
-    let session = if facts.may_be_replica { ReplicationRole::Replica } else { ReplicationRole::Origin };
-    let mut compared = tables::compare_all(&pairs, session, &facts.role);
+    let replication_role =
+        if facts.may_be_replica { ReplicationRole::Replica } else { ReplicationRole::Origin };
+    let (role, run_as) = (facts.role.clone(), subscription.run_as);
+    let mut compared = tables::compare_all(&pairs, &Surroundings { replication_role, role, run_as });
     complete(subscription, publisher, target, &mut compared).await;
     let own = paired.iter().map(|(published, name)| (&published.relation.name, *name, None));
     let rows = Rows::new(own, &target.others);

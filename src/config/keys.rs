@@ -55,6 +55,7 @@ const SUBSCRIPTION: &[Key] = &[
     key("streaming", Shape::Text),
     key("two_phase", Shape::Flag),
     key("origin", Shape::Text),
+    key("run_as", Shape::Text),
     key("synchronous_commit", Shape::Text),
     key("stall_timeout", Shape::Text),
     key("peer_timeout", Shape::Text),

@@ -39,6 +39,7 @@ pub use surroundings::process_environment;
 use crate::error::Diagnosis;
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{QualifiedName, SlotName, SubscriptionName};
+use crate::schema::RunAs;
 use error::Report;
 use surroundings::{ConfigFile, Surroundings};
 
@@ -99,6 +100,7 @@ pub struct Subscription {
     pub streaming: Auto,
     pub two_phase: bool,
     pub origin: Origin,
+    pub run_as: RunAs,
     /// `synchronous_commit` of the target transactions that apply changes.
     pub synchronous_commit: SynchronousCommit,
     /// How long the publisher may wait for us to read on while the target does not get anything done. Then the stream is

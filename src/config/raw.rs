@@ -46,6 +46,7 @@ pub(super) struct RawSubscription {
     pub(super) streaming: Option<String>,
     pub(super) two_phase: Option<bool>,
     pub(super) origin: Option<String>,
+    pub(super) run_as: Option<String>,
     pub(super) synchronous_commit: Option<String>,
     pub(super) stall_timeout: Option<String>,
     pub(super) peer_timeout: Option<String>,

@@ -73,6 +73,7 @@ fn what_is_not_configured_has_the_contract_s_default() {
         max_value_bytes: 1 << 30,
         two_phase: false,
         origin: Origin::Any,
+        run_as: RunAs::Owner,
         synchronous_commit: SynchronousCommit::On,
         conflict_defaults: ConflictPolicies::default(),
         tables: Vec::new(),
@@ -111,6 +112,7 @@ fn every_supported_key_is_carried() {
         streaming = "off"
         two_phase = false
         origin = "none"
+        run_as = "role"
         conflict_defaults = { insert_exists = "pause", table_missing = "pause" }
         [[subscriptions.tables]]
         source = "widgets"
@@ -135,7 +137,7 @@ fn every_supported_key_is_carried() {
     assert!(!subscription.enabled && !subscription.auto_refresh);
     assert_eq!(subscription.retry_conflict_interval, Some(Duration::from_mins(2)));
     assert_eq!((subscription.binary, subscription.streaming), (Auto::Off, Auto::Off));
-    assert_eq!(subscription.origin, Origin::None);
+    assert_eq!((subscription.origin, subscription.run_as), (Origin::None, RunAs::Role));
     let rules: Vec<_> = subscription.tables.iter().map(|rule| (&rule.source, &rule.target)).collect();
     let (widgets, widget) =
         (QualifiedName::new("public", "widgets"), QualifiedName::new("reporting", "Widget"));

@@ -43,6 +43,8 @@ pub struct CopyJob {
     /// What the publisher's table has to be in the snapshot.
     pub seen: SeenSource,
     pub commands: CopyCommands,
+    /// The role as which the rows are written; none for the session's own.
+    pub run_as: Option<String>,
     /// What happens with the rows that the target table has.
     pub existing: Existing,
     /// The number of this attempt; a later one supersedes it.
@@ -188,6 +190,7 @@ mod tests {
             source: QualifiedName::new("public", name),
             seen: SeenSource::default(),
             commands: CopyCommands::default(),
+            run_as: None,
             existing: Existing::Keep,
             attempt: 1,
             estimated,

@@ -20,7 +20,8 @@ use tracing::debug;
 
 use super::command::extra_messages;
 use super::initial::CopyJob;
-use super::{CopyError, Side};
+use super::{CopyError, Existing, Side};
+use crate::apply::statement::run_as_sql;
 use crate::net::{Meter, PgClient};
 use crate::target::TargetSession;
 
@@ -47,13 +48,29 @@ const SEEN: &str = "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid = $2 AS sa
 /// open). Returns the number of rows copied. [`settle_rows`] has to follow; `source` is not needed for that, so its
 /// transaction, which holds a lock and a snapshot on the publisher, can be ended before.
 pub async fn copy_rows(source: &PgClient, target: &TargetSession, job: &CopyJob) -> Result<u64, CopyError> {
+    run_as(target, job, job.run_as.as_deref()).await?;
     job.existing.prepare(target, &job.source).await?;
-    transfer(source, target.client(), job, &job.copied).await
+    let rows = transfer(source, target.client(), job, &job.copied).await?;
+    run_as(target, job, None).await?;
+    Ok(rows)
 }
 
 /// Treats the rows that the target table had before [`copy_rows`] as the job says.
 pub async fn settle_rows(target: &TargetSession, job: &CopyJob) -> Result<(), CopyError> {
-    job.existing.finish(target, &job.source).await
+    if job.existing == Existing::Keep {
+        return Ok(());
+    }
+    run_as(target, job, job.run_as.as_deref()).await?;
+    job.existing.finish(target, &job.source).await?;
+    run_as(target, job, None).await
+}
+
+/// Takes the role as which the job's rows are written, or, with none, gives it back.
+async fn run_as(target: &TargetSession, job: &CopyJob, role: Option<&str>) -> Result<(), CopyError> {
+    if job.run_as.is_none() {
+        return Ok(());
+    }
+    target.client().batch_execute(&run_as_sql(role)).await.map_err(CopyError::target)
 }
 
 /// Copies the table's rows from `source` (whose transaction has the snapshot) to `target` (whose transaction

@@ -150,6 +150,8 @@ pub struct TargetTable {
     /// Whether row-level security is on and the applying role does not bypass it.
     pub row_security: bool,
     pub privileges: TablePrivileges,
+    /// The table's owner; none if that is the applying role.
+    pub owner: Option<TableOwner>,
     /// CHECK and exclusion constraints. Those that are not validated bind new rows as well.
     pub checks: Vec<CheckConstraint>,
     pub indexes: Indexes,
@@ -294,7 +296,19 @@ pub struct FiringTriggers {
     pub any: bool,
 }
 
-/// The applying role's privileges on the table.
+/// The owner of a table, which is not the applying role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableOwner {
+    pub name: String,
+    pub is_superuser: bool,
+    /// Whether the applying session may become this role (`SET ROLE`).
+    pub may_be_taken: bool,
+    /// Whether the owner is subject to row-level security, which is forced.
+    pub row_security: bool,
+    pub privileges: TablePrivileges,
+}
+
+/// A role's privileges on the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TablePrivileges {
     /// USAGE of the table's schema, without which the other privileges have no effect.

@@ -29,7 +29,7 @@ use super::render::{is_builtin, type_sql};
 use super::warning::{ColumnTypes, Warning, WarningKind};
 use super::{
     ColumnDefault, FiringTriggers, KeyEquality, OWN_SCHEMA, Operations, PublishedColumn, PublishedRelation,
-    ReplicaIdentity, TableKind, TargetColumn, TargetTable, UniqueKey,
+    ReplicaIdentity, TableKind, TableOwner, TargetColumn, TargetTable, UniqueKey,
 };
 
 /// A published table and the target's relation under the mapped name.
@@ -42,11 +42,28 @@ pub struct Pairing<'a> {
     pub target_name: &'a QualifiedName,
     /// The target's table; `None` if there is no such relation.
     pub target: Option<&'a TargetTable>,
-    pub session: ReplicationRole,
-    /// The applying role, for the GRANT statements.
-    pub role: &'a str,
+    pub surroundings: &'a Surroundings,
     /// Published columns whose values the target's type may change.
     pub coerced: &'a BTreeSet<String>,
+}
+
+/// What a comparison needs to know about the session that applies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Surroundings {
+    pub replication_role: ReplicationRole,
+    /// The applying role, named in the GRANT that a misfit suggests.
+    pub role: String,
+    pub run_as: RunAs,
+}
+
+/// As which role rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunAs {
+    /// As the owner of their table, where the applying role may become that. So the code that a table brings along
+    /// (triggers, constraints, defaults) has its owner's privileges, as with PostgreSQL's own subscriber from 16 on.
+    Owner,
+    /// As the applying role.
+    Role,
 }
 
 /// Whether the applying session runs with `session_replication_role = replica`.
@@ -84,6 +101,11 @@ struct Findings<'a> {
 }
 
 impl Findings<'_> {
+    /// The applying role.
+    fn role(&self) -> String {
+        self.pairing.surroundings.role.clone()
+    }
+
     fn misfit(&mut self, kind: MisfitKind) {
         let (source, target) = (self.pairing.published.name.clone(), self.pairing.target_name.clone());
         let root = self.pairing.target.and_then(|table| table.root.clone());
@@ -107,7 +129,7 @@ impl Findings<'_> {
                 published.columns.iter().filter(|c| c.key && published.identity != ReplicaIdentity::Full);
             let key = key.map(|column| column.name.clone()).collect();
             let columns = published.columns.iter().map(ColumnSql::of).collect();
-            let role = self.pairing.role.to_owned();
+            let role = self.role();
             let privileges = vec!["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
             self.misfit(MisfitKind::MissingTable { columns, key, schema: None, role, privileges });
             return None;
@@ -137,9 +159,18 @@ impl Findings<'_> {
         self.plan(table, &pairs, identity)
     }
 
+    /// The owner as whom the table is written to; none if it is the applying role itself. Its code would gain from
+    /// running as a superuser.
+    fn writer<'t>(&self, table: &'t TargetTable) -> Option<&'t TableOwner> {
+        let wanted = self.pairing.surroundings.run_as == RunAs::Owner;
+        table.owner.as_ref().filter(|owner| wanted && owner.may_be_taken && !owner.is_superuser)
+    }
+
     fn privileges(&mut self, table: &TargetTable) {
-        let granted = table.privileges;
-        let role = self.pairing.role.to_owned();
+        let (role, granted, row_security) = match self.writer(table) {
+            Some(owner) => (owner.name.clone(), owner.privileges, owner.row_security),
+            None => (self.role(), table.privileges, table.row_security),
+        };
         if !granted.schema_usage {
             self.misfit(MisfitKind::NoSchemaUsage { role: role.clone() });
         }
@@ -155,7 +186,7 @@ impl Findings<'_> {
         if !privileges.is_empty() {
             self.misfit(MisfitKind::MissingPrivilege { role: role.clone(), privileges });
         }
-        if table.row_security {
+        if row_security {
             self.misfit(MisfitKind::RowSecurity { role });
         }
     }
@@ -281,8 +312,15 @@ impl Findings<'_> {
 
     fn acting(&mut self, table: &TargetTable) {
         let (triggers, foreign_keys) = (table.has_ordinary_triggers, table.has_foreign_keys);
-        if self.pairing.session == ReplicationRole::Origin && (triggers || foreign_keys) {
+        let acts = self.pairing.surroundings.replication_role == ReplicationRole::Origin;
+        if acts && (triggers || foreign_keys) {
             self.warn(WarningKind::ActsOnReplicated { triggers, foreign_keys });
+        }
+        let others = table.owner.as_ref().filter(|owner| !owner.may_be_taken && !owner.is_superuser);
+        let wanted = self.pairing.surroundings.run_as == RunAs::Owner;
+        if let Some(owner) = others.filter(|_| wanted && (table.fires.any || (acts && triggers))) {
+            let (owner, role) = (owner.name.clone(), self.role());
+            self.warn(WarningKind::OwnersCode { owner, role });
         }
     }
 
@@ -337,8 +375,9 @@ impl Findings<'_> {
         };
         let order_free = Self::is_order_free(table, &pairs, &row_identity);
         let columns: Vec<ColumnPlan> = pairs.iter().map(planned).collect();
-        let acts = self.pairing.session == ReplicationRole::Origin;
+        let acts = self.pairing.surroundings.replication_role == ReplicationRole::Origin;
         Some(TablePlan {
+            run_as: self.writer(table).map(|owner| owner.name.clone()),
             source: published.name.clone(),
             target: table.name.clone(),
             target_oid: table.oid,

@@ -38,7 +38,7 @@ pub use binary::BinaryForm;
 pub use copy::{CopyFormat, copy_in_sql, copy_query};
 pub use definition::{MisfitFacts, Standing};
 pub use desc::*;
-pub use diff::{Comparison, Pairing, ReplicationRole, compare};
+pub use diff::{Comparison, Pairing, ReplicationRole, RunAs, Surroundings, compare};
 pub use guard::{LengthUnit, ValueGuard};
 pub use mapping::{Mapping, MappingNote};
 pub use marks::{Continuity, Mark, Marks, Redefined};

@@ -19,6 +19,8 @@ pub struct TablePlan {
     /// The target's [`TargetTable::root`](super::TargetTable::root).
     pub target_root: Option<QualifiedName>,
     pub kind: TableKind,
+    /// The role that the session takes (`SET ROLE`) to write to the table; none if it stays what it is.
+    pub run_as: Option<String>,
     /// One for each published column, in the order of the publisher's tuples.
     pub columns: Vec<ColumnPlan>,
     /// Every column of the target, including those that are not published.

@@ -32,6 +32,8 @@ pub enum WarningKind {
     CheckRefusesNull { constraint: String, definition: String },
     /// The session is not a replica, so these act on replicated rows as on any others.
     ActsOnReplicated { triggers: bool, foreign_keys: bool },
+    /// Triggers of the table's owner run with the privileges of the applying role, which may not become the owner.
+    OwnersCode { owner: String, role: String },
     /// GENERATED ALWAYS AS IDENTITY: an update that changes the value would be refused.
     IdentityAlways { column: String },
     /// The key is unique only within each partition.
@@ -96,6 +98,7 @@ impl Warning {
             | WarningKind::ConstantUnique { .. }
             | WarningKind::CheckRefusesNull { .. }
             | WarningKind::ActsOnReplicated { .. }
+            | WarningKind::OwnersCode { .. }
             | WarningKind::IdentityAlways { .. }
             | WarningKind::LeafKey { .. }
             | WarningKind::NoKey
@@ -137,6 +140,18 @@ impl Warning {
                     .detail("The role may not set session_replication_role, which would keep them out.")
                     .hint("GRANT SET ON PARAMETER session_replication_role TO the role (15+), or make sure that they do no harm")
             }
+            WarningKind::OwnersCode { owner, role } => Diagnosis::new(format!(
+                "triggers of target table {target} run with the privileges of role \"{role}\""
+            ))
+            .detail(format!(
+                "They belong to the table's owner, \"{owner}\", which the role may not become: who owns the table can do \
+                 what the role can."
+            ))
+            .hint(format!(
+                "GRANT {} TO {}; or run_as = \"role\" if that is meant",
+                quote_ident(owner),
+                quote_ident(role)
+            )),
             WarningKind::IdentityAlways { column } => Diagnosis::new(format!(
                 "column \"{column}\" of target table {target} is GENERATED ALWAYS AS IDENTITY"
             ))

@@ -99,6 +99,7 @@ pub(super) async fn copy_job(context: &Context, table: &mut PendingTable) -> Res
         seen: SeenSource { oid: table.published.oid, columns: table.published.all_columns.clone() },
         commands: CopyCommands::new(&table.published, &existing.destination(&table.plan), binary),
         existing,
+        run_as: table.plan.run_as.clone(),
         attempt,
         estimated: table.published.rows_estimated,
         copied: Arc::new(AtomicU64::new(0)),

@@ -227,6 +227,7 @@ mod tests {
             seen: SeenSource::default(),
             source: QualifiedName::new("public", table),
             commands: CopyCommands::default(),
+            run_as: None,
             existing: Existing::Keep,
             attempt: 1,
             estimated: None,

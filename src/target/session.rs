@@ -17,7 +17,7 @@ use crate::error::Diagnosis;
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{SubscriptionName, TimeLimits, quote_ident};
-use crate::schema::ReplicationRole;
+use crate::schema::{ReplicationRole, RunAs, Surroundings};
 
 /// How many round trips are timed.
 const ROUND_TRIPS: u32 = 3;
@@ -83,6 +83,7 @@ pub struct TargetSession {
     replication_role: ReplicationRole,
     /// The applying role.
     pub(super) role: String,
+    run_as: RunAs,
     /// The privileges that the role lacks, with their consequences.
     pub(super) warnings: Vec<Diagnosis>,
     /// The session's replication origin, if it has one.
@@ -129,6 +130,7 @@ impl TargetSession {
             database: row.try_get(2).map_err(TargetError::from)?,
             replication_role,
             role,
+            run_as: RunAs::Owner,
             warnings,
             origin: None,
         })
@@ -178,6 +180,17 @@ impl TargetSession {
 
     pub fn role(&self) -> &str {
         &self.role
+    }
+
+    /// Sets as which role the tables that are compared from now on are written to.
+    pub fn set_run_as(&mut self, run_as: RunAs) {
+        self.run_as = run_as;
+    }
+
+    /// What a comparison of tables needs to know about the session.
+    pub fn surroundings(&self) -> Surroundings {
+        let Self { replication_role, run_as, .. } = *self;
+        Surroundings { replication_role, role: self.role.clone(), run_as }
     }
 
     /// The privileges that the applying role lacks, with their consequences.

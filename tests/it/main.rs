@@ -85,6 +85,7 @@ mod published_histories;
 mod replication;
 #[cfg(test)]
 mod resync;
+mod run_as;
 #[cfg(test)]
 mod schema;
 #[cfg(test)]

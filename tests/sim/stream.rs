@@ -12,11 +12,10 @@ use std::time::Duration;
 
 use pgsluice::apply::core::{Core, Step};
 use pgsluice::apply::end::End;
-use pgsluice::apply::incoming::tables::Surroundings;
 use pgsluice::apply::{Member, Membership, Outcome};
 use pgsluice::pg::{Lsn, QualifiedName};
 use pgsluice::pgoutput::{Format, Message};
-use pgsluice::schema::{Operations, ReplicationRole};
+use pgsluice::schema::{Operations, ReplicationRole, RunAs, Surroundings};
 use pgsluice::subscription::followed;
 use pgsluice::subscription::publication_record::Named;
 
@@ -146,8 +145,11 @@ impl<'a> Stream<'a> {
         (exact_until, skip): (Option<Lsn>, Option<Lsn>),
     ) -> Self {
         let members = members(start);
-        let surroundings =
-            Surroundings { replication_role: ReplicationRole::Replica, role: "pgsluice".to_owned() };
+        let surroundings = Surroundings {
+            replication_role: ReplicationRole::Replica,
+            role: "pgsluice".to_owned(),
+            run_as: RunAs::Owner,
+        };
         let (bounds, idle) = {
             let world = link.world.borrow();
             (world.config.bounds, world.config.idle_interval)

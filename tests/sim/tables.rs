@@ -245,6 +245,7 @@ pub(crate) fn target(table: usize, name: QualifiedName, stamp: i64) -> TargetTab
             delete: true,
             truncate: true,
         },
+        owner: None,
         checks: Vec::new(),
         indexes: Indexes { unique, all: unique, computing: false },
         utf8: true,

@@ -38,6 +38,7 @@ use crate::apply::sets::compact::SetStep;
 use crate::apply::sets::row_search::PLAN_BY_KEY;
 use crate::apply::sets::sql::{self, Count};
 use crate::apply::stamp::Stamps;
+use crate::apply::statement::{common_role, run_as_sql};
 use crate::boundary;
 use crate::net::PgClient;
 use crate::pg::{SubscriptionName, Term};
@@ -166,7 +167,12 @@ impl BatchSender {
         if batch.begins {
             answers.push_back(self.text("BEGIN".to_owned()));
         }
-        for statement in statements {
+        let mut role = None;
+        for (set, statement) in batch.sets.iter().zip(statements) {
+            let wanted = writes_as(set);
+            if wanted != std::mem::replace(&mut role, wanted) {
+                answers.push_back(self.text(run_as_sql(wanted)));
+            }
             match statement {
                 Sendable::Text(sql) => answers.push_back(self.text(sql)),
                 Sendable::Set { statement, params, search, expected } => {
@@ -181,6 +187,7 @@ impl BatchSender {
                 Sendable::Copy(statement, data, rows) => answers.push_back(self.copy(statement, data, rows)),
             }
         }
+        answers.extend(role.map(|_| self.text(run_as_sql(None))));
         if commits_later && in_flight.fails().await {
             // Without an answer that can be assigned, the session is not used any more.
             if !matches!(in_flight.failed, Some(ApplyError::CopyRefused(_))) {
@@ -208,7 +215,8 @@ impl BatchSender {
     ) -> Result<Option<VecDeque<Answer>>, ApplyError> {
         let [SetStep::Set { table, kind, rows, .. }] = batch.sets.as_slice() else { return Ok(None) };
         let Some(advance) = batch.advance else { return Ok(None) };
-        let suits = alone == Alone::Yes && batch.begins && sql::is_plain(kind);
+        let own_role = table.plan.run_as.is_none();
+        let suits = alone == Alone::Yes && batch.begins && sql::is_plain(kind) && own_role;
         if !suits || rows.len() > SINGLE_STATEMENT_ROWS_MAX {
             return Ok(None);
         }
@@ -323,6 +331,14 @@ impl InFlight {
             }
         }
         self.failed.is_some()
+    }
+}
+
+/// The role as which a step is carried out.
+fn writes_as(set: &SetStep) -> Option<&str> {
+    match set {
+        SetStep::Set { table, .. } => table.plan.run_as.as_deref(),
+        SetStep::Truncate { tables, .. } => common_role(tables.iter().map(|table| &table.plan)),
     }
 }
 

@@ -58,11 +58,12 @@ pub use self::step::{Answer, Batch, Description, Reading, Step};
 use super::end::End;
 use super::incoming::event::Event;
 use super::incoming::intake::{Intake, Taken};
-use super::incoming::tables::{Announced, Described, Membership, PlannedTable, Surroundings, Tables};
+use super::incoming::tables::{Announced, Described, Membership, PlannedTable, Tables};
 use super::outcome::{Outcome, Start};
 use crate::mutation::{self, Mutation};
 use crate::pg::{Lsn, QualifiedName, SubscriptionName};
 use crate::pgoutput::{Format, LargeMessage, Message};
+use crate::schema::Surroundings;
 
 /// Time since the stream began.
 pub type Moment = Duration;

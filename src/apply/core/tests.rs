@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::*;
 use crate::pg::Term;
 use crate::pgoutput::{Begin, Commit};
-use crate::schema::ReplicationRole;
+use crate::schema::{ReplicationRole, RunAs};
 
 /// A core that passes over the transaction which finishes at `skip`.
 fn core(skip: Lsn) -> Core {
@@ -16,8 +16,11 @@ fn core(skip: Lsn) -> Core {
         exact_until: None,
         format: Format::Text,
     };
-    let surroundings =
-        Surroundings { replication_role: ReplicationRole::Replica, role: "pgsluice_apply".to_owned() };
+    let surroundings = Surroundings {
+        replication_role: ReplicationRole::Replica,
+        role: "pgsluice_apply".to_owned(),
+        run_as: RunAs::Owner,
+    };
     Core::new("sub".parse().unwrap(), HashMap::new(), surroundings, start, Bounds::default())
 }
 

@@ -15,7 +15,7 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{LargeMessage, Relation, RelationCache, RelationError, Type};
 use crate::schema::binary::takes_binary;
 use crate::schema::{
-    self, Comparison, Misfit, Operations, Pairing, PublishedRelation, ReplicationRole, TargetTable, Warning,
+    self, Comparison, Misfit, Operations, Pairing, PublishedRelation, Surroundings, TargetTable, Warning,
 };
 
 /// A table of the subscription.
@@ -111,28 +111,17 @@ const fn is_older(xid: u32, other: u32) -> bool {
 /// but is not listed here is never written.
 pub type Membership = HashMap<QualifiedName, Member>;
 
-/// What a comparison needs to know about the target session.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Surroundings {
-    pub replication_role: ReplicationRole,
-    /// The applying role, named in the GRANT that a misfit suggests.
-    pub role: String,
-}
-
-impl Surroundings {
-    /// Compares a published table with the target's current table, for every operation: which ones come is known
-    /// only when they come.
-    pub(crate) fn compare(
-        &self,
-        published: &PublishedRelation,
-        target_name: &QualifiedName,
-        target: Option<&TargetTable>,
-        coerced: &BTreeSet<String>,
-    ) -> Comparison {
-        let (session, role) = (self.replication_role, self.role.as_str());
-        let actions = Operations::ALL;
-        schema::compare(&Pairing { published, actions, target_name, target, session, role, coerced })
-    }
+/// Compares a published table with the target's current table, for every operation: which ones come is known
+/// only when they come.
+pub(crate) fn compare(
+    surroundings: &Surroundings,
+    published: &PublishedRelation,
+    target_name: &QualifiedName,
+    target: Option<&TargetTable>,
+    coerced: &BTreeSet<String>,
+) -> Comparison {
+    let actions = Operations::ALL;
+    schema::compare(&Pairing { published, actions, target_name, target, surroundings, coerced })
 }
 
 /// Whether the current comparison gives the same plan as before. A revoked privilege is no change of the table, and
@@ -362,7 +351,7 @@ impl Tables {
         let Awaited { oid, name, published } = awaited;
         let member = self.members.get(&name)?;
         let described = PublishedRelation::clone(&published).with_domains_of(&member.catalog);
-        let comparison = self.surroundings.compare(&described, &member.target, target, &member.coerced);
+        let comparison = compare(&self.surroundings, &described, &member.target, target, &member.coerced);
         let replaced = match self.relations.get(&oid) {
             Some(Known::Member { fit: Fit::Planned(context), .. }) => Some(context.id),
             Some(Known::Member { fit: Fit::Unfit(_), .. } | Known::Foreign) | None => None,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::apply::change::RowChange;
 use crate::apply::end::{End, Unfit};
 use crate::apply::incoming::tables::{Announced, Finish, Fit, Lookup, Tables, Verdict};
-use crate::apply::rows::evidence::{changed_identity, surroundings};
+use crate::apply::rows::evidence::changed_identity;
 use crate::apply::rows::executor::Executor;
 use crate::apply::statement::{Sequences, truncate_sql};
 use crate::apply::{ApplyError, Member, Membership, TableContext};
@@ -38,7 +38,7 @@ impl<'a> CatchUp<'a> {
         Self {
             session,
             executor: Executor::new(Arc::clone(session.client())),
-            tables: Tables::new(members, surroundings(session)),
+            tables: Tables::new(members, session.surroundings()),
             open: None,
             changes: 0,
         }
@@ -58,7 +58,7 @@ impl<'a> CatchUp<'a> {
     pub async fn settle(&mut self) -> Result<(), ApplyError> {
         match self.executor.drain().await {
             Err(error) => Err(explained(self.session, error).await),
-            settled => settled,
+            Ok(()) => Ok(self.executor.run_as(None).await?),
         }
     }
 
@@ -96,6 +96,7 @@ impl<'a> CatchUp<'a> {
                 for relation in m.relation_oids {
                     if let Some(table) = self.table_for(relation, Operations::TRUNCATE, "TRUNCATE").await? {
                         self.executor.drain().await?;
+                        self.executor.run_as(table.plan.run_as.as_deref()).await?;
                         let sql = truncate_sql([&table.plan], identity);
                         self.session.client().batch_execute(&sql).await?;
                     }

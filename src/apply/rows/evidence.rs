@@ -7,10 +7,10 @@ use crate::apply::TableContext;
 use crate::apply::change::{Param, RowChange};
 use crate::apply::end::{End, Unfit};
 use crate::apply::error::{ApplyError, FailedChange};
-use crate::apply::incoming::tables::{Surroundings, is_still_planned_so};
+use crate::apply::incoming::tables::{compare, is_still_planned_so};
 use crate::apply::rows::facts::ConflictFacts;
 use crate::apply::rows::plan::plan_exists;
-use crate::apply::statement::{local_rows_by_identity_sql, local_rows_by_key_sql};
+use crate::apply::statement::{local_rows_by_identity_sql, local_rows_by_key_sql, run_as_sql};
 use crate::conflict::{
     ConflictKind, ConflictReport, FieldValue, LocalRow, Operation, RowImage, classify_error, classify_row,
 };
@@ -51,7 +51,7 @@ pub(crate) async fn check_current(table: &TableContext, session: &TargetSession)
     let name = &table.plan.target;
     let target = catalog::target_tables(&***session.client(), std::slice::from_ref(name)).await?;
     let target = target.first().and_then(Option::as_ref);
-    let now = surroundings(session).compare(&table.described, name, target, &table.coerced);
+    let now = compare(&session.surroundings(), &table.described, name, target, &table.coerced);
     if is_still_planned_so(table, &now) { Ok(()) } else { Err(ApplyError::TargetChanged(name.clone())) }
 }
 
@@ -91,11 +91,6 @@ fn refused_identity(failed: &FailedChange) -> Vec<usize> {
         .map(|(at, _)| at)
         .filter(changes)
         .collect()
-}
-
-/// Returns what a comparison needs to know about the session.
-pub(crate) fn surroundings(session: &TargetSession) -> Surroundings {
-    Surroundings { replication_role: session.replication_role(), role: session.role().to_owned() }
 }
 
 fn missing_row(found: u64, change: FailedChange, role: ReplicationRole) -> Result<ConflictFacts, ApplyError> {
@@ -207,7 +202,7 @@ async fn rows_in_the_way(
         let Some(params) = columns.iter().map(|&i| text(new, i)).collect::<Option<Vec<_>>>() else {
             continue;
         };
-        let mut found = read_rows(session, &local_rows_by_key_sql(plan, &columns), params).await?;
+        let mut found = read_rows(session, plan, &local_rows_by_key_sql(plan, &columns), params).await?;
         found.retain(|row| !own.contains(row));
         hits += usize::from(!found.is_empty());
         for row in found {
@@ -226,13 +221,14 @@ async fn row_itself(failed: &FailedChange, session: &TargetSession) -> Result<Ve
     }
     let plan = &failed.table.plan;
     let Ok(exists) = plan_exists(plan, &failed.change) else { return Ok(Vec::new()) };
-    read_rows(session, &local_rows_by_identity_sql(plan, &exists.shape), exists.params).await
+    read_rows(session, plan, &local_rows_by_identity_sql(plan, &exists.shape), exists.params).await
 }
 
 /// Reads rows as (column names, values as text, sizes of values of which only the beginning is read). If the server refuses the query, for example because a
 /// column or a privilege is missing, no rows are returned, so that the change's own error is reported.
 async fn read_rows(
     session: &TargetSession,
+    table: &TablePlan,
     sql: &str,
     params: Vec<Param>,
 ) -> Result<Vec<RowImage>, ApplyError> {
@@ -243,7 +239,15 @@ async fn read_rows(
             futures_util::TryStreamExt::try_collect(client.query_raw(&statement, params).await?).await?;
         Ok::<Vec<tokio_postgres::Row>, tokio_postgres::Error>(rows)
     };
-    let rows = match read.await.map_err(ApplyError::from) {
+    let role = table.run_as.as_deref();
+    if role.is_some() {
+        client.batch_execute(&format!("BEGIN; {}", run_as_sql(role))).await?;
+    }
+    let read = read.await;
+    if role.is_some() {
+        client.batch_execute("ROLLBACK").await?;
+    }
+    let rows = match read.map_err(ApplyError::from) {
         Ok(rows) => rows,
         Err(ApplyError::Server(_)) => return Ok(Vec::new()),
         Err(other) => return Err(other),

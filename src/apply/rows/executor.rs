@@ -13,7 +13,7 @@ use crate::apply::change::{Param, RowChange};
 use crate::apply::dispatch::Dispatched;
 use crate::apply::recent::Recent;
 use crate::apply::rows::plan::{self, RowStatement};
-use crate::apply::statement::{self, Shape};
+use crate::apply::statement::{self, Shape, run_as_sql};
 use crate::apply::{ApplyError, FailedChange, TableContext};
 use crate::net::PgClient;
 
@@ -31,6 +31,8 @@ pub(crate) struct Executor {
     statements: Recent<(u64, Shape), Statement>,
     in_flight: VecDeque<InFlight>,
     in_flight_bytes: usize,
+    /// The role that the open transaction has taken; none for the session's own.
+    role: Option<String>,
 }
 
 struct InFlight {
@@ -61,6 +63,7 @@ impl Executor {
             statements: Recent::new(PREPARED_STATEMENTS_MAX),
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
+            role: None,
         }
     }
 
@@ -108,6 +111,15 @@ impl Executor {
         self.send(planned, subject, expects).await
     }
 
+    /// Takes `role` for what is not written here.
+    pub(crate) async fn run_as(&mut self, role: Option<&str>) -> Result<(), tokio_postgres::Error> {
+        if self.role.as_deref() == role {
+            return Ok(());
+        }
+        self.role = role.map(str::to_owned);
+        self.client.batch_execute(&run_as_sql(role)).await
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.in_flight.is_empty()
     }
@@ -120,8 +132,9 @@ impl Executor {
         Ok(())
     }
 
-    /// Drops unanswered statements, because the transaction is being rolled back.
+    /// Drops unanswered statements, because the transaction is being rolled back, and its role with it.
     pub(crate) fn abandon(&mut self) {
+        self.role = None;
         self.in_flight.clear();
         self.in_flight_bytes = 0;
     }
@@ -146,10 +159,27 @@ impl Executor {
         let bytes = planned.params.iter().map(Param::size_bytes).sum();
         let client = Arc::clone(&self.client);
         let params = planned.params;
-        let answer = Dispatched::new(async move { client.execute_raw(&statement, params).await });
+        let role = self.taken_by(&subject).map(|role| run_as_sql(role.as_deref()));
+        let answer = Dispatched::new(async move {
+            let row = client.execute_raw(&statement, params);
+            match role {
+                None => row.await,
+                // Both are sent at once, this one first.
+                Some(role) => tokio::try_join!(client.batch_execute(&role), row).map(|((), rows)| rows),
+            }
+        });
         self.in_flight_bytes += bytes;
         self.in_flight.push_back(InFlight { answer, subject, bytes, expects });
         Ok(())
+    }
+
+    /// Returns the role that has to be taken to write to the change's table; none if the transaction has it.
+    fn taken_by(&mut self, subject: &FailedChange) -> Option<Option<String>> {
+        let wanted = &subject.table.plan.run_as;
+        (*wanted != self.role).then(|| {
+            self.role.clone_from(wanted);
+            wanted.clone()
+        })
     }
 
     /// Waits for the oldest answer, and checks its row count. Cancel-safe.

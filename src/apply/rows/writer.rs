@@ -18,7 +18,7 @@ use crate::apply::change::RowChange;
 use crate::apply::core::Advance;
 use crate::apply::end::{End, Unfit};
 use crate::apply::stamp::Stamps;
-use crate::apply::statement::{Sequences, truncate_sql};
+use crate::apply::statement::{Sequences, common_role, truncate_sql};
 use crate::apply::{ApplyError, TableContext, progress};
 use crate::boundary;
 use crate::pg::{Lsn, SubscriptionName, Term};
@@ -143,8 +143,12 @@ impl<'a> RowWriter<'a> {
             self.stamps.add(table);
         }
         let sequences = if restart_seqs { Sequences::Restart } else { Sequences::Continue };
-        let sql = truncate_sql(tables.iter().map(|table| &table.plan), sequences);
-        match self.session.client().batch_execute(&sql).await.map_err(ApplyError::from) {
+        let plans = || tables.iter().map(|table| &table.plan);
+        let truncated = async {
+            self.executor.run_as(common_role(plans())).await?;
+            self.session.client().batch_execute(&truncate_sql(plans(), sequences)).await
+        };
+        match truncated.await.map_err(ApplyError::from) {
             Ok(()) => self.judge(Ok(())).await,
             Err(error @ ApplyError::Server(_)) => {
                 self.roll_back().await?;
@@ -167,6 +171,7 @@ impl<'a> RowWriter<'a> {
         self.untold += 1;
         let client = self.session.client();
         let guarded = async {
+            self.executor.run_as(None).await?;
             tokio::try_join!(
                 self.stamps.check(client),
                 progress::advance(client, &self.subscription, self.term, advance)

@@ -67,7 +67,7 @@ fn every_problem_is_reported_at_once_with_its_place() {
     pgsluice.toml:19:1: subscriptions[0].enabled: expected true or false, found a number
     pgsluice.toml:20:1: subscriptions[0].slot: "Not A Slot" is not a replication slot name: use 1 to 63 lower-case letters, digits and underscores
     pgsluice.toml:21:1: subscriptions[0].colour: there is no such key
-      hint: known keys here: name, publisher, publications, slot, create_slot, copy_data, enabled, auto_refresh, retry_conflict_interval, binary, streaming, two_phase, origin, synchronous_commit, stall_timeout, peer_timeout, max_value_bytes, conflict_defaults, tables
+      hint: known keys here: name, publisher, publications, slot, create_slot, copy_data, enabled, auto_refresh, retry_conflict_interval, binary, streaming, two_phase, origin, run_as, synchronous_commit, stall_timeout, peer_timeout, max_value_bytes, conflict_defaults, tables
     pgsluice.toml:23:1: subscriptions[1].publisher: the key is missing
       hint: add publisher = "host=… dbname=… user=…"
     pgsluice.toml:25:22: subscriptions[1].publications[1]: expected a string, found a number

@@ -12,6 +12,7 @@ use crate::config::{Auto, ConflictPolicies, ConflictPolicy, Origin, Subscription
 use crate::error::Diagnosis;
 use crate::pg::conninfo::{Host, Unacknowledged};
 use crate::pg::{SlotName, SubscriptionName};
+use crate::schema::RunAs;
 
 /// A key whose value is a duration within bounds.
 struct Bounded {
@@ -133,6 +134,11 @@ impl Validator<'_> {
             &path.key("origin"),
             &[("any", Word::Means(Origin::Any)), ("none", Word::Means(Origin::None))],
         );
+        let run_as = self.word(
+            raw.run_as.as_deref().unwrap_or("owner"),
+            &path.key("run_as"),
+            &[("owner", Word::Means(RunAs::Owner)), ("role", Word::Means(RunAs::Role))],
+        );
         let synchronous_commit = self.word(
             raw.synchronous_commit.as_deref().unwrap_or("on"),
             &path.key("synchronous_commit"),
@@ -159,6 +165,7 @@ impl Validator<'_> {
             streaming: streaming?,
             two_phase,
             origin: origin?,
+            run_as: run_as?,
             synchronous_commit: synchronous_commit?,
             stall_timeout: stall_timeout?,
             peer_timeout: peer_timeout?,

@@ -25,6 +25,7 @@ mod slot;
 mod slot_wait;
 mod target;
 mod target_columns;
+mod target_owners;
 mod unlogged;
 mod unreadable;
 mod unselectable;

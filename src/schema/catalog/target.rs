@@ -10,11 +10,12 @@ use tokio_postgres::{GenericClient, Row};
 
 use crate::pg::QualifiedName;
 use crate::schema::{
-    CheckConstraint, FiringTriggers, Indexes, KeyEquality, LengthUnit, Partitioning, TableKind,
-    TablePrivileges, TargetTable, UniqueKey,
+    CheckConstraint, FiringTriggers, Indexes, KeyEquality, LengthUnit, Partitioning, TableKind, TargetTable,
+    UniqueKey,
 };
 
 use super::error::{CatalogError, Side};
+use super::target_owners::{privileges, read_owners};
 use super::unsigned;
 use super::{catalog_char, target_columns};
 
@@ -24,7 +25,7 @@ pub(super) fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -
 
 /// Describes the tables of these names in their order; `None` where there is no relation.
 ///
-/// It runs nine queries for any number of names; those that do not depend on each other run
+/// It runs ten queries for any number of names; those that do not depend on each other run
 /// concurrently. Privileges are those of `current_user`.
 ///
 /// # Errors
@@ -42,10 +43,11 @@ pub async fn target_tables<C: GenericClient + Sync>(
     // A name that was given twice is found twice.
     oids.sort_unstable();
     oids.dedup();
-    let (trees, columns, checks) = tokio::try_join!(
+    let (trees, columns, checks, mut owners) = tokio::try_join!(
         read_trees(client, &oids),
         target_columns::read_columns(client, &oids),
         read_checks(client, &oids),
+        read_owners(client, &oids),
     )?;
     let (keys, acts, foreign_keys) = tokio::try_join!(
         read_unique_keys(client, &trees),
@@ -53,7 +55,8 @@ pub async fn target_tables<C: GenericClient + Sync>(
         read_foreign_keys(client, &trees),
     )?;
     let partitioning = read_partitioning(client, &trees, &keys).await?;
-    let describe = |mut table: TargetTable| {
+    let mut describe = |mut table: TargetTable| {
+        table.owner = owners.remove(&table.oid);
         let acts = acts.get(&table.oid).copied().unwrap_or_default();
         table.columns = columns.get(&table.oid).cloned().unwrap_or_default();
         table.unique_keys = keys.get(&table.oid).cloned().unwrap_or_default();
@@ -75,7 +78,8 @@ pub async fn target_tables<C: GenericClient + Sync>(
 ///
 /// The expression sums up the transactions that wrote the catalog's rows of columns, indexes, triggers
 /// and rules: DDL replaces such rows with younger ones. TRUNCATE, ANALYZE, VACUUM and new partitions
-/// leave them alone. The name belongs to it, because statements find the table by that.
+/// leave them alone. The name belongs to it, because statements find the table by that, and the owner, whose role they
+/// may be run as.
 #[must_use]
 pub fn table_stamp_sql(oid: &str) -> String {
     let sum = |catalog: &str, key: &str| {
@@ -88,7 +92,7 @@ pub fn table_stamp_sql(oid: &str) -> String {
         "({} OPERATOR(pg_catalog.+) COALESCE({}, 0) OPERATOR(pg_catalog.+) COALESCE({}, 0) \
          OPERATOR(pg_catalog.+) COALESCE({}, 0) OPERATOR(pg_catalog.+) \
          (SELECT pg_catalog.hashtext(s.relname::pg_catalog.text)::pg_catalog.int8 \
-             OPERATOR(pg_catalog.+) s.relnamespace::pg_catalog.int8 \
+             OPERATOR(pg_catalog.+) s.relnamespace::pg_catalog.int8 OPERATOR(pg_catalog.+) s.relowner::pg_catalog.int8 \
           FROM pg_catalog.pg_class s WHERE s.oid OPERATOR(pg_catalog.=) {oid}))::pg_catalog.int8",
         sum("pg_attribute", "attrelid"),
         sum("pg_index", "indrelid"),
@@ -190,14 +194,8 @@ fn bare_table(name: &QualifiedName, row: &Row) -> TargetTable {
         has_ordinary_triggers: false,
         ordinary_before_row: false,
         row_security: row.get("row_security"),
-        privileges: TablePrivileges {
-            schema_usage: row.get("schema_usage"),
-            select: row.get("can_select"),
-            insert: row.get("can_insert"),
-            update: row.get("can_update"),
-            delete: row.get("can_delete"),
-            truncate: row.get("can_truncate"),
-        },
+        privileges: privileges(row),
+        owner: None,
         checks: Vec::new(),
         indexes: Indexes {
             unique: count("unique_indexes"),

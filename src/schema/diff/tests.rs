@@ -1,5 +1,7 @@
 //! Table tests of the comparison: two tables in a short notation, the findings as text.
 
+use std::sync::LazyLock;
+
 use super::*;
 use crate::schema::older_rows::MissingValue;
 use crate::schema::{
@@ -86,6 +88,7 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
             delete: true,
             truncate: true,
         },
+        owner: None,
         checks: Vec::new(),
         indexes: Indexes { unique: 1, all: 1, computing: false },
         utf8: true,
@@ -96,14 +99,19 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
 
 static NO_COERCION: BTreeSet<String> = BTreeSet::new();
 
+static REPLICA: LazyLock<Surroundings> = LazyLock::new(|| Surroundings {
+    replication_role: ReplicationRole::Replica,
+    role: "applier".to_owned(),
+    run_as: RunAs::Owner,
+});
+
 fn pairing<'a>(published: &'a PublishedRelation, table: Option<&'a TargetTable>) -> Pairing<'a> {
     Pairing {
         published,
         actions: Operations::ALL,
         target_name: &published.name,
         target: table,
-        session: ReplicationRole::Replica,
-        role: "applier",
+        surroundings: &REPLICA,
         coerced: &NO_COERCION,
     }
 }
@@ -390,8 +398,8 @@ fn what_may_go_wrong_later_is_a_warning() {
     };
     table.checks = vec![check_on("b", "CHECK ((b IS NOT NULL))"), check_on("b", "CHECK ((b <> ''::text))")];
     table.has_foreign_keys = true;
-    let comparison =
-        compare(&Pairing { session: ReplicationRole::Origin, ..pairing(&widgets, Some(&table)) });
+    let origin = Surroundings { replication_role: ReplicationRole::Origin, ..REPLICA.clone() };
+    let comparison = compare(&Pairing { surroundings: &origin, ..pairing(&widgets, Some(&table)) });
     insta::assert_snapshot!(describe(&comparison), @r#"
     WARNING column "id" of target table public.widgets is integer, the publisher's is bigint
       detail: A value out of the target type's range is refused.
@@ -406,5 +414,57 @@ fn what_may_go_wrong_later_is_a_warning() {
       detail: The role may not set session_replication_role, which would keep them out.
       hint: GRANT SET ON PARAMETER session_replication_role TO the role (15+), or make sure that they do no harm
     Key { columns: [0], scope: Table }
+    "#);
+}
+
+#[test]
+fn a_table_is_written_to_as_its_owner_where_that_may_be() {
+    let widgets = published(ByKey, "id* int4");
+    let all = |table: &TargetTable| table.privileges;
+    let mut table = target("id int4 not null", &["id"]);
+    table.fires = FiringTriggers { before_row: false, any: true };
+    let may_be_taken = TableOwner {
+        name: "shop".to_owned(),
+        is_superuser: false,
+        may_be_taken: true,
+        row_security: false,
+        privileges: all(&table),
+    };
+    // What the applying role lacks does not matter then.
+    table.privileges.insert = false;
+    table.row_security = true;
+    table.owner = Some(may_be_taken.clone());
+    let compared = compare(&pairing(&widgets, Some(&table)));
+    assert_eq!((&compared.misfits[..], &compared.warnings[..]), (&[][..], &[][..]));
+    assert_eq!(compared.plan.expect("a plan").run_as.as_deref(), Some("shop"));
+
+    let role = Surroundings { run_as: RunAs::Role, ..REPLICA.clone() };
+    let compared = compare(&Pairing { surroundings: &role, ..pairing(&widgets, Some(&table)) });
+    assert_eq!((compared.misfits.len(), compared.warnings.len()), (2, 0), "INSERT and row-level security");
+
+    table.owner = Some(TableOwner { may_be_taken: false, ..may_be_taken.clone() });
+    table.privileges.insert = true;
+    table.row_security = false;
+    insta::assert_snapshot!(describe(&compare(&pairing(&widgets, Some(&table)))), @r#"
+    WARNING triggers of target table public.widgets run with the privileges of role "applier"
+      detail: They belong to the table's owner, "shop", which the role may not become: who owns the table can do what the role can.
+      hint: GRANT "shop" TO "applier"; or run_as = "role" if that is meant
+    Key { columns: [0], scope: Table }
+    "#);
+
+    table.owner = Some(TableOwner { is_superuser: true, ..may_be_taken.clone() });
+    let compared = compare(&pairing(&widgets, Some(&table)));
+    assert_eq!((compared.plan.expect("a plan").run_as, compared.warnings.len()), (None, 0));
+
+    let mut revoked = all(&table);
+    revoked.delete = false;
+    table.owner = Some(TableOwner { row_security: true, privileges: revoked, ..may_be_taken });
+    insta::assert_snapshot!(describe(&compare(&pairing(&widgets, Some(&table)))), @r#"
+    role "shop" lacks DELETE on target table public.widgets
+      detail: Published as public.widgets.
+      hint: run on the target: GRANT DELETE ON TABLE public.widgets TO "shop";
+    row-level security of target table public.widgets applies to role "shop"
+      detail: Published as public.widgets; rows would be hidden from updates and deletes, or refused.
+      hint: run on the target: ALTER ROLE "shop" BYPASSRLS; (or let the role own the table, without FORCE ROW LEVEL SECURITY)
     "#);
 }

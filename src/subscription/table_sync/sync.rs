@@ -57,6 +57,7 @@ impl Sync {
     ) -> Result<Lsn, Failure> {
         let (context, subscription) = (&self.context, &self.context.subscription);
         let mut target = TargetSession::open(&context.target, &format!("{} sync", subscription.name)).await?;
+        target.set_run_as(subscription.run_as);
         target.set_origin(&subscription.name, OriginUse::TableSync).await?;
         let publisher = Publisher {
             client: net::client(&subscription.publisher, &self.copy_options()).await?,

@@ -87,8 +87,7 @@ fn compare_for_copy(
         actions: published.actions,
         target_name,
         target,
-        session: session.replication_role(),
-        role: session.role(),
+        surroundings: &session.surroundings(),
         coerced,
     })
 }

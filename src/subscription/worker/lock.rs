@@ -104,6 +104,7 @@ impl Worker {
             let name = application_name(&subscription.name);
             let mut session = TargetSession::open(&self.context.target, &name).await?;
             session.time_round_trip().await?;
+            session.set_run_as(subscription.run_as);
             // The session's settings have "on".
             if subscription.synchronous_commit != SynchronousCommit::On {
                 session.set_synchronous_commit(subscription.synchronous_commit.as_str()).await?;

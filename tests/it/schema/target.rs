@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use pgsluice::pg::QualifiedName;
 use pgsluice::schema::{
     ColumnDefault, Comparison, Indexes, KeyScope, Misfit, MisfitFacts, Operations, Pairing, PublishedTable,
-    ReplicationRole, RowIdentity, SeenTable, Standing, TableKind, TargetTable, catalog, compare,
+    ReplicationRole, RowIdentity, RunAs, SeenTable, Standing, Surroundings, TableKind, TargetTable, catalog,
+    compare,
 };
 
 use super::server::Database;
@@ -189,14 +190,18 @@ async fn comparison(publisher: &Database, target: &Database, role: &str) -> Vec<
     let tables = published(publisher, &["p"]).await;
     let names: Vec<QualifiedName> = tables.iter().map(|table| table.relation.name.clone()).collect();
     let found = targets(&target.client, &names).await;
+    let surroundings = Surroundings {
+        replication_role: ReplicationRole::Replica,
+        role: role.to_owned(),
+        run_as: RunAs::Owner,
+    };
     let compare = |(table, found): (&PublishedTable, &Option<TargetTable>)| {
         compare(&Pairing {
             published: &table.relation,
             actions: Operations::ALL,
             target_name: &table.relation.name,
             target: found.as_ref(),
-            session: ReplicationRole::Replica,
-            role,
+            surroundings: &surroundings,
             coerced: &BTreeSet::new(),
         })
     };

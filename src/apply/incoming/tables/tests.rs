@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pgoutput::RelationColumn;
-use crate::schema::ReplicaIdentity;
+use crate::schema::{ReplicaIdentity, ReplicationRole, RunAs};
 
 #[test]
 fn changes_are_judged_by_commit_and_by_transaction() {
@@ -54,7 +54,11 @@ fn a_table_that_has_changed_is_described_when_it_is_announced() {
         (member.target.clone(), member)
     };
     for (type_oid, is_described) in [(INT4, false), (TEXT, true)] {
-        let surroundings = Surroundings { replication_role: ReplicationRole::Replica, role: String::new() };
+        let surroundings = Surroundings {
+            replication_role: ReplicationRole::Replica,
+            role: String::new(),
+            run_as: RunAs::Owner,
+        };
         let mut tables = Tables::new([catalog(1, "a"), catalog(2, "b")].into(), surroundings);
         let first = tables.announce(relation(1, "a", INT4), Duration::ZERO).unwrap();
         let Announced::Describe { tables: names, .. } = first else { panic!("{first:?}") };
