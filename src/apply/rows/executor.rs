@@ -159,7 +159,7 @@ impl Executor {
         let bytes = planned.params.iter().map(Param::size_bytes).sum();
         let client = Arc::clone(&self.client);
         let params = planned.params;
-        let role = self.taken_by(&subject).map(|role| run_as_sql(role.as_deref()));
+        let role = self.role_statement(&subject);
         let answer = Dispatched::new(async move {
             let row = client.execute_raw(&statement, params);
             match role {
@@ -173,13 +173,14 @@ impl Executor {
         Ok(())
     }
 
-    /// Returns the role that has to be taken to write to the change's table; none if the transaction has it.
-    fn taken_by(&mut self, subject: &FailedChange) -> Option<Option<String>> {
+    /// Returns the statement that takes the role to write to the change's table; none if the transaction has it.
+    fn role_statement(&mut self, subject: &FailedChange) -> Option<String> {
         let wanted = &subject.table.plan.run_as;
-        (*wanted != self.role).then(|| {
-            self.role.clone_from(wanted);
-            wanted.clone()
-        })
+        if *wanted == self.role {
+            return None;
+        }
+        self.role.clone_from(wanted);
+        Some(run_as_sql(wanted.as_deref()))
     }
 
     /// Waits for the oldest answer, and checks its row count. Cancel-safe.
