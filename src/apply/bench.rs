@@ -2,7 +2,6 @@
 //!
 //! This is no public interface: it calls private modules in the way the core and `batches` do.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio_postgres::types::Type;
@@ -108,7 +107,8 @@ pub(crate) fn context(id: u64, plan: TablePlan) -> TableContext {
         text_columns: TextColumns::default(),
         plan,
         described,
-        coerced: BTreeSet::new(),
+        rules: Arc::default(),
+        projection: None,
         hindered: Operations::NONE,
         misfits: Vec::new(),
         exact_because: None,

@@ -2,13 +2,15 @@
 //!
 //! Pure data, used by sets and rows. `incoming::tables` makes it from Relation messages and catalogs.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::apply::change::RowChange;
 use crate::error::ServerError;
 use crate::pgoutput::{TextColumns, Tuple, Value};
-use crate::schema::{BinaryForm, Misfit, MisfitKind, Operations, PublishedRelation, RowIdentity, TablePlan};
+use crate::schema::{
+    BinaryForm, Misfit, MisfitKind, Operations, Projection, PublishedRelation, RowIdentity, RuleMisfit,
+    TablePlan, TableRules,
+};
 
 /// One published relation, compared with its target and planned.
 #[derive(Debug)]
@@ -21,8 +23,9 @@ pub struct TableContext {
     pub(crate) text_columns: TextColumns,
     /// The published relation from which the plan was made.
     pub(crate) described: PublishedRelation,
-    /// Columns whose values the target's type may change.
-    pub(crate) coerced: BTreeSet<String>,
+    pub(crate) rules: Arc<TableRules>,
+    /// Which values of its rows are applied; none if all are.
+    pub(crate) projection: Option<Projection>,
     /// The operations that could not be applied when the plan was made.
     pub(crate) hindered: Operations,
     /// Why not.
@@ -51,6 +54,29 @@ impl TableContext {
             root: self.plan.target_root.clone(),
             subscription: None,
         }
+    }
+
+    /// Leaves out of a change what is not applied.
+    ///
+    /// # Errors
+    /// It has a value that may not be left out.
+    pub(crate) fn project(&self, change: &mut RowChange) -> Result<(), Box<Misfit>> {
+        let Some(projection) = &self.projection else { return Ok(()) };
+        let projected = match change {
+            RowChange::Insert { new } => projection.project_new(new),
+            RowChange::Update { old, new } => {
+                projection.project_old(old);
+                projection.project_new(new)
+            }
+            RowChange::Delete { old } => {
+                projection.project_old(old);
+                Ok(())
+            }
+        };
+        projected.map_err(|at| {
+            let column = self.published.columns.get(at).map(|column| column.name.clone()).unwrap_or_default();
+            Box::new(self.misfit(MisfitKind::Rule(RuleMisfit::IgnoredValue { column })))
+        })
     }
 
     /// Whether triggers or foreign keys act on the table's rows, so that the order of changes matters.

@@ -1,13 +1,13 @@
 //! Compares published tables with their targets column by column. Pure.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::error::Diagnosis;
 use crate::pg::QualifiedName;
 use crate::schema::render::type_sql;
 use crate::schema::{
-    ColumnDefault, Comparison, Misfit, MisfitKind, Pairing, PublishedTable, Surroundings, TargetTable,
-    Warning, WarningKind, compare,
+    ColumnDefault, Comparison, Goes, Misfit, MisfitKind, Pairing, PublishedColumn, PublishedTable,
+    Surroundings, TableRules, TargetTable, Warning, WarningKind, compare,
 };
 use crate::subscription::schema_failure;
 
@@ -19,8 +19,7 @@ pub(super) struct Pair<'a> {
     pub published: &'a PublishedTable,
     pub target_name: &'a QualifiedName,
     pub target: Option<&'a TargetTable>,
-    /// Columns whose values the target's type may change.
-    pub coerced: &'a BTreeSet<String>,
+    pub rules: Arc<TableRules>,
 }
 
 /// Compares all pairs.
@@ -28,11 +27,11 @@ pub(super) fn compare_all(pairs: &[Pair<'_>], surroundings: &Surroundings) -> Ve
     let compared = |pair: &Pair<'_>| {
         compare(&Pairing {
             published: &pair.published.relation,
-            actions: pair.published.actions,
+            actions: pair.rules.copied(pair.published.actions),
             target_name: pair.target_name,
             target: pair.target,
             surroundings,
-            coerced: pair.coerced,
+            rules: &pair.rules,
         })
     };
     pairs.iter().map(compared).collect()
@@ -99,21 +98,10 @@ fn report(pair: &Pair<'_>, compared: &Comparison) -> TableReport {
 fn columns(pair: &Pair<'_>, compared: &Comparison) -> Vec<ColumnReport> {
     let published = &pair.published.relation.columns;
     let theirs = pair.target.map_or(&[][..], |table| table.columns.as_slice());
-    let both = published.iter().map(|column| {
-        let target = theirs.iter().find(|found| found.name == column.name);
-        let (status, note) = match target {
-            None => (Status::Failed, Some("missing in the target".to_owned())),
-            Some(_) => said(&column.name, compared).unwrap_or((Status::Ok, None)),
-        };
-        ColumnReport {
-            name: column.name.clone(),
-            publisher: Some(type_sql(&column.ty, column.typmod)),
-            target: target.map(|column| column.display_type.clone()),
-            status,
-            note,
-        }
-    });
-    let own = theirs.iter().filter(|column| !published.iter().any(|known| known.name == column.name));
+    let both = published.iter().map(|column| column_report(column, pair, compared));
+    let mapped = pair.rules.map(pair.published.relation.clone());
+    let own =
+        theirs.iter().filter(|column| !mapped.columns.iter().any(|known| known.goes_to() == column.name));
     let own = own.map(|column| {
         let kept = match column.default {
             ColumnDefault::None => "the target's own: stays null",
@@ -131,6 +119,31 @@ fn columns(pair: &Pair<'_>, compared: &Comparison) -> Vec<ColumnReport> {
         }
     });
     both.chain(own).collect()
+}
+
+/// Reports a published column with the target's that it goes to.
+fn column_report(column: &PublishedColumn, pair: &Pair<'_>, compared: &Comparison) -> ColumnReport {
+    let theirs = pair.target.map_or(&[][..], |table| table.columns.as_slice());
+    let goes = pair.rules.columns.get(&column.name).map(|rule| &rule.goes);
+    let (goes_to, note) = match goes {
+        None | Some(Goes::ToItsName) => (Some(&column.name), None),
+        Some(Goes::To(name)) => (Some(name), Some(format!("goes to \"{name}\""))),
+        Some(Goes::Ignored) => (None, Some("ignored".to_owned())),
+        Some(Goes::IgnoredIfNull) => (None, Some("ignored while it is NULL".to_owned())),
+    };
+    let target = goes_to.and_then(|name| theirs.iter().find(|found| found.name == *name));
+    let (status, note) = match (goes_to, target) {
+        (Some(name), Some(_)) => said(name, compared).unwrap_or((Status::Ok, note)),
+        (Some(_), None) => (Status::Failed, Some("missing in the target".to_owned())),
+        (None, _) => said(&column.name, compared).unwrap_or((Status::Ok, note)),
+    };
+    ColumnReport {
+        name: column.name.clone(),
+        publisher: Some(type_sql(&column.ty, column.typmod)),
+        target: target.map(|column| column.display_type.clone()),
+        status,
+        note,
+    }
 }
 
 /// Summarises the comparison for one column; the table's findings have all of it.
@@ -154,7 +167,7 @@ fn said(name: &str, compared: &Comparison) -> Option<(Status, Option<String>)> {
             WarningKind::RiskyType(_)
             | WarningKind::OtherForm(_)
             | WarningKind::Coerced(_)
-            | WarningKind::NotCoerced { .. }
+            | WarningKind::RuleWithoutEffect { .. }
             | WarningKind::IdentityAlways { .. }
             | WarningKind::ConstantUnique { .. }
             | WarningKind::CheckRefusesNull { .. }
@@ -182,7 +195,9 @@ fn about(kind: &MisfitKind, name: &str) -> Option<String> {
         MisfitKind::NoEqualityOperator { columns } if columns.iter().any(|(column, _)| column == name) => {
             Some("its type has no equality".to_owned())
         }
-        MisfitKind::SchemaReserved
+        MisfitKind::Rule(misfit) if misfit.is_about(name) => Some(misfit.why().to_owned()),
+        MisfitKind::Rule(_)
+        | MisfitKind::SchemaReserved
         | MisfitKind::MissingTable { .. }
         | MisfitKind::NotATable(_)
         | MisfitKind::NoSchemaUsage { .. }

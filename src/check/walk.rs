@@ -447,7 +447,7 @@ async fn judge_tables(
             published,
             target_name,
             target: target.as_ref(),
-            coerced: subscription.coerced(&published.relation.name),
+            rules: subscription.rules(&published.relation.name),
         })
         .collect();
     let replication_role =

@@ -95,9 +95,7 @@ fn the_example_is_valid_and_the_full_one_only_ahead_of_its_time() {
     assert_eq!(config.subscriptions.len(), 1);
     let full = load_text(&full_example(), &surroundings, Report::default()).unwrap_err();
     insta::assert_snapshot!(full, @r"
-    the configuration has 2 problems
-    subscriptions[0].tables[0].columns: mapping columns is not supported yet
-      hint: leave to, ignore and ignore_if_null out
+    the configuration has a problem
     subscriptions[0].tables[0].set: setting columns is not supported yet
       hint: leave set out
     ");

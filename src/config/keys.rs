@@ -69,7 +69,9 @@ const TABLE: &[Key] = &[
     key("target", Shape::Text),
     key("columns", Shape::Map(&Shape::Table(COLUMN))),
     key("set", Shape::Map(&Shape::Text)),
+    key("operations", Shape::TextList),
     key("on_delete", Shape::TextOrTable(&[key("mark", Shape::Text)])),
+    key("on_truncate", Shape::Text),
     key("conflicts", Shape::Table(CONFLICT_TYPES)),
 ];
 

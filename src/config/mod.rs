@@ -27,9 +27,10 @@ mod reload;
 mod surroundings;
 mod validate;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use error::{ConfigErrors, Place, Problem};
@@ -39,7 +40,7 @@ pub use surroundings::process_environment;
 use crate::error::Diagnosis;
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{QualifiedName, SlotName, SubscriptionName};
-use crate::schema::RunAs;
+use crate::schema::{RunAs, TableRules};
 use error::Report;
 use surroundings::{ConfigFile, Surroundings};
 
@@ -184,16 +185,15 @@ impl ConflictPolicies {
 pub struct TableRule {
     pub source: QualifiedName,
     pub target: QualifiedName,
-    /// Published columns whose values the target's type may change.
-    pub coerced: BTreeSet<String>,
+    pub rules: Arc<TableRules>,
 }
 
 impl Subscription {
-    /// The columns of a published table whose values the target's type may change.
+    /// What the mapping says of a published table.
     #[must_use]
-    pub fn coerced(&self, source: &QualifiedName) -> &BTreeSet<String> {
-        static NONE: BTreeSet<String> = BTreeSet::new();
-        self.tables.iter().find(|rule| rule.source == *source).map_or(&NONE, |rule| &rule.coerced)
+    pub fn rules(&self, source: &QualifiedName) -> Arc<TableRules> {
+        let rule = self.tables.iter().find(|rule| rule.source == *source);
+        rule.map_or_else(Arc::default, |rule| Arc::clone(&rule.rules))
     }
 }
 

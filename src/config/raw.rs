@@ -62,7 +62,9 @@ pub(super) struct RawTable {
     pub(super) target: Option<String>,
     pub(super) columns: BTreeMap<String, RawColumn>,
     pub(super) set: BTreeMap<String, String>,
+    pub(super) operations: Option<Vec<String>>,
     pub(super) on_delete: Option<RawOnDelete>,
+    pub(super) on_truncate: Option<String>,
     pub(super) conflicts: BTreeMap<String, String>,
 }
 

@@ -16,7 +16,8 @@ use crate::error::ServerError;
 use crate::pg::{QualifiedName, quote_ident};
 use crate::schema::binary::same_in_binary;
 use crate::schema::{
-    ColumnPlan, CopyFormat, PublishedTable, TablePlan, TypeName, ValueGuard, copy_in_sql, copy_query,
+    ColumnPlan, CopyFormat, PublishedTable, TablePlan, TableRules, TypeName, ValueGuard, copy_in_sql,
+    copy_query, has_value_query,
 };
 
 /// Number of messages that the publisher sends besides one for each row. The trailer of binary data is a
@@ -40,6 +41,8 @@ pub struct CopyCommands {
     types: Option<(String, String)>,
     /// The columns whose values are looked at before they are sent.
     guarded: Vec<GuardedColumn>,
+    /// The columns that may have no value because they are ignored only then, each with the query whether it has one.
+    null: Vec<(String, String)>,
 }
 
 /// A column of which the target would change some values silently.
@@ -64,7 +67,7 @@ impl GuardedColumn {
 
 impl CopyCommands {
     #[must_use]
-    pub fn new(published: &PublishedTable, plan: &TablePlan, binary: Auto) -> Self {
+    pub fn new(published: &PublishedTable, plan: &TablePlan, rules: &TableRules, binary: Auto) -> Self {
         let source: Vec<&str> = plan.columns.iter().map(|column| column.source.as_str()).collect();
         let target = columns(plan.columns.iter().map(|column| column.target.as_str()));
         let select = |columns: &str, name: &QualifiedName| format!("SELECT {columns} FROM {}", name.quoted());
@@ -81,6 +84,11 @@ impl CopyCommands {
             r#in: [CopyFormat::Text, CopyFormat::Binary].map(|format| copy_in_sql(plan, format)),
             types,
             guarded: GuardedColumn::of(plan),
+            null: rules
+                .ignored_if_null()
+                .filter(|name| published.relation.columns.iter().any(|column| column.name == **name))
+                .map(|name| (name.clone(), has_value_query(published, name)))
+                .collect(),
         }
     }
 
@@ -100,6 +108,21 @@ impl CopyCommands {
                 ServerError { message: format!("row {row} of the copy: {}", error.message), context, ..error }
             })
         })
+    }
+
+    /// Fails if a column has a value that is ignored only while it is NULL. `source`'s transaction has the snapshot.
+    pub(super) async fn refuse_values(
+        &self,
+        source: &Client,
+        table: &QualifiedName,
+    ) -> Result<(), CopyError> {
+        for (column, has_value) in &self.null {
+            let row = source.query_one(has_value.as_str(), &[]).await.map_err(CopyError::publisher)?;
+            if row.get(0) {
+                return Err(CopyError::IgnoredValue { table: table.clone(), column: column.clone() });
+            }
+        }
+        Ok(())
     }
 
     /// `COPY … TO STDOUT` for the publisher.

@@ -53,6 +53,9 @@ pub enum CopyError {
         "a row of {table} has {bytes} bytes as the publisher sends it, more than max_value_bytes ({bytes_max})"
     )]
     TooLarge { table: QualifiedName, bytes: usize, bytes_max: usize },
+    /// The value would be lost.
+    #[error("column \"{column}\" of {table} has values, and is to be ignored only while it is NULL")]
+    IgnoredValue { table: QualifiedName, column: String },
     /// The rows that the target table has could not be treated as asked.
     #[error("the rows that the target table has stay as they are")]
     Existing(Box<Diagnosis>),
@@ -102,6 +105,10 @@ impl CopyError {
             Self::TooLarge { .. } => Diagnosis::new(copying)
                 .detail(self.to_string())
                 .hint("raise max_value_bytes of the subscription and reload the configuration (SIGHUP)"),
+            Self::IgnoredValue { .. } => Diagnosis::new(copying).detail(self.to_string()).hint(
+                "let the column go to one of the target (to), or ignore its values (ignore = true), in \
+                 [[subscriptions.tables]], and reload the configuration (SIGHUP)",
+            ),
             Self::Existing(diagnosis) => (**diagnosis).clone(),
             Self::Unsettled(_) => Diagnosis::new(self.to_string())
                 .detail(

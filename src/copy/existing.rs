@@ -29,6 +29,12 @@ use crate::target::TargetSession;
 /// Name of the temporary table of a merge. A session merges one table at a time.
 const STAGED: &str = "pgsluice_resync";
 
+/// The session's settings have rows found by their key's index, which the temporary table has not.
+const JOIN_WHOLE_TABLES: &str =
+    "SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on";
+const JOIN_BY_KEY: &str =
+    "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+
 /// Foreign keys of other tables whose action changes their rows when a row of table `$1` is deleted.
 const CASCADES: &str = "SELECT pg_catalog.format('%s of %s', pg_catalog.quote_ident(c.conname), \
         c.conrelid::pg_catalog.regclass) FROM pg_catalog.pg_constraint c \
@@ -114,14 +120,14 @@ impl Existing {
     ) -> Result<(), CopyError> {
         let Self::Merge(Ok(merge)) = self else { return Ok(()) };
         let staged = staged().quoted();
-        run(target, Resync::Merge, table, &format!("ANALYZE {staged}")).await?;
+        run(target, Resync::Merge, table, &format!("ANALYZE {staged}; {JOIN_WHOLE_TABLES}")).await?;
         let statements = [Some(&merge.delete), merge.update.as_ref(), Some(&merge.insert)];
         for statement in statements.into_iter().flatten() {
             let rows = target.client().execute(statement.as_str(), &[]).await;
             let rows = rows.map_err(|error| failed(Resync::Merge, table, error))?;
             debug!(relation = %table, rows, verb = statement.get(..6), "merged");
         }
-        run(target, Resync::Merge, table, &format!("DROP TABLE {staged}")).await
+        run(target, Resync::Merge, table, &format!("DROP TABLE {staged}; {JOIN_BY_KEY}")).await
     }
 }
 

@@ -88,6 +88,7 @@ async fn transfer(
     };
     let metered = source.meter().map(Meter::rows);
     expect_seen(source, job).await?;
+    job.commands.refuse_values(source, &job.source).await?;
     let format = job.commands.format(source, target).await?;
     debug!(relation = %job.source, %format, "COPY to COPY");
     let rows = source.copy_out(&job.commands.copy_out(format)).await.map_err(&from_publisher)?;

@@ -151,6 +151,7 @@ impl RelationCache {
         match named.or_else(|| builtin_type_name(type_oid).map(builtin)) {
             Some(ty) => Ok(PublishedColumn {
                 name,
+                target: None,
                 ty,
                 domain: own.then_some(type_oid),
                 typmod,

@@ -189,6 +189,19 @@ impl Tuple {
         Cow::Owned(Self { values, columns: self.columns, complete, text })
     }
 
+    /// Returns this row with only those columns whose position, counted from 0, `keeps` names.
+    #[must_use]
+    pub fn only(&self, keeps: impl Fn(usize) -> bool) -> Self {
+        let mut values = BytesMut::with_capacity(self.values.len());
+        let (mut columns, mut complete) = (0, true);
+        for (_, value) in self.iter().enumerate().filter(|(column, _)| keeps(*column)) {
+            columns += 1;
+            complete &= value != Value::Unchanged;
+            put(&mut values, value);
+        }
+        Self { values: values.freeze(), columns, complete, text: TextColumns::default() }
+    }
+
     /// Marks the columns whose binary values are to be taken as text.
     pub fn binary_as_text(&mut self, text: &TextColumns) {
         self.text = text.clone();

@@ -197,7 +197,7 @@ pub fn first_unusable<'a>(
     target: &[ColumnType],
 ) -> Option<&'a PublishedColumn> {
     published.columns.iter().find(|column| {
-        let found = target.iter().find(|found| found.name == column.name);
+        let found = target.iter().find(|found| found.name == column.goes_to());
         found.is_some_and(|found| {
             let guard = match fit::judge((&column.ty, column.typmod), (&found.base_type, found.typmod)) {
                 Fit::Guarded(guard) => Some(guard),

@@ -99,6 +99,7 @@ mod tests {
         };
         let name = "id".to_owned();
         let published = PublishedColumn {
+            target: None,
             name: name.clone(),
             ty: ty(from),
             typmod,

@@ -13,7 +13,10 @@ use super::{PublishedColumn, TypeName};
 /// A published column with its type as SQL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ColumnSql {
+    /// The target's column.
     pub name: String,
+    /// The publisher's column.
+    pub source: String,
     pub ty: String,
     /// Whether the type is a user's, which the target may lack.
     pub custom: bool,
@@ -28,7 +31,8 @@ impl ColumnSql {
     #[must_use]
     pub fn of(column: &PublishedColumn) -> Self {
         Self {
-            name: column.name.clone(),
+            name: column.goes_to().to_owned(),
+            source: column.name.clone(),
             ty: type_sql(&column.ty, column.typmod),
             custom: !is_builtin(&column.ty),
             definition: None,
@@ -43,11 +47,11 @@ impl ColumnSql {
             // The stream does not tell the modifier of a domain.
             found.ty == self.ty || found.ty.split('(').next() == Some(self.ty.as_str())
         };
-        self.definition = facts.definition(table, &self.name).filter(same_type).cloned();
+        self.definition = facts.definition(table, &self.source).filter(same_type).cloned();
         if let Some(definition) = &mut self.definition {
             self.lost_collation = definition.collation.take_if(|name| !facts.collations.contains(name));
         }
-        self.older_rows = facts.older_rows(table, &self.name);
+        self.older_rows = facts.older_rows(table, &self.source);
     }
 
     fn sql(&self) -> String {

@@ -6,8 +6,10 @@
 use super::diff::Pairing;
 use super::fit::{self, Fit};
 use super::render::is_builtin;
-use super::warning::NoCoercion;
-use super::{LengthUnit, PublishedColumn, RowIdentity, TargetColumn, ValueGuard};
+use super::warning::NoEffect;
+use super::{
+    ColumnRule, LengthUnit, PublishedColumn, PublishedRelation, RowIdentity, TargetColumn, ValueGuard,
+};
 
 /// A published column with the target's.
 #[derive(Debug, Clone, Copy)]
@@ -28,24 +30,26 @@ pub(super) fn pairs<'a>(
         let found = found?;
         let fit = fit::judge((&published.ty, published.typmod), (&found.base_type, found.typmod));
         let fit = fit::with_inner_types(fit, &published.inner_types, &found.inner_types);
-        let coerced = pairing.coerced.contains(&published.name) && !finds_rows(identity, at, published);
+        let coerced = pairing.rules.is_coerced(&published.name) && !finds_rows(identity, at, published);
         Some(Pair { published, found, fit: if coerced { fit.coerced() } else { fit } })
     };
     pairing.published.columns.iter().zip(found.iter().copied()).enumerate().map(judged).collect()
 }
 
-/// Returns the columns of the mapping that are not coerced nevertheless.
-pub(super) fn not_coerced(
+/// Returns the columns of which the mapping's rule has no effect.
+pub(super) fn without_effect(
     pairing: &Pairing<'_>,
+    whole: &PublishedRelation,
     identity: Option<&RowIdentity>,
-) -> Vec<(String, NoCoercion)> {
+) -> Vec<(String, NoEffect)> {
     let columns = &pairing.published.columns;
-    let why = |name: &String| match columns.iter().position(|column| column.name == *name) {
-        None => Some((name.clone(), NoCoercion::NotPublished)),
-        Some(at) if finds_rows(identity, at, &columns[at]) => Some((name.clone(), NoCoercion::FindsRows)),
-        Some(_) => None,
-    };
-    pairing.coerced.iter().filter_map(why).collect()
+    let why =
+        |(name, rule): (&String, &ColumnRule)| match columns.iter().position(|column| column.name == *name) {
+            Some(at) if rule.coerced && finds_rows(identity, at, &columns[at]) => Some(NoEffect::FindsRows),
+            None if !whole.columns.iter().any(|column| column.name == *name) => Some(NoEffect::NotPublished),
+            Some(_) | None => None,
+        };
+    pairing.rules.columns.iter().filter_map(|rule| Some((rule.0.clone(), why(rule)?))).collect()
 }
 
 fn finds_rows(identity: Option<&RowIdentity>, at: usize, column: &PublishedColumn) -> bool {

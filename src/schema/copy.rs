@@ -50,11 +50,28 @@ pub fn copy_query(table: &PublishedTable, columns: &[&str]) -> String {
     if ordinary && table.row_filters.is_empty() && !table.has_generated && !columns.is_empty() {
         return format!("COPY {name} ({list}) TO STDOUT");
     }
-    let only = if ordinary { "ONLY " } else { "" };
     let list = if list.is_empty() { list } else { format!("{list} ") };
-    let filters = table.row_filters.iter().map(|filter| format!("({filter})")).collect::<Vec<_>>();
-    let filter = if filters.is_empty() { String::new() } else { format!(" WHERE {}", filters.join(" OR ")) };
-    format!("COPY (SELECT {list}FROM {only}{name}{filter}) TO STDOUT")
+    let filter = filter(table).map_or_else(String::new, |filter| format!(" WHERE {filter}"));
+    format!("COPY (SELECT {list}FROM {}{filter}) TO STDOUT", rows(table))
+}
+
+/// Returns the query whether a column has a value in one of the rows that are copied.
+#[must_use]
+pub fn has_value_query(table: &PublishedTable, column: &str) -> String {
+    let filter = filter(table).map_or_else(String::new, |filter| format!("({filter}) AND "));
+    format!("SELECT EXISTS (SELECT FROM {} WHERE {filter}{} IS NOT NULL)", rows(table), quote_ident(column))
+}
+
+/// The rows that belong to the published table.
+fn rows(table: &PublishedTable) -> String {
+    let only = if table.kind == TableKind::Table { "ONLY " } else { "" };
+    format!("{only}{}", table.relation.name.quoted())
+}
+
+/// The condition of the rows that are published; none if all are.
+fn filter(table: &PublishedTable) -> Option<String> {
+    let filters: Vec<String> = table.row_filters.iter().map(|filter| format!("({filter})")).collect();
+    (!filters.is_empty()).then(|| filters.join(" OR "))
 }
 
 /// Returns `COPY … FROM STDIN` for the target's published columns, in the plan's order. COPY accepts

@@ -20,6 +20,7 @@ impl Misfit {
             MisfitKind::SchemaReserved
             | MisfitKind::NotATable(_)
             | MisfitKind::NoReplicaIdentity
+            | MisfitKind::Rule(_)
             | MisfitKind::UnfitType { cure: TypeCure::AlterInside | TypeCure::AlterInsideOrCoerce, .. }
             | MisfitKind::NoEqualityOperator { .. } => return None,
             MisfitKind::MissingTable { columns, key, schema, role, privileges } => {

@@ -71,9 +71,19 @@ impl PublishedRelation {
     }
 }
 
+impl PublishedColumn {
+    /// The name of the target's column that its values go to.
+    #[must_use]
+    pub fn goes_to(&self) -> &str {
+        self.target.as_ref().unwrap_or(&self.name)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedColumn {
     pub name: String,
+    /// The target's column that its values go to; none if that has its name.
+    pub target: Option<String>,
     /// The type below all domains, which Type messages name as well.
     pub ty: TypeName,
     /// The type modifier of the column or its domain (`pg_attribute.atttypmod`), -1 if there is none.
@@ -327,6 +337,7 @@ mod tests {
     #[test]
     fn a_domain_keeps_its_typmod_through_a_relation_message() {
         let column = |name: &str, typmod, domain: u32| PublishedColumn {
+            target: None,
             name: name.to_owned(),
             ty: TypeName { schema: "pg_catalog".to_owned(), name: "numeric".to_owned() },
             typmod,

@@ -13,7 +13,7 @@
 //! - A plan is returned if and only if every published column has a target column that takes its values.
 //! - Misfits are in an order in which their DDL can be run: table, privileges, columns, key.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use crate::pg::QualifiedName;
 
@@ -26,10 +26,11 @@ use super::identity::{Unidentifiable, row_identity};
 use super::misfit::{Attached, KeyPlace, Misfit, MisfitKind, NotNullCure, TypeCure};
 use super::plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
 use super::render::{is_builtin, type_sql};
+use super::surroundings::{ReplicationRole, RunAs, Surroundings};
 use super::warning::{ColumnTypes, Warning, WarningKind};
 use super::{
     ColumnDefault, FiringTriggers, KeyEquality, OWN_SCHEMA, Operations, PublishedColumn, PublishedRelation,
-    ReplicaIdentity, TableKind, TableOwner, TargetColumn, TargetTable, UniqueKey,
+    ReplicaIdentity, RuleMisfit, TableKind, TableOwner, TableRules, TargetColumn, TargetTable, UniqueKey,
 };
 
 /// A published table and the target's relation under the mapped name.
@@ -43,36 +44,8 @@ pub struct Pairing<'a> {
     /// The target's table; `None` if there is no such relation.
     pub target: Option<&'a TargetTable>,
     pub surroundings: &'a Surroundings,
-    /// Published columns whose values the target's type may change.
-    pub coerced: &'a BTreeSet<String>,
-}
-
-/// What a comparison needs to know about the session that applies.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Surroundings {
-    pub replication_role: ReplicationRole,
-    /// The applying role, named in the GRANT that a misfit suggests.
-    pub role: String,
-    pub run_as: RunAs,
-}
-
-/// As which role rows are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RunAs {
-    /// As the owner of their table, where the applying role may become that. So the code that a table brings along
-    /// (triggers, constraints, defaults) has its owner's privileges, as with PostgreSQL's own subscriber from 16 on.
-    Owner,
-    /// As the applying role.
-    Role,
-}
-
-/// Whether the applying session runs with `session_replication_role = replica`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReplicationRole {
-    /// Ordinary triggers, rules and foreign keys do not act on replicated rows.
-    Replica,
-    /// Ordinary triggers, rules and foreign keys act on replicated rows.
-    Origin,
+    /// What the mapping says of the table.
+    pub rules: &'a TableRules,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -86,7 +59,10 @@ pub struct Comparison {
 /// Compares one table. It never fails, and it never stops at the first misfit.
 #[must_use]
 pub fn compare(pairing: &Pairing<'_>) -> Comparison {
-    let mut findings = Findings { pairing, misfits: Vec::new(), warnings: Vec::new() };
+    let mapped = pairing.rules.map(pairing.published.clone());
+    let whole = pairing.published;
+    let pairing = &Pairing { published: &mapped, ..*pairing };
+    let mut findings = Findings { pairing, whole, misfits: Vec::new(), warnings: Vec::new() };
     let plan = findings.examine();
     let plan = plan.filter(|_| !findings.misfits.iter().any(|misfit| misfit.kind.is_structural()));
     let operations = pairing.actions.or(Operations::INSERT);
@@ -95,7 +71,10 @@ pub fn compare(pairing: &Pairing<'_>) -> Comparison {
 }
 
 struct Findings<'a> {
+    /// The published table is described as the mapping has it.
     pairing: &'a Pairing<'a>,
+    /// The published table with all its columns.
+    whole: &'a PublishedRelation,
     misfits: Vec<Misfit>,
     warnings: Vec<Warning>,
 }
@@ -127,7 +106,7 @@ impl Findings<'_> {
         let Some(table) = self.pairing.target else {
             let key =
                 published.columns.iter().filter(|c| c.key && published.identity != ReplicaIdentity::Full);
-            let key = key.map(|column| column.name.clone()).collect();
+            let key = key.map(|column| column.goes_to().to_owned()).collect();
             let columns = published.columns.iter().map(ColumnSql::of).collect();
             let role = self.role();
             let privileges = vec!["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
@@ -139,18 +118,19 @@ impl Findings<'_> {
             return None;
         }
         self.privileges(table);
+        self.rules();
         let columns: Vec<Option<&TargetColumn>> = published
             .columns
             .iter()
-            .map(|column| table.columns.iter().find(|found| found.name == column.name))
+            .map(|column| table.columns.iter().find(|found| found.name == column.goes_to()))
             .collect();
         let found = row_identity(published, table, &columns);
         let pairs = columns::pairs(self.pairing, &columns, found.as_ref().ok());
         for (column, pair) in published.columns.iter().zip(&pairs) {
             self.published_column(column, *pair);
         }
-        for (column, why) in columns::not_coerced(self.pairing, found.as_ref().ok()) {
-            self.warn(WarningKind::NotCoerced { column, why });
+        for (column, why) in columns::without_effect(self.pairing, self.whole, found.as_ref().ok()) {
+            self.warn(WarningKind::RuleWithoutEffect { column, why });
         }
         self.target_only(table);
         let identity = self.identity(found, table, &columns);
@@ -164,6 +144,29 @@ impl Findings<'_> {
     fn writer<'t>(&self, table: &'t TargetTable) -> Option<&'t TableOwner> {
         let wanted = self.pairing.surroundings.run_as == RunAs::Owner;
         table.owner.as_ref().filter(|owner| wanted && owner.may_be_taken && !owner.is_superuser)
+    }
+
+    /// Checks what the mapping's rules lead to.
+    fn rules(&mut self) {
+        let (published, rules) = (self.pairing.published, self.pairing.rules);
+        let mut taken = BTreeMap::new();
+        for column in &published.columns {
+            if let Some(other) = taken.insert(column.goes_to(), &column.name) {
+                let columns = [other.clone(), column.name.clone()];
+                let target = column.goes_to().to_owned();
+                self.misfit(MisfitKind::Rule(RuleMisfit::SameColumn { columns, target }));
+            }
+        }
+        let is_applied = |name: &String| published.columns.iter().any(|column| column.name == *name);
+        let ignored = |column: &&PublishedColumn| column.key && !is_applied(&column.name);
+        if self.whole.identity != ReplicaIdentity::Full
+            && let Some(column) = self.whole.columns.iter().find(ignored)
+        {
+            self.misfit(MisfitKind::Rule(RuleMisfit::IgnoredKey { column: column.name.clone() }));
+        }
+        if rules.truncate_pauses {
+            self.misfit(MisfitKind::Rule(RuleMisfit::TruncatePauses));
+        }
     }
 
     fn privileges(&mut self, table: &TargetTable) {
@@ -205,7 +208,7 @@ impl Findings<'_> {
             }
         }
         let types = |why| ColumnTypes {
-            column: column.name.clone(),
+            column: column.goes_to().to_owned(),
             published_type: type_sql(&column.ty, column.typmod),
             target_type: found.display_type.clone(),
             why,
@@ -232,7 +235,7 @@ impl Findings<'_> {
         let extra: Vec<&TargetColumn> = table
             .columns
             .iter()
-            .filter(|column| !published.columns.iter().any(|known| known.name == column.name))
+            .filter(|column| !published.columns.iter().any(|known| known.goes_to() == column.name))
             .collect();
         for column in &extra {
             if column.not_null && column.default == ColumnDefault::None {
@@ -264,7 +267,7 @@ impl Findings<'_> {
     ) -> RowIdentity {
         let (published, actions) = (self.pairing.published, self.pairing.actions);
         let names = |among: &[usize]| -> Vec<String> {
-            among.iter().map(|&at| published.columns[at].name.clone()).collect()
+            among.iter().map(|&at| published.columns[at].goes_to().to_owned()).collect()
         };
         match found {
             Ok(identity) => {
@@ -281,14 +284,14 @@ impl Findings<'_> {
             }
             Err(Unidentifiable::NoUsableKey) => {
                 let keyed = published.columns.iter().filter(|column| column.key);
-                let columns: Vec<String> = keyed.map(|column| column.name.clone()).collect();
+                let columns: Vec<String> = keyed.map(|column| column.goes_to().to_owned()).collect();
                 let place = key_place(table, &columns);
                 self.misfit(MisfitKind::NoUsableKey { columns, place });
             }
             Err(Unidentifiable::NoEquality(unequal)) => {
                 let describe = |at: usize| {
                     let display = columns[at].map(|column| column.display_type.clone());
-                    (published.columns[at].name.clone(), display.unwrap_or_default())
+                    (published.columns[at].goes_to().to_owned(), display.unwrap_or_default())
                 };
                 let columns = unequal.into_iter().map(describe).collect();
                 self.misfit(MisfitKind::NoEqualityOperator { columns });

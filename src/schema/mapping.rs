@@ -75,7 +75,7 @@ impl MappingNote {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::sync::Arc;
 
     use super::*;
 
@@ -89,7 +89,7 @@ mod tests {
             .map(|(source, target)| TableRule {
                 source: name(source),
                 target: name(target),
-                coerced: BTreeSet::new(),
+                rules: Arc::default(),
             })
             .collect();
         let published: Vec<QualifiedName> = published.iter().map(|text| name(text)).collect();

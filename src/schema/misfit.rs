@@ -11,7 +11,7 @@ use crate::pg::{QualifiedName, quote_ident};
 use super::column_sql::ColumnSql;
 use super::definition::{MisfitFacts, OlderRows, SchemaState};
 use super::render::table_sql;
-use super::{Operations, TypeName};
+use super::{Operations, RuleMisfit, TypeName};
 
 /// A difference that keeps a published table from being applied faithfully.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -92,6 +92,8 @@ pub enum MisfitKind {
     NoEqualityOperator {
         columns: Vec<(String, String)>,
     },
+    /// The mapping's rules for the table refuse it.
+    Rule(RuleMisfit),
 }
 
 /// What has to be dropped before a column's type can be changed.
@@ -157,6 +159,7 @@ impl MisfitKind {
             Self::RowSecurity { .. } => Operations::OF_ROWS,
             Self::GeneratedColumn { .. } => Operations::INSERT.or(Operations::UPDATE),
             Self::IdentityAlways { .. } => Operations::UPDATE,
+            Self::Rule(misfit) => misfit.hinders(),
             Self::NotNullWithoutDefault { .. } => Operations::INSERT,
             Self::NoReplicaIdentity | Self::NoUsableKey { .. } | Self::NoEqualityOperator { .. } => {
                 Operations::OF_EXISTING_ROWS
@@ -172,6 +175,7 @@ impl MisfitKind {
             | Self::NotATable(_)
             | Self::MissingColumn(_)
             | Self::UnfitType { .. } => true,
+            Self::Rule(misfit) => misfit.is_structural(),
             Self::NoSchemaUsage { .. }
             | Self::MissingPrivilege { .. }
             | Self::RowSecurity { .. }
@@ -220,7 +224,8 @@ impl Misfit {
             | MisfitKind::NotNullWithoutDefault { .. }
             | MisfitKind::NoReplicaIdentity
             | MisfitKind::NoUsableKey { .. }
-            | MisfitKind::NoEqualityOperator { .. } => {}
+            | MisfitKind::NoEqualityOperator { .. }
+            | MisfitKind::Rule(_) => {}
         }
     }
 
@@ -284,7 +289,8 @@ impl Misfit {
             | MisfitKind::NotNullWithoutDefault { .. }
             | MisfitKind::NoReplicaIdentity
             | MisfitKind::NoUsableKey { .. }
-            | MisfitKind::NoEqualityOperator { .. } => return None,
+            | MisfitKind::NoEqualityOperator { .. }
+            | MisfitKind::Rule(_) => return None,
         };
         let subscription = self.subscription.as_deref().unwrap_or("NAME");
         Some(format!("{why}: afterwards, pgsluice resync {subscription} {}", table_sql(&self.source)))
@@ -309,9 +315,14 @@ impl Misfit {
             MisfitKind::RowSecurity { role } => {
                 format!("row-level security of target table {table} applies to role \"{role}\"")
             }
+            MisfitKind::MissingColumn(column) if column.name != column.source => format!(
+                "target table {table} lacks column \"{}\", to which the published column \"{}\" goes",
+                column.name, column.source
+            ),
             MisfitKind::MissingColumn(column) => {
                 format!("target table {table} lacks the published column \"{}\"", column.name)
             }
+            MisfitKind::Rule(misfit) => misfit.primary(&self.source.to_string(), &table.to_string()),
             MisfitKind::UnfitType { column, target_type, .. } => format!(
                 "column \"{}\" of target table {table} is {target_type}, which cannot hold the publisher's {}",
                 column.name, column.ty
@@ -345,6 +356,7 @@ impl Misfit {
         let why = match &self.kind {
             MisfitKind::SchemaReserved => "that schema belongs to the system or to pgsluice",
             MisfitKind::UnfitType { why, .. } => why,
+            MisfitKind::Rule(misfit) => misfit.why(),
             MisfitKind::RowSecurity { .. } => "rows would be hidden from updates and deletes, or refused",
             MisfitKind::NotNullWithoutDefault { .. } => "no replicated row could be inserted",
             MisfitKind::NoUsableKey { .. } => "updates and deletes would not find their rows",
@@ -410,6 +422,7 @@ impl Misfit {
             MisfitKind::SchemaReserved | MisfitKind::NotATable(_) => {
                 "map the table to another one with [[subscriptions.tables]] source and target, or take it out of the publication"
             }
+            MisfitKind::Rule(misfit) => misfit.hint(),
             MisfitKind::MissingTable { .. } => {
                 "or map the table to an existing one with [[subscriptions.tables]] source and target"
             }

@@ -30,15 +30,18 @@ pub mod plan;
 pub mod publication;
 pub mod redefined;
 pub mod render;
+mod rule_misfit;
+mod rules;
 mod seen;
 pub mod sharing;
-pub mod warning;
+pub mod surroundings;
+mod warning;
 
 pub use binary::BinaryForm;
-pub use copy::{CopyFormat, copy_in_sql, copy_query};
+pub use copy::{CopyFormat, copy_in_sql, copy_query, has_value_query};
 pub use definition::{MisfitFacts, Standing};
 pub use desc::*;
-pub use diff::{Comparison, Pairing, ReplicationRole, RunAs, Surroundings, compare};
+pub use diff::{Comparison, Pairing, compare};
 pub use guard::{LengthUnit, ValueGuard};
 pub use mapping::{Mapping, MappingNote};
 pub use marks::{Continuity, Mark, Marks, Redefined};
@@ -46,7 +49,10 @@ pub use misfit::{Misfit, MisfitKind};
 pub use operations::Operations;
 pub use plan::{ColumnPlan, KeyScope, RowIdentity, TablePlan};
 pub use redefined::{Description, TableLook};
+pub use rule_misfit::RuleMisfit;
+pub use rules::{ColumnRule, Goes, Projection, TableRules};
 pub use seen::{SeenColumn, SeenTable};
+pub use surroundings::{ReplicationRole, RunAs, Surroundings};
 pub use warning::{Warning, WarningKind};
 
 /// Schema of pgsluice's own tables, which are never published and never a target.

@@ -42,6 +42,12 @@ impl Operations {
         Self(self.0 & other.0)
     }
 
+    /// The operations that are not in `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Whether the sets have an operation in common.
     #[must_use]
     #[inline]

@@ -15,7 +15,7 @@
 
 use super::older_rows::{self, Filling, MissingValue};
 use super::seen::{SeenColumn, SeenTable};
-use super::{PublishedRelation, TargetTable};
+use super::{PublishedColumn, PublishedRelation, TargetTable};
 
 /// A published table as the stream describes it, with the target's columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,11 +89,17 @@ impl Description {
     #[must_use]
     pub fn of(published: &PublishedRelation, target: &TargetTable) -> Self {
         let columns = SeenColumn::all_of(published, Some(target));
-        let filling = |column: &SeenColumn| {
-            let found = target.columns.iter().find(|found| found.name == column.name);
-            found.map_or(Filling::PerRow, older_rows::of_target)
+        let filling = |column: &PublishedColumn| {
+            let found = target.columns.iter().find(|found| found.name == column.goes_to());
+            match found {
+                Some(found) => older_rows::of_target(found),
+                // It goes nowhere as long as it is NULL.
+                None if column.goes_to().is_empty() => Filling::Null,
+                None => Filling::PerRow,
+            }
         };
-        Self { target_oid: target.oid, fillings: columns.iter().map(filling).collect(), columns }
+        let fillings = published.columns.iter().map(filling).collect();
+        Self { target_oid: target.oid, fillings, columns }
     }
 
     /// Whether the table is described as it is recorded. The publisher's numbers may differ nevertheless.

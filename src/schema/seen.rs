@@ -81,7 +81,7 @@ impl SeenColumn {
     pub fn all_of(relation: &PublishedRelation, target: Option<&TargetTable>) -> Vec<Self> {
         let seen = |column: &super::PublishedColumn| {
             let found =
-                target.and_then(|target| target.columns.iter().find(|found| found.name == column.name));
+                target.and_then(|target| target.columns.iter().find(|found| found.name == column.goes_to()));
             Self {
                 target: found.map(|found| found.attnum),
                 ..Self::new(column.name.clone(), column.ty.clone(), column.typmod)

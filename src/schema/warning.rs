@@ -23,8 +23,8 @@ pub enum WarningKind {
     OtherForm(ColumnTypes),
     /// Values are changed by the target's type, which the mapping allows.
     Coerced(ColumnTypes),
-    /// The mapping allows changed values, and they are refused nevertheless.
-    NotCoerced { column: String, why: NoCoercion },
+    /// The mapping's rule for a column has no effect.
+    RuleWithoutEffect { column: String, why: NoEffect },
     /// All columns of a unique key are the target's own with constant defaults, so the second row
     /// fails.
     ConstantUnique { key: String, columns: Vec<String> },
@@ -45,12 +45,12 @@ pub enum WarningKind {
     NoReplicaIdentity,
 }
 
-/// Why the mapping's `coerce` has no effect on a column.
+/// Why the mapping's rule for a column has no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum NoCoercion {
+pub enum NoEffect {
     NotPublished,
-    /// A changed value would find another row, or none.
+    /// It is to be coerced, and a changed value would find another row, or none.
     FindsRows,
 }
 
@@ -73,17 +73,19 @@ impl ColumnTypes {
     }
 }
 
-impl NoCoercion {
+impl NoEffect {
     fn diagnosis(self, column: &str, source: &QualifiedName) -> Diagnosis {
-        let diagnosis =
-            Diagnosis::new(format!("coerce = true has no effect on column \"{column}\" of {source}"));
         match self {
-            Self::NotPublished => diagnosis
-                .detail("The publisher does not send such a column.")
-                .hint("correct the column's name in [[subscriptions.tables]]"),
-            Self::FindsRows => diagnosis
-                .detail("Rows are found by it, and a changed value would find another row, or none.")
-                .hint("take coerce out of the column's rule"),
+            Self::NotPublished => {
+                Diagnosis::new(format!("the rule for column \"{column}\" of {source} has no effect"))
+                    .detail("The publisher does not send such a column.")
+                    .hint("correct the column's name in [[subscriptions.tables]]")
+            }
+            Self::FindsRows => {
+                Diagnosis::new(format!("coerce = true has no effect on column \"{column}\" of {source}"))
+                    .detail("Rows are found by it, and a changed value would find another row, or none.")
+                    .hint("take coerce out of the column's rule")
+            }
         }
     }
 }
@@ -94,7 +96,7 @@ impl Warning {
     pub const fn is_about_values(&self) -> bool {
         match self.kind {
             WarningKind::RiskyType(_) | WarningKind::OtherForm(_) | WarningKind::Coerced(_) => true,
-            WarningKind::NotCoerced { .. }
+            WarningKind::RuleWithoutEffect { .. }
             | WarningKind::ConstantUnique { .. }
             | WarningKind::CheckRefusesNull { .. }
             | WarningKind::ActsOnReplicated { .. }
@@ -119,7 +121,7 @@ impl Warning {
             WarningKind::Coerced(types) => types
                 .diagnosis(target)
                 .hint("nothing to do: the table's rule allows it; without coerce = true, such a value is refused"),
-            WarningKind::NotCoerced { column, why } => why.diagnosis(column, source),
+            WarningKind::RuleWithoutEffect { column, why } => why.diagnosis(column, source),
             WarningKind::ConstantUnique { key, columns } => Diagnosis::new(format!(
                 "unique key \"{key}\" of target table {target} has target-only columns with constant defaults"
             ))

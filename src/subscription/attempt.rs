@@ -18,6 +18,7 @@ use crate::error::{Diagnosis, Disposition};
 use crate::gap::Gap;
 use crate::pg::Lsn;
 use crate::replication::{ReplicationConnection, ReplicationStream, StreamError, SystemIdentity};
+use crate::schema::PublishedRelation;
 use crate::schema::catalog::{self, CatalogError};
 use crate::store::SubscriptionRow;
 use crate::target::TargetSession;
@@ -219,7 +220,10 @@ async fn survey(
     tables: &[PreparedTable],
     warnings: &mut Vec<Diagnosis>,
 ) -> Result<Possible, Failure> {
-    let relations: Vec<_> = tables.iter().map(|table| (&*table.relation, &table.target)).collect();
+    let mapped: Vec<_> =
+        tables.iter().map(|table| table.rules.map(PublishedRelation::clone(&table.relation))).collect();
+    let relations: Vec<_> =
+        mapped.iter().zip(tables).map(|(relation, table)| (relation, &table.target)).collect();
     let (possible, unlogged, shared) = tokio::join!(
         format::survey(context, publisher, session, &relations, warnings),
         warn_of_unlogged(session, tables),

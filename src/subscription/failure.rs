@@ -172,6 +172,7 @@ impl Failure {
             | CopyError::Connection(..)
             | CopyError::Server(..)
             | CopyError::TooLarge { .. }
+            | CopyError::IgnoredValue { .. }
             | CopyError::Existing(_)
             | CopyError::Rewritten(_) => Cause::Connection,
         };

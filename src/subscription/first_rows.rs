@@ -97,7 +97,12 @@ pub(super) async fn copy_job(context: &Context, table: &mut PendingTable) -> Res
     Ok(CopyStart::Job(Box::new(CopyJob {
         source: source.clone(),
         seen: SeenSource { oid: table.published.oid, columns: table.published.all_columns.clone() },
-        commands: CopyCommands::new(&table.published, &existing.destination(&table.plan), binary),
+        commands: CopyCommands::new(
+            &table.published,
+            &existing.destination(&table.plan),
+            &table.member.rules,
+            binary,
+        ),
         existing,
         run_as: table.plan.run_as.clone(),
         attempt,

@@ -8,7 +8,6 @@ mod other_targets;
 mod pending;
 mod record;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::apply::{Applies, Member, Membership};
@@ -17,7 +16,7 @@ use crate::error::Diagnosis;
 use crate::gap::Gap;
 use crate::pg::{Lsn, QualifiedName};
 use crate::schema::catalog::{self, ExistingTable};
-use crate::schema::{PublishedRelation, PublishedTable, ReplicaIdentity};
+use crate::schema::{PublishedRelation, PublishedTable, ReplicaIdentity, TableRules};
 use crate::store::{NewTables, Refresh, SubscriptionRow, TableRow, TableState};
 use crate::target::TargetSession;
 
@@ -44,7 +43,7 @@ pub(super) struct PreparedTable {
     pub(super) relation: Arc<PublishedRelation>,
     pub(super) target: QualifiedName,
     /// Columns whose values the target's type may change.
-    pub(super) coerced: BTreeSet<String>,
+    pub(super) rules: Arc<TableRules>,
     pub(super) row: TableRow,
     pub(super) applies: Applies,
 }
@@ -317,7 +316,7 @@ fn prepare(
             published,
             relation: Arc::new(relation),
             target: row.target.clone(),
-            coerced: subscription.coerced(&row.source).clone(),
+            rules: subscription.rules(&row.source),
             applies: applies(row, &known.gaps, unused_xid),
             row: row.clone(),
         });
@@ -339,7 +338,7 @@ fn member(table: &PreparedTable) -> Member {
         oid: table.row.source_oid,
         catalog: Arc::clone(&table.relation),
         target: table.target.clone(),
-        coerced: table.coerced.clone(),
+        rules: Arc::clone(&table.rules),
         applies: table.applies,
     }
 }

@@ -52,7 +52,8 @@ pub(crate) fn seen(
         history,
         role: view.role,
         started_at: view.started_at,
-        wal: view.publisher_lsn,
+        // `check` reads the slot first, then the record of a service that goes on, and then the identity.
+        wal: view.publisher_lsn.max(identity.xlog_position),
         next_xid: view.next_xid,
         checkpoint,
         slot: view.slot.as_ref().map(SlotInfo::seen),

@@ -281,7 +281,7 @@ async fn a_coerced_column_takes_what_the_target_makes_of_it() {
         let warnings = view.json["warnings"].to_string();
         for said in [
             "coerce = true has no effect on column \\\"id\\\"",
-            "coerce = true has no effect on column \\\"typo\\\"",
+            "the rule for column \\\"typo\\\" of public.t has no effect",
             "rounds away decimal digits",
             "drop the time of day",
         ] {

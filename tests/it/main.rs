@@ -61,6 +61,8 @@ mod logs;
 #[cfg(test)]
 mod many_tables;
 #[cfg(test)]
+mod mapping;
+#[cfg(test)]
 mod membership;
 #[cfg(test)]
 mod metrics;
@@ -85,6 +87,7 @@ mod published_histories;
 mod replication;
 #[cfg(test)]
 mod resync;
+#[cfg(test)]
 mod run_as;
 #[cfg(test)]
 mod schema;

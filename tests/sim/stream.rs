@@ -2,7 +2,7 @@
 //! `apply::applier` and `apply::performer`.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -558,7 +558,7 @@ fn members(start: &Start<'_>) -> Membership {
         let member = Member {
             catalog: Arc::new(tables::published(table, width)),
             target: row.target.clone(),
-            coerced: BTreeSet::new(),
+            rules: Arc::default(),
             oid: row.source_oid,
             applies,
         };

@@ -178,6 +178,7 @@ pub(crate) fn published(table: usize, width: usize) -> PublishedRelation {
             .into_iter()
             .map(|column| PublishedColumn {
                 name: column.name,
+                target: None,
                 ty: builtin("text"),
                 typmod: -1,
                 key: column.key,

@@ -34,7 +34,7 @@ use crate::apply::end::{End, Unfit};
 use crate::mutation::{self, Mutation};
 use crate::pg::Lsn;
 use crate::pgoutput::{Begin, Format, Message, StreamAbort, StreamCommit, Truncate};
-use crate::schema::Operations;
+use crate::schema::{Misfit, Operations};
 
 #[derive(Debug)]
 pub(crate) struct Intake {
@@ -250,7 +250,7 @@ impl Intake {
         described: Vec<u32>,
     ) -> Result<Taken, End> {
         let within = self.finish(change.operation())?;
-        let Some(fit) = self.find(relation, within)? else {
+        let Some(fit) = self.find(relation, change.as_set(), within)? else {
             self.pass_over(&[relation], within.1);
             return Ok(Taken::Nothing);
         };
@@ -261,6 +261,7 @@ impl Intake {
             return self.look_again(&lacking, Held { message, described });
         };
         self.is_of_top_level(made_by)?;
+        table.project(&mut change).map_err(|misfit| refused(*misfit, change.operation(), within.1))?;
         if self.format == Format::Binary {
             change.binary_as_text(&table.text_columns);
         }
@@ -274,7 +275,7 @@ impl Intake {
         let mut tables = Vec::with_capacity(message.relation_oids.len());
         let mut relations = Vec::new();
         for &relation in &message.relation_oids {
-            match self.find(relation, within)?.map(|fit| fit.plan_for(operation)) {
+            match self.find(relation, operation, within)?.map(|fit| fit.plan_for(operation)) {
                 None => {}
                 Some(Some(table)) => tables.push(Arc::clone(table)),
                 Some(None) => relations.push(relation),
@@ -305,7 +306,7 @@ impl Intake {
             let (_, Finish::At(at)) = within else { return Err(End::SendWhole) };
             let mut misfits = Vec::new();
             for &relation in relations {
-                misfits.extend(self.find(relation, within)?.map(|fit| fit.misfits_of(operation)));
+                misfits.extend(self.find(relation, operation, within)?.map(|fit| fit.misfits_of(operation)));
             }
             let misfits = misfits.concat();
             return Err(End::Unfit(Unfit { misfits, command, finish: Some(at) }));
@@ -372,19 +373,34 @@ impl Intake {
     }
 
     /// Finds the table of a relation; none if the change does not apply.
-    fn find(&self, relation: u32, (xid, finish): (u32, Finish)) -> Result<Option<&Fit>, End> {
+    fn find(
+        &self,
+        relation: u32,
+        operation: Operations,
+        (xid, finish): (u32, Finish),
+    ) -> Result<Option<&Fit>, End> {
         match (self.tables.lookup(relation), finish) {
             (Lookup::Unannounced, _) => Err(End::OutOfOrder(format!(
                 "a change of relation {relation}, which no Relation message announced"
             ))),
             (Lookup::Foreign, _) => Ok(None),
             (Lookup::Member { .. }, Finish::At(commit)) if self.passes_over(commit) => Ok(None),
-            (Lookup::Member { applies, fit }, _) => match applies.judge(xid, finish) {
+            (Lookup::Member { left_out, .. }, _) if left_out.meet(operation) => Ok(None),
+            (Lookup::Member { applies, fit, .. }, _) => match applies.judge(xid, finish) {
                 Verdict::Applies => Ok(Some(fit)),
                 Verdict::PassedOver => Ok(None),
                 Verdict::Unknown => Err(End::SendWhole),
             },
         }
+    }
+}
+
+/// The end of the stream at a change that may not be left out, and cannot be applied.
+fn refused(misfit: Misfit, command: &'static str, finish: Finish) -> End {
+    match finish {
+        Finish::At(at) => End::Unfit(Unfit { misfits: vec![misfit], command, finish: Some(at) }),
+        // Whether a transaction in progress commits is known at its end only.
+        Finish::Beyond(_) => End::SendWhole,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The subscription's tables, and the plans that are made from Relation messages.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::pgoutput::{LargeMessage, Relation, RelationCache, RelationError, Type};
 use crate::schema::binary::takes_binary;
 use crate::schema::{
-    self, Comparison, Misfit, Operations, Pairing, PublishedRelation, Surroundings, TargetTable, Warning,
+    self, Comparison, Misfit, Operations, Pairing, PublishedRelation, Surroundings, TableRules, TargetTable,
+    Warning,
 };
 
 /// A table of the subscription.
@@ -28,7 +29,7 @@ pub struct Member {
     pub catalog: Arc<PublishedRelation>,
     pub target: QualifiedName,
     /// Columns whose values the target's type may change.
-    pub coerced: BTreeSet<String>,
+    pub rules: Arc<TableRules>,
     pub applies: Applies,
 }
 
@@ -118,10 +119,10 @@ pub(crate) fn compare(
     published: &PublishedRelation,
     target_name: &QualifiedName,
     target: Option<&TargetTable>,
-    coerced: &BTreeSet<String>,
+    rules: &TableRules,
 ) -> Comparison {
     let actions = Operations::ALL;
-    schema::compare(&Pairing { published, actions, target_name, target, surroundings, coerced })
+    schema::compare(&Pairing { published, actions, target_name, target, surroundings, rules })
 }
 
 /// Whether the current comparison gives the same plan as before. A revoked privilege is no change of the table, and
@@ -196,6 +197,8 @@ enum Known {
     Member {
         name: QualifiedName,
         applies: Applies,
+        /// Operations that the mapping leaves out.
+        left_out: Operations,
         published: Arc<PublishedRelation>,
         fit: Fit,
     },
@@ -233,6 +236,8 @@ impl Fit {
 pub(crate) enum Lookup<'a> {
     Member {
         applies: Applies,
+        /// Operations that the mapping leaves out.
+        left_out: Operations,
         fit: &'a Fit,
     },
     /// Not in the subscription.
@@ -351,7 +356,7 @@ impl Tables {
         let Awaited { oid, name, published } = awaited;
         let member = self.members.get(&name)?;
         let described = PublishedRelation::clone(&published).with_domains_of(&member.catalog);
-        let comparison = compare(&self.surroundings, &described, &member.target, target, &member.coerced);
+        let comparison = compare(&self.surroundings, &described, &member.target, target, &member.rules);
         let replaced = match self.relations.get(&oid) {
             Some(Known::Member { fit: Fit::Planned(context), .. }) => Some(context.id),
             Some(Known::Member { fit: Fit::Unfit(_), .. } | Known::Foreign) | None => None,
@@ -364,7 +369,9 @@ impl Tables {
                 // Which operations come is not known, so that warnings of those are the start's.
                 let of_values = comparison.warnings.into_iter().filter(Warning::is_about_values);
                 let warnings = of_values.collect();
-                let description = target.map(|target| schema::Description::of(&described, target))?;
+                let description = target.map(|target| {
+                    schema::Description::of(&member.rules.described(described.clone()), target)
+                })?;
                 let context = TableContext {
                     id: self.next_id,
                     published: Arc::clone(&published),
@@ -373,7 +380,8 @@ impl Tables {
                     misfits: comparison.misfits,
                     plan,
                     described,
-                    coerced: member.coerced.clone(),
+                    projection: member.rules.projection(&published),
+                    rules: Arc::clone(&member.rules),
                     exact_because,
                 };
                 let source = name.clone();
@@ -382,8 +390,8 @@ impl Tables {
             }
             None => (Fit::Unfit(comparison.misfits), None),
         };
-        let applies = member.applies;
-        self.relations.insert(oid, Known::Member { name, applies, published, fit });
+        let (applies, left_out) = (member.applies, member.rules.left_out);
+        self.relations.insert(oid, Known::Member { name, applies, left_out, published, fit });
         Some(Described { replaced, planned })
     }
 
@@ -419,7 +427,9 @@ impl Tables {
     pub(crate) fn lookup(&self, oid: u32) -> Lookup<'_> {
         match self.relations.get(&oid) {
             None => Lookup::Unannounced,
-            Some(Known::Member { applies, fit, .. }) => Lookup::Member { applies: *applies, fit },
+            Some(Known::Member { applies, left_out, fit, .. }) => {
+                Lookup::Member { applies: *applies, left_out: *left_out, fit }
+            }
             Some(Known::Foreign) => Lookup::Foreign,
         }
     }

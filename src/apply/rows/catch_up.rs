@@ -129,10 +129,17 @@ impl<'a> CatchUp<'a> {
         Ok(())
     }
 
-    async fn change(&mut self, relation: u32, change: RowChange) -> Result<(), ApplyError> {
+    async fn change(&mut self, relation: u32, mut change: RowChange) -> Result<(), ApplyError> {
         self.changes += 1;
-        match self.table_for(relation, change.as_set(), change.operation()).await? {
-            Some(table) => self.executor.submit(&table, change, self.changes).await,
+        let command = change.operation();
+        match self.table_for(relation, change.as_set(), command).await? {
+            Some(table) => {
+                if let Err(misfit) = table.project(&mut change) {
+                    let finish = self.open.map(|begin| begin.final_lsn);
+                    return Err(End::Unfit(Unfit { misfits: vec![*misfit], command, finish }).into());
+                }
+                self.executor.submit(&table, change, self.changes).await
+            }
             None => Ok(()),
         }
     }
@@ -145,7 +152,7 @@ impl<'a> CatchUp<'a> {
         operation: Operations,
         command: &'static str,
     ) -> Result<Option<Arc<TableContext>>, ApplyError> {
-        match self.find(relation)?.map(|fit| fit.plan_for(operation)) {
+        match self.find(relation, operation)?.map(|fit| fit.plan_for(operation)) {
             None => return Ok(None),
             Some(Some(table)) => return Ok(Some(Arc::clone(table))),
             Some(None) => {}
@@ -155,18 +162,19 @@ impl<'a> CatchUp<'a> {
             self.prepare(announced).await?;
         }
         let finish = self.open.map(|begin| begin.final_lsn);
-        let Some(fit) = self.find(relation)? else { return Ok(None) };
+        let Some(fit) = self.find(relation, operation)? else { return Ok(None) };
         match fit.plan_for(operation) {
             Some(table) => Ok(Some(Arc::clone(table))),
             None => Err(End::Unfit(Unfit { misfits: fit.misfits_of(operation), command, finish }).into()),
         }
     }
 
-    fn find(&self, relation: u32) -> Result<Option<&Fit>, ApplyError> {
+    fn find(&self, relation: u32, operation: Operations) -> Result<Option<&Fit>, ApplyError> {
         let begin = self.open.ok_or_else(|| End::OutOfOrder("a change outside a transaction".to_owned()))?;
         match self.tables.lookup(relation) {
-            Lookup::Member { applies, fit }
-                if applies.judge(begin.xid, Finish::At(begin.final_lsn)) == Verdict::Applies =>
+            Lookup::Member { applies, left_out, fit }
+                if !left_out.meet(operation)
+                    && applies.judge(begin.xid, Finish::At(begin.final_lsn)) == Verdict::Applies =>
             {
                 Ok(Some(fit))
             }

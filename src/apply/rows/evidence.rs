@@ -51,7 +51,7 @@ pub(crate) async fn check_current(table: &TableContext, session: &TargetSession)
     let name = &table.plan.target;
     let target = catalog::target_tables(&***session.client(), std::slice::from_ref(name)).await?;
     let target = target.first().and_then(Option::as_ref);
-    let now = compare(&session.surroundings(), &table.described, name, target, &table.coerced);
+    let now = compare(&session.surroundings(), &table.described, name, target, &table.rules);
     if is_still_planned_so(table, &now) { Ok(()) } else { Err(ApplyError::TargetChanged(name.clone())) }
 }
 

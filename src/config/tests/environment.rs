@@ -75,9 +75,7 @@ fn overrides_that_fit_nothing_are_errors() {
         ("PGSLUICE__SERVICE", "{ listen = 'password=hunter2"),
         ("PGSLUICE__", "x"),
     ]), @r#"
-    the configuration has 16 problems
-    pgsluice.toml:19:27: subscriptions[2].tables[0].columns: mapping columns is not supported yet
-      hint: leave to, ignore and ignore_if_null out
+    the configuration has 15 problems
     pgsluice.toml:19:39: subscriptions[2].tables[0].columns.Mixed-Case: an ignored column can have nothing else
       hint: remove ignore, or the other keys
     environment variable PGSLUICE__: no key follows the prefix
@@ -89,7 +87,7 @@ fn overrides_that_fit_nothing_are_errors() {
     environment variable PGSLUICE__SUBSCRIPTIONS__0: the name stops at subscriptions[0], before any of its keys
       hint: append the key, such as __NAME
     environment variable PGSLUICE__SUBSCRIPTIONS__2__TABLES__0__ON_DELETE__MARK: subscriptions[2].tables[0].on_delete: marking deleted rows is not supported yet
-      hint: leave it out, or use "apply"
+      hint: leave it out, or use "apply" or "ignore"
     environment variable PGSLUICE__SUBSCRIPTIONS__2__TABLES__0__SET__LOADED_AT: subscriptions[2].tables[0].set: setting columns is not supported yet
       hint: leave set out
     environment variable PGSLUICE__SUBSCRIPTIONS__7__NAME: subscriptions[7].name is beyond the end of its list

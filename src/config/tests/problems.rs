@@ -168,23 +168,19 @@ on_delete = { mark = "deleted_at" }
 "#,
     );
     assert_snapshot!(errors(&text, &[]), @r#"
-    the configuration has 8 problems
+    the configuration has 6 problems
     pgsluice.toml:10:1: subscriptions[0].two_phase: true is not supported yet
       hint: leave it out, or set it to false
     pgsluice.toml:11:23: subscriptions[0].conflict_defaults.insert_exists: "apply_remote" is not supported yet
       hint: use "pause"
     pgsluice.toml:11:55: subscriptions[0].conflict_defaults.update_missing: "keep_local" is not supported yet
       hint: use "pause"
-    pgsluice.toml:14:1: subscriptions[0].tables[0].columns: mapping columns is not supported yet
-      hint: leave to, ignore and ignore_if_null out
     pgsluice.toml:15:1: subscriptions[0].tables[0].set: setting columns is not supported yet
       hint: leave set out
-    pgsluice.toml:16:1: subscriptions[0].tables[0].on_delete: "ignore" is not supported yet
-      hint: leave it out, or use "apply"
     pgsluice.toml:17:15: subscriptions[0].tables[0].conflicts.delete_missing: "last_update_wins" is not supported yet
       hint: use "pause"
     pgsluice.toml:20:1: subscriptions[0].tables[1].on_delete: marking deleted rows is not supported yet
-      hint: leave it out, or use "apply"
+      hint: leave it out, or use "apply" or "ignore"
     "#);
 }
 
@@ -203,9 +199,7 @@ on_delete = { column = "deleted_at" }
 "#,
     );
     assert_snapshot!(errors(&text, &[]), @r#"
-    the configuration has 13 problems
-    pgsluice.toml:12:1: subscriptions[0].tables[0].columns: mapping columns is not supported yet
-      hint: leave to, ignore and ignore_if_null out
+    the configuration has 12 problems
     pgsluice.toml:12:31: subscriptions[0].tables[0].columns.b: an ignored column can have nothing else
       hint: remove ignore, or the other keys
     pgsluice.toml:12:37: subscriptions[0].tables[0].columns.b.to: column "a" goes to "x" already
@@ -225,7 +219,7 @@ on_delete = { column = "deleted_at" }
     pgsluice.toml:17:1: subscriptions[0].tables[1].on_delete.mark: the key is missing
       hint: name the target's column that takes the time of the deletion
     pgsluice.toml:17:1: subscriptions[0].tables[1].on_delete: marking deleted rows is not supported yet
-      hint: leave it out, or use "apply"
+      hint: leave it out, or use "apply" or "ignore"
     pgsluice.toml:17:15: subscriptions[0].tables[1].on_delete.column: there is no such key
       hint: known keys here: mark
     "#);

@@ -4,14 +4,16 @@
 //! would remove the other's rows. Tables of different subscriptions may, because several publishers can
 //! feed one table.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::{Validator, not_supported_yet};
+use super::{Validator, Word, not_supported_yet};
 use crate::config::TableRule;
 use crate::config::path::KeyPath;
 use crate::config::raw::{RawColumn, RawOnDelete, RawTable};
 use crate::error::Diagnosis;
 use crate::pg::QualifiedName;
+use crate::schema::{ColumnRule, Goes, Operations, TableRules};
 
 /// Schema of pgsluice's own tables in the target.
 const STATE_SCHEMA: &str = "pgsluice";
@@ -22,7 +24,7 @@ impl Validator<'_> {
         let rules: Vec<_> = raw
             .into_iter()
             .enumerate()
-            .filter_map(|(i, raw)| Some((i, self.table(raw, &list.index(i))?)))
+            .filter_map(|(i, raw)| Some((i, self.table(&raw, &list.index(i))?)))
             .collect();
         let mut sources = BTreeMap::new();
         let mut targets = BTreeMap::new();
@@ -45,14 +47,14 @@ impl Validator<'_> {
         (rules.len() == count).then(|| rules.into_iter().map(|(_, rule)| rule).collect())
     }
 
-    fn table(&mut self, raw: RawTable, path: &KeyPath) -> Option<TableRule> {
+    fn table(&mut self, raw: &RawTable, path: &KeyPath) -> Option<TableRule> {
         let source_path = path.key("source");
         let target_path = path.key("target");
         let hint = "name the publisher's table: source = \"schema.table\"";
-        let source = self.required(raw.source, &source_path, hint);
-        let source = source.and_then(|name| self.table_name(&name, &source_path));
-        let target = match raw.target {
-            Some(name) => self.table_name(&name, &target_path),
+        let source = self.required(raw.source.as_deref(), &source_path, hint);
+        let source = source.and_then(|name| self.table_name(name, &source_path));
+        let target = match &raw.target {
+            Some(name) => self.table_name(name, &target_path),
             None => source.clone().filter(|_| !self.report.is_discarded(&target_path)),
         };
         if target.as_ref().is_some_and(|target| target.schema == STATE_SCHEMA) {
@@ -60,13 +62,59 @@ impl Validator<'_> {
                 .hint("choose a table in another schema");
             self.problem(&target_path, problem);
         }
-        let coerced = self.columns(&raw.columns, &path.key("columns"));
-        self.set(&raw.set, &raw.columns, &path.key("set"));
-        if let Some(on_delete) = raw.on_delete {
-            self.on_delete(&on_delete, &path.key("on_delete"));
-        }
+        let rules = self.rules(raw, path);
         let policies = self.policies(&raw.conflicts, &path.key("conflicts"));
-        policies.and(Some(TableRule { source: source?, target: target?, coerced }))
+        policies.and(Some(TableRule { source: source?, target: target?, rules: Arc::new(rules?) }))
+    }
+
+    fn rules(&mut self, raw: &RawTable, path: &KeyPath) -> Option<TableRules> {
+        let columns = self.columns(&raw.columns, &path.key("columns"));
+        self.set(&raw.set, &raw.columns, &path.key("set"));
+        let operations = match &raw.operations {
+            Some(names) => self.operations(names, &path.key("operations")),
+            None => Some(Operations::ALL),
+        };
+        let on_delete = raw.on_delete.as_ref();
+        let deletes = on_delete.map_or(Some(true), |word| self.on_delete(word, &path.key("on_delete")));
+        let truncates = self.word(
+            raw.on_truncate.as_deref().unwrap_or("apply"),
+            &path.key("on_truncate"),
+            &[
+                ("apply", Word::Means(OnTruncate::Apply)),
+                ("ignore", Word::Means(OnTruncate::Ignore)),
+                ("pause", Word::Means(OnTruncate::Pause)),
+            ],
+        );
+        let (truncates, mut applied) = (truncates?, operations?);
+        if !deletes? {
+            applied = applied.without(Operations::DELETE);
+        }
+        if truncates == OnTruncate::Ignore {
+            applied = applied.without(Operations::TRUNCATE);
+        }
+        Some(TableRules {
+            columns: columns?,
+            left_out: Operations::ALL.without(applied),
+            truncate_pauses: truncates == OnTruncate::Pause,
+        })
+    }
+
+    fn operations(&mut self, names: &[String], path: &KeyPath) -> Option<Operations> {
+        let words = [
+            ("insert", Word::Means(Operations::INSERT)),
+            ("update", Word::Means(Operations::UPDATE)),
+            ("delete", Word::Means(Operations::DELETE)),
+            ("truncate", Word::Means(Operations::TRUNCATE)),
+        ];
+        let named: Vec<Option<Operations>> =
+            names.iter().enumerate().map(|(i, name)| self.word(name, &path.index(i), &words)).collect();
+        if names.is_empty() && !self.report.is_discarded(path) {
+            let problem = Diagnosis::new("nothing would be applied to the table")
+                .hint("name operations, or take the table out of the publication");
+            self.problem(path, problem);
+            return None;
+        }
+        named.into_iter().collect()
     }
 
     fn table_name(&mut self, name: &str, path: &KeyPath) -> Option<QualifiedName> {
@@ -74,43 +122,49 @@ impl Validator<'_> {
         parsed.map_err(|error| self.problem(path, Diagnosis::new(format!("{error}")))).ok()
     }
 
-    /// Returns the columns with `coerce`. Other column rules are checked although they are refused, so that all
-    /// problems are known before they are supported.
-    fn columns(&mut self, columns: &BTreeMap<String, RawColumn>, path: &KeyPath) -> BTreeSet<String> {
-        let (mut first, mut coerced, mut is_mapped) = (BTreeMap::new(), BTreeSet::new(), false);
+    fn columns(
+        &mut self,
+        columns: &BTreeMap<String, RawColumn>,
+        path: &KeyPath,
+    ) -> Option<BTreeMap<String, ColumnRule>> {
+        let (mut first, mut rules, mut is_unique) = (BTreeMap::new(), BTreeMap::new(), true);
         for (name, column) in columns {
             let path = path.key(name);
             self.catalog_name(name, &path);
-            let RawColumn { to, ignore, ignore_if_null, coerce } = column;
-            let (ignore, ignore_if_null) = (ignore.unwrap_or(false), ignore_if_null.unwrap_or(false));
-            is_mapped |= ignore || ignore_if_null || to.is_some();
-            if coerce.unwrap_or(false) {
-                coerced.insert(name.clone());
+            if let Some(goes) = self.goes(column, &path) {
+                rules.insert(name.clone(), ColumnRule { goes, coerced: column.coerce.unwrap_or(false) });
             }
-            if ignore && (to.is_some() || ignore_if_null || coerce.is_some()) {
-                let problem = Diagnosis::new("an ignored column can have nothing else")
-                    .hint("remove ignore, or the other keys");
-                self.problem(&path, problem);
-            }
-            let says_nothing = to.is_none() && coerce.is_none() && !ignore && !ignore_if_null;
-            if says_nothing && !self.report.is_discarded(&path) {
-                let problem = Diagnosis::new("the column's rule says nothing")
-                    .hint("set to = \"…\", ignore = true, ignore_if_null = true or coerce = true");
-                self.problem(&path, problem);
-            }
-            let Some(to) = to else { continue };
-            self.catalog_name(to, &path.key("to"));
+            let Some(to) = &column.to else { continue };
             if let Some(earlier) = first.insert(to, name) {
                 let primary = format!("column \"{earlier}\" goes to \"{to}\" already");
                 self.problem(&path.key("to"), Diagnosis::new(primary));
+                is_unique = false;
             }
         }
-        if is_mapped {
-            let problem =
-                not_supported_yet("mapping columns").hint("leave to, ignore and ignore_if_null out");
-            self.problem(path, problem);
-        }
-        coerced
+        (is_unique && rules.len() == columns.len()).then_some(rules)
+    }
+
+    /// Returns where a column's values go.
+    fn goes(&mut self, column: &RawColumn, path: &KeyPath) -> Option<Goes> {
+        let RawColumn { to, ignore, ignore_if_null, coerce } = column;
+        let (ignore, ignore_if_null) = (ignore.unwrap_or(false), ignore_if_null.unwrap_or(false));
+        let problem = match (to, ignore, ignore_if_null) {
+            (Some(to), false, false) => {
+                return self.catalog_name(to, &path.key("to")).then(|| Goes::To(to.clone()));
+            }
+            (None, true, false) if coerce.is_none() => return Some(Goes::Ignored),
+            (None, false, true) if coerce.is_none() => return Some(Goes::IgnoredIfNull),
+            (None, false, false) if coerce.is_some() => return Some(Goes::ToItsName),
+            (None, false, false) if self.report.is_discarded(path) => return None,
+            (None, false, false) => Diagnosis::new("the column's rule says nothing")
+                .hint("set to = \"…\", ignore = true, ignore_if_null = true or coerce = true"),
+            (_, true, _) => Diagnosis::new("an ignored column can have nothing else")
+                .hint("remove ignore, or the other keys"),
+            (_, _, true) => Diagnosis::new("a column that is ignored if it is NULL can have nothing else")
+                .hint("remove ignore_if_null, or the other keys"),
+        };
+        self.problem(path, problem);
+        None
     }
 
     fn set(&mut self, set: &BTreeMap<String, String>, columns: &BTreeMap<String, RawColumn>, path: &KeyPath) {
@@ -133,17 +187,16 @@ impl Validator<'_> {
         }
     }
 
-    fn on_delete(&mut self, on_delete: &RawOnDelete, path: &KeyPath) {
-        let use_instead = "leave it out, or use \"apply\"";
+    /// Returns whether deletes are applied.
+    fn on_delete(&mut self, on_delete: &RawOnDelete, path: &KeyPath) -> Option<bool> {
         match on_delete {
-            RawOnDelete::Word(word) if word == "apply" => {}
-            RawOnDelete::Word(word) if word == "ignore" => {
-                self.problem(path, not_supported_yet("\"ignore\"").hint(use_instead));
-            }
+            RawOnDelete::Word(word) if word == "apply" => Some(true),
+            RawOnDelete::Word(word) if word == "ignore" => Some(false),
             RawOnDelete::Word(word) => {
                 let primary = format!("\"{}\" is not one of this key's values", word.escape_debug());
                 let hint = "use \"apply\", \"ignore\" or { mark = \"column\" }";
                 self.problem(path, Diagnosis::new(primary).hint(hint));
+                None
             }
             RawOnDelete::Mark { mark } => {
                 let mark_path = path.key("mark");
@@ -151,8 +204,18 @@ impl Validator<'_> {
                 if let Some(mark) = self.required(mark.as_deref(), &mark_path, hint) {
                     self.catalog_name(mark, &mark_path);
                 }
-                self.problem(path, not_supported_yet("marking deleted rows").hint(use_instead));
+                let problem = not_supported_yet("marking deleted rows");
+                self.problem(path, problem.hint("leave it out, or use \"apply\" or \"ignore\""));
+                None
             }
         }
     }
+}
+
+/// What a TRUNCATE of the publisher's table leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnTruncate {
+    Apply,
+    Ignore,
+    Pause,
 }

@@ -316,6 +316,7 @@ fn column(row: &Row, inner_types: Vec<InnerType>) -> (Attribute, PublishedColumn
     };
     let column = PublishedColumn {
         name: row.get("name"),
+        target: None,
         ty: TypeName { schema: row.get("type_schema"), name: row.get("type_name") },
         typmod: row.get("typmod"),
         key: row.get("key"),

@@ -19,7 +19,7 @@ fn published(identity: ReplicaIdentity, columns: &str) -> PublishedRelation {
         let (name, ty) = text.trim().split_once(' ').expect("name and type");
         let (name, key) = name.strip_suffix('*').map_or((name, false), |name| (name, true));
         let (name, ty, inner_types) = (name.to_owned(), builtin(ty), Vec::new());
-        PublishedColumn { name, ty, typmod: -1, key, domain: None, inner_types }
+        PublishedColumn { name, target: None, ty, typmod: -1, key, domain: None, inner_types }
     };
     let columns = columns.split(',').map(column).collect();
     PublishedRelation { name: QualifiedName::new("public", "widgets"), identity, columns }
@@ -97,7 +97,7 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
     }
 }
 
-static NO_COERCION: BTreeSet<String> = BTreeSet::new();
+static NO_RULES: LazyLock<TableRules> = LazyLock::new(TableRules::default);
 
 static REPLICA: LazyLock<Surroundings> = LazyLock::new(|| Surroundings {
     replication_role: ReplicationRole::Replica,
@@ -112,7 +112,7 @@ fn pairing<'a>(published: &'a PublishedRelation, table: Option<&'a TargetTable>)
         target_name: &published.name,
         target: table,
         surroundings: &REPLICA,
-        coerced: &NO_COERCION,
+        rules: &NO_RULES,
     }
 }
 

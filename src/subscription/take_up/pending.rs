@@ -1,12 +1,14 @@
 //! The tables that have to be copied: compared with their targets before anything is copied.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use crate::apply::{Applies, Member, Membership};
 use crate::error::Diagnosis;
 use crate::pg::QualifiedName;
 use crate::schema::catalog;
-use crate::schema::{self, Comparison, Misfit, Pairing, PublishedTable, SeenTable, TablePlan, TargetTable};
+use crate::schema::{
+    self, Comparison, Misfit, Pairing, PublishedTable, SeenTable, TablePlan, TableRules, TargetTable,
+};
 use crate::store::Resync;
 use crate::subscription::context::Context;
 use crate::subscription::failure::{Failure, schema_failure};
@@ -44,8 +46,8 @@ pub(in crate::subscription) async fn compare_pending(
     let targets = catalog::target_tables(&***session.client(), &names).await?;
     let (mut pending, mut misfits) = (Vec::new(), Vec::<Misfit>::new());
     for ((table, published), target) in waiting.into_iter().zip(&targets) {
-        let (target_name, coerced) = (&table.target, &table.coerced);
-        let compared = compare_for_copy(session, published, target_name, target.as_ref(), coerced);
+        let (target_name, rules) = (&table.target, &table.rules);
+        let compared = compare_for_copy(session, published, target_name, target.as_ref(), rules);
         warnings.extend(compared.warnings.iter().map(schema::Warning::diagnosis));
         let fits = compared.misfits.is_empty();
         misfits.extend(compared.misfits);
@@ -67,7 +69,7 @@ pub(in crate::subscription) async fn compare_again(
     let name = &table.member.target;
     let targets = catalog::target_tables(&***session.client(), std::slice::from_ref(name)).await?;
     let target = targets.first().and_then(Option::as_ref);
-    let compared = compare_for_copy(session, &table.published, name, target, &table.member.coerced);
+    let compared = compare_for_copy(session, &table.published, name, target, &table.member.rules);
     match compared.plan {
         Some(plan) if compared.misfits.is_empty() => table.plan = plan,
         _ => return Err(schema_failure(&compared.misfits)),
@@ -80,15 +82,15 @@ fn compare_for_copy(
     published: &PublishedTable,
     target_name: &QualifiedName,
     target: Option<&TargetTable>,
-    coerced: &BTreeSet<String>,
+    rules: &TableRules,
 ) -> Comparison {
     schema::compare(&Pairing {
         published: &published.relation,
-        actions: published.actions,
+        actions: rules.copied(published.actions),
         target_name,
         target,
         surroundings: &session.surroundings(),
-        coerced,
+        rules,
     })
 }
 
@@ -109,7 +111,15 @@ pub(in crate::subscription) async fn record_described(
         let PublishedTable { relation, all_columns, oid, .. } = &table.published;
         let look = look.tables.get(oid);
         let last_number = all_columns.last().map_or(0, |(number, _)| *number);
-        (relation.name.clone(), SeenTable::to_be_copied(relation, last_number, look, &table.compared))
+        (
+            relation.name.clone(),
+            SeenTable::to_be_copied(
+                &table.member.rules.described(relation.clone()),
+                last_number,
+                look,
+                &table.compared,
+            ),
+        )
     };
     let described: Vec<_> = pending.iter().map(seen).collect();
     context.store.set_described(&context.owner, &described).await?;

@@ -1,12 +1,12 @@
 //! The target's catalog, and the comparison of both sides; the printed DDL is run.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use pgsluice::pg::QualifiedName;
 use pgsluice::schema::{
     ColumnDefault, Comparison, Indexes, KeyScope, Misfit, MisfitFacts, Operations, Pairing, PublishedTable,
-    ReplicationRole, RowIdentity, RunAs, SeenTable, Standing, Surroundings, TableKind, TargetTable, catalog,
-    compare,
+    ReplicationRole, RowIdentity, RunAs, SeenTable, Standing, Surroundings, TableKind, TableRules,
+    TargetTable, catalog, compare,
 };
 
 use super::server::Database;
@@ -202,7 +202,7 @@ async fn comparison(publisher: &Database, target: &Database, role: &str) -> Vec<
             target_name: &table.relation.name,
             target: found.as_ref(),
             surroundings: &surroundings,
-            coerced: &BTreeSet::new(),
+            rules: &TableRules::default(),
         })
     };
     tables.iter().zip(&found).map(compare).collect()

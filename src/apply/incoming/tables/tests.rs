@@ -48,7 +48,7 @@ fn a_table_that_has_changed_is_described_when_it_is_announced() {
             oid: Some(oid),
             catalog: known.unwrap(),
             target: QualifiedName::new("public", name),
-            coerced: BTreeSet::new(),
+            rules: Arc::default(),
             applies: Applies::default(),
         };
         (member.target.clone(), member)
