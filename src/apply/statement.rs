@@ -293,8 +293,15 @@ fn local_rows_sql(table: &TablePlan) -> String {
     let list = |each: &dyn Fn(&str) -> String| {
         table.target_columns.iter().map(|name| each(name)).collect::<Vec<_>>().join(", ")
     };
-    let text = |name: &str| format!("{}::pg_catalog.text", quote_ident(name));
-    let size = |name: &str| format!("pg_catalog.octet_length({})", text(name));
+    // By the type's output function, as the publisher sends values: a cast to text has other forms of some types, such as
+    // boolean, char(n) and inet.
+    let text = |name: &str| {
+        let name = quote_ident(name);
+        format!(
+            "CASE WHEN pg_catalog.num_nulls({name}) OPERATOR(pg_catalog.=) 0 THEN pg_catalog.concat({name}) END"
+        )
+    };
+    let size = |name: &str| format!("pg_catalog.octet_length(pg_catalog.concat({}))", quote_ident(name));
     let is_long = |name: &str| format!("{} OPERATOR(pg_catalog.>) {VALUE_BYTES_MAX}", size(name));
     format!(
         "SELECT ARRAY[{}]::pg_catalog.text[], ARRAY[{}]::pg_catalog.text[], ARRAY[{}]::pg_catalog.int4[] FROM {}",

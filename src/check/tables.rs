@@ -173,6 +173,7 @@ fn said(name: &str, compared: &Comparison) -> Option<(Status, Option<String>)> {
             | WarningKind::CheckRefusesNull { .. }
             | WarningKind::ActsOnReplicated { .. }
             | WarningKind::OwnersCode { .. }
+            | WarningKind::NotEnforced { .. }
             | WarningKind::LeafKey { .. }
             | WarningKind::NoKey
             | WarningKind::NoReplicaIdentity => None,

@@ -162,6 +162,8 @@ pub struct TargetTable {
     pub privileges: TablePrivileges,
     /// The table's owner; none if that is the applying role.
     pub owner: Option<TableOwner>,
+    /// Constraints that replicated rows are not held to.
+    pub not_enforced: Vec<NotEnforced>,
     /// CHECK and exclusion constraints. Those that are not validated bind new rows as well.
     pub checks: Vec<CheckConstraint>,
     pub indexes: Indexes,
@@ -171,6 +173,13 @@ pub struct TargetTable {
     pub length_unit: LengthUnit,
     /// Set only for a partitioned table.
     pub partitioning: Option<Partitioning>,
+}
+
+/// A DEFERRABLE unique or exclusion constraint whose trigger does not fire in a replica session.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct NotEnforced {
+    pub constraint: String,
+    pub trigger: String,
 }
 
 /// What matters of a table's indexes besides its keys.

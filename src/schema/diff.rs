@@ -319,6 +319,9 @@ impl Findings<'_> {
         if acts && (triggers || foreign_keys) {
             self.warn(WarningKind::ActsOnReplicated { triggers, foreign_keys });
         }
+        if !acts && !table.not_enforced.is_empty() {
+            self.warn(WarningKind::NotEnforced { constraints: table.not_enforced.clone() });
+        }
         let others = table.owner.as_ref().filter(|owner| !owner.may_be_taken && !owner.is_superuser);
         let wanted = self.pairing.surroundings.run_as == RunAs::Owner;
         if let Some(owner) = others.filter(|_| wanted && (table.fires.any || (acts && triggers))) {

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::error::Diagnosis;
 use crate::pg::{QualifiedName, quote_ident};
 
+use super::NotEnforced;
 use super::render::table_sql;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -32,6 +33,8 @@ pub enum WarningKind {
     CheckRefusesNull { constraint: String, definition: String },
     /// The session is not a replica, so these act on replicated rows as on any others.
     ActsOnReplicated { triggers: bool, foreign_keys: bool },
+    /// Replicated rows are not held to these constraints.
+    NotEnforced { constraints: Vec<NotEnforced> },
     /// Triggers of the table's owner run with the privileges of the applying role, which may not become the owner.
     OwnersCode { owner: String, role: String },
     /// GENERATED ALWAYS AS IDENTITY: an update that changes the value would be refused.
@@ -101,6 +104,7 @@ impl Warning {
             | WarningKind::CheckRefusesNull { .. }
             | WarningKind::ActsOnReplicated { .. }
             | WarningKind::OwnersCode { .. }
+            | WarningKind::NotEnforced { .. }
             | WarningKind::IdentityAlways { .. }
             | WarningKind::LeafKey { .. }
             | WarningKind::NoKey
@@ -142,18 +146,8 @@ impl Warning {
                     .detail("The role may not set session_replication_role, which would keep them out.")
                     .hint("GRANT SET ON PARAMETER session_replication_role TO the role (15+), or make sure that they do no harm")
             }
-            WarningKind::OwnersCode { owner, role } => Diagnosis::new(format!(
-                "triggers of target table {target} run with the privileges of role \"{role}\""
-            ))
-            .detail(format!(
-                "They belong to the table's owner, \"{owner}\", which the role may not become: who owns the table can do \
-                 what the role can."
-            ))
-            .hint(format!(
-                "GRANT {} TO {}; or run_as = \"role\" if that is meant",
-                quote_ident(owner),
-                quote_ident(role)
-            )),
+            WarningKind::NotEnforced { constraints } => not_enforced(target, constraints),
+            WarningKind::OwnersCode { owner, role } => owners_code(target, owner, role),
             WarningKind::IdentityAlways { column } => Diagnosis::new(format!(
                 "column \"{column}\" of target table {target} is GENERATED ALWAYS AS IDENTITY"
             ))
@@ -176,6 +170,41 @@ impl Warning {
             WarningKind::NoReplicaIdentity => no_replica_identity(source),
         }
     }
+}
+
+fn not_enforced(target: &QualifiedName, constraints: &[NotEnforced]) -> Diagnosis {
+    let names: Vec<String> = constraints.iter().map(|found| quote_ident(&found.constraint)).collect();
+    let enable = |found: &NotEnforced| {
+        format!("ALTER TABLE {} ENABLE ALWAYS TRIGGER {};", table_sql(target), quote_ident(&found.trigger))
+    };
+    let enable: Vec<String> = constraints.iter().map(enable).collect();
+    Diagnosis::new(format!(
+                    "target table {target} does not hold replicated rows to {}",
+                    names.join(", ")
+                ))
+                .detail(
+                    "It is DEFERRABLE, so that a trigger checks it, which does not fire with session_replication_role = \
+                     replica: rows that violate it are applied without a word, as by PostgreSQL's own subscriber.",
+                )
+                .hint(format!(
+                    "make it NOT DEFERRABLE, or, as a superuser: {} (rows of the table then go one by one)",
+                    enable.join(" ")
+                ))
+}
+
+fn owners_code(target: &QualifiedName, owner: &str, role: &str) -> Diagnosis {
+    Diagnosis::new(format!(
+                "triggers of target table {target} run with the privileges of role \"{role}\""
+            ))
+            .detail(format!(
+                "They belong to the table's owner, \"{owner}\", which the role may not become: who owns the table can do \
+                 what the role can."
+            ))
+            .hint(format!(
+                "GRANT {} TO {}; or run_as = \"role\" if that is meant",
+                quote_ident(owner),
+                quote_ident(role)
+            ))
 }
 
 fn no_replica_identity(source: &QualifiedName) -> Diagnosis {

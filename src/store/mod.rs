@@ -94,8 +94,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Transaction settings of every session, which replace those of the role and the database.
+///
+/// What is answered to an operator has to outlive a crash of the target, also where the role's commits do not wait.
 const TRANSACTIONS: &str = "SET default_transaction_read_only = off; \
-     SET default_transaction_isolation = 'read committed'; SET default_transaction_deferrable = off";
+     SET default_transaction_isolation = 'read committed'; SET default_transaction_deferrable = off; \
+     SELECT pg_catalog.set_config('synchronous_commit', 'local', false) \
+     WHERE pg_catalog.current_setting('synchronous_commit') = 'off'";
 
 /// The state of pgsluice in one target database. Cheap to clone; clones share their sessions.
 #[derive(Clone)]

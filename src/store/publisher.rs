@@ -41,7 +41,7 @@ impl Store {
                 " UPDATE pgsluice.subscription s SET publisher_timeline = $3, publisher_timeline_start = $4, \
                  publisher_started_at = $5, publisher_wal_lsn = $6, publisher_next_xid = $7, \
                  slot_restart_lsn = $8, publisher_seen_at = $9, distrusted_started_at = $10, \
-                 publisher_is_standby = $11 FROM owner WHERE s.name = owner.name"
+                 publisher_is_standby = $11, publisher_database = $12 FROM owner WHERE s.name = owner.name"
             ))
             .bind(owner.name())
             .bind(owner.term().as_i64())
@@ -54,6 +54,7 @@ impl Store {
             .bind(witnesses.seen_at.map(Time))
             .bind(publisher.distrusted.map(Time))
             .bind(publisher.role == Role::Standby)
+            .bind(publisher.database.map(i64::from))
             .execute(&self.pool)
             .await?;
             owner::met(&self.pool, done.rows_affected(), owner).await
@@ -126,6 +127,7 @@ pub(super) fn decode(row: &PgRow) -> Result<Option<PublisherRecord>, sqlx::Error
             Some(true) => Role::Standby,
             Some(false) | None => Role::Primary,
         },
+        database: unsigned(row, "publisher_database")?.and_then(|oid| u32::try_from(oid).ok()),
         started_at: time(row, "publisher_started_at")?,
         witnesses: Witnesses {
             wal: lsn(row, "witnessed_wal")?,

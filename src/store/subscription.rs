@@ -151,7 +151,7 @@ const SELECT: &str = "\
            s.warnings, s.instance, s.reported_at, s.reported_at < now() - interval '15 seconds' AS silent, \
            s.created_at, p.applied_lsn::pg_catalog.text, \
            p.commit_time, p.transactions, p.updated_at, s.publisher_timeline, \
-           s.publisher_timeline_start::pg_catalog.text, s.publisher_started_at, s.publisher_is_standby, \
+           s.publisher_timeline_start::pg_catalog.text, s.publisher_started_at, s.publisher_is_standby, s.publisher_database, \
            s.publisher_wal_lsn::pg_catalog.text AS witnessed_wal, s.publisher_next_xid, \
            s.slot_restart_lsn::pg_catalog.text, s.publisher_seen_at, s.distrusted_started_at, \
            s.publication_record, s.record_oid = 'pgsluice.table_sync'::pg_catalog.regclass AS same_database, \

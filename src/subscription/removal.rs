@@ -23,8 +23,10 @@ use super::slot::end_abandoned_creations;
 const SLOT_TIMEOUT: Duration = Duration::from_secs(15);
 const SLOT_POLL: Duration = Duration::from_millis(200);
 
+/// Another database's slot, or one of another kind, is not the subscription's, which was refused it.
 const DROP_SLOT: &str = "SELECT pg_catalog.pg_drop_replication_slot(s.slot_name) \
-    FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1::pg_catalog.text";
+    FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1::pg_catalog.text \
+    AND s.plugin = 'pgoutput' AND s.database = pg_catalog.current_database()";
 
 /// Removes the subscription. `session` holds its lock.
 ///

@@ -45,6 +45,9 @@ pub(crate) struct SlotInfo {
     /// 16+.
     #[serde(default)]
     pub conflicting: Option<bool>,
+    /// 14+: prepared transactions are sent when they are prepared.
+    #[serde(default)]
+    pub two_phase: bool,
     /// 17+: the slot is synchronised from a primary.
     #[serde(default)]
     pub synced: bool,
@@ -63,6 +66,8 @@ pub(crate) struct SlotView {
     pub unused_xid: u64,
     /// When the postmaster started.
     pub started_at: Timestamp,
+    /// The OID of the database.
+    pub database: u32,
     pub slot: Option<SlotInfo>,
 }
 
@@ -138,7 +143,8 @@ impl SlotInfo {
             (false, true) => SlotHealth::Synchronised,
             (false, false) => SlotHealth::Good,
         };
-        SlotSeen { confirmed: self.confirmed(), restart_lsn: self.restart_lsn(), health }
+        let (confirmed, restart_lsn) = (self.confirmed(), self.restart_lsn());
+        SlotSeen { confirmed, restart_lsn, health }
     }
 
     pub(super) fn is_lost(&self) -> bool {
@@ -159,6 +165,7 @@ pub(crate) async fn view(client: &PgClient, slot: &SlotName) -> Result<SlotView,
         next_xid: row.next_xid,
         unused_xid: row.unused_xid,
         started_at: Timestamp::from_microsecond(row.started_us).unwrap_or_default(),
+        database: row.database,
         slot: row.slot.and_then(|json| serde_json::from_str(&json).ok()),
     })
 }
@@ -313,6 +320,9 @@ pub(crate) fn plan(
     if let Some(database) = slot.database.as_deref().filter(|database| *database != dbname) {
         return Err(foreign(name, format!("it belongs to database \"{database}\"")));
     }
+    if slot.two_phase {
+        return Err(sends_prepared(name));
+    }
     if recorded.is_none() && slot.is_in_creation() {
         return Err(in_creation(name));
     }
@@ -337,6 +347,21 @@ fn missing_and_not_to_be_made(name: &SlotName) -> Failure {
             .hint(format!(
                 "on the publisher: SELECT pg_create_logical_replication_slot('{name}', 'pgoutput'); or set \
                  create_slot = true; then \"pgsluice resume\""
+            )),
+    )
+}
+
+fn sends_prepared(name: &SlotName) -> Failure {
+    Failure::pause(
+        PauseReason::PublisherError,
+        Diagnosis::new(format!("replication slot \"{name}\" was created with two_phase"))
+            .detail(
+                "it sends prepared transactions when they are prepared, which pgsluice does not apply yet",
+            )
+            .hint(format!(
+                "use a slot without two_phase: drop this one and let pgsluice create it (SELECT \
+                 pg_drop_replication_slot('{name}');), or, from version 18 on, in a replication connection: \
+                 ALTER_REPLICATION_SLOT {name} (TWO_PHASE false)"
             )),
     )
 }
@@ -394,6 +419,7 @@ mod tests {
 
     fn logical() -> SlotInfo {
         SlotInfo {
+            two_phase: false,
             slot_type: "logical".into(),
             plugin: Some("pgoutput".into()),
             database: Some("example".into()),
@@ -471,6 +497,8 @@ mod tests {
         check(Some(7), Some(&idle), OnMissing::Create, Err(PauseReason::SlotLost));
         let physical = SlotInfo { slot_type: "physical".into(), plugin: None, ..logical() };
         check(None, Some(&physical), OnMissing::Create, Err(PauseReason::PublisherError));
+        let prepared = SlotInfo { two_phase: true, ..logical() };
+        check(None, Some(&prepared), OnMissing::Create, Err(PauseReason::PublisherError));
         let elsewhere = SlotInfo { database: Some("other".into()), ..logical() };
         check(None, Some(&elsewhere), OnMissing::Create, Err(PauseReason::PublisherError));
     }

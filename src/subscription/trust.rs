@@ -84,6 +84,8 @@ pub struct PublisherRecord {
     pub timeline_start: Option<Lsn>,
     /// Whether it was a standby.
     pub role: Role,
+    /// The OID of its database; none if an older version has written the record.
+    pub database: Option<u32>,
     /// When the postmaster started.
     pub started_at: Option<Timestamp>,
     pub witnesses: Witnesses,
@@ -114,6 +116,8 @@ pub struct Seen {
     pub history: Option<TimelineHistory>,
     pub role: Role,
     pub started_at: Timestamp,
+    /// The OID of the database.
+    pub database: u32,
     /// The end of flushed WAL; on a standby, of replayed WAL. It is read after the record.
     pub wal: Lsn,
     pub next_xid: u64,
@@ -200,6 +204,8 @@ pub enum Divergence {
     SlotWentBack { seen: Lsn, now: Lsn },
     /// The publisher was found before to run on an older state of its data, and has not been restarted since.
     FoundBefore { recorded: Lsn },
+    /// It is the same server, and another database of it: a copy, for example.
+    OtherDatabase { recorded: u32, now: u32 },
     /// The publisher's timeline left the recorded one before the recorded position.
     LeftEarlier { timeline: u32, now: u32, at: Lsn, recorded: Lsn },
     /// The recorded timeline is no ancestor of the publisher's timeline.
@@ -221,6 +227,7 @@ impl Divergence {
             Self::XidWentBack { .. }
             | Self::SlotWentBack { .. }
             | Self::FoundBefore { .. }
+            | Self::OtherDatabase { .. }
             | Self::OtherTimeline { .. }
             | Self::UnknownTimeline { .. } => None,
         }
@@ -240,6 +247,7 @@ impl Divergence {
             | Self::FoundBefore { .. } => true,
             Self::SlotAhead { .. }
             | Self::LeftEarlier { .. }
+            | Self::OtherDatabase { .. }
             | Self::OtherTimeline { .. }
             | Self::UnknownTimeline { .. } => false,
         }
@@ -266,6 +274,10 @@ pub fn judge(record: &Record, seen: &Seen) -> Verdict {
         (SlotHealth::Lost, _) => return Verdict::SlotLost,
         (SlotHealth::Synchronised, Role::Standby) => return Verdict::NotYet(Wait::Promotion),
         (SlotHealth::Good, _) | (SlotHealth::Synchronised, Role::Primary) => {}
+    }
+    let recorded = record.publisher.as_ref().and_then(|publisher| publisher.database);
+    if let Some(recorded) = recorded.filter(|recorded| *recorded != seen.database) {
+        return Verdict::Diverged(Divergence::OtherDatabase { recorded, now: seen.database });
     }
     let furthest = record.copied.map_or(applied, |copied| copied.max(applied));
     match compare(record.publisher.as_ref(), furthest, applied, seen, slot) {
@@ -378,6 +390,7 @@ pub fn recorded(record: &Record, ground: Ground, seen: &Seen) -> PublisherRecord
         timeline: seen.timeline,
         timeline_start: start.or_else(|| known.and_then(|known| known.timeline_start)),
         role: seen.role,
+        database: Some(seen.database),
         started_at: Some(seen.started_at),
         witnesses,
         distrusted: None,

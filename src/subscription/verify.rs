@@ -52,6 +52,7 @@ pub(crate) fn seen(
         history,
         role: view.role,
         started_at: view.started_at,
+        database: view.database,
         // `check` reads the slot first, then the record of a service that goes on, and then the identity.
         wal: view.publisher_lsn.max(identity.xlog_position),
         next_xid: view.next_xid,

@@ -79,6 +79,7 @@ mod tests {
             timeline: Some(1),
             next_xid,
             unused_xid: next_xid,
+            database: 5,
             started_at: Timestamp::UNIX_EPOCH,
             slot: Some(serde_json::from_value(slot).unwrap()),
         }

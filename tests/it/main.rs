@@ -35,6 +35,8 @@ mod feedback;
 #[cfg(test)]
 mod fence;
 #[cfg(test)]
+mod foreign_slots;
+#[cfg(test)]
 mod fuzz;
 #[cfg(test)]
 mod gaps;

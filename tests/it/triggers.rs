@@ -273,3 +273,26 @@ async fn a_trigger_that_swallows_rows_is_no_conflict() {
         assert!(view.told().contains("update_missing"), "{}", view.told());
     }
 }
+
+/// Seen: two rows with the same primary key, without a word. A replica session does not check DEFERRABLE keys.
+#[tokio::test]
+async fn constraints_that_replicated_rows_are_not_held_to_are_told() {
+    let world = World::builder()
+        .publisher_sql("CREATE TABLE u (id int PRIMARY KEY, k int)")
+        .target_sql("CREATE TABLE u (id int PRIMARY KEY, k int CONSTRAINT one_k UNIQUE DEFERRABLE)")
+        .start()
+        .await;
+    let check = world.pgsluice(&["check", "--json"]).await.expect(0).json().to_string();
+    assert!(check.contains("does not hold replicated rows to \\\"one_k\\\""), "{check}");
+    let hint =
+        check.split("as a superuser: ").nth(1).unwrap().split(" (rows").next().unwrap().replace("\\\"", "\"");
+    world.target.exec(hint.as_str()).await;
+    let check = world.pgsluice(&["check", "--json"]).await.expect(0).json().to_string();
+    assert!(!check.contains("does not hold"), "{check}");
+    let _service = world.run();
+    world.wait_state("streaming").await;
+    world.target.exec("INSERT INTO u VALUES (10, 5)").await;
+    world.publisher.exec("INSERT INTO u VALUES (1, 5)").await;
+    let conflict = world.wait_conflict().await;
+    assert!(conflict.to_string().contains("one_k"), "{conflict:#}");
+}

@@ -247,6 +247,7 @@ pub(crate) fn target(table: usize, name: QualifiedName, stamp: i64) -> TargetTab
             truncate: true,
         },
         owner: None,
+        not_enforced: Vec::new(),
         checks: Vec::new(),
         indexes: Indexes { unique, all: unique, computing: false },
         utf8: true,

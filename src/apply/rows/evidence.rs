@@ -224,6 +224,9 @@ async fn row_itself(failed: &FailedChange, session: &TargetSession) -> Result<Ve
     read_rows(session, plan, &local_rows_by_identity_sql(plan, &exists.shape), exists.params).await
 }
 
+/// The settings that a walsender has, so that values which are equal look equal.
+const IN_THE_PUBLISHERS_FORM: &str = "BEGIN; SET LOCAL TimeZone = 'UTC'; SET LOCAL bytea_output = 'hex'";
+
 /// Reads rows as (column names, values as text, sizes of values of which only the beginning is read). If the server refuses the query, for example because a
 /// column or a privilege is missing, no rows are returned, so that the change's own error is reported.
 async fn read_rows(
@@ -239,14 +242,10 @@ async fn read_rows(
             futures_util::TryStreamExt::try_collect(client.query_raw(&statement, params).await?).await?;
         Ok::<Vec<tokio_postgres::Row>, tokio_postgres::Error>(rows)
     };
-    let role = table.run_as.as_deref();
-    if role.is_some() {
-        client.batch_execute(&format!("BEGIN; {}", run_as_sql(role))).await?;
-    }
+    let role = table.run_as.as_deref().map(|role| run_as_sql(Some(role))).unwrap_or_default();
+    client.batch_execute(&format!("{IN_THE_PUBLISHERS_FORM}; {role}")).await?;
     let read = read.await;
-    if role.is_some() {
-        client.batch_execute("ROLLBACK").await?;
-    }
+    client.batch_execute("ROLLBACK").await?;
     let rows = match read.map_err(ApplyError::from) {
         Ok(rows) => rows,
         Err(ApplyError::Server(_)) => return Ok(Vec::new()),

@@ -20,7 +20,8 @@ const VIEW: &str = "SELECT r, (CASE WHEN r THEN pg_catalog.pg_last_wal_replay_ls
     (pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time()) * 1000000)::pg_catalog.int8, \
     (SELECT pg_catalog.row_to_json(s)::pg_catalog.text FROM pg_catalog.pg_replication_slots s \
         WHERE s.slot_name = $1::pg_catalog.text), \
-    pg_catalog.age('3'::pg_catalog.xid) \
+    pg_catalog.age('3'::pg_catalog.xid), \
+    (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
     FROM pg_catalog.pg_is_in_recovery() r";
 
 const LAST_CHECKPOINT: &str =
@@ -43,6 +44,8 @@ pub struct SlotRow {
     pub unused_xid: u64,
     /// When the postmaster started, µs since the Unix epoch.
     pub started_us: i64,
+    /// The OID of the database.
+    pub database: u32,
     pub slot: Option<String>,
 }
 
@@ -91,6 +94,7 @@ fn decode(row: &Row) -> Result<SlotRow, tokio_postgres::Error> {
         // Transactions may have begun between the snapshot and the later look.
         unused_xid: next_xid + u64::from(begun),
         started_us: row.try_get(5)?,
+        database: row.try_get(8)?,
         slot: row.try_get(6)?,
     })
 }

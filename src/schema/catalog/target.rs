@@ -15,7 +15,7 @@ use crate::schema::{
 };
 
 use super::error::{CatalogError, Side};
-use super::target_owners::{privileges, read_owners};
+use super::target_owners::{privileges, read_not_enforced, read_owners};
 use super::unsigned;
 use super::{catalog_char, target_columns};
 
@@ -25,7 +25,7 @@ pub(super) fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -
 
 /// Describes the tables of these names in their order; `None` where there is no relation.
 ///
-/// It runs ten queries for any number of names; those that do not depend on each other run
+/// It runs eleven queries for any number of names; those that do not depend on each other run
 /// concurrently. Privileges are those of `current_user`.
 ///
 /// # Errors
@@ -43,11 +43,12 @@ pub async fn target_tables<C: GenericClient + Sync>(
     // A name that was given twice is found twice.
     oids.sort_unstable();
     oids.dedup();
-    let (trees, columns, checks, mut owners) = tokio::try_join!(
+    let (trees, columns, checks, mut owners, mut not_enforced) = tokio::try_join!(
         read_trees(client, &oids),
         target_columns::read_columns(client, &oids),
         read_checks(client, &oids),
         read_owners(client, &oids),
+        read_not_enforced(client, &oids),
     )?;
     let (keys, acts, foreign_keys) = tokio::try_join!(
         read_unique_keys(client, &trees),
@@ -57,6 +58,7 @@ pub async fn target_tables<C: GenericClient + Sync>(
     let partitioning = read_partitioning(client, &trees, &keys).await?;
     let mut describe = |mut table: TargetTable| {
         table.owner = owners.remove(&table.oid);
+        table.not_enforced = not_enforced.remove(&table.oid).unwrap_or_default();
         let acts = acts.get(&table.oid).copied().unwrap_or_default();
         table.columns = columns.get(&table.oid).cloned().unwrap_or_default();
         table.unique_keys = keys.get(&table.oid).cloned().unwrap_or_default();
@@ -196,6 +198,7 @@ fn bare_table(name: &QualifiedName, row: &Row) -> TargetTable {
         row_security: row.get("row_security"),
         privileges: privileges(row),
         owner: None,
+        not_enforced: Vec::new(),
         checks: Vec::new(),
         indexes: Indexes {
             unique: count("unique_indexes"),

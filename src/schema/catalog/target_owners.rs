@@ -1,4 +1,5 @@
-//! Reads who owns the target's tables, and whether the applying session may become that role.
+//! Reads who owns the target's tables and whether the applying session may become that role, and which constraints
+//! replicated rows are not held to.
 
 use std::collections::HashMap;
 
@@ -7,7 +8,7 @@ use tokio_postgres::{GenericClient, Row};
 
 use super::error::CatalogError;
 use super::target::failed;
-use crate::schema::{TableOwner, TablePrivileges};
+use crate::schema::{NotEnforced, TableOwner, TablePrivileges};
 
 /// Owners of the tables `$1`, but for `current_user`. SET ROLE is allowed to members of a role, from version 16 on to
 /// those with the option SET (`check_role` in `variable.c`); it asks for the session's user, whatever the present role.
@@ -33,6 +34,29 @@ pub(super) async fn read_owners<C: GenericClient + Sync>(
 ) -> Result<HashMap<u32, TableOwner>, CatalogError> {
     let rows = client.query_typed(OWNERS, &[(&tables, Type::OID_ARRAY)]).await.map_err(failed("owners"))?;
     Ok(rows.iter().map(|row| (row.get("oid"), owner(row))).collect())
+}
+
+/// DEFERRABLE unique and exclusion constraints are checked by a trigger (`unique_key_recheck`) after the row is there;
+/// `tgenabled` says in which sessions it fires.
+const NOT_ENFORCED: &str =
+    "SELECT c.conrelid, c.conname::pg_catalog.text AS name, t.tgname::pg_catalog.text AS trigger
+  FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_trigger t ON t.tgconstraint = c.oid
+ WHERE c.conrelid = ANY ($1) AND t.tgrelid = c.conrelid AND c.contype IN ('p', 'u', 'x') AND c.condeferrable
+   AND t.tgenabled NOT IN ('A', 'R')
+ ORDER BY c.conrelid, c.conname";
+
+/// Returns the constraints that are not enforced in a replica session, by the tables' OIDs.
+pub(super) async fn read_not_enforced<C: GenericClient + Sync>(
+    client: &C,
+    tables: &[u32],
+) -> Result<HashMap<u32, Vec<NotEnforced>>, CatalogError> {
+    let rows = client.query_typed(NOT_ENFORCED, &[(&tables, Type::OID_ARRAY)]).await;
+    let mut found: HashMap<u32, Vec<NotEnforced>> = HashMap::new();
+    for row in rows.map_err(failed("deferrable constraints"))? {
+        let constraint = NotEnforced { constraint: row.get("name"), trigger: row.get("trigger") };
+        found.entry(row.get("conrelid")).or_default().push(constraint);
+    }
+    Ok(found)
 }
 
 fn owner(row: &Row) -> TableOwner {

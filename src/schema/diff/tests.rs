@@ -89,6 +89,7 @@ fn target(columns: &str, keys: &[&str]) -> TargetTable {
             truncate: true,
         },
         owner: None,
+        not_enforced: Vec::new(),
         checks: Vec::new(),
         indexes: Indexes { unique: 1, all: 1, computing: false },
         utf8: true,

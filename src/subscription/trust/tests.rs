@@ -22,6 +22,7 @@ fn record() -> Record {
             timeline: 2,
             timeline_start: lsn(500),
             role: Role::Primary,
+            database: Some(5),
             started_at: Some(time(1)),
             witnesses: Witnesses {
                 wal: lsn(1100),
@@ -46,6 +47,7 @@ fn seen() -> Seen {
         timeline: 2,
         history: history(2, "1\t0/1F4\tx"),
         role: Role::Primary,
+        database: 5,
         started_at: time(1),
         wal: Lsn::new(1200),
         next_xid: 90,
@@ -220,6 +222,8 @@ fn a_standby_is_waited_for() {
 #[test]
 fn other_systems_and_lost_slots_are_named_first() {
     let lost = SlotSeen { health: SlotHealth::Lost, ..seen().slot.unwrap() };
+    let other = Verdict::Diverged(Divergence::OtherDatabase { recorded: 5, now: 6 });
+    check(&record(), &Seen { database: 6, ..seen() }, &other);
     check(&record(), &Seen { system_id: "8".into(), slot: None, ..seen() }, &Verdict::OtherSystem);
     check(&record(), &Seen { slot: None, wal: Lsn::ZERO, ..seen() }, &Verdict::SlotGone);
     check(&record(), &Seen { slot: Some(lost), ..seen() }, &Verdict::SlotLost);

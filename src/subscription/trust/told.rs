@@ -45,6 +45,9 @@ impl Divergence {
     fn of_publisher(&self) -> String {
         match self {
             Self::LeftEarlier { .. } => "the publisher was promoted without all that the target has",
+            Self::OtherDatabase { .. } => {
+                "the publisher's database is not the one that the target comes from"
+            }
             Self::OtherTimeline { .. } => "the publisher's history is not the one that the target comes from",
             Self::BeyondWal { .. } => "the target is ahead of the publisher",
             _ => "the publisher has gone back to an older state",
@@ -70,6 +73,10 @@ impl Divergence {
             Self::LeftEarlier { timeline, now, at, .. } => {
                 format!("the publisher's timeline {now} left timeline {timeline} at {at}; {recorded}")
             }
+            Self::OtherDatabase { recorded: known, now } => format!(
+                "the server is the same, but the database has OID {now}, and the recorded one has {known}: a copy of \
+                 it, perhaps; {recorded}"
+            ),
             Self::OtherTimeline { timeline, now } if timeline == now => {
                 format!("it is on another timeline {now} than before: it began elsewhere; {recorded}")
             }
