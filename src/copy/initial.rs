@@ -170,7 +170,7 @@ async fn open(plan: &CopyPlan, worker: usize) -> Result<Sessions, CopyError> {
     let source =
         net::client(&plan.publisher, &plan.publisher_options).await.map_err(CopyError::ConnectPublisher)?;
     let subscription = plan.owner.subscription();
-    let application_name = format!("{subscription} copy");
+    let application_name = format!("{} copy", subscription.in_ascii());
     let mut target =
         TargetSession::open(&plan.target, &application_name).await.map_err(CopyError::OpenTarget)?;
     target

@@ -135,6 +135,20 @@ impl SubscriptionName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name as part of an `application_name`, by which sessions are found again: there, servers replace what is not
+    /// ASCII (`pg_clean_ascii` in PostgreSQL's `string.c`), each version in its own way.
+    #[must_use]
+    pub fn in_ascii(&self) -> String {
+        let mut ascii = String::with_capacity(self.0.len());
+        for byte in self.0.bytes() {
+            match byte {
+                b' '..=b'~' => ascii.push(char::from(byte)),
+                other => ascii.extend(format!("%{other:02X}").chars()),
+            }
+        }
+        ascii
+    }
 }
 
 impl fmt::Display for SlotName {

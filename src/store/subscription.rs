@@ -162,13 +162,15 @@ const SELECT: &str = "\
     FROM pgsluice.subscription s LEFT JOIN pgsluice.progress p ON p.subscription = s.name \
     WHERE $1::pg_catalog.text IS NULL OR s.name = $1 ORDER BY s.name";
 
-/// The row and its event change together, or neither.
+/// The row and its event change together, or neither. A write that was given up while it waited for a lock may be carried out
+/// after later ones: it changes nothing then. (Where the server's clock was set back, it counts again after a minute.)
 const SET_STATE: &str = as_owner!(
     ", old AS (\
         SELECT s.name, s.state, (s.state, s.reason, s.conflict_id) IS DISTINCT FROM ($3, $4, $7) AS changed \
-        FROM pgsluice.subscription s, owner WHERE s.name = owner.name FOR UPDATE OF s\
+        FROM pgsluice.subscription s, owner WHERE s.name = owner.name AND (s.state_written_at > now() \
+            AND s.state_written_at < now() + interval '1 minute') IS NOT TRUE FOR UPDATE OF s\
     ), updated AS (\
-        UPDATE pgsluice.subscription s SET state = $3, reason = $4, detail = $5, hint = $6, conflict_id = $7, \
+        UPDATE pgsluice.subscription s SET state_written_at = now(), state = $3, reason = $4, detail = $5, hint = $6, conflict_id = $7, \
             reported_at = now(), state_since = CASE WHEN old.changed THEN now() ELSE s.state_since END \
         FROM old WHERE s.name = old.name RETURNING old.changed, old.state\
     ), logged AS (\
@@ -351,8 +353,11 @@ pub(super) async fn set_state(
     match changed {
         Some(changed) => Ok(changed),
         None => {
-            owner::require(session, owner).await?;
-            Err(unknown(owner.name()))
+            owner::require(&mut *session, owner).await?;
+            let is_there = "SELECT 1 FROM pgsluice.subscription s WHERE s.name = $1";
+            let found: Option<i32> =
+                sqlx::query_scalar(is_there).bind(owner.name()).fetch_optional(session).await?;
+            found.map(|_| false).ok_or_else(|| unknown(owner.name()))
         }
     }
 }

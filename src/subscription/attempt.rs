@@ -45,7 +45,7 @@ use super::take_up::{
     take_up_tables, warn_of_unlogged,
 };
 use super::trust;
-use super::verify::{self, check_identity, still_holds, verify};
+use super::verify::{self, check_identity, note_walsender, still_holds, verify};
 
 /// Maximum time of a look at the publications before a pause.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -348,7 +348,7 @@ async fn stream_on(
     let wanted = Wanted { publications, format: choice.format, transactions: choice.transactions };
     let mut stream = publisher.start(subscription, replication, &subscription.slot, from, wanted).await?;
     match still_holds(&publisher.client, subscription, &view, from).await {
-        Ok(walsender) => context.positions.send_modify(|positions| positions.walsender = walsender),
+        Ok(walsender) => note_walsender(context, walsender).await,
         // The walsender may have ended at the first change, and then it has said why.
         Err(failure) => return Err(refusal(&mut stream).await.unwrap_or(failure)),
     }

@@ -17,11 +17,10 @@ use tracing::debug;
 
 use crate::pg::SubscriptionName;
 use crate::store::{Ownership, Positions, Store};
+use crate::target::WORKER_PATIENCE;
 
 /// How often positions are reported.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Time after which a worker that has not got to run counts as hanging.
-const WORKER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What became of the last report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -184,7 +184,7 @@ pub(super) async fn walsender(client: &PgClient, slot: &SlotName) -> Result<Opti
 const END_CREATIONS: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) \
     FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
     WHERE s.slot_type = 'logical' AND s.confirmed_flush_lsn IS NULL AND a.usename = session_user \
-    AND (s.slot_name = $1::pg_catalog.text \
+    AND s.database = pg_catalog.current_database() AND (s.slot_name = $1::pg_catalog.text \
         OR s.temporary AND pg_catalog.left(s.slot_name::pg_catalog.text, pg_catalog.length($2)) = $2 \
             AND pg_catalog.length(s.slot_name::pg_catalog.text) = pg_catalog.length($2) + $3)";
 

@@ -3,7 +3,9 @@
 //! `trust` decides. Here the facts are read, a negative verdict becomes a pause, and the facts of a trusted
 //! publisher are recorded. `check` reads the same facts by its own queries and shows the same texts.
 
-use tracing::info;
+use std::time::Duration;
+
+use tracing::{debug, info};
 
 use crate::apply::progress;
 use crate::config::Subscription;
@@ -21,6 +23,9 @@ use super::failure::{Cause, Failure};
 use super::findings;
 use super::slot::{self, SlotInfo, SlotView};
 use super::trust::{self, Divergence, Ground, Record, Seen, Verdict};
+
+/// Time for recording the walsender before the stream is read.
+const NOTE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Returns the target's record, with the progress row's current position as `applied`.
 pub(crate) fn record(row: &SubscriptionRow, applied: Option<Lsn>) -> Record {
@@ -168,6 +173,17 @@ async fn adopt_reported(
     let (name, term) = (&context.subscription.name, context.owner.term());
     progress::record_idle(session.client(), name, term, from, to).await?;
     Ok(Some(to))
+}
+
+/// Records the walsender before the stream is read, so that the next owner can end it if this one hangs from now on. Where
+/// the record cannot be written in time, the monitor goes on with it.
+pub(super) async fn note_walsender(context: &Context, walsender: Option<Walsender>) {
+    context.positions.send_modify(|positions| positions.walsender = walsender);
+    let Some(walsender) = walsender else { return };
+    let noted = context.store.note_walsender(&context.owner, walsender);
+    if !matches!(tokio::time::timeout(NOTE_TIMEOUT, noted).await, Ok(Ok(()))) {
+        debug!(subscription = context.name(), "the walsender is recorded later");
+    }
 }
 
 /// Checks the slot again when the stream holds it, because from then on it cannot be dropped or advanced by

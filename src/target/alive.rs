@@ -4,8 +4,11 @@
 //! what is behind it. So another connection asks the server what the session does: it is alive while it works. If it waits
 //! for what it is sent, it has to answer at once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::session::TargetSession;
@@ -22,6 +25,9 @@ const DOES: &str = "SELECT a.wait_event_type = 'Client' AND a.wait_event = 'Clie
 /// subscription shows by it that it lives (`lock`).
 const QUIET_MAX: Duration = Duration::from_secs(1);
 
+/// Time after which a worker that has not got to run counts as hanging.
+pub const WORKER_PATIENCE: Duration = Duration::from_secs(3);
+
 /// What was found out about a session that is quiet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sign {
@@ -35,6 +41,24 @@ enum Sign {
 }
 
 impl TargetSession {
+    /// Asks the session something as soon as it has been quiet for a second, from now on, for as long as `worker` shows that
+    /// the subscription's task runs. So others see that the owner lives, also while it waits.
+    pub fn show_life(&mut self, worker: watch::Receiver<Instant>) {
+        let client = Arc::downgrade(self.client());
+        let mut life = JoinSet::new();
+        life.spawn(async move {
+            loop {
+                sleep(QUIET_MAX).await;
+                let Some(client) = client.upgrade().filter(|client| !client.is_closed()) else { return };
+                if worker.borrow().elapsed() < WORKER_PATIENCE && client.quiet_for() >= QUIET_MAX {
+                    // A failure is noticed where the session is used.
+                    let _ = client.batch_execute("").await;
+                }
+            }
+        });
+        self.life = life;
+    }
+
     /// Waits until the session has shown no sign of life for about `peer_timeout`, and tells what was found. Cancel-safe.
     pub async fn lost(&self, peer_timeout: Duration) -> Diagnosis {
         let part = peer_timeout / 4;

@@ -167,13 +167,13 @@ impl Holder {
 /// The `application_name` of the session by which a service holds the subscription's lock, and applies.
 #[must_use]
 pub fn application_name(subscription: &SubscriptionName) -> String {
-    format!("pgsluice {subscription}")
+    format!("pgsluice {}", subscription.in_ascii())
 }
 
 /// The `application_name` of the session in which `drop` holds the subscription's lock.
 #[must_use]
 pub fn drop_application_name(subscription: &SubscriptionName) -> String {
-    format!("pgsluice drop {subscription}")
+    format!("pgsluice drop {}", subscription.in_ascii())
 }
 
 const TRY_LOCK: &str = "SELECT pg_catalog.pg_try_advisory_lock($1)";

@@ -13,7 +13,7 @@ mod origin;
 mod session;
 mod settings;
 
-pub use alive::no_answer;
+pub use alive::{WORKER_PATIENCE, no_answer};
 pub use error::{OpenError, TargetError, too_old};
 pub use lock::{LEASE, Lock, Outsider, application_name, drop_application_name};
 pub use origin::{COPY_ORIGINS_MAX, OriginLack, OriginUse, no_origin};

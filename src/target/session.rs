@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_postgres::{Client, Row, SimpleQueryMessage};
 
@@ -88,6 +89,8 @@ pub struct TargetSession {
     pub(super) warnings: Vec<Diagnosis>,
     /// The session's replication origin, if it has one.
     pub(super) origin: Option<String>,
+    /// The task that shows that the session's owner lives. It ends with the session.
+    pub(super) life: JoinSet<()>,
 }
 
 impl TargetSession {
@@ -133,6 +136,7 @@ impl TargetSession {
             run_as: RunAs::Owner,
             warnings,
             origin: None,
+            life: JoinSet::new(),
         })
     }
 
@@ -212,7 +216,7 @@ impl TargetSession {
     /// A session whose COMMIT waits for a synchronous standby is not terminated, for the reason given at
     /// `CANCEL`.
     pub async fn end_copies(&self, subscription: &SubscriptionName) -> Result<u64, TargetError> {
-        let [copy, sync] = ["copy", "sync"].map(|work| format!("{subscription} {work}"));
+        let [copy, sync] = ["copy", "sync"].map(|work| format!("{} {work}", subscription.in_ascii()));
         Ok(self.client.execute(END_COPIES, &[&copy, &sync]).await?)
     }
 

@@ -133,6 +133,104 @@ async fn an_owner_whose_host_is_gone_is_replaced() {
     taken_over_soon(&world, &standby, 2).await;
 }
 
+/// Seen: the walsender of a stream that had just begun was not on record, and held the slot for ever.
+#[tokio::test]
+async fn an_owner_that_hangs_as_soon_as_it_streams_is_replaced() {
+    let world = world().await;
+    let (mut owner, standby) = pair(&world, world.run()).await;
+    world.pgsluice(&["pause", &world.subscription]).await.expect(0);
+    world.wait_paused("operator").await;
+    world.publisher.query_text("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots").await;
+    let before = owner.log().matches(" streaming subscription").count();
+    world.pgsluice(&["resume", &world.subscription]).await.expect(0);
+    until("it streams again", async || owner.log().matches(" streaming subscription").count() > before).await;
+    owner.signal(Signal::Freeze);
+    taken_over_soon(&world, &standby, 2).await;
+    owner.signal(Signal::Kill);
+}
+
+/// Further subscriptions of their own tables, named so.
+fn further(world: &World, names: &[&str]) -> String {
+    let further = |(number, name): (usize, &&str)| {
+        format!(
+            "[[subscriptions]]\nname = \"{name}\"\nslot = \"further_{number}\"\npublisher = {:?}\n\
+             publications = [\"p{number}\"]\n",
+            conninfo(&world.publisher, PUBLISHER_ROLE)
+        )
+    };
+    names.iter().enumerate().map(further).collect()
+}
+
+async fn world_of_several(names: &[&str]) -> World {
+    let each = |sql: &str| -> String {
+        (0..names.len()).map(|n| sql.replace("{n}", &n.to_string())).collect::<Vec<_>>().concat()
+    };
+    let tables = each("CREATE TABLE f{n} (id int PRIMARY KEY, v text);");
+    let publications = each("CREATE PUBLICATION p{n} FOR TABLE f{n};");
+    let world = World::builder()
+        .servers(Servers::Separate)
+        .both_sql(&format!("{T}; {tables}"))
+        .publisher_sql(&format!("CREATE PUBLICATION my_publication FOR TABLE t; {publications}"))
+        .publisher_setting("wal_sender_timeout", "0")
+        .start()
+        .await;
+    let config = std::fs::read_to_string(&world.config).unwrap();
+    std::fs::write(&world.config, config + &further(&world, names)).unwrap();
+    world
+}
+
+async fn all_stream(world: &World, count: usize) {
+    world.wait_state("streaming").await;
+    let streaming = "SELECT count(*) FROM pgsluice.subscription WHERE state = 'streaming'";
+    until("all stream", async || world.target.value(streaming).await == Some(count.to_string())).await;
+}
+
+/// Seen: servers replace what is not ASCII in the names of sessions, by which an owner was not found.
+#[tokio::test]
+async fn an_owner_of_a_subscription_whose_name_is_not_ascii_is_replaced() {
+    let world = world_of_several(&["größe"]).await;
+    let mut owner = world.run();
+    all_stream(&world, 2).await;
+    let standby = world.run();
+    until("it stands by for both", async || standby.log().matches(STANDBY).count() == 2).await;
+    owner.signal(Signal::Freeze);
+    let began = Instant::now();
+    world.publisher.exec("INSERT INTO f0 VALUES (1)").await;
+    world.wait_same_rows("f0").await;
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    owner.signal(Signal::Kill);
+}
+
+/// Seen: while all sessions of the record waited for a lock on one of its tables, healthy owners seemed silent, and two
+/// instances replaced each other again and again.
+#[tokio::test]
+async fn owners_whose_record_is_locked_are_not_replaced() {
+    let names = ["one", "two", "three"];
+    let world = world_of_several(&names).await;
+    let (first, second) = (world.run(), world.run());
+    all_stream(&world, 4).await;
+    let terms = "SELECT subscription, term FROM pgsluice.owner ORDER BY 1";
+    let before = world.target.lines(terms).await;
+    for mode in ["SHARE", "ACCESS EXCLUSIVE"] {
+        let locker = world.target.session().await;
+        locker.batch(&format!("BEGIN; LOCK TABLE pgsluice.event IN {mode} MODE")).await.unwrap();
+        // Each has to record that its stream has ended, and begins again.
+        world.publisher.query_text("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots").await;
+        // Not synchronisation: several times the lease.
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        locker.batch("COMMIT").await.unwrap();
+        all_stream(&world, 4).await;
+        assert_eq!(world.target.lines(terms).await, before, "{mode}");
+    }
+    for number in 0..names.len() {
+        world.publisher.exec(format!("INSERT INTO f{number} VALUES (1)")).await;
+        world.wait_same_rows(&format!("f{number}")).await;
+    }
+    for service in [first, second] {
+        assert!(!service.log().contains(SILENT), "{}", service.log());
+    }
+}
+
 /// A pause is taken over, too: it has to answer commands.
 #[tokio::test]
 async fn a_paused_owner_that_hangs_is_replaced() {

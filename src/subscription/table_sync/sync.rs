@@ -56,7 +56,8 @@ impl Sync {
         finish: oneshot::Receiver<()>,
     ) -> Result<Lsn, Failure> {
         let (context, subscription) = (&self.context, &self.context.subscription);
-        let mut target = TargetSession::open(&context.target, &format!("{} sync", subscription.name)).await?;
+        let mut target =
+            TargetSession::open(&context.target, &format!("{} sync", subscription.name.in_ascii())).await?;
         target.set_run_as(subscription.run_as);
         target.set_origin(&subscription.name, OriginUse::TableSync).await?;
         let publisher = Publisher {

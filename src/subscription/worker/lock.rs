@@ -105,6 +105,7 @@ impl Worker {
             let mut session = TargetSession::open(&self.context.target, &name).await?;
             session.time_round_trip().await?;
             session.set_run_as(subscription.run_as);
+            session.show_life(self.beat.subscribe());
             // The session's settings have "on".
             if subscription.synchronous_commit != SynchronousCommit::On {
                 session.set_synchronous_commit(subscription.synchronous_commit.as_str()).await?;

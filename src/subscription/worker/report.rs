@@ -29,6 +29,8 @@ impl Worker {
             return None;
         }
         let name = self.context.name();
+        // A write that is given up may still be carried out.
+        self.reported = None;
         match timeout(STORE_TIMEOUT, self.store.set_state(&self.context.owner, &change)).await {
             Ok(Ok(_)) => self.reported = Some(change),
             Ok(Err(error)) if error.is_not_owner() => return Some(self.deposed()),
