@@ -35,8 +35,8 @@ mod tests {
         let applied = [AppliedMigration { version: 5, description: "plan_id" }];
         insta::assert_snapshot!(render(&applied), @r"
         applied 0005 plan_id
-        schema pgsluice is now at version 16
+        schema pgsluice is now at version 18
         ");
-        insta::assert_snapshot!(render(&[]), @"schema pgsluice was already at version 16");
+        insta::assert_snapshot!(render(&[]), @"schema pgsluice was already at version 18");
     }
 }
