@@ -43,7 +43,7 @@ pub async fn target_tables<C: GenericClient + Sync>(
     // A name that was given twice is found twice.
     oids.sort_unstable();
     oids.dedup();
-    let (trees, columns, checks, mut owners, mut not_enforced) = tokio::try_join!(
+    let (trees, columns, checks, owners, not_enforced) = tokio::try_join!(
         read_trees(client, &oids),
         target_columns::read_columns(client, &oids),
         read_checks(client, &oids),
@@ -56,9 +56,9 @@ pub async fn target_tables<C: GenericClient + Sync>(
         read_foreign_keys(client, &trees),
     )?;
     let partitioning = read_partitioning(client, &trees, &keys).await?;
-    let mut describe = |mut table: TargetTable| {
-        table.owner = owners.remove(&table.oid);
-        table.not_enforced = not_enforced.remove(&table.oid).unwrap_or_default();
+    let describe = |mut table: TargetTable| {
+        table.owner = owners.get(&table.oid).cloned();
+        table.not_enforced = not_enforced.get(&table.oid).cloned().unwrap_or_default();
         let acts = acts.get(&table.oid).copied().unwrap_or_default();
         table.columns = columns.get(&table.oid).cloned().unwrap_or_default();
         table.unique_keys = keys.get(&table.oid).cloned().unwrap_or_default();
