@@ -28,7 +28,7 @@ use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::http::Server;
 use crate::pg::SubscriptionName;
 use crate::store::{Registration, State, Store, StoreError};
-use crate::subscription::{Board, Reports, Shared, Turns, Wish, Worker, target_unavailable};
+use crate::subscription::{Board, Instances, Reports, Shared, Turns, Wish, Worker, target_unavailable};
 use crate::telemetry::{self, Attention, Bars};
 
 /// Longest time for workers to stop, and then again for the other tasks.
@@ -203,7 +203,7 @@ struct Service {
     board: Board,
     workers: HashMap<SubscriptionName, Handle>,
     tasks: JoinSet<SubscriptionName>,
-    /// Reports the positions of all subscriptions.
+    /// Reports the positions of all subscriptions, and shares them with other instances.
     reporting: JoinSet<()>,
 }
 
@@ -219,10 +219,15 @@ impl Service {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let instance = format!("{} (pid {})", host.trim(), std::process::id());
         let target = config.target.conninfo.clone();
-        let shared = Shared { target, store, instance, reports: Reports::default(), turns: Turns::default() };
+        let (reports, turns, instances) = (Reports::default(), Turns::default(), Instances::default());
+        let shared = Shared { target, store, instance, reports, turns, instances };
         let mut reporting = JoinSet::new();
         let Shared { reports, store, .. } = shared.clone();
         reporting.spawn(async move { reports.run(&store).await });
+        if let Some(after) = config.service.share_after {
+            let Shared { instances, store, instance, .. } = shared.clone();
+            reporting.spawn(async move { instances.run(&store, &instance, after).await });
+        }
         Self { config, shared, board, workers: HashMap::new(), tasks: JoinSet::new(), reporting }
     }
 
@@ -327,6 +332,7 @@ impl Service {
         self.stop(&names).await;
         self.tasks.shutdown().await;
         self.reporting.shutdown().await;
+        self.shared.instances.withdraw(&self.shared.store).await;
         self.shared.store.close().await;
     }
 

@@ -39,6 +39,7 @@ const SERVICE: &[Key] = &[
     key("api_token_file", Shape::Text),
     key("log_format", Shape::Text),
     key("password_requires_tls", Shape::Flag),
+    key("share_after", Shape::Text),
 ];
 
 const SUBSCRIPTION: &[Key] = &[

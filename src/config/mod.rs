@@ -64,6 +64,9 @@ pub struct Service {
     /// File with the API's token; always set if `listen` is not a loopback address.
     pub api_token_file: Option<PathBuf>,
     pub log_format: LogFormat,
+    /// For how long the same instances must have been there before one hands subscriptions over to another; `None` is
+    /// "off": it keeps what it owns.
+    pub share_after: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,6 +22,7 @@ pub(super) struct RawService {
     pub(super) api_token_file: Option<String>,
     pub(super) log_format: Option<String>,
     pub(super) password_requires_tls: Option<bool>,
+    pub(super) share_after: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

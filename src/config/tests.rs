@@ -54,6 +54,7 @@ fn what_is_not_configured_has_the_contract_s_default() {
         listen: "127.0.0.1:9650".parse().unwrap(),
         api_token_file: None,
         log_format: LogFormat::Text,
+        share_after: Some(Duration::from_secs(30)),
     };
     assert_eq!(config.service, service);
     let expected = Subscription {

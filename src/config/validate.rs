@@ -130,7 +130,8 @@ impl Validator<'_> {
                 &[("text", Word::Means(LogFormat::Text)), ("json", Word::Means(LogFormat::Json))],
             ),
         };
-        Some(Service { listen: listen?, api_token_file, log_format: log_format? })
+        let share_after = self.share_after(raw.share_after.as_deref(), &path.key("share_after"));
+        Some(Service { listen: listen?, api_token_file, log_format: log_format?, share_after: share_after? })
     }
 
     fn listen(&mut self, text: &str, path: &KeyPath) -> Option<SocketAddr> {

@@ -27,7 +27,7 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_mins(5);
 pub(super) const ACTION: &str = "migrate schema pgsluice";
 
 /// Every version of schema `pgsluice`: number, description, SQL.
-const MIGRATIONS: [(i64, &str, &str); 16] = [
+const MIGRATIONS: [(i64, &str, &str); 17] = [
     (1, "subscriptions", include_str!("../../migrations/0001_subscriptions.sql")),
     (2, "conflicts", include_str!("../../migrations/0002_conflicts.sql")),
     (3, "commands", include_str!("../../migrations/0003_commands.sql")),
@@ -44,6 +44,7 @@ const MIGRATIONS: [(i64, &str, &str); 16] = [
     (14, "copied", include_str!("../../migrations/0014_copied.sql")),
     (15, "server runs", include_str!("../../migrations/0015_server_runs.sql")),
     (16, "take over", include_str!("../../migrations/0016_take_over.sql")),
+    (17, "instances", include_str!("../../migrations/0017_instances.sql")),
 ];
 
 /// The version of schema `pgsluice` that this pgsluice works with.

@@ -28,6 +28,7 @@ mod conflict;
 mod error;
 mod event;
 mod gap;
+mod instance;
 mod intervention;
 mod lock;
 mod members;

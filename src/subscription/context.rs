@@ -15,6 +15,7 @@ use crate::telemetry::Attention;
 
 use super::format::Whole;
 use super::gaps::PassedInTerm;
+use super::instances::Asked;
 use super::positions::{Promptness, StreamPositions};
 use super::publications::Publications;
 use super::slot::SlotPlan;
@@ -51,6 +52,8 @@ pub(super) struct Context {
     pub(super) passed_over: watch::Sender<PassedInTerm>,
     /// What attempts have learned of the target's tables.
     pub(super) known_tables: watch::Sender<KnownTables>,
+    /// Whether the subscription is to be handed over to another instance.
+    pub(super) asked: watch::Receiver<Asked>,
 }
 
 /// Where streams were closed because the target kept the publisher waiting, or because nothing came. A transaction that is

@@ -16,6 +16,7 @@
 
 mod announced;
 mod attempt;
+pub mod balance;
 mod because;
 mod commands;
 mod context;
@@ -26,6 +27,7 @@ mod flushes;
 pub mod followed;
 mod format;
 mod gaps;
+mod instances;
 pub mod membership;
 pub(crate) mod misfits;
 mod monitor;
@@ -53,6 +55,7 @@ mod worker;
 
 pub(crate) use failure::schema_failure;
 pub use failure::{Cause, Failure, TargetLink};
+pub(crate) use instances::Instances;
 pub use positions::{LagClock, StreamPositions};
 pub(crate) use publisher::value_settings;
 pub(crate) use removal::remove;

@@ -24,6 +24,7 @@ use super::findings;
 use super::flushes::Flushes;
 use super::format::Choice;
 use super::gaps;
+use super::instances::Asked;
 use super::publications::{Look, Publications};
 use super::reader::{Chunk, Done, ReadError, Reader, StreamEvent};
 use super::table_sync::{SyncEvent, TableSyncs};
@@ -43,6 +44,8 @@ pub(super) enum StreamEnd {
     Silent(Failure),
     /// Better options of the stream can be requested now, by a new attempt.
     AskForMore,
+    /// Another instance is to go on.
+    HandOver,
 }
 
 /// What the stream keeps of its tables.
@@ -69,6 +72,8 @@ enum Event {
     Sync(SyncEvent),
     /// The target has flushed commits that did not wait for that.
     Flushed(Result<Lsn, StoreError>),
+    /// The subscription is to be handed over, or no more.
+    Asked,
 }
 
 /// Where and how a stream begins.
@@ -91,7 +96,7 @@ pub(super) async fn run(
     let mut stream = Stream::new(context, applier, tables, begun);
     stream.publish(reader);
     let mut publications = context.publications.subscribe();
-    let mut stall = reader.stalled();
+    let (mut stall, mut asked) = (reader.stalled(), context.asked.clone());
     loop {
         let may_end = stream.may_begin_anew();
         let promptness = *context.promptness.borrow();
@@ -99,7 +104,9 @@ pub(super) async fn run(
         // A new attempt begins only after everything sent to the target has been answered.
         let more_to_ask = may_end && stream.may_ask_for_more();
         let passed = may_end && stream.has_passed_a_look();
-        let ending = more_to_ask || passed || (may_end && publications.borrow().have_changed());
+        stream.note_asked(*asked.borrow_and_update(), reader);
+        let handing = stream.hands_over;
+        let ending = handing || more_to_ask || passed || (may_end && publications.borrow().have_changed());
         let resume = stream.waits_for_sync();
         let busy = stream.applier.is_busy();
         let open = !ending && !stream.stalled && resume.is_none() && stream.applier.takes_messages();
@@ -120,6 +127,8 @@ pub(super) async fn run(
             }
             () = std::future::ready(()), if passed && !busy => return Ok(StreamEnd::PublicationsChanged),
             () = std::future::ready(()), if more_to_ask && !busy => return Ok(StreamEnd::AskForMore),
+            () = std::future::ready(()), if handing && !busy => return Ok(StreamEnd::HandOver),
+            Ok(()) = asked.changed(), if !handing => Event::Asked,
             () = std::future::ready(()), if stream.stalled && !busy => return Ok(StreamEnd::Stalled),
             () = sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => Event::Resume,
             () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => Event::Look,
@@ -135,7 +144,7 @@ pub(super) async fn run(
                 stream.take(reader).await
             }
             Event::Rest => stream.take(reader).await,
-            Event::Resume | Event::Look => Ok(()),
+            Event::Resume | Event::Look | Event::Asked => Ok(()),
             Event::Applied(applied) => on_applied(applied, reader),
             Event::Stalled(waited) => stream.on_stalled(waited).await,
             Event::Ended => match reader.end().await {
@@ -175,6 +184,8 @@ struct Stream<'a> {
     rest: std::vec::IntoIter<StreamEvent>,
     /// The stream was closed. What has been received is not taken any more, but streamed again.
     stalled: bool,
+    /// What was sent to the target is waited for, then another instance goes on.
+    hands_over: bool,
     /// Of a large chunk: the reader goes on when this is dropped.
     hold: Option<oneshot::Sender<()>>,
     /// The target's positions.
@@ -201,6 +212,7 @@ impl<'a> Stream<'a> {
             syncs,
             rest: Vec::new().into_iter(),
             stalled: false,
+            hands_over: false,
             hold: None,
             done: Done::all(from),
             flushes: (context.subscription.synchronous_commit == SynchronousCommit::Off)
@@ -336,6 +348,17 @@ impl<'a> Stream<'a> {
     /// synchronisation, which may take hours. (A table that joins waits for a running one in any case.)
     fn may_begin_anew(&self) -> bool {
         self.applier.received().is_some() && !self.syncs.is_running()
+    }
+
+    /// Hands over once nothing is under way but what was sent to the target: no transaction, no message, no table's
+    /// synchronisation.
+    fn note_asked(&mut self, asked: Asked, reader: &Reader) {
+        self.hands_over |= asked == Asked::LetGo
+            && self.applier.received().is_some()
+            && self.syncs.is_empty()
+            && !self.stalled
+            && self.rest.as_slice().is_empty()
+            && reader.chunks.is_empty();
     }
 
     /// Whether the stream is beyond a position at which tables are let go, or publications can be asked for.

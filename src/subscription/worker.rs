@@ -39,6 +39,7 @@ use super::because::Because;
 use super::context::{Context, Phase, Stalls};
 use super::failure::{Cause, Failure, Restart, TargetLink};
 use super::format::Whole;
+use super::instances::{Instances, Seat};
 use super::monitor::MonitorEvent;
 use super::positions::{Promptness, StreamPositions};
 use super::publications::Publications;
@@ -68,6 +69,7 @@ pub(crate) struct Shared {
     pub(crate) instance: String,
     pub(crate) reports: Reports,
     pub(crate) turns: Turns,
+    pub(crate) instances: Instances,
 }
 
 /// One subscription's worker.
@@ -86,6 +88,8 @@ pub(crate) struct Worker {
     monitor: JoinSet<()>,
     reports: Reports,
     turns: Turns,
+    /// What the other instances are told of this worker, and what they want of it.
+    seat: Seat,
     /// This worker's turn to start.
     turn: Option<Turn>,
     beat: Beat,
@@ -162,7 +166,8 @@ impl Worker {
         signal: watch::Receiver<u64>,
         snapshot: watch::Sender<Snapshot>,
     ) -> Self {
-        let Shared { target, store, instance, reports, turns } = shared;
+        let Shared { target, store, instance, reports, turns, instances } = shared;
+        let seat = instances.enter(subscription.name.clone());
         let (phase_sender, phases) = mpsc::channel(EVENTS_MAX);
         let (monitor_sender, monitor_events) = mpsc::channel(EVENTS_MAX);
         let context = Context {
@@ -183,6 +188,7 @@ impl Worker {
             warned: watch::Sender::new(Vec::new()),
             passed_over: watch::Sender::default(),
             known_tables: watch::Sender::default(),
+            asked: seat.asked(),
         };
         Self {
             context,
@@ -197,6 +203,7 @@ impl Worker {
             monitor: JoinSet::new(),
             reports,
             turns,
+            seat,
             turn: None,
             beat: Beat::default(),
             session: None,
@@ -365,6 +372,7 @@ impl Worker {
                     self.fail(failure)
                 }
                 Ok(StreamEnd::PublicationsChanged | StreamEnd::AskForMore) => Event::RestartAsked,
+                Ok(StreamEnd::HandOver) => self.hand_over(),
                 Err(failure) => self.fail(failure),
             }),
             Wake::TargetLost(diagnosis) => Some(self.fail(Failure::target_lost(diagnosis))),

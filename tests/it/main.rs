@@ -53,6 +53,8 @@ mod identity;
 #[cfg(test)]
 mod in_progress;
 #[cfg(test)]
+mod instances;
+#[cfg(test)]
 mod large_values;
 #[cfg(test)]
 mod liveness;

@@ -34,6 +34,14 @@ const RETRY_INTERVAL: Bounded = Bounded {
     hint: "\"off\" leaves conflicts to a person",
 };
 
+const SHARE_AFTER: Bounded = Bounded {
+    min: Duration::from_secs(1),
+    max: Duration::from_hours(1),
+    range: "1 second and 1 hour",
+    forms: "write \"off\", \"30s\" or \"5m\"",
+    hint: "\"off\" keeps every subscription where it is",
+};
+
 const STALL_TIMEOUT: Bounded = Bounded {
     min: Duration::from_secs(1),
     max: Duration::from_hours(1),
@@ -238,6 +246,15 @@ impl Validator<'_> {
             return Some(None);
         }
         self.duration(text, path, &RETRY_INTERVAL).map(Some)
+    }
+
+    /// As [`Self::retry_interval`], of `service.share_after`.
+    #[expect(clippy::option_option, reason = "None reported, Some(None) off, as everywhere in this module")]
+    pub(super) fn share_after(&mut self, text: Option<&str>, path: &KeyPath) -> Option<Option<Duration>> {
+        match text.unwrap_or("30s") {
+            "off" => Some(None),
+            text => self.duration(text, path, &SHARE_AFTER).map(Some),
+        }
     }
 
     fn duration(&mut self, text: &str, path: &KeyPath, bounded: &Bounded) -> Option<Duration> {

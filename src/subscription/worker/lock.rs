@@ -7,6 +7,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::super::attempt::Ahead;
+use super::super::balance::Promise;
 use super::super::because::Because;
 use super::super::failure::{Cause, Failure};
 use super::super::findings;
@@ -27,6 +28,8 @@ use crate::target::{LEASE, Lock, OriginUse, TargetError, TargetSession, applicat
 const LET_GO: Duration = Duration::from_secs(3);
 /// How often a standby tries to take the lock.
 const LOCK_POLL: Duration = Duration::from_secs(1);
+/// The same of one that the owner hands the subscription over to.
+const PROMISED_POLL: Duration = Duration::from_millis(100);
 /// How often the session of an owner that is silent is told to end before the next poll, and the time between.
 const SILENT_ENDINGS_MAX: u32 = 5;
 const SILENT_ENDING_POLL: Duration = Duration::from_millis(50);
@@ -39,7 +42,7 @@ pub(super) struct StoodBy {
     created_at: Option<jiff::Timestamp>,
 }
 
-/// Whether a `drop` has asked for the lock.
+/// Whether somebody else is to take the lock: a `drop`, or another instance that owns less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum AskedFor {
     Yes,
@@ -50,14 +53,22 @@ pub(super) enum AskedFor {
 impl Worker {
     pub(super) async fn await_lock(&mut self) -> Event {
         if std::mem::take(&mut self.asked_for) == AskedFor::Yes {
-            // Who asked takes the lock now. If it does not go on, the subscription does.
-            self.session = None;
+            // Who asked takes the lock now. If it does not go on, the subscription does. The stream is closed first, so that
+            // its slot is free when the lock is.
+            (self.link, self.session) = (None, None);
             self.stand_by().await;
             if let Some(event) = self.wait(LET_GO).await {
                 return event;
             }
         }
         loop {
+            let promise = self.seat.promise();
+            if promise == Promise::ToAnother && self.stood_by.is_some() {
+                if let Some(event) = self.wait(LOCK_POLL).await {
+                    return event;
+                }
+                continue;
+            }
             if self.session.is_none()
                 && let Some(event) = self.take_turn().await
             {
@@ -67,6 +78,7 @@ impl Worker {
                 Ok(Some(event)) => return event,
                 Ok(None) => {
                     self.turn = None;
+                    self.show_role();
                     if self.stood_by.is_none() {
                         info!(subscription = self.context.name(), "standby: another instance applies");
                         self.stand_by().await;
@@ -81,10 +93,18 @@ impl Worker {
                     return self.fail(failure);
                 }
             }
-            if let Some(event) = self.wait(LOCK_POLL).await {
+            let poll = if promise == Promise::ToUs { PROMISED_POLL } else { LOCK_POLL };
+            if let Some(event) = self.wait(poll).await {
                 return event;
             }
         }
+    }
+
+    /// Lets go of the subscription, which another instance waits for.
+    pub(super) fn hand_over(&mut self) -> Event {
+        info!(subscription = self.context.name(), "handed over to another instance, which owns less");
+        self.asked_for = AskedFor::Yes;
+        Event::LockHeldElsewhere
     }
 
     /// Becomes a standby: stops the monitor and closes the stream, which are the owner's.

@@ -4,6 +4,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::super::failure::Cause;
+use super::super::instances::Role;
 use super::super::state::{Event, State};
 use super::waiting::STORE_TIMEOUT;
 use super::{Look, Owner, Worker};
@@ -14,6 +15,7 @@ impl Worker {
     ///
     /// What the target did not take in time is reported again when commands are looked for.
     pub(super) async fn report(&mut self) -> Option<Event> {
+        self.show_role();
         let change = self.state_change()?;
         // The snapshot comes first: it must not wait for a target that does not answer.
         self.context.snapshot.send_if_modified(|snapshot| {
@@ -36,6 +38,17 @@ impl Worker {
             Err(_elapsed) => debug!(subscription = name, "state not reported in time"),
         }
         None
+    }
+
+    /// Shows the other instances what this worker is to its subscription.
+    pub(super) fn show_role(&self) {
+        let is_well = self.stalled.is_none() && self.held_back.is_none();
+        self.seat.set(match (self.owner, self.state) {
+            (Owner::Us, State::Streaming) if is_well => Role::Streams,
+            (Owner::Us, _) => Role::Owns,
+            (Owner::Other, State::Standby) if self.session.is_some() => Role::StandsBy,
+            (Owner::Other, _) => Role::None,
+        });
     }
 
     /// Whether the target has the state, or does not get it from this instance.
