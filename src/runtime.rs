@@ -224,10 +224,8 @@ impl Service {
         let mut reporting = JoinSet::new();
         let Shared { reports, store, .. } = shared.clone();
         reporting.spawn(async move { reports.run(&store).await });
-        if let Some(after) = config.service.share_after {
-            let Shared { instances, store, instance, .. } = shared.clone();
-            reporting.spawn(async move { instances.run(&store, &instance, after).await });
-        }
+        let (after, Shared { instances, store, instance, .. }) = (config.service.share_after, shared.clone());
+        reporting.spawn(async move { instances.run(&store, &instance, after).await });
         Self { config, shared, board, workers: HashMap::new(), tasks: JoinSet::new(), reporting }
     }
 

@@ -1,7 +1,7 @@
 //! How several instances share their subscriptions: which one hands which subscription over, and when. Pure.
 //!
-//! The lock says who owns a subscription. So whoever comes first owns everything, and an instance that is gone is replaced
-//! at once, without this. Here is only what follows: an owner of many lets go of one that another instance stands by for.
+//! The lock says who owns a subscription. So the first instance owns everything, and one that is gone is replaced at once,
+//! without this. Here is only what follows: an owner of many lets go of one that another instance stands by for.
 //!
 //! ```text
 //! nothing ──it owns at least two more than who stands by, all is calm──▶ announced ──everybody has read it──▶ asked
@@ -32,8 +32,8 @@ const ASKED: Duration = Duration::from_secs(5);
 const LEFT: Duration = Duration::from_secs(5);
 /// For how long owners must have stayed the same before the next hand-over.
 const SETTLED: Duration = Duration::from_secs(3);
-/// Pause after a hand-over that did not succeed.
-const PAUSE: Duration = Duration::from_secs(60);
+/// For how long a subscription stays after a hand-over that did not succeed.
+const STAYS: Duration = Duration::from_secs(60);
 
 /// An instance, as it has described itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -63,7 +63,7 @@ pub struct HandOver {
 /// Who may take a subscription's lock now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Promise {
-    /// Whoever comes first.
+    /// The first instance that asks.
     Nobody,
     ToUs,
     ToAnother,
@@ -78,7 +78,8 @@ pub struct Balance {
     members_since: Duration,
     owners: BTreeMap<SubscriptionName, i64>,
     owners_since: Duration,
-    not_before: Duration,
+    /// Subscriptions that could not be handed over, and until when they stay.
+    stay: BTreeMap<SubscriptionName, Duration>,
     hand_over: Option<(HandOver, Stage)>,
 }
 
@@ -100,7 +101,7 @@ impl Balance {
             members_since: Duration::ZERO,
             owners: BTreeMap::new(),
             owners_since: Duration::ZERO,
-            not_before: Duration::ZERO,
+            stay: BTreeMap::new(),
             hand_over: None,
         }
     }
@@ -120,8 +121,15 @@ impl Balance {
         }
     }
 
+    /// Leaves out of what this instance may hand over what it could not. Otherwise the same one would be tried again and
+    /// again.
+    pub fn withhold(&self, roles: &mut Roles) {
+        roles.streams.retain(|name| !self.stay.contains_key(name));
+    }
+
     /// Takes in the instances that live at the time `now`, of which this one is `us`.
     pub fn take(&mut self, now: Duration, us: i64, members: &[Member]) {
+        self.stay.retain(|_, until| *until > now);
         let ids = members.iter().map(|member| member.id).collect();
         if std::mem::replace(&mut self.members, ids) != self.members {
             self.members_since = now;
@@ -151,8 +159,7 @@ impl Balance {
     }
 
     fn is_calm(&self, now: Duration) -> bool {
-        now >= self.not_before
-            && now.saturating_sub(self.members_since) >= self.after
+        now.saturating_sub(self.members_since) >= self.after
             && now.saturating_sub(self.owners_since) >= SETTLED.min(self.after)
     }
 
@@ -177,12 +184,12 @@ impl Balance {
             Stage::Announced(since) if passed(since) >= ANNOUNCED => Some(Stage::Asked(now)),
             Stage::Asked(_) if !ours => Some(Stage::Left(now)),
             Stage::Asked(since) if passed(since) >= ASKED => {
-                self.not_before = now + PAUSE;
+                self.stay.insert(subscription.clone(), now + STAYS);
                 None
             }
             Stage::Left(_) if theirs => None,
             Stage::Left(since) if passed(since) >= LEFT => {
-                self.not_before = now + PAUSE;
+                self.stay.insert(subscription.clone(), now + STAYS);
                 None
             }
             stage => Some(stage),

@@ -64,15 +64,20 @@ struct Seen {
 
 impl Instances {
     /// Renews the row of the instance `name` until dropped. Subscriptions are handed over if the same instances have been
-    /// there for the time `after`.
-    pub(crate) async fn run(&self, store: &Store, name: &str, after: Duration) {
+    /// there for the time `after`. Without it, this instance describes itself as one that has nothing to share, and leaves
+    /// locks to others all the same.
+    pub(crate) async fn run(&self, store: &Store, name: &str, after: Option<Duration>) {
         let began = Instant::now();
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut balance = Balance::new(after);
+        let mut balance = Balance::new(after.unwrap_or(Duration::MAX));
         loop {
             ticks.tick().await;
-            let (us, roles) = self.roles();
+            let (us, mut roles) = self.roles();
+            if after.is_none() {
+                roles = Roles::default();
+            }
+            balance.withhold(&mut roles);
             let (now, announced) = (began.elapsed(), balance.announced().cloned());
             match store.renew_instance(us, name, &roles, announced.as_ref()).await {
                 Ok((us, members)) => {

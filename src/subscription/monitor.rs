@@ -94,9 +94,6 @@ enum Lost {
     Other,
 }
 
-/// PostgreSQL's error for a session that comes while the server shuts down or starts up.
-const CANNOT_CONNECT_NOW: &str = "57P03";
-
 /// What a round found, as far as the target is to know it.
 #[derive(Debug, Clone, Default)]
 struct Found {
@@ -276,7 +273,7 @@ impl Monitor {
         let options = ClientOptions { limits, ..monitor_options(&self.subscription) };
         net::client(&self.subscription.publisher, &options).await.map_err(|error| {
             match error.server_error() {
-                Some(refused) if refused.code == CANNOT_CONNECT_NOW => Lost::Refused,
+                Some(refused) if refused.code == net::CANNOT_CONNECT_NOW => Lost::Refused,
                 _ => Lost::Other,
             }
         })
