@@ -23,20 +23,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinHandle};
 use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 use tokio_postgres::tls::TlsConnect;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, SimpleQueryMessage};
+use tokio_postgres::{Client, Config, SimpleQueryMessage};
 use tracing::debug;
 
 use super::activity::Activity;
+use super::driver::{Driver, Ended, drive};
 use super::error::{ConnectError, ConnectErrorKind, Purpose, Step};
 use super::establish::{Login, LoginError, establish};
 use super::metered::{Meter, Metered};
-use super::server_error::{from_db_error, server_error};
+use super::server_error::server_error;
+use super::shutdown::Watched;
 use super::stream::Encryption;
 use super::{Dialed, pooler, server_version_num};
-use crate::error::ServerError;
 use crate::pg::conninfo::{self, ConnInfo, Host, TargetSessionAttrs};
 use crate::pg::{ImposedLimit, Secret, TimeLimits, quote_literal};
 
@@ -91,29 +91,10 @@ pub struct PgClient {
     activity: Arc<Activity>,
 }
 
-/// Why a connection ended.
-#[derive(Debug, Clone, Default)]
-pub struct Ended {
-    /// The error; `None` when this side ended the connection.
-    pub error: Option<Arc<tokio_postgres::Error>>,
-    /// The last notice before the end. A server that crashes or shuts down may announce that in a
-    /// notice.
-    pub notice: Option<ServerError>,
-}
-
-impl Ended {
-    /// Returns the server's reason: a `FATAL` error or a notice of class 57 (operator intervention).
-    #[must_use]
-    pub fn server_error(&self) -> Option<ServerError> {
-        let fatal = self.error.as_deref().and_then(server_error);
-        fatal.or_else(|| self.notice.clone().filter(|notice| notice.class() == "57"))
-    }
-}
-
 /// Connects, authenticates and sets the session up, on the first host that satisfies
 /// `target_session_attrs`. `connect_timeout` bounds the time for each host.
 pub async fn client(info: &ConnInfo, options: &ClientOptions) -> Result<PgClient, ConnectError> {
-    establish(info, &SqlLogin(StartUp { info, options })).await
+    establish(info, &SqlLogin(StartUp { info, options, watching: Watching::Yes })).await
 }
 
 impl PgClient {
@@ -242,44 +223,19 @@ impl DerefMut for PgClient {
     }
 }
 
-/// The task that runs the connection; it ends with its owner.
-#[derive(Debug)]
-struct Driver {
-    task: JoinHandle<()>,
-    abort: AbortHandle,
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.abort.abort();
-    }
-}
-
-fn drive(mut connection: Connection<Metered, Metered>) -> (Driver, watch::Receiver<Option<Ended>>) {
-    let (sender, receiver) = watch::channel(None);
-    let task = tokio::spawn(async move {
-        let mut notice = None;
-        let error = loop {
-            match future::poll_fn(|cx| connection.poll_message(cx)).await {
-                Some(Ok(AsyncMessage::Notice(said))) => notice = Some(from_db_error(&said)),
-                Some(Ok(_)) => {}
-                Some(Err(error)) => break Some(Arc::new(error)),
-                None => break None,
-            }
-        };
-        // The reason is set before the connection is dropped, so that it can be read as soon as a
-        // request fails.
-        sender.send_replace(Some(Ended { error, notice }));
-        drop(connection);
-    });
-    let abort = task.abort_handle();
-    (Driver { task, abort }, receiver)
-}
-
 /// Starts a session up, and sets nothing in it.
 pub(super) struct StartUp<'a> {
     pub(super) info: &'a ConnInfo,
     pub(super) options: &'a ClientOptions,
+    pub(super) watching: Watching,
+}
+
+/// Whether the session ends once its server waits for its clients to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watching {
+    Yes,
+    /// It is open for a moment only.
+    No,
 }
 
 impl Login for StartUp<'_> {
@@ -308,7 +264,8 @@ impl Login for StartUp<'_> {
             let what = format!("server_version is \"{}\"", version.escape_debug());
             LoginError::new(Step::Database, ConnectErrorKind::Protocol(what))
         })?;
-        let (driver, ended) = drive(connection);
+        let watched = (self.watching == Watching::Yes).then(|| Watched::new(self.info, &host));
+        let (driver, ended) = drive(connection, watched);
         Ok(PgClient {
             client,
             driver,
@@ -333,7 +290,7 @@ impl Login for SqlLogin<'_> {
     }
 
     async fn log_in(&self, dialed: Dialed) -> Result<PgClient, LoginError> {
-        let StartUp { info, options } = self.0;
+        let StartUp { info, options, .. } = self.0;
         let client = self.0.log_in(dialed).await?;
         // It is boxed because it is large, and rarely runs.
         let second = Box::pin(second(info, options, &client.host));
@@ -347,7 +304,7 @@ impl Login for SqlLogin<'_> {
 /// Opens another session on a host, with nothing set in it.
 async fn second(info: &ConnInfo, options: &ClientOptions, host: &Host) -> Result<PgClient, LoginError> {
     let info = ConnInfo { hosts: vec![host.clone()], ..info.clone() };
-    let opened = establish(&info, &StartUp { info: &info, options }).await;
+    let opened = establish(&info, &StartUp { info: &info, options, watching: Watching::No }).await;
     opened.map_err(|ConnectError { step, kind, .. }| LoginError { step, kind })
 }
 

@@ -15,6 +15,7 @@
 //!   transaction mode would give that backend, and what is set in it, to other applications.
 //! - Before a server has admitted the session, its messages are at most 64 KiB long; afterwards `sizes` has a bound for
 //!   each kind.
+//! - A session ends once its server waits for its clients to leave (`shutdown`).
 //! - A password is only sent to the server: no error, log line or `Debug` output holds it.
 //!
 //! Callers do retries and back-off; `config` reads the environment.
@@ -22,6 +23,7 @@
 mod activity;
 mod binding;
 mod client;
+mod driver;
 mod error;
 mod establish;
 mod explain;
@@ -29,6 +31,7 @@ mod metered;
 mod paced;
 mod pooler;
 mod server_error;
+mod shutdown;
 mod sizes;
 mod socket;
 mod stream;
@@ -36,11 +39,13 @@ mod tls;
 mod verify;
 mod version;
 
-pub use client::{ClientOptions, Ended, PgClient, client};
+pub use client::{ClientOptions, PgClient, client};
+pub use driver::Ended;
 pub use error::{ConnectError, ConnectErrorKind, Purpose, Step, TlsSetupError};
 pub(crate) use establish::{Login, LoginError, establish};
 pub use metered::{Meter, Rows};
 pub use server_error::server_error;
+pub(crate) use shutdown::{CANNOT_CONNECT_NOW, Watched};
 pub use sizes::Oversize;
 pub(crate) use sizes::{HEADER_BYTES, Handling, MESSAGE_BYTES_MAX, Shortener, Sizes};
 pub use stream::{Encryption, NetStream};
@@ -68,7 +73,7 @@ pub async fn dial(info: &ConnInfo) -> Result<Dialed, ConnectError> {
 #[doc(hidden)]
 pub async fn client_over(stream: NetStream, info: &ConnInfo) -> Result<PgClient, Box<ConnectErrorKind>> {
     let options = ClientOptions::default();
-    let start_up = client::StartUp { info, options: &options };
+    let start_up = client::StartUp { info, options: &options, watching: client::Watching::No };
     let host = info.hosts.first().cloned().ok_or(ConnectErrorKind::NoAddress)?;
     start_up.log_in(Dialed { stream, host }).await.map_err(|error| error.kind)
 }

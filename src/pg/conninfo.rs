@@ -77,7 +77,7 @@ pub struct Host {
     pub password: Option<Secret>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum HostAddress {
     /// A DNS name or an address as text, which TLS verifies. With `hostaddr`, the name is not resolved.
     Tcp { name: String, hostaddr: Option<IpAddr> },

@@ -323,12 +323,26 @@ impl Drop for CommandSignal {
     }
 }
 
-/// Listens, and opens a new session whenever one is lost, until the receiver is dropped.
+/// Listens, and opens a new session whenever one is lost, until the receiver is dropped. It also lets all sessions of the store
+/// go once the server waits for its clients to leave.
 async fn signals(store: Store, sender: mpsc::Sender<String>) {
     sleep(HEAD_START).await;
     while !sender.is_closed() {
         if let Ok(listener) = store.listener(COMMAND_CHANNEL).await {
-            forward(listener, &sender).await;
+            let watched = store.watched();
+            let stops = async {
+                match &watched {
+                    Some(watched) => drop(watched.stops().await),
+                    None => std::future::pending().await,
+                }
+            };
+            let stopped = tokio::select! {
+                () = forward(listener, &sender) => false,
+                () = stops => true,
+            };
+            if stopped {
+                store.let_go().await;
+            }
         }
         sleep(RELISTEN_DELAY).await;
     }

@@ -94,6 +94,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum time for a session's ping before it returns to the pool.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often sessions are closed that come back while the server shuts down, and the time between.
+const LET_GO_ROUNDS: u32 = 10;
+const LET_GO_POLL: Duration = Duration::from_millis(300);
+
 /// Transaction settings of every session, which replace those of the role and the database.
 const TRANSACTIONS: &str = "SET default_transaction_read_only = off; \
      SET default_transaction_isolation = 'read committed'; SET default_transaction_deferrable = off";
@@ -154,6 +158,27 @@ impl Store {
     /// Closes the sessions, with a Terminate message if the server answers in time.
     pub async fn close(&self) {
         drop(tokio::time::timeout(RELEASE_TIMEOUT, self.pool.close()).await);
+    }
+
+    /// Watches the server that the sessions are open to for a shutdown that waits for them.
+    fn watched(&self) -> Option<net::Watched> {
+        let options = self.pool.connect_options();
+        let is_current = |route: &&Route| {
+            (route.options.get_host(), route.options.get_port()) == (options.get_host(), options.get_port())
+        };
+        let route = self.routes.iter().find(is_current).or(self.routes.first())?;
+        Some(net::Watched::new(&route.conninfo, route.conninfo.hosts.first()?))
+    }
+
+    /// Closes the sessions that nobody uses, and those that come back within a few seconds. Others can be opened once the
+    /// server takes them again.
+    async fn let_go(&self) {
+        for _ in 0..LET_GO_ROUNDS {
+            while let Some(session) = self.pool.try_acquire() {
+                drop(tokio::time::timeout(RELEASE_TIMEOUT, session.close()).await);
+            }
+            tokio::time::sleep(LET_GO_POLL).await;
+        }
     }
 
     /// Opens a session outside the pool.

@@ -12,6 +12,8 @@ use crate::support::world::{Servers, World};
 
 /// Much less than any server's own time-outs, on a slow machine.
 const SOON: Duration = Duration::from_secs(12);
+/// For a shutdown that waits for all clients, which is noticed by a session that is refused.
+const SMART: Duration = Duration::from_secs(15);
 /// For everything to be as before again, after a stop of a server.
 const RECOVERY: Duration = Duration::from_secs(90);
 
@@ -38,10 +40,20 @@ enum Ending {
     Checkpoint,
     StopPublisher,
     StopTarget,
+    /// They wait for all clients.
+    StopPublisherSmart,
+    StopTargetSmart,
 }
 
 const ENDINGS: [Ending; 4] =
     [Ending::Terminate, Ending::Checkpoint, Ending::StopPublisher, Ending::StopTarget];
+const SMART_ENDINGS: [Ending; 2] = [Ending::StopPublisherSmart, Ending::StopTargetSmart];
+
+/// A copy that takes a quarter of a minute, without a session of the test's.
+const SLOW_COPY: &str = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS \
+    'BEGIN PERFORM pg_sleep(0.05); RETURN new; END'; \
+    CREATE TRIGGER slow BEFORE INSERT ON joins FOR EACH ROW EXECUTE FUNCTION slow(); \
+    ALTER TABLE joins ENABLE ALWAYS TRIGGER slow";
 
 /// What is undone after the disturbance.
 #[derive(Default)]
@@ -50,7 +62,7 @@ struct Held {
     other: Option<Service>,
 }
 
-async fn begin(world: &World, doing: Doing, round: usize) -> Held {
+async fn begin(world: &World, doing: Doing, ending: Ending, round: usize) -> Held {
     let mut held = Held::default();
     let target = async |sql: &str| {
         let session = world.target.session().await;
@@ -64,6 +76,15 @@ async fn begin(world: &World, doing: Doing, round: usize) -> Held {
     };
     let from = 100_000 * (round + 1);
     match doing {
+        Doing::Copying if SMART_ENDINGS.contains(&ending) => {
+            world.target.exec(SLOW_COPY).await;
+            world.pgsluice(&["resync", &world.subscription, "public.joins"]).await.expect(0);
+            until("it is copied", async || {
+                let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ 'sync$' AND wait_event = 'PgSleep'";
+                world.target.value(sql).await.as_deref() == Some("1")
+            })
+            .await;
+        }
         Doing::Copying => {
             held.sessions.push(target("BEGIN; LOCK TABLE joins IN ACCESS EXCLUSIVE MODE").await);
             world.pgsluice(&["resync", &world.subscription, "public.joins"]).await.expect(0);
@@ -133,16 +154,23 @@ async fn disturb(world: &mut World, ending: Ending) {
         }
         Ending::StopPublisher => world.publisher_server().stop(StopMode::Fast).await.unwrap(),
         Ending::StopTarget => world.target_server().stop(StopMode::Fast).await.unwrap(),
+        Ending::StopPublisherSmart => world.publisher_server().stop(StopMode::Smart).await.unwrap(),
+        Ending::StopTargetSmart => world.target_server().stop(StopMode::Smart).await.unwrap(),
     }
-    assert!(began.elapsed() < SOON, "{ending:?} took {:?}", began.elapsed());
+    println!("{ending:?} took {:?}", began.elapsed());
+    let soon = if SMART_ENDINGS.contains(&ending) { SMART } else { SOON };
+    assert!(began.elapsed() < soon, "{ending:?} took {:?}", began.elapsed());
     match ending {
         Ending::Terminate | Ending::Checkpoint => {}
-        Ending::StopPublisher => world.publisher_server().launch().await.unwrap(),
-        Ending::StopTarget => world.target_server().launch().await.unwrap(),
+        Ending::StopPublisher | Ending::StopPublisherSmart => {
+            world.publisher_server().launch().await.unwrap();
+        }
+        Ending::StopTarget | Ending::StopTargetSmart => world.target_server().launch().await.unwrap(),
     }
 }
 
 async fn go_on(world: &World, doing: Doing, held: Held) {
+    world.target.exec("DROP FUNCTION IF EXISTS slow CASCADE").await;
     for session in held.sessions {
         // It may have ended with its server.
         drop(session.batch("COMMIT").await);
@@ -170,14 +198,14 @@ async fn go_on(world: &World, doing: Doing, held: Held) {
     .await;
 }
 
-async fn endings(doing: Doing) {
+async fn endings(doing: Doing, endings: &[Ending]) {
     let mut world = World::builder()
         .servers(Servers::Separate)
         .both_sql(
             "CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t ALTER v SET STORAGE EXTERNAL; \
              CREATE TABLE other (id int PRIMARY KEY); CREATE TABLE joins (id int PRIMARY KEY)",
         )
-        .publisher_sql("INSERT INTO joins VALUES (1)")
+        .publisher_sql("INSERT INTO joins SELECT generate_series(1, 300)")
         .subscription_line("stall_timeout = \"2s\"")
         .publisher_setting("logical_decoding_work_mem", "64kB")
         .publisher_setting("wal_sender_timeout", "0")
@@ -185,9 +213,9 @@ async fn endings(doing: Doing) {
         .await;
     let service = world.run();
     world.wait_state("streaming").await;
-    for (round, ending) in ENDINGS.into_iter().enumerate() {
+    for (round, ending) in endings.iter().copied().enumerate() {
         println!("{doing:?}, {ending:?}");
-        let held = begin(&world, doing, round).await;
+        let held = begin(&world, doing, ending, round).await;
         disturb(&mut world, ending).await;
         go_on(&world, doing, held).await;
     }
@@ -195,23 +223,32 @@ async fn endings(doing: Doing) {
 }
 
 macro_rules! states {
-    ($($name:ident: $doing:ident;)*) => {
+    ($($name:ident: $doing:ident, $endings:expr;)*) => {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                Box::pin(endings(Doing::$doing)).await;
+                Box::pin(endings(Doing::$doing, &$endings)).await;
             }
         )*
     };
 }
 
 states! {
-    while_a_table_is_copied: Copying;
-    while_the_stream_is_idle: Idle;
-    while_it_streams: Streaming;
-    while_a_slice_is_open: Slices;
-    while_the_target_is_locked: Locked;
-    while_an_operator_has_paused_it: PausedByOperator;
-    while_it_is_paused_on_a_conflict: PausedOnConflict;
-    while_another_instance_stands_by: StandingBy;
+    while_a_table_is_copied: Copying, ENDINGS;
+    while_the_stream_is_idle: Idle, ENDINGS;
+    while_it_streams: Streaming, ENDINGS;
+    while_a_slice_is_open: Slices, ENDINGS;
+    while_the_target_is_locked: Locked, ENDINGS;
+    while_an_operator_has_paused_it: PausedByOperator, ENDINGS;
+    while_it_is_paused_on_a_conflict: PausedOnConflict, ENDINGS;
+    while_another_instance_stands_by: StandingBy, ENDINGS;
+    smart_while_a_table_is_copied: Copying, SMART_ENDINGS;
+    smart_while_the_stream_is_idle: Idle, SMART_ENDINGS;
+    smart_while_it_streams: Streaming, SMART_ENDINGS;
+    // What holds it open, or locked, is a session of the server that would have to wait for that.
+    smart_while_a_slice_is_open: Slices, [Ending::StopTargetSmart];
+    smart_while_the_target_is_locked: Locked, [Ending::StopPublisherSmart];
+    smart_while_an_operator_has_paused_it: PausedByOperator, SMART_ENDINGS;
+    smart_while_it_is_paused_on_a_conflict: PausedOnConflict, SMART_ENDINGS;
+    smart_while_another_instance_stands_by: StandingBy, SMART_ENDINGS;
 }
