@@ -26,6 +26,7 @@ use self::side::Side;
 use crate::config::{Config, Subscription};
 use crate::error::{Diagnosis, Disposition, Exit, Failure};
 use crate::http::Server;
+use crate::net;
 use crate::pg::SubscriptionName;
 use crate::store::{Registration, State, Store, StoreError};
 use crate::subscription::{Board, Instances, Reports, Shared, Turns, Wish, Worker, target_unavailable};
@@ -100,6 +101,14 @@ pub async fn run(
         config = reload_early(config, reload(), &board);
     };
     side.store_opened(&store);
+    if let Some(budget) = config.budget() {
+        net::places::bound(budget.copies);
+        let (store, copies) = (budget.store, budget.copies);
+        info!(
+            max_connections = config.target.max_connections,
+            store, copies, "sessions on the target are bounded"
+        );
+    }
     let mut service = Service::new(config, store, board);
     service.start_all().await;
     let mut commands = service.shared.store.listen();
@@ -172,7 +181,8 @@ fn announce_waiting(config: &Config, board: &Board, diagnosis: &Diagnosis) {
 /// Opens the store, waiting for the target if need be, and upgrades schema `pgsluice`.
 async fn open_store(config: &Config, board: &Board) -> Store {
     loop {
-        match Store::open(&config.target.conninfo, config.subscriptions.len()).await {
+        let sessions = config.budget().map(|budget| budget.store);
+        match Store::open(&config.target.conninfo, config.subscriptions.len(), sessions).await {
             Ok((store, applied)) => {
                 for migration in applied {
                     info!(version = migration.version, "schema pgsluice: {}", migration.description);

@@ -30,7 +30,7 @@ const fn key(name: &'static str, shape: Shape) -> Key {
 
 pub(super) static ROOT: Shape = Shape::Table(&[
     key("service", Shape::Table(SERVICE)),
-    key("target", Shape::Table(&[key("url", Shape::Text)])),
+    key("target", Shape::Table(&[key("url", Shape::Text), key("max_connections", Shape::Number)])),
     key("subscriptions", Shape::Tables(SUBSCRIPTION)),
 ]);
 

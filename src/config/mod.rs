@@ -14,6 +14,7 @@
 //!
 //! This module does not connect to servers (`check` does) and does not read the token file.
 
+mod budget;
 mod check;
 mod connect;
 mod env;
@@ -32,6 +33,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use budget::Budget;
 pub use error::{ConfigErrors, Place, Problem};
 pub use reload::Changes;
 pub use surroundings::process_environment;
@@ -80,6 +82,8 @@ pub struct Target {
     /// Connection to the target. `application_name` is `pgsluice` unless the string or `PGAPPNAME` sets
     /// it.
     pub conninfo: ConnInfo,
+    /// The most sessions that a service has there; `None` is no bound.
+    pub max_connections: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -199,6 +203,13 @@ impl Subscription {
 }
 
 impl Config {
+    /// How the sessions on the target are divided; none if they are not bounded.
+    #[must_use]
+    pub fn budget(&self) -> Option<Budget> {
+        let enabled = self.subscriptions.iter().filter(|subscription| subscription.enabled).count();
+        Budget::of(self.target.max_connections?, enabled)
+    }
+
     /// Reads and checks a configuration: the file at `path`, else the one that `PGSLUICE_CONFIG` names,
     /// else [`DEFAULT_PATH`], overridden by `PGSLUICE__…` in `env`. The default file may be missing if
     /// the environment configures anything. libpq's variables (`PGHOST`, …), its password file and its

@@ -29,6 +29,7 @@ pub(super) struct RawService {
 #[serde(default)]
 pub(super) struct RawTarget {
     pub(super) url: Option<ConnectionString>,
+    pub(super) max_connections: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -11,7 +11,7 @@ use super::error::{ConfigErrors, Report};
 use super::path::KeyPath;
 use super::raw::{ConnectionString, RawConfig, RawService, RawTarget};
 use super::surroundings::Surroundings;
-use super::{Config, LogFormat, Service, Target};
+use super::{Budget, Config, LogFormat, Service, Subscription, Target};
 use crate::error::Diagnosis;
 use crate::pg::conninfo::{ConnInfo, Passwords, SslMode};
 use crate::pg::{nearest, one_of};
@@ -36,6 +36,9 @@ pub(super) fn validate(
     let service = validator.service(raw.service);
     let target = validator.target(&raw.target);
     let subscriptions = validator.subscriptions(raw.subscriptions);
+    if let (Some(target), Some(subscriptions)) = (&target, &subscriptions) {
+        validator.sessions(target, subscriptions);
+    }
     let Validator { report, warnings, .. } = validator;
     match (service, target, subscriptions) {
         (Some(service), Some(target), Some(subscriptions)) if report.is_empty() => {
@@ -148,7 +151,23 @@ impl Validator<'_> {
         let path = KeyPath::default().key("target").key("url");
         let url =
             self.required(raw.url.as_ref(), &path, "add url = \"host=… dbname=… user=…\" under [target]")?;
-        Some(Target { conninfo: self.connection(url, &Called::Default("pgsluice"), &path)? })
+        let conninfo = self.connection(url, &Called::Default("pgsluice"), &path)?;
+        // A number that is out of range is judged with the subscriptions.
+        let sessions = |number: i64| u32::try_from(number.max(0)).unwrap_or(u32::MAX);
+        Some(Target { conninfo, max_connections: raw.max_connections.map(sessions) })
+    }
+
+    /// Checks that the target's sessions suffice for the subscriptions.
+    fn sessions(&mut self, target: &Target, subscriptions: &[Subscription]) {
+        let enabled = subscriptions.iter().filter(|subscription| subscription.enabled).count();
+        let needed = Budget::needed(enabled);
+        let Some(sessions) = target.max_connections.filter(|sessions| *sessions < needed) else { return };
+        let detail =
+            format!("each of the {enabled} enabled subscriptions needs two, and all together six more");
+        let problem = Diagnosis::new(format!("{sessions} sessions are too few: {needed} are needed"))
+            .detail(detail)
+            .hint(format!("set max_connections to {needed} or more, or leave it out for no bound"));
+        self.problem(&KeyPath::default().key("target").key("max_connections"), problem);
     }
 
     fn connection(

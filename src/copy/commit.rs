@@ -16,6 +16,7 @@ use tracing::{debug, info};
 use super::initial::CopyJob;
 use super::{CopyError, Side};
 use crate::boundary;
+use crate::net::places;
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, as_owner};
 use crate::store::Ownership;
@@ -149,6 +150,7 @@ async fn is_ready(
     position: Lsn,
 ) -> Result<Landed, CopyError> {
     let name = format!("{} copy's record", owner.name());
+    let _place = places::moment().await;
     let session = TargetSession::open(target, &name).await.map_err(CopyError::OpenTarget)?;
     // A transaction with a row lock counts as a change, so its COMMIT would wait for synchronous standbys.
     session

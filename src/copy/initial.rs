@@ -15,6 +15,7 @@ use tracing::{debug, info};
 use super::commit::{CommitOf, commit, finish_table};
 use super::transfer::{copy_rows, settle_rows};
 use super::{CopyCommands, CopyError, Existing, Side};
+use crate::net::places::{self, Place};
 use crate::net::{self, ClientOptions, PgClient};
 use crate::pg::conninfo::ConnInfo;
 use crate::pg::{Lsn, QualifiedName, quote_literal};
@@ -78,16 +79,25 @@ pub struct CopyResult {
 
 /// Copies all jobs under the plan's snapshot and reports each as it ends. The snapshot must stay
 /// exported (its replication connection idle) until this returns.
-pub fn run(plan: CopyPlan, mut jobs: Vec<CopyJob>) -> (mpsc::Receiver<CopyResult>, tokio::task::JoinSet<()>) {
+///
+/// `place` is for the first session on the target; more are used if there are places at once.
+pub(crate) fn run(
+    plan: CopyPlan,
+    mut jobs: Vec<CopyJob>,
+    place: Option<Place>,
+) -> (mpsc::Receiver<CopyResult>, tokio::task::JoinSet<()>) {
     largest_first(&mut jobs);
     let (results, receiver) = mpsc::channel(RESULTS_MAX);
-    let workers = COPY_WORKERS.min(jobs.len());
+    let more = std::iter::from_fn(places::try_copy).map(Some);
+    let held: Vec<_> = std::iter::once(place).chain(more).take(COPY_WORKERS.min(jobs.len())).collect();
     let queue = Arc::new(Mutex::new(VecDeque::from(jobs)));
     let plan = Arc::new(plan);
     let mut tasks = tokio::task::JoinSet::new();
-    for worker in 0..workers {
+    for (worker, place) in held.into_iter().enumerate() {
         let (queue, plan, results) = (Arc::clone(&queue), Arc::clone(&plan), results.clone());
         tasks.spawn(async move {
+            // It is left after the sessions have ended.
+            let _place = place;
             let mut sessions = None;
             loop {
                 let Some(job) = queue.lock().await.pop_front() else {

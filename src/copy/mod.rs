@@ -36,5 +36,6 @@ pub use command::CopyCommands;
 pub use commit::{CommitOf, commit, finish_table};
 pub use error::{CopyError, Side};
 pub use existing::Existing;
-pub use initial::{CopyJob, CopyPlan, CopyResult, SeenSource, run};
+pub(crate) use initial::run;
+pub use initial::{CopyJob, CopyPlan, CopyResult, SeenSource};
 pub use transfer::{copy_rows, settle_rows};

@@ -29,6 +29,7 @@ mod establish;
 mod explain;
 mod metered;
 mod paced;
+pub(crate) mod places;
 mod pooler;
 mod server_error;
 mod shutdown;

@@ -30,17 +30,22 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub(crate) const CANNOT_CONNECT_NOW: &str = "57P03";
 const NAME: &str = "pgsluice admission";
 
-type Task = (AbortHandle, watch::Receiver<Option<ServerError>>);
+type Server = (HostAddress, u16);
 
 /// The tasks, by the servers that they ask. A task ends with the last session that is watched by it.
-static TASKS: LazyLock<Mutex<HashMap<(HostAddress, u16), Weak<Asking>>>> = LazyLock::new(Mutex::default);
+static TASKS: LazyLock<Mutex<HashMap<Server, Weak<Asking>>>> = LazyLock::new(Mutex::default);
 
+/// The task that asks one server.
 #[derive(Debug)]
-struct Asking(Task);
+struct Asking {
+    task: AbortHandle,
+    /// Why the server takes no sessions, once it shuts down.
+    refusal: watch::Receiver<Option<ServerError>>,
+}
 
 impl Drop for Asking {
     fn drop(&mut self) {
-        self.0.0.abort();
+        self.task.abort();
     }
 }
 
@@ -53,23 +58,23 @@ impl Watched {
     pub(crate) fn new(info: &ConnInfo, host: &Host) -> Self {
         let mut tasks = TASKS.lock().unwrap_or_else(PoisonError::into_inner);
         // One that has found its server to shut down has nothing more to ask.
-        let runs = |asking: &Arc<Asking>| asking.0.1.borrow().is_none() && !asking.0.0.is_finished();
+        let runs = |asking: &Arc<Asking>| asking.refusal.borrow().is_none() && !asking.task.is_finished();
         let server = (host.address.clone(), host.port);
         if let Some(asking) = tasks.get(&server).and_then(Weak::upgrade).filter(runs) {
             return Self(asking);
         }
         tasks.retain(|_, asking| asking.strong_count() > 0);
         let info = ConnInfo { hosts: vec![host.clone()], ..info.clone() };
-        let (sender, stops) = watch::channel(None);
+        let (sender, refusal) = watch::channel(None);
         let task = tokio::spawn(async move { sender.send_replace(Some(refused(&info).await)) });
-        let asking = Arc::new(Asking((task.abort_handle(), stops)));
+        let asking = Arc::new(Asking { task: task.abort_handle(), refusal });
         tasks.insert(server, Arc::downgrade(&asking));
         Self(asking)
     }
 
     /// Waits until the server refuses sessions because it shuts down, and returns what it says. Cancel-safe.
     pub(crate) async fn stops(&self) -> ServerError {
-        let mut stops = self.0.0.1.clone();
+        let mut stops = self.0.refusal.clone();
         let refusal = stops.wait_for(Option::is_some).await.ok().and_then(|refusal| refusal.clone());
         match refusal {
             Some(refusal) => refusal,

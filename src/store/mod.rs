@@ -130,13 +130,15 @@ impl Store {
     /// session that was opened first. The pool's first session, which a service needs next, is opened at the
     /// same time.
     ///
-    /// It has more sessions for more subscriptions.
+    /// It has more sessions for more subscriptions, and at most `sessions_max` without the one that listens.
     pub async fn open(
         target: &ConnInfo,
         subscriptions: usize,
+        sessions_max: Option<u32>,
     ) -> Result<(Self, Vec<AppliedMigration>), StoreError> {
         let more = u32::try_from(subscriptions / SUBSCRIPTIONS_OF_A_CONNECTION).unwrap_or(u32::MAX);
         let connections_max = CONNECTIONS_MAX.saturating_add(more).min(CONNECTIONS_OF_MANY_MAX);
+        let connections_max = connections_max.min(sessions_max.unwrap_or(u32::MAX));
         let (store, mut session) = Self::reach(target, connections_max).await?;
         // If the pool's session cannot be opened, the next operation reports that.
         let (applied, _) = tokio::join!(store.migrate_in(&mut session), store.pool.acquire());
@@ -208,6 +210,7 @@ impl Store {
     /// returned; the pool's own error would only report a time-out. The failed operation is not repeated,
     /// because it may have been committed.
     async fn find_way<T>(&self, kind: StoreErrorKind) -> Result<T, StoreErrorKind> {
+        let _place = net::places::moment().await;
         let (route, session) = first_open(&self.routes).await.map_err(StoreError::into_kind)?;
         self.pool.set_connect_options(route.options);
         end(session).await;

@@ -26,7 +26,7 @@ use super::announced::Announced;
 use super::context::{Context, Phase};
 use super::failure::{Cause, Failure};
 use super::findings;
-use super::first_rows::first_rows;
+use super::first_rows::{self, first_rows};
 use super::format::{self, Choice, Possible, Ready, Transactions};
 use super::gaps;
 use super::misfits::with_facts;
@@ -168,12 +168,13 @@ async fn follow(
             (from, Vec::new())
         }
         SlotPlan::Create => {
+            let place = first_rows::place(context, &pending).await;
             let slot = slot_wait::create(context, publisher, &mut replication).await?;
             // Warnings are reported after the slot exists, so that attempts that fail before do not repeat
             // them.
             report_warnings(context, session, warnings, &known.warnings).await?;
             progress::create(session.client(), &subscription.name, term, slot.consistent_point).await?;
-            let copied = first_rows(context, publisher, &slot, tables, &mut pending).await?;
+            let copied = first_rows(context, publisher, &slot, tables, &mut pending, place).await?;
             (slot.consistent_point, copied)
         }
     };

@@ -33,7 +33,7 @@ const LEFT: Duration = Duration::from_secs(5);
 /// For how long owners must have stayed the same before the next hand-over.
 const SETTLED: Duration = Duration::from_secs(3);
 /// For how long a subscription stays after a hand-over that did not succeed.
-const STAYS: Duration = Duration::from_secs(60);
+const STAYS: Duration = Duration::from_mins(1);
 
 /// An instance, as it has described itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -5,6 +5,7 @@ use tracing::info;
 
 use crate::conflict::Resolution;
 use crate::error::{Diagnosis, PauseReason};
+use crate::net::places;
 use crate::pg::QualifiedName;
 use crate::schema::catalog;
 use crate::store::{Answer, Command, Ownership, Refresh, Resync, ResyncWish, Settlement, Store};
@@ -74,6 +75,7 @@ pub(super) async fn resync(context: &Context, command: &Command) -> Result<Answe
     let (Some(tables), Some(how)) = (tables.filter(|tables| !tables.is_empty()), how) else {
         return Err(unreadable("it names no table, or no way to synchronise it that is known here"));
     };
+    let _place = places::moment().await;
     let session = TargetSession::open(&context.target, &format!("{} commands", context.name())).await?;
     if how == Resync::Merge {
         refuse_without_key(context, &session, &tables).await?;

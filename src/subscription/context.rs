@@ -86,6 +86,8 @@ impl Stalls {
 pub(super) enum Phase {
     /// The publisher makes the new slot wait.
     SlotWaits(Diagnosis),
+    /// All sessions that copies may have on the target are in use.
+    SessionWaits(Diagnosis),
     Copying,
     Streaming,
     /// The target has got nothing done for so long that the stream was closed until it does.

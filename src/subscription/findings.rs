@@ -150,3 +150,10 @@ pub(crate) fn passed_over(
             "compare the table on both sides and correct the target's rows, then \"pgsluice resume {subscription}\""
         ))
 }
+
+/// All sessions on the target that copies may have are in use.
+pub(super) fn no_session_for_a_copy() -> Diagnosis {
+    Diagnosis::new("the copy waits for a session on the target")
+        .detail("all that target.max_connections leaves for copies are in use by other copies")
+        .hint("it goes on by itself; a larger target.max_connections lets more tables be copied at a time")
+}

@@ -11,12 +11,14 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::copy::{self, CopyCommands, CopyJob, CopyPlan, Existing, SeenSource};
 use crate::error::Diagnosis;
+use crate::net::places::{self, Place};
 use crate::pg::{Lsn, QualifiedName};
 use crate::replication::CreatedSlot;
 use crate::store::{TableRow, TableState, TableStep};
 
 use super::context::{Context, Phase};
 use super::failure::{Cause, Failure};
+use super::findings;
 use super::publisher::{Publisher, copy_options};
 use super::take_up::{PendingTable, PreparedTable};
 
@@ -30,6 +32,7 @@ pub(super) async fn first_rows(
     slot: &CreatedSlot,
     tables: &[PreparedTable],
     pending: &mut [PendingTable],
+    place: Option<Place>,
 ) -> Result<Vec<(QualifiedName, Lsn)>, Failure> {
     if !context.subscription.copy_data {
         let rows = tables.iter().map(|table| &table.row).filter(|row| row.state != TableState::Ready);
@@ -56,8 +59,23 @@ pub(super) async fn first_rows(
         snapshot,
         position: slot.consistent_point,
     };
-    ready.extend(copy_all(context, plan, jobs).await?);
+    ready.extend(copy_all(context, plan, jobs, place).await?);
     Ok(ready)
+}
+
+/// Waits for a place for a copy's session on the target, where they are bounded. It is waited for before the slot is created,
+/// so that the publisher retains nothing meanwhile.
+pub(super) async fn place(context: &Context, pending: &[PendingTable]) -> Option<Place> {
+    if !context.subscription.copy_data || pending.is_empty() {
+        return None;
+    }
+    if let Some(place) = places::try_copy() {
+        return Some(place);
+    }
+    let waits = findings::no_session_for_a_copy();
+    context.attention(None, &waits);
+    context.tell(Phase::SessionWaits(waits)).await;
+    places::copy().await
 }
 
 /// Marks tables `ready` without a copy, with one statement if their records are as expected: changes that
@@ -111,11 +129,12 @@ async fn copy_all(
     context: &Context,
     plan: CopyPlan,
     jobs: Vec<CopyJob>,
+    place: Option<Place>,
 ) -> Result<Vec<(QualifiedName, Lsn)>, Failure> {
     let position = plan.position;
     let watched = jobs.clone();
     context.snapshot.send_modify(|snapshot| snapshot.copies_begin(&watched));
-    let (mut results, mut tasks) = copy::run(plan, jobs);
+    let (mut results, mut tasks) = copy::run(plan, jobs, place);
     let mut ticks = interval(COPY_REPORT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut copied = Vec::new();

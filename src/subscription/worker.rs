@@ -11,6 +11,7 @@
 mod beat;
 mod lock;
 mod report;
+mod shared;
 mod waiting;
 
 use std::collections::VecDeque;
@@ -25,7 +26,7 @@ use tracing::{debug, error, info, warn};
 use crate::config::Subscription;
 use crate::error::{Diagnosis, Disposition, PauseReason};
 use crate::pg::Lsn;
-use crate::pg::conninfo::{ConnInfo, Unacknowledged};
+use crate::pg::conninfo::Unacknowledged;
 use crate::running::Running;
 use crate::store::{Command, Ownership, StateChange, Store};
 use crate::target::TargetSession;
@@ -33,13 +34,14 @@ use crate::telemetry::{AttemptFailed, ConflictFound, Encounter};
 
 use self::beat::Beat;
 use self::lock::{AskedFor, StoodBy};
+pub(crate) use self::shared::Shared;
 use self::waiting::commands_due;
 use super::attempt::{self, Ahead};
 use super::because::Because;
 use super::context::{Context, Phase, Stalls};
 use super::failure::{Cause, Failure, Restart, TargetLink};
 use super::format::Whole;
-use super::instances::{Instances, Seat};
+use super::instances::Seat;
 use super::monitor::MonitorEvent;
 use super::positions::{Promptness, StreamPositions};
 use super::publications::Publications;
@@ -59,17 +61,6 @@ const EVENTS_MAX: usize = 16;
 pub(crate) enum Wish {
     Run,
     ShutDown,
-}
-
-/// What the workers of a process have in common.
-#[derive(Clone)]
-pub(crate) struct Shared {
-    pub(crate) target: ConnInfo,
-    pub(crate) store: Store,
-    pub(crate) instance: String,
-    pub(crate) reports: Reports,
-    pub(crate) turns: Turns,
-    pub(crate) instances: Instances,
 }
 
 /// One subscription's worker.
@@ -101,8 +92,9 @@ pub(crate) struct Worker {
     /// The reason of the current state.
     because: Option<Because>,
     held_back: Option<Diagnosis>,
-    /// For whom the publisher makes the subscription's new slot wait.
-    slot_waits: Option<Diagnosis>,
+    /// What the start waits for, with the reason that `status` shows: for whom the publisher makes the new slot wait, or a
+    /// session on the target.
+    start_waits: Option<(&'static str, Diagnosis)>,
     /// The target holds the stream up.
     stalled: Option<Diagnosis>,
     /// The owner of the lock, as far as is known.
@@ -212,7 +204,7 @@ impl Worker {
             state: State::Starting { failures: 0 },
             because: None,
             held_back: None,
-            slot_waits: None,
+            start_waits: None,
             stalled: None,
             owner: Owner::Other,
             last_conflict: None,
@@ -290,7 +282,7 @@ impl Worker {
         let Some(session) = self.session.take() else { return Event::LockHeldElsewhere };
         self.held_back = None;
         let event = Box::pin(self.attempt_with(&session)).await;
-        (self.turn, self.slot_waits, self.stalled, self.look) = (None, None, None, Look::First);
+        (self.turn, self.start_waits, self.stalled, self.look) = (None, None, None, Look::First);
         self.context.snapshot.send_modify(|snapshot| snapshot.copies.clear());
         // The attempt may have been dropped within a transaction. If that cannot be rolled back in time, the
         // session is closed, which releases the lock.
@@ -384,7 +376,11 @@ impl Worker {
         self.turn = None;
         let event = match phase {
             Phase::SlotWaits(diagnosis) => {
-                self.slot_waits = Some(diagnosis);
+                self.start_waits = Some((Cause::Slot.as_str(), diagnosis));
+                return self.report().await;
+            }
+            Phase::SessionWaits(diagnosis) => {
+                self.start_waits = Some(("sessions", diagnosis));
                 return self.report().await;
             }
             Phase::Stalled(diagnosis) => {
@@ -399,7 +395,7 @@ impl Worker {
                 return self.report().await;
             }
         };
-        (self.because, self.slot_waits, self.look) = (None, None, Look::First);
+        (self.because, self.start_waits, self.look) = (None, None, Look::First);
         self.take(event, Action::Attempt);
         self.report().await
     }

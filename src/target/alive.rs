@@ -85,6 +85,7 @@ impl TargetSession {
     async fn waits_for_its_client(&self) -> Result<Option<bool>, Unasked> {
         let options =
             ClientOptions { application_name: Some("pgsluice watch".to_owned()), ..ClientOptions::default() };
+        let _place = net::places::moment().await;
         // Another host of the connection string does not know the session.
         let hosts = vec![self.client().host().clone()];
         let info = ConnInfo { hosts, ..self.conninfo().clone() };

@@ -226,6 +226,7 @@ impl TargetSession {
                 ..ClientOptions::default()
             };
             // Without a session for cancelling, the statement is only waited for.
+            let _place = net::places::moment().await;
             let canceller = net::client(&self.conninfo, &options).await.ok();
             loop {
                 if let Some(client) = &canceller {

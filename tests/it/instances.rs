@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::database::Database;
 use crate::support::service::Service;
 use crate::support::wait::{until, until_within};
-use crate::support::world::{PUBLICATION, PUBLISHER_ROLE, Servers, World, conninfo, unique};
+use crate::support::world::{PUBLICATION, Servers, World};
 
 /// Tables, each with a subscription of its own. They have no key, so that a row that came twice would be there twice.
 const SUBSCRIPTIONS: usize = 10;
@@ -21,26 +21,18 @@ const LOCKED: Duration = Duration::from_secs(12);
 const SHARED: Duration = Duration::from_mins(2);
 
 async fn world() -> World {
-    let tables: String = (0..SUBSCRIPTIONS).map(|i| format!("CREATE TABLE t{i} (id int, v text);")).collect();
-    let publications: String = (0..SUBSCRIPTIONS)
-        .map(|i| format!("CREATE PUBLICATION {} FOR TABLE t{i};", publication(i)))
-        .collect();
+    let tables: Vec<_> = (0..SUBSCRIPTIONS).map(|i| format!("CREATE TABLE t{i} (id int, v text)")).collect();
+    let publications: Vec<_> =
+        (0..SUBSCRIPTIONS).map(|i| format!("CREATE PUBLICATION {} FOR TABLE t{i}", publication(i))).collect();
     let world = World::builder()
         .servers(Servers::Separate)
-        .both_sql(&tables)
-        .publisher_sql(&publications)
+        .both_sql(&tables.join("; "))
+        .publisher_sql(&publications.join("; "))
         .start()
         .await;
-    let publisher = conninfo(&world.publisher, PUBLISHER_ROLE).replace('\\', "\\\\");
-    let mut text = std::fs::read_to_string(&world.config).unwrap();
     for i in 1..SUBSCRIPTIONS {
-        text.push_str(&format!(
-            "[[subscriptions]]\nname = \"{}\"\npublisher = \"{publisher}\"\npublications = [\"{}\"]\n",
-            unique("further"),
-            publication(i)
-        ));
+        world.subscribe(&publication(i));
     }
-    std::fs::write(&world.config, text).unwrap();
     world
 }
 

@@ -90,6 +90,8 @@ mod resync;
 #[cfg(test)]
 mod schema;
 #[cfg(test)]
+mod sessions;
+#[cfg(test)]
 mod shared_rows;
 #[cfg(test)]
 mod soak;

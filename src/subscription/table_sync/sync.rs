@@ -9,6 +9,7 @@ use crate::apply::{Applies, CatchUp, Member};
 use crate::copy::{self, CommitOf, CopyJob};
 use crate::error::Diagnosis;
 use crate::net;
+use crate::net::places::{self, Place};
 use crate::pg::{Lsn, quote_literal};
 use crate::pgoutput::Format;
 use crate::replication::{CreatedSlot, ReplicationConnection, SlotLifetime, SlotSnapshot, SlotSpec};
@@ -16,6 +17,7 @@ use crate::schema::catalog::PublisherSettings;
 use crate::store::TableState;
 use crate::subscription::context::Context;
 use crate::subscription::failure::Failure;
+use crate::subscription::findings;
 use crate::subscription::first_rows::{CopyStart, copy_job};
 use crate::subscription::format::Transactions;
 use crate::subscription::misfits::with_facts;
@@ -56,6 +58,7 @@ impl Sync {
         finish: oneshot::Receiver<()>,
     ) -> Result<Lsn, Failure> {
         let (context, subscription) = (&self.context, &self.context.subscription);
+        let _place = self.place(table).await?;
         let mut target = TargetSession::open(&context.target, &format!("{} sync", subscription.name)).await?;
         target.set_origin(&subscription.name, OriginUse::TableSync).await?;
         let publisher = Publisher {
@@ -118,6 +121,23 @@ impl Sync {
             debug!(subscription = %subscription.name, %error, "a sync's session ended early");
         }
         Ok(position)
+    }
+
+    /// Waits for a place for the session on the target, where they are bounded. The table's record says so meanwhile.
+    async fn place(&self, table: &PendingTable) -> Result<Option<Place>, Failure> {
+        if let Some(place) = places::try_copy() {
+            return Ok(Some(place));
+        }
+        let (context, source) = (&self.context, &table.published.relation.name);
+        let (waits, pending) = (findings::no_session_for_a_copy(), TableState::Pending);
+        context.attention(Some(source), &waits);
+        let record = async |diagnosis| {
+            context.store.set_table_state(&context.owner, source, table.attempt, pending, diagnosis).await
+        };
+        record(Some(&waits)).await?;
+        let place = places::copy().await;
+        record(None).await?;
+        Ok(place)
     }
 
     /// Refuses a synchronisation that was asked for before other tables brought rows into its target.

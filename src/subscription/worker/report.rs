@@ -74,8 +74,8 @@ impl Worker {
         if let (store::State::Streaming, Some(diagnosis)) = (shown, &self.held_back) {
             return Some(StateChange::new(store::State::Retrying).because("copy", diagnosis));
         }
-        if let (State::Starting { .. }, Some(diagnosis)) = (self.state, &self.slot_waits) {
-            return Some(StateChange::new(store::State::Starting).because("slot", diagnosis));
+        if let (State::Starting { .. }, Some((reason, diagnosis))) = (self.state, &self.start_waits) {
+            return Some(StateChange::new(store::State::Starting).because(*reason, diagnosis));
         }
         let change = StateChange::new(shown);
         Some(match (&self.because, shown) {

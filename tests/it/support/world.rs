@@ -323,6 +323,17 @@ impl World {
         self.dir.path()
     }
 
+    /// Adds a subscription to the configuration, and returns its name.
+    pub(crate) fn subscribe(&self, publication: &str) -> String {
+        let (name, publisher) = (unique("further"), toml_string(&conninfo(&self.publisher, PUBLISHER_ROLE)));
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        let added = format!(
+            "[[subscriptions]]\nname = \"{name}\"\npublisher = {publisher}\npublications = [\"{publication}\"]\n"
+        );
+        std::fs::write(&self.config, text + &added).unwrap();
+        name
+    }
+
     /// Starts `pgsluice run`.
     pub(crate) fn run(&self) -> Service {
         self.run_with(&[])
